@@ -1,0 +1,113 @@
+"""The rows of the curated tables: one Parquet file each, validated when read and when written."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.settings import TaskName
+
+Split = Literal["train", "validation", "test"]
+
+
+class Row(BaseModel):
+    """A frozen table row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VolumeRecord(Row):
+    """One curated volume (table ``volumes.parquet``). Voxels live in the store under ``volume_id``."""
+
+    volume_id: str = Field(description="hex digest of (source md5, curation settings, code version): also its name in the store")
+    dataset_id: str
+    patient_id: str = Field(description="pseudonym")
+    series_id: str
+    split: Split
+    synthetic: bool
+    source_files: list[str] = Field(description="relative to data/")
+    source_md5: str
+    reader: str
+    slices: int = Field(description="D")
+    rows: int = Field(description="H, pixels")
+    columns: int = Field(description="W, pixels")
+    affine: list[float] = Field(description="16 numbers, row-major: index (d, h, w, 1) -> RAS+ mm of the stored array")
+    intensity_scale: float = Field(description="99.5th percentile of the source magnitude; stored voxels are source / this")
+    voxel_minimum: float
+    voxel_maximum: float
+    voxel_deviation: float
+    finite: bool
+    has_kspace: bool = Field(description="array 'kspace' (D, H, W) complex64 single-coil, in the same scale, is in the store")
+    has_labels: bool = Field(description="array 'labels' (D, H, W) uint8 is in the store")
+    label_values: list[int] = Field(description="non-zero label values present")
+    modality: str
+    sequence: str | None
+    plane: str | None
+    anatomy: str | None
+    repetition_time_ms: float | None
+    echo_time_ms: float | None
+    inversion_time_ms: float | None
+    flip_angle_deg: float | None
+    field_strength_t: float | None
+    vendor: str | None
+    scanner: str | None
+    sex: str | None
+    age_years: float | None
+    lesion: bool | None = Field(description="a lesion is present; None = unknown")
+
+
+class DescriptionRecord(Row):
+    """Paired vision-text data: the paper's 17-field template (Fig. 2), one row per volume (``descriptions.parquet``)."""
+
+    volume_id: str
+    fields: dict[str, str] = Field(description="'section.field' -> text, all 17 names of Fig. 2, '' = not known")
+    provenance: dict[str, str] = Field(description="'section.field' -> header | label | statistics | card | none")
+    text: str = Field(description="the fields as one paragraph, for the contrastive and next-token losses")
+
+
+class BoxRecord(Row):
+    """A box in the normalised form of the text: integers 0-999 per axis, half-open."""
+
+    row0: int
+    col0: int
+    row1: int
+    col1: int
+    label: str
+
+
+class InstructionRecord(Row):
+    """Instruction-response data, Table 1 of the paper (``instructions.parquet``)."""
+
+    sample_id: str = Field(description="hex digest, unique")
+    volume_id: str
+    patient_id: str
+    split: Split
+    task: TaskName
+    slice_index: int
+    instruction: str = Field(description="user text; the image stands before it as <image>")
+    response: str = Field(
+        description="what the model must answer: '<image>' (reconstruction), '<seg>' (segmentation), box text or 'no lesion' "
+        "(detection), 'yes' / 'no' first (diagnosis), report text (report)"
+    )
+    held_out_phrasing: bool = Field(description="a phrasing that is never trained on")
+    structure: str | None = Field(default=None, description="segmentation: name of the structure")
+    label_value: int | None = Field(default=None, description="segmentation: its value in 'labels'")
+    acceleration: int | None = Field(default=None, description="reconstruction: undersampling factor")
+    centre_fraction: float | None = Field(default=None, description="reconstruction: fully sampled share of lines")
+    mask_seed: int | None = Field(default=None, description="reconstruction: seed of the random mask")
+    boxes: list[BoxRecord] = Field(default_factory=list, description="detection: the truth")
+    positive: bool | None = Field(default=None, description="diagnosis: the truth")
+
+
+class CurationReport(Row):
+    """What one curation did."""
+
+    digest: str = Field(description="of the curated corpus: tables and volume ids")
+    volumes_total: int
+    volumes_new: int
+    volumes_reused: int
+    volumes_removed: int
+    instructions: int
+    descriptions: int
+    seconds: float

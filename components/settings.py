@@ -1,0 +1,198 @@
+"""Typed settings: one YAML profile, parsed once at the edge. Every field has a unit and a default.
+
+Unknown names, wrong types and contradictions are refused with the field, the fault and the remedy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.errors import BadInput
+from components.provenance import REPOSITORY, digest
+
+StageName = Literal["vision_pretraining", "alignment", "multimodal_pretraining", "instruction_tuning"]
+STAGES: tuple[StageName, ...] = ("vision_pretraining", "alignment", "multimodal_pretraining", "instruction_tuning")
+TaskName = Literal["reconstruction", "segmentation", "detection", "diagnosis", "report"]
+TASKS: tuple[TaskName, ...] = ("reconstruction", "segmentation", "detection", "diagnosis", "report")
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; a misspelt name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def digest(self) -> str:
+        """Content digest of these settings."""
+        return digest(self)
+
+
+class DatasetSettings(Section):
+    """One dataset of a run."""
+
+    card: str = Field(description="id of the dataset card (components/catalog/cards/<id>.yaml)")
+    path: Path | None = Field(default=None, description="source folder; none = the sample that OmniMRI can build itself")
+
+
+class IngestionSettings(Section):
+    """Reading and de-identification."""
+
+    workers: int = Field(default=2, ge=1, description="processes")
+    key_file: Path | None = Field(
+        default=None, description="secret key of the pseudonyms; none = a fresh key, kept in the home folder"
+    )
+    public_demo_key: bool = Field(
+        default=False, description="use the published demo key (sample datasets only), so that every machine makes the same bytes"
+    )
+
+
+class CurationSettings(Section):
+    """From de-identified files to the three training sets."""
+
+    matrix: int = Field(default=96, ge=32, multiple_of=32, description="in-plane size, pixels")
+    pixel_mm: float = Field(default=2.25, gt=0, description="in-plane spacing, mm")
+    validation_fraction: Fraction = Field(default=0.15, description="share of patients")
+    test_fraction: Fraction = Field(default=0.25, description="share of patients")
+    split_seed: int = Field(default=0, description="key of the patient hash that decides the split")
+    accelerations: tuple[int, ...] = Field(default=(4,), description="undersampling factors of reconstruction instructions")
+    slices_per_volume: int = Field(default=8, ge=1, description="instruction slices per volume and task, evenly spaced")
+    workers: int = Field(default=2, ge=1, description="processes")
+
+    @model_validator(mode="after")
+    def _leaves_patients_to_train_on(self) -> CurationSettings:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction + test_fraction leave no patients to train on: lower one of them below 1 in sum")
+        return self
+
+
+class ModelSettings(Section):
+    """The network."""
+
+    preset: Literal["debug", "demo", "0.5b", "1.5b", "7b"] = Field(default="demo", description="size of the network")
+    vocabulary: int = Field(default=2048, ge=300, description="entries of the tokenizer trained on the corpus")
+    tokenizer: Path | None = Field(default=None, description="local folder of a Qwen2.5 tokenizer; none = train one on the corpus")
+    backbone: Path | None = Field(default=None, description="local folder of a dense Qwen2.5 checkpoint to upcycle; none = random")
+
+
+class MixtureSettings(Section):
+    """Shares of the three data categories (Table 2 of the paper); they sum to 1."""
+
+    image_only: Fraction = 0.0
+    paired: Fraction = 0.0
+    instruction: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> MixtureSettings:
+        if abs(self.image_only + self.paired + self.instruction - 1) > 1e-9:
+            raise ValueError("the mixture must sum to 1: image_only + paired + instruction")
+        return self
+
+
+class StageSettings(Section):
+    """One training stage."""
+
+    steps: int = Field(ge=1, description="optimizer steps")
+    micro_batch: int = Field(default=8, ge=1, description="samples per process and micro-step")
+    gradient_accumulation: int = Field(default=1, ge=1, description="micro-steps per optimizer step")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(default=10, ge=0, description="linear warm-up, steps; cosine to 10 % after")
+    weight_decay: float = Field(default=0.05, ge=0, description="AdamW; not on norms, biases and tables")
+    gradient_clip: float = Field(default=1.0, gt=0, description="global norm")
+    checkpoint_every: int = Field(default=50, ge=1, description="steps")
+    mixture: MixtureSettings
+
+
+class TrainingSettings(Section):
+    """The four stages and the engine that runs them."""
+
+    processes: int = Field(default=1, ge=1, description="processes (ranks) on this machine")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage")
+    precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="arithmetic of forward and backward")
+    vision_pretraining: StageSettings
+    alignment: StageSettings
+    multimodal_pretraining: StageSettings
+    instruction_tuning: StageSettings
+
+    def stage(self, name: StageName) -> StageSettings:
+        """Settings of one stage."""
+        stage: StageSettings = getattr(self, name)
+        return stage
+
+
+class EvaluationSettings(Section):
+    """The frozen held-out list and how predictions are made."""
+
+    cases_per_task: int = Field(default=24, ge=1, description="held-out instructions per task, evenly over patients")
+    sampler_steps: int = Field(default=4, ge=1, description="flow-matching steps of the image decoder")
+    samples: int = Field(default=2, ge=1, description="image samples averaged per case (K)")
+    max_new_tokens: int = Field(default=160, ge=8, description="length limit of generated text, tokens")
+
+
+class RegistrySettings(Section):
+    """The registered model and its gates."""
+
+    name: str = Field(default="omnimri", description="registered model name")
+    tolerance: float = Field(default=0.02, ge=0, description="how much worse than production a task may be, relative")
+
+
+class Settings(Section):
+    """A whole profile."""
+
+    profile: str = Field(description="name, for people")
+    seed: int = Field(default=20260101, description="seed of everything that is random")
+    launcher: Literal["local"] = Field(default="local", description="where training jobs run")
+    datasets: tuple[DatasetSettings, ...]
+    ingestion: IngestionSettings = IngestionSettings()
+    curation: CurationSettings = CurationSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    registry: RegistrySettings = RegistrySettings()
+
+
+def profiles() -> list[str]:
+    """Names of the profiles that ship with OmniMRI."""
+    return sorted(path.stem for path in (REPOSITORY / "profiles").glob("*.yaml"))
+
+
+def load_settings(profile: str, overrides: list[str] | None = None) -> Settings:
+    """Read ``profiles/<profile>.yaml`` (or a YAML path) and apply ``section.field=value`` overrides.
+
+    Raises:
+        BadInput: no such profile, malformed YAML or override, or a value that the settings refuse.
+    """
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else REPOSITORY / "profiles" / f"{profile}.yaml"
+    try:
+        raw: Any = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise BadInput("no such profile", where=profile, remedy=f"choose one of {', '.join(profiles())}, or a .yaml path") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"not YAML: {error}", where=str(path), remedy="mend the file") from None
+    if not isinstance(raw, dict):
+        raise BadInput("a profile is a mapping of sections", where=str(path), remedy="see profiles/demo.yaml")
+    for override in overrides or []:
+        _apply(raw, override)
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        raise BadInput(faults, where=str(path), remedy="mend the named fields; profiles/demo.yaml shows their form") from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Set one dotted field of a raw profile from ``a.b.c=value`` (value in YAML)."""
+    name, found, value = override.partition("=")
+    if not found or not name:
+        raise BadInput("an override has the form section.field=value", where=override, remedy="e.g. training.processes=2")
+    *sections, field = name.split(".")
+    place = raw
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise BadInput(f"{section} is not a section", where=override, remedy="see profiles/demo.yaml for the names")
+    place[field] = yaml.safe_load(value)

@@ -1,0 +1,83 @@
+"""The tensors that the four stages feed to the network.
+
+Shape letters: B samples, D slices, H rows, W columns, L text tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+TARGET_NONE, TARGET_IMAGE, TARGET_MASK = 0, 1, 2
+IGNORE = -100
+
+AnyBatch = TypeVar("AnyBatch", bound="Batch")
+
+
+@dataclass
+class Batch:
+    """Base: knows how to move its tensors."""
+
+    def to(self: AnyBatch, device: torch.device | str) -> AnyBatch:
+        """The same batch with every tensor on ``device``."""
+        moved = {f.name: v.to(device) if isinstance(v := getattr(self, f.name), Tensor) else v for f in fields(self)}
+        return type(self)(**moved)
+
+
+@dataclass
+class ImageBatch(Batch):
+    """Stage 1 (image-only data).
+
+    Attributes:
+        pixel_values_B1DHW: float32, 99.5th percentile = 1.
+        volume_B: int64, samples of the same volume carry the same number (patch InfoNCE leaves them out as negatives).
+        group_B: int64, number of the (sequence, plane, anatomy) combination (positives of the volume-level loss).
+    """
+
+    pixel_values_B1DHW: Tensor
+    volume_B: Tensor
+    group_B: Tensor
+
+
+@dataclass
+class PairedBatch(Batch):
+    """Stage 2 (volume and its description).
+
+    Attributes:
+        pixel_values_B1DHW: float32.
+        input_ids_BL, attention_mask_BL: int64, the description's text, right-padded.
+    """
+
+    pixel_values_B1DHW: Tensor
+    input_ids_BL: Tensor
+    attention_mask_BL: Tensor
+
+
+@dataclass
+class SequenceBatch(Batch):
+    """Stages 3 and 4 (interleaved image and text).
+
+    Attributes:
+        input_ids_BL: int64, right-padded. Each image stands as N consecutive ``image_token_id`` (N = tokens of the connector).
+        attention_mask_BL: int64, 0 = padding.
+        labels_BL: int64, :data:`IGNORE` where no text loss is carried. Aligned with ``input_ids_BL`` (the model shifts).
+        pixel_values_B1DHW: float32 input image (for reconstruction: the zero-filled magnitude).
+        visual_loss_B: bool, the image block carries the next-visual-token loss (causal); else it is condition only.
+        target_B1DHW: float32 target image (TARGET_IMAGE) or {0, 1} mask (TARGET_MASK); zeros where there is none.
+        target_kind_B: int64, TARGET_NONE | TARGET_IMAGE | TARGET_MASK.
+        kspace_BDHW: complex64 measured single-coil k-space (centred, orthonormal FFT), zeros where not measured.
+        sampling_BDHW: bool, True = measured; all False where the sample is not a reconstruction.
+    """
+
+    input_ids_BL: Tensor
+    attention_mask_BL: Tensor
+    labels_BL: Tensor
+    pixel_values_B1DHW: Tensor
+    visual_loss_B: Tensor
+    target_B1DHW: Tensor
+    target_kind_B: Tensor
+    kspace_BDHW: Tensor
+    sampling_BDHW: Tensor
