@@ -1,0 +1,166 @@
+"""What is installed, which device, which stores answer, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from components.home import Home
+from components.provenance import REPOSITORY
+
+MEMORY_NEEDED_GIB = 8
+DISK_NEEDED_GIB = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report.
+
+    Attributes:
+        name: what was looked at.
+        state: ``ok``, ``warning`` (the demo runs without it) or ``fault`` (it does not).
+        detail: what was found.
+        remedy: what to do; empty when all is well.
+    """
+
+    name: str
+    state: Literal["ok", "warning", "fault"]
+    detail: str
+    remedy: str = ""
+
+
+def examine(home: Home) -> list[Finding]:
+    """Look at everything, change nothing."""
+    return [
+        _python(),
+        _packages(),
+        _device(),
+        _kernels(),
+        _compiler(),
+        *_machine(home),
+        _data_version(home),
+        _tracking(home),
+        _prefect(),
+    ]
+
+
+def _python() -> Finding:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    if (3, 11) <= sys.version_info < (3, 13):
+        return Finding("python", "ok", version)
+    return Finding("python", "fault", version, "use Python 3.11 or 3.12: make install PYTHON=python3.11")
+
+
+def _packages() -> Finding:
+    """Installed versions against the tested set."""
+    lock = REPOSITORY / "constraints.txt"
+    if not lock.exists():
+        return Finding("packages", "warning", "constraints.txt is not here", "run from a checkout of OmniMRI")
+    pins = dict(line.split("==") for line in lock.read_text().split() if "==" in line)
+    missing, other = [], []
+    for name, pinned in pins.items():
+        try:
+            if importlib.metadata.version(name).split("+")[0] != pinned:
+                other.append(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding("packages", "fault", f"missing: {', '.join(missing[:8])}", "make install")
+    if other:
+        return Finding("packages", "warning", f"not the tested version: {', '.join(other[:8])}", "make install")
+    return Finding("packages", "ok", f"{len(pins)} at their tested versions")
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("device", "ok", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, torch {torch.__version__}")
+    return Finding("device", "ok", f"CPU, {os.cpu_count()} cores, torch {torch.__version__}")
+
+
+def _kernels() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("kernels", "ok", f"triton {importlib.metadata.version('triton')}")
+    return Finding("kernels", "ok", "PyTorch paths (no GPU)")
+
+
+def _compiler() -> Finding:
+    beside_python = str(Path(sys.executable).parent)
+    missing = [tool for tool in ("g++", "ninja") if not shutil.which(tool) and not shutil.which(tool, path=beside_python)]
+    if missing:
+        return Finding(
+            "compiler", "warning", f"missing: {', '.join(missing)}",
+            "install a C++ compiler and ninja: DeepSpeed builds its CPU communication for several processes with them",
+        )  # fmt: skip
+    return Finding("compiler", "ok", "g++ and ninja")
+
+
+def _machine(home: Home) -> list[Finding]:
+    memory = psutil.virtual_memory().total / 2**30
+    place = home.root
+    while not place.exists():
+        place = place.parent
+    disk = shutil.disk_usage(place).free / 2**30
+    return [
+        Finding("memory", "ok", f"{memory:.0f} GiB")
+        if memory >= MEMORY_NEEDED_GIB
+        else Finding("memory", "warning", f"{memory:.0f} GiB", f"the demo wants {MEMORY_NEEDED_GIB} GiB"),
+        Finding("disk", "ok", f"{disk:.0f} GiB free at {home.root}")
+        if disk >= DISK_NEEDED_GIB
+        else Finding("disk", "fault", f"{disk:.1f} GiB free at {home.root}", "free some, or set OMNIMRI_HOME to a larger disk"),
+    ]
+
+
+def _data_version(home: Home) -> Finding:
+    if not (home.data.parent / "data.dvc").exists():
+        return Finding("data", "warning", "no data.dvc", "omnimri run, or omnimri ingest DATASET PATH")
+    if not home.data.exists():
+        return Finding(
+            "data", "warning", "data.dvc is here, data/ is not", "omnimri run rebuilds the samples; dvc pull brings the rest"
+        )
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--quiet", "data.dvc"], cwd=home.data.parent, capture_output=True, text=True
+    )
+    if status.returncode:
+        return Finding("data", "warning", "data/ differs from data.dvc", "omnimri ingest versions it; dvc checkout takes it back")
+    return Finding("data", "ok", "data/ is what data.dvc says")
+
+
+def _tracking(home: Home) -> Finding:
+    if home.tracking_uri.startswith("sqlite") and not (home.mlflow / "mlflow.db").exists():
+        return Finding("mlflow", "warning", "no store yet", "the first omnimri run makes it")
+    try:
+        import mlflow
+
+        mlflow.MlflowClient(home.tracking_uri).search_experiments(max_results=1)
+    except Exception as error:
+        return Finding(
+            "mlflow", "fault", f"{home.tracking_uri} does not answer: {type(error).__name__}", "check MLFLOW_TRACKING_URI"
+        )
+    return Finding("mlflow", "ok", home.tracking_uri)
+
+
+def _prefect() -> Finding:
+    address = os.environ.get("PREFECT_API_URL")
+    if not address:
+        return Finding("prefect", "ok", "a temporary server for each run (set PREFECT_API_URL to use a running one)")
+    import httpx
+
+    try:
+        httpx.get(f"{address}/health", timeout=5).raise_for_status()
+    except httpx.HTTPError as error:
+        return Finding(
+            "prefect", "fault", f"{address} does not answer: {type(error).__name__}", "start it, or unset PREFECT_API_URL"
+        )
+    return Finding("prefect", "ok", address)

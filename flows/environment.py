@@ -1,0 +1,34 @@
+"""The process environment of a run, settled before any of the libraries is imported.
+
+Prefect, DVC, MLflow, Great Expectations and the Hugging Face libraries each phone home or look for updates unless told not to.
+Whatever the user has set stands.
+"""
+
+from __future__ import annotations
+
+import os
+
+from components.home import Home
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def settle(home: Home) -> None:
+    """Set what is not set: no telemetry, no downloads, Prefect's state under ``home``."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("PREFECT_HOME", str(home.prefect))
+    # A cold machine needs longer than the default 20 s to start the temporary server.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    os.environ.setdefault("OMNIMRI_HOME", str(home.root))
+    os.environ.setdefault("OMNIMRI_DATA", str(home.data))

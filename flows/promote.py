@@ -1,0 +1,50 @@
+"""Register an evaluated model and move it through the registry's gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow, get_run_logger, task
+
+from components.evaluation import EvaluationReport
+from components.home import Home
+from components.registry import Lineage, ModelVersion, promote, register
+from components.settings import RegistrySettings
+
+
+@task(name="register")
+def register_model(
+    model: Path, evaluation: EvaluationReport, lineage: Lineage, run_id: str, settings: RegistrySettings
+) -> ModelVersion:
+    """Register the model as candidate; the same weights and evaluation keep the version they have."""
+    version = register(model, evaluation, lineage, Home.open().tracking_uri, run_id, settings.name)
+    get_run_logger().info("%s version %s", version.name, version.version)
+    return version
+
+
+@task(task_run_name="promote to {to}")
+def promote_version(
+    version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str | None
+) -> ModelVersion:
+    """Open the gate or say why it stays shut."""
+    promoted = promote(version, to, Home.open().tracking_uri, settings, reason=reason)
+    get_run_logger().info("%s version %s is now %s", promoted.name, promoted.version, to)
+    return promoted
+
+
+@flow(name="promote")
+def promote_model(
+    version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str | None = None
+) -> ModelVersion:
+    """Promote one registered version."""
+    return promote_version(version, to, settings, reason)
+
+
+@flow(name="register", validate_parameters=False)
+def register_and_stage(
+    model: Path, evaluation: EvaluationReport, lineage: Lineage, run_id: str, settings: RegistrySettings
+) -> ModelVersion:
+    """Register a model as candidate, then try the gate to staging."""
+    version = register_model(model, evaluation, lineage, run_id, settings)
+    return promote_version(version.version, "staging", settings, None)
