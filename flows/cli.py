@@ -136,8 +136,9 @@ def curate(profile: ProfileOption = "demo", overrides: SetOption = None, as_json
         return
     print(
         f"{report.volumes_total} volumes: {report.volumes_new} new, {report.volumes_reused} reused, "
-        f"{report.volumes_removed} removed; {report.instructions} instructions; {report.seconds:.1f} s\nData Docs: {relative(validation.data_docs)}"
+        f"{report.volumes_removed} removed; {report.instructions} instructions; {report.seconds:.1f} s"
     )
+    print(f"Data Docs: {relative(validation.data_docs)}")
 
 
 @app.command(epilog="Example: omnimri validate")
