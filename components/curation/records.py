@@ -55,13 +55,17 @@ class VolumeRecord(Row):
     sex: str | None
     age_years: float | None
     lesion: bool | None = Field(description="a lesion is present; None = unknown")
+    content_md5: str = Field(description="of the stored voxels, labels and k-space: the same for equal content only")
 
 
 class DescriptionRecord(Row):
-    """Paired vision-text data: the paper's 17-field template (Fig. 2), one row per volume (``descriptions.parquet``)."""
+    """Paired vision-text data: the template of the paper's Fig. 2 (it names 19 fields), one row per volume.
+
+    Table ``descriptions.parquet``.
+    """
 
     volume_id: str
-    fields: dict[str, str] = Field(description="'section.field' -> text, all 17 names of Fig. 2, '' = not known")
+    fields: dict[str, str] = Field(description="'section.field' -> text, every name of Fig. 2, '' = not known")
     provenance: dict[str, str] = Field(description="'section.field' -> header | label | statistics | card | none")
     text: str = Field(description="the fields as one paragraph, for the contrastive and next-token losses")
 
@@ -100,6 +104,13 @@ class InstructionRecord(Row):
     positive: bool | None = Field(default=None, description="diagnosis: the truth")
 
 
+class SplitRecord(Row):
+    """Where a patient is (``splits.parquet``)."""
+
+    patient_id: str
+    split: Split
+
+
 class CurationReport(Row):
     """What one curation did."""
 
@@ -108,6 +119,7 @@ class CurationReport(Row):
     volumes_new: int
     volumes_reused: int
     volumes_removed: int
+    volumes_duplicate: int = Field(default=0, description="series left out because another holds the same content (corpus.json)")
     instructions: int
     descriptions: int
     seconds: float

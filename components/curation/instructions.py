@@ -1,0 +1,141 @@
+"""Instruction-response pairs of the five tasks (Table 1), from records and slice facts alone: no voxel is read.
+
+Slices are spread evenly over those that show what is asked about. Detection and diagnosis are balanced: per dataset and split,
+as many slices without a lesion as with one (or the other way round), chosen by a keyed order, never by position.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from components.curation.phrasings import PHRASINGS, scan_name
+from components.curation.records import InstructionRecord
+from components.curation.single import CardFacts, CuratedVolume
+from components.curation.undersampling import centre_fraction_of
+from components.provenance import digest
+from components.settings import CurationSettings, TaskName
+from model_core.boxes import TextBox, format_boxes
+
+IMAGE_RESPONSE, MASK_RESPONSE = "<image>", "<seg>"
+_LARGEST_SEED = 2**31
+
+
+def spread(indices: list[int], count: int) -> list[int]:
+    """At most ``count`` of ``indices``, evenly spaced; all of them where there are no more."""
+    if len(indices) <= count:
+        return list(indices)
+    places = np.linspace(0, len(indices) - 1, count + 2)[1:-1] if count > 1 else [(len(indices) - 1) / 2]
+    return [indices[round(float(place))] for place in places]
+
+
+def _ask(
+    curated: CuratedVolume, task: TaskName, slice_index: int, response: str, words: dict[str, str], **more: Any
+) -> InstructionRecord:
+    """One record; phrasing and id follow from what is asked about which slice, so they are the same at every curation."""
+    record = curated.record
+    about = digest(record.dataset_id, record.series_id, slice_index, task, sorted(words.items()))
+    phrasings = PHRASINGS[task]
+    open_to = phrasings.trained if record.split == "train" else phrasings.trained + phrasings.held_out
+    phrasing = open_to[int(about[:8], 16) % len(open_to)]
+    scan = scan_name(record.sequence, record.plane, record.anatomy)
+    return InstructionRecord(
+        sample_id=digest(record.volume_id, about)[:32],
+        volume_id=record.volume_id,
+        patient_id=record.patient_id,
+        split=record.split,
+        task=task,
+        slice_index=slice_index,
+        instruction=phrasing.format(scan=scan, **words),
+        response=response,
+        held_out_phrasing=phrasing in phrasings.held_out,
+        **more,
+    )
+
+
+def _reconstruction(curated: CuratedVolume, settings: CurationSettings) -> Iterator[InstructionRecord]:
+    """Only where the store has real k-space."""
+    if not curated.record.has_kspace:
+        return
+    for slice_index in spread(curated.facts.content_slices, settings.slices_per_volume):
+        for acceleration in settings.accelerations:
+            seed = int(digest(curated.record.dataset_id, curated.record.series_id, slice_index, acceleration)[:15], 16)
+            yield _ask(
+                curated, "reconstruction", slice_index, IMAGE_RESPONSE, {"acceleration": str(acceleration)},
+                acceleration=acceleration, centre_fraction=centre_fraction_of(acceleration), mask_seed=seed % _LARGEST_SEED,
+            )  # fmt: skip
+
+
+def _segmentation(curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> Iterator[InstructionRecord]:
+    for value, slices in sorted(curated.facts.structure_slices.items()):
+        structure = card.label_map[value].lower()
+        for slice_index in spread(slices, settings.slices_per_volume):
+            yield _ask(
+                curated,
+                "segmentation",
+                slice_index,
+                MASK_RESPONSE,
+                {"structure": structure},
+                structure=structure,
+                label_value=value,
+            )
+
+
+def _detection(curated: CuratedVolume, settings: CurationSettings) -> Iterator[tuple[bool, InstructionRecord]]:
+    facts = curated.facts
+    for slice_index in spread(facts.lesion_slices, settings.slices_per_volume):
+        boxes = facts.boxes[slice_index]
+        text = format_boxes(TextBox(box.label, box.row0, box.col0, box.row1, box.col1) for box in boxes)
+        yield True, _ask(curated, "detection", slice_index, text, {"finding": facts.lesion}, boxes=boxes)
+    for slice_index in spread(facts.lesion_free_slices, settings.slices_per_volume):
+        yield False, _ask(curated, "detection", slice_index, format_boxes([]), {"finding": facts.lesion})
+
+
+def _diagnosis(curated: CuratedVolume, settings: CurationSettings) -> Iterator[tuple[bool, InstructionRecord]]:
+    facts = curated.facts
+    asked = [(i, facts.lesion, True) for i in spread(facts.lesion_slices, settings.slices_per_volume)]
+    asked += [(i, facts.lesion, False) for i in spread(facts.lesion_free_slices, settings.slices_per_volume)]
+    for finding in facts.findings:
+        if finding.name != facts.lesion or not (facts.lesion_slices or facts.lesion_free_slices):
+            asked += [(i, finding.name, finding.present) for i in spread(facts.content_slices, 1)]
+    for slice_index, name, positive in asked:
+        response = f"yes, {name}" if positive else f"no, no {name}"
+        yield positive, _ask(curated, "diagnosis", slice_index, response, {"finding": name}, positive=positive)
+
+
+def _report(curated: CuratedVolume, settings: CurationSettings) -> Iterator[InstructionRecord]:
+    """Where labels, boxes or diagnoses say whether something is wrong; on slices that show it if there is."""
+    if curated.record.lesion is None:
+        return
+    for slice_index in spread(curated.facts.lesion_slices or curated.facts.content_slices, settings.slices_per_volume):
+        yield _ask(curated, "report", slice_index, curated.description.text, {})
+
+
+def _balanced(found: Iterable[tuple[str, bool, InstructionRecord]]) -> Iterator[InstructionRecord]:
+    """As many positive as negative records of each (dataset, split), the surplus left out in the order of their ids."""
+    groups: dict[tuple[str, str], dict[bool, list[InstructionRecord]]] = defaultdict(lambda: {True: [], False: []})
+    for dataset_id, positive, record in found:
+        groups[dataset_id, record.split][positive].append(record)
+    for group in groups.values():
+        count = min(len(group[True]), len(group[False]))
+        for records in group.values():
+            yield from sorted(records, key=lambda record: digest(record.volume_id, record.slice_index, record.sample_id))[:count]
+
+
+def make_instructions(
+    volumes: Iterable[CuratedVolume], cards: dict[str, CardFacts], settings: CurationSettings
+) -> list[InstructionRecord]:
+    """Every instruction of a corpus whose records carry their split, in the order of their ids."""
+    volumes = list(volumes)
+    records: list[InstructionRecord] = []
+    for curated in volumes:
+        records += _reconstruction(curated, settings)
+        records += _segmentation(curated, cards[curated.record.dataset_id], settings)
+        records += _report(curated, settings)
+    pairs: Callable[[CuratedVolume, CurationSettings], Iterator[tuple[bool, InstructionRecord]]]
+    for pairs in (_detection, _diagnosis):
+        records += _balanced((v.record.dataset_id, positive, record) for v in volumes for positive, record in pairs(v, settings))
+    return sorted(records, key=lambda record: record.sample_id)

@@ -1,0 +1,88 @@
+"""How the five tasks of Table 1 are asked: phrasings that are trained on, and others that are kept for evaluation.
+
+Placeholders: ``{scan}`` is what the header says of the image ("axial T1-weighted brain MRI"), ``{structure}`` the structure to
+segment, ``{finding}`` the abnormality asked about, ``{acceleration}`` the undersampling factor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from components.settings import TaskName
+
+
+@dataclass(frozen=True)
+class Phrasings:
+    """One task's questions.
+
+    Attributes:
+        trained: used in every split.
+        held_out: used in validation and test only.
+    """
+
+    trained: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+PHRASINGS: dict[TaskName, Phrasings] = {
+    "reconstruction": Phrasings(
+        trained=(
+            "Reconstruct the image from this under-sampled MRI data.",
+            "This is a {scan} with {acceleration}x acceleration. Reconstruct the image from the under-sampled data.",
+            "Reconstruct this {acceleration}x under-sampled {scan}.",
+        ),
+        held_out=(
+            "Recover the fully sampled image of this {scan}, acquired with {acceleration}x acceleration.",
+            "Remove the under-sampling artifacts from this {scan}.",
+        ),
+    ),
+    "segmentation": Phrasings(
+        trained=(
+            "Segment the {structure} in this {scan}.",
+            "Segment the {structure}.",
+            "Show the {structure} in this image.",
+        ),
+        held_out=(
+            "Outline the {structure} in this {scan}.",
+            "Give a mask of the {structure}.",
+        ),
+    ),
+    "detection": Phrasings(
+        trained=(
+            "Identify and localize any {finding} in this image.",
+            "Detect any {finding} in this {scan}.",
+            "Where is a {finding} in this image?",
+        ),
+        held_out=(
+            "Find every {finding} in this {scan} and give its box.",
+            "Localize any {finding}.",
+        ),
+    ),
+    "diagnosis": Phrasings(
+        trained=(
+            "Does this image suggest a {finding}?",
+            "Is there a {finding} in this {scan}?",
+            "Does this {scan} show a {finding}?",
+        ),
+        held_out=(
+            "Would you diagnose a {finding} from this {scan}?",
+            "Is a {finding} present?",
+        ),
+    ),
+    "report": Phrasings(
+        trained=(
+            "Generate a diagnostic report based on this MRI scan.",
+            "Generate a diagnostic report of this {scan}.",
+            "Write a report of this image.",
+        ),
+        held_out=(
+            "Generate a diagnostic impression based on this {scan}.",
+            "Report this {scan}.",
+        ),
+    ),
+}
+
+
+def scan_name(sequence: str | None, plane: str | None, anatomy: str | None) -> str:
+    """What the header says of an image, in words: ``axial T1-weighted brain MRI``; parts that are unknown are left out."""
+    return " ".join(part for part in (plane, sequence, anatomy, "MRI") if part)
