@@ -1,0 +1,156 @@
+"""Autoregressive transformer of interleaved text and image tokens: Qwen2-MoE's modules with three-axis rotary positions.
+
+Shape letters: B samples, L tokens, S tokens in the cache and in the sequence, H hidden size, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2MoeConfig
+from transformers.cache_utils import Cache
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention, Qwen2MoeRMSNorm
+
+from kernels.moe import MoEOutput
+from model_core.config import OmniMRIConfig, Triple
+from model_core.moe import SparseMoeBlock
+
+
+@dataclass(frozen=True)
+class BackboneOutput:
+    """Normalised hidden states (B, L, H), router losses averaged over layers, and tokens per layer and expert."""
+
+    hidden_BLH: Tensor
+    load_balance_loss: Tensor
+    z_loss: Tensor
+    counts_layers_E: Tensor
+
+
+def qwen_config(config: OmniMRIConfig) -> Qwen2MoeConfig:
+    """The backbone's configuration in transformers' terms."""
+    return Qwen2MoeConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        num_experts=config.num_experts,
+        num_experts_per_tok=config.num_experts_per_tok,
+        moe_intermediate_size=config.moe_intermediate_size,
+        shared_expert_intermediate_size=config.shared_expert_intermediate_size,
+        norm_topk_prob=True,
+        qkv_bias=True,
+        rms_norm_eps=config.rms_norm_eps,
+        attn_implementation="sdpa",  # type: ignore[call-arg]
+    )
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and sparse feed-forward."""
+
+    def __init__(self, config: Qwen2MoeConfig, index: int) -> None:
+        super().__init__()
+        self.self_attn = Qwen2MoeAttention(config, index)
+        self.mlp = SparseMoeBlock(config)
+        self.input_layernorm = Qwen2MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = Qwen2MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self, hidden_BLH: Tensor, rotary: tuple[Tensor, Tensor], mask_B1LS: Tensor, valid_BL: Tensor, cache: Cache | None
+    ) -> tuple[Tensor, MoEOutput]:
+        """Hidden states of the next layer, and what the router did."""
+        attended, _ = self.self_attn(
+            self.input_layernorm(hidden_BLH), position_embeddings=rotary, attention_mask=mask_B1LS, past_key_values=cache
+        )
+        hidden = hidden_BLH + attended
+        moved, routed = self.mlp(self.post_attention_layernorm(hidden), valid_BL)
+        return hidden + moved, routed
+
+
+class Backbone(nn.Module):
+    """Token embedding, decoder layers, final norm."""
+
+    def __init__(self, config: OmniMRIConfig) -> None:
+        super().__init__()
+        qwen = qwen_config(config)
+        self.sections, self.theta, self.head_dim = config.rope_sections, config.rope_theta, config.head_dim
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(qwen, index) for index in range(config.num_hidden_layers))
+        self.norm = Qwen2MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        embeddings_BLH: Tensor,
+        positions_3BL: Tensor,
+        mask_B1LS: Tensor,
+        valid_BL: Tensor,
+        cache: Cache | None = None,
+    ) -> BackboneOutput:
+        """Run the layers.
+
+        Args:
+            positions_3BL: slice, row and column position of every token (:func:`positions`).
+            mask_B1LS: bool, True = may attend (:func:`attention_mask`).
+            valid_BL: bool, False = padding.
+        """
+        rotary = self._rotary(positions_3BL, embeddings_BLH.dtype)
+        hidden, routed = embeddings_BLH, []
+        for layer in self.layers:
+            hidden, output = layer(hidden, rotary, mask_B1LS, valid_BL, cache)
+            routed.append(output)
+        return BackboneOutput(
+            hidden_BLH=self.norm(hidden),
+            load_balance_loss=torch.stack([output.load_balance_loss for output in routed]).mean(),
+            z_loss=torch.stack([output.z_loss for output in routed]).mean(),
+            counts_layers_E=torch.stack([output.counts_E for output in routed]),
+        )
+
+    def _rotary(self, positions_3BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (B, L, head size). Each frequency turns with one axis, in sections (Qwen2-VL, arXiv:2409.12191).
+
+        Frequencies are computed each time, in float32: a buffer would be rounded when the module is cast to bfloat16.
+        """
+        half = self.head_dim // 2
+        frequency = self.theta ** (-torch.arange(half, dtype=torch.float32, device=positions_3BL.device) / half)
+        axis = torch.repeat_interleave(torch.arange(3), torch.tensor(self.sections)).to(positions_3BL.device)
+        angle_BLh = positions_3BL.float()[axis].permute(1, 2, 0) * frequency
+        angle = torch.cat([angle_BLh, angle_BLh], -1)
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def image_blocks(is_image_BL: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Index of each image token in its block, and the number (from 1) of its block; 0 elsewhere, both (B, L)."""
+    order = is_image_BL.long().cumsum(-1) - 1
+    zero = torch.zeros_like(order)
+    return torch.where(is_image_BL, order % tokens, zero), torch.where(is_image_BL, order // tokens + 1, zero)
+
+
+def positions(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) -> Tensor:
+    """Positions (3, B, L) of a sequence, as in Qwen2-VL.
+
+    A text token has the same position on all axes; a block of image tokens spreads over its grid from where the text had come to;
+    the text after it goes on past the largest of them. Padding does not advance.
+    """
+    depth, height, width = grid
+    index, _ = image_blocks(is_image_BL, depth * height * width)
+    ends_block = is_image_BL & (index == depth * height * width - 1)
+    advance = (valid_BL & ~is_image_BL).long() + ends_block.long() * max(grid)
+    start = advance.cumsum(-1) - advance
+    zero = torch.zeros_like(index)
+    inside = torch.stack([index // (height * width), index // width % height, index % width])
+    return start + torch.where(is_image_BL, inside, zero)
+
+
+def attention_mask(is_image_BL: Tensor, valid_BS: Tensor, bidirectional_B: Tensor, tokens: int) -> Tensor:
+    """(B, 1, L, L) bool, True = may attend: causal, and both ways inside the image blocks of samples marked ``bidirectional_B``.
+
+    Image blocks whose tokens are predicted must stay causal, else each token would see the next one.
+    """
+    length = is_image_BL.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=is_image_BL.device).tril()
+    _, block = image_blocks(is_image_BL, tokens)
+    same_block = (block[:, :, None] == block[:, None, :]) & is_image_BL[:, :, None] & bidirectional_B[:, None, None]
+    itself = torch.eye(length, dtype=torch.bool, device=is_image_BL.device)  # a row of padding must attend to something
+    return (((causal | same_block) & valid_BS[:, None, :]) | itself)[:, None]

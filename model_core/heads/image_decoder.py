@@ -1,0 +1,170 @@
+"""Image decoder: conditional flow matching on pixels (Lipman et al., arXiv:2210.02747), one network for images and masks.
+
+A path leads from the clean target (t = 0) to noise (t = 1), ``y_t = (1 - t) y_0 + t eps``. The network predicts the clean target
+itself; the velocity follows. At t = 1 the best prediction is the conditional mean, so a single step gives the estimate with the
+least squared error, and more steps give a sample.
+
+Target space: for an image, its residual to the input in units of ``residual_scale``; for a mask, analog bits -1 and +1 (Chen et
+al., arXiv:2208.04202).
+
+Shape letters: B samples, D slices, S = B * D slices together, H rows, W columns, c channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model_core.batch import TARGET_MASK
+from model_core.config import OmniMRIConfig
+from model_core.fourier import fft2c, ifft2c
+from model_core.heads.modulated import TimeEmbedding, ZeroConv2d, ZeroLinear
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What an image is decoded from.
+
+    Attributes:
+        pixel_values_B1DHW: the input image (for reconstruction: the zero-filled magnitude).
+        features: Swin features of it, every level.
+        query_BQ: hidden state of the ``<image>`` or ``<seg>`` token.
+        kind_B: TARGET_IMAGE | TARGET_MASK.
+        kspace_BDHW: complex64 measured k-space, zeros elsewhere.
+        sampling_BDHW: bool, True = measured.
+    """
+
+    pixel_values_B1DHW: Tensor
+    features: list[Tensor]
+    query_BQ: Tensor
+    kind_B: Tensor
+    kspace_BDHW: Tensor
+    sampling_BDHW: Tensor
+
+
+class _Block(nn.Module):
+    """Residual convolutions with a modulated norm."""
+
+    def __init__(self, channels_in: int, channels: int, condition: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(min(8, channels_in), channels_in)
+        self.convolution1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(min(8, channels), channels)
+        self.convolution2 = ZeroConv2d(channels, channels, 3, padding=1)
+        self.modulation = ZeroLinear(condition, 2 * channels)
+        self.shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+
+    def forward(self, x_ScHW: Tensor, condition_Sk: Tensor) -> Tensor:
+        scale, shift = self.modulation(condition_Sk)[..., None, None].chunk(2, 1)
+        inner = self.convolution1(F.silu(self.norm1(x_ScHW)))
+        return self.shortcut(x_ScHW) + self.convolution2(F.silu(self.norm2(inner) * (1 + scale) + shift))
+
+
+class ImageDecoder(nn.Module):
+    """UNet up-path over the Swin features, with a stem that sees the noisy target and the input at full resolution.
+
+    Slices of a volume are decoded side by side: what they share comes from the 3-D encoder.
+    """
+
+    def __init__(self, config: OmniMRIConfig) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.residual_scale = config.residual_scale
+        self.condition_size = 8 * width
+        self.time = TimeEmbedding(self.condition_size)
+        self.query = nn.Linear(config.hidden_size, self.condition_size)
+        self.kind = nn.Embedding(3, self.condition_size)
+        steps = config.vision_patch.bit_length() - 1  # halvings between full resolution and the first Swin level
+        stem = [width * 2**step for step in range(steps)]
+        self.stem = nn.Conv2d(2, width, 3, padding=1)
+        self.stem_blocks = nn.ModuleList(_Block(channels, channels, self.condition_size) for channels in stem)
+        self.stem_down = nn.ModuleList(nn.Conv2d(c, 2 * c, 3, stride=2, padding=1) for c in stem)
+        level_channels = [config.level_width(level) for level in range(config.levels)]
+        self.up_channels = [min(channels, 8 * width) for channels in level_channels]
+        self.bottleneck = nn.Conv2d(level_channels[-1], self.up_channels[-1], 1)
+        self.bottleneck_block = _Block(self.up_channels[-1], self.up_channels[-1], self.condition_size)
+        self.skips = nn.ModuleList(
+            _Block(self.up_channels[level + 1] + level_channels[level], self.up_channels[level], self.condition_size)
+            for level in range(config.levels - 1)
+        )
+        coarsest = self.up_channels[0] + 2 * stem[-1]
+        incoming = [coarsest, *(channels for channels in reversed(stem[1:]))]
+        self.full = nn.ModuleList(
+            _Block(coming + channels, channels, self.condition_size)
+            for coming, channels in zip(incoming, reversed(stem), strict=True)
+        )
+        self.output = ZeroConv2d(width, 2, 3, padding=1)
+
+    def forward(self, noisy_B1DHW: Tensor, time_B: Tensor, given: Conditions) -> Tensor:
+        """Prediction of the clean target (B, 1, D, H, W) float32: residual for images, logit of the mask for masks."""
+        dtype, depth = self.stem.weight.dtype, noisy_B1DHW.shape[2]
+        condition = self.time(time_B) + self.query(given.query_BQ.to(dtype)) + self.kind(given.kind_B)
+        condition_Sk = F.silu(condition).repeat_interleave(depth, 0)
+        images = torch.cat([noisy_B1DHW, given.pixel_values_B1DHW], 1).transpose(1, 2).flatten(0, 1)
+        x = self.stem(images.to(dtype).contiguous(memory_format=torch.channels_last))
+        kept = []
+        for block, down in zip(self.stem_blocks, self.stem_down, strict=True):
+            x = block(x, condition_Sk)
+            kept.append(x)
+            x = down(x)
+        x = torch.cat([self._from_features(given.features, condition_Sk), x], 1)
+        for block, skip in zip(self.full, reversed(kept), strict=True):
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = block(torch.cat([x, skip], 1), condition_Sk)
+        out_B2DHW = self.output(F.silu(x)).unflatten(0, (-1, depth)).transpose(1, 2).float()
+        is_mask = (given.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1)
+        return torch.where(is_mask, out_B2DHW[:, 1:], out_B2DHW[:, :1])
+
+    def _from_features(self, features: list[Tensor], condition_Sk: Tensor) -> Tensor:
+        """Up-path from the coarsest Swin level to the first, (S, c, H / patch, W / patch)."""
+        maps = [level.flatten(0, 1).permute(0, 3, 1, 2) for level in features]
+        x = self.bottleneck_block(self.bottleneck(maps[-1]), condition_Sk)
+        for block, skip in zip(reversed(self.skips), reversed(maps[:-1]), strict=True):
+            x = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
+            x = block(torch.cat([x, skip], 1), condition_Sk)
+        return x
+
+    def target(self, target_B1DHW: Tensor, given: Conditions) -> Tensor:
+        """The clean target in the space of the flow."""
+        residual = (target_B1DHW - given.pixel_values_B1DHW) / self.residual_scale
+        return torch.where((given.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1), 2 * target_B1DHW - 1, residual)
+
+    def image(self, residual_B1DHW: Tensor, given: Conditions) -> Tensor:
+        """Magnitude image from a residual, made consistent with the measured k-space where there is one."""
+        image = given.pixel_values_B1DHW + self.residual_scale * residual_B1DHW
+        return data_consistent(image.squeeze(1), given.kspace_BDHW, given.sampling_BDHW)[:, None]
+
+    @torch.no_grad()
+    def sample(self, given: Conditions, steps: int, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Mean of ``samples`` draws, each in ``steps`` Euler steps, (B, 1, D, H, W): images, or the probability of the mask."""
+        draws = [self._draw(given, steps, generator) for _ in range(samples)]
+        return torch.stack(draws).mean(0)
+
+    def _draw(self, given: Conditions, steps: int, generator: torch.Generator | None) -> Tensor:
+        is_mask = (given.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1)
+        shape = given.pixel_values_B1DHW.shape
+        y = torch.randn(shape, generator=generator).to(given.pixel_values_B1DHW.device)
+        image = probability = torch.zeros_like(y)
+        for step in range(steps, 0, -1):
+            time = torch.full((shape[0],), step / steps, device=y.device)
+            clean = self(y, time, given)
+            image, probability = self.image(clean, given), clean.sigmoid()
+            estimate = torch.where(is_mask, 2 * probability - 1, (image - given.pixel_values_B1DHW) / self.residual_scale)
+            y = estimate + (y - estimate) * (step - 1) / step
+        return torch.where(is_mask, probability, image.clamp(min=0))
+
+
+def data_consistent(image_BDHW: Tensor, kspace_BDHW: Tensor, sampling_BDHW: Tensor) -> Tensor:
+    """Put the measured k-space into a magnitude image and take the magnitude again; samples without measurement stay as they are.
+
+    The phase is that of the zero-filled image: of single-coil data it is smooth, and its low frequencies are always measured.
+    """
+    if not sampling_BDHW.any():
+        return image_BDHW
+    phase = torch.angle(ifft2c(kspace_BDHW))
+    spectrum = fft2c(torch.polar(image_BDHW.float(), phase))
+    consistent = ifft2c(torch.where(sampling_BDHW, kspace_BDHW, spectrum)).abs()
+    return torch.where(sampling_BDHW.flatten(1).any(1)[:, None, None, None], consistent, image_BDHW)

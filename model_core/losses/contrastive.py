@@ -1,0 +1,55 @@
+"""Contrastive losses. Shape letters: B samples (of all ranks), N places of a grid, c embedding size."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model_core.losses.reduction import gather_with_gradient
+
+
+def multi_positive(similarity_BB: Tensor, positive_BB: Tensor, candidate_BB: Tensor) -> Tensor:
+    """Mean over anchors with a positive of ``-mean_p log softmax`` over the candidates (SupCon, arXiv:2004.11362, eq. 2).
+
+    Zero, with a gradient of zero, where no anchor has a positive.
+    """
+    positive = positive_BB & candidate_BB
+    logits = similarity_BB.float().masked_fill(~candidate_BB, -1e4)
+    log_probability = logits.log_softmax(-1)
+    per_anchor = -(log_probability * positive).sum(-1) / positive.sum(-1).clamp(min=1)
+    anchors = positive.any(-1)
+    return (per_anchor * anchors).sum() / anchors.sum().clamp(min=1)
+
+
+def volume_discrimination(embedding_Bc: Tensor, group_B: Tensor, temperature: float) -> Tensor:
+    """Volumes of the same (sequence, plane, anatomy) attract each other; the others repel (paper section 4.1, third objective)."""
+    rows = F.normalize(gather_with_gradient(embedding_Bc), dim=-1)
+    group = gather_with_gradient(group_B.float()).long() if len(rows) != len(group_B) else group_B
+    others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    return multi_positive(rows @ rows.T / temperature, group[:, None] == group[None], others)
+
+
+def neighbouring_patches(features_BNc: Tensor, grid: tuple[int, int, int], volume_B: Tensor, temperature: float) -> Tensor:
+    """Patch-level InfoNCE (paper section 4.1, second objective).
+
+    The positive of a patch is its right-hand neighbour; negatives are the neighbours' patches of other volumes. Far patches of the
+    same volume are neither: anatomy repeats (left and right hemisphere).
+    """
+    depth, height, width = grid
+    cells = F.normalize(features_BNc.float(), dim=-1).unflatten(1, (depth, height, width))
+    anchor, neighbour = cells[..., :-1, :].flatten(1, 3), cells[..., 1:, :].flatten(1, 3)
+    batch, places = anchor.shape[:2]
+    similarity = anchor.flatten(0, 1) @ neighbour.flatten(0, 1).T / temperature
+    owner = volume_B.repeat_interleave(places)
+    positive = torch.eye(batch * places, dtype=torch.bool, device=anchor.device)
+    return multi_positive(similarity, positive, (owner[:, None] != owner[None]) | positive)
+
+
+def image_text(image_Bc: Tensor, text_Bc: Tensor, same_text_BB: Tensor, log_scale: Tensor) -> Tensor:
+    """CLIP's symmetric loss; samples that carry the very same text are all positives (they cannot be told apart)."""
+    images = F.normalize(gather_with_gradient(image_Bc).float(), dim=-1)
+    texts = F.normalize(gather_with_gradient(text_Bc).float(), dim=-1)
+    similarity = images @ texts.T * log_scale.float().exp().clamp(max=100)
+    every = torch.ones_like(same_text_BB)
+    return (multi_positive(similarity, same_text_BB, every) + multi_positive(similarity.T, same_text_BB, every)) / 2

@@ -1,0 +1,104 @@
+"""Swin encoder for slices and volumes: Video Swin (Liu et al., arXiv:2106.13230) with one-slice patches and merging in plane only.
+
+A slice is a volume of depth 1, and the same weights serve both.
+
+Shape letters: B samples, D slices, H rows, W columns (of voxels or tokens), c channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.window_attention import Triple, bias_table_rows, window_attention
+from model_core.config import OmniMRIConfig
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention in (shifted) windows with relative-position bias."""
+
+    def __init__(self, width: int, heads: int, window: Triple, shift: Triple) -> None:
+        super().__init__()
+        self.heads, self.window, self.shift = heads, window, shift
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.bias_table = nn.Parameter(torch.zeros(bias_table_rows(window), heads))
+
+    def forward(self, x_BDHWc: Tensor) -> Tensor:
+        """Same shape."""
+        qkv = self.qkv(x_BDHWc).unflatten(-1, (3, self.heads, -1))
+        pad = self.qkv.bias.view(3, self.heads, -1)
+        return self.proj(window_attention(qkv, self.bias_table, self.window, self.shift, pad_qkv=pad))
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm block: window attention, then a two-layer perceptron."""
+
+    def __init__(self, width: int, heads: int, window: Triple, shifted: bool) -> None:
+        super().__init__()
+        shift = (window[0] // 2, window[1] // 2, window[2] // 2) if shifted else (0, 0, 0)
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = WindowAttention(width, heads, window, shift)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x_BDHWc: Tensor) -> Tensor:
+        """Same shape."""
+        x = x_BDHWc + self.attention(self.norm1(x_BDHWc))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerging(nn.Module):
+    """Halves height and width, doubles the channels; an odd side is padded with zeros (Swin)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x_BDHWc: Tensor) -> Tensor:
+        """(B, D, H, W, c) -> (B, D, H/2, W/2, 2c)."""
+        height, width = x_BDHWc.shape[2:4]
+        x = F.pad(x_BDHWc, (0, 0, 0, width % 2, 0, height % 2))
+        quarters = [x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(torch.cat(quarters, -1)))
+
+
+class SwinEncoder(nn.Module):
+    """Patches, then levels of Swin blocks with merging between them."""
+
+    def __init__(self, config: OmniMRIConfig) -> None:
+        super().__init__()
+        patch = config.vision_patch
+        self.patch = patch
+        self.patch_embedding = nn.Conv3d(1, config.vision_width, (1, patch, patch), stride=(1, patch, patch))
+        self.mask_token = nn.Parameter(torch.zeros(config.vision_width))
+        self.levels = nn.ModuleList(
+            nn.ModuleList(
+                SwinBlock(config.level_width(level), config.vision_heads[level], config.vision_window, shifted=block % 2 == 1)
+                for block in range(depth)
+            )
+            for level, depth in enumerate(config.vision_depths)
+        )
+        self.merging = nn.ModuleList(PatchMerging(config.level_width(level)) for level in range(config.levels - 1))
+        self.norms = nn.ModuleList(nn.LayerNorm(config.level_width(level)) for level in range(config.levels))
+
+    def forward(self, pixel_values_B1DHW: Tensor, masked_BDHW: Tensor | None = None) -> list[Tensor]:
+        """Features of every level, normalised, (B, D, H / 2**l / patch, W / 2**l / patch, C * 2**l).
+
+        Args:
+            pixel_values_B1DHW: image or volume; any dtype, computed in that of the weights.
+            masked_BDHW: bool on the grid of patches, True = hidden (masked image modelling).
+        """
+        x = self.patch_embedding(pixel_values_B1DHW.to(self.patch_embedding.weight.dtype)).permute(0, 2, 3, 4, 1)
+        if masked_BDHW is not None:
+            x = torch.where(masked_BDHW[..., None], self.mask_token.to(x.dtype), x)
+        features = []
+        for level, blocks in enumerate(self.levels):
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+            features.append(self.norms[level](x))
+            if level < len(self.merging):
+                x = self.merging[level](x)
+        return features

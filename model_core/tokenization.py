@@ -1,0 +1,85 @@
+"""Text tokenizer: byte-level BPE of Qwen2.5's form, trained on the corpus where no Qwen2.5 tokenizer is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
+IMAGE, SEG, BBOX, RESPONSE = "<image>", "<seg>", "<bbox>", "<response>"
+SPECIAL_TOKENS = (PAD, START, END, VISION_START, VISION_END, IMAGE_PAD, IMAGE, SEG, BBOX, RESPONSE)
+"""Padding first, so that its id is 0. ``IMAGE_PAD`` stands for one visual token of the input; ``IMAGE`` and ``SEG`` in a response
+for the image and the mask that the image decoder makes."""
+_WORDS = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+"""Qwen2's pre-tokenizer: words with the space before them, every digit by itself."""
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Train a tokenizer on ``texts``; the same texts in the same order give the same tokenizer.
+
+    Args:
+        vocabulary: largest number of entries, special tokens and the 256 bytes included.
+
+    Raises:
+        ValueError: the vocabulary has no room for bytes and special tokens.
+    """
+    if vocabulary < 256 + len(SPECIAL_TOKENS):
+        raise ValueError(
+            f"a vocabulary of {vocabulary} is too small: at least {256 + len(SPECIAL_TOKENS)} (bytes and special tokens)"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give a Qwen2.5 tokenizer the tokens that it lacks; Qwen2.5 has spare embedding rows for them."""
+    missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
+    tokenizer.add_special_tokens({"additional_special_tokens": missing})
+    return tokenizer
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The ids that :class:`~model_core.config.OmniMRIConfig` names."""
+    ids = {
+        "image_token_id": IMAGE_PAD,
+        "generate_image_token_id": IMAGE,
+        "seg_token_id": SEG,
+        "pad_token_id": PAD,
+        "eos_token_id": END,
+    }
+    vocabulary = tokenizer.get_vocab()
+    return {name: vocabulary[token] for name, token in ids.items()}

@@ -1,0 +1,106 @@
+"""The whole network in its debug size."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
+from model_core.batch import TARGET_IMAGE, TARGET_MASK
+from model_core.config import PRESETS
+from model_core.fourier import fft2c
+from model_core.processing import Processor
+from model_core.tokenization import special_ids, train_tokenizer
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor(train_tokenizer(["Is there a lesion in this image? yes, lesion. no, no lesion."], 300))
+
+
+@pytest.fixture(scope="module")
+def model(processor: Processor) -> OmniMRIForConditionalGeneration:
+    torch.manual_seed(0)
+    config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
+    model = OmniMRIForConditionalGeneration(config).eval()
+    for parameter in model.image_decoder.output.parameters():  # it starts as zero: give it something to say
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def _prompts(
+    model: OmniMRIForConditionalGeneration, processor: Processor, questions: list[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = model.image_tokens_for(1, SIZE, SIZE)
+    return processor.pad([processor.encode(question, None, tokens).input_ids for question in questions], left=True)
+
+
+def test_it_comes_back_from_disk_bit_for_bit(model: OmniMRIForConditionalGeneration, processor: Processor, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    again = OmniMRIForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    ids, mask = _prompts(model, processor, ["Is there a lesion?"])
+    pixels = torch.rand(1, 1, 1, SIZE, SIZE)
+    assert torch.equal(model(ids, mask, pixels).logits, again(ids, mask, pixels).logits)
+
+
+def test_the_cache_changes_nothing(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """Greedy generation with the cache gives the tokens that whole passes give, for prompts of unlike lengths."""
+    torch.manual_seed(1)
+    ids, mask = _prompts(model, processor, ["lesion?", "Is there a lesion in this image?"])
+    pixels = torch.rand(2, 1, 1, SIZE, SIZE)
+    generated = model.generate_text(ids, mask, pixels, max_new_tokens=6)
+    for _ in range(generated.shape[1]):
+        following = model(ids, mask, pixels).logits[:, -1].argmax(-1, keepdim=True)
+        ids, mask = torch.cat([ids, following], -1), torch.cat([mask, torch.ones_like(following)], -1)
+    ended = (generated == model.config.eos_token_id).cumsum(-1) > 0
+    assert torch.equal(generated.masked_fill(ended, 0), ids[:, -generated.shape[1] :].masked_fill(ended, 0))
+
+
+def test_a_volume_takes_the_same_weights_as_a_slice(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    tokens = model.image_tokens_for(6, SIZE, SIZE)
+    assert tokens == 2 * model.image_tokens_for(1, SIZE, SIZE)
+    ids, mask = processor.pad([processor.encode("Segment", "<seg>", tokens).input_ids])
+    masks = model.generate_image(ids, mask, torch.rand(1, 1, 6, SIZE, SIZE), torch.tensor([TARGET_MASK]), steps=2)
+    assert masks.shape == (1, 1, 6, SIZE, SIZE)
+    assert ((masks >= 0) & (masks <= 1)).all()
+
+
+def test_a_reconstruction_keeps_what_was_measured(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """All of k-space measured: the measured image comes back whatever the network says."""
+    torch.manual_seed(0)
+    image = torch.rand(1, 1, SIZE, SIZE)
+    tokens = model.image_tokens_for(1, SIZE, SIZE)
+    ids, mask = processor.pad([processor.encode_answer_prefix("Reconstruct", "<image>", tokens)])
+    kspace = fft2c(image.to(torch.complex64))
+    found = model.generate_image(
+        ids, mask, image[:, None], torch.tensor([TARGET_IMAGE]), kspace, torch.ones_like(image, dtype=torch.bool)
+    )
+    torch.testing.assert_close(found[:, 0], image, atol=1e-5, rtol=1e-5)
+
+
+def test_a_better_known_answer_scores_higher(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """The score is the mean probability of the answer's tokens, by the model's own logits."""
+    ids, mask = _prompts(model, processor, ["Is there a lesion?"])
+    pixels = torch.rand(1, 1, 1, SIZE, SIZE)
+    logits = model(ids, mask, pixels).logits[0, -1].softmax(-1)
+    best, worst = int(logits.argmax()), int(logits.argmin())
+    scores = model.answer_probability(ids, mask, pixels, [[best], [worst]])
+    torch.testing.assert_close(scores[0], torch.stack([logits[best], logits[worst]]), atol=1e-5, rtol=1e-4)
+
+
+def test_a_missing_image_place_is_refused(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    ids, mask = processor.pad([processor.encode("Is there?", None, 3).input_ids])
+    with pytest.raises(ValueError, match="16 tokens"):
+        model(ids, mask, torch.rand(1, 1, 1, SIZE, SIZE))
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name[0].isdigit()])
+def test_the_large_presets_have_qwens_shapes(preset: str) -> None:
+    """Windows of 8 fit a 256 x 256 slice at every level, which gives 64 tokens."""
+    config = OmniMRIConfig.from_preset(preset, 151936)
+    assert config.image_grid(1, 256, 256) == (1, 8, 8)
+    assert config.image_grid(32, 256, 256) == (8, 8, 8)

@@ -1,0 +1,109 @@
+"""Each stage trains what it says, touches all of it in every batch, and learns."""
+
+import pytest
+import torch
+
+from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
+from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, TARGET_NONE, ImageBatch, PairedBatch, SequenceBatch
+from model_core.fourier import fft2c, ifft2c
+from model_core.objectives import Alignment, InstructionTuning, MultimodalPretraining, Objective, VisionPretraining
+from model_core.processing import Processor
+from model_core.tokenization import special_ids, train_tokenizer
+
+SIZE, BATCH = 32, 4
+
+
+@pytest.fixture
+def processor() -> Processor:
+    return Processor(train_tokenizer(["Reconstruct. Segment the grey matter. Is there a lesion? yes no T1 T2"], 300))
+
+
+@pytest.fixture
+def model(processor: Processor) -> OmniMRIForConditionalGeneration:
+    torch.manual_seed(0)
+    ids = special_ids(processor.tokenizer)
+    return OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **ids))
+
+
+def _images() -> torch.Tensor:
+    """Four volumes, two of each kind: smooth blobs."""
+    grid = torch.linspace(-1, 1, SIZE)
+    radius = grid[:, None] ** 2 + grid[None] ** 2
+    return torch.stack([torch.exp(-radius * (1 + i)) for i in range(BATCH)]).view(BATCH, 1, 1, SIZE, SIZE)
+
+
+def _sequences(model: OmniMRIForConditionalGeneration, processor: Processor, kinds: list[int]) -> SequenceBatch:
+    tokens = model.image_tokens_for(1, SIZE, SIZE)
+    words = {TARGET_IMAGE: ("Reconstruct.", "<image>"), TARGET_MASK: ("Segment.", "<seg>"), TARGET_NONE: ("Is there?", "yes")}
+    encoded = [processor.encode(*words[kind], tokens) for kind in kinds]
+    ids, mask = processor.pad([one.input_ids for one in encoded])
+    labels, _ = processor.pad([one.labels for one in encoded], IGNORE)
+    image = _images()
+    kind = torch.tensor(kinds)
+    sampling = (torch.arange(SIZE) % 2 == 0).expand(BATCH, 1, SIZE, SIZE) & (kind == TARGET_IMAGE).view(-1, 1, 1, 1)
+    kspace = torch.where(sampling, fft2c(image[:, 0].to(torch.complex64)), 0)
+    target = torch.where((kind == TARGET_MASK).view(-1, 1, 1, 1, 1), (image > 0.5).float(), image)
+    pixels = torch.where((kind == TARGET_IMAGE).view(-1, 1, 1, 1, 1), ifft2c(kspace).abs()[:, None], image)
+    return SequenceBatch(ids, mask, labels, pixels, torch.tensor([True, False] * 2), target, kind, kspace, sampling)
+
+
+def _cases(model: OmniMRIForConditionalGeneration, processor: Processor) -> list[tuple[Objective, object]]:
+    ids, mask = processor.pad([processor.encode_description("T1" if i % 2 else "T2 lesion") for i in range(BATCH)])
+    return [
+        (VisionPretraining(model), ImageBatch(_images(), torch.arange(BATCH), torch.arange(BATCH) % 2)),
+        (Alignment(model), PairedBatch(_images(), ids, mask)),
+        (MultimodalPretraining(model), _sequences(model, processor, [TARGET_NONE] * BATCH)),
+        (InstructionTuning(model), _sequences(model, processor, [TARGET_IMAGE, TARGET_MASK, TARGET_NONE, TARGET_MASK])),
+    ]
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_every_trained_parameter_gets_a_gradient_and_no_other(
+    model: OmniMRIForConditionalGeneration, processor: Processor, stage: int
+) -> None:
+    objective, batch = _cases(model, processor)[stage]
+    parameters = objective.trainable()
+    objective.begin(iter([batch]))
+    objective(batch).total.backward()
+    assert all(parameter.grad is not None for parameter in parameters)
+    trained = {id(parameter) for parameter in parameters}
+    assert all(parameter.grad is None for parameter in objective.parameters() if id(parameter) not in trained)
+
+
+def test_a_batch_without_image_targets_still_touches_everything(
+    model: OmniMRIForConditionalGeneration, processor: Processor
+) -> None:
+    for objective, visual in ((InstructionTuning(model), True), (MultimodalPretraining(model), False)):
+        batch = _sequences(model, processor, [TARGET_NONE] * BATCH)
+        batch.visual_loss_B = torch.full((BATCH,), visual)
+        parameters = objective.trainable()
+        objective.zero_grad()
+        loss = objective(batch)
+        loss.total.backward()
+        assert all(parameter.grad is not None for parameter in parameters)
+        assert loss.parts.get("visual", loss.parts.get("mask")) == 0
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_loss_falls(model: OmniMRIForConditionalGeneration, processor: Processor, stage: int) -> None:
+    """On one batch, with the noise of the stage held still."""
+    objective, batch = _cases(model, processor)[stage]
+    optimizer = torch.optim.AdamW(objective.trainable(), lr=3e-3)
+    objective.begin(iter([batch]))
+    losses = []
+    for _ in range(40):
+        torch.manual_seed(0)
+        loss = objective(batch).total
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_visual_target_is_white(model: OmniMRIForConditionalGeneration) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(64, 1, 1, SIZE, SIZE)
+    model.fit_visual_target(images)
+    tokens = model.visual_target(model.vision(images)).flatten(0, 1)
+    torch.testing.assert_close(torch.cov(tokens.T), torch.eye(tokens.shape[1]), atol=2e-2, rtol=0)
