@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from components.curation.corpus import STORE, Corpus
-from components.curation.fourier import fft2c
 from components.curation.incremental import write_corpus
 from components.curation.single import CardFacts, CuratedVolume, curate_volume
 from components.curation.store import VolumeStore
+from components.fourier import fft2c
 from components.ingestion.volume import Acquisition, SourceFile, SourceSeries, Volume
 from components.provenance import digest
 from components.settings import CurationSettings

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from components.curation.descriptions import describe
 from components.curation.facts import SliceFacts, normalised_box, slice_facts
-from components.curation.fourier import fft2c, ifft2c
 from components.curation.records import BoxRecord, DescriptionRecord, Row, VolumeRecord
 from components.curation.resampling import PlaneGrid, resample
 from components.curation.store import STORED, ArrayName, VolumeStore
 from components.curation.structures import lesion_values
+from components.fourier import fft2c, ifft2c
 from components.ingestion.volume import SourceSeries, Volume
 from components.settings import CurationSettings
 

@@ -1,0 +1,5 @@
+"""Versions of ``data/`` by DVC, pinned by ``data.dvc`` beside it."""
+
+from components.versioning.repository import DataRepository, DataVersion
+
+__all__ = ["DataRepository", "DataVersion"]

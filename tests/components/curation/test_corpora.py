@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from components.curation.corpus import Corpus
-from components.curation.fourier import ifft2c
 from components.errors import BadInput
+from components.fourier import ifft2c
 from components.settings import TASKS
 from tests.corpora import LABEL_MAP, tiny_corpus
 

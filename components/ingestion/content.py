@@ -1,0 +1,33 @@
+"""What a file is, by its content: suffixes lie."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["dicom", "nifti", "hdf5", "other"]
+_HEAD = 352  # bytes of the largest header that is looked at, NIfTI-1 with its magic
+
+
+def kind_of(path: Path) -> Kind:
+    """DICOM (PS3.10 preamble, or a bare data set from group 0008 on), NIfTI (plain or gzipped), HDF5, or something else."""
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if head[:2] == b"\x1f\x8b":
+        try:
+            with gzip.open(path) as packed:
+                head = packed.read(_HEAD)
+        except (OSError, EOFError, zlib.error):
+            return "other"
+        return "nifti" if _is_nifti(head) else "other"
+    if head[128:132] == b"DICM" or head[:4] in (b"\x08\x00\x05\x00", b"\x08\x00\x00\x00", b"\x08\x00\x08\x00"):
+        return "dicom"
+    if head[:8] == b"\x89HDF\r\n\x1a\n":
+        return "hdf5"
+    return "nifti" if _is_nifti(head) else "other"
+
+
+def _is_nifti(head: bytes) -> bool:
+    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")

@@ -1,0 +1,116 @@
+"""Taking datasets in: clean, complete, incremental."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from components.catalog import load_card
+from components.errors import BadInput
+from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion.keys import DEMO_KEY
+from components.samples import SAMPLES
+
+IDENTIFYING = (b"Doe", b"DCM-00", b"NIF-00", b"KSP-00", b"19700203", b"1970-02-03", b"Referrer", b"Sample Hospital", b"ACC0000",
+               b"45123", b"20240506", b"2024-05-06", b"070809")  # fmt: skip
+"""What the generated sources carry on purpose: names, numbers, birth and study dates, institution, serial number."""
+
+
+def test_the_sources_do_carry_what_must_go(sources: Path) -> None:
+    everything = b"".join(path.read_bytes() for path in sources.rglob("*") if path.is_file() and "synthetic" in str(path))
+    assert all(text in everything for text in IDENTIFYING)
+
+
+def test_nothing_identifying_is_left_in_any_byte_or_name(data: Path) -> None:
+    for path in data.rglob("*"):
+        assert not any(text.decode() in path.name for text in IDENTIFYING)
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [text for text in IDENTIFYING if text in content], path.name
+
+
+def test_no_private_element_is_left(data: Path) -> None:
+    for path in sorted(data.rglob("*.dcm"))[::10]:
+        assert not [element for element in pydicom.dcmread(path).iterall() if element.tag.is_private]
+
+
+def test_intervals_between_dates_stay(data: Path) -> None:
+    study = {pydicom.dcmread(path).StudyDate for path in data.rglob("*.dcm") if "synthetic" in str(path)}
+    assert len(study) == 2 and all(date < "20240506" for date in study)  # one for each patient
+
+
+def test_a_truncated_file_is_quarantined_and_another_modality_is_refused(data: Path) -> None:
+    reasons = [one.reason for one in quarantined(data, "pydicom-samples")]
+    assert any("broken" in reason for reason in reasons)
+    assert any("modality CT" in reason for reason in reasons)
+
+
+def test_every_series_can_be_read(data: Path) -> None:
+    for sample in SAMPLES:
+        card = load_card(sample)
+        series = list_series(data, sample)
+        assert series
+        for one in series:
+            volume = read_volume(data, one, card)
+            assert volume.voxels.ndim == 3 and volume.voxels.std() > 0
+            assert volume.acquisition.plane == "axial"
+            assert volume.labels is None or set(volume.labels.flat) <= {0, *card.label_map}
+
+
+def test_a_second_time_nothing_is_written(sources: Path, data: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file() and path.suffix != ".json"}
+    for sample in SAMPLES:
+        report = ingest(load_card(sample), sources / sample, data, DEMO_KEY)
+        assert report.files_new == 0 and report.files_removed == 0 and report.files_reused > 0
+    assert before == {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file() and path.suffix != ".json"}
+
+
+def test_only_what_changed_is_written_and_what_vanished_is_removed(sources: Path, tmp_path: Path) -> None:
+    card, source, data = load_card("synthetic-brain-nifti"), tmp_path / "source", tmp_path / "data"
+    shutil.copytree(sources / card.id, source)
+    first = ingest(card, source, data, DEMO_KEY)
+    assert first.patients == 2
+    image = source / "sub-00" / "anat" / "sub-00_T1w.nii"
+    content = bytearray(image.read_bytes())
+    content[-2] ^= 1
+    image.write_bytes(content)
+    assert ingest(card, source, data, DEMO_KEY).files_new == 1
+    shutil.rmtree(source / "sub-01")
+    report = ingest(card, source, data, DEMO_KEY)
+    assert report.patients == 1 and report.files_new == 0 and report.files_removed == 5
+    assert len({one.patient_id for one in list_series(data, card.id)}) == 1
+
+
+def test_a_broken_file_costs_its_own_series_only(sources: Path, tmp_path: Path) -> None:
+    card, source = load_card("synthetic-brain-kspace"), tmp_path / "source"
+    shutil.copytree(sources / card.id, source)
+    broken = sorted(source.glob("*.h5"))[0]
+    broken.write_bytes(broken.read_bytes()[:5000])
+    report = ingest(card, source, tmp_path / "data", DEMO_KEY)
+    assert report.series == 1 and [one.path for one in report.quarantined] == ["file 2 of 3, *.h5"]
+
+
+def test_another_key_gives_other_names(sources: Path, data: Path, tmp_path: Path) -> None:
+    card = load_card("synthetic-brain-nifti")
+    ingest(card, sources / card.id, tmp_path, b"another key of thirty-two bytes!!")
+    patients = {one.patient_id for one in list_series(data, card.id)}
+    assert not patients & {one.patient_id for one in list_series(tmp_path, card.id)}
+
+
+def test_the_published_key_is_refused_for_real_patients(sources: Path, tmp_path: Path) -> None:
+    card = load_card("icbm152-2009").model_copy(update={"public_sample": False})
+    with pytest.raises(BadInput, match="public_demo_key"):
+        ingest(card, sources / card.id, tmp_path, DEMO_KEY)
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    shutil.copy(get_testdata_file("CT_small.dcm"), tmp_path / "source")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="no readable MR image"):
+        ingest(load_card("pydicom-samples"), tmp_path / "source", tmp_path / "data", DEMO_KEY)
+    assert json.loads((tmp_path / "data" / "pydicom-samples" / "quarantine.json").read_text())[0]["reason"].startswith(
+        "modality CT"
+    )

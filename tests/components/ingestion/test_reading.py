@@ -1,0 +1,106 @@
+"""Every reader puts the same anatomy in the same place."""
+
+import subprocess
+from pathlib import Path
+
+import dcm2niix
+import nibabel as nib
+import numpy as np
+import pytest
+
+from components.catalog import load_card
+from components.errors import BadInput
+from components.fourier import ifft2c
+from components.ingestion import list_series, read_path, read_volume
+from components.ingestion.headers import sequence_kind
+from components.ingestion.nifti import canonical
+from components.samples import dicom_series, kspace_files, nifti_files
+from components.samples.cohort import LESION, brain
+
+
+def test_dicom_geometry_is_that_of_dcm2niix(sources: Path, tmp_path: Path) -> None:
+    """The converter most labs trust, on the same files."""
+    series = sorted((sources / "synthetic-brain-dicom" / "DCM-0001").glob("S1*.dcm"))
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for path in series:
+        (folder / path.name).write_bytes(path.read_bytes())
+    subprocess.run([dcm2niix.bin, "-z", "n", "-f", "theirs", "-o", str(tmp_path), str(folder)], check=True, capture_output=True)
+    theirs, affine = canonical(nib.load(tmp_path / "theirs.nii"))
+    ours = read_path(folder)
+    np.testing.assert_allclose(ours.affine, affine, atol=1e-4)
+    np.testing.assert_array_equal(ours.voxels, theirs)
+
+
+@pytest.mark.parametrize(
+    ("sample", "grid", "cohort", "sequence"),
+    [
+        ("synthetic-brain-dicom", dicom_series.GRID, dicom_series.COHORT, "T1-weighted"),
+        ("synthetic-brain-nifti", nifti_files.GRID, nifti_files.COHORT, "T2-weighted"),
+        ("synthetic-brain-kspace", kspace_files.GRID, kspace_files.COHORT, "T2-weighted"),
+    ],
+)
+def test_the_image_and_its_labels_come_back_the_same_way_up(data: Path, sample: str, grid, cohort: int, sequence: str) -> None:  # type: ignore[no-untyped-def]
+    card = load_card(sample)
+    patients = [brain(number, grid, cohort) for number in range(2)]
+    for one in list_series(data, sample):
+        volume = read_volume(data, one, card)
+        if volume.acquisition.sequence != sequence:
+            continue
+        likeness = [np.corrcoef(volume.voxels.ravel(), patient.images[sequence].ravel())[0, 1] for patient in patients]
+        assert max(likeness) > 0.98
+        patient = patients[int(np.argmax(likeness))]
+        if volume.labels is not None:
+            np.testing.assert_array_equal(volume.labels, patient.labels)
+        if sample != "synthetic-brain-kspace":  # its files have no position
+            np.testing.assert_allclose(volume.affine, grid.affine, atol=1e-4)
+
+
+def test_boxes_of_the_flipped_table_lie_on_the_lesion(data: Path) -> None:
+    card = load_card("synthetic-brain-kspace")
+    patient = brain(1, kspace_files.GRID, kspace_files.COHORT)
+    volume = next(v for one in list_series(data, card.id) if (v := read_volume(data, one, card)).boxes)
+    covered = np.zeros_like(patient.labels, dtype=bool)
+    for box in volume.boxes:
+        covered[box.slice_index, box.row0 : box.row1, box.col0 : box.col1] = True
+    assert covered[patient.labels == LESION].all()
+
+
+def test_kspace_agrees_with_its_image(data: Path) -> None:
+    card = load_card("synthetic-brain-kspace")
+    volume = read_volume(data, list_series(data, card.id)[0], card)
+    assert volume.kspace is not None
+    root = np.sqrt((np.abs(ifft2c(volume.kspace)) ** 2).sum(1))
+    np.testing.assert_allclose(root, volume.voxels, atol=1e-4 * float(root.max()))
+
+
+def test_a_sagittal_volume_has_sagittal_slices(tmp_path: Path) -> None:
+    values = np.arange(4 * 6 * 8, dtype=np.int16).reshape(4, 6, 8)
+    nib.save(nib.Nifti1Image(values, np.diag([5.0, 1.0, 1.0, 1.0])), tmp_path / "image.nii")
+    volume = read_path(tmp_path / "image.nii")
+    assert volume.acquisition.plane == "sagittal" and volume.voxels.shape == (4, 8, 6)
+    corner = volume.affine @ [0, 0, 0, 1]
+    assert corner[:3].tolist() == [15.0, 5.0, 7.0]  # first slice rightmost, first row on top, first column in front
+    assert volume.voxels[0, 0, 0] == values[3, 5, 7]
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all" * 40, b"\x1f\x8b\x08" + b"\0" * 50])
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "image.nii.gz").write_bytes(content)
+    with pytest.raises(BadInput, match="convert it"):
+        read_path(tmp_path / "image.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("timing", "kind"),
+    [
+        ((500.0, 12.0, None, "SE"), "T1-weighted"),
+        ((2000.0, 3.0, 900.0, "GR\\IR"), "T1-weighted"),
+        ((4000.0, 95.0, None, "SE"), "T2-weighted"),
+        ((9000.0, 120.0, 2500.0, "SE\\IR"), "FLAIR"),
+        ((3000.0, 20.0, None, "SE"), "PD-weighted"),
+        ((None, 20.0, None, "SE"), None),
+    ],
+)
+def test_the_sequence_follows_from_the_timing(timing: tuple[float, float, float, str], kind: str | None) -> None:
+    assert sequence_kind(*timing) == kind
