@@ -29,7 +29,7 @@ def spread(indices: list[int], count: int) -> list[int]:
     if len(indices) <= count:
         return list(indices)
     places = np.linspace(0, len(indices) - 1, count + 2)[1:-1] if count > 1 else [(len(indices) - 1) / 2]
-    return [indices[round(float(place))] for place in places]
+    return [indices[place] for place in dict.fromkeys(round(float(place)) for place in places)]
 
 
 def _ask(

@@ -67,11 +67,22 @@ class VolumeStore:
         Raises:
             BadInput: there is no such array in the store.
         """
+        values = self._open(volume_id, array)[slice(None) if index is None else index]
+        return np.asarray(values, dtype=READ[array])
+
+    def _open(self, volume_id: str, array: ArrayName) -> Any:
         path = self.path(volume_id, array)
         if not path.exists():
             raise BadInput(f"no {array} of this volume in the store", where=volume_id, remedy="run omnimri curate")
-        values = blosc2.open(str(path), mode="r")[slice(None) if index is None else index]
-        return np.asarray(values, dtype=READ[array])
+        return blosc2.open(str(path), mode="r")
+
+    def shape(self, volume_id: str, array: ArrayName) -> tuple[int, ...]:
+        """Shape of an array, from its header alone.
+
+        Raises:
+            BadInput: the array is not in the store.
+        """
+        return tuple(int(side) for side in self._open(volume_id, array).shape)
 
     def has(self, volume_id: str, array: ArrayName) -> bool:
         """Whether the array is stored."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from components.curation.corpus import Corpus
+from components.curation.instructions import spread
 from components.errors import BadInput
 from components.fourier import ifft2c
 from components.settings import TASKS
@@ -53,3 +54,11 @@ def test_it_knows_its_labels(corpus: Corpus) -> None:
 def test_an_empty_folder_is_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no curated corpus"):
         Corpus.open(tmp_path)
+
+
+def test_no_slice_is_asked_about_twice() -> None:
+    """Found by the gate: evenly spaced places, rounded, can fall on the same slice."""
+    for length in range(1, 12):
+        for count in range(1, 12):
+            found = spread(list(range(length)), count)
+            assert len(set(found)) == len(found) and 1 <= len(found) <= count
