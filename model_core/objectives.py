@@ -76,15 +76,27 @@ class VisionPretraining(Objective):
         """Encoder and the heads of this stage."""
         return [self.model.vision, self.pixels, self.patch_projection, self.volume_projection]
 
+    def restore(self, pixel_values_B1DHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Hide random squares of images; what is seen of them, and the images with what the encoder puts in the holes."""
+        hidden, restored = self._hide_and_restore(pixel_values_B1DHW)
+        seen = pixel_values_B1DHW * ~hidden[:, None]
+        return seen, torch.where(hidden[:, None], restored[:, None], pixel_values_B1DHW)
+
+    def _hide_and_restore(self, pixel_values_B1DHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden pixels (B, D, H, W) bool, and the prediction of all pixels, float32."""
+        config = self.model.config
+        masked = self._hidden_squares(pixel_values_B1DHW)
+        features = self.model.vision(pixel_values_B1DHW, masked)
+        pixels = self.pixels(features[config.connector_level]).float()
+        restored = F.pixel_shuffle(pixels.flatten(0, 1).permute(0, 3, 1, 2), self.stride).unflatten(0, pixels.shape[:2])
+        hidden = masked.repeat_interleave(config.vision_patch, 2).repeat_interleave(config.vision_patch, 3)
+        return hidden, restored[:, :, 0]
+
     def forward(self, batch: ImageBatch) -> LossOutput:
         """Hide squares of every slice, reconstruct them, and compare patches and volumes of the unmasked images."""
         config = self.model.config
-        masked = self._hidden_squares(batch.pixel_values_B1DHW)
-        features = self.model.vision(batch.pixel_values_B1DHW, masked)
-        pixels = self.pixels(features[config.connector_level]).float()
-        restored = F.pixel_shuffle(pixels.flatten(0, 1).permute(0, 3, 1, 2), self.stride).unflatten(0, pixels.shape[:2])
-        error = (restored[:, :, 0] - batch.pixel_values_B1DHW[:, 0].float()).abs()
-        hidden = masked.repeat_interleave(config.vision_patch, 2).repeat_interleave(config.vision_patch, 3)
+        hidden, restored = self._hide_and_restore(batch.pixel_values_B1DHW)
+        error = (restored - batch.pixel_values_B1DHW[:, 0].float()).abs()
         reconstruction = global_mean((error * hidden).sum(), hidden.sum())
         whole = self.model.vision(batch.pixel_values_B1DHW)
         level = whole[config.connector_level]
@@ -120,7 +132,7 @@ class Alignment(Objective):
         super().__init__(model)
         self.image_projection = nn.Linear(model.config.hidden_size, width)
         self.text_projection = nn.Linear(model.config.hidden_size, width)
-        self.log_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), as in CLIP
+        self.log_scale = nn.Parameter(torch.full((1,), 2.6592))  # ln(1 / 0.07), as in CLIP
 
     def modules_trained(self) -> list[nn.Module]:
         """Alignment layer (the connector), text encoder, projections."""

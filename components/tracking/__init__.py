@@ -1,0 +1,5 @@
+"""Runs in MLflow: one for each pipeline run, one below it for each stage."""
+
+from components.tracking.runs import StageRun, Tracking
+
+__all__ = ["StageRun", "Tracking"]

@@ -1,0 +1,88 @@
+"""Jobs as processes of this machine: one process directly, several through ``torchrun``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.errors import JobFailed
+from components.launching.job import JobSpec
+from components.provenance import REPOSITORY
+
+GRACE_S = 60.0
+SHOWN_LINES = 15
+INTERRUPTED = 75
+"""Exit status of a job that was asked to stop, wrote a checkpoint and stopped (EX_TEMPFAIL)."""
+
+
+@dataclass
+class LocalHandle:
+    """A process and its log."""
+
+    job: JobSpec
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait(self) -> None:
+        """Wait for success.
+
+        Raises:
+            JobFailed: with the last lines of the log and where the rest is.
+        """
+        try:
+            status = self.process.wait()
+        except BaseException:
+            self.cancel()
+            raise
+        if status == INTERRUPTED:
+            raise JobFailed(
+                "was asked to stop and wrote a checkpoint", where=self.job.name, remedy="run again: it goes on from there"
+            )
+        if status != 0:
+            tail = "\n".join(self.logs().splitlines()[-SHOWN_LINES:])
+            raise JobFailed(f"ended with status {status}:\n{tail}", where=self.job.name, remedy=f"the whole log: {self.log}")
+
+    def cancel(self) -> None:
+        """SIGTERM, and after a minute SIGKILL."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def logs(self) -> str:
+        """Standard output and error so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+class LocalLauncher:
+    """Processes that share this machine's cores."""
+
+    def submit(self, job: JobSpec) -> LocalHandle:
+        """Start the job's processes; their output goes to ``<folder>/<name>.log``."""
+        job.folder.mkdir(parents=True, exist_ok=True)
+        log = job.folder / f"{job.name}.log"
+        command = [sys.executable, "-m", job.module, *job.arguments]
+        environment = {**os.environ, **job.environment, "PYTHONPATH": str(REPOSITORY)}
+        threads = max((os.cpu_count() or 1) // job.processes, 1)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+        if job.processes == 1:
+            environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        else:
+            command[1:3] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}", "-m", job.module]
+        with log.open("ab") as stream:
+            process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY)
+        return LocalHandle(job, process, log)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

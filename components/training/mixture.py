@@ -1,0 +1,91 @@
+"""Which sample comes next: exact mixing ratios and a shuffled order, both computed from one number, the draw's.
+
+Draw k goes to the source with the largest ``w_d (k + 1) - n_d``, n_d being its draws so far: every prefix is within one sample of
+the exact ratio. The n-th draw of a source takes the n-th entry of a keyed permutation of each epoch, computed and never stored. So
+the state of a training run's data is one integer, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set of samples.
+
+    Attributes:
+        name: decides its order, together with the seed.
+        size: number of samples.
+        weight: its share; the weights of a mixture sum to 1.
+    """
+
+    name: str
+    size: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw: the ``index``-th sample of ``source`` (position in the mixture's sources), and the source's draws before it."""
+
+    number: int
+    source: int
+    index: int
+    before: int
+
+
+def permuted(position: int, size: int, key: str) -> int:
+    """Where ``position`` goes in the permutation of ``range(size)`` that ``key`` names.
+
+    A balanced Feistel network on the smallest even number of bits that hold ``size``; results outside of the range walk on
+    (Black and Rogaway, Ciphers with arbitrary finite domains, 2002).
+    """
+    half = max((max(size - 1, 1).bit_length() + 1) // 2, 1)
+    mask = (1 << half) - 1
+    value = position
+    while True:
+        left, right = value >> half, value & mask
+        for number in range(ROUNDS):
+            mixed = hashlib.blake2b(f"{key}/{number}/{right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(mixed, "big") & mask)
+        value = left << half | right
+        if value < size:
+            return value
+
+
+class Mixture:
+    """Draws from several sources.
+
+    Raises:
+        ValueError: weights that do not sum to 1, or a source with a weight and no samples.
+    """
+
+    def __init__(self, sources: Sequence[Source], seed: int) -> None:
+        if abs(sum(source.weight for source in sources) - 1) > 1e-6:
+            raise ValueError(f"weights must sum to 1: {[source.weight for source in sources]}")
+        empty = [source.name for source in sources if source.weight > 0 and source.size == 0]
+        if empty:
+            raise ValueError(f"no samples in {', '.join(empty)}: take it out of the mixture")
+        self.sources, self.seed = tuple(sources), seed
+
+    def draws(self, start: int = 0) -> Iterator[Draw]:
+        """Endless draws from number ``start`` on; the same as those of an iterator that began at 0."""
+        counts = [0] * len(self.sources)
+        number = 0
+        while True:
+            claims = [source.weight * (number + 1) - count for source, count in zip(self.sources, counts, strict=True)]
+            chosen = max(range(len(claims)), key=claims.__getitem__)
+            if number >= start:
+                yield self._draw(number, chosen, counts[chosen])
+            counts[chosen] += 1
+            number += 1
+
+    def _draw(self, number: int, chosen: int, before: int) -> Draw:
+        source = self.sources[chosen]
+        epoch, position = divmod(before, source.size)
+        return Draw(number, chosen, permuted(position, source.size, f"{self.seed}/{source.name}/{epoch}"), before)

@@ -1,0 +1,156 @@
+"""One stage from the outside: is it trained already, and if not, start (or go on with) the job that trains it.
+
+A stage lives in ``training/<digest>/``, the digest being that of everything that decides its weights: settings, corpus, the stage
+before, code. ``done.json`` is written last; while it is missing, the folder is work to go on with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from components.curation.corpus import Corpus
+from components.files import atomic_directory, read_json, write_json
+from components.home import Home
+from components.launching import JobSpec, Launcher, LocalLauncher
+from components.provenance import SHORT, code_digest, digest, file_md5
+from components.settings import ModelSettings, Settings, StageName
+from components.tracking import Tracking
+
+DONE, JOB, RUN = "done.json", "job.json", "run.json"
+CODE = ("components/training", "model_core", "kernels")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A trained stage.
+
+    Attributes:
+        folder: all that the stage left; ``model_dir``: its model, as ``save_pretrained`` writes it.
+        run_id: MLflow run that trained it.
+        reused: it had been trained before; then nothing was computed now.
+        resumed_at: step of the checkpoint that the last job went on from; None = it began at the beginning.
+        first_loss, last_loss: means over the first and the last tenth of the steps.
+        seconds: wall time of the steps of the last job; step_seconds: median of one step.
+        peak_memory_mib: highest resident memory of the last job's first process.
+    """
+
+    stage: StageName
+    digest: str
+    folder: Path
+    model_dir: Path
+    run_id: str
+    reused: bool
+    resumed_at: int | None
+    steps: int
+    first_loss: float
+    last_loss: float
+    seconds: float
+    step_seconds: float
+    peak_memory_mib: float
+
+
+def stage_digest(stage: StageName, corpus_digest: str, settings: Settings, parent: StageResult | None) -> str:
+    """Digest of all that decides the stage's weights."""
+    training = settings.training
+    engine = (training.processes, training.zero_stage, training.precision)
+    files = _outside_files(settings.model)
+    identity = (stage, corpus_digest, settings.seed, settings.model, files, engine, training.stage(stage))
+    return digest(*identity, parent.digest if parent else None, code_digest(*CODE))
+
+
+def _outside_files(model: ModelSettings) -> dict[str, str]:
+    """MD5 of the files of a local tokenizer or backbone, which settings name by path only."""
+    folders = [folder for folder in (model.tokenizer, model.backbone) if folder is not None]
+    return {str(path): file_md5(path) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def prepare(corpus_root: Path, settings: Settings, home: Home) -> Path:
+    """Folder with the tokenizer of a corpus, trained on its training texts where the settings name none."""
+    corpus = Corpus.open(corpus_root)
+    identity = digest(corpus.digest, settings.model, _outside_files(settings.model), code_digest("model_core"))
+    folder = home.training / f"tokenizer-{identity[:SHORT]}"
+    if not folder.exists():
+        with atomic_directory(folder) as temporary:
+            _tokenizer(corpus, settings.model).save_pretrained(temporary)
+    return folder
+
+
+def _tokenizer(corpus: Corpus, model: ModelSettings) -> Any:
+    from model_core.tokenization import add_special_tokens, train_tokenizer
+
+    if model.tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        return add_special_tokens(AutoTokenizer.from_pretrained(model.tokenizer, local_files_only=True))
+    train = {volume_id for volume_id, volume in corpus.volumes.items() if volume.split == "train"}
+    texts = [corpus.descriptions[volume_id].text for volume_id in sorted(train)]
+    texts += [text for one in corpus.instructions if one.split == "train" for text in (one.instruction, one.response)]
+    return train_tokenizer(texts, model.vocabulary)
+
+
+def train_stage(
+    stage: StageName,
+    corpus_root: Path,
+    settings: Settings,
+    home: Home,
+    parent: StageResult | None,
+    parent_run_id: str | None,
+    launcher: Launcher | None = None,
+) -> StageResult:
+    """Train one stage, go on with it, or find it trained.
+
+    Args:
+        parent: the stage before; its weights are the start. None for the first.
+        parent_run_id: MLflow run of the pipeline.
+        launcher: where the job runs; None = on this machine.
+
+    Raises:
+        JobFailed: the job failed; what it finished stays, and the next call goes on from its last checkpoint.
+    """
+    corpus = Corpus.open(corpus_root)
+    identity = stage_digest(stage, corpus.digest, settings, parent)
+    folder = home.training / identity[:SHORT]
+    tracking = Tracking(home.tracking_uri, home)
+    if not (reused := (folder / DONE).exists()):
+        folder.mkdir(parents=True, exist_ok=True)
+        _submit(stage, identity, corpus_root, settings, home, parent, parent_run_id, folder, tracking, launcher or LocalLauncher())
+    result = _read_result(folder, reused)
+    if parent_run_id is not None:
+        tracking.link_stage(parent_run_id, stage, result.run_id)
+    return result
+
+
+def _submit(
+    stage: StageName, identity: str, corpus_root: Path, settings: Settings, home: Home, parent: StageResult | None,
+    parent_run_id: str | None, folder: Path, tracking: Tracking, launcher: Launcher,
+) -> None:  # fmt: skip
+    """Write the job's description and run it to its end."""
+    if not (folder / RUN).exists():
+        parameters = settings.training.stage(stage).model_dump(mode="json")
+        write_json(folder / RUN, {"run_id": tracking.create_stage_run(stage, identity, parent_run_id, parameters)})
+    write_json(folder / JOB, {
+        "stage": stage, "digest": identity, "corpus_root": corpus_root, "settings": settings.model_dump(mode="json"),
+        "tokenizer": prepare(corpus_root, settings, home), "parent_model": parent.model_dir if parent else None,
+        "home": home.root, "data": home.data, "tracking_uri": home.tracking_uri, "run_id": read_json(folder / RUN)["run_id"],
+    })  # fmt: skip
+    job = JobSpec(
+        name=stage, module="components.training.worker", arguments=(str(folder / JOB),),
+        processes=settings.training.processes, folder=folder,
+    )  # fmt: skip
+    launcher.submit(job).wait()
+
+
+def _read_result(folder: Path, reused: bool) -> StageResult:
+    stored = read_json(folder / DONE)
+    result = StageResult(**{**stored, "folder": folder, "model_dir": folder / "model", "reused": reused})
+    return replace(result, seconds=0.0) if reused else result
+
+
+def write_result(result: StageResult) -> None:
+    """Called last by the job."""
+    stored = asdict(result)
+    write_json(
+        result.folder / DONE, {name: value for name, value in stored.items() if name not in ("folder", "model_dir", "reused")}
+    )
