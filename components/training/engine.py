@@ -75,7 +75,8 @@ class Engine:
 
     def _config(self, training: TrainingSettings, parameters: int) -> dict[str, Any]:
         # DeepSpeed sets aside two buckets of 500 million numbers, whatever the model has.
-        bucket = min(parameters, LARGEST_BUCKET)
+        aligned = 2 * torch.distributed.get_world_size()
+        bucket = min(-(-parameters // aligned) * aligned, LARGEST_BUCKET)
         return {
             "train_micro_batch_size_per_gpu": self.settings.micro_batch,
             "gradient_accumulation_steps": self.settings.gradient_accumulation,
