@@ -147,6 +147,10 @@ class StageRun:
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
+    def last_step(self, metric: str) -> int:
+        """The largest step of a metric; -1 where it has none."""
+        return max((point.step for point in self.client.get_metric_history(self.run_id, metric)), default=-1)
+
     def log_figure(self, figure: Figure, name: str) -> None:
         """A picture, as PNG."""
         self.client.log_figure(self.run_id, figure, name)

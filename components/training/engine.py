@@ -116,11 +116,15 @@ class Engine:
         parts = {name: sum(float(o.parts[name]) for o in outputs) / len(outputs) for name in outputs[0].parts}
         return StepResult(sum(float(o.total.detach()) for o in outputs) / len(outputs), parts, norm, rate)
 
-    def save(self, step: int, rank: int) -> None:
-        """Write a checkpoint of ``step`` finished steps. It counts from when ``checkpoint.json`` names it; then older ones go."""
+    def save(self, step: int) -> None:
+        """Write a checkpoint of ``step`` finished steps. It counts from when :meth:`name` names it."""
         tag = f"step-{step:06d}"
         self.engine.save_checkpoint(str(self.folder / "checkpoints"), tag=tag, client_state={"step": step}, save_latest=False)
         torch.distributed.barrier()
+
+    def name(self, step: int, rank: int) -> None:
+        """Make the checkpoint of ``step`` the one to go on from, and remove older ones."""
+        tag = f"step-{step:06d}"
         if rank == 0:
             write_json(self.folder / CHECKPOINT, {"tag": tag, "step": step})
             for old in (self.folder / "checkpoints").glob("step-*"):

@@ -96,15 +96,14 @@ def starting_model(job: Job, processor: Processor) -> OmniMRIForConditionalGener
 
 @dataclass
 class Curve:
-    """Losses by step. Points since the last checkpoint are held back until the next one is safe."""
+    """Losses by step. The file is written before the checkpoint that it belongs to is named, MLflow hears of it after."""
 
     path: Path
-    kept: list[dict[str, float]] = field(default_factory=list)
-    pending: list[dict[str, float]] = field(default_factory=list)
+    points: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
     def resume(cls, path: Path, steps: int) -> Curve:
-        """The curve of the first ``steps`` steps."""
+        """The curve of the first ``steps`` steps; what a killed job did beyond its last checkpoint is forgotten."""
         lines = path.read_text().splitlines() if path.exists() else []
         return cls(path, [point for point in map(json.loads, lines) if point["step"] < steps])
 
@@ -112,20 +111,22 @@ class Curve:
         """Note a step."""
         point = {"step": step, "loss": result.loss, "learning_rate": result.learning_rate, "gradient_norm": result.gradient_norm}
         point.update({"seconds": seconds, "samples_per_second": samples / seconds, **result.parts})
-        self.pending.append(point)
+        self.points.append(point)
 
-    def commit(self, run: StageRun | None) -> None:
-        """Write what was pending."""
-        if run is not None:
-            points = [(int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in self.pending]
-            run.log_curve(points)
-        self.kept, self.pending = self.kept + self.pending, []
+    def write(self) -> None:
+        """Write the file anew."""
         with atomic_file(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(point) + "\n" for point in self.kept))
+            temporary.write_text("".join(json.dumps(point) + "\n" for point in self.points))
+
+    def tell(self, run: StageRun) -> None:
+        """Log the steps that the run does not have yet."""
+        known = run.last_step("loss")
+        missing = [point for point in self.points if point["step"] > known]
+        run.log_curve((int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in missing)
 
     def tenth_means(self) -> tuple[float, float]:
         """Mean loss over the first and the last tenth of the steps."""
-        losses = [point["loss"] for point in self.kept]
+        losses = [point["loss"] for point in self.points]
         share = max(len(losses) // 10, 1)
         return statistics.fmean(losses[:share]), statistics.fmean(losses[-share:])
 
@@ -178,9 +179,12 @@ def train(job: Job, rank: int, world: int, stop: Stop) -> bool:
             _say(rank, job.stage, step, settings.steps, result)
             stopping = stop.agreed(world)
             if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps or stopping:
-                engine.save(step + 1, rank)
+                engine.save(step + 1)
                 if rank == 0:
-                    curve.commit(run)
+                    curve.write()
+                engine.name(step + 1, rank)
+                if run is not None:
+                    curve.tell(run)
             if stopping and step + 1 < settings.steps:
                 return False
         if rank == 0:
@@ -205,15 +209,15 @@ def _finish(
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     if run is not None:
-        for name, figure in stage_pictures(job.stage, objective, processor, job.corpus, curve.kept).items():
+        for name, figure in stage_pictures(job.stage, objective, processor, job.corpus, curve.points).items():
             run.log_figure(figure, name)
     first_loss, last_loss = curve.tenth_means()
     write_result(
         StageResult(
             stage=job.stage, digest=job.digest, folder=job.folder, model_dir=job.folder / "model", run_id=job.run_id, reused=False,
-            resumed_at=first or None, steps=len(curve.kept), first_loss=first_loss, last_loss=last_loss,
+            resumed_at=first or None, steps=len(curve.points), first_loss=first_loss, last_loss=last_loss,
             seconds=round(time.monotonic() - started, 2),
-            step_seconds=round(statistics.median(point["seconds"] for point in curve.kept), 4),
+            step_seconds=round(statistics.median(point["seconds"] for point in curve.points), 4),
             peak_memory_mib=round(_peak_memory_mib()),
         )
     )  # fmt: skip

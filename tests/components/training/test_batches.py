@@ -1,0 +1,105 @@
+"""Batches are a function of the step, the same whoever computes them, and hold what the stage needs."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.curation.corpus import Corpus
+from components.settings import MixtureSettings, StageName, StageSettings
+from components.training.batches import BLOCK_SLICES, BatchMaker, Rank
+from components.training.samples import Samples
+from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, Batch
+from model_core.config import OmniMRIConfig
+from model_core.fourier import fft2c, ifft2c
+from model_core.processing import Processor
+from model_core.tokenization import special_ids, train_tokenizer
+from tests.corpora import tiny_corpus
+
+ALONE = Rank()
+SHARES: dict[StageName, MixtureSettings] = {
+    "vision_pretraining": MixtureSettings(image_only=1),
+    "alignment": MixtureSettings(paired=1),
+    "multimodal_pretraining": MixtureSettings(paired=0.8, instruction=0.2),
+    "instruction_tuning": MixtureSettings(instruction=1),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return tiny_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def processor(corpus: Corpus) -> Processor:
+    return Processor(train_tokenizer([one.text for one in corpus.descriptions.values()], 400))
+
+
+def _maker(corpus: Corpus, processor: Processor, stage: StageName, rank: Rank = ALONE, micro: int = 4) -> BatchMaker:
+    config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
+    settings = StageSettings(steps=9, micro_batch=micro, mixture=SHARES[stage])
+    return BatchMaker(stage, Samples.of(corpus, "train"), settings, config, processor, 0, rank)
+
+
+def _equal(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in vars(a))
+
+
+@pytest.mark.parametrize("stage", SHARES)
+def test_a_resumed_run_sees_the_batches_of_a_whole_one(corpus: Corpus, processor: Processor, stage: StageName) -> None:
+    whole = list(islice(_maker(corpus, processor, stage).steps(0), 6))
+    again = list(islice(_maker(corpus, processor, stage).steps(3), 3))
+    assert all(_equal(a[0], b[0]) for a, b in zip(whole[3:], again, strict=True))
+
+
+def test_two_processes_share_the_samples_of_one(corpus: Corpus, processor: Processor) -> None:
+    one = next(_maker(corpus, processor, "alignment", micro=4).steps(0))[0]
+    parts = [next(_maker(corpus, processor, "alignment", Rank(r, 2), micro=2).steps(0))[0] for r in range(2)]
+    assert torch.equal(one.pixel_values_B1DHW, torch.cat([part.pixel_values_B1DHW for part in parts]))
+
+
+def test_only_training_patients_are_seen(corpus: Corpus) -> None:
+    samples = Samples.of(corpus, "train")
+    assert {corpus.volumes[ref.volume_id].split for ref in samples.slices} == {"train"}
+    assert {one.split for records in samples.instructions.values() for one in records} == {"train"}
+
+
+def test_some_steps_of_vision_pretraining_see_volumes(corpus: Corpus, processor: Processor) -> None:
+    depths = [
+        batches[0].pixel_values_B1DHW.shape[2] for batches in islice(_maker(corpus, processor, "vision_pretraining").steps(0), 4)
+    ]
+    assert depths == [1, 1, 1, BLOCK_SLICES]
+
+
+def test_text_before_the_image_means_that_the_image_is_predicted(corpus: Corpus, processor: Processor) -> None:
+    maker = _maker(corpus, processor, "multimodal_pretraining", micro=10)
+    batch = next(maker.steps(0))[0]
+    starts_with_image = batch.input_ids_BL[:, 1] == maker.config.image_token_id
+    assert 0 < int(batch.visual_loss_B.sum()) < 10
+    assert not (batch.visual_loss_B & starts_with_image).any()
+    assert (batch.labels_BL != IGNORE).any(-1).all()
+
+
+def test_a_reconstruction_shows_the_zero_filled_image_and_asks_for_the_whole_one(corpus: Corpus, processor: Processor) -> None:
+    batch = next(_maker(corpus, processor, "instruction_tuning", micro=20).steps(0))[0]
+    rows = batch.target_kind_B == TARGET_IMAGE
+    assert rows.any() and (batch.target_kind_B == TARGET_MASK).any()
+    kspace, sampling = batch.kspace_BDHW[rows], batch.sampling_BDHW[rows]
+    torch.testing.assert_close(ifft2c(kspace).abs(), batch.pixel_values_B1DHW[rows][:, 0], atol=1e-4, rtol=1e-4)
+    assert not kspace[~sampling].any() and not batch.sampling_BDHW[~rows].any()
+    target = batch.target_B1DHW[rows][:, 0]
+    assert (fft2c(target.to(torch.complex64)).abs().sum() > kspace.abs().sum()).item()
+
+
+def test_masks_are_masks(corpus: Corpus, processor: Processor) -> None:
+    batch = next(_maker(corpus, processor, "instruction_tuning", micro=20).steps(0))[0]
+    masks = batch.target_B1DHW[batch.target_kind_B == TARGET_MASK]
+    assert set(masks.unique().tolist()) <= {0.0, 1.0} and masks.flatten(1).any(1).all()
+
+
+def test_an_empty_corpus_of_instructions_is_refused(corpus: Corpus, processor: Processor, tmp_path: Path) -> None:
+    samples = Samples.of(corpus, "train")
+    samples.instructions = {task: [] for task in samples.instructions}
+    with pytest.raises(ValueError, match="labels or k-space"):
+        samples.mixture(SHARES["instruction_tuning"], 0)

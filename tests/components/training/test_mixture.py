@@ -1,0 +1,49 @@
+"""The mixture is exact in every prefix, shuffled in every epoch, and starts again anywhere."""
+
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.training.mixture import Mixture, Source, permuted
+
+weights = st.lists(st.integers(1, 20), min_size=1, max_size=5).map(lambda parts: [part / sum(parts) for part in parts])
+
+
+def _mixture(shares: list[float], sizes: list[int]) -> Mixture:
+    return Mixture([Source(f"s{i}", size, share) for i, (share, size) in enumerate(zip(shares, sizes, strict=True))], seed=3)
+
+
+@given(shares=weights, draws=st.integers(1, 300))
+@settings(deadline=None)
+def test_every_prefix_is_within_one_sample_of_the_exact_ratio(shares: list[float], draws: int) -> None:
+    counts = [0] * len(shares)
+    for number, draw in enumerate(islice(_mixture(shares, [7] * len(shares)).draws(), draws), start=1):
+        counts[draw.source] += 1
+        assert all(abs(count - share * number) <= 1 + 1e-9 for count, share in zip(counts, shares, strict=True))
+
+
+@given(shares=weights, start=st.integers(0, 100))
+@settings(deadline=None)
+def test_starting_anywhere_gives_the_same_draws(shares: list[float], start: int) -> None:
+    sizes = [3 + 2 * i for i in range(len(shares))]
+    whole = list(islice(_mixture(shares, sizes).draws(), start + 20))
+    assert list(islice(_mixture(shares, sizes).draws(start), 20)) == whole[start:]
+
+
+@given(size=st.integers(1, 400), key=st.text(max_size=5))
+@settings(deadline=None)
+def test_every_epoch_sees_every_sample_once(size: int, key: str) -> None:
+    assert sorted(permuted(position, size, key) for position in range(size)) == list(range(size))
+
+
+def test_epochs_are_shuffled_unlike_each_other() -> None:
+    draws = list(islice(_mixture([1.0], [50]).draws(), 100))
+    first, second = [d.index for d in draws[:50]], [d.index for d in draws[50:]]
+    assert first != second and first != sorted(first) and sorted(first) == sorted(second)
+
+
+def test_a_share_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no samples in s1"):
+        _mixture([0.5, 0.5], [4, 0])
