@@ -114,7 +114,7 @@ def parse_paragraph(text: str) -> dict[str, str]:
     """``"section.field"`` -> text of every field found in a paragraph; the first wins where one is repeated."""
     starts = list(_START.finditer(text))
     found: dict[str, str] = {}
-    for this, following in zip(starts, [*starts[1:], None], strict=True):
+    for this, following in zip(starts, [*starts[1:], None], strict=False):
         value = text[this.end() : following.start() if following else len(text)].strip().removesuffix(".")
         found.setdefault(_LABELS[this.group(1)], value)
     return found

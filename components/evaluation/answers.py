@@ -1,0 +1,94 @@
+"""The model's answers to the cases, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from components.curation.corpus import Corpus
+from components.curation.records import InstructionRecord
+from components.progress import track
+from components.settings import EvaluationSettings
+from components.training.samples import Image, Target, input_and_target
+from model_core import OmniMRIForConditionalGeneration
+from model_core.processing import Processor
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A held-out case with its arrays."""
+
+    record: InstructionRecord
+    image: Image
+    target: Target
+
+
+def load_cases(corpus: Corpus, records: Sequence[InstructionRecord]) -> list[Case]:
+    """Read the arrays of the cases."""
+    return [Case(record, *input_and_target(corpus, record)) for record in records]
+
+
+class Answerer:
+    """A model that answers cases."""
+
+    def __init__(
+        self, model: OmniMRIForConditionalGeneration, processor: Processor, settings: EvaluationSettings, seed: int
+    ) -> None:
+        self.model, self.processor, self.settings, self.seed = model.eval(), processor, settings, seed
+
+    def _batches(self, cases: Sequence[Case], what: str) -> Iterator[Sequence[Case]]:
+        yield from track([cases[first : first + BATCH] for first in range(0, len(cases), BATCH)], what)
+
+    def _pixels(self, cases: Sequence[Case]) -> Tensor:
+        return torch.from_numpy(np.stack([case.image for case in cases]))[:, None, None]
+
+    def _tokens(self, case: Case) -> int:
+        return self.model.image_tokens_for(1, *case.image.shape)
+
+    def images(self, cases: Sequence[Case], steps: int, samples: int) -> list[NDArray[np.float32]]:
+        """Images or mask probabilities (H, W)."""
+        made: list[Any] = []
+        generator = torch.Generator().manual_seed(self.seed)
+        for batch in self._batches(cases, f"{cases[0].record.task if cases else ''} ({samples} x {steps} steps)"):
+            prompts = [
+                self.processor.encode_answer_prefix(case.record.instruction, case.record.response, self._tokens(case))
+                for case in batch
+            ]
+            ids, mask = self.processor.pad(prompts)
+            result = self.model.generate_image(
+                ids, mask, self._pixels(batch), torch.tensor([case.target.kind for case in batch]),
+                torch.from_numpy(np.stack([case.target.kspace for case in batch]))[:, None],
+                torch.from_numpy(np.stack([case.target.sampling for case in batch]))[:, None],
+                steps=steps, samples=samples, generator=generator,
+            )  # fmt: skip
+            made.extend(result[:, 0, 0].numpy())
+        return made
+
+    def texts(self, cases: Sequence[Case]) -> list[str]:
+        """Greedy answers."""
+        made: list[str] = []
+        for batch in self._batches(cases, cases[0].record.task if cases else ""):
+            prompts = [self.processor.encode(case.record.instruction, None, self._tokens(case)).input_ids for case in batch]
+            ids, mask = self.processor.pad(prompts, left=True)
+            answers = self.model.generate_text(ids, mask, self._pixels(batch), self.settings.max_new_tokens)
+            made.extend(self.processor.decode(answer) for answer in answers)
+        return made
+
+    def yes_probabilities(self, cases: Sequence[Case]) -> list[float]:
+        """p(yes) / (p(yes) + p(no)) of the answer's first word."""
+        made: list[float] = []
+        yes, no = self.processor.tokens("yes"), self.processor.tokens("no")
+        for batch in self._batches(cases, "diagnosis"):
+            prompts = [self.processor.encode(case.record.instruction, None, self._tokens(case)).input_ids for case in batch]
+            ids, mask = self.processor.pad(prompts, left=True)
+            scores = self.model.answer_probability(ids, mask, self._pixels(batch), [yes, no])
+            made.extend((scores[:, 0] / scores.sum(-1).clamp(min=1e-12)).tolist())
+        return made
