@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, TARGET_NONE, ImageBatch, PairedBatch, SequenceBatch
 from model_core.heads.image_decoder import Conditions
-from model_core.losses.contrastive import image_text, neighbouring_patches, volume_discrimination
+from model_core.losses.contrastive import image_text, neighbouring_patches, standardised, volume_discrimination
 from model_core.losses.pixels import logit_normal_times, mean_per_sample, soft_dice_loss, structural_dissimilarity
 from model_core.losses.reduction import gather_with_gradient, global_mean
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration, OmniMRIOutput
@@ -103,8 +103,9 @@ class VisionPretraining(Objective):
         patches = self.patch_projection(level.flatten(1, 3))
         depth, height, width = level.shape[1:4]
         patch = neighbouring_patches(patches, (depth, height, width), batch.volume_B, self.temperature)
-        embedding = self.volume_projection(whole[-1].mean((1, 2, 3)))
-        volume = volume_discrimination(embedding.float(), batch.group_B, self.temperature)
+        pooled = standardised(whole[-1].mean((1, 2, 3))).to(whole[-1].dtype)
+        group = gather_with_gradient(batch.group_B.double()).long()
+        volume = volume_discrimination(self.volume_projection(pooled), group, self.temperature)
         untouched = sum((features_of_level.mean() for features_of_level in whole), whole[0].new_zeros(()))
         total = reconstruction + 0.1 * patch + 0.1 * volume + 0.0 * untouched
         return _output(total, masked_l1=reconstruction, patch_contrast=patch, volume_contrast=volume)
@@ -144,21 +145,24 @@ class Alignment(Objective):
         self.log_scale.requires_grad_(True)
         return [*parameters, self.log_scale]
 
+    def _projected(self, projection: nn.Linear, rows: Tensor) -> Tensor:
+        """Rows of all ranks in the shared space."""
+        return projection(standardised(rows).to(rows.dtype))
+
     def forward(self, batch: PairedBatch) -> LossOutput:
         """CLIP loss over the samples of all ranks, with the router's losses."""
         with torch.no_grad():
             features = self.model.vision(batch.pixel_values_B1DHW)
-        images = self.image_projection(self.model.connector(features).mean(1))
+        images = self._projected(self.image_projection, self.model.connector(features).mean(1))
         output = self.model(batch.input_ids_BL, batch.attention_mask_BL)
         last = batch.attention_mask_BL.sum(-1) - 1
-        texts = self.text_projection(output.hidden_states[torch.arange(len(last), device=last.device), last])
+        texts = self._projected(self.text_projection, output.hidden_states[torch.arange(len(last), device=last.device), last])
         same = _same_rows(batch.input_ids_BL * batch.attention_mask_BL)
         contrast = image_text(images, texts, same, self.log_scale)
         total = contrast + _router_loss(output)
         with torch.no_grad():
             nearest = (F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T).argmax(-1)
-            here = _same_rows(batch.input_ids_BL * batch.attention_mask_BL, gather=False)
-            right = here.gather(-1, nearest[:, None]).float().mean()
+            right = same.gather(-1, nearest[:, None]).float().mean()
         return _output(total, contrast=contrast, retrieval_accuracy=right, **_router_parts(output))
 
 
@@ -301,12 +305,11 @@ def _position_before_image(is_image_BL: Tensor, tokens: int) -> Tensor:
     return (first[:, None] - 1 + torch.arange(tokens, device=is_image_BL.device)).clamp(min=0)
 
 
-def _same_rows(ids_BL: Tensor, gather: bool = True) -> Tensor:
-    """(B, B) bool, over all ranks or this one: the same text. Padding must be 0."""
+def _same_rows(ids_BL: Tensor) -> Tensor:
+    """(B, B) bool, B the samples of all ranks: the same text. Padding must be 0."""
     # A sum of hashes rather than the rows themselves, whose padded lengths differ between ranks.
     weights = torch.arange(1, ids_BL.shape[1] + 1, device=ids_BL.device, dtype=torch.float64).sqrt()
-    code = (ids_BL.double() * weights).sum(-1)
-    code = gather_with_gradient(code) if gather else code
+    code = gather_with_gradient((ids_BL.double() * weights).sum(-1))
     return (code[:, None] - code[None]).abs() < 1e-6
 
 

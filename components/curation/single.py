@@ -84,8 +84,8 @@ def _boxes(volume: Volume, grid: PlaneGrid) -> dict[int, list[BoxRecord]]:
     return dict(sorted(found.items()))
 
 
-def _arrays(volume: Volume, grid: PlaneGrid) -> tuple[dict[ArrayName, NDArray[Any]], float]:
-    """The arrays as stored, and the intensity scale."""
+def gridded(volume: Volume, grid: PlaneGrid) -> tuple[dict[ArrayName, NDArray[Any]], float]:
+    """The arrays of a volume on the grid, in the form that is stored, and the intensity scale."""
     image = combine_coils(volume.kspace) if volume.kspace is not None else volume.voxels
     scale = intensity_scale(np.abs(image))
     gridded = resample(image, grid) / np.float32(scale)
@@ -124,7 +124,7 @@ def curate_volume(
     _, row_mm, column_mm = volume.spacing_mm
     _, rows, columns = volume.voxels.shape
     grid = PlaneGrid.centred((rows, columns), (row_mm, column_mm), settings.matrix, settings.pixel_mm)
-    arrays, scale = _arrays(volume, grid)
+    arrays, scale = gridded(volume, grid)
     for name, values in arrays.items():
         store.write(volume_id, name, values)
     voxels, labels = arrays["voxels"].astype(np.float32), arrays.get("labels")

@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from components.curation.corpus import Corpus
 from components.errors import JobFailed
-from components.files import atomic_directory, atomic_file, read_json
+from components.files import atomic_directory, atomic_file, read_json, write_json
 from components.home import Home
 from components.launching.local import INTERRUPTED
 from components.settings import Settings, StageName
@@ -208,6 +208,8 @@ def _finish(
     with atomic_directory(job.folder / "model") as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        curation = job.settings.curation
+        write_json(folder / "preprocessing.json", {"matrix": curation.matrix, "pixel_mm": curation.pixel_mm})
     if run is not None:
         for name, figure in stage_pictures(job.stage, objective, processor, job.corpus, curve.points).items():
             run.log_figure(figure, name)

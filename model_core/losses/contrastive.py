@@ -22,10 +22,22 @@ def multi_positive(similarity_BB: Tensor, positive_BB: Tensor, candidate_BB: Ten
     return (per_anchor * anchors).sum() / anchors.sum().clamp(min=1)
 
 
+def standardised(rows_Bc: Tensor) -> Tensor:
+    """Each feature with mean 0 and deviation 1 over the samples of all ranks, which are gathered here.
+
+    Pooled features of a fresh encoder point in almost the same direction for every image; without this, small batches stay
+    collapsed (every similarity 1, the loss at ln B) for hundreds of steps.
+    """
+    rows = gather_with_gradient(rows_Bc).float()
+    return (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-6).sqrt()
+
+
 def volume_discrimination(embedding_Bc: Tensor, group_B: Tensor, temperature: float) -> Tensor:
-    """Volumes of the same (sequence, plane, anatomy) attract each other; the others repel (paper section 4.1, third objective)."""
-    rows = F.normalize(gather_with_gradient(embedding_Bc), dim=-1)
-    group = gather_with_gradient(group_B.float()).long() if len(rows) != len(group_B) else group_B
+    """Volumes of the same (sequence, plane, anatomy) attract each other; the others repel (paper section 4.1, third objective).
+
+    Rows are those of all ranks.
+    """
+    rows, group = F.normalize(embedding_Bc.float(), dim=-1), group_B
     others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     return multi_positive(rows @ rows.T / temperature, group[:, None] == group[None], others)
 
@@ -47,9 +59,8 @@ def neighbouring_patches(features_BNc: Tensor, grid: tuple[int, int, int], volum
 
 
 def image_text(image_Bc: Tensor, text_Bc: Tensor, same_text_BB: Tensor, log_scale: Tensor) -> Tensor:
-    """CLIP's symmetric loss; samples that carry the very same text are all positives (they cannot be told apart)."""
-    images = F.normalize(gather_with_gradient(image_Bc).float(), dim=-1)
-    texts = F.normalize(gather_with_gradient(text_Bc).float(), dim=-1)
+    """CLIP's symmetric loss over the samples of all ranks; those that carry the very same text are all positives."""
+    images, texts = F.normalize(image_Bc.float(), dim=-1), F.normalize(text_Bc.float(), dim=-1)
     similarity = images @ texts.T * log_scale.float().exp().clamp(max=100)
     every = torch.ones_like(same_text_BB)
     return (multi_positive(similarity, same_text_BB, every) + multi_positive(similarity.T, same_text_BB, every)) / 2

@@ -1,0 +1,103 @@
+"""What comes out, and its files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.files import atomic_file, write_json
+from components.settings import TaskName
+
+
+@dataclass(frozen=True)
+class FoundBox:
+    """A box on the input's own grid, half-open: slice, rows and columns of the (D, H, W) voxels."""
+
+    label: str
+    slice_index: int
+    row0: int
+    col0: int
+    row1: int
+    col1: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer.
+
+    Attributes:
+        task: which of the five the answer's form belongs to.
+        text: the answer as written, without markers.
+        slices: indices of the slices that were looked at.
+        boxes: for detection.
+        image: (D, H, W) float32, for reconstruction.
+        mask: (D, H, W) uint8, for segmentation.
+        affine: (4, 4), index (d, h, w, 1) -> RAS+ mm, of image and mask.
+        preview: (H, W) of the middle slice as the model saw it.
+    """
+
+    task: TaskName
+    text: str
+    slices: tuple[int, ...]
+    affine: NDArray[np.float64]
+    preview: NDArray[np.float32]
+    boxes: tuple[FoundBox, ...] = ()
+    image: NDArray[np.float32] | None = None
+    mask: NDArray[np.uint8] | None = None
+
+
+def _save_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -> Path:
+    """(D, H, W) as NIfTI in the order (W, H, D), which viewers expect."""
+    import nibabel as nib
+
+    with atomic_file(path) as temporary:
+        nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), affine[:, [2, 1, 0, 3]]).to_file_map(
+            nib.Nifti1Image.make_file_map({"image": temporary.open("wb")})
+        )  # fmt: skip
+    return path
+
+
+def save(prediction: Prediction, out: Path) -> list[Path]:
+    """Write ``answer.json`` and, where there are such, ``image.nii`` or ``mask.nii``, and a picture; the paths."""
+    written = []
+    if prediction.image is not None:
+        written.append(_save_nifti(out / "image.nii", prediction.image, prediction.affine))
+    if prediction.mask is not None:
+        written.append(_save_nifti(out / "mask.nii", prediction.mask, prediction.affine))
+    written.append(_save_picture(prediction, out / "picture.png"))
+    answer = {"task": prediction.task, "text": prediction.text, "slices": prediction.slices,
+              "boxes": [asdict(box) for box in prediction.boxes]}  # fmt: skip
+    write_json(out / "answer.json", answer)
+    return [*written, out / "answer.json"]
+
+
+def _save_picture(prediction: Prediction, path: Path) -> Path:
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    middle = prediction.slices[len(prediction.slices) // 2]
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(prediction.preview, cmap="gray", vmin=0, vmax=1)
+    left.set_title(f"input, slice {middle}", fontsize=9)
+    if prediction.mask is not None:
+        right.imshow(prediction.mask[middle], cmap="gray", vmin=0, vmax=1)
+    elif prediction.image is not None:
+        right.imshow(prediction.image[middle], cmap="gray")
+    else:
+        right.imshow(prediction.preview, cmap="gray", vmin=0, vmax=1)
+        for box in (box for box in prediction.boxes if box.slice_index == middle):
+            right.add_patch(
+                Rectangle((box.col0, box.row0), box.col1 - box.col0, box.row1 - box.row0, fill=False, edgecolor="orange")
+            )  # fmt: skip
+    right.set_title(prediction.text[:60], fontsize=9)
+    for axis in (left, right):
+        axis.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+    return path

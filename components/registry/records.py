@@ -1,0 +1,77 @@
+"""What is known of a registered version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from components.provenance import REPOSITORY, file_md5, git_commit
+from components.settings import STAGES, Settings
+
+if TYPE_CHECKING:
+    from components.training import StageResult
+
+LOCK = REPOSITORY / "constraints.txt"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """All that is needed to make a model again.
+
+    Attributes:
+        data_digest: DVC's, of ``data/``; corpus_digest: of the curated tables.
+        settings_digest, settings: the profile as it was used, JSON.
+        git_commit: of the code; environment: md5 of the pinned package set.
+        stage_digests, stage_runs: stage name -> digest of its folder, MLflow run.
+        validation_passed: Great Expectations let the corpus through.
+    """
+
+    data_digest: str
+    corpus_digest: str
+    settings_digest: str
+    settings: str
+    git_commit: str
+    environment: str
+    stage_digests: dict[str, str]
+    stage_runs: dict[str, str]
+    validation_passed: bool
+
+    @classmethod
+    def of(
+        cls, settings: Settings, data_digest: str, corpus_digest: str, stages: Sequence[StageResult], validation_passed: bool
+    ) -> Lineage:
+        """Lineage of a model that this checkout has just trained."""
+        return cls(
+            data_digest=data_digest,
+            corpus_digest=corpus_digest,
+            settings_digest=settings.digest(),
+            settings=settings.model_dump_json(),
+            git_commit=git_commit(),
+            environment=file_md5(LOCK) if LOCK.exists() else "",
+            stage_digests={stage.stage: stage.digest for stage in stages},
+            stage_runs={stage.stage: stage.run_id for stage in stages},
+            validation_passed=validation_passed,
+        )
+
+    def tags(self) -> dict[str, str]:
+        """As tags of a registered version (the settings are an artifact: a tag is too short for them)."""
+        plain = {
+            f.name: str(getattr(self, f.name)) for f in fields(self) if f.name not in ("stage_digests", "stage_runs", "settings")
+        }
+        staged = {f"stage_digest.{name}": value for name, value in self.stage_digests.items()}
+        return {**plain, **staged, **{f"stage_run.{name}": value for name, value in self.stage_runs.items()}}
+
+
+NEEDED = ("data_digest", "corpus_digest", "settings_digest", "git_commit", *(f"stage_digest.{stage}" for stage in STAGES))
+"""Tags without which a version cannot be made again."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of a registered model, with its aliases and tags."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
