@@ -27,7 +27,9 @@ def settle(home: Home) -> None:
     """Set what is not set: no telemetry, no downloads, Prefect's state under ``home``."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("PREFECT_HOME", str(home.prefect))
+    if "PREFECT_HOME" not in os.environ:
+        home.prefect.mkdir(parents=True, exist_ok=True)  # Prefect does not make missing parents, and then waits in vain
+        os.environ["PREFECT_HOME"] = str(home.prefect)
     # A cold machine needs longer than the default 20 s to start the temporary server.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ.setdefault("OMNIMRI_HOME", str(home.root))

@@ -25,6 +25,8 @@ from model_core.losses.reduction import gather_with_gradient, global_mean
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration, OmniMRIOutput
 
 LOAD_BALANCE_WEIGHT, Z_LOSS_WEIGHT = 0.01, 1e-3
+SHARE_OF_NOISE = 0.7
+"""Of the image decoder's samples: pure noise (t = 1), where it learns the conditional mean that one-step predictions are."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ class InstructionTuning(Objective):
         )
         target = batch.target_B1DHW[rows]
         clean = model.image_decoder.target(target, given)
-        time, noise = logit_normal_times(len(clean), clean.device, share_of_noise=0.5), torch.randn_like(clean)
+        time, noise = logit_normal_times(len(clean), clean.device, share_of_noise=SHARE_OF_NOISE), torch.randn_like(clean)
         wide = time.view(-1, 1, 1, 1, 1)
         prediction = model.image_decoder((1 - wide) * clean + wide * noise, time, given)
         is_image, is_mask = given.kind_B == TARGET_IMAGE, given.kind_B == TARGET_MASK

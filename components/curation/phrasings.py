@@ -30,6 +30,11 @@ PHRASINGS: dict[TaskName, Phrasings] = {
             "Reconstruct the image from this under-sampled MRI data.",
             "This is a {scan} with {acceleration}x acceleration. Reconstruct the image from the under-sampled data.",
             "Reconstruct this {acceleration}x under-sampled {scan}.",
+            "Recover the image of this under-sampled {scan}.",
+            "Recover the fully sampled image.",
+            "Remove the artifacts of {acceleration}x acceleration.",
+            "Remove the under-sampling artifacts and give the image.",
+            "Give the fully sampled image of this {scan}, acquired with acceleration.",
         ),
         held_out=(
             "Recover the fully sampled image of this {scan}, acquired with {acceleration}x acceleration.",
@@ -41,6 +46,11 @@ PHRASINGS: dict[TaskName, Phrasings] = {
             "Segment the {structure} in this {scan}.",
             "Segment the {structure}.",
             "Show the {structure} in this image.",
+            "Outline the {structure}.",
+            "Give the mask of the {structure} in this {scan}.",
+            "Mark the {structure} in this {scan}.",
+            "Delineate the {structure}.",
+            "Make a mask that shows the {structure}.",
         ),
         held_out=(
             "Outline the {structure} in this {scan}.",
@@ -52,6 +62,11 @@ PHRASINGS: dict[TaskName, Phrasings] = {
             "Identify and localize any {finding} in this image.",
             "Detect any {finding} in this {scan}.",
             "Where is a {finding} in this image?",
+            "Find any {finding} and give its box.",
+            "Localize every {finding} in this {scan}.",
+            "Detect and localize any {finding}.",
+            "Give the box of every {finding} in this image.",
+            "Find every {finding} in this image.",
         ),
         held_out=(
             "Find every {finding} in this {scan} and give its box.",
@@ -63,6 +78,11 @@ PHRASINGS: dict[TaskName, Phrasings] = {
             "Does this image suggest a {finding}?",
             "Is there a {finding} in this {scan}?",
             "Does this {scan} show a {finding}?",
+            "Would you diagnose a {finding}?",
+            "Is a {finding} present in this {scan}?",
+            "Is a {finding} to be seen?",
+            "Do you see a {finding} in this {scan}?",
+            "Would you suspect a {finding} from this image?",
         ),
         held_out=(
             "Would you diagnose a {finding} from this {scan}?",
@@ -74,6 +94,11 @@ PHRASINGS: dict[TaskName, Phrasings] = {
             "Generate a diagnostic report based on this MRI scan.",
             "Generate a diagnostic report of this {scan}.",
             "Write a report of this image.",
+            "Report this image.",
+            "Generate a diagnostic impression.",
+            "Write a diagnostic report based on this {scan}.",
+            "Generate an impression of this {scan}.",
+            "Report what this {scan} shows.",
         ),
         held_out=(
             "Generate a diagnostic impression based on this {scan}.",
@@ -81,6 +106,7 @@ PHRASINGS: dict[TaskName, Phrasings] = {
         ),
     ),
 }
+"""What is held out is a way of asking, not a word: a small model trained from nothing knows no word that it has not seen."""
 
 
 def scan_name(sequence: str | None, plane: str | None, anatomy: str | None) -> str:

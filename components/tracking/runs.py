@@ -5,6 +5,7 @@ Nothing is logged that could name a patient: settings, digests, numbers and pict
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "omnimri"
 PARAMETER_LENGTH = 500
+NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 
 
 def client_of(uri: str, home: Home) -> MlflowClient:
@@ -139,11 +141,13 @@ class StageRun:
         self.log_curve([(step, metrics)])
 
     def log_curve(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Many steps in one request. Names may hold letters, digits, ``_ - . /`` and spaces."""
+        """Many steps in one request. What MLflow does not allow in names is left out of them."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now, step) for step, values in points for name, value in values.items()]
+        metrics = [
+            Metric(NOT_IN_NAMES.sub("", name), float(value), now, step) for step, values in points for name, value in values.items()
+        ]
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 

@@ -14,11 +14,19 @@ from numpy.typing import NDArray
 from components.curation.corpus import Corpus
 from components.curation.records import InstructionRecord, Split
 from components.curation.undersampling import sampling_mask, undersample
-from components.settings import TASKS, MixtureSettings
+from components.settings import TASKS, MixtureSettings, TaskName
 from components.training.mixture import Mixture, Source
 from model_core.batch import TARGET_IMAGE, TARGET_MASK, TARGET_NONE
 
 Image = NDArray[np.float32]
+TASK_WEIGHTS: dict[TaskName, float] = {
+    "reconstruction": 0.2,
+    "segmentation": 0.35,
+    "detection": 0.15,
+    "diagnosis": 0.15,
+    "report": 0.15,
+}
+"""How instructions are shared among tasks. Masks need most: every structure is a task of its own."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Samples:
         )
 
     def mixture(self, shares: MixtureSettings, seed: int) -> Mixture:
-        """Table 2's categories as sources. The instructions' share is the same for every task that has any."""
+        """Table 2's categories as sources; the instructions' share goes to the tasks that have any, by :data:`TASK_WEIGHTS`."""
         sources = [
             Source("image_only", len(self.slices), shares.image_only),
             Source("paired", len(self.slices), shares.paired),
@@ -88,7 +96,8 @@ class Samples:
         present = [task for task in TASKS if self.instructions[task]]
         if shares.instruction > 0 and not present:
             raise ValueError("the mixture asks for instructions and the corpus has none: curate a dataset with labels or k-space")
-        sources += [Source(task, len(self.instructions[task]), shares.instruction / len(present)) for task in present]
+        whole = sum(TASK_WEIGHTS[task] for task in present)
+        sources += [Source(task, len(self.instructions[task]), shares.instruction * TASK_WEIGHTS[task] / whole) for task in present]
         return Mixture([source for source in sources if source.weight > 0], seed)
 
     def block(self, ref: SliceRef, slices: int) -> Image:
