@@ -1,0 +1,83 @@
+"""Metrics against the libraries and definitions that they name, on cases whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from components.evaluation import metrics
+from model_core.boxes import TextBox
+from model_core.losses.pixels import structural_dissimilarity
+
+FOUND = TextBox("lesion", 100, 100, 200, 200)
+edges = st.tuples(st.integers(0, 900), st.integers(1, 99)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+boxes = st.tuples(edges, edges).map(lambda pair: TextBox("lesion", pair[0][0], pair[1][0], pair[0][1], pair[1][1]))
+
+
+def _volumes() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(size=(3, 24, 24)).astype(np.float32)
+    return (truth + 0.05 * rng.normal(size=truth.shape)).astype(np.float32), truth
+
+
+def test_psnr_and_nmse_by_their_formulas() -> None:
+    made, truth = _volumes()
+    mean_square = ((made - truth) ** 2).mean()
+    assert metrics.psnr(made, truth, 2.0) == pytest.approx(10 * np.log10(4.0 / mean_square), rel=1e-5)
+    assert metrics.nmse(made, truth) == pytest.approx(mean_square / (truth**2).mean(), rel=1e-5)
+
+
+def test_ssim_is_that_which_training_minimises() -> None:
+    made, truth = _volumes()
+    truth[:, 0, 0] = 1.0  # the same range in every slice: training takes the slice's, evaluation the volume's
+    loss = structural_dissimilarity(torch.from_numpy(made)[:, None], torch.from_numpy(truth)[:, None])
+    assert metrics.ssim(made, truth, 1.0) == pytest.approx(1 - float(loss.mean()), abs=1e-4)
+
+
+def test_dice_of_half_a_mask_is_two_thirds() -> None:
+    truth = np.zeros((4, 4), dtype=bool)
+    truth[:2] = True
+    half = truth.copy()
+    half[1] = False
+    assert metrics.dice(half, truth) == pytest.approx(2 / 3)
+    assert metrics.dice(~truth, truth) == 0 and metrics.dice(truth, truth) == 1
+
+
+def test_nothing_predicted_of_nothing_is_right() -> None:
+    empty, full = np.zeros((4, 4), dtype=bool), np.ones((4, 4), dtype=bool)
+    assert metrics.dice(empty, empty) == 1 and metrics.dice(full, empty) == 0
+
+
+@given(first=boxes, second=boxes)
+def test_iou_is_symmetric_and_one_for_itself(first: TextBox, second: TextBox) -> None:
+    assert metrics.iou(first, first) == 1
+    assert metrics.iou(first, second) == metrics.iou(second, first) <= 1
+
+
+def test_a_box_counts_once() -> None:
+    near = TextBox("lesion", 110, 100, 205, 200)
+    assert metrics.matches([FOUND, near], [FOUND]) == 1
+    assert metrics.detection_f1([[FOUND, near]], [[FOUND]]) == pytest.approx(2 / 3)
+    assert metrics.detection_f1([[TextBox("cyst", 100, 100, 200, 200)]], [[FOUND]]) == 0
+    assert metrics.detection_f1([[]], [[]]) == 1
+
+
+def test_auroc_is_that_of_scikit_learn() -> None:
+    scores, truth = [0.1, 0.4, 0.35, 0.8], [False, False, True, True]
+    assert metrics.auroc(scores, truth) == roc_auc_score(truth, scores)
+    assert metrics.auroc(scores, [True] * 4) == 0.5
+
+
+def test_a_field_counts_where_name_and_text_are_right() -> None:
+    truth = "Modality: MRI. Sequence: T1-weighted."
+    assert metrics.field_f1([truth], [truth]) == 1
+    assert metrics.field_f1(["Modality: MRI. Sequence: FLAIR."], [truth]) == 0.5
+    assert metrics.field_f1(["words"], [truth]) == 0
+
+
+def test_texts_that_are_the_same_score_one() -> None:
+    text = ["one lesion in the left hemisphere of the brain"]
+    assert metrics.bleu(text, text) == pytest.approx(1) and metrics.rouge_l(text, text) == pytest.approx(1)
+    assert metrics.bleu(["quite other words stand here in this text"], text) < 0.1

@@ -1,0 +1,25 @@
+"""A tiny model, saved as a trained stage would save it. Its weights are random; its answers mean nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from components.curation.corpus import Corpus
+from components.files import write_json
+from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
+from model_core.processing import Processor
+from model_core.tokenization import special_ids, train_tokenizer
+
+
+def tiny_model(folder: Path, corpus: Corpus, matrix: int = 32, pixel_mm: float = 6.75) -> Path:
+    """Save a debug-size model with a tokenizer of the corpus."""
+    texts = [one.text for _, one in sorted(corpus.descriptions.items())] + [one.instruction for one in corpus.instructions]
+    tokenizer = train_tokenizer(texts, 400)
+    torch.manual_seed(0)
+    model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", len(tokenizer), **special_ids(tokenizer)))
+    model.save_pretrained(folder)
+    Processor(tokenizer).save_pretrained(folder)
+    write_json(folder / "preprocessing.json", {"matrix": matrix, "pixel_mm": pixel_mm})
+    return folder
