@@ -6,8 +6,8 @@ from pathlib import Path
 
 from components.errors import BadInput
 
-WEIGHTS = "weights"
-"""Folder of the saved model among a registered model's artifacts."""
+PREPROCESSING = "preprocessing.json"
+"""What a model folder has beside weights and tokenizer: the grid that images are brought to."""
 
 
 def resolve_model(model: str | Path, tracking_uri: str) -> Path:
@@ -31,7 +31,7 @@ def resolve_model(model: str | Path, tracking_uri: str) -> Path:
         local = Path(mlflow.artifacts.download_artifacts(str(model)))
     except MlflowException:
         raise BadInput("MLflow has no such model", where=str(model), remedy="omnimri models list shows those there are") from None
-    found = sorted(local.rglob(f"{WEIGHTS}/config.json"))
+    found = sorted(local.rglob(PREPROCESSING))
     if not found:
         raise BadInput("not a model of OmniMRI", where=str(model), remedy="omnimri models list shows those there are")
     return found[0].parent

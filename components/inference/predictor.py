@@ -23,6 +23,7 @@ from components.curation.resampling import PlaneGrid
 from components.curation.single import gridded
 from components.errors import BadInput
 from components.files import read_json
+from components.inference.models import PREPROCESSING
 from components.inference.prediction import FoundBox, Prediction
 from components.ingestion.volume import Volume
 from components.settings import TaskName
@@ -32,7 +33,6 @@ from model_core.boxes import BOX_TOKEN, GRID, NO_LESION, parse_boxes
 from model_core.processing import Processor
 from model_core.tokenization import IMAGE, SEG
 
-PREPROCESSING = "preprocessing.json"
 BATCH, DIAGNOSIS_SLICES, LONGEST_ANSWER = 8, 12, 200
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,19 @@ def load(path: Path) -> Any:
         BadInput: not NIfTI, or shorter than its header says.
     """
     try:
-        image: Any = nib.load(path)
+        image: Any = nib.load(path) if path.name.endswith((".nii", ".nii.gz")) else _from_bytes(path.read_bytes())
         np.asanyarray(image.dataobj)
     except Exception as error:
         raise BadInput(f"NIfTI cannot be read: {type(error).__name__}", where=path.name, remedy="get the file again") from None
     if len(image.shape) not in (3, 4):
         raise BadInput(f"NIfTI of {len(image.shape)} dimensions", where=path.name, remedy="give images of 3 or 4 dimensions")
     return image
+
+
+def _from_bytes(content: bytes) -> Any:
+    """An image whose file name does not say what it is, which nibabel's loader goes by."""
+    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    return (nib.Nifti2Image if content[4:8] == b"n+2\0" else nib.Nifti1Image).from_bytes(content)
 
 
 def write_clean(image: Any, target: Path) -> None:
