@@ -105,16 +105,25 @@ class Engine:
                     f"the loss of step {number} is not finite", where="training", remedy="lower learning_rate; run again"
                 )  # fmt: skip
             self.engine.backward(output.total)
+            self._refuse_broken_gradients(number)
             self.engine.step()
             outputs.append(output)
         norm = self.engine.get_global_grad_norm()
         norm = float(norm) if norm is not None else float("nan")
-        if math.isinf(norm):
+        if not math.isfinite(norm) or norm < 0:  # ZeRO has skipped the step by itself
             raise JobFailed(
                 f"the gradient of step {number} is not finite", where="training", remedy="lower learning_rate; run again"
             )
         parts = {name: sum(float(o.parts[name]) for o in outputs) / len(outputs) for name in outputs[0].parts}
         return StepResult(sum(float(o.total.detach()) for o in outputs) / len(outputs), parts, norm, rate)
+
+    def _refuse_broken_gradients(self, number: int) -> None:
+        """ZeRO and bfloat16 skip such a step; plain float32 would take it and lose the weights."""
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            raise JobFailed(
+                f"the gradient of step {number} is not finite", where="training", remedy="lower learning_rate; run again"
+            )
 
     def save(self, step: int) -> None:
         """Write a checkpoint of ``step`` finished steps. It counts from when :meth:`name` names it."""

@@ -152,8 +152,12 @@ class Stop:
         return bool(flag.item() > 0)
 
 
-def train(job: Job, rank: int, world: int, stop: Stop) -> bool:
-    """Train to the end; False where it was stopped before."""
+def train(job: Job, rank: int, world: int, stop: Stop) -> None:
+    """Train to the end.
+
+    Raises:
+        SystemExit: asked to stop before; the checkpoint is written, and the run is marked killed, not finished.
+    """
     processor = Processor.from_pretrained(job.tokenizer)
     model = starting_model(job, processor)
     objective = OBJECTIVES[job.stage](model)
@@ -170,6 +174,8 @@ def train(job: Job, rank: int, world: int, stop: Stop) -> bool:
         if run is not None and first == 0:
             profile = {"volumes": len(samples.numbers), "slices": len(samples.slices)}
             run.log_dataset("curated corpus, training split", job.corpus.digest, "training", profile)
+        if run is not None:
+            curve.tell(run)  # what a job noted and was killed before telling
         for step, micro_batches in zip(range(first, settings.steps), maker.steps(first), strict=False):
             begun = time.monotonic()
             seed_step(job.key, step, rank)
@@ -186,10 +192,9 @@ def train(job: Job, rank: int, world: int, stop: Stop) -> bool:
                 if run is not None:
                     curve.tell(run)
             if stopping and step + 1 < settings.steps:
-                return False
+                raise SystemExit(INTERRUPTED)
         if rank == 0:
             _finish(job, objective, processor, curve, run, started, durations, first)
-    return True
 
 
 def _whole_batches(maker: BatchMaker) -> Iterator[Any]:
@@ -259,9 +264,9 @@ def main(path: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise JobFailed("another process trains this stage", where=str(job.folder), remedy="wait for it, or end it") from None
-        finished = train(job, rank, world, stop)
+        train(job, rank, world, stop)
     torch.distributed.destroy_process_group()
-    return 0 if finished else INTERRUPTED
+    return 0
 
 
 if __name__ == "__main__":

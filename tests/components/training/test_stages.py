@@ -104,3 +104,28 @@ def test_a_failed_job_shows_its_log(tmp_path: Path) -> None:
     job = JobSpec("broken", "components.training.worker", (str(tmp_path / "missing.json"),), 1, tmp_path)
     with pytest.raises(JobFailed, match=r"missing\.json(.|\n)*broken\.log"):
         LocalLauncher().submit(job).wait()
+
+
+class StoppedLater(LocalLauncher):
+    """Asks the job to stop as soon as it has written a checkpoint."""
+
+    def submit(self, job: JobSpec) -> LocalHandle:
+        handle = super().submit(job)
+        while not (job.folder / "checkpoint.json").exists() and handle.process.poll() is None:
+            time.sleep(0.01)
+        handle.cancel()
+        return handle
+
+
+def test_asked_to_stop_it_keeps_its_last_step_and_is_not_called_finished(corpus_root: Path, tmp_path: Path) -> None:
+    settings = _settings("training.vision_pretraining.steps=500", "training.vision_pretraining.checkpoint_every=2")
+    home = Home(tmp_path, tmp_path / "data")
+    with pytest.raises(JobFailed, match="run again"):
+        train_stage("vision_pretraining", corpus_root, settings, home, None, None, StoppedLater())
+    (folder,) = home.training.glob("*/checkpoint.json")
+    steps = json.loads(folder.read_text())["step"]
+    assert 2 <= steps < 500 and len((folder.parent / "curve.jsonl").read_text().splitlines()) == steps
+    import mlflow
+
+    run_id = json.loads((folder.parent / "run.json").read_text())["run_id"]
+    assert mlflow.MlflowClient(home.tracking_uri).get_run(run_id).info.status == "KILLED"
