@@ -14,7 +14,7 @@ from components.errors import JobFailed
 from components.launching.job import JobSpec
 from components.provenance import REPOSITORY
 
-GRACE_S = 60.0
+GRACE_S, SAY_EVERY_S = 60.0, 10.0
 SHOWN_LINES = 15
 INTERRUPTED = 75
 """Exit status of a job that was asked to stop, wrote a checkpoint and stopped (EX_TEMPFAIL)."""
@@ -27,6 +27,7 @@ class LocalHandle:
     job: JobSpec
     process: subprocess.Popen[bytes]
     log: Path
+    _said: str = ""
 
     def wait(self) -> None:
         """Wait for success.
@@ -35,7 +36,8 @@ class LocalHandle:
             JobFailed: with the last lines of the log and where the rest is.
         """
         try:
-            status = self.process.wait()
+            while (status := self._poll()) is None:
+                self._relay()
         except BaseException:
             self.cancel()
             raise
@@ -46,6 +48,20 @@ class LocalHandle:
         if status != 0:
             tail = "\n".join(self.logs().splitlines()[-SHOWN_LINES:])
             raise JobFailed(f"ended with status {status}:\n{tail}", where=self.job.name, remedy=f"the whole log: {self.log}")
+
+    def _poll(self) -> int | None:
+        """Exit status, or None after a while without one."""
+        try:
+            return self.process.wait(SAY_EVERY_S)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _relay(self) -> None:
+        """Show the job's newest line of progress on standard error."""
+        lines = [line for line in self.logs().splitlines() if line.startswith(f"{self.job.name} ")]
+        if lines and lines[-1] != self._said:
+            self._said = lines[-1]
+            print(self._said, file=sys.stderr, flush=True)
 
     def cancel(self) -> None:
         """SIGTERM, and after a minute SIGKILL."""

@@ -256,7 +256,8 @@ def main(path: Path) -> int:
     stop = Stop()
     disable_progress_bar()
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a tenth of each step
+    # A debugging aid of the deterministic mode, which costs a tenth of each step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     rank, world = join_processes()
     job = Job.read(path)
     with (job.folder / f"lock-{rank}").open("w") as lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,7 @@ class DataRepository:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
 
+        logging.getLogger("dvc").setLevel(logging.WARNING)  # its hints are for people who type DVC's commands
         within_git = (self.root / ".git").exists()
         try:
             if not (self.root / ".dvc").is_dir():
