@@ -1,8 +1,11 @@
 """Which sample comes next: exact mixing ratios and a shuffled order, both computed from one number, the draw's.
 
-Draw k goes to the source with the largest ``w_d (k + 1) - n_d``, n_d being its draws so far: every prefix is within one sample of
-the exact ratio. The n-th draw of a source takes the n-th entry of a keyed permutation of each epoch, computed and never stored. So
-the state of a training run's data is one integer, whatever the number of processes.
+Of D sources, draw k goes, among those that are behind (``w_d (k + 1) - n_d`` is at least 1 / (2 D - 2), n_d being the source's draws
+so far), to the one that would be a whole sample behind soonest. Every prefix is within one sample of the exact ratio (Tijdeman, The
+chairman assignment problem, 1980). To take the one furthest behind is simpler and is not, from five sources on.
+
+The n-th draw of a source takes the n-th entry of a keyed permutation of each epoch, computed and never stored. So the state of a
+training run's data is one integer, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 ROUNDS = 4
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,20 @@ class Mixture:
         counts = [0] * len(self.sources)
         number = 0
         while True:
-            claims = [source.weight * (number + 1) - count for source, count in zip(self.sources, counts, strict=True)]
-            chosen = max(range(len(claims)), key=claims.__getitem__)
+            chosen = self._most_urgent(number, counts)
             if number >= start:
                 yield self._draw(number, chosen, counts[chosen])
             counts[chosen] += 1
             number += 1
+
+    def _most_urgent(self, number: int, counts: list[int]) -> int:
+        """Tijdeman's rule."""
+        if len(self.sources) == 1:
+            return 0
+        slack = 1 / (2 * len(self.sources) - 2)
+        behind = [source.weight * (number + 1) - count for source, count in zip(self.sources, counts, strict=True)]
+        candidates = [d for d, claim in enumerate(behind) if claim >= slack - ROUNDING and self.sources[d].weight > 0]
+        return min(candidates, key=lambda d: (1 - slack - behind[d]) / self.sources[d].weight)
 
     def _draw(self, number: int, chosen: int, before: int) -> Draw:
         source = self.sources[chosen]
