@@ -13,7 +13,8 @@ from components.curation.corpus import Corpus
 from components.curation.records import InstructionRecord, VolumeRecord
 from model_core.boxes import TextBox
 
-TV_WEIGHT, TV_ITERATIONS = 0.005, 60
+TV_WEIGHT, TV_ITERATIONS = 0.001, 600
+"""The best of six weights and four iteration counts on training patients."""
 LEVELS = 8
 """Heights of the atlas, from the first slice to the last."""
 

@@ -1,6 +1,6 @@
 """Which sample comes next: exact mixing ratios and a shuffled order, both computed from one number, the draw's.
 
-Of D sources, draw k goes, among those that are behind (``w_d (k + 1) - n_d`` is at least 1 / (2 D - 2), n_d being the source's draws
+Of D sources, draw k goes, among those that are behind (``w_d (k + 1) - n_d`` is at least 1 / (2 D - 2), n_d being its draws
 so far), to the one that would be a whole sample behind soonest. Every prefix is within one sample of the exact ratio (Tijdeman, The
 chairman assignment problem, 1980). To take the one furthest behind is simpler and is not, from five sources on.
 
