@@ -72,6 +72,7 @@ class Tracking:
                   **{f"omnimri.{name}": value for name, value in tags.items()}},
         )  # fmt: skip
         self._log_parameters(client, run.info.run_id, flat(settings.model_dump(mode="json", exclude={"datasets"})))
+        StageRun(client, run.info.run_id).log_dataset("data", data_digest, "source", {"datasets": len(settings.datasets)})
         client.set_tag(run.info.run_id, "omnimri.datasets", ", ".join(dataset.card for dataset in settings.datasets))
         return str(run.info.run_id)
 
@@ -165,6 +166,6 @@ class StageRun:
 
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        source = json.dumps({"dvc": "data.dvc", "corpus_digest": digest})
+        source = json.dumps({"dvc": "data.dvc", "digest": digest})
         dataset = Dataset(name, digest[:32], "local", source, profile=json.dumps(dict(profile)))
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
