@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from components.errors import BadInput, OmniMRIError
+from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
 from flows.environment import settle
@@ -57,6 +57,10 @@ def run(profile: ProfileOption = "demo", overrides: SetOption = None, as_json: J
         emit(report)
     else:
         _print_pipeline(report)
+    if report.refused:
+        name, number = report.model.name, report.model.version
+        remedy = f"look at the report; omnimri models promote {number} --to staging --reason TEXT takes it all the same"
+        raise GateRefused(report.refused, where=f"{name} version {number} stays candidate", remedy=remedy)
 
 
 def _print_pipeline(report: PipelineReport) -> None:

@@ -31,6 +31,7 @@ class PipelineReport:
     Attributes:
         seconds: wall time by step, seconds.
         peak_memory_mib: highest resident memory of the run's process tree, MiB.
+        refused: why the model was not promoted to staging; empty if it was.
     """
 
     profile: str
@@ -46,6 +47,7 @@ class PipelineReport:
     tracking_uri: str
     seconds: dict[str, float]
     peak_memory_mib: float
+    refused: str
 
 
 @dataclass
@@ -81,7 +83,7 @@ def pipeline(settings: Settings) -> PipelineReport:
             evaluation = evaluate_model(model, settings.evaluation, settings.seed)
         with watch.step("register + stage"):
             lineage = Lineage.of(settings, data.digest, curation.digest, stages, validation.passed)
-            version = register_and_stage(model, evaluation, lineage, run_id, settings.registry)
+            version, refused = register_and_stage(model, evaluation, lineage, run_id, settings.registry)
         scores = {f"{row.task}/{row.metric}": row.model for row in evaluation.rows}
         tracking.finish_pipeline(run_id, scores, [evaluation.report])
     return PipelineReport(
@@ -98,4 +100,5 @@ def pipeline(settings: Settings) -> PipelineReport:
         tracking_uri=home.tracking_uri,
         seconds=watch.seconds,
         peak_memory_mib=round(memory.mib),
+        refused=refused,
     )

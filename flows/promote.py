@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger, task
 
 from components.evaluation import EvaluationReport
 from components.home import Home
-from components.registry import Lineage, ModelVersion, promote, register
+from components.registry import Lineage, ModelVersion, promote, refusal, register
 from components.settings import RegistrySettings
 
 
@@ -44,7 +44,14 @@ def promote_model(
 @flow(name="register", validate_parameters=False)
 def register_and_stage(
     model: Path, evaluation: EvaluationReport, lineage: Lineage, run_id: str, settings: RegistrySettings
-) -> ModelVersion:
-    """Register a model as candidate, then try the gate to staging."""
+) -> tuple[ModelVersion, str]:
+    """Register a model as candidate, then try the gate to staging; the version, and why the gate stayed shut ("" if it opened).
+
+    A model that is worse than the one in place is a result, not a failure of the pipeline.
+    """
     version = register_model(model, evaluation, lineage, run_id, settings)
-    return promote_version(version.version, "staging", settings, None)
+    refused = refusal(version, "staging", Home.open().tracking_uri, settings)
+    if refused:
+        get_run_logger().warning("%s version %s stays candidate: %s", version.name, version.version, refused)
+        return version, refused
+    return promote_version(version.version, "staging", settings, None), ""

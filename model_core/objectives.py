@@ -228,7 +228,7 @@ class InstructionTuning(Objective):
     def forward(self, batch: SequenceBatch) -> LossOutput:
         """Cross-entropy of the responses and the image decoder's losses."""
         output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW)
-        text = _text_loss(output, batch.labels_BL)
+        text = _text_loss_by_sample(output, batch.labels_BL)
         image, mask = self._decoder_loss(output, batch)
         total = text + image + mask + _router_loss(output) + 0.0 * self.model.vision.mask_token.sum()
         return _output(total, text=text, image=image, mask=mask, **_router_parts(output))
@@ -282,6 +282,16 @@ def _text_loss(output: OmniMRIOutput, labels_BL: Tensor) -> Tensor:
     assert output.logits is not None
     logits, labels = output.logits[:, :-1].float().flatten(0, 1), labels_BL[:, 1:].flatten()
     return global_mean(F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum"), (labels != IGNORE).sum())
+
+
+def _text_loss_by_sample(output: OmniMRIOutput, labels_BL: Tensor) -> Tensor:
+    """Cross-entropy averaged over each response, then over the responses of all ranks: a report of a hundred tokens counts as much
+    as a yes or no, and does not drown it."""
+    assert output.logits is not None
+    labels = labels_BL[:, 1:]
+    each = F.cross_entropy(output.logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
+    tokens_B = (labels != IGNORE).sum(-1)
+    return global_mean((each.sum(-1) / tokens_B.clamp(min=1)).sum(), (tokens_B > 0).sum())
 
 
 def _router_loss(output: OmniMRIOutput) -> Tensor:

@@ -2,6 +2,6 @@
 
 from components.registry.gate import gate
 from components.registry.records import Lineage, ModelVersion
-from components.registry.versions import list_versions, promote, register, show_version
+from components.registry.versions import list_versions, promote, refusal, register, show_version
 
-__all__ = ["Lineage", "ModelVersion", "gate", "list_versions", "promote", "register", "show_version"]
+__all__ = ["Lineage", "ModelVersion", "gate", "list_versions", "promote", "refusal", "register", "show_version"]

@@ -162,6 +162,16 @@ def _card(evaluation: EvaluationReport, tags: dict[str, str]) -> str:
     return environment.from_string(CARD.read_text()).render(rows=evaluation.rows, tags=shown)
 
 
+def refusal(candidate: ModelVersion, to: Literal["staging", "production"], tracking_uri: str, settings: RegistrySettings) -> str:
+    """Why the gate would refuse a version; empty where it is open, or the version is through already."""
+    if to in candidate.aliases:
+        return ""
+    client = _client(tracking_uri)
+    holder = client.get_registered_model(settings.name).aliases.get(to)
+    incumbent = _version(client, settings.name, str(holder)) if holder else None
+    return "; ".join(gate(candidate, incumbent, to, settings))
+
+
 def promote(
     version: str, to: Literal["staging", "production"], tracking_uri: str, settings: RegistrySettings, reason: str | None = None
 ) -> ModelVersion:
@@ -175,18 +185,16 @@ def promote(
     candidate = show_version(version, tracking_uri, settings.name)
     if to in candidate.aliases:
         return candidate
-    holder = client.get_registered_model(settings.name).aliases.get(to)
-    incumbent = _version(client, settings.name, str(holder)) if holder else None
-    refusals = gate(candidate, incumbent, to, settings)
-    if refusals and reason is None:
+    refused = refusal(candidate, to, tracking_uri, settings)
+    if refused and reason is None:
         raise GateRefused(
-            "; ".join(refusals), where=f"{settings.name} version {candidate.version} to {to}",
+            refused, where=f"{settings.name} version {candidate.version} to {to}",
             remedy="train or evaluate again; --reason TEXT promotes all the same and is recorded",
         )  # fmt: skip
     if reason is not None and not reason.strip():
         raise BadInput("a forced promotion needs a reason", where="--reason", remedy="say why")
-    if refusals:
-        client.set_model_version_tag(settings.name, candidate.version, f"forced.{to}", f"{reason} [{'; '.join(refusals)}]"[:4900])
+    if refused:
+        client.set_model_version_tag(settings.name, candidate.version, f"forced.{to}", f"{reason} [{refused}]"[:4900])
     client.set_registered_model_alias(settings.name, to, candidate.version)
     _mirror_stage(client, settings.name, candidate.version, to)
     return _version(client, settings.name, candidate.version)

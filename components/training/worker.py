@@ -27,6 +27,7 @@ from components.errors import JobFailed
 from components.files import atomic_directory, atomic_file, read_json, write_json
 from components.home import Home
 from components.launching.local import INTERRUPTED
+from components.provenance import digest
 from components.settings import Settings, StageName
 from components.tracking import StageRun, Tracking
 from components.training.batches import BatchMaker, Rank
@@ -79,7 +80,7 @@ class Job:
     @property
     def key(self) -> int:
         """Seed of this stage's random numbers."""
-        return int(self.digest[:12], 16) ^ self.settings.seed
+        return int(digest(self.settings.seed, self.stage, "random numbers")[:12], 16)
 
 
 def starting_model(job: Job, processor: Processor) -> OmniMRIForConditionalGeneration:
