@@ -82,6 +82,16 @@ class Answerer:
             made.extend(self.processor.decode(answer) for answer in answers)
         return made
 
+    def confidences(self, cases: Sequence[Case], answers: Sequence[str]) -> list[float]:
+        """Mean probability of the tokens of each answer after its question; 0 for an empty answer."""
+        made: list[float] = []
+        for case, answer in zip(cases, answers, strict=True):
+            tokens = self.processor.tokens(answer)
+            ids, mask = self.processor.pad([self.processor.encode(case.record.instruction, None, self._tokens(case)).input_ids])
+            scores = self.model.answer_probability(ids, mask, self._pixels([case]), [tokens]) if tokens else None
+            made.append(0.0 if scores is None else float(scores))
+        return made
+
     def yes_probabilities(self, cases: Sequence[Case]) -> list[float]:
         """p(yes) / (p(yes) + p(no)) of the answer's first word."""
         made: list[float] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from components.curation.corpus import Corpus
 from components.errors import BadInput
@@ -12,7 +14,9 @@ from components.files import atomic_directory, read_json, write_json
 from components.provenance import SHORT, code_digest, digest, file_md5
 from components.settings import EvaluationSettings
 
-RESULTS, CASES, PAGE = "results.json", "cases.json", "report.html"
+RESULTS, ROWS, CASES, PAGE = "results.json", "rows.parquet", "cases.json", "report.html"
+CODE = ("components/evaluation", "components/curation", "components/training", "model_core", "kernels")
+"""What decides a number: curation holds undersampling and the template, training how a case is read."""
 
 
 def weights_digest(model_dir: Path) -> str:
@@ -34,15 +38,15 @@ def evaluate(model_dir: Path, corpus_root: Path, settings: EvaluationSettings, o
     """
     corpus = Corpus.open(corpus_root)
     weights = weights_digest(model_dir)
-    code = code_digest("components/evaluation", "model_core", "kernels")
-    identity = digest(weights, corpus.digest, settings, seed, code)
+    identity = digest(weights, corpus.digest, settings, seed, code_digest(*CODE))
     folder = out / identity[:SHORT]
     reused = (folder / RESULTS).exists()
     if not reused:
         with atomic_directory(folder) as temporary:
             _evaluate(model_dir, weights, corpus, settings, seed, temporary)
-    rows = tuple(ResultRow(**row) for row in read_json(folder / RESULTS)["rows"])
-    return EvaluationReport(identity, folder, folder / PAGE, rows, reused)
+    results = read_json(folder / RESULTS)
+    rows = tuple(ResultRow(**row) for row in results["rows"])
+    return EvaluationReport(identity, folder, folder / PAGE, rows, results["cases"], reused)
 
 
 def _evaluate(model_dir: Path, weights: str, corpus: Corpus, settings: EvaluationSettings, seed: int, folder: Path) -> None:
@@ -72,10 +76,22 @@ def _evaluate(model_dir: Path, weights: str, corpus: Corpus, settings: Evaluatio
     note = "All test patients are synthetic: the numbers say that the machinery works, nothing about patients." if synthetic else (
         "Part of the test patients are real scans; see the dataset cards for their rights."
     )  # fmt: skip
+    unseen = sum(record.held_out_phrasing for records in chosen.values() for record in records)
+    phrasings = f"{unseen} of {sum(map(len, chosen.values()))} questions in words that were never trained on"
     facts = {
-        "note": note, "weights": weights, "corpus": corpus.digest, "cases": digest(cases), "patients": len(patients), "seed": seed,
+        "note": note, "phrasings": phrasings,
+        "weights": weights, "corpus": corpus.digest, "cases": digest(cases), "patients": len(patients), "seed": seed,
         "settings": settings.model_dump_json(),
     }  # fmt: skip
     (folder / PAGE).write_text(render(results, facts))
     write_json(folder / CASES, cases)
+    _write_table(folder / ROWS, rows)
     write_json(folder / RESULTS, {"rows": rows, "weights": weights, "corpus": corpus.digest, "cases": digest(cases)})
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows as Parquet, with the baselines in JSON: their names differ from task to task."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([{**row, "baselines": json.dumps(row["baselines"])} for row in rows]), path)

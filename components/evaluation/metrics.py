@@ -82,6 +82,25 @@ def detection_f1(predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequenc
     return 2 * hits / total if total else 1.0
 
 
+def average_precision(
+    predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequence[TextBox]], scores: Sequence[float]
+) -> float:  # fmt: skip
+    """AP of boxes at an overlap of one half, without interpolation; every box has the score of the answer that it stands in.
+
+    scikit-learn's average precision (boxes of equal score enter together) times the recall that all boxes reach, since lesions
+    that no box meets belong to the truth as well. 0 where nothing is right, 1 where there is nothing to find and nothing is found.
+    """
+    from sklearn.metrics import average_precision_score
+
+    hits = [matches(p, t) for p, t in zip(predicted, truth, strict=True)]
+    total = sum(map(len, truth))
+    if not total:
+        return float(not any(predicted))
+    right = [i < hit for p, hit in zip(predicted, hits, strict=True) for i in range(len(p))]
+    ranked = [score for p, score in zip(predicted, scores, strict=True) for _ in p]
+    return float(average_precision_score(right, ranked)) * sum(hits) / total if sum(hits) else 0.0
+
+
 def found_right(predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequence[TextBox]]) -> float:
     """Share of images in which "something or nothing" is answered rightly."""
     return float(np.mean([bool(p) == bool(t) for p, t in zip(predicted, truth, strict=True)]))

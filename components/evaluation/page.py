@@ -44,7 +44,8 @@ def render(results: Mapping[str, TaskResult], facts: Mapping[str, Any]) -> str:
     rows: list[ResultRow] = [row for result in results.values() for row in result.rows]
     pictures = {task: _picture(result.pictures) for task, result in results.items() if result.pictures}
     losing = [row for row in rows if row.verdict == "worse"]
+    behind = [row for row in rows if row.behind and row.verdict != "worse"]
     texts = {task: result.texts for task, result in results.items() if result.texts}
     return environment.from_string(TEMPLATE.read_text()).render(
-        rows=rows, losing=losing, pictures=pictures, texts=texts, facts=facts, tasks=list(results)
+        rows=rows, losing=losing, behind=behind, pictures=pictures, texts=texts, facts=facts, tasks=list(results)
     )

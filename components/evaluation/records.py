@@ -12,9 +12,10 @@ class ResultRow:
 
     Attributes:
         model: value of the model; baselines: of each trivial answer.
-        verdict: ``"better"``, ``"worse"`` or ``"no difference"`` than the best baseline; see
+        verdict: ``"better"``, ``"worse"``, ``"no difference"`` or ``"too few patients"``, against the best baseline; see
             :func:`components.evaluation.verdicts.verdict`.
         cases, patients: how many it rests on.
+        behind: the value itself is short of the best baseline's, whatever the verdict.
     """
 
     task: str
@@ -26,13 +27,19 @@ class ResultRow:
     cases: int
     patients: int
 
+    @property
+    def behind(self) -> bool:  # noqa: D102 (see the class)
+        values = self.baselines.values()
+        return self.model < max(values) if self.higher_is_better else self.model > min(values)
+
 
 @dataclass(frozen=True)
 class EvaluationReport:
     """One evaluation.
 
     Attributes:
-        folder: ``results.json``, ``cases.json`` and the page; report: the page.
+        folder: ``results.json``, ``rows.parquet``, ``cases.json`` and the page; report: the page.
+        cases: digest of the list of cases; two evaluations compare only where it is the same.
         reused: it had been made before.
     """
 
@@ -40,4 +47,5 @@ class EvaluationReport:
     folder: Path
     report: Path
     rows: tuple[ResultRow, ...]
+    cases: str = ""
     reused: bool = field(default=False, compare=False)

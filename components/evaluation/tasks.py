@@ -20,6 +20,7 @@ from components.settings import EvaluationSettings
 from model_core.boxes import TextBox, parse_boxes
 
 PICTURES = 4
+"""The first cases: structures, answers and patients take turns in their order, so that no kind is left out."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def reconstruction(
         if metric is metrics.psnr:
             title = f"{name}, mean of {settings.samples} samples"
             result.rows.append(_row("reconstruction", title, higher, sampled, scores, patients, len(cases)))
-    for i in range(0, len(cases), max(len(cases) // PICTURES, 1)):
+    for i in range(min(PICTURES, len(cases))):
         panels = [("zero-filled", made["zero-filled"]), ("total variation", made["total variation"]), ("model", made["model"])]
         result.pictures.append([Panel(name, images[i]) for name, images in panels] + [Panel("truth", cases[i].target.image)])
     return result
@@ -106,13 +107,14 @@ def segmentation(
     truth = [case.target.image > 0.5 for case in cases]
     atlas = [learned.mask(case.record, corpus.volumes[case.record.volume_id]) for case in cases]
     result = TaskResult()
-    for structure in sorted({str(case.record.structure) for case in cases}):
-        numbers = [i for i, case in enumerate(cases) if case.record.structure == structure]
+    structures = sorted({str(case.record.structure) for case in cases})
+    for structure in ["all structures", *structures]:
+        numbers = [i for i, case in enumerate(cases) if structure not in structures or case.record.structure == structure]
         patients = [cases[i].record.patient_id for i in numbers]
         model = _mean_of([metrics.dice(masks[i], truth[i]) for i in numbers])
         base = {"atlas": _mean_of([metrics.dice(atlas[i], truth[i]) for i in numbers])}
         result.rows.append(_row("segmentation", f"Dice, {structure}", True, model, base, patients, len(numbers)))
-    for i in range(0, len(cases), max(len(cases) // PICTURES, 1)):
+    for i in range(min(PICTURES, len(cases))):
         name = str(cases[i].record.structure)
         result.pictures.append(
             [Panel("image", cases[i].image), Panel(f"atlas: {name}", atlas[i]), Panel("model", masks[i]), Panel("truth", truth[i])]
@@ -122,7 +124,8 @@ def segmentation(
 
 def detection(cases: list[Case], answerer: Answerer, corpus: Corpus, learned: Learned, settings: EvaluationSettings) -> TaskResult:
     """F1 of boxes, and of whether there is anything, beside "nothing" and the training patients' median box."""
-    predicted = [parse_boxes(text) for text in answerer.texts(cases)]
+    answers = answerer.texts(cases)
+    predicted = [parse_boxes(text) for text in answers]
     truth = [[TextBox(b.label, b.row0, b.col0, b.row1, b.col1) for b in case.record.boxes] for case in cases]
     nothing: list[list[TextBox]] = [[] for _ in cases]
     always = [[learned.box] if learned.box else [] for _ in cases]
@@ -131,8 +134,15 @@ def detection(cases: list[Case], answerer: Answerer, corpus: Corpus, learned: Le
     for name, score in (("F1 at IoU 0.5", metrics.detection_f1), ("found or not, accuracy", metrics.found_right)):
         base = {"nothing": _of_pairs(score, nothing, truth), "median box": _of_pairs(score, always, truth)}
         result.rows.append(_row("detection", name, True, _of_pairs(score, predicted, truth), base, patients, len(cases)))
-    shown = [i for i in range(len(cases)) if truth[i]]
-    for i in shown[:: max(len(shown) // PICTURES, 1)][:PICTURES]:
+    scored = list(zip(predicted, answerer.confidences(cases, answers), strict=True))
+
+    def precision(pairs: Sequence[tuple[Sequence[TextBox], float]], real: Sequence[Sequence[TextBox]]) -> float:
+        return metrics.average_precision([boxes for boxes, _ in pairs], real, [confidence for _, confidence in pairs])
+
+    sure = {"nothing": [(boxes, 1.0) for boxes in nothing], "median box": [(boxes, 1.0) for boxes in always]}
+    base = {name: _of_pairs(precision, pairs, truth) for name, pairs in sure.items()}
+    result.rows.append(_row("detection", "AP at IoU 0.5", True, _of_pairs(precision, scored, truth), base, patients, len(cases)))
+    for i in [i for i in range(len(cases)) if truth[i] or predicted[i]][:PICTURES]:
         size = cases[i].image.shape
         result.pictures.append(
             [Panel("truth", cases[i].image, _pixels(truth[i], size)), Panel("model", cases[i].image, _pixels(predicted[i], size))]
@@ -159,22 +169,23 @@ def diagnosis(cases: list[Case], answerer: Answerer, corpus: Corpus, learned: Le
     for name, score in (("AUROC", metrics.auroc), ("accuracy", accuracy)):
         base = {"majority": _of_pairs(score, always, truth)}
         result.rows.append(_row("diagnosis", name, True, _of_pairs(score, scores, truth), base, patients, len(cases)))
-    for i in range(0, len(cases), max(len(cases) // PICTURES, 1)):
+    for i in range(min(PICTURES, len(cases))):
         result.texts.append((cases[i].record.instruction, cases[i].record.response, f"p(yes) = {scores[i]:.2f}"))
     return result
 
 
 def report(cases: list[Case], answerer: Answerer, corpus: Corpus, learned: Learned, settings: EvaluationSettings) -> TaskResult:
-    """Text overlap, and the share of right fields, beside the most frequent training report."""
+    """Text overlap, and the share of right fields, beside the most frequent training report, of all and of the same sequence."""
     made = answerer.texts(cases)
     truth = [case.record.response for case in cases]
     same = [learned.report] * len(cases)
+    of_sequence = [learned.report_of(corpus.volumes[case.record.volume_id]) for case in cases]
     patients = [case.record.patient_id for case in cases]
     result = TaskResult()
     for name, score in (("field F1", metrics.field_f1), ("ROUGE-L", metrics.rouge_l), ("BLEU", metrics.bleu)):
-        base = {"most frequent": _of_pairs(score, same, truth)}
+        base = {"most frequent": _of_pairs(score, same, truth), "of its sequence": _of_pairs(score, of_sequence, truth)}
         result.rows.append(_row("report", name, True, _of_pairs(score, made, truth), base, patients, len(cases)))
-    for i in range(0, len(cases), max(len(cases) // PICTURES, 1)):
+    for i in range(min(PICTURES, len(cases))):
         result.texts.append((cases[i].record.instruction, truth[i], made[i]))
     return result
 

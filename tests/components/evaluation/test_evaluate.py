@@ -1,17 +1,27 @@
 """An evaluation of a model that knows nothing says so, on test patients only, and is made once."""
 
+import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 
 from components.curation.corpus import Corpus
 from components.errors import BadInput
-from components.evaluation import EvaluationReport, evaluate
+from components.evaluation import EvaluationReport, ResultRow, evaluate
 from components.evaluation.baselines import learn, total_variation
 from components.evaluation.cases import choose
-from components.evaluation.verdicts import verdict
+from components.evaluation.evaluate import CODE
+from components.evaluation.verdicts import TOO_FEW, verdict
+from components.files import read_json
+from components.provenance import digest
 from components.settings import TASKS, EvaluationSettings
 from components.training.samples import input_and_target
 from tests.corpora import tiny_corpus
@@ -51,6 +61,7 @@ def test_the_page_says_where_the_model_loses_and_what_it_rests_on(report: Evalua
 def test_it_is_made_once(report: EvaluationReport, corpus: Corpus, model: Path) -> None:
     again = evaluate(model, corpus.root, SETTINGS, report.folder.parent, seed=0)
     assert again.reused and not report.reused and again == report
+    assert again.cases == digest(read_json(report.folder / "cases.json"))
 
 
 def test_only_test_patients_are_asked_about(corpus: Corpus) -> None:
@@ -64,6 +75,7 @@ def test_the_atlas_knows_training_patients_only(corpus: Corpus) -> None:
     learned = learn(corpus)
     assert learned.atlas and learned.report and learned.box
     without = Corpus(corpus.root, corpus.summary)
+    without.__dict__["instructions"] = [one for one in corpus.instructions if one.split != "train"]
     without.__dict__["volumes"] = {k: v for k, v in corpus.volumes.items() if v.split != "train"}
     assert not learn(without).atlas
 
@@ -76,16 +88,72 @@ def test_total_variation_beats_zero_filling(corpus: Corpus) -> None:
 
 
 def test_a_difference_must_hold_across_patients() -> None:
-    patients = [f"p{i // 3}" for i in range(12)]
-    clear, doubtful = [0.9] * 12, [0.9] * 9 + [-5.0] * 3
+    patients = [f"p{i // 3}" for i in range(18)]
+    clear, doubtful = [0.9] * 18, [0.9] * 15 + [-5.0] * 3
 
     def score(values: list[float]):  # type: ignore[no-untyped-def]
         return lambda chosen: sum(values[i] for i in chosen) / len(chosen)
 
-    zero = score([0.0] * 12)
+    zero = score([0.0] * 18)
     assert verdict(score(clear), zero, patients, higher_is_better=True) == "better"
     assert verdict(score(clear), zero, patients, higher_is_better=False) == "worse"
     assert verdict(score(doubtful), zero, patients, higher_is_better=True) == "no difference"
+    assert verdict(zero, zero, patients, higher_is_better=True) == "no difference"
+
+
+@pytest.mark.parametrize("patients", [1, 3, 5])
+def test_a_few_patients_settle_nothing_however_clear(patients: int) -> None:
+    names = [f"p{i}" for i in range(patients)]
+    assert verdict(lambda _: 1.0, lambda _: 0.0, names, higher_is_better=True) == TOO_FEW
+
+
+@given(values=st.lists(st.floats(-1, 1), min_size=6, max_size=12))
+def test_one_case_a_patient_is_the_paired_t_test(values: list[float]) -> None:
+    array = np.array(values)
+    assume(array.std() > 1e-3)
+    test = ttest_1samp(array, 0.0)
+    assume(abs(test.pvalue - 0.05) > 1e-6)
+    said = verdict(lambda chosen: float(array[list(chosen)].mean()), lambda _: 0.0, [str(i) for i in range(len(array))], True)
+    assert said == ("no difference" if test.pvalue > 0.05 else "better" if array.mean() > 0 else "worse")
+
+
+def test_the_page_names_what_is_behind_though_undecided(report: EvaluationReport) -> None:
+    page = report.report.read_text()
+    behind = [row for row in report.rows if row.behind and row.verdict != "worse"]
+    assert behind and all(f"<li>{row.task}, {row.metric}: {row.model:.3f} ({row.verdict})</li>" in page for row in behind)
+
+
+def test_a_row_is_behind_its_best_baseline() -> None:
+    row = ResultRow("report", "BLEU", True, 0.5, {"a": 0.4, "b": 0.6}, "no difference", 2, 2)
+    assert row.behind and not replace(row, higher_is_better=False, model=0.3).behind and not replace(row, model=0.7).behind
+
+
+def test_the_rows_are_a_table_too(report: EvaluationReport) -> None:
+    table = pq.read_table(report.folder / "rows.parquet").to_pylist()
+    assert [(row["task"], row["metric"], row["model"]) for row in table] == [(r.task, r.metric, r.model) for r in report.rows]
+    assert json.loads(table[0]["baselines"]) == report.rows[0].baselines
+
+
+@pytest.mark.parametrize("package", ["components/curation", "components/training", "model_core"])
+def test_another_way_to_make_the_input_is_another_evaluation(package: str) -> None:
+    """Undersampling and reading of cases live outside of this room."""
+    assert package in CODE
+
+
+def test_the_baseline_report_is_that_of_the_sequence(corpus: Corpus) -> None:
+    learned = learn(corpus)
+    for sequence in ("T1-weighted", "T2-weighted"):
+        volume = next(one for one in corpus.volumes.values() if one.sequence == sequence and one.split == "test")
+        assert f"Sequence: {sequence}." in learned.report_of(volume)
+        assert learned.report_of(volume.model_copy(update={"sequence": "FLAIR"})) == learned.report
+
+
+def test_the_atlas_shows_what_is_rare(corpus: Corpus) -> None:
+    """A lesion is in half of the slices nowhere; its share is the one that training patients like best."""
+    learned = learn(corpus)
+    assert learned.share["lesion"] < learned.share["white matter"]
+    rows = [one for one in corpus.instructions if one.split == "train" and one.structure == "lesion"]
+    assert any(learned.mask(one, corpus.volumes[one.volume_id]).any() for one in rows)
 
 
 def test_a_folder_without_a_model_is_refused(corpus: Corpus, tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from components.evaluation import metrics
 from model_core.boxes import TextBox
@@ -62,6 +62,27 @@ def test_a_box_counts_once() -> None:
     assert metrics.detection_f1([[FOUND, near]], [[FOUND]]) == pytest.approx(2 / 3)
     assert metrics.detection_f1([[TextBox("cyst", 100, 100, 200, 200)]], [[FOUND]]) == 0
     assert metrics.detection_f1([[]], [[]]) == 1
+
+
+def test_average_precision_by_hand() -> None:
+    """Two lesions, one met by the surest answer, one by nobody: precision 1 up to a recall of one half."""
+    wrong = TextBox("lesion", 700, 700, 800, 800)
+    truth = [[FOUND], [FOUND], []]
+    assert metrics.average_precision([[FOUND], [], [wrong]], truth, [0.9, 0.1, 0.2]) == pytest.approx(0.5)
+    assert metrics.average_precision([[FOUND], [], [wrong]], truth, [0.2, 0.1, 0.9]) == pytest.approx(0.25)
+    assert metrics.average_precision([[FOUND], [FOUND], []], truth, [0.2, 0.1, 0.9]) == 1
+    assert metrics.average_precision([[], [wrong], []], truth, [0.2, 0.1, 0.9]) == 0
+    assert metrics.average_precision([[]], [[]], [0.5]) == 1 and metrics.average_precision([[wrong]], [[]], [0.5]) == 0
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4]), min_size=4, max_size=4),
+    right=st.lists(st.booleans(), min_size=4, max_size=4),
+)
+def test_average_precision_is_that_of_scikit_learn_where_every_lesion_is_met(scores: list[float], right: list[bool]) -> None:
+    assume(any(right))
+    predicted, truth = [[FOUND]] * 4, [[FOUND] if hit else [] for hit in right]
+    assert metrics.average_precision(predicted, truth, scores) == pytest.approx(average_precision_score(right, scores))
 
 
 def test_auroc_is_that_of_scikit_learn() -> None:
