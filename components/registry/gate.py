@@ -6,8 +6,10 @@ import json
 import math
 
 from components.registry.records import NEEDED, ModelVersion
-from components.settings import RegistrySettings
+from components.settings import TASKS, RegistrySettings
 
+CASES = "evaluation_cases"
+"""Tag with the digest of the evaluation's list of cases."""
 RESULTS = "results"
 """Tag with the evaluation's rows: ``[[task, metric, higher_is_better, value], ...]``."""
 
@@ -29,9 +31,14 @@ def gate(candidate: ModelVersion, incumbent: ModelVersion | None, to: str, setti
     ours = results(candidate)
     if not ours:
         return [*reasons, "evaluation: the version has none"]
+    measured = {name.partition("/")[0] for name in ours}
+    reasons += [f"evaluation: {task} was not measured" for task in TASKS if task not in measured]
     reasons += [f"evaluation: {name} is not a number" for name, (_, value) in ours.items() if not math.isfinite(value)]
     if incumbent is not None and incumbent.version != candidate.version:
-        reasons += _worse(ours, results(incumbent), settings.tolerance, f"{to} version {incumbent.version}")
+        worse = _worse(ours, results(incumbent), settings.tolerance, f"{to} version {incumbent.version}")
+        if worse and candidate.tags.get(CASES) != incumbent.tags.get(CASES):
+            reasons.append(f"evaluation: {to} version {incumbent.version} was asked other cases, which may be all of what follows")
+        reasons += worse
     return reasons
 
 

@@ -15,7 +15,7 @@ from components.errors import BadInput, GateRefused
 from components.evaluation import EvaluationReport, weights_digest
 from components.files import write_json
 from components.provenance import REPOSITORY
-from components.registry.gate import RESULTS, gate
+from components.registry.gate import CASES, RESULTS, gate
 from components.registry.records import LOCK, Lineage, ModelVersion
 from components.settings import RegistrySettings
 
@@ -73,7 +73,7 @@ def register(
     """Register an evaluated model as candidate. The same weights, evaluation and lineage keep the version that they have."""
     weights = weights_digest(model_dir)
     tags = {
-        "weights_digest": weights, "evaluation_digest": evaluation.digest, **lineage.tags(),
+        "weights_digest": weights, "evaluation_digest": evaluation.digest, CASES: evaluation.cases, **lineage.tags(),
         RESULTS: json.dumps([[row.task, row.metric, row.higher_is_better, row.model] for row in evaluation.rows]),
     }  # fmt: skip
     same = ("weights_digest", "evaluation_digest", "data_digest", "settings_digest")
@@ -196,14 +196,25 @@ def promote(
     if refused:
         client.set_model_version_tag(settings.name, candidate.version, f"forced.{to}", f"{reason} [{refused}]"[:4900])
     client.set_registered_model_alias(settings.name, to, candidate.version)
-    _mirror_stage(client, settings.name, candidate.version, to)
+    _mirror_stages(client, settings.name)
     return _version(client, settings.name, candidate.version)
 
 
-def _mirror_stage(client: MlflowClient, name: str, version: str, to: str) -> None:
-    """Set the legacy stage too, for clients that ask for ``models:/omnimri/Production``; MLflow will drop it some day."""
+def _mirror_stages(client: MlflowClient, name: str) -> None:
+    """Bring the legacy stages in line with the aliases, for clients that ask for ``models:/omnimri/Production``.
+
+    All versions, not the promoted one alone: a version that has lost its alias must leave the stage, since MLflow answers such a
+    client with the newest version of a stage, after a rollback therefore with the one that was withdrawn. MLflow will drop stages
+    some day.
+    """
     if not hasattr(client, "transition_model_version_stage"):
         return
+    aliases = client.get_registered_model(name).aliases
+    stages = {str(aliases[place]): place.capitalize() for place in ("staging", "production") if place in aliases}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        client.transition_model_version_stage(name, version, to.capitalize(), archive_existing_versions=False)
+        for found in client.search_model_versions(f"name='{name}'"):
+            held = found.current_stage in ("Staging", "Production")
+            stage = stages.get(str(found.version), "Archived" if held else found.current_stage)
+            if stage != found.current_stage:
+                client.transition_model_version_stage(name, str(found.version), stage)

@@ -1,5 +1,6 @@
 """Versions carry their lineage, gates open for what holds, and what is served answers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_a_worse_version_is_refused_by_how_much_and_a_reason_overrides_and_is_ke
     assert "staging" in forced.aliases and forced.tags["forced.staging"].startswith("the old one is withdrawn [")
 
 
+def test_the_legacy_stage_follows_a_rollback(store: Store, first: ModelVersion) -> None:
+    """MLflow answers ``models:/omnimri/Production`` with the newest version of that stage: the withdrawn one must leave it."""
+    later = store.register("later")
+    client = mlflow.MlflowClient(store.uri)
+    for version in (later.version, first.version):
+        promote(version, "production", store.uri, SETTINGS, reason="a test")
+        assert "production" in show_version(version, store.uri, "omnimri").aliases
+        assert [str(one.version) for one in client.get_latest_versions("omnimri", ["Production"])] == [version]
+    promote(first.version, "staging", store.uri, SETTINGS, reason="a test")
+    assert client.get_model_version("omnimri", first.version).current_stage == "Production"
+
+
 def test_a_version_that_is_not_there_is_an_error(store: Store, first: ModelVersion) -> None:
     with pytest.raises(BadInput, match="models list"):
         show_version("99", store.uri, "omnimri")
@@ -116,6 +129,7 @@ def test_a_version_that_is_not_there_is_an_error(store: Store, first: ModelVersi
         ({"validation_passed": "False"}, "did not pass"),
         ({"results": "[]"}, "the version has none"),
         ({"results": '[["report", "BLEU", true, NaN]]'}, "not a number"),
+        ({"results": '[["report", "BLEU", true, 0.5]]'}, "segmentation was not measured"),
     ],
 )
 def test_each_gate_names_its_reason(first: ModelVersion, change: dict[str, str], reason: str) -> None:
@@ -123,9 +137,19 @@ def test_each_gate_names_its_reason(first: ModelVersion, change: dict[str, str],
     assert any(reason in one for one in gate(replace(first, tags={**first.tags, **change}), None, "staging", SETTINGS))
 
 
+def test_a_refusal_says_when_the_cases_were_not_the_same(first: ModelVersion) -> None:
+    before = replace(first, version="7", tags={**first.tags, "results": first.tags["results"].replace("0.8", "0.9")})
+    for cases, said in (("other", True), (first.tags["evaluation_cases"], False)):
+        asked = replace(before, tags={**before.tags, "evaluation_cases": cases})
+        reasons = gate(replace(first, version="8"), asked, "staging", SETTINGS)
+        assert any("0.8000 is worse than 0.9000" in reason for reason in reasons)
+        assert any("staging version 7 was asked other cases" in reason for reason in reasons) is said
+
+
 def test_lower_is_better_where_it_is(first: ModelVersion) -> None:
     def version(value: float, number: str) -> ModelVersion:
-        return replace(first, version=number, tags={**first.tags, "results": f'[["reconstruction", "NMSE", false, {value}]]'})
+        rows = [[task, "score", False, value] for task in TASKS]
+        return replace(first, version=number, tags={**first.tags, "results": json.dumps(rows)})
 
     assert not gate(version(0.05, "8"), version(0.10, "7"), "staging", SETTINGS)
     assert gate(version(0.10, "8"), version(0.05, "7"), "staging", SETTINGS)
