@@ -55,9 +55,7 @@ def _save_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -
     import nibabel as nib
 
     with atomic_file(path) as temporary:
-        nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), affine[:, [2, 1, 0, 3]]).to_file_map(
-            nib.Nifti1Image.make_file_map({"image": temporary.open("wb")})
-        )  # fmt: skip
+        temporary.write_bytes(nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), affine[:, [2, 1, 0, 3]]).to_bytes())
     return path
 
 

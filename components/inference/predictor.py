@@ -185,7 +185,8 @@ class Predictor:
             for box in parse_boxes(text):
                 edges = zip((box.row0, box.row1), (box.col0, box.col1), strict=True)
                 (row0, col0), (row1, col1) = (self._source_pixel(given, row, column) for row, column in edges)
-                found.append(FoundBox(box.label, index, row0, col0, row1, col1))
+                if row0 < row1 and col0 < col1:  # a thin box may vanish between two pixels of a coarser image
+                    found.append(FoundBox(box.label, index, row0, col0, row1, col1))
         count = len({box.slice_index for box in found})
         text = f"{len(found)} boxes on {count} of {len(slices)} slices" if found else NO_LESION
         return self._said(given, "detection", text, slices, boxes=tuple(found))

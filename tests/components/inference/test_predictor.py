@@ -84,6 +84,12 @@ def test_boxes_come_back_in_pixels_of_the_image(predictor: Predictor, volume: Vo
     assert boxes and {(b.row0, b.col0, b.row1, b.col1) for b in boxes} == {(0, 0, 40, 40)}
 
 
+def test_a_box_without_a_pixel_is_no_box(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answering(predictor, monkeypatch, "<bbox>lesion(500,500,501,900)")
+    prediction = predictor.predict(volume, "Find any lesion.")
+    assert not prediction.boxes and prediction.text == "no lesion"
+
+
 def test_a_diagnosis_has_a_probability(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     _answering(predictor, monkeypatch, "no, no lesion")
     prediction = predictor.predict(volume, "Is there a lesion?")
