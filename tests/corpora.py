@@ -66,9 +66,7 @@ def tiny_corpus(folder: Path, patients: int = 6, matrix: int = 32) -> Corpus:
     curated: list[CuratedVolume] = []
     for number in range(patients):
         for sequence in SEQUENCES:
-            series = tiny_series(
-                f"{number:02d}-{sequence[:2]}", f"patient-{number:02d}", "kspace" if sequence[:2] == "T2" else "nifti"
-            )
+            series = tiny_series(f"{number:02d}-{sequence[:2]}", f"p{number:012x}", "kspace" if sequence[:2] == "T2" else "nifti")
             volume = tiny_volume(number, sequence, lesion=number % 2 == 0, kspace=sequence[:2] == "T2", matrix=matrix)
             curated.append(curate_volume(digest(series.series_id)[:32], volume, series, facts, settings, store))
     write_corpus(folder, curated, {facts.dataset_id: facts}, settings, inputs="tiny")

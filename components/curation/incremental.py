@@ -185,8 +185,7 @@ def _load(store: VolumeStore, volume_id: str) -> CuratedVolume:
 
 def _remove(store: VolumeStore, volume_ids: Iterable[str]) -> None:
     for gone in volume_ids:
-        store.remove(gone)
-        _sidecar(store, gone).unlink(missing_ok=True)
+        store.remove(gone)  # the sidecar lies beside the arrays
 
 
 def _warn_of_empty_splits(summary: dict[str, Any], settings: CurationSettings) -> None:

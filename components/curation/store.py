@@ -89,11 +89,11 @@ class VolumeStore:
         return self.path(volume_id, array).exists()
 
     def remove(self, volume_id: str) -> None:
-        """Remove every array of a volume; nothing happens where there is none."""
-        for array in STORED:
-            self.path(volume_id, array).unlink(missing_ok=True)
+        """Remove every file of a volume, half-written ones of a killed run too; nothing happens where there is none."""
+        for path in self.path(volume_id, "voxels").parent.glob(f"*{volume_id}.*"):
+            path.unlink(missing_ok=True)
 
     def volume_ids(self) -> Iterator[str]:
-        """Every volume with voxels, in sorted order."""
-        for path in sorted(self.root.glob("??/??/*.voxels.b2nd")):
-            yield path.name.removesuffix(".voxels.b2nd")
+        """Every volume with a file of any kind, in sorted order: what a killed run left behind must be found to be removed."""
+        names = {path.name.removeprefix(".").partition(".")[0] for path in self.root.glob("??/??/*")}
+        yield from sorted(names)

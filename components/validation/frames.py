@@ -4,6 +4,8 @@ and store is computed here, so that each expectation stays one plain statement a
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from components.curation.corpus import Corpus
@@ -13,6 +15,10 @@ from model_core.boxes import GRID
 
 if TYPE_CHECKING:
     import pandas as pd
+
+HEADER_NUMBERS = (
+    "repetition_time_ms", "echo_time_ms", "inversion_time_ms", "flip_angle_deg", "field_strength_t", "age_years",
+)  # fmt: skip
 
 
 def frames(corpus: Corpus) -> dict[str, pd.DataFrame]:
@@ -26,6 +32,7 @@ def frames(corpus: Corpus) -> dict[str, pd.DataFrame]:
                 "volume_id": one.volume_id,
                 "volume_known": one.volume_id in corpus.volumes,
                 "text": one.text,
+                "field_texts": _joined(one.fields.values()),
                 "provenance_complete": all(one.provenance.get(name, "none") != "none" for name, text in one.fields.items() if text),
             }
             for one in corpus.descriptions.values()
@@ -36,10 +43,21 @@ def frames(corpus: Corpus) -> dict[str, pd.DataFrame]:
     return {name: pd.DataFrame(found) for name, found in rows.items()}
 
 
+def _joined(texts: Iterable[str | None]) -> str:
+    return "\n".join(text for text in texts if text)
+
+
 def _volume_row(corpus: Corpus, volume: VolumeRecord) -> dict[str, Any]:
-    row = volume.model_dump(mode="json", exclude={"source_files", "affine", "label_values"})
-    known = set(corpus.label_map(volume.dataset_id))
+    row = volume.model_dump(exclude={"source_files", "affine", "label_values"})
+    facts = corpus.summary["datasets"].get(volume.dataset_id)
+    known = set(corpus.label_map(volume.dataset_id)) if facts else set()
+    header = (value for name in HEADER_NUMBERS if (value := row[name]) is not None)
+    row["header_numbers_finite"] = all(math.isfinite(value) for value in header)  # expectations take NaN for missing: passed over
+    row["dataset_known"] = facts is not None
+    row["synthetic_as_card"] = facts is not None and volume.synthetic == facts["synthetic"]
     row["unknown_label_values"] = len(set(volume.label_values) - known)
+    row["header_texts"] = _joined([volume.sequence, volume.plane, volume.anatomy, volume.vendor, volume.scanner])
+    row["names"] = _joined([volume.dataset_id, volume.patient_id, volume.series_id, *volume.source_files])
     row["split_of_patient"] = corpus.splits.get(volume.patient_id, "none")
     row["shape_in_store"] = _shapes_agree(corpus, volume)
     row["described"] = volume.volume_id in corpus.descriptions
@@ -68,11 +86,20 @@ def _instruction_row(corpus: Corpus, one: InstructionRecord) -> dict[str, Any]:
         "slice_inside": volume is not None and 0 <= one.slice_index < volume.slices,
         "instruction": one.instruction,
         "response": one.response,
+        "labels": _joined([one.structure, *(box.label for box in one.boxes)]),
+        "structure_as_card": _structure_as_card(corpus, one, volume),
         "boxes_inside": all(0 <= b.row0 < b.row1 < GRID and 0 <= b.col0 < b.col1 < GRID for b in one.boxes),
         "acceleration": one.acceleration,
         "has_what_its_task_needs": _complete(one, volume),
         "held_out_but_trained": one.held_out_phrasing and one.split == "train",
     }
+
+
+def _structure_as_card(corpus: Corpus, one: InstructionRecord, volume: VolumeRecord | None) -> bool:
+    """The structure asked for is what the card calls this label value."""
+    if one.label_value is None or volume is None or volume.dataset_id not in corpus.summary["datasets"]:
+        return one.label_value is None
+    return one.structure == corpus.label_map(volume.dataset_id).get(one.label_value, "").lower()
 
 
 def _complete(one: InstructionRecord, volume: VolumeRecord | None) -> bool:

@@ -26,7 +26,10 @@ KEYS = {"volumes": "volume_id", "descriptions": "volume_id", "instructions": "sa
 
 @dataclass(frozen=True)
 class Failure:
-    """One expectation that a table does not meet. Row ids are digests and pseudonyms; values are not repeated."""
+    """One expectation that a table does not meet. Row ids are digests and pseudonyms; values are not repeated.
+
+    ``column`` is empty where the expectation is about the table as a whole.
+    """
 
     table: str
     expectation: str
@@ -36,6 +39,8 @@ class Failure:
 
     def __str__(self) -> str:
         shown = f", e.g. {', '.join(self.examples)}" if self.examples else ""
+        if not self.column:
+            return f"{self.table}: {self.expectation} fails with {self.rows} rows"
         return f"{self.table}.{self.column}: {self.expectation} fails in {self.rows} rows{shown}"
 
 
@@ -88,7 +93,9 @@ def validate(corpus_root: Path, project: Path) -> ValidationReport:
     corpus = Corpus.open(corpus_root)
     identity = digest(corpus.digest, code_digest("components/validation"))
     if (project / REPORT).exists() and (stored := read_json(project / REPORT))["identity"] == identity:
-        return _stored_report(stored)
+        report = _stored_report(stored)
+        if report.data_docs.is_file():
+            return report
     from components.validation.frames import frames
 
     report = _run(corpus.digest, frames(corpus), project)
@@ -119,6 +126,8 @@ def _run(corpus_digest: str, tables: dict[str, pd.DataFrame], project: Path) -> 
     source = context.data_sources.add_or_update_pandas("curated")
     definitions, parameters = [], {}
     for name, expectations in suites().items():
+        if tables[name].empty:  # no row: no column either, of which anything could be said
+            expectations = expectations[:1]
         suite = context.suites.add_or_update(gx.ExpectationSuite(name=name, expectations=expectations))
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
         definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
@@ -152,7 +161,8 @@ def _table_result(name: str, rows: int, result: Any) -> TableResult:
             column = config.kwargs.get("column") or config.kwargs.get("column_A")
             found = one.result or {}
             examples = [str(row[KEYS[name]]) for row in (found.get("unexpected_index_list") or [])[:SHOWN_ROWS]]
-            failures.append(Failure(name, config.type, str(column), int(found.get("unexpected_count") or 0), tuple(examples)))
+            count = int(found.get("unexpected_count") or 0) if column else rows
+            failures.append(Failure(name, config.type, str(column or ""), count, tuple(examples)))
     return TableResult(name, rows, len(result.results), tuple(failures))
 
 

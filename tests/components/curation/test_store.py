@@ -73,3 +73,18 @@ def test_files_lie_two_folders_deep_and_go_when_removed(tmp_path: Path, voxels: 
 def test_only_slice_first_volumes_are_taken(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="2 axes"):
         VolumeStore(tmp_path).write(NAME, "voxels", np.zeros((32, 32)))
+
+
+def test_what_a_killed_run_left_of_a_volume_is_found_and_removed(tmp_path: Path, voxels: np.ndarray) -> None:
+    """Labels without voxels, a sidecar, a temporary file: each may hold a withdrawn patient."""
+    store = VolumeStore(tmp_path)
+    names = [digit * 32 for digit in "abc"]
+    store.write(names[0], "labels", np.zeros(voxels.shape, np.uint8))
+    for name, file in ((names[1], f"{names[1]}.json"), (names[2], f".{names[2]}.voxels.b2nd.0123abcd.tmp")):
+        folder = store.path(name, "voxels").parent
+        folder.mkdir(parents=True)
+        (folder / file).touch()
+    assert list(store.volume_ids()) == names
+    for name in names:
+        store.remove(name)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

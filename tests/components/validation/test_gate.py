@@ -61,6 +61,10 @@ FAULTS = {
     "an instruction about no volume": ("instructions", "volume_known", False),
     "a phrasing kept for evaluation in training": ("instructions", "held_out_but_trained", True),
     "a number in a description": ("descriptions", "text", "Seen in study 12345678."),
+    "a name in a header": ("volumes", "header_texts", "Skyra of Doe^Jane"),
+    "a repetition time that is no number": ("volumes", "header_numbers_finite", False),
+    "a real scan of a synthetic dataset": ("volumes", "synthetic_as_card", False),
+    "a structure that the card calls otherwise": ("instructions", "structure_as_card", False),
 }
 
 
@@ -80,7 +84,9 @@ def test_every_fault_is_refused_where_it_is(corpus: Corpus, tmp_path: Path) -> N
     assert "Doe^Jane" not in str(report.tables) and "1970" not in str(report.tables)
 
 
-@pytest.mark.parametrize("text", ["born 03.02.1970", "1970-02-03", "19700203", "MRN 0012345678", "Doe^Jane", "a@b.org"])
+@pytest.mark.parametrize(
+    "text", ["born 03.02.1970", "born 3 Feb 1970", "1970-02-03", "19700203", "MRN 0012345678", "Doe^Jane", "a@b.org"]
+)
 def test_identifying_text_is_recognised(text: str) -> None:
     assert re.search(IDENTIFYING, text)
 
@@ -90,3 +96,10 @@ def test_identifying_text_is_recognised(text: str) -> None:
 )
 def test_ordinary_text_is_not(text: str) -> None:
     assert not re.search(IDENTIFYING, text)
+
+
+def test_an_empty_table_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    tables = frames(corpus)
+    tables["instructions"] = tables["instructions"].iloc[:0]
+    found = {(f.table, f.column) for one in _run(corpus.digest, tables, tmp_path).tables for f in one.failures}
+    assert found == {("instructions", "")}
