@@ -87,6 +87,8 @@ class LocalLauncher:
         log = job.folder / f"{job.name}.log"
         command = [sys.executable, "-m", job.module, *job.arguments]
         environment = {**os.environ, **job.environment, "PYTHONPATH": str(REPOSITORY)}
+        # The environment's own tools (ninja) are found though nobody activated it.
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         threads = max((os.cpu_count() or 1) // job.processes, 1)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
         if job.processes == 1:

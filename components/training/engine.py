@@ -154,10 +154,30 @@ class Engine:
         return int(named["step"])
 
 
+def _shared_memory_where_it_helps() -> None:
+    """Keep DeepSpeed from compiling its shared-memory communication for a single process, and from failing where it cannot: gloo
+    does the same, more slowly."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None:
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        try:
+            builder.load()
+            return
+        except Exception as error:
+            print(f"no shared-memory communication ({type(error).__name__}); see omnimri doctor. Going on with gloo.", flush=True)
+    deepspeed.ops.__compatible_ops__[builder.NAME] = False
+
+
 def join_processes() -> tuple[int, int]:
     """Meet the other processes; rank and world size."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
 
+    if not torch.cuda.is_available():
+        _shared_memory_where_it_helps()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -129,3 +129,16 @@ def test_asked_to_stop_it_keeps_its_last_step_and_is_not_called_finished(corpus_
 
     run_id = json.loads((folder.parent / "run.json").read_text())["run_id"]
     assert mlflow.MlflowClient(home.tracking_uri).get_run(run_id).info.status == "KILLED"
+
+
+def test_a_machine_without_a_compiler_trains_all_the_same(
+    corpus_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed would compile its communication for two processes; without compiler and ninja they talk through gloo."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    home = Home(tmp_path / "home", tmp_path / "data")
+    result = train_stage("alignment", corpus_root, _settings("training.processes=2"), home, None, None)
+    assert result.steps == 3
+    assert "Going on with gloo" in (result.folder / "alignment.log").read_text()
