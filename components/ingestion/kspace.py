@@ -7,6 +7,7 @@ the same way up whatever file it came from. fastMRI+'s ``y`` counts from the top
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -28,6 +29,8 @@ KEPT_SECTIONS = ("acquisitionSystemInformation", "encoding", "sequenceParameters
 _KEPT_SYSTEM = ("systemVendor", "systemModel", "systemFieldStrength_T", "receiverChannels")
 BOX_COLUMNS = ("slice", "study_level", "x", "y", "width", "height", "label")
 DATASETS = ("kspace", "reconstruction_rss", "reconstruction_esc", "mask")
+ACQUISITION = re.compile(r"(?:AX|COR|SAG)(?:T1|T2|PD|FLAIR|DIFF)(?:FS)?(?:PRE|POST)?(?:_FBK)?")
+"""fastMRI's names of acquisitions. Other text in this attribute is not copied: it may name the patient."""
 SEQUENCES = {"T1": "T1-weighted", "T2": "T2-weighted", "FLAIR": "FLAIR", "PD": "PD-weighted"}
 
 
@@ -55,8 +58,8 @@ def write_clean(source: Path, target: Path, patient: str) -> None:
         if "ismrmrd_header" in file:
             clean.create_dataset("ismrmrd_header", data=_clean_header(file["ismrmrd_header"][()]), track_times=False)
         acquisition = str(file.attrs.get("acquisition", ""))
-        if acquisition.isalnum() or "_" in acquisition:
-            clean.attrs["acquisition"] = acquisition[:16]
+        if ACQUISITION.fullmatch(acquisition):
+            clean.attrs["acquisition"] = acquisition
         clean.attrs["patient_id"] = patient
 
 
