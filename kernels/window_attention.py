@@ -1,71 +1,43 @@
 """Shifted window attention in 2-D and 3-D with a trainable relative-position bias (Liu et al., Swin / Video Swin Transformer).
 
-Shape letters: B samples, D H W the token grid, h heads, d head size, N tokens of a window, n windows of a sample.
+:func:`window_attention` is the operation, :func:`window_attention_reference` its specification in plain PyTorch. On a GPU the
+operation is the Triton kernels of ``kernels/gpu``; on a CPU it is the reference for small windows, and PyTorch's flash attention with
+a backward pass of our own for large ones.
 
-This is the plain PyTorch form, the specification of the operation. It keeps an (n, h, N, N) tensor of scores in memory, which
-for the windows of up to 144 tokens that the small presets use is the fastest way to train on a CPU.
+Shape letters: B samples, D H W the token grid, h heads, d head size, N tokens of a window, n windows of a sample, T tokens of a
+sample, R rows of the bias table, P patterns of regions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Triple = tuple[int, int, int]
+from kernels.dispatch import uses_triton
+from kernels.windows import (
+    Geometry,
+    Triple,
+    bias_table_rows,
+    fitted,
+    geometry,
+    middle_row,
+    padded_grid,
+    partition,
+    position_codes_N,
+    regions_nN,
+    reverse,
+)
 
-
-def bias_table_rows(window: Triple) -> int:
-    """Rows of the relative-position bias table: one per relative offset inside a window."""
-    return (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
-
-
-def fitted(grid: Triple, window: Triple, shift: Triple) -> tuple[Triple, Triple]:
-    """Window and shift as used: an axis that one window covers is not cut further, and then not shifted (Video Swin)."""
-    used = tuple(min(size, side) for size, side in zip(grid, window, strict=True))
-    moved = tuple(0 if size <= side else step for size, side, step in zip(grid, window, shift, strict=True))
-    return (used[0], used[1], used[2]), (moved[0], moved[1], moved[2])
-
-
-@lru_cache(maxsize=64)
-def _relative_index_NN(window: Triple, used: Triple) -> Tensor:
-    """Row of the bias table for every (query, key) pair of a window; a clipped window reads the middle of the table."""
-    axes = [torch.arange(side) for side in used]
-    coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
-    offset = coordinates[:, :, None] - coordinates[:, None, :] + torch.tensor(window).view(3, 1, 1) - 1
-    spans = [2 * side - 1 for side in window]
-    return (offset[0] * spans[1] + offset[1]) * spans[2] + offset[2]
-
-
-@lru_cache(maxsize=64)
-def _region_mask_nNN(grid: Triple, used: Triple, moved: Triple) -> Tensor:
-    """True where query and key of a rolled window come from the same region (they may attend), (n, N, N)."""
-    region = torch.zeros(grid, dtype=torch.long)
-    for axis, (size, side, step) in enumerate(zip(grid, used, moved, strict=True)):
-        if step:
-            position = torch.arange(size)
-            band = (position >= size - side).long() + (position >= size - step).long()
-            shape = [1, 1, 1]
-            shape[axis] = size
-            region = region * 3 + band.view(shape)
-    cells = _partition(region[None, ..., None], used).squeeze(-1)
-    return cells[:, :, None] == cells[:, None, :]
-
-
-def _partition(x_BDHWc: Tensor, used: Triple) -> Tensor:
-    """(B, D, H, W, c) -> (B * n, N, c)."""
-    batch, depth, height, width, channels = x_BDHWc.shape
-    split = x_BDHWc.view(batch, depth // used[0], used[0], height // used[1], used[1], width // used[2], used[2], channels)
-    return split.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, used[0] * used[1] * used[2], channels)
-
-
-def _reverse(x_nNc: Tensor, used: Triple, batch: int, grid: Triple) -> Tensor:
-    """(B * n, N, c) -> (B, D, H, W, c)."""
-    counts = [size // side for size, side in zip(grid, used, strict=True)]
-    split = x_nNc.view(batch, *counts, *used, -1)
-    return split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(batch, *grid, -1)
+EAGER_TOKENS = 128
+"""On a CPU, windows of up to so many tokens train fastest with their scores kept in memory (benchmarks/results)."""
+CHUNK = 4
+"""Windows that the CPU's backward pass takes at a time: their scores stay in the cache."""
 
 
 def window_attention(
@@ -74,55 +46,257 @@ def window_attention(
     """Attention inside (shifted) windows of a token grid.
 
     A grid that the window does not divide is padded at its far end. Padded tokens take part as keys and values, as in Swin, which
-    pads after the layer norm: ``pad_qkv`` is what they are (the bias of the qkv projection); without it they are zero.
+    pads after the layer norm: ``pad_qkv`` is what they are (the bias of the qkv projection); without it they are zero. An axis that
+    one window covers is neither cut nor shifted.
 
     Args:
-        qkv_BDHW3hd: packed queries, keys and values.
-        bias_table: (rows of :func:`bias_table_rows`, h), added to the scores, receives gradients.
-        window: window size; shift: cyclic shift, 0 <= shift < window, on each of (D, H, W).
-        pad_qkv: (3, h, d).
+        qkv_BDHW3hd: packed queries, keys and values, float32, float16 or bfloat16 (float64 on a CPU with windows of up to 128 tokens).
+        bias_table: (rows of :func:`~kernels.windows.bias_table_rows`, h), added to the scores, receives gradients.
+        window: window size; shift: cyclic shift, 0 <= shift < window, on each of (D, H, W). A 2-D grid has D = 1.
+        pad_qkv: (3, h, d), receives gradients.
 
     Returns:
-        (B, D, H, W, h * d).
+        (B, D, H, W, h * d). Results do not depend on the order of execution: the same input gives the same bits on the same device,
+        with ``torch.use_deterministic_algorithms`` also in every new process (no tile sizes chosen by timing).
 
     Raises:
         ValueError: bias table or shift do not fit the window.
     """
-    batch, *size, _, heads, head_dim = qkv_BDHW3hd.shape
+    heads, head_dim = qkv_BDHW3hd.shape[-2:]
     if bias_table.shape != (bias_table_rows(window), heads):
         raise ValueError(f"bias table is {tuple(bias_table.shape)}, window {window} with {heads} heads needs "
                          f"{(bias_table_rows(window), heads)}")  # fmt: skip
     if any(not 0 <= step < side for step, side in zip(shift, window, strict=True)):
         raise ValueError(f"shift {shift} must be at least 0 and below the window {window}")
-    used, moved = fitted((size[0], size[1], size[2]), window, shift)
-    x, grid = _padded(qkv_BDHW3hd.flatten(4), used, pad_qkv)
+    used, _ = fitted(_size(qkv_BDHW3hd), window, shift)
+    if not uses_triton(qkv_BDHW3hd) and used[0] * used[1] * used[2] <= EAGER_TOKENS:
+        return window_attention_reference(qkv_BDHW3hd, bias_table, window, shift, pad_qkv)
+    pad = qkv_BDHW3hd.new_zeros(3, heads, head_dim) if pad_qkv is None else pad_qkv
+    return _window_attention_op(qkv_BDHW3hd, bias_table, pad, window, shift)[0].flatten(4)
+
+
+def window_attention_reference(
+    qkv_BDHW3hd: Tensor, bias_table: Tensor, window: Triple, shift: Triple, pad_qkv: Tensor | None = None
+) -> Tensor:
+    """What :func:`window_attention` computes, in plain PyTorch: pad, roll, cut, attend, put back. Keeps (B * n, h, N, N) scores."""
+    batch, heads, head_dim = qkv_BDHW3hd.shape[0], *qkv_BDHW3hd.shape[-2:]
+    size = _size(qkv_BDHW3hd)
+    used, moved = fitted(size, window, shift)
+    grid = padded_grid(size, used)
+    x = _padded(qkv_BDHW3hd.flatten(4), grid, pad_qkv)
     if any(moved):
         x = x.roll([-step for step in moved], dims=(1, 2, 3))
-    q, k, v = _partition(x, used).unflatten(-1, (3, heads, head_dim)).permute(2, 0, 3, 1, 4)  # each (B n, h, N, d)
-    index = _relative_index_NN(window, used).to(x.device)
-    bias_hNN = bias_table[index.flatten()].view(*index.shape, heads).permute(2, 0, 1).to(q.dtype)
-    scores = (q * head_dim**-0.5) @ k.transpose(-1, -2) + bias_hNN
+    q, k, v = partition(x, used).unflatten(-1, (3, heads, head_dim)).permute(2, 0, 3, 1, 4)  # each (B n, h, N, d)
+    scores = (q * head_dim**-0.5) @ k.transpose(-1, -2) + _bias_hNN(bias_table, window, used).to(q.dtype)
     if any(moved):
-        allowed_nNN = _region_mask_nNN(grid, used, moved).to(x.device)
+        region = regions_nN(grid, used, moved).to(x.device)
+        forbidden_nNN = region[:, :, None] != region[:, None, :]
         split = scores.unflatten(0, (batch, -1))
-        scores = split.masked_fill(~allowed_nNN[None, :, None], torch.finfo(scores.dtype).min).flatten(0, 1)
+        scores = split.masked_fill(forbidden_nNN[None, :, None], torch.finfo(scores.dtype).min).flatten(0, 1)
     out = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    out_BDHWc = _reverse(out, used, batch, grid)
+    out_BDHWc = reverse(out, used, batch, grid)
     if any(moved):
         out_BDHWc = out_BDHWc.roll(moved, dims=(1, 2, 3))
     return out_BDHWc[:, : size[0], : size[1], : size[2]]
 
 
-def _padded(x_BDHWc: Tensor, used: Triple, pad_qkv: Tensor | None) -> tuple[Tensor, Triple]:
-    """The grid padded to a multiple of the window, with ``pad_qkv`` in the padding."""
+def _size(qkv_BDHW3hd: Tensor) -> Triple:
+    _, depth, height, width = qkv_BDHW3hd.shape[:4]
+    return depth, height, width
+
+
+def _relative_index_NN(window: Triple, used: Triple) -> Tensor:
+    code_N = position_codes_N(window, used)
+    return code_N[:, None] - code_N[None, :] + middle_row(window)
+
+
+def _bias_hNN(bias_table: Tensor, window: Triple, used: Triple) -> Tensor:
+    index = _relative_index_NN(window, used).to(bias_table.device)
+    return bias_table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
+
+
+def _padded(x_BDHWc: Tensor, grid: Triple, pad_qkv: Tensor | None) -> Tensor:
+    """The grid filled up with ``pad_qkv``."""
     _, depth, height, width, _ = x_BDHWc.shape
-    extra = [-size % side for size, side in zip((depth, height, width), used, strict=True)]
-    grid = (depth + extra[0], height + extra[1], width + extra[2])
+    extra = (0, grid[2] - width, 0, grid[1] - height, 0, grid[0] - depth)
     if not any(extra):
-        return x_BDHWc, grid
-    x = F.pad(x_BDHWc, (0, 0, 0, extra[2], 0, extra[1], 0, extra[0]))
+        return x_BDHWc
+    x = F.pad(x_BDHWc, (0, 0, *extra))
     if pad_qkv is not None:
-        real = F.pad(torch.ones(depth, height, width, 1, dtype=torch.bool, device=x.device),
-                     (0, 0, 0, extra[2], 0, extra[1], 0, extra[0]))  # fmt: skip
-        x = torch.where(real, x, pad_qkv.flatten().to(x.dtype))
-    return x, grid
+        real = F.pad(torch.ones(depth, height, width, dtype=torch.bool, device=x.device), extra)
+        x = torch.where(real[..., None], x, pad_qkv.flatten().to(x.dtype))
+    return x
+
+
+@torch.library.custom_op("omnimri::window_attention", mutates_args=())
+def _window_attention_op(
+    qkv: Tensor, bias_table: Tensor, pad: Tensor, window: Sequence[int], shift: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Output (B, D, H, W, h, d) and log-sum-exp for the backward pass: by token and to base 2 from Triton, else by window."""
+    where = _geometry(qkv, window, shift)
+    if uses_triton(qkv):
+        from kernels.gpu import window_attention as gpu
+
+        out, lse = gpu.forward(qkv.contiguous().flatten(1, 3), bias_table, pad, where)
+    else:
+        out, lse = _cpu_forward(qkv.flatten(1, 3), bias_table, pad, where)
+    return out.view(*qkv.shape[:4], *qkv.shape[5:]), lse
+
+
+@_window_attention_op.register_fake
+def _(
+    qkv: Tensor, bias_table: Tensor, pad: Tensor, window: Sequence[int], shift: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    batch, depth, height, width, _, heads, head_dim = qkv.shape
+    tokens = depth * height * width
+    if uses_triton(qkv):
+        lse = qkv.new_empty(batch, tokens, heads, dtype=torch.float32)
+    else:
+        size = _size(qkv)
+        used, _ = fitted(size, _triple(window), _triple(shift))
+        grid, places = padded_grid(size, used), used[0] * used[1] * used[2]
+        lse = qkv.new_empty(batch * grid[0] * grid[1] * grid[2] // places, heads, places, dtype=torch.float32)
+    return qkv.new_empty(batch, depth, height, width, heads, head_dim), lse
+
+
+@torch.library.custom_op("omnimri::window_attention_backward", mutates_args=())
+def _window_attention_backward_op(
+    dout: Tensor, qkv: Tensor, bias_table: Tensor, pad: Tensor, out: Tensor, lse: Tensor, window: Sequence[int], shift: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of qkv, bias table and padding."""
+    where = _geometry(qkv, window, shift)
+    flat = dout.contiguous().flatten(1, 3), qkv.contiguous().flatten(1, 3), bias_table, pad, out.flatten(1, 3), lse
+    if uses_triton(qkv):
+        from kernels.gpu import window_attention as gpu
+
+        dqkv, dtable, dpad = gpu.backward(*flat, where)
+    else:
+        dqkv, dtable, dpad = _cpu_backward(*flat, where)
+    return dqkv.view(qkv.shape), dtable, dpad
+
+
+@_window_attention_backward_op.register_fake
+def _(
+    dout: Tensor, qkv: Tensor, bias_table: Tensor, pad: Tensor, out: Tensor, lse: Tensor, window: Sequence[int], shift: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape), torch.empty_like(bias_table), torch.empty_like(pad)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, bias_table, pad, ctx.window, ctx.shift = inputs
+    ctx.save_for_backward(qkv, bias_table, pad, *output)
+
+
+def _differentiate(ctx: Any, dout: Tensor, _dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_window_attention_backward_op(dout, *ctx.saved_tensors, ctx.window, ctx.shift), None, None
+
+
+_window_attention_op.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _triple(values: Sequence[int]) -> Triple:
+    return values[0], values[1], values[2]
+
+
+def _geometry(qkv_BDHW3hd: Tensor, window: Sequence[int], shift: Sequence[int]) -> Geometry:
+    return geometry(_size(qkv_BDHW3hd), _triple(window), _triple(shift), qkv_BDHW3hd.device)
+
+
+@dataclass(frozen=True)
+class _CpuLayout:
+    """Windows of a batch sorted by the pattern of their regions, so that a pattern's windows share one (N, N) mask.
+
+    Attributes:
+        token_wN: token in the flattened batch of each place of the w = n * B windows, 0 for padding.
+        hidden_wN: places that are padding.
+        place_BT: for every token its place in the flattened windows.
+        windows_P: windows of each pattern; codes_PN: its codes.
+    """
+
+    token_wN: Tensor
+    hidden_wN: Tensor
+    place_BT: Tensor
+    windows_P: list[int]
+    codes_PN: Tensor
+
+
+@lru_cache(maxsize=16)
+def _cpu_layout(where: Geometry, batch: int, tokens: int) -> _CpuLayout:
+    codes_PN, pattern_n, counts_P = where.codes_nN.unique(dim=0, return_inverse=True, return_counts=True)
+    rows_nN = where.rows_nN.long()
+    if where.shifted:
+        rows_nN = rows_nN[pattern_n.argsort(stable=True)]
+    else:
+        counts_P = torch.tensor([len(rows_nN)])
+    token = (rows_nN[:, None] + torch.arange(batch)[:, None] * tokens).flatten(0, 1)
+    hidden = (rows_nN < 0)[:, None].expand(-1, batch, -1).flatten(0, 1)
+    place = torch.empty(batch * tokens, dtype=torch.long)
+    place[token[~hidden]] = torch.arange(token.numel()).view(token.shape)[~hidden]
+    return _CpuLayout(token.masked_fill(hidden, 0), hidden, place, (counts_P * batch).tolist(), codes_PN)
+
+
+def _cpu_chunks(layout: _CpuLayout, table: Tensor, where: Geometry, dtype: torch.dtype, size: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """Windows of one pattern, ``size`` at a time, and their bias (h, N, N), -inf between regions."""
+    start = 0
+    for windows, code_N in zip(layout.windows_P, layout.codes_PN, strict=True):
+        index_NN = code_N[:, None] - code_N[None, :] + middle_row(where.window)
+        allowed_NN = (index_NN >= 0) & (index_NN < len(table))
+        index = index_NN.clamp(0, len(table) - 1).flatten()
+        bias = table[index].view(*index_NN.shape, -1).masked_fill(~allowed_NN[..., None], -torch.inf)
+        bias_hNN = bias.permute(2, 0, 1).to(dtype).contiguous()
+        step = size or windows
+        for first in range(start, start + windows, step):
+            yield slice(first, min(first + step, start + windows)), bias_hNN
+        start += windows
+
+
+def _cpu_windows(x_BTc: Tensor, layout: _CpuLayout, padding: Tensor) -> Tensor:
+    """(B, T, ...) -> (w, N, ...)."""
+    windows = x_BTc.flatten(0, 1)[layout.token_wN]
+    if layout.hidden_wN.any():
+        windows[layout.hidden_wN] = padding.to(windows.dtype)
+    return windows
+
+
+def _cpu_forward(qkv_BT3hd: Tensor, table: Tensor, pad: Tensor, where: Geometry) -> tuple[Tensor, Tensor]:
+    batch, tokens = qkv_BT3hd.shape[:2]
+    layout = _cpu_layout(where, batch, tokens)
+    q, k, v = _cpu_windows(qkv_BT3hd, layout, pad).permute(2, 0, 3, 1, 4)  # each (w, h, N, d)
+    parts = [
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q[some], k[some], v[some], 0.0, False, attn_mask=bias_hNN[None])
+        for some, bias_hNN in _cpu_chunks(layout, table, where, q.dtype, None)
+    ]
+    out_whNd, lse = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    out = out_whNd.transpose(1, 2).flatten(0, 1)[layout.place_BT]
+    return out.view(batch, tokens, *out.shape[1:]), lse
+
+
+def _cpu_backward(
+    dout_BThd: Tensor, qkv_BT3hd: Tensor, table: Tensor, pad: Tensor, out_BThd: Tensor, lse_whN: Tensor, where: Geometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities are made again, for few windows at a time; one pass gives all three gradients."""
+    batch, tokens, _, heads, head_dim = qkv_BT3hd.shape
+    layout, scale, dtype = _cpu_layout(where, batch, tokens), head_dim**-0.5, qkv_BT3hd.dtype
+    windows = _cpu_windows(qkv_BT3hd, layout, pad)
+    q, k, v = windows.permute(2, 0, 3, 1, 4)
+    nothing = torch.zeros((), dtype=dtype)
+    do = _cpu_windows(dout_BThd, layout, nothing).transpose(1, 2)
+    statistic = torch.promote_types(dtype, torch.float32)
+    delta = _cpu_windows((dout_BThd.to(statistic) * out_BThd.to(statistic)).sum(-1), layout, nothing).transpose(1, 2)
+    dbias_hNN = torch.zeros(heads, q.shape[2], q.shape[2], dtype=statistic)
+    dwindows = torch.empty_like(windows)
+    dq, dk, dv = dwindows.permute(2, 0, 3, 1, 4)
+    for some, bias_hNN in _cpu_chunks(layout, table, where, statistic, CHUNK):
+        p = ((q[some] * scale) @ k[some].transpose(-1, -2)).to(statistic)
+        p.add_(bias_hNN).sub_(lse_whN[some].unsqueeze(-1)).exp_()
+        ds = (do[some] @ v[some].transpose(-1, -2)).to(statistic).sub_(delta[some].unsqueeze(-1)).mul_(p)
+        dbias_hNN += ds.sum(0)
+        dv[some] = p.to(dtype).transpose(-1, -2) @ do[some]
+        ds = ds.to(dtype)
+        dq[some] = (ds @ k[some]).mul_(scale)
+        dk[some] = (ds.transpose(-1, -2) @ q[some]).mul_(scale)
+    dqkv = dwindows.flatten(0, 1)[layout.place_BT].view(qkv_BT3hd.shape)
+    dpad = dwindows[layout.hidden_wN].sum(0, dtype=statistic).to(pad.dtype)
+    index = _relative_index_NN(where.window, where.used).flatten()
+    dtable = torch.zeros(table.shape, dtype=statistic).index_add_(0, index, dbias_hNN.permute(1, 2, 0).flatten(0, 1))
+    return dqkv, dtable.to(table.dtype), dpad

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.window_attention import Triple, bias_table_rows, window_attention
+from kernels.window_attention import window_attention
+from kernels.windows import Triple, bias_table_rows
 from model_core.config import OmniMRIConfig
 
 

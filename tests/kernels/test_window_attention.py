@@ -4,7 +4,8 @@ import pytest
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask
 
-from kernels.window_attention import bias_table_rows, window_attention
+from kernels.window_attention import window_attention
+from kernels.windows import bias_table_rows
 from model_core.swin import SwinBlock
 
 

@@ -1,0 +1,1 @@
+"""Triton kernels of the operations, with their launchers. Imported when an operation first meets a GPU, not before."""

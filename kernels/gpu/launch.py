@@ -1,0 +1,55 @@
+"""One way to launch a Triton kernel: tuned on a GPU, with its first configuration where results must not depend on timing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+
+Grid = Callable[[Mapping[str, Any]], tuple[int, ...]]
+Observer = Callable[..., None]
+
+_observer: Observer | None = None
+
+
+def observe(observer: Observer | None) -> None:
+    """Hand every launch to ``observer(kernel, grid, configs, arguments, constants)`` instead of the device (the compile check)."""
+    global _observer
+    _observer = observer
+
+
+def launch(
+    kernel: Any, grid: Grid, configs: Sequence[triton.Config], key: Sequence[str], arguments: Mapping[str, Any], **constants: Any
+) -> None:
+    """Run ``kernel`` over ``grid``.
+
+    The fastest of ``configs`` is found by timing once per value of ``key``. Under ``torch.use_deterministic_algorithms`` and in
+    Triton's interpreter it is the first, so that the same input gives the same bits in every run.
+
+    Args:
+        grid: programs, from the constants and the configuration's values.
+        key: names of arguments on which the choice may depend.
+    """
+    if _observer is not None:
+        _observer(kernel, grid, configs, arguments, constants)
+    elif len(configs) == 1 or _fixed(kernel):
+        kernel[grid](**arguments, **constants, **_values(configs[0]))
+    else:
+        _tuned(kernel, tuple(configs), tuple(key))[grid](**arguments, **constants)
+
+
+def _fixed(kernel: Any) -> bool:
+    interpreted = not isinstance(kernel, triton.JITFunction)
+    return interpreted or torch.are_deterministic_algorithms_enabled()
+
+
+def _values(config: triton.Config) -> dict[str, Any]:
+    return {**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages}
+
+
+@cache
+def _tuned(kernel: Any, configs: tuple[triton.Config, ...], key: tuple[str, ...]) -> Any:
+    return triton.autotune(configs=list(configs), key=list(key))(kernel)

@@ -1,0 +1,117 @@
+"""How attention windows lie on a grid of tokens: partition, cyclic shift, padding, regions, relative positions.
+
+Shape letters: B samples, D H W the token grid, c channels, N tokens of a window, n windows of a sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+Triple = tuple[int, int, int]
+
+
+def bias_table_rows(window: Triple) -> int:
+    """Rows of the relative-position bias table: one per relative offset inside a window."""
+    return (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
+
+
+def fitted(size: Triple, window: Triple, shift: Triple) -> tuple[Triple, Triple]:
+    """Window and shift as used: an axis that one window covers is not cut further, and then not shifted (Video Swin)."""
+    used = tuple(min(length, side) for length, side in zip(size, window, strict=True))
+    moved = tuple(0 if length <= side else step for length, side, step in zip(size, window, shift, strict=True))
+    return (used[0], used[1], used[2]), (moved[0], moved[1], moved[2])
+
+
+def padded_grid(size: Triple, used: Triple) -> Triple:
+    """The grid filled up at its far end to multiples of the window."""
+    depth, height, width = (length + -length % side for length, side in zip(size, used, strict=True))
+    return depth, height, width
+
+
+def partition(x_BDHWc: Tensor, used: Triple) -> Tensor:
+    """(B, D, H, W, c) -> (B * n, N, c)."""
+    batch, depth, height, width, channels = x_BDHWc.shape
+    split = x_BDHWc.view(batch, depth // used[0], used[0], height // used[1], used[1], width // used[2], used[2], channels)
+    return split.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, used[0] * used[1] * used[2], channels)
+
+
+def reverse(x_nNc: Tensor, used: Triple, batch: int, grid: Triple) -> Tensor:
+    """(B * n, N, c) -> (B, D, H, W, c)."""
+    counts = [length // side for length, side in zip(grid, used, strict=True)]
+    split = x_nNc.view(batch, *counts, *used, -1)
+    return split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(batch, *grid, -1)
+
+
+@lru_cache(maxsize=64)
+def position_codes_N(window: Triple, used: Triple) -> Tensor:
+    """A number for each token of a window; ``code[query] - code[key]`` + :func:`middle_row` is their row of the bias table.
+
+    A window clipped to the grid reads the middle of the table.
+    """
+    axes = torch.meshgrid(*[torch.arange(side) for side in used], indexing="ij")
+    depth, row, column = (axis.flatten() for axis in axes)
+    return (depth * (2 * window[1] - 1) + row) * (2 * window[2] - 1) + column
+
+
+def middle_row(window: Triple) -> int:
+    """Row of the bias table for a token and itself."""
+    return bias_table_rows(window) // 2
+
+
+@lru_cache(maxsize=64)
+def regions_nN(grid: Triple, used: Triple, moved: Triple) -> Tensor:
+    """Region of every token of every rolled window; tokens may attend within their region."""
+    region = torch.zeros(grid, dtype=torch.long)
+    for axis, (length, side, step) in enumerate(zip(grid, used, moved, strict=True)):
+        if step:
+            position = torch.arange(length)
+            band = (position >= length - side).long() + (position >= length - step).long()
+            shape = [1, 1, 1]
+            shape[axis] = length
+            region = region * 3 + band.view(shape)
+    return partition(region[None, ..., None], used).squeeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Where every place of every window is, as tables: address arithmetic instead of rolled and cut tensors.
+
+    Attributes:
+        rows_nN: int32, the token of each place within its sample, -1 for padding.
+        codes_nN: int32 :func:`position_codes_N`; with shifted windows plus a multiple of the region so large that the difference of
+            two regions leads off the bias table. One row if no window is shifted.
+        window: of the bias table; used: of the grid, smaller where an axis is.
+        padded: some places are padding; shifted: some pairs may not attend.
+    """
+
+    rows_nN: Tensor
+    codes_nN: Tensor
+    window: Triple
+    used: Triple
+    padded: bool
+    shifted: bool
+
+
+@lru_cache(maxsize=64)
+def geometry(size: Triple, window: Triple, shift: Triple, device: torch.device) -> Geometry:
+    """The windows of a grid of ``size`` tokens (D, H, W)."""
+    used, moved = fitted(size, window, shift)
+    grid = padded_grid(size, used)
+    tokens = torch.full(grid, -1)
+    tokens[: size[0], : size[1], : size[2]] = torch.arange(size[0] * size[1] * size[2]).view(size)
+    rolled = tokens.roll([-step for step in moved], dims=(0, 1, 2))
+    codes = position_codes_N(window, used)[None]
+    if any(moved):
+        codes = codes + regions_nN(grid, used, moved) * (2 * bias_table_rows(window) + 1)
+    return Geometry(
+        rows_nN=partition(rolled[None, ..., None], used).squeeze(-1).int().to(device),
+        codes_nN=codes.int().to(device),
+        window=window,
+        used=used,
+        padded=grid != size,
+        shifted=any(moved),
+    )
