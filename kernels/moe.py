@@ -1,19 +1,23 @@
 """Mixture-of-experts layer: router and SwiGLU experts, dropless (Qwen2-MoE's form; Fedus et al., arXiv:2101.03961, for the losses).
 
-Shape letters: T tokens, H hidden size, E experts, I expert width, K experts of a token.
+:func:`moe` is the operation, :func:`moe_reference` its specification in plain PyTorch: tokens are sorted by expert (stable), each
+expert computes its own contiguous rows, and the results are combined by a gather and a sum over K. On a GPU the operation is the
+Triton kernels of ``kernels/gpu``, on a CPU PyTorch's grouped products where rows are aligned, else the reference.
 
-This is the plain PyTorch form, the specification of the operation: tokens are sorted by expert (stable), each expert computes its
-own contiguous rows, and the results are combined by a gather and a sum over K.
+Shape letters: T tokens, H hidden size, E experts, I expert width, K experts of a token, S = T * K rows sorted by expert.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.dispatch import uses_triton
 
 Scoring = Literal["softmax", "sigmoid"]
 
@@ -74,19 +78,37 @@ def route(
     return Routing(weights, experts, probabilities, logits)
 
 
-def experts_forward(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor) -> Tensor:
+def experts_reference(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor) -> Tensor:
     """Weighted sum over its K experts of ``down(silu(gate(x)) * up(x))`` for every token, (T, H)."""
-    tokens, top_k = experts_TK.shape
     order = experts_TK.flatten().argsort(stable=True)
     counts = experts_TK.flatten().bincount(minlength=len(down_EHI)).tolist()
-    rows = hidden_TH[order // top_k].split(counts)
+    rows = hidden_TH[order // experts_TK.shape[1]].split(counts)
     # Unbinding keeps a single gradient tensor for all experts, so that one without tokens still gets its (zero) gradient.
     results = [
         F.linear(_swiglu(F.linear(rows_e, gate_up)), down)
         for rows_e, gate_up, down in zip(rows, gate_up_E2IH.unbind(), down_EHI.unbind(), strict=True)
     ]
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return (torch.cat(results)[place].view(tokens, top_k, -1) * weights_TK.unsqueeze(-1).to(hidden_TH.dtype)).sum(1)
+    return _combined(torch.cat(results), order, weights_TK)
+
+
+def experts_grouped(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor) -> Tensor:
+    """As :func:`experts_reference`, with PyTorch's grouped products: no loop, no count read by the host."""
+    order = experts_TK.flatten().argsort(stable=True)
+    ends = F.one_hot(experts_TK.flatten(), len(down_EHI)).sum(0).cumsum(0).int()
+    rows = hidden_TH[order // experts_TK.shape[1]]
+    activation = _swiglu(F.grouped_mm(rows, gate_up_E2IH.transpose(1, 2), offs=ends))
+    return _combined(F.grouped_mm(activation, down_EHI.transpose(1, 2), offs=ends), order, weights_TK)
+
+
+def _grouped_fits(hidden_TH: Tensor, down_EHI: Tensor) -> bool:
+    """Whether ``grouped_mm`` takes these: equal dtypes it knows, and rows of a multiple of 16 bytes."""
+    same = hidden_TH.dtype == down_EHI.dtype and hidden_TH.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return same and all(size * hidden_TH.element_size() % 16 == 0 for size in down_EHI.shape[1:])
+
+
+def _combined(rows_SH: Tensor, order_S: Tensor, weights_TK: Tensor) -> Tensor:
+    place_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
+    return (rows_SH[place_S].view(*weights_TK.shape, -1) * weights_TK.unsqueeze(-1).to(rows_SH.dtype)).sum(1)
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
@@ -108,20 +130,211 @@ def moe(
     """Route every token to ``top_k`` of the experts and combine their results.
 
     Args:
+        hidden_TH: float32, float16 or bfloat16, as the experts' weights; the router computes in float32.
+        expert_bias: (E,), see :func:`balanced_bias`; receives no gradient.
         valid_T: bool, tokens that count in losses and load (padding is computed, and not counted); None = all.
 
     Raises:
         ValueError: more experts per token than there are experts.
     """
-    experts = router_weight_EH.shape[0]
+    _check_top_k(top_k, len(router_weight_EH))
+    if not uses_triton(hidden_TH):
+        experts = experts_grouped if _grouped_fits(hidden_TH, down_EHI) else experts_reference
+        return _layer(
+            experts, hidden_TH, router_weight_EH, gate_up_E2IH, down_EHI, top_k, norm_topk_prob, scoring, expert_bias, valid_T
+        )
+    valid = torch.ones(len(hidden_TH), dtype=torch.bool, device=hidden_TH.device) if valid_T is None else valid_T
+    weights, balance, z_loss, _, order, place, ends, counts, _ = _route_op(
+        hidden_TH, router_weight_EH, expert_bias, valid, top_k, norm_topk_prob, scoring == "sigmoid"
+    )
+    hidden, _ = _experts_op(hidden_TH, weights, gate_up_E2IH, down_EHI, order, place, ends)
+    return MoEOutput(hidden, balance, z_loss, counts)
+
+
+def moe_reference(
+    hidden_TH: Tensor,
+    router_weight_EH: Tensor,
+    gate_up_E2IH: Tensor,
+    down_EHI: Tensor,
+    top_k: int,
+    norm_topk_prob: bool = True,
+    scoring: Scoring = "softmax",
+    expert_bias: Tensor | None = None,
+    valid_T: Tensor | None = None,
+) -> MoEOutput:
+    """What :func:`moe` computes, in plain PyTorch."""
+    _check_top_k(top_k, len(router_weight_EH))
+    weights = router_weight_EH, gate_up_E2IH, down_EHI
+    return _layer(experts_reference, hidden_TH, *weights, top_k, norm_topk_prob, scoring, expert_bias, valid_T)
+
+
+def balanced_bias(expert_bias_E: Tensor, counts_E: Tensor, rate: float = 1e-3) -> Tensor:
+    """The bias of the next step: up for experts with less than the mean load, down for those with more (arXiv:2408.15664, alg. 1).
+
+    Args:
+        counts_E: load of the step, over all processes.
+    """
+    load = counts_E.to(expert_bias_E.dtype)
+    return expert_bias_E + rate * (load.mean() - load).sign()
+
+
+def _check_top_k(top_k: int, experts: int) -> None:
     if not 1 <= top_k <= experts:
         raise ValueError(f"top_k {top_k} must be between 1 and the number of experts, {experts}")
+
+
+def _layer(
+    experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+    hidden_TH: Tensor,
+    router_weight_EH: Tensor,
+    gate_up_E2IH: Tensor,
+    down_EHI: Tensor,
+    top_k: int,
+    norm_topk_prob: bool,
+    scoring: Scoring,
+    expert_bias: Tensor | None,
+    valid_T: Tensor | None,
+) -> MoEOutput:
+    count = len(router_weight_EH)
     routing = route(hidden_TH, router_weight_EH, top_k, norm_topk_prob, scoring, expert_bias)
     valid = torch.ones(len(hidden_TH), device=hidden_TH.device) if valid_T is None else valid_T.float()
     total = valid.sum().clamp(min=1)
-    chosen_TE = F.one_hot(routing.experts_TK, experts).sum(1) * valid[:, None]
+    chosen_TE = F.one_hot(routing.experts_TK, count).sum(1) * valid[:, None]
     mean_probability_E = (routing.probabilities_TE * valid[:, None]).sum(0) / total
-    load_balance = experts * (chosen_TE.sum(0) / total * mean_probability_E).sum()
+    load_balance = count * (chosen_TE.sum(0) / total * mean_probability_E).sum()
     z_loss = (routing.logits_TE.logsumexp(-1).square() * valid).sum() / total
-    hidden = experts_forward(hidden_TH, routing.weights_TK, routing.experts_TK, gate_up_E2IH, down_EHI)
+    hidden = experts(hidden_TH, routing.weights_TK, routing.experts_TK, gate_up_E2IH, down_EHI)
     return MoEOutput(hidden, load_balance, z_loss, chosen_TE.sum(0).long())
+
+
+Routed = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("omnimri::moe_route", mutates_args=())
+def _route_op(
+    hidden: Tensor, router: Tensor, expert_bias: Tensor | None, valid: Tensor, top_k: int, normalised: bool, sigmoid: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Weights (T, K), load-balance loss, z-loss, experts (T, K), order (S,), place (T, K), ends (E,), counts (E,), logits (T, E)."""
+    from kernels.gpu import moe as gpu
+
+    routed = gpu.route(hidden.contiguous(), router.contiguous(), expert_bias, valid, top_k, normalised, sigmoid)
+    total = valid.sum().clamp(min=1)
+    balance = len(router) * (routed.counts_E / total * (routed.probabilities_E / total)).sum()
+    return (routed.weights_TK, balance, routed.z / total, routed.experts_TK, routed.order_S, routed.place_TK, routed.ends_E,
+            routed.counts_E, routed.logits_TE)  # fmt: skip
+
+
+@_route_op.register_fake
+def _(
+    hidden: Tensor, router: Tensor, expert_bias: Tensor | None, valid: Tensor, top_k: int, normalised: bool, sigmoid: bool
+) -> Routed:
+    tokens, experts = len(hidden), len(router)
+    number = hidden.new_empty((), dtype=torch.float32)
+    pairs = hidden.new_empty(tokens, top_k, dtype=torch.int32)
+    return (hidden.new_empty(tokens, top_k, dtype=torch.float32), number, torch.empty_like(number), pairs,
+            hidden.new_empty(tokens * top_k, dtype=torch.int32), torch.empty_like(pairs), hidden.new_empty(experts, dtype=torch.int32),
+            hidden.new_empty(experts, dtype=torch.int64), hidden.new_empty(tokens, experts, dtype=torch.float32))  # fmt: skip
+
+
+@torch.library.custom_op("omnimri::moe_route_backward", mutates_args=())
+def _route_backward_op(
+    dweights: Tensor, dbalance: Tensor, dz: Tensor, hidden: Tensor, router: Tensor, valid: Tensor, experts: Tensor, counts: Tensor,
+    logits: Tensor, normalised: bool, sigmoid: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of the hidden states and of the router's weights."""
+    from kernels.gpu import moe as gpu
+
+    total = valid.sum().clamp(min=1)
+    load = len(router) * counts / total.square()
+    dtype = torch.promote_types(hidden.dtype, router.dtype)
+    dlogits = gpu.route_backward(logits, experts, valid, load.float(), dweights, dbalance.float(), (dz / total).float(),
+                                 normalised=normalised, sigmoid=sigmoid, dtype=dtype)  # fmt: skip
+    return (dlogits @ router.to(dtype)).to(hidden.dtype), (dlogits.t() @ hidden.to(dtype)).to(router.dtype)
+
+
+@_route_backward_op.register_fake
+def _(
+    dweights: Tensor, dbalance: Tensor, dz: Tensor, hidden: Tensor, router: Tensor, valid: Tensor, experts: Tensor, counts: Tensor,
+    logits: Tensor, normalised: bool, sigmoid: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return hidden.new_empty(hidden.shape), router.new_empty(router.shape)
+
+
+def _route_setup(ctx: Any, inputs: tuple[Any, ...], output: Routed) -> None:
+    hidden, router, _, valid, _, ctx.normalised, ctx.sigmoid = inputs
+    _, _, _, experts, _, _, _, counts, logits = output
+    ctx.mark_non_differentiable(*output[3:])
+    ctx.save_for_backward(hidden, router, valid, experts, counts, logits)
+
+
+def _route_differentiate(ctx: Any, dweights: Tensor, dbalance: Tensor, dz: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    dhidden, drouter = _route_backward_op(dweights, dbalance, dz, *ctx.saved_tensors, ctx.normalised, ctx.sigmoid)
+    return dhidden, drouter, None, None, None, None, None
+
+
+_route_op.register_autograd(_route_differentiate, setup_context=_route_setup)
+
+
+@torch.library.custom_op("omnimri::moe_experts", mutates_args=())
+def _experts_op(
+    hidden: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Tensor, place: Tensor, ends: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Combined output (T, H) and the pre-activations (S, 2 I), which are all that the backward pass needs of the experts."""
+    from kernels.gpu import moe as gpu
+
+    return gpu.experts_forward(hidden.contiguous(), weights, gate_up.contiguous(), down.contiguous(), order, place, ends)
+
+
+@_experts_op.register_fake
+def _(
+    hidden: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Tensor, place: Tensor, ends: Tensor
+) -> tuple[Tensor, Tensor]:
+    return hidden.new_empty(hidden.shape), hidden.new_empty(len(order), gate_up.shape[1])
+
+
+@torch.library.custom_op("omnimri::moe_experts_backward", mutates_args=())
+def _experts_backward_op(
+    dout: Tensor,
+    hidden: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    order: Tensor,
+    place: Tensor,
+    ends: Tensor,
+    pre: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the hidden states, the weights and the experts' two matrices."""
+    from kernels.gpu import moe as gpu
+
+    flat = dout.contiguous(), hidden.contiguous(), weights, gate_up.contiguous(), down.contiguous()
+    return gpu.experts_backward(*flat, order, place, ends, pre)
+
+
+@_experts_backward_op.register_fake
+def _(
+    dout: Tensor,
+    hidden: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    order: Tensor,
+    place: Tensor,
+    ends: Tensor,
+    pre: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shapes = (hidden, weights, gate_up, down)
+    dhidden, dweights, dgate_up, ddown = (x.new_empty(x.shape) for x in shapes)
+    return dhidden, dweights, dgate_up, ddown
+
+
+def _experts_setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _experts_differentiate(ctx: Any, dout: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return *_experts_backward_op(dout, *ctx.saved_tensors), None, None, None
+
+
+_experts_op.register_autograd(_experts_differentiate, setup_context=_experts_setup)

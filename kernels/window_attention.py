@@ -144,9 +144,7 @@ def _window_attention_op(
 
 
 @_window_attention_op.register_fake
-def _(
-    qkv: Tensor, bias_table: Tensor, pad: Tensor, window: Sequence[int], shift: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def _(qkv: Tensor, bias_table: Tensor, pad: Tensor, window: Sequence[int], shift: Sequence[int]) -> tuple[Tensor, Tensor]:
     batch, depth, height, width, _, heads, head_dim = qkv.shape
     tokens = depth * height * width
     if uses_triton(qkv):
@@ -161,7 +159,14 @@ def _(
 
 @torch.library.custom_op("omnimri::window_attention_backward", mutates_args=())
 def _window_attention_backward_op(
-    dout: Tensor, qkv: Tensor, bias_table: Tensor, pad: Tensor, out: Tensor, lse: Tensor, window: Sequence[int], shift: Sequence[int]
+    dout: Tensor,
+    qkv: Tensor,
+    bias_table: Tensor,
+    pad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    window: Sequence[int],
+    shift: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, bias table and padding."""
     where = _geometry(qkv, window, shift)
@@ -177,7 +182,14 @@ def _window_attention_backward_op(
 
 @_window_attention_backward_op.register_fake
 def _(
-    dout: Tensor, qkv: Tensor, bias_table: Tensor, pad: Tensor, out: Tensor, lse: Tensor, window: Sequence[int], shift: Sequence[int]
+    dout: Tensor,
+    qkv: Tensor,
+    bias_table: Tensor,
+    pad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    window: Sequence[int],
+    shift: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), torch.empty_like(bias_table), torch.empty_like(pad)
 
@@ -235,7 +247,9 @@ def _cpu_layout(where: Geometry, batch: int, tokens: int) -> _CpuLayout:
     return _CpuLayout(token.masked_fill(hidden, 0), hidden, place, (counts_P * batch).tolist(), codes_PN)
 
 
-def _cpu_chunks(layout: _CpuLayout, table: Tensor, where: Geometry, dtype: torch.dtype, size: int | None) -> Iterator[tuple[slice, Tensor]]:
+def _cpu_chunks(
+    layout: _CpuLayout, table: Tensor, where: Geometry, dtype: torch.dtype, size: int | None
+) -> Iterator[tuple[slice, Tensor]]:
     """Windows of one pattern, ``size`` at a time, and their bias (h, N, N), -inf between regions."""
     start = 0
     for windows, code_N in zip(layout.windows_P, layout.codes_PN, strict=True):

@@ -33,12 +33,23 @@ def launch(
         grid: programs, from the constants and the configuration's values.
         key: names of arguments on which the choice may depend.
     """
+    if torch.version.hip is not None:
+        configs = for_amd(configs)
     if _observer is not None:
         _observer(kernel, grid, configs, arguments, constants)
     elif len(configs) == 1 or _fixed(kernel):
         kernel[grid](**arguments, **constants, **_values(configs[0]))
     else:
         _tuned(kernel, tuple(configs), tuple(key))[grid](**arguments, **constants)
+
+
+def for_amd(configs: Sequence[triton.Config]) -> list[triton.Config]:
+    """The same tiles with at most two stages: a compute unit has 64 KiB of shared memory."""
+    shallow: dict[str, triton.Config] = {}
+    for config in configs:
+        two = triton.Config(config.kwargs, num_warps=config.num_warps, num_stages=min(2, config.num_stages))
+        shallow.setdefault(str(two), two)
+    return list(shallow.values())
 
 
 def _fixed(kernel: Any) -> bool:

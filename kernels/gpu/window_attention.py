@@ -26,7 +26,7 @@ from kernels.gpu.launch import launch
 from kernels.windows import Geometry, middle_row
 
 LOG2E: float = 1.4426950408889634
-ONE_TILE = 128
+ONE_TILE = 64
 """Windows of up to so many tokens are differentiated in one tile."""
 
 
@@ -223,12 +223,12 @@ def _backward_one_tile_kernel(
 
 
 @triton.jit
-def _query_gradient(
-    q, do, lse_M, delta_M, code_q, dq, start, rows, codes, k_base, v_base, k_pad, v_pad, table, dim, scale,
+def _score_gradient(
+    q, do, lse_M, delta_M, code_q, start, rows, codes, k_base, v_base, k_pad, v_pad, table, dim, scale,
     N: tl.constexpr, R: tl.constexpr, MIDDLE: tl.constexpr, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr, CHECKED: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One key tile: dQ so far, and the gradient of the scores (queries by keys)."""
+    """Gradient of the scores of one key tile, queries by keys, and the keys."""
     row, code, _ = _keys(rows, codes, start, BLOCK_K, N)
     k = _tokens(k_base, row, dim, k_pad, STRIDE, HEAD_DIM, PADDED)
     v = _tokens(v_base, row, dim, v_pad, STRIDE, HEAD_DIM, PADDED)
@@ -236,69 +236,98 @@ def _query_gradient(
     scores_MK += _bias(table, code_q[:, None] - code[None, :] + MIDDLE, R, CHECKED)
     p_MK = tl.exp2(scores_MK - lse_M[:, None])
     dp_MK = tl.dot(do, tl.trans(v), input_precision="ieee")
-    ds_MK = p_MK * (dp_MK - delta_M[:, None])
-    return tl.dot(ds_MK.to(k.dtype), k, dq, input_precision="ieee"), ds_MK
+    return p_MK * (dp_MK - delta_M[:, None]), k
 
 
 @triton.jit
 def _backward_queries_kernel(
-    qkv, table, pad, rows, codes, out, lse, dout, dqkv, delta, dbias, tokens, windows, batch_windows, group, scale, head_scale,
+    qkv, table, pad, rows, codes, out, lse, dout, dqkv, delta, tokens, windows, scale, head_scale,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr, R: tl.constexpr, MIDDLE: tl.constexpr,
     PADDED: tl.constexpr, SHIFTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one tile of queries in a group of windows, and the group's bias gradient, summed in registers (one tile a key tile)."""
+    """dQ of one tile of queries of one window and head, and delta for the kernels after it."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
-    FULL: tl.constexpr = N // BLOCK_K
     REST: tl.constexpr = N % BLOCK_K
     TAIL: tl.constexpr = 16 if REST <= 16 else 32 if REST <= 32 else 64 if REST <= 64 else 128
-    TILES: tl.constexpr = tl.cdiv(N, BLOCK_M)
-    tile, head = tl.program_id(0) % TILES, tl.program_id(0) // TILES % HEADS
-    part = tl.program_id(0) // (TILES * HEADS)
+    tile, head, window, sample = _place(tl.program_id(0), windows, HEADS, tl.cdiv(N, BLOCK_M))
     dim = tl.arange(0, DIM)
+    rows += window * N
+    if SHIFTED:
+        codes += window * N
     table += head * R
     pad += head * HEAD_DIM
     k_pad, v_pad = pad + HEADS * HEAD_DIM, pad + 2 * HEADS * HEAD_DIM
-    dbias_tiles = ()
-    for _ in tl.static_range(FULL):
-        dbias_tiles = dbias_tiles + (tl.zeros([BLOCK_M, BLOCK_K], tl.float32),)
-    dbias_tail = tl.zeros([BLOCK_M, TAIL], tl.float32)
+    base = sample * tokens * STRIDE + head * HEAD_DIM
+    k_base, v_base = qkv + base + HEADS * HEAD_DIM, qkv + base + 2 * HEADS * HEAD_DIM
+    out_base = sample * tokens * HEADS * HEAD_DIM + head * HEAD_DIM
+    stat_base = sample * tokens * HEADS + head
+    row, code, within = _places(rows, codes, tile * BLOCK_M, BLOCK_M, N)
+    q, do, lse_M, delta_M = _queries(qkv + base, pad, out + out_base, dout + out_base, lse + stat_base, row, within, dim,
+                                     HEADS, HEAD_DIM, PADDED)  # fmt: skip
+    real = within & (row >= 0)
+    tl.store(delta + stat_base + row * HEADS, delta_M, mask=real)
+    dq = tl.zeros([BLOCK_M, DIM], tl.float32)
+    for start in range(0, N - REST, BLOCK_K):
+        ds, k = _score_gradient(q, do, lse_M, delta_M, code, start, rows, codes, k_base, v_base, k_pad, v_pad, table, dim, scale,
+                                N, R, MIDDLE, STRIDE, HEAD_DIM, PADDED, SHIFTED, BLOCK_K)  # fmt: skip
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+    if REST > 0:
+        ds, k = _score_gradient(q, do, lse_M, delta_M, code, N - REST, rows, codes, k_base, v_base, k_pad, v_pad, table, dim, scale,
+                                N, R, MIDDLE, STRIDE, HEAD_DIM, PADDED, SHIFTED or REST < TAIL, TAIL)  # fmt: skip
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+    _store(dqkv + base, row, real, dim, dq * head_scale, STRIDE, HEAD_DIM)
+
+
+@triton.jit
+def _backward_bias_kernel(
+    qkv, table, pad, rows, codes, lse, delta, dout, dbias, tokens, windows, batch_windows, group, scale,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr, R: tl.constexpr, MIDDLE: tl.constexpr,
+    PADDED: tl.constexpr, SHIFTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Score gradients of one tile of pairs, summed over a group of windows in registers."""
+    STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
+    TILES_K: tl.constexpr = tl.cdiv(N, BLOCK_K)
+    TILES: tl.constexpr = TILES_K * tl.cdiv(N, BLOCK_M)
+    tile, head = tl.program_id(0) % TILES, tl.program_id(0) // TILES % HEADS
+    part = tl.program_id(0) // (TILES * HEADS)
+    first_query, first_key = tile // TILES_K * BLOCK_M, tile % TILES_K * BLOCK_K
+    dim = tl.arange(0, DIM)
+    table += head * R
+    pad += head * HEAD_DIM
+    dbias_MK = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     for batch_window in range(part * group, tl.minimum((part + 1) * group, batch_windows)):
         window, sample = batch_window % windows, (batch_window // windows).to(tl.int64)
-        window_rows = rows + window * N
         window_codes = codes
         if SHIFTED:
             window_codes += window * N
-        row, code, within = _places(window_rows, window_codes, tile * BLOCK_M, BLOCK_M, N)
         base = sample * tokens * STRIDE + head * HEAD_DIM
-        k_base, v_base = qkv + base + HEADS * HEAD_DIM, qkv + base + 2 * HEADS * HEAD_DIM
-        out_base = sample * tokens * HEADS * HEAD_DIM + head * HEAD_DIM
         stat_base = sample * tokens * HEADS + head
-        q, do, lse_M, delta_M = _queries(qkv + base, pad, out + out_base, dout + out_base, lse + stat_base, row, within, dim,
-                                         HEADS, HEAD_DIM, PADDED)  # fmt: skip
-        real = within & (row >= 0)
-        tl.store(delta + stat_base + row * HEADS, delta_M, mask=real)
-        dq = tl.zeros([BLOCK_M, DIM], tl.float32)
-        updated = ()
-        for j in tl.static_range(FULL):
-            dq, ds = _query_gradient(q, do, lse_M, delta_M, code, dq, j * BLOCK_K, window_rows, window_codes, k_base, v_base,
-                                     k_pad, v_pad, table, dim, scale, N, R, MIDDLE, STRIDE, HEAD_DIM, PADDED, SHIFTED,
-                                     BLOCK_K)  # fmt: skip
-            updated = updated + (dbias_tiles[j] + ds,)
-        dbias_tiles = updated
-        if REST > 0:
-            dq, ds = _query_gradient(q, do, lse_M, delta_M, code, dq, FULL * BLOCK_K, window_rows, window_codes, k_base, v_base,
-                                     k_pad, v_pad, table, dim, scale, N, R, MIDDLE, STRIDE, HEAD_DIM, PADDED,
-                                     SHIFTED or REST < TAIL, TAIL)  # fmt: skip
-            dbias_tail += ds
-        _store(dqkv + base, row, real, dim, dq * head_scale, STRIDE, HEAD_DIM)
-    place = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    dbias += (part * HEADS + head).to(tl.int64) * N * N + place[:, None] * N
-    for j in tl.static_range(FULL):
-        key = j * BLOCK_K + tl.arange(0, BLOCK_K)
-        tl.store(dbias + key[None, :], dbias_tiles[j], mask=(place < N)[:, None])
-    if REST > 0:
-        key = FULL * BLOCK_K + tl.arange(0, TAIL)
-        tl.store(dbias + key[None, :], dbias_tail, mask=(place < N)[:, None] & (key < N)[None, :])
+        row, code, within = _places(rows + window * N, window_codes, first_query, BLOCK_M, N)
+        q, do, lse_M, delta_M = _known_queries(qkv + base, pad, dout + sample * tokens * HEADS * HEAD_DIM + head * HEAD_DIM,
+                                               lse + stat_base, delta + stat_base, row, within, dim, HEADS, HEAD_DIM,
+                                               PADDED)  # fmt: skip
+        ds, _ = _score_gradient(q, do, lse_M, delta_M, code, first_key, rows + window * N, window_codes,
+                                qkv + base + HEADS * HEAD_DIM, qkv + base + 2 * HEADS * HEAD_DIM, pad + HEADS * HEAD_DIM,
+                                pad + 2 * HEADS * HEAD_DIM, table, dim, scale, N, R, MIDDLE, STRIDE, HEAD_DIM, PADDED,
+                                SHIFTED or N % BLOCK_K > 0, BLOCK_K)  # fmt: skip
+        dbias_MK += ds
+    query, key = first_query + tl.arange(0, BLOCK_M), first_key + tl.arange(0, BLOCK_K)
+    dbias += (part * HEADS + head).to(tl.int64) * N * N
+    tl.store(dbias + query[:, None] * N + key[None, :], dbias_MK, mask=(query < N)[:, None] & (key < N)[None, :])
+
+
+@triton.jit
+def _known_queries(
+    q_base, q_pad, dout_base, lse_base, delta_base, row, within, dim,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """As :func:`_queries`, where delta is there already."""
+    q = _tokens(q_base, row, dim, q_pad, 3 * HEADS * HEAD_DIM, HEAD_DIM, PADDED)
+    real = within & (row >= 0)
+    place = row[:, None] * (HEADS * HEAD_DIM) + dim[None, :]
+    do = tl.load(dout_base + place, mask=real[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
+    lse_M = tl.load(lse_base + row * HEADS, mask=real, other=float("inf"))
+    return q, do, lse_M, tl.load(delta_base + row * HEADS, mask=real, other=0.0)
 
 
 @triton.jit
@@ -309,12 +338,8 @@ def _key_gradients(
 ):  # fmt: skip
     """dK and dV so far, with one more tile of queries; scores are keys by queries, so that nothing is transposed."""
     row, code, within = _places(rows, codes, start, BLOCK_M, N)
-    real = within & (row >= 0)
-    q = _tokens(q_base, row, dim, q_pad, 3 * HEADS * HEAD_DIM, HEAD_DIM, PADDED)
-    place = row[:, None] * (HEADS * HEAD_DIM) + dim[None, :]
-    do = tl.load(dout_base + place, mask=real[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
-    lse_M = tl.load(lse_base + row * HEADS, mask=real, other=float("inf"))
-    delta_M = tl.load(delta_base + row * HEADS, mask=real, other=0.0)
+    q, do, lse_M, delta_M = _known_queries(q_base, q_pad, dout_base, lse_base, delta_base, row, within, dim, HEADS, HEAD_DIM,
+                                           PADDED)  # fmt: skip
     scores_KM = tl.dot(k, tl.trans(q), input_precision="ieee") * scale
     scores_KM += _bias(table, code[None, :] - code_k[:, None] + MIDDLE, R, CHECKED)
     p_KM = tl.exp2(scores_KM - lse_M[None, :])
@@ -448,9 +473,7 @@ def backward(
     return dqkv, dtable.to(table.dtype), dpad
 
 
-def _backward_one_tile(
-    arguments: dict[str, Any], constants: dict[str, Any], batch_windows: int
-) -> tuple[Tensor, int, int, Tensor]:
+def _backward_one_tile(arguments: dict[str, Any], constants: dict[str, Any], batch_windows: int) -> tuple[Tensor, int, int, Tensor]:
     """Every window in one tile; bias gradient of every group (parts, h, N, N), its strides, gradient of the padding (h, 2, d)."""
     heads, head_dim, places = constants["HEADS"], constants["HEAD_DIM"], constants["N"]
     parts, group = _parts(batch_windows, heads)
@@ -458,7 +481,7 @@ def _backward_one_tile(
     launch(
         _backward_one_tile_kernel,
         lambda c: (parts * heads,),
-        _configs(ONE_TILE_BACKWARD, places, arguments["qkv"].dtype),
+        _one_tile_configs(places, arguments["qkv"].dtype),
         KEY,
         {**arguments, "dbias": dbias, "dpad": dpad, "batch_windows": batch_windows, "group": group},
         **constants,
@@ -467,21 +490,20 @@ def _backward_one_tile(
 
 
 def _backward_tiles(arguments: dict[str, Any], constants: dict[str, Any], batch_windows: int) -> tuple[Tensor, int, int, Tensor]:
-    """First dQ and the bias gradient, then dK and dV; returns as :func:`_backward_one_tile`."""
+    """First dQ, then dK and dV, then the bias gradient; returns as :func:`_backward_one_tile`."""
     heads, head_dim, places = constants["HEADS"], constants["HEAD_DIM"], constants["N"]
     dtype = arguments["qkv"].dtype
-    parts, group = _parts(batch_windows, heads * triton.cdiv(places, 64))
+    parts, group = _parts(batch_windows, heads * triton.cdiv(places, 128) ** 2)
     pad_tiles = triton.cdiv(places, 32)
     dbias, dpad = _partials(arguments, constants, parts, (batch_windows, heads, pad_tiles, 2, head_dim))
-    out = arguments.pop("out")
+    out, dqkv, head_scale = (arguments.pop(name) for name in ("out", "dqkv", "head_scale"))
     arguments["delta"] = torch.empty_like(arguments["lse"])
-    pass_one = {**arguments, "out": out, "dbias": dbias, "batch_windows": batch_windows, "group": group}
     launch(
         _backward_queries_kernel,
-        lambda c: (parts * heads * triton.cdiv(places, c["BLOCK_M"]),),
+        lambda c: (batch_windows * heads * triton.cdiv(places, c["BLOCK_M"]),),
         _configs(QUERY_BACKWARD_TILES, places, dtype),
         KEY,
-        pass_one,
+        {**arguments, "out": out, "dqkv": dqkv, "head_scale": head_scale},
         **constants,
     )
     launch(
@@ -489,9 +511,17 @@ def _backward_tiles(arguments: dict[str, Any], constants: dict[str, Any], batch_
         lambda c: (batch_windows * heads * triton.cdiv(places, c["BLOCK_K"]),),
         _configs(KEY_BACKWARD_TILES, places, dtype),
         KEY,
-        {**arguments, "dpad": dpad},
+        {**arguments, "dqkv": dqkv, "dpad": dpad, "head_scale": head_scale},
         **constants,
         PAD_TILES=pad_tiles,
+    )
+    launch(
+        _backward_bias_kernel,
+        lambda c: (parts * heads * triton.cdiv(places, c["BLOCK_M"]) * triton.cdiv(places, c["BLOCK_K"]),),
+        _configs(BIAS_BACKWARD_TILES, places, dtype),
+        KEY,
+        {**arguments, "dbias": dbias, "batch_windows": batch_windows, "group": group},
+        **constants,
     )
     return dbias, places, 1, dpad.sum((0, 2)) if dpad.numel() else dpad
 
@@ -531,9 +561,7 @@ def _parts(batch_windows: int, programs: int) -> tuple[int, int]:
     return triton.cdiv(batch_windows, group), group
 
 
-def _partials(
-    arguments: dict[str, Any], constants: dict[str, Any], parts: int, padding: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
+def _partials(arguments: dict[str, Any], constants: dict[str, Any], parts: int, padding: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Room for the bias gradients of the groups and, where there is padding, for its gradients."""
     shape = (parts, constants["HEADS"], constants["N"], constants["N"])
     device = arguments["qkv"].device
@@ -542,22 +570,30 @@ def _partials(
 
 
 # Tiles as (queries, keys, warps, stages), the first being the safe choice. Float32 has tiles of its own: its products run on the
-# scalar units, where large tiles do not fit the registers.
+# scalar units, where large tiles do not fit the registers. None of them spills (kernels/gpu/compile_check.py).
 Tiles = tuple[tuple[int, int, int, int], ...]
 KEY = ("N", "HEAD_DIM", "HEADS", "PADDED", "SHIFTED")
-FORWARD_TILES: Tiles = ((64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2), (128, 64, 4, 2))
-QUERY_BACKWARD_TILES: Tiles = ((64, 64, 8, 1), (32, 64, 4, 1), (32, 64, 8, 1))
-KEY_BACKWARD_TILES: Tiles = ((64, 64, 4, 2), (64, 32, 4, 2), (128, 64, 8, 2))
-ONE_TILE_BACKWARD: Tiles = ((0, 0, 4, 1), (0, 0, 8, 1))
+FORWARD_TILES: Tiles = ((64, 32, 4, 2), (128, 32, 4, 3), (128, 32, 8, 2), (64, 64, 8, 2))
+QUERY_BACKWARD_TILES: Tiles = ((64, 64, 4, 2), (64, 32, 4, 2), (128, 64, 8, 2))
+KEY_BACKWARD_TILES: Tiles = ((64, 64, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2))
+BIAS_BACKWARD_TILES: Tiles = ((64, 64, 4, 1), (64, 64, 4, 2), (128, 64, 8, 1))
+FLOAT32_TILES: Tiles = ((32, 32, 8, 1),)
+ONE_TILE_WARPS = (4, 8)
 
 
 def _configs(tiles: Tiles, places: int, dtype: torch.dtype) -> list[triton.Config]:
     """Configurations that suit a window of so many places, without repetition."""
     whole = max(16, triton.next_power_of_2(places))
     configs: dict[str, triton.Config] = {}
-    for queries, keys, warps, stages in tiles:
-        limit = 32 if dtype == torch.float32 else 128
-        blocks = {"BLOCK_M": min(queries, whole, limit), "BLOCK_K": min(keys, whole, limit)} if queries else {"BLOCK": whole}
+    for queries, keys, warps, stages in FLOAT32_TILES if dtype == torch.float32 else tiles:
+        blocks = {"BLOCK_M": min(queries, whole), "BLOCK_K": min(keys, whole)}
         config = triton.Config(blocks, num_warps=warps, num_stages=stages)
         configs.setdefault(str(config), config)
     return list(configs.values())
+
+
+def _one_tile_configs(places: int, dtype: torch.dtype) -> list[triton.Config]:
+    """As :func:`_configs` for windows in one tile; the largest, and float32, need eight warps' registers."""
+    whole = max(16, triton.next_power_of_2(places))
+    warps = ONE_TILE_WARPS if whole <= 64 and dtype != torch.float32 else (8,)
+    return [triton.Config({"BLOCK": whole}, num_warps=number, num_stages=1) for number in warps]
