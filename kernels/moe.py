@@ -214,7 +214,7 @@ Routed = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, T
 def _route_op(
     hidden: Tensor, router: Tensor, expert_bias: Tensor | None, valid: Tensor, top_k: int, normalised: bool, sigmoid: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Weights (T, K), load-balance loss, z-loss, experts (T, K), order (S,), place (T, K), ends (E,), counts (E,), logits (T, E)."""
+    """Weights (T, K), load-balance loss, z-loss, experts (T, K), order (S,), place (T, K), ends, counts (E,), logits (T, E)."""
     from kernels.gpu import moe as gpu
 
     routed = gpu.route(hidden.contiguous(), router.contiguous(), expert_bias, valid, top_k, normalised, sigmoid)
@@ -231,9 +231,17 @@ def _(
     tokens, experts = len(hidden), len(router)
     number = hidden.new_empty((), dtype=torch.float32)
     pairs = hidden.new_empty(tokens, top_k, dtype=torch.int32)
-    return (hidden.new_empty(tokens, top_k, dtype=torch.float32), number, torch.empty_like(number), pairs,
-            hidden.new_empty(tokens * top_k, dtype=torch.int32), torch.empty_like(pairs), hidden.new_empty(experts, dtype=torch.int32),
-            hidden.new_empty(experts, dtype=torch.int64), hidden.new_empty(tokens, experts, dtype=torch.float32))  # fmt: skip
+    return (
+        hidden.new_empty(tokens, top_k, dtype=torch.float32),
+        number,
+        torch.empty_like(number),
+        pairs,
+        hidden.new_empty(tokens * top_k, dtype=torch.int32),
+        torch.empty_like(pairs),
+        hidden.new_empty(experts, dtype=torch.int32),
+        hidden.new_empty(experts, dtype=torch.int64),
+        hidden.new_empty(tokens, experts, dtype=torch.float32),
+    )
 
 
 @torch.library.custom_op("omnimri::moe_route_backward", mutates_args=())

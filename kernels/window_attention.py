@@ -1,8 +1,8 @@
 """Shifted window attention in 2-D and 3-D with a trainable relative-position bias (Liu et al., Swin / Video Swin Transformer).
 
 :func:`window_attention` is the operation, :func:`window_attention_reference` its specification in plain PyTorch. On a GPU the
-operation is the Triton kernels of ``kernels/gpu``; on a CPU it is the reference for small windows, and PyTorch's flash attention with
-a backward pass of our own for large ones.
+operation is the Triton kernels of ``kernels/gpu``; on a CPU it is the reference for small windows, and PyTorch's flash attention
+with a backward pass of our own for large ones.
 
 Shape letters: B samples, D H W the token grid, h heads, d head size, N tokens of a window, n windows of a sample, T tokens of a
 sample, R rows of the bias table, P patterns of regions.
@@ -50,7 +50,7 @@ def window_attention(
     one window covers is neither cut nor shifted.
 
     Args:
-        qkv_BDHW3hd: packed queries, keys and values, float32, float16 or bfloat16 (float64 on a CPU with windows of up to 128 tokens).
+        qkv_BDHW3hd: packed queries, keys and values, float32, float16 or bfloat16; on a CPU also float64.
         bias_table: (rows of :func:`~kernels.windows.bias_table_rows`, h), added to the scores, receives gradients.
         window: window size; shift: cyclic shift, 0 <= shift < window, on each of (D, H, W). A 2-D grid has D = 1.
         pad_qkv: (3, h, d), receives gradients.

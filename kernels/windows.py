@@ -108,8 +108,8 @@ def geometry(size: Triple, window: Triple, shift: Triple, device: torch.device) 
     if any(moved):
         codes = codes + regions_nN(grid, used, moved) * (2 * bias_table_rows(window) + 1)
     return Geometry(
-        rows_nN=partition(rolled[None, ..., None], used).squeeze(-1).int().to(device),
-        codes_nN=codes.int().to(device),
+        rows_nN=partition(rolled[None, ..., None], used).squeeze(-1).int().contiguous().to(device),
+        codes_nN=codes.int().contiguous().to(device),
         window=window,
         used=used,
         padded=grid != size,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+import pytest
+import torch
+
 os.environ.update(
     HF_HUB_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
@@ -14,3 +17,14 @@ os.environ.update(
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     DS_ACCELERATOR="cpu",
 )
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported; only kernels.dispatch.interpreted() uses it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that needs a GPU says so where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU here: run `make gpu-test` on a machine with one"))

@@ -38,7 +38,7 @@ def launch(
     if _observer is not None:
         _observer(kernel, grid, configs, arguments, constants)
     elif len(configs) == 1 or _fixed(kernel):
-        kernel[grid](**arguments, **constants, **_values(configs[0]))
+        kernel[grid](**arguments, **constants, **values(configs[0]))
     else:
         _tuned(kernel, tuple(configs), tuple(key))[grid](**arguments, **constants)
 
@@ -57,7 +57,8 @@ def _fixed(kernel: Any) -> bool:
     return interpreted or torch.are_deterministic_algorithms_enabled()
 
 
-def _values(config: triton.Config) -> dict[str, Any]:
+def values(config: triton.Config) -> dict[str, Any]:
+    """A configuration as keyword arguments of a launch."""
     return {**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages}
 
 

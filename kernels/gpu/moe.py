@@ -1,8 +1,8 @@
 """Mixture of experts as Triton kernels: router with its losses, stable sort, SwiGLU experts, combination; forward and backward.
 
-Nothing waits for the device: the sort is a counting sort whose tiles find their expert by themselves, and grids are sized at the most
-tiles that there can be. Of the forward pass only the experts' pre-activations are kept. There are no atomics: what is summed across
-programs is summed from their partial results, in a fixed order.
+Nothing waits for the device: the sort is a counting sort whose tiles find their expert by themselves, and grids are sized at the
+most tiles that there can be. Of the forward pass only the experts' pre-activations are kept. There are no atomics: what is summed
+across programs is summed from their partial results, in a fixed order.
 
 Shape letters: T tokens, H hidden size, E experts, I expert width, K experts of a token, S = T * K rows sorted by expert.
 In the kernels M are rows, N the columns of a product, C what it sums over.
@@ -27,10 +27,11 @@ class Routed:
 
     Attributes:
         weights_TK: float32; experts_TK: int32, best first.
-        order_S: int32, the (token, choice) pair ``token * K + choice`` of each sorted row; place_TK: int32, the row of each pair.
+        order_S: int32, the (token, choice) pair ``token * K + choice`` of each sorted row.
+        place_TK: int32, the row of each pair.
         ends_E: int32, where the rows of each expert end.
-        counts_E: int64, pairs of valid tokens; probabilities_E: float32, sum of the scores of valid tokens; z: float32 scalar, sum of
-            their squared logsumexp.
+        counts_E: int64, pairs of valid tokens; probabilities_E: float32, sum of the scores of valid tokens.
+        z: float32 scalar, sum of the squared logsumexp of valid tokens.
         logits_TE: float32.
     """
 
@@ -182,7 +183,7 @@ def _tile_of_expert(ends, tile, EXPERTS: tl.constexpr, EXPERTS_PAD: tl.constexpr
 
 @triton.jit
 def _swizzled(tiles_m, TILES_N: tl.constexpr, GROUP: tl.constexpr):
-    """Row and column tile of a program: GROUP row tiles go through the columns together, so that both operands stay in the cache."""
+    """Row and column tile of a program: GROUP row tiles go through the columns together and share what they read."""
     pid = tl.program_id(0)
     first = pid // (GROUP * TILES_N) * GROUP
     height = tl.minimum(tiles_m - first, GROUP)
@@ -377,7 +378,8 @@ def route(
         [triton.Config({"BLOCK_C": 32 if hidden.dtype == torch.float32 else 64}, num_warps=4, num_stages=2)],
         (),
         {
-            "hidden": hidden, "router": router, "expert_bias": router if expert_bias is None else expert_bias.float(), "valid": valid,
+            "hidden": hidden, "router": router, "valid": valid,
+            "expert_bias": router if expert_bias is None else expert_bias.float(),
             "logits": logits, "weights": weights, "experts": chosen, "ranks": ranks, "members": members, "counts": counts,
             "sums": sums, "z": z, "tokens": tokens,
         },

@@ -1,11 +1,12 @@
 """Shifted window attention with a trainable relative-position bias, forward and backward, as Triton kernels.
 
-Roll, partition, mask, bias gather and reverse are address arithmetic; no window tensor and no score tensor is made. Two small integer
-tables, shared by all samples and heads, carry the geometry:
+Roll, partition, mask, bias gather and reverse are address arithmetic; no window tensor and no score tensor is made. Two small
+integer tables, shared by all samples and heads, carry the geometry:
 
 - ``rows`` (n, N): the token of each place of each window within its sample, -1 for padding.
-- ``codes`` (n or 1, N): a place's number such that ``code[query] - code[key] + middle`` is the row of the bias table. Shifted windows
-  add the region times a number so large that pairs of different regions leave the table: one comparison is mask and bounds check.
+- ``codes`` (n or 1, N): a place's number such that ``code[query] - code[key] + middle`` is the row of the bias table. Shifted
+  windows add the region times a number so large that pairs of different regions leave the table: one comparison is mask and
+  bounds check.
 
 Everything is computed in base 2 (exp2, log2): the scale and the bias carry a factor log2(e).
 
@@ -128,8 +129,8 @@ def _forward_kernel(
         peak, total, acc = _attend(q, code, peak, total, acc, start, rows, codes, k_base, v_base, k_pad, v_pad, table, dim, scale,
                                    N, R, MIDDLE, STRIDE, HEAD_DIM, PADDED, SHIFTED, BLOCK_K)  # fmt: skip
     if REST > 0:
-        peak, total, acc = _attend(q, code, peak, total, acc, N - REST, rows, codes, k_base, v_base, k_pad, v_pad, table, dim, scale,
-                                   N, R, MIDDLE, STRIDE, HEAD_DIM, PADDED, SHIFTED or REST < TAIL, TAIL)  # fmt: skip
+        peak, total, acc = _attend(q, code, peak, total, acc, N - REST, rows, codes, k_base, v_base, k_pad, v_pad, table, dim,
+                                   scale, N, R, MIDDLE, STRIDE, HEAD_DIM, PADDED, SHIFTED or REST < TAIL, TAIL)  # fmt: skip
 
     real = within & (row >= 0)
     out += sample * tokens * HEADS * HEAD_DIM + head * HEAD_DIM

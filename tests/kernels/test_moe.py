@@ -1,13 +1,21 @@
-"""The mixture of experts is that of transformers' Qwen2-MoE."""
+"""The mixture of experts is that of transformers' Qwen2-MoE; grouped products and the Triton kernels compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock, load_balancing_loss_func
 
-from kernels.moe import experts_forward, moe, route
+from kernels import moe as module
+from kernels.dispatch import interpreted
+from kernels.moe import MoEOutput, balanced_bias, experts_grouped, experts_reference, moe, moe_reference, route
 from model_core.moe import SparseMoeBlock
 
 
@@ -57,10 +65,28 @@ def test_a_bias_changes_the_choice_and_not_the_weight() -> None:
     torch.testing.assert_close(forced.weights_TK[:, 0], plain.probabilities_TE[:, 3])
 
 
-def test_every_expert_gets_a_gradient_even_without_tokens() -> None:
-    gate_up, down = torch.randn(3, 4, 4, requires_grad=True), torch.randn(3, 4, 2, requires_grad=True)
+def test_the_bias_rises_for_idle_experts_until_the_load_is_even() -> None:
+    torch.manual_seed(0)
+    hidden, router, bias = torch.randn(512, 8) + 1, torch.randn(6, 8), torch.zeros(6)
+    loads = []
+    for _ in range(300):
+        chosen = route(hidden, router, 2, scoring="sigmoid", expert_bias=bias).experts_TK
+        loads.append(chosen.flatten().bincount(minlength=6))
+        bias = balanced_bias(bias, loads[-1], rate=5e-3)
+    mean = 512 * 2 / 6
+    assert loads[0].max() > 1.5 * mean
+    assert loads[-1].max() < 1.1 * mean
+
+
+def _grouped_and_reference() -> list[Any]:
+    return [pytest.param(experts_reference, id="reference"), pytest.param(experts_grouped, id="grouped")]
+
+
+@pytest.mark.parametrize("experts_op", _grouped_and_reference())
+def test_every_expert_gets_a_gradient_even_without_tokens(experts_op: Callable[..., Tensor]) -> None:
+    gate_up, down = torch.randn(3, 8, 4, requires_grad=True), torch.randn(3, 4, 4, requires_grad=True)
     experts = torch.zeros(5, 1, dtype=torch.long)
-    experts_forward(torch.randn(5, 4), torch.ones(5, 1), experts, gate_up, down).sum().backward()
+    experts_op(torch.randn(5, 4), torch.ones(5, 1), experts, gate_up, down).sum().backward()
     assert gate_up.grad is not None and down.grad is not None
     assert gate_up.grad[0].abs().sum() > 0 and gate_up.grad[1:].abs().sum() == 0
 
@@ -83,6 +109,135 @@ def test_it_is_the_sum_over_the_chosen_experts(tokens: int, experts: int, data: 
     torch.testing.assert_close(moe(x, router, gate_up, down, top_k).hidden_TH, expected, atol=1e-6, rtol=1e-6)
 
 
+def test_gradients_of_the_specification_are_right() -> None:
+    """In float64, of hidden states and experts; the router's own gradient is float32 by definition."""
+    torch.manual_seed(0)
+    x, weights = (
+        torch.randn(5, 4, dtype=torch.float64, requires_grad=True),
+        torch.rand(5, 2, dtype=torch.float64, requires_grad=True),
+    )
+    gate_up = torch.randn(3, 6, 4, dtype=torch.float64, requires_grad=True)
+    down = torch.randn(3, 4, 3, dtype=torch.float64, requires_grad=True)
+    experts = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 0], [0, 1]])
+    assert torch.autograd.gradcheck(lambda x, w, g, d: experts_reference(x, w, experts, g, d), (x, weights, gate_up, down))
+
+
 def test_more_choices_than_experts_is_refused() -> None:
     with pytest.raises(ValueError, match="top_k 3"):
         moe(torch.zeros(1, 2), torch.zeros(2, 2), torch.zeros(2, 4, 2), torch.zeros(2, 2, 2), top_k=3)
+
+
+def _inputs(tokens: int, experts: int, hidden_size: int, width: int) -> list[Tensor]:
+    torch.manual_seed(tokens + 100 * experts)
+    shapes = (tokens, hidden_size), (experts, hidden_size), (experts, 2 * width, hidden_size), (experts, hidden_size, width)
+    return [torch.randn(shape) * (0.3 if len(shape) == 3 else 1.0) for shape in shapes]
+
+
+def _results(op: Callable[..., MoEOutput], inputs: list[Tensor], top_k: int, **options: Any) -> list[Tensor]:
+    """Output, both losses, counts, and gradients of hidden states, router and experts."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    out = op(*leaves, top_k, **options)
+    torch.manual_seed(1)
+    ((out.hidden_TH * torch.randn_like(out.hidden_TH)).sum() + 3 * out.load_balance_loss + 0.5 * out.z_loss).backward()
+    values = [out.hidden_TH, out.load_balance_loss, out.z_loss, out.counts_E, *(leaf.grad for leaf in leaves)]
+    return [value.detach().float() for value in values if value is not None]
+
+
+def _assert_close(ours: list[Tensor], expected: list[Tensor], bar: float = 1e-5) -> None:
+    assert torch.equal(ours[3], expected[3])
+    for x, y in zip(ours, expected, strict=True):
+        assert (x - y).abs().max() <= bar * max(1.0, float(y.abs().max())), ((x - y).abs().max(), y.abs().max())
+
+
+@given(experts=st.integers(1, 6), tokens=st.integers(1, 40), data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_grouped_products_are_the_specification(experts: int, tokens: int, data: st.DataObject) -> None:
+    top_k = data.draw(st.integers(1, experts))
+    inputs = _inputs(tokens, experts, 8, 12)
+    _assert_close(_results(moe, inputs, top_k), _results(moe_reference, inputs, top_k))
+
+
+@given(
+    tokens=st.integers(1, 40),
+    experts=st.sampled_from([1, 2, 5, 8, 17]),
+    norm=st.booleans(),
+    scoring=st.sampled_from(["softmax", "sigmoid"]),
+    biased=st.booleans(),
+    masked=st.booleans(),
+    sizes=st.sampled_from([(16, 8), (20, 12), (33, 17)]),
+    data=st.data(),
+)
+@settings(max_examples=10, deadline=None)
+def test_the_triton_kernels_are_the_specification(
+    tokens: int, experts: int, norm: bool, scoring: str, biased: bool, masked: bool, sizes: tuple[int, int], data: st.DataObject
+) -> None:
+    """Any number of tokens and experts (prime, one, idle ones, K = E), both scorings, with and without padding."""
+    top_k = data.draw(st.integers(1, min(experts, 5)))
+    inputs = _inputs(tokens, experts, *sizes)
+    options: dict[str, Any] = {"norm_topk_prob": norm, "scoring": scoring}
+    options["expert_bias"] = torch.randn(experts) if biased else None
+    options["valid_T"] = torch.arange(tokens) % 3 != 1 if masked else None
+    with interpreted():
+        ours = _results(moe, inputs, top_k, **options)
+    _assert_close(ours, _results(moe_reference, inputs, top_k, **options))
+
+
+def test_the_triton_kernels_in_half_precision() -> None:
+    inputs = [x.half() for x in _inputs(24, 4, 16, 24)]
+    expected = _results(moe_reference, [x.float() for x in inputs], 2)
+    with interpreted():
+        ours = _results(moe, inputs, 2)
+    for x, y, bar in zip(ours, expected, [5e-3] * 4 + [8e-3] * 4, strict=True):
+        assert (x - y).norm() <= bar * y.norm()
+
+
+@given(tokens=st.integers(1, 100), experts=st.integers(1, 9), data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_the_sort_is_stable_and_a_permutation(tokens: int, experts: int, data: st.DataObject) -> None:
+    top_k = data.draw(st.integers(1, min(experts, 4)))
+    hidden, router, *_ = _inputs(tokens, experts, 16, 8)
+    with interpreted():
+        _, _, _, chosen, order, place, ends, counts, _ = module._route_op(
+            hidden, router, None, torch.ones(tokens, dtype=torch.bool), top_k, True, False
+        )
+    expected = chosen.flatten().argsort(stable=True)
+    assert torch.equal(order.long(), expected)
+    assert torch.equal(place.flatten().long()[expected], torch.arange(tokens * top_k))
+    assert torch.equal(ends.long(), chosen.flatten().bincount(minlength=experts).cumsum(0))
+    assert torch.equal(counts, chosen.flatten().bincount(minlength=experts))
+
+
+def test_a_token_that_is_not_a_number_spoils_itself_alone() -> None:
+    """Its row is NaN, so that the loss guard sees it; the sort stays a permutation."""
+    inputs = _inputs(12, 4, 16, 8)
+    inputs[0][3] = torch.nan
+    with interpreted():
+        out = moe(*inputs, top_k=2).hidden_TH
+    assert out[3].isnan().all()
+    others = torch.arange(12) != 3
+    torch.testing.assert_close(out[others], moe_reference(*inputs, top_k=2).hidden_TH[others], atol=1e-5, rtol=1e-5)
+
+
+def test_the_operators_keep_the_rules_of_torch_library() -> None:
+    hidden, router, gate_up, down = (x.requires_grad_() for x in _inputs(9, 3, 16, 8))
+    valid = torch.ones(9, dtype=torch.bool)
+    with interpreted():
+        weights, _, _, _, order, place, ends, _, _ = module._route_op(hidden, router, None, valid, 2, True, False)
+        torch.library.opcheck(module._route_op, (hidden, router, None, valid, 2, True, False))
+        torch.library.opcheck(module._experts_op, (hidden, weights.detach().requires_grad_(), gate_up, down, order, place, ends))
+
+
+def test_of_the_experts_only_the_pre_activations_are_kept() -> None:
+    """Beside inputs and the sort: (S, 2 I) numbers; neither the activations nor the inputs and outputs of the experts."""
+    tokens, experts, top_k, hidden_size, width = 16, 4, 2, 16, 24
+    inputs = [x.requires_grad_() for x in _inputs(tokens, experts, hidden_size, width)]
+    saved: dict[int, int] = {}
+    with (
+        interpreted(),
+        torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.update({x.data_ptr(): x.numel()}), x)[1], lambda x: x),
+    ):
+        moe(*inputs, top_k=top_k)
+    own = sum(count for pointer, count in saved.items() if pointer not in {x.data_ptr() for x in inputs})
+    sort = tokens * top_k * 3 + experts + tokens * top_k
+    router = tokens + tokens * top_k + experts + tokens * experts
+    assert own <= tokens * top_k * 2 * width + sort + router

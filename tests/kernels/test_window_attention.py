@@ -1,20 +1,34 @@
-"""Window attention is MONAI's, padded and shifted, without its window tensors in the interface."""
+"""Window attention is MONAI's, padded and shifted; large windows on a CPU and the Triton kernels compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask
+from torch import Tensor
 
-from kernels.window_attention import window_attention
-from kernels.windows import bias_table_rows
+from kernels import window_attention as module
+from kernels.dispatch import interpreted
+from kernels.window_attention import window_attention, window_attention_reference
+from kernels.windows import Triple, bias_table_rows, geometry
 from model_core.swin import SwinBlock
+
+SHIFTED_AND_PADDED = ((6, 7, 8), (4, 6, 6), (2, 3, 3))
 
 
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("grid", [(4, 8, 8), (4, 7, 10)], ids=["fits", "padded"])
-def test_a_block_is_that_of_monai(grid: tuple[int, int, int], shifted: bool) -> None:
+@pytest.mark.parametrize("window", [(2, 4, 4), (3, 7, 7)], ids=["small", "large"])
+def test_a_block_is_that_of_monai(window: Triple, grid: Triple, shifted: bool) -> None:
     """Same weights, same numbers. MONAI pads with zeros *before* the qkv projection, which is our ``pad_qkv``."""
     torch.manual_seed(0)
-    window, heads, width = (2, 4, 4), 2, 8
+    heads, width = 2, 8
+    if window[1] == 7:
+        grid = (grid[0] + 3, grid[1] * 2, grid[2] * 2)
     ours = SwinBlock(width, heads, window, shifted).eval()
     shift = tuple(side // 2 for side in window) if shifted else (0, 0, 0)
     theirs = SwinTransformerBlock(width, heads, window, shift, mlp_ratio=4.0, qkv_bias=True).eval()
@@ -34,11 +48,11 @@ def test_a_block_is_that_of_monai(grid: tuple[int, int, int], shifted: bool) -> 
     torch.testing.assert_close(ours(x), theirs(x, mask), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_are_right() -> None:
+def test_gradients_of_the_specification_are_right() -> None:
     qkv = torch.randn(1, 2, 3, 4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     table = torch.randn(bias_table_rows((2, 2, 2)), 2, dtype=torch.float64, requires_grad=True)
     pad = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda q, t, p: window_attention(q, t, (2, 2, 2), (1, 1, 1), p), (qkv, table, pad))
+    assert torch.autograd.gradcheck(lambda q, t, p: window_attention_reference(q, t, (2, 2, 2), (1, 1, 1), p), (qkv, table, pad))
 
 
 def test_a_window_larger_than_the_grid_is_plain_attention() -> None:
@@ -53,3 +67,142 @@ def test_a_window_larger_than_the_grid_is_plain_attention() -> None:
 def test_a_table_of_another_window_is_refused() -> None:
     with pytest.raises(ValueError, match="needs"):
         window_attention(torch.zeros(1, 1, 4, 4, 3, 2, 4), torch.zeros(5, 2), (1, 4, 4), (0, 0, 0))
+
+
+def test_a_shift_of_a_whole_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="below the window"):
+        window_attention(torch.zeros(1, 1, 4, 4, 3, 2, 4), torch.zeros(49, 2), (1, 4, 4), (0, 4, 0))
+
+
+Op = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _results(op: Op, qkv: Tensor, table: Tensor, pad: Tensor, dout: Tensor) -> list[Tensor]:
+    """Output and gradients of qkv, table and padding."""
+    leaves = [x.clone().requires_grad_() for x in (qkv, table, pad)]
+    out = op(*leaves)
+    out.backward(dout.to(out.dtype))
+    return [out.detach(), *(leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves)]
+
+
+def _inputs(size: Triple, window: Triple, heads: int, head_dim: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(sum(size) * 100 + sum(window) * 10 + heads)
+    qkv = torch.randn(batch, *size, 3, heads, head_dim)
+    return (
+        qkv,
+        torch.randn(bias_table_rows(window), heads),
+        torch.randn(3, heads, head_dim),
+        torch.randn(batch, *size, heads * head_dim),
+    )
+
+
+def _the_op(window: Triple, shift: Triple) -> Op:
+    return lambda qkv, table, pad: module._window_attention_op(qkv, table, pad, window, shift)[0].flatten(4)
+
+
+def _specification(window: Triple, shift: Triple) -> Op:
+    return lambda qkv, table, pad: window_attention_reference(qkv, table, window, shift, pad)
+
+
+def _assert_within(ours: list[Tensor], expected: list[Tensor], forward: float, gradient: float) -> None:
+    for x, y, bar in zip(ours, expected, [forward, gradient, gradient, gradient], strict=True):
+        assert (x - y).abs().max() <= bar, (x - y).abs().max()
+
+
+@pytest.mark.parametrize("head_dim", [12, 16])
+@pytest.mark.parametrize(
+    ("size", "window", "shift"),
+    [
+        ((8, 12, 12), (4, 6, 6), (0, 0, 0)),
+        ((8, 12, 12), (4, 6, 6), (2, 3, 3)),
+        SHIFTED_AND_PADDED,
+        ((1, 20, 20), (1, 12, 12), (0, 5, 6)),
+    ],
+    ids=["plain", "shifted", "shifted and padded", "2-D"],
+)
+def test_large_windows_on_a_cpu_are_the_specification(size: Triple, window: Triple, shift: Triple, head_dim: int) -> None:
+    inputs = _inputs(size, window, 2, head_dim)
+    expected = _results(_specification(window, shift), *inputs)
+    ours = _results(lambda q, t, p: window_attention(q, t, window, shift, p), *inputs)
+    _assert_within(ours, expected, 1e-5, 1e-4)
+
+
+def test_large_windows_on_a_cpu_give_the_same_bits_every_time() -> None:
+    size, window, shift = SHIFTED_AND_PADDED
+    inputs = _inputs(size, window, 2, 16)
+    runs = [_results(_the_op(window, shift), *inputs) for _ in range(3)]
+    assert all(torch.equal(x, y) for run in runs[1:] for x, y in zip(run, runs[0], strict=True))
+
+
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)),
+    window=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)),
+    heads=st.integers(1, 2),
+    head_dim=st.sampled_from([8, 12, 16]),
+    data=st.data(),
+)
+@settings(max_examples=12, deadline=None)
+def test_the_triton_kernels_are_the_specification(
+    size: Triple, window: Triple, heads: int, head_dim: int, data: st.DataObject
+) -> None:
+    """Any grid, window, shift and padding; the kernel for windows in one tile."""
+    shift = data.draw(st.tuples(*(st.integers(0, side - 1) for side in window)))
+    inputs = _inputs(size, window, heads, head_dim, batch=1)
+    with interpreted():
+        ours = _results(_the_op(window, shift), *inputs)
+    _assert_within(ours, _results(_specification(window, shift), *inputs), 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (1, 3, 2)], ids=["plain", "shifted"])
+def test_the_triton_kernels_of_many_tiles_are_the_specification(shift: Triple) -> None:
+    """N = 75 tokens: two full tiles of 32 and a tail of 11."""
+    size, window = (4, 5, 6), (3, 5, 5)
+    inputs = _inputs(size, window, 1, 16, batch=1)
+    with interpreted():
+        ours = _results(_the_op(window, shift), *inputs)
+    _assert_within(ours, _results(_specification(window, shift), *inputs), 1e-5, 1e-4)
+
+
+def test_the_triton_kernels_in_half_precision() -> None:
+    """Against the float32 specification; the interpreter cannot compute bfloat16."""
+    size, window, shift = (1, 5, 7), (1, 4, 4), (0, 2, 2)
+    qkv, table, pad, dout = (x.half() for x in _inputs(size, window, 2, 16))
+    expected = _results(_specification(window, shift), qkv.float(), table.float(), pad.float(), dout.float())
+    with interpreted():
+        ours = _results(_the_op(window, shift), qkv, table, pad, dout)
+    for x, y, bar in zip(ours, expected, [5e-3, 8e-3, 8e-3, 8e-3], strict=True):
+        assert (x.float() - y).norm() <= bar * y.norm()
+
+
+@pytest.mark.parametrize("on_triton", [False, True], ids=["cpu", "triton"])
+def test_the_operators_keep_the_rules_of_torch_library(on_triton: bool) -> None:
+    window, shift = ((1, 4, 4), (0, 2, 2)) if on_triton else ((1, 12, 12), (0, 6, 6))
+    qkv, table, pad, _ = _inputs((1, 5, 6) if on_triton else (1, 14, 13), window, 1, 8, batch=1)
+    arguments = tuple(x.requires_grad_() for x in (qkv, table, pad))
+    if on_triton:
+        with interpreted():
+            torch.library.opcheck(module._window_attention_op, (*arguments, window, shift))
+    else:
+        torch.library.opcheck(module._window_attention_op, (*arguments, window, shift))
+
+
+def test_no_score_tensor_is_kept_for_the_backward_pass() -> None:
+    """What is saved grows with the tokens, not with tokens times window."""
+    size, window = (7, 14, 14), (7, 7, 7)
+    qkv, table, pad, _ = _inputs(size, window, 2, 16, batch=1)
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
+        window_attention(qkv.requires_grad_(), table, window, (0, 0, 0), pad)
+    places = geometry(size, window, (0, 0, 0), torch.device("cpu")).rows_nN.numel()
+    assert sum(saved) < 3 * qkv.numel() < places * 343
+
+
+def test_half_a_window_beyond_the_middle_cannot_attend() -> None:
+    """What a shifted window at the border holds of the far side changes nothing."""
+    window, shift = (1, 12, 12), (0, 6, 6)
+    qkv, table, pad, _ = _inputs((1, 24, 24), window, 1, 8, batch=1)
+    changed = qkv.clone()
+    changed[:, :, :6, :6] += 100.0
+    before, after = (window_attention(x, table, window, shift, pad) for x in (qkv, changed))
+    assert torch.equal(before[:, :, 18:, 18:], after[:, :, 18:, 18:])
+    assert not torch.equal(before[:, :, :6, :6], after[:, :, :6, :6])
