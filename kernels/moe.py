@@ -68,7 +68,8 @@ def route(
 
     ``expert_bias`` (E,) changes who is chosen and never how much a choice counts (aux-loss-free balancing, arXiv:2408.15664).
     """
-    logits = F.linear(hidden_TH.float(), router_weight_EH.float())
+    with torch.autocast(hidden_TH.device.type, enabled=False):
+        logits = F.linear(hidden_TH.float(), router_weight_EH.float())
     probabilities = logits.softmax(-1) if scoring == "softmax" else logits.sigmoid()
     preference = probabilities if expert_bias is None else probabilities + expert_bias.float()
     experts = preference.topk(top_k, dim=-1).indices
@@ -82,7 +83,7 @@ def experts_reference(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor,
     """Weighted sum over its K experts of ``down(silu(gate(x)) * up(x))`` for every token, (T, H)."""
     order = experts_TK.flatten().argsort(stable=True)
     counts = experts_TK.flatten().bincount(minlength=len(down_EHI)).tolist()
-    rows = hidden_TH[order // experts_TK.shape[1]].split(counts)
+    rows = _repeated(hidden_TH, experts_TK.shape[1])[order].split(counts)
     # Unbinding keeps a single gradient tensor for all experts, so that one without tokens still gets its (zero) gradient.
     results = [
         F.linear(_swiglu(F.linear(rows_e, gate_up)), down)
@@ -95,20 +96,29 @@ def experts_grouped(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, g
     """As :func:`experts_reference`, with PyTorch's grouped products: no loop, no count read by the host."""
     order = experts_TK.flatten().argsort(stable=True)
     ends = F.one_hot(experts_TK.flatten(), len(down_EHI)).sum(0).cumsum(0).int()
-    rows = hidden_TH[order // experts_TK.shape[1]]
+    rows = _repeated(hidden_TH, experts_TK.shape[1])[order]
     activation = _swiglu(F.grouped_mm(rows, gate_up_E2IH.transpose(1, 2), offs=ends))
     return _combined(F.grouped_mm(activation, down_EHI.transpose(1, 2), offs=ends), order, weights_TK)
 
 
 def _grouped_fits(hidden_TH: Tensor, down_EHI: Tensor) -> bool:
-    """Whether ``grouped_mm`` takes these: equal dtypes it knows, and rows of a multiple of 16 bytes."""
-    same = hidden_TH.dtype == down_EHI.dtype and hidden_TH.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return same and all(size * hidden_TH.element_size() % 16 == 0 for size in down_EHI.shape[1:])
+    """Whether ``grouped_mm`` takes these: equal dtypes it knows (traced: bfloat16 alone), and rows of a multiple of 16 bytes."""
+    known = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.float32, torch.float16, torch.bfloat16)
+    return (
+        hidden_TH.dtype == down_EHI.dtype
+        and hidden_TH.dtype in known
+        and all(size * hidden_TH.element_size() % 16 == 0 for size in down_EHI.shape[1:])
+    )
+
+
+def _repeated(hidden_TH: Tensor, top_k: int) -> Tensor:
+    """Every token K times. Rows are then taken by a permutation, whose gradient needs no atomic sum: the same bits every time."""
+    return hidden_TH.unsqueeze(1).expand(-1, top_k, -1).flatten(0, 1)
 
 
 def _combined(rows_SH: Tensor, order_S: Tensor, weights_TK: Tensor) -> Tensor:
     place_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
-    return (rows_SH[place_S].view(*weights_TK.shape, -1) * weights_TK.unsqueeze(-1).to(rows_SH.dtype)).sum(1)
+    return (rows_SH[place_S].unflatten(0, weights_TK.shape) * weights_TK.unsqueeze(-1).to(rows_SH.dtype)).sum(1)
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
@@ -135,9 +145,12 @@ def moe(
         valid_T: bool, tokens that count in losses and load (padding is computed, and not counted); None = all.
 
     Raises:
-        ValueError: more experts per token than there are experts.
+        ValueError: more experts per token than there are experts, or sizes that do not fit each other.
     """
-    _check_top_k(top_k, len(router_weight_EH))
+    _check(hidden_TH, router_weight_EH, gate_up_E2IH, down_EHI, top_k, expert_bias, valid_T)
+    if torch.is_autocast_enabled(hidden_TH.device.type):
+        dtype = torch.get_autocast_dtype(hidden_TH.device.type)
+        hidden_TH, gate_up_E2IH, down_EHI = hidden_TH.to(dtype), gate_up_E2IH.to(dtype), down_EHI.to(dtype)
     if not uses_triton(hidden_TH):
         experts = experts_grouped if _grouped_fits(hidden_TH, down_EHI) else experts_reference
         return _layer(
@@ -163,7 +176,7 @@ def moe_reference(
     valid_T: Tensor | None = None,
 ) -> MoEOutput:
     """What :func:`moe` computes, in plain PyTorch."""
-    _check_top_k(top_k, len(router_weight_EH))
+    _check(hidden_TH, router_weight_EH, gate_up_E2IH, down_EHI, top_k, expert_bias, valid_T)
     weights = router_weight_EH, gate_up_E2IH, down_EHI
     return _layer(experts_reference, hidden_TH, *weights, top_k, norm_topk_prob, scoring, expert_bias, valid_T)
 
@@ -178,9 +191,29 @@ def balanced_bias(expert_bias_E: Tensor, counts_E: Tensor, rate: float = 1e-3) -
     return expert_bias_E + rate * (load.mean() - load).sign()
 
 
-def _check_top_k(top_k: int, experts: int) -> None:
+def _check(
+    hidden_TH: Tensor,
+    router_EH: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    top_k: int,
+    expert_bias: Tensor | None,
+    valid: Tensor | None,
+) -> None:
+    (tokens, size), experts, width = hidden_TH.shape, len(router_EH), down.shape[-1]
     if not 1 <= top_k <= experts:
         raise ValueError(f"top_k {top_k} must be between 1 and the number of experts, {experts}")
+    wanted = {
+        "router_weight": (router_EH, (experts, size)),
+        "gate_up": (gate_up, (experts, 2 * width, size)),
+        "down": (down, (experts, size, width)),
+        "expert_bias": (expert_bias, (experts,)),
+        "valid": (valid, (tokens,)),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, {experts} experts on {size} hidden numbers of {tokens} tokens need "
+                             f"{shape}")  # fmt: skip
 
 
 def _layer(
@@ -217,7 +250,8 @@ def _route_op(
     """Weights (T, K), load-balance loss, z-loss, experts (T, K), order (S,), place (T, K), ends, counts (E,), logits (T, E)."""
     from kernels.gpu import moe as gpu
 
-    routed = gpu.route(hidden.contiguous(), router.contiguous(), expert_bias, valid, top_k, normalised, sigmoid)
+    bias = None if expert_bias is None else expert_bias.contiguous()
+    routed = gpu.route(hidden.contiguous(), router.contiguous(), bias, valid.contiguous(), top_k, normalised, sigmoid)
     total = valid.sum().clamp(min=1)
     balance = len(router) * (routed.counts_E / total * (routed.probabilities_E / total)).sum()
     return (routed.weights_TK, balance, routed.z / total, routed.experts_TK, routed.order_S, routed.place_TK, routed.ends_E,
@@ -255,9 +289,12 @@ def _route_backward_op(
     total = valid.sum().clamp(min=1)
     load = len(router) * counts / total.square()
     dtype = torch.promote_types(hidden.dtype, router.dtype)
-    dlogits = gpu.route_backward(logits, experts, valid, load.float(), dweights, dbalance.float(), (dz / total).float(),
-                                 normalised=normalised, sigmoid=sigmoid, dtype=dtype)  # fmt: skip
-    return (dlogits @ router.to(dtype)).to(hidden.dtype), (dlogits.t() @ hidden.to(dtype)).to(router.dtype)
+    gradients = load.float(), dweights, dbalance.float(), (dz / total).float()
+    dlogits = gpu.route_backward(
+        logits, experts, valid.contiguous(), *gradients, normalised=normalised, sigmoid=sigmoid, dtype=dtype
+    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        return (dlogits @ router.to(dtype)).to(hidden.dtype), (dlogits.t() @ hidden.to(dtype)).to(router.dtype)
 
 
 @_route_backward_op.register_fake
@@ -290,7 +327,9 @@ def _experts_op(
     """Combined output (T, H) and the pre-activations (S, 2 I), which are all that the backward pass needs of the experts."""
     from kernels.gpu import moe as gpu
 
-    return gpu.experts_forward(hidden.contiguous(), weights, gate_up.contiguous(), down.contiguous(), order, place, ends)
+    return gpu.experts_forward(
+        hidden.contiguous(), weights.contiguous(), gate_up.contiguous(), down.contiguous(), order, place, ends
+    )
 
 
 @_experts_op.register_fake
@@ -315,7 +354,7 @@ def _experts_backward_op(
     """Gradients of the hidden states, the weights and the experts' two matrices."""
     from kernels.gpu import moe as gpu
 
-    flat = dout.contiguous(), hidden.contiguous(), weights, gate_up.contiguous(), down.contiguous()
+    flat = dout.contiguous(), hidden.contiguous(), weights.contiguous(), gate_up.contiguous(), down.contiguous()
     return gpu.experts_backward(*flat, order, place, ends, pre)
 
 

@@ -34,7 +34,7 @@ from kernels.windows import (
     reverse,
 )
 
-EAGER_TOKENS = 128
+EAGER_TOKENS = 216
 """On a CPU, windows of up to so many tokens train fastest with their scores kept in memory (benchmarks/results)."""
 CHUNK = 4
 """Windows that the CPU's backward pass takes at a time: their scores stay in the cache."""
@@ -60,9 +60,12 @@ def window_attention(
         with ``torch.use_deterministic_algorithms`` also in every new process (no tile sizes chosen by timing).
 
     Raises:
-        ValueError: bias table or shift do not fit the window.
+        ValueError: bias table or shift do not fit the window, or ``pad_qkv`` the heads.
     """
+    window, shift = _triple(window), _triple(shift)
     heads, head_dim = qkv_BDHW3hd.shape[-2:]
+    if pad_qkv is not None and pad_qkv.shape != (3, heads, head_dim):
+        raise ValueError(f"pad_qkv is {tuple(pad_qkv.shape)}, {heads} heads of {head_dim} need {(3, heads, head_dim)}")
     if bias_table.shape != (bias_table_rows(window), heads):
         raise ValueError(f"bias table is {tuple(bias_table.shape)}, window {window} with {heads} heads needs "
                          f"{(bias_table_rows(window), heads)}")  # fmt: skip
@@ -153,7 +156,9 @@ def _(qkv: Tensor, bias_table: Tensor, pad: Tensor, window: Sequence[int], shift
         size = _size(qkv)
         used, _ = fitted(size, _triple(window), _triple(shift))
         grid, places = padded_grid(size, used), used[0] * used[1] * used[2]
-        lse = qkv.new_empty(batch * grid[0] * grid[1] * grid[2] // places, heads, places, dtype=torch.float32)
+        lse = qkv.new_empty(
+            batch * grid[0] * grid[1] * grid[2] // places, heads, places, dtype=torch.promote_types(qkv.dtype, torch.float32)
+        )
     return qkv.new_empty(batch, depth, height, width, heads, head_dim), lse
 
 
@@ -176,8 +181,9 @@ def _window_attention_backward_op(
 
         dqkv, dtable, dpad = gpu.backward(*flat, where)
     else:
-        dqkv, dtable, dpad = _cpu_backward(*flat, where)
-    return dqkv.view(qkv.shape), dtable, dpad
+        with torch.autocast(qkv.device.type, enabled=False):
+            dqkv, dtable, dpad = _cpu_backward(*flat, where)
+    return dqkv.view(qkv.shape), dtable.contiguous(), dpad.contiguous()
 
 
 @_window_attention_backward_op.register_fake
@@ -191,11 +197,12 @@ def _(
     window: Sequence[int],
     shift: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape), torch.empty_like(bias_table), torch.empty_like(pad)
+    return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape), pad.new_empty(pad.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, bias_table, pad, ctx.window, ctx.shift = inputs
+    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(qkv, bias_table, pad, *output)
 
 
@@ -232,7 +239,7 @@ class _CpuLayout:
     codes_PN: Tensor
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _cpu_layout(where: Geometry, batch: int, tokens: int) -> _CpuLayout:
     codes_PN, pattern_n, counts_P = where.codes_nN.unique(dim=0, return_inverse=True, return_counts=True)
     rows_nN = where.rows_nN.long()
@@ -258,7 +265,7 @@ def _cpu_chunks(
         index = index_NN.clamp(0, len(table) - 1).flatten()
         bias = table[index].view(*index_NN.shape, -1).masked_fill(~allowed_NN[..., None], -torch.inf)
         bias_hNN = bias.permute(2, 0, 1).to(dtype).contiguous()
-        step = size or windows
+        step = size or max(1, windows)
         for first in range(start, start + windows, step):
             yield slice(first, min(first + step, start + windows)), bias_hNN
         start += windows
@@ -300,8 +307,8 @@ def _cpu_backward(
     dbias_hNN = torch.zeros(heads, q.shape[2], q.shape[2], dtype=statistic)
     dwindows = torch.empty_like(windows)
     dq, dk, dv = dwindows.permute(2, 0, 3, 1, 4)
-    for some, bias_hNN in _cpu_chunks(layout, table, where, statistic, CHUNK):
-        p = ((q[some] * scale) @ k[some].transpose(-1, -2)).to(statistic)
+    for some, bias_hNN in _cpu_chunks(layout, table.to(dtype), where, statistic, CHUNK):
+        p = (q[some].to(statistic) * scale) @ k[some].to(statistic).transpose(-1, -2)
         p.add_(bias_hNN).sub_(lse_whN[some].unsqueeze(-1)).exp_()
         ds = (do[some] @ v[some].transpose(-1, -2)).to(statistic).sub_(delta[some].unsqueeze(-1)).mul_(p)
         dbias_hNN += ds.sum(0)

@@ -46,7 +46,6 @@ def reverse(x_nNc: Tensor, used: Triple, batch: int, grid: Triple) -> Tensor:
     return split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(batch, *grid, -1)
 
 
-@lru_cache(maxsize=64)
 def position_codes_N(window: Triple, used: Triple) -> Tensor:
     """A number for each token of a window; ``code[query] - code[key]`` + :func:`middle_row` is their row of the bias table.
 
@@ -62,7 +61,6 @@ def middle_row(window: Triple) -> int:
     return bias_table_rows(window) // 2
 
 
-@lru_cache(maxsize=64)
 def regions_nN(grid: Triple, used: Triple, moved: Triple) -> Tensor:
     """Region of every token of every rolled window; tokens may attend within their region."""
     region = torch.zeros(grid, dtype=torch.long)
@@ -96,9 +94,9 @@ class Geometry:
     shifted: bool
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def geometry(size: Triple, window: Triple, shift: Triple, device: torch.device) -> Geometry:
-    """The windows of a grid of ``size`` tokens (D, H, W)."""
+    """The windows of a grid of ``size`` tokens (D, H, W). Kept: call it with real tensors only, never while tracing."""
     used, moved = fitted(size, window, shift)
     grid = padded_grid(size, used)
     tokens = torch.full(grid, -1)

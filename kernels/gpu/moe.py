@@ -386,9 +386,10 @@ def route(
         HIDDEN=hidden_size, EXPERTS=experts, EXPERTS_PAD=padded, TOP_K=top_k, NORMALISED=normalised, SIGMOID=sigmoid,
         BIASED=expert_bias is not None, BLOCK_T=tile,
     )  # fmt: skip
-    ends = members.sum(0, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    total = members.sum(0, dtype=torch.int32)
+    ends = total.cumsum(0, dtype=torch.int32)
     through = members.cumsum(0, dtype=torch.int32)
-    bases = through - members + (ends - through[-1])
+    bases = through - members + (ends - total)
     order = torch.empty(tokens * top_k, dtype=torch.int32, device=device)
     launch(
         _place_kernel,

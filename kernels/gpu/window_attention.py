@@ -401,23 +401,27 @@ def _backward_keys_kernel(
 def _table_gradient_kernel(
     dbias, dtable, query_stride, key_stride,
     N: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, MIDDLE: tl.constexpr, SPAN_H: tl.constexpr, SPAN_W: tl.constexpr,
-    USED_D: tl.constexpr, USED_H: tl.constexpr, USED_W: tl.constexpr, BLOCK: tl.constexpr,
+    USED_D: tl.constexpr, USED_H: tl.constexpr, USED_W: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One row of the table: the sum over the pairs (query, key) of a window that are that offset apart."""
-    entry, head = tl.program_id(0) % R, tl.program_id(0) // R
-    # Digits of the offset query - key; each is shifted by its largest value, so that integer division sees no negative number.
-    offset_d = entry // (SPAN_H * SPAN_W) - MIDDLE // (SPAN_H * SPAN_W)
-    offset_h = entry // SPAN_W % SPAN_H - SPAN_H // 2
-    offset_w = entry % SPAN_W - SPAN_W // 2
-    key = tl.arange(0, BLOCK)
-    query_d = key // (USED_H * USED_W) + offset_d
-    query_h = key // USED_W % USED_H + offset_h
-    query_w = key % USED_W + offset_w
-    inside = (query_d >= 0) & (query_d < USED_D) & (query_h >= 0) & (query_h < USED_H) & (query_w >= 0) & (query_w < USED_W)
-    query = (query_d * USED_H + query_h) * USED_W + query_w
-    pairs = dbias + head * N * N + query * query_stride + key * key_stride
-    total = tl.sum(tl.load(pairs, mask=inside & (key < N), other=0.0), 0)
-    tl.store(dtable + entry * HEADS + head, total)
+    """Some rows of the table: each is the sum over the pairs (query, key) of a window that are that offset apart."""
+    TILES: tl.constexpr = tl.cdiv(R, BLOCK_R)
+    head = tl.program_id(0) // TILES
+    entry = tl.program_id(0) % TILES * BLOCK_R + tl.arange(0, BLOCK_R)
+    # Digits of the offset query - key, each less its largest value.
+    offset_d = (entry // (SPAN_H * SPAN_W) - MIDDLE // (SPAN_H * SPAN_W))[:, None]
+    offset_h = (entry // SPAN_W % SPAN_H - SPAN_H // 2)[:, None]
+    offset_w = (entry % SPAN_W - SPAN_W // 2)[:, None]
+    total = tl.zeros([BLOCK_R], tl.float32)
+    for start in range(0, N, BLOCK_K):
+        key = start + tl.arange(0, BLOCK_K)
+        query_d = (key // (USED_H * USED_W))[None, :] + offset_d
+        query_h = (key // USED_W % USED_H)[None, :] + offset_h
+        query_w = (key % USED_W)[None, :] + offset_w
+        inside = (query_d >= 0) & (query_d < USED_D) & (query_h >= 0) & (query_h < USED_H) & (query_w >= 0) & (query_w < USED_W)
+        query = (query_d * USED_H + query_h) * USED_W + query_w
+        pairs = dbias + head * N * N + query * query_stride + key[None, :] * key_stride
+        total += tl.sum(tl.load(pairs, mask=inside & (key < N)[None, :], other=0.0), 1)
+    tl.store(dtable + entry * HEADS + head, total, mask=entry < R)
 
 
 def forward(qkv: Tensor, table: Tensor, pad: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -461,8 +465,8 @@ def backward(
     window, used = geometry.window, geometry.used
     launch(
         _table_gradient_kernel,
-        lambda c: (len(table) * heads,),
-        [triton.Config({"BLOCK": triton.next_power_of_2(places)}, num_warps=4)],
+        lambda c: (triton.cdiv(len(table), c["BLOCK_R"]) * heads,),
+        [triton.Config({"BLOCK_R": 32, "BLOCK_K": 64}, num_warps=4)],
         (),
         {"dbias": dbias.sum(0), "dtable": dtable, "query_stride": query_stride, "key_stride": key_stride},
         **{name: constants[name] for name in ("N", "R", "HEADS", "MIDDLE")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,28 @@ def test_more_choices_than_experts_is_refused() -> None:
         moe(torch.zeros(1, 2), torch.zeros(2, 2), torch.zeros(2, 4, 2), torch.zeros(2, 2, 2), top_k=3)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("router_weight", (3, 9)), ("gate_up", (2, 8, 8)), ("down", (3, 9, 4)), ("expert_bias", (2,)), ("valid", (4,))],
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(name: str, shape: tuple[int, ...]) -> None:
+    """A kernel would read foreign memory."""
+    sizes = {"hidden": (5, 8), "router_weight": (3, 8), "gate_up": (3, 8, 8), "down": (3, 8, 4), "expert_bias": (3,), "valid": (5,)}
+    hidden, router, gate_up, down, bias, valid = (torch.zeros(size) for size in (sizes | {name: shape}).values())
+    with pytest.raises(ValueError, match=f"^{name} is"):
+        moe(hidden, router, gate_up, down, 1, expert_bias=bias, valid_T=valid.bool())
+
+
+def test_the_router_computes_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    hidden, router = torch.randn(64, 16), torch.randn(8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = route(hidden, router, 2).logits_TE
+        out = moe(hidden, router, torch.randn(8, 16, 16), torch.randn(8, 16, 8), 2).hidden_TH
+    torch.testing.assert_close(under, hidden @ router.t(), atol=1e-5, rtol=1e-5)
+    assert out.dtype == torch.bfloat16
+
+
 def _inputs(tokens: int, experts: int, hidden_size: int, width: int) -> list[Tensor]:
     torch.manual_seed(tokens + 100 * experts)
     shapes = (tokens, hidden_size), (experts, hidden_size), (experts, 2 * width, hidden_size), (experts, hidden_size, width)
@@ -180,6 +203,29 @@ def test_the_triton_kernels_are_the_specification(
     with interpreted():
         ours = _results(moe, inputs, top_k, **options)
     _assert_close(ours, _results(moe_reference, inputs, top_k, **options))
+
+
+@pytest.mark.parametrize("on_triton", [False, True], ids=["cpu", "triton"])
+def test_no_tokens_give_no_output_and_zero_gradients(on_triton: bool) -> None:
+    with interpreted() if on_triton else contextlib.nullcontext():
+        results = _results(moe, _inputs(0, 3, 16, 8), 2)
+    assert results[0].shape == (0, 16)
+    assert all(gradient.abs().sum() == 0 for gradient in results[4:])
+
+
+def test_a_mask_that_is_a_strided_view_counts_as_its_copy() -> None:
+    inputs = _inputs(6, 4, 16, 8)
+    strided = (torch.arange(24) % 3 != 1).view(6, 4)[:, 1]
+    with interpreted():
+        ours = _results(moe, inputs, 2, valid_T=strided)
+    _assert_close(ours, _results(moe_reference, inputs, 2, valid_T=strided.clone()))
+
+
+def test_the_same_input_gives_the_same_bits_every_time() -> None:
+    """Many tokens with four choices each: a gather with repeated rows would sum their gradients in any order."""
+    inputs = _inputs(512, 16, 64, 32)
+    runs = [_results(moe, inputs, 4) for _ in range(5)]
+    assert all(torch.equal(x, y) for run in runs[1:] for x, y in zip(run, runs[0], strict=True))
 
 
 def test_the_triton_kernels_in_half_precision() -> None:

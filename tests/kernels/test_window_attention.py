@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels import window_attention as module
 from kernels.dispatch import interpreted
@@ -17,17 +18,17 @@ from kernels.window_attention import window_attention, window_attention_referenc
 from kernels.windows import Triple, bias_table_rows, geometry
 from model_core.swin import SwinBlock
 
-SHIFTED_AND_PADDED = ((6, 7, 8), (4, 6, 6), (2, 3, 3))
+SHIFTED_AND_PADDED = ((6, 9, 8), (5, 7, 7), (2, 3, 3))
 
 
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("grid", [(4, 8, 8), (4, 7, 10)], ids=["fits", "padded"])
-@pytest.mark.parametrize("window", [(2, 4, 4), (3, 7, 7)], ids=["small", "large"])
+@pytest.mark.parametrize("window", [(2, 4, 4), (3, 9, 9)], ids=["small", "large"])
 def test_a_block_is_that_of_monai(window: Triple, grid: Triple, shifted: bool) -> None:
     """Same weights, same numbers. MONAI pads with zeros *before* the qkv projection, which is our ``pad_qkv``."""
     torch.manual_seed(0)
     heads, width = 2, 8
-    if window[1] == 7:
+    if window[1] == 9:
         grid = (grid[0] + 3, grid[1] * 2, grid[2] * 2)
     ours = SwinBlock(width, heads, window, shifted).eval()
     shift = tuple(side // 2 for side in window) if shifted else (0, 0, 0)
@@ -74,6 +75,39 @@ def test_a_shift_of_a_whole_window_is_refused() -> None:
         window_attention(torch.zeros(1, 1, 4, 4, 3, 2, 4), torch.zeros(49, 2), (1, 4, 4), (0, 4, 0))
 
 
+def test_padding_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="pad_qkv"):
+        window_attention(torch.zeros(1, 1, 4, 4, 3, 2, 4), torch.zeros(49, 2), (1, 4, 4), (0, 0, 0), torch.zeros(3, 1, 4))
+
+
+def test_tracing_leaves_nothing_behind() -> None:
+    """A tensor made while tracing and kept would spoil every later call."""
+    qkv, table = torch.randn(1, 1, 5, 6, 3, 1, 8), torch.randn(49, 1)
+    with FakeTensorMode() as mode:
+        window_attention(mode.from_tensor(qkv), mode.from_tensor(table), (1, 4, 4), (0, 2, 2))
+    assert type(window_attention(qkv, table, (1, 4, 4), (0, 2, 2))) is Tensor
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (7, 14, 14)], ids=["small", "large"])
+def test_a_block_is_one_graph(size: Triple) -> None:
+    block = SwinBlock(16, 1, (7, 7, 7) if size[0] > 1 else (1, 4, 4), shifted=True)
+    x = torch.randn(1, *size, 16)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), block(x), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_large_windows_on_a_cpu_in_half_precision(dtype: torch.dtype) -> None:
+    """With a bias far from zero, no more than twice as far from float32 as the specification in that precision."""
+    size, window, shift = (7, 14, 13), (7, 7, 7), (3, 3, 3)
+    qkv, table, pad, dout = _inputs(size, window, 2, 32, batch=1)
+    rounded = [x.to(dtype) for x in (qkv, table * 5, pad, dout)]
+    expected = _results(_specification(window, shift), *(x.float() for x in rounded))
+    ours, eager = (_results(op(window, shift), *rounded) for op in (_the_op, _specification))
+    for x, y, z in zip(ours, eager, expected, strict=True):
+        assert (x.float() - z).norm() <= 2 * (y.float() - z).norm() + 1e-3 * z.norm()
+
+
 Op = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -113,10 +147,10 @@ def _assert_within(ours: list[Tensor], expected: list[Tensor], forward: float, g
 @pytest.mark.parametrize(
     ("size", "window", "shift"),
     [
-        ((8, 12, 12), (4, 6, 6), (0, 0, 0)),
-        ((8, 12, 12), (4, 6, 6), (2, 3, 3)),
+        ((14, 7, 14), (7, 7, 7), (0, 0, 0)),
+        ((14, 14, 7), (7, 7, 7), (3, 2, 3)),
         SHIFTED_AND_PADDED,
-        ((1, 20, 20), (1, 12, 12), (0, 5, 6)),
+        ((1, 25, 25), (1, 15, 15), (0, 5, 6)),
     ],
     ids=["plain", "shifted", "shifted and padded", "2-D"],
 )
@@ -176,8 +210,8 @@ def test_the_triton_kernels_in_half_precision() -> None:
 
 @pytest.mark.parametrize("on_triton", [False, True], ids=["cpu", "triton"])
 def test_the_operators_keep_the_rules_of_torch_library(on_triton: bool) -> None:
-    window, shift = ((1, 4, 4), (0, 2, 2)) if on_triton else ((1, 12, 12), (0, 6, 6))
-    qkv, table, pad, _ = _inputs((1, 5, 6) if on_triton else (1, 14, 13), window, 1, 8, batch=1)
+    window, shift = ((1, 4, 4), (0, 2, 2)) if on_triton else ((1, 15, 15), (0, 6, 6))
+    qkv, table, pad, _ = _inputs((1, 5, 6) if on_triton else (1, 17, 16), window, 1, 8, batch=1)
     arguments = tuple(x.requires_grad_() for x in (qkv, table, pad))
     if on_triton:
         with interpreted():
@@ -199,10 +233,10 @@ def test_no_score_tensor_is_kept_for_the_backward_pass() -> None:
 
 def test_half_a_window_beyond_the_middle_cannot_attend() -> None:
     """What a shifted window at the border holds of the far side changes nothing."""
-    window, shift = (1, 12, 12), (0, 6, 6)
-    qkv, table, pad, _ = _inputs((1, 24, 24), window, 1, 8, batch=1)
+    window, shift = (1, 16, 16), (0, 8, 8)
+    qkv, table, pad, _ = _inputs((1, 32, 32), window, 1, 8, batch=1)
     changed = qkv.clone()
-    changed[:, :, :6, :6] += 100.0
+    changed[:, :, :8, :8] += 100.0
     before, after = (window_attention(x, table, window, shift, pad) for x in (qkv, changed))
-    assert torch.equal(before[:, :, 18:, 18:], after[:, :, 18:, 18:])
-    assert not torch.equal(before[:, :, :6, :6], after[:, :, :6, :6])
+    assert torch.equal(before[:, :, 24:, 24:], after[:, :, 24:, 24:])
+    assert not torch.equal(before[:, :, :8, :8], after[:, :, :8, :8])

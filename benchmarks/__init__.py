@@ -1,0 +1,1 @@
+"""One script per claim, with its peers in the same run."""
