@@ -1,10 +1,12 @@
-# make demo · make test · make ui · make lint
+# make demo · make test · make ui · make lint · make bench · make kernels-table · make gpu-test · make gpu-bench
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The GPU targets install nothing: they take the environment if it is there, else any Python with torch and triton.
+GPU_PYTHON ?= $(if $(wildcard $(INSTALLED)),$(BIN)/python,python3)
 
-.PHONY: install demo test lint ui clean
+.PHONY: install demo test lint ui bench kernels-table gpu-test gpu-bench clean
 .DEFAULT_GOAL := demo
 
 install: $(INSTALLED)
@@ -31,6 +33,20 @@ lint: install
 
 ui: install
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/.omnimri/mlflow/mlflow.db
+
+bench: install
+	$(BIN)/python -m benchmarks.window_attention
+	$(BIN)/python -m benchmarks.moe
+
+kernels-table: install
+	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv
+
+gpu-test:
+	$(GPU_PYTHON) -m pytest tests/kernels/test_gpu.py tests/kernels/test_training.py -m gpu
+
+gpu-bench:
+	$(GPU_PYTHON) -m benchmarks.window_attention --device cuda
+	$(GPU_PYTHON) -m benchmarks.moe --device cuda
 
 clean:
 	rm -rf .omnimri data build *.egg-info

@@ -2,7 +2,7 @@
 
 :func:`moe` is the operation, :func:`moe_reference` its specification in plain PyTorch: tokens are sorted by expert (stable), each
 expert computes its own contiguous rows, and the results are combined by a gather and a sum over K. On a GPU the operation is the
-Triton kernels of ``kernels/gpu``, on a CPU PyTorch's grouped products where rows are aligned, else the reference.
+Triton kernels of ``kernels/gpu``; on a CPU it is the reference, or PyTorch's grouped products where these are faster or traceable.
 
 Shape letters: T tokens, H hidden size, E experts, I expert width, K experts of a token, S = T * K rows sorted by expert.
 """
@@ -20,6 +20,8 @@ from torch import Tensor
 from kernels.dispatch import uses_triton
 
 Scoring = Literal["softmax", "sigmoid"]
+GROUPED_EXPERTS = 64
+"""On a CPU, so many experts compute faster as grouped products than in a loop (benchmarks/results)."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,11 @@ def experts_grouped(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, g
 
 
 def _grouped_fits(hidden_TH: Tensor, down_EHI: Tensor) -> bool:
-    """Whether ``grouped_mm`` takes these: equal dtypes it knows (traced: bfloat16 alone), and rows of a multiple of 16 bytes."""
-    known = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.float32, torch.float16, torch.bfloat16)
+    """Whether ``grouped_mm`` serves: many experts or a traced graph, where counts cannot be read; dtypes and rows that it takes."""
+    traced = torch.compiler.is_compiling()
+    if not traced and len(down_EHI) < GROUPED_EXPERTS:
+        return False
+    known = (torch.bfloat16,) if traced else (torch.float32, torch.float16, torch.bfloat16)
     return (
         hidden_TH.dtype == down_EHI.dtype
         and hidden_TH.dtype in known
