@@ -198,7 +198,8 @@ def _up_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Rows of tokens times gate and up weights of their expert; keeps both and writes silu(gate) * up."""
-    tile_m, tile_n = _swizzled(tl.cdiv(rows, BLOCK_M) + EXPERTS, tl.cdiv(WIDTH, BLOCK_N), 8)
+    TILES_N: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
+    tile_m, tile_n = _swizzled(tl.cdiv(rows, BLOCK_M) + EXPERTS, TILES_N, 8)
     expert, first, end = _tile_of_expert(ends, tile_m, EXPERTS, EXPERTS_PAD, BLOCK_M)
     if first >= end:
         return
@@ -233,7 +234,8 @@ def _grouped_kernel(
     EXPERTS_PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sorted rows (S, C) times the matrix of their expert, (S, N)."""
-    tile_m, tile_n = _swizzled(tl.cdiv(rows, BLOCK_M) + EXPERTS, tl.cdiv(COLUMNS, BLOCK_N), 8)
+    TILES_N: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
+    tile_m, tile_n = _swizzled(tl.cdiv(rows, BLOCK_M) + EXPERTS, TILES_N, 8)
     expert, first, end = _tile_of_expert(ends, tile_m, EXPERTS, EXPERTS_PAD, BLOCK_M)
     if first >= end:
         return
@@ -283,7 +285,7 @@ def _activation_backward_kernel(
 
     A weight's gradient is dout . (down act) = (downT dout) . act: the experts' outputs need not be kept.
     """
-    TILES_N: tl.constexpr = tl.cdiv(WIDTH, BLOCK_N)
+    TILES_N: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
     tile_m, tile_n = _swizzled(tl.cdiv(rows, BLOCK_M) + EXPERTS, TILES_N, 8)
     expert, first, end = _tile_of_expert(ends, tile_m, EXPERTS, EXPERTS_PAD, BLOCK_M)
     if first >= end:
@@ -324,8 +326,8 @@ def _weight_gradient_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sum over an expert's rows of left (rows, M) transposed times right (rows, N); one side is read through the sort."""
-    TILES_N: tl.constexpr = tl.cdiv(COLUMNS, BLOCK_N)
-    TILES: tl.constexpr = TILES_N * tl.cdiv(ROWS, BLOCK_M)
+    TILES_N: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
+    TILES: tl.constexpr = TILES_N * ((ROWS + BLOCK_M - 1) // BLOCK_M)
     expert, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
     m = tile // TILES_N * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile % TILES_N * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -109,7 +109,8 @@ def _forward_kernel(
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     REST: tl.constexpr = N % BLOCK_K
     TAIL: tl.constexpr = 16 if REST <= 16 else 32 if REST <= 32 else 64 if REST <= 64 else 128
-    tile, head, window, sample = _place(tl.program_id(0), windows, HEADS, tl.cdiv(N, BLOCK_M))
+    TILES: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
+    tile, head, window, sample = _place(tl.program_id(0), windows, HEADS, TILES)
     dim = tl.arange(0, DIM)
     rows += window * N
     if SHIFTED:
@@ -250,7 +251,8 @@ def _backward_queries_kernel(
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     REST: tl.constexpr = N % BLOCK_K
     TAIL: tl.constexpr = 16 if REST <= 16 else 32 if REST <= 32 else 64 if REST <= 64 else 128
-    tile, head, window, sample = _place(tl.program_id(0), windows, HEADS, tl.cdiv(N, BLOCK_M))
+    TILES: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
+    tile, head, window, sample = _place(tl.program_id(0), windows, HEADS, TILES)
     dim = tl.arange(0, DIM)
     rows += window * N
     if SHIFTED:
@@ -287,8 +289,8 @@ def _backward_bias_kernel(
 ):  # fmt: skip
     """Score gradients of one tile of pairs, summed over a group of windows in registers."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
-    TILES_K: tl.constexpr = tl.cdiv(N, BLOCK_K)
-    TILES: tl.constexpr = TILES_K * tl.cdiv(N, BLOCK_M)
+    TILES_K: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K
+    TILES: tl.constexpr = TILES_K * ((N + BLOCK_M - 1) // BLOCK_M)
     tile, head = tl.program_id(0) % TILES, tl.program_id(0) // TILES % HEADS
     part = tl.program_id(0) // (TILES * HEADS)
     first_query, first_key = tile // TILES_K * BLOCK_M, tile % TILES_K * BLOCK_K
@@ -360,7 +362,7 @@ def _backward_keys_kernel(
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     REST: tl.constexpr = N % BLOCK_M
     TAIL: tl.constexpr = 16 if REST <= 16 else 32 if REST <= 32 else 64 if REST <= 64 else 128
-    TILES: tl.constexpr = tl.cdiv(N, BLOCK_K)
+    TILES: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K
     CHECKED: tl.constexpr = SHIFTED or N % BLOCK_K > 0
     tile, head, window, sample = _place(tl.program_id(0), windows, HEADS, TILES)
     dim = tl.arange(0, DIM)
@@ -404,7 +406,7 @@ def _table_gradient_kernel(
     USED_D: tl.constexpr, USED_H: tl.constexpr, USED_W: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Some rows of the table: each is the sum over the pairs (query, key) of a window that are that offset apart."""
-    TILES: tl.constexpr = tl.cdiv(R, BLOCK_R)
+    TILES: tl.constexpr = (R + BLOCK_R - 1) // BLOCK_R
     head = tl.program_id(0) // TILES
     entry = tl.program_id(0) % TILES * BLOCK_R + tl.arange(0, BLOCK_R)
     # Digits of the offset query - key, each less its largest value.
