@@ -61,12 +61,12 @@ class Row:
 
 
 def _window_case(name: str, size: tuple[int, int, int], side: tuple[int, int, int], shifted: bool, heads: int, head_dim: int,
-                 dtype: torch.dtype) -> Case:  # fmt: skip
+                 dtype: torch.dtype, batch: int = 2) -> Case:  # fmt: skip
     def run() -> None:
         shift = (side[0] // 2, side[1] // 2, side[2] // 2) if shifted else (0, 0, 0)
         where = geometry(size, side, shift, torch.device("cpu"))
         tokens = size[0] * size[1] * size[2]
-        qkv = torch.empty(2, tokens, 3, heads, head_dim, dtype=dtype, device="meta")
+        qkv = torch.empty(batch, tokens, 3, heads, head_dim, dtype=dtype, device="meta")
         table = torch.empty(bias_table_rows(side), heads, device="meta")
         pad = torch.empty(3, heads, head_dim, dtype=dtype, device="meta")
         out, lse = window_attention.forward(qkv, table, pad, where)
@@ -113,6 +113,9 @@ def cases() -> Iterator[Case]:
     yield _moe_case(8192, 8, 2, 896, 4864, torch.bfloat16)
     yield _moe_case(8192, 128, 8, 2048, 768, torch.bfloat16, sigmoid=True)
     yield _moe_case(1024, 4, 2, 128, 256, torch.float32)
+    # Sizes of one, which Triton makes constants.
+    yield _window_case("one window", (1, 4, 4), (1, 4, 4), False, 1, 16, torch.bfloat16, batch=1)
+    yield _moe_case(1, 4, 1, 64, 64, torch.bfloat16)
 
 
 class _NoDevice:
