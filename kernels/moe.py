@@ -161,6 +161,9 @@ def moe(
         return _layer(
             experts, hidden_TH, router_weight_EH, gate_up_E2IH, down_EHI, top_k, norm_topk_prob, scoring, expert_bias, valid_T
         )
+    if not hidden_TH.dtype == gate_up_E2IH.dtype == down_EHI.dtype:
+        dtypes = f"hidden states are {hidden_TH.dtype}, expert weights {gate_up_E2IH.dtype} and {down_EHI.dtype}"
+        raise ValueError(f"{dtypes}: cast them to one dtype, or use torch.autocast")
     valid = torch.ones(len(hidden_TH), dtype=torch.bool, device=hidden_TH.device) if valid_T is None else valid_T
     weights, balance, z_loss, _, order, place, ends, counts, _ = _route_op(
         hidden_TH, router_weight_EH, expert_bias, valid, top_k, norm_topk_prob, scoring == "sigmoid"
@@ -294,6 +297,7 @@ def _route_backward_op(
     total = valid.sum().clamp(min=1)
     load = len(router) * counts / total.square()
     dtype = torch.promote_types(hidden.dtype, router.dtype)
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # gradients of the losses are below float16's smallest number
     gradients = load.float(), dweights, dbalance.float(), (dz / total).float()
     dlogits = gpu.route_backward(
         logits, experts, valid.contiguous(), *gradients, normalised=normalised, sigmoid=sigmoid, dtype=dtype
@@ -314,10 +318,17 @@ def _route_setup(ctx: Any, inputs: tuple[Any, ...], output: Routed) -> None:
     hidden, router, _, valid, _, ctx.normalised, ctx.sigmoid = inputs
     _, _, _, experts, _, _, _, counts, logits = output
     ctx.mark_non_differentiable(*output[3:])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, router, valid, experts, counts, logits)
 
 
-def _route_differentiate(ctx: Any, dweights: Tensor, dbalance: Tensor, dz: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _route_differentiate(
+    ctx: Any, dweights: Tensor | None, dbalance: Tensor | None, dz: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    hidden, experts = ctx.saved_tensors[0], ctx.saved_tensors[3]
+    zero = hidden.new_zeros((), dtype=torch.float32)
+    dweights = hidden.new_zeros(experts.shape, dtype=torch.float32) if dweights is None else dweights
+    dbalance, dz = (zero if gradient is None else gradient for gradient in (dbalance, dz))
     dhidden, drouter = _route_backward_op(dweights, dbalance, dz, *ctx.saved_tensors, ctx.normalised, ctx.sigmoid)
     return dhidden, drouter, None, None, None, None, None
 
@@ -382,10 +393,13 @@ def _(
 
 def _experts_setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros the size of the pre-activations
     ctx.save_for_backward(*inputs, output[1])
 
 
-def _experts_differentiate(ctx: Any, dout: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _experts_differentiate(ctx: Any, dout: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if dout is None:
+        return (None,) * 7
     return *_experts_backward_op(dout, *ctx.saved_tensors), None, None, None
 
 

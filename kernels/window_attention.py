@@ -36,6 +36,7 @@ from kernels.windows import (
 
 EAGER_TOKENS = 216
 """On a CPU, windows of up to so many tokens train fastest with their scores kept in memory (benchmarks/results)."""
+LARGEST_HEAD = 128
 CHUNK = 4
 """Windows that the CPU's backward pass takes at a time: their scores stay in the cache."""
 
@@ -71,6 +72,8 @@ def window_attention(
                          f"{(bias_table_rows(window), heads)}")  # fmt: skip
     if any(not 0 <= step < side for step, side in zip(shift, window, strict=True)):
         raise ValueError(f"shift {shift} must be at least 0 and below the window {window}")
+    if uses_triton(qkv_BDHW3hd) and head_dim > LARGEST_HEAD:
+        raise ValueError(f"heads of {head_dim} numbers do not fit the kernel's tiles: at most {LARGEST_HEAD}, tuned for 16 to 64")
     used, _ = fitted(_size(qkv_BDHW3hd), window, shift)
     if not uses_triton(qkv_BDHW3hd) and used[0] * used[1] * used[2] <= EAGER_TOKENS:
         return window_attention_reference(qkv_BDHW3hd, bias_table, window, shift, pad_qkv)
@@ -203,10 +206,13 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, bias_table, pad, ctx.window, ctx.shift = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(qkv, bias_table, pad, *output)
 
 
-def _differentiate(ctx: Any, dout: Tensor, _dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dout: Tensor | None, _dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dout is None:
+        return (None,) * 5
     return *_window_attention_backward_op(dout, *ctx.saved_tensors, ctx.window, ctx.shift), None, None
 
 

@@ -113,6 +113,7 @@ def cases() -> Iterator[Case]:
     yield _moe_case(8192, 8, 2, 896, 4864, torch.bfloat16)
     yield _moe_case(8192, 128, 8, 2048, 768, torch.bfloat16, sigmoid=True)
     yield _moe_case(1024, 4, 2, 128, 256, torch.float32)
+    yield _moe_case(512, 256, 8, 512, 256, torch.bfloat16, sigmoid=True)
     # Sizes of one, which Triton makes constants.
     yield _window_case("one window", (1, 4, 4), (1, 4, 4), False, 1, 16, torch.bfloat16, batch=1)
     yield _moe_case(1, 4, 1, 64, 64, torch.bfloat16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -22,25 +23,37 @@ def observe(observer: Observer | None) -> None:
 
 
 def launch(
-    kernel: Any, grid: Grid, configs: Sequence[triton.Config], key: Sequence[str], arguments: Mapping[str, Any], **constants: Any
+    kernel: Any,
+    grid: Grid,
+    configs: Sequence[triton.Config],
+    key: Sequence[str],
+    arguments: Mapping[str, Any],
+    size: int = 0,
+    **constants: Any,
 ) -> None:
     """Run ``kernel`` over ``grid``.
 
-    The fastest of ``configs`` is found by timing once per value of ``key``. Under ``torch.use_deterministic_algorithms`` and in
-    Triton's interpreter it is the first, so that the same input gives the same bits in every run.
+    The fastest of ``configs`` is found by timing, once for each value of ``key`` and power of two of ``size``. Under
+    ``torch.use_deterministic_algorithms`` and in Triton's interpreter it is the first, so that the same input gives the same bits
+    in every run.
 
     Args:
         grid: programs, from the constants and the configuration's values.
         key: names of arguments on which the choice may depend.
+        size: how much there is to do, so that a small first batch does not decide for large ones.
     """
     if torch.version.hip is not None:
         configs = for_amd(configs)
     if _observer is not None:
         _observer(kernel, grid, configs, arguments, constants)
-    elif len(configs) == 1 or _fixed(kernel):
-        kernel[grid](**arguments, **constants, **values(configs[0]))
-    else:
-        _tuned(kernel, tuple(configs), tuple(key))[grid](**arguments, **constants)
+        return
+    # Triton launches on the current device, which need not be that of the tensors.
+    device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if len(configs) == 1 or _fixed(kernel):
+            kernel[grid](**arguments, **constants, **values(configs[0]))
+        else:
+            _tuned(kernel, tuple(configs), tuple(key), triton.next_power_of_2(size))[grid](**arguments, **constants)
 
 
 def for_amd(configs: Sequence[triton.Config]) -> list[triton.Config]:
@@ -63,5 +76,5 @@ def values(config: triton.Config) -> dict[str, Any]:
 
 
 @cache
-def _tuned(kernel: Any, configs: tuple[triton.Config, ...], key: tuple[str, ...]) -> Any:
+def _tuned(kernel: Any, configs: tuple[triton.Config, ...], key: tuple[str, ...], _size: int) -> Any:
     return triton.autotune(configs=list(configs), key=list(key))(kernel)

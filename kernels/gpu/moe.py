@@ -11,6 +11,7 @@ In the kernels M are rows, N the columns of a product, C what it sums over.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -88,7 +89,8 @@ def _route_kernel(
     preference_TE = scores_TE
     if BIASED:
         preference_TE += tl.load(expert_bias + expert, mask=known_E, other=0.0)[None, :]
-    preference_TE = tl.where(preference_TE == preference_TE, preference_TE, -1e38)  # NaN would be chosen twice or never
+    # Above -inf, which marks what is chosen: a bias of -inf or NaN would be chosen twice.
+    preference_TE = tl.where(preference_TE > -1e38, preference_TE, -1e38)
     preference_TE = tl.where(known_E[None, :], preference_TE, float("-inf"))
     member_TE = tl.zeros([BLOCK_T, EXPERTS_PAD], tl.int32)
     chosen, weight = (), ()
@@ -112,20 +114,20 @@ def _route_kernel(
         tl.store(ranks + token * TOP_K + k, rank_T, mask=real_T)
     counted_T = tl.load(valid + token, mask=real_T, other=0)
     partial = tile * EXPERTS + expert
-    tl.store(members + partial, tl.sum(member_TE, 0), mask=known_E)
+    tl.store(members + expert * tl.num_programs(0) + tile, tl.sum(member_TE, 0), mask=known_E)
     tl.store(counts + partial, tl.sum(member_TE * counted_T.to(tl.int32)[:, None], 0), mask=known_E)
     tl.store(sums + partial, tl.sum(scores_TE * counted_T.to(tl.float32)[:, None], 0), mask=known_E)
     tl.store(z + tile, tl.sum(tl.where(counted_T != 0, lse_T * lse_T, 0.0), 0))
 
 
 @triton.jit
-def _place_kernel(experts, ranks, bases, order, place, pairs, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr,
+def _place_kernel(experts, ranks, bases, order, place, pairs, tiles, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr,
                   BLOCK: tl.constexpr):  # fmt: skip
     """Row of each (token, choice) pair, and pair of each row, from where a tile's rows of an expert begin."""
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = pair < pairs
     expert = tl.load(experts + pair, mask=real, other=0)
-    begin = tl.load(bases + pair // (TOP_K * BLOCK_T) * EXPERTS + expert, mask=real, other=0)
+    begin = tl.load(bases + expert * tiles + pair // (TOP_K * BLOCK_T), mask=real, other=0)
     row = begin + tl.load(ranks + pair, mask=real, other=0)
     tl.store(place + pair, row, mask=real)
     tl.store(order + row, pair, mask=real)
@@ -367,17 +369,18 @@ def route(
     experts, device = len(router), hidden.device
     padded = max(16, triton.next_power_of_2(experts))
     tile = 16 if padded > 64 else 32
-    tiles = triton.cdiv(tokens, tile)
+    tiles = max(1, triton.cdiv(tokens, tile))
     weights = torch.empty(tokens, top_k, dtype=torch.float32, device=device)
     chosen, ranks, place = (torch.empty(tokens, top_k, dtype=torch.int32, device=device) for _ in range(3))
-    members, counts = (torch.empty(tiles, experts, dtype=torch.int32, device=device) for _ in range(2))
+    members = torch.empty(experts * tiles, dtype=torch.int32, device=device)
+    counts = torch.empty(tiles, experts, dtype=torch.int32, device=device)
     sums = torch.empty(tiles, experts, dtype=torch.float32, device=device)
     z = torch.empty(tiles, dtype=torch.float32, device=device)
     logits = torch.empty(tokens, experts, dtype=torch.float32, device=device)
     launch(
         _route_kernel,
         lambda c: (tiles,),
-        [triton.Config({"BLOCK_C": 32 if hidden.dtype == torch.float32 else 64}, num_warps=4, num_stages=2)],
+        [triton.Config({"BLOCK_C": 32 if hidden.dtype == torch.float32 else 64}, num_warps=8 if padded > 128 else 4, num_stages=4)],
         (),
         {
             "hidden": hidden, "router": router, "valid": valid,
@@ -388,18 +391,17 @@ def route(
         HIDDEN=hidden_size, EXPERTS=experts, EXPERTS_PAD=padded, TOP_K=top_k, NORMALISED=normalised, SIGMOID=sigmoid,
         BIASED=expert_bias is not None, BLOCK_T=tile,
     )  # fmt: skip
-    total = members.sum(0, dtype=torch.int32)
-    ends = total.cumsum(0, dtype=torch.int32)
-    through = members.cumsum(0, dtype=torch.int32)
-    bases = through - members + (ends - total)
+    through = members.cumsum(0, dtype=torch.int32)  # by expert, then by tile: one scan gives both levels
+    ends = through.view(experts, tiles)[:, -1].contiguous()
     order = torch.empty(tokens * top_k, dtype=torch.int32, device=device)
     launch(
         _place_kernel,
         lambda c: (triton.cdiv(tokens * top_k, c["BLOCK"]),),
         [triton.Config({"BLOCK": 512}, num_warps=4)],
         (),
-        {"experts": chosen, "ranks": ranks, "bases": bases, "order": order, "place": place, "pairs": tokens * top_k},
-        EXPERTS=experts, TOP_K=top_k, BLOCK_T=tile,
+        {"experts": chosen, "ranks": ranks, "bases": through - members, "order": order, "place": place,
+         "pairs": tokens * top_k, "tiles": tiles},
+        TOP_K=top_k, BLOCK_T=tile,
     )  # fmt: skip
     return Routed(weights, chosen, order, place, ends, counts.sum(0), sums.sum(0), z.sum(), logits)
 
@@ -515,6 +517,7 @@ def _weight_gradient(
         _configs(WEIGHT_GRADIENT_TILES, left.dtype),
         ("ROWS", "COLUMNS", "EXPERTS"),
         {"left": left, "right": right, "order": order, "ends": ends, "out": out},
+        size=len(order),
         ROWS=rows, COLUMNS=columns, TOP_K=top_k, GATHER_LEFT=gather_left, EXPERTS=experts,
     )  # fmt: skip
     return out
@@ -541,6 +544,7 @@ def _launch_rows(
         _configs(tiles, dtype),
         ("HIDDEN", "WIDTH", "EXPERTS") if "HIDDEN" in constants else ("COLUMNS", "CONTRACTED", "EXPERTS"),
         {**arguments, "rows": rows},
+        size=rows,
         **constants,
     )
 
@@ -554,12 +558,13 @@ Tiles = tuple[tuple[int, int, int, int, int], ...]
 UP_TILES: Tiles = ((64, 64, 32, 4, 3), (128, 64, 64, 8, 3), (128, 64, 32, 8, 4), (64, 128, 64, 8, 3))
 GROUPED_TILES: Tiles = ((64, 64, 32, 4, 3), (128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (64, 128, 64, 4, 3))
 ACTIVATION_BACKWARD_TILES: Tiles = ((64, 64, 32, 8, 3), (64, 64, 64, 8, 3), (64, 64, 64, 8, 4))
-WEIGHT_GRADIENT_TILES: Tiles = ((64, 64, 32, 4, 3), (128, 128, 64, 8, 3), (128, 128, 32, 8, 4))
+WEIGHT_GRADIENT_TILES: Tiles = ((64, 64, 32, 4, 3), (128, 128, 64, 8, 3), (128, 128, 64, 8, 5))
 FLOAT32_TILES: Tiles = ((32, 32, 32, 4, 2),)
 
 
-def _configs(tiles: Tiles, dtype: torch.dtype) -> list[triton.Config]:
-    return [
+@cache
+def _configs(tiles: Tiles, dtype: torch.dtype) -> tuple[triton.Config, ...]:
+    return tuple(
         triton.Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_C": c}, num_warps=warps, num_stages=stages)
         for m, n, c, warps, stages in (FLOAT32_TILES if dtype == torch.float32 else tiles)
-    ]
+    )

@@ -16,6 +16,7 @@ In the kernels M is the query tile and K the key tile. No atomics: results do no
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -173,7 +174,7 @@ def _backward_one_tile_kernel(
 ):  # fmt: skip
     """A program differentiates a group of windows, each in one tile, and sums their bias gradient in registers.
 
-    Scores are computed keys by queries, so that dK and dV take them as they are and only dQ transposes.
+    Scores are computed keys by queries, so that all three products take them as they are.
     """
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     head, part = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS
@@ -206,7 +207,8 @@ def _backward_one_tile_kernel(
         dbias_KM += ds_KM
         ds_KM = ds_KM.to(q.dtype)
         dk = tl.dot(ds_KM, q, input_precision="ieee") * head_scale
-        dq = tl.dot(tl.trans(ds_KM), k, input_precision="ieee") * head_scale
+        # Not dot(trans(ds), k): ptxas 12.8 miscompiles a transposed wgmma result as left operand (flash-linear-attention 826).
+        dq = tl.trans(tl.dot(tl.trans(k), ds_KM, input_precision="ieee")) * head_scale
         real = within & (row >= 0)
         _store(dqkv + base, row, real, dim, dq, STRIDE, HEAD_DIM)
         _store(dqkv + base + HEADS * HEAD_DIM, row, real, dim, dk, STRIDE, HEAD_DIM)
@@ -447,6 +449,7 @@ def forward(qkv: Tensor, table: Tensor, pad: Tensor, geometry: Geometry) -> tupl
         _configs(FORWARD_TILES, places, qkv.dtype),
         KEY,
         {**arguments, "out": out, "lse": lse},
+        size=batch * windows,
         **constants,
     )
     return out, lse
@@ -491,6 +494,7 @@ def _backward_one_tile(arguments: dict[str, Any], constants: dict[str, Any], bat
         _one_tile_configs(places, arguments["qkv"].dtype),
         KEY,
         {**arguments, "dbias": dbias, "dpad": dpad, "batch_windows": batch_windows, "group": group},
+        size=batch_windows,
         **constants,
     )
     return dbias, 1, places, dpad.sum(0)
@@ -511,6 +515,7 @@ def _backward_tiles(arguments: dict[str, Any], constants: dict[str, Any], batch_
         _configs(QUERY_BACKWARD_TILES, places, dtype),
         KEY,
         {**arguments, "out": out, "dqkv": dqkv, "head_scale": head_scale},
+        size=batch_windows,
         **constants,
     )
     launch(
@@ -519,6 +524,7 @@ def _backward_tiles(arguments: dict[str, Any], constants: dict[str, Any], batch_
         _configs(KEY_BACKWARD_TILES, places, dtype),
         KEY,
         {**arguments, "dqkv": dqkv, "dpad": dpad, "head_scale": head_scale},
+        size=batch_windows,
         **constants,
         PAD_TILES=pad_tiles,
     )
@@ -528,6 +534,7 @@ def _backward_tiles(arguments: dict[str, Any], constants: dict[str, Any], batch_
         _configs(BIAS_BACKWARD_TILES, places, dtype),
         KEY,
         {**arguments, "dbias": dbias, "batch_windows": batch_windows, "group": group},
+        size=batch_windows,
         **constants,
     )
     return dbias, places, 1, dpad.sum((0, 2)) if dpad.numel() else dpad
@@ -580,15 +587,16 @@ def _partials(arguments: dict[str, Any], constants: dict[str, Any], parts: int, 
 # scalar units, where large tiles do not fit the registers. None of them spills (kernels/gpu/compile_check.py).
 Tiles = tuple[tuple[int, int, int, int], ...]
 KEY = ("N", "HEAD_DIM", "HEADS", "PADDED", "SHIFTED")
-FORWARD_TILES: Tiles = ((64, 32, 4, 2), (128, 32, 4, 3), (128, 32, 8, 2), (64, 64, 8, 2))
-QUERY_BACKWARD_TILES: Tiles = ((64, 64, 4, 2), (64, 32, 4, 2), (128, 64, 8, 2))
-KEY_BACKWARD_TILES: Tiles = ((64, 64, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2))
+FORWARD_TILES: Tiles = ((64, 32, 4, 2), (128, 32, 4, 3), (128, 32, 8, 2), (64, 64, 8, 2), (64, 32, 4, 1))
+QUERY_BACKWARD_TILES: Tiles = ((64, 64, 4, 1), (64, 64, 4, 2), (64, 32, 4, 2), (128, 64, 8, 2))
+KEY_BACKWARD_TILES: Tiles = ((64, 32, 4, 2), (64, 64, 4, 2), (32, 64, 4, 2))
 BIAS_BACKWARD_TILES: Tiles = ((64, 64, 4, 1), (64, 64, 4, 2), (128, 64, 8, 1))
 FLOAT32_TILES: Tiles = ((32, 32, 8, 1),)
 ONE_TILE_WARPS = (4, 8)
 
 
-def _configs(tiles: Tiles, places: int, dtype: torch.dtype) -> list[triton.Config]:
+@cache
+def _configs(tiles: Tiles, places: int, dtype: torch.dtype) -> tuple[triton.Config, ...]:
     """Configurations that suit a window of so many places, without repetition."""
     whole = max(16, triton.next_power_of_2(places))
     configs: dict[str, triton.Config] = {}
@@ -596,11 +604,12 @@ def _configs(tiles: Tiles, places: int, dtype: torch.dtype) -> list[triton.Confi
         blocks = {"BLOCK_M": min(queries, whole), "BLOCK_K": min(keys, whole)}
         config = triton.Config(blocks, num_warps=warps, num_stages=stages)
         configs.setdefault(str(config), config)
-    return list(configs.values())
+    return tuple(configs.values())
 
 
-def _one_tile_configs(places: int, dtype: torch.dtype) -> list[triton.Config]:
+@cache
+def _one_tile_configs(places: int, dtype: torch.dtype) -> tuple[triton.Config, ...]:
     """As :func:`_configs` for windows in one tile; the largest, and float32, need eight warps' registers."""
     whole = max(16, triton.next_power_of_2(places))
     warps = ONE_TILE_WARPS if whole <= 64 and dtype != torch.float32 else (8,)
-    return [triton.Config({"BLOCK": whole}, num_warps=number, num_stages=1) for number in warps]
+    return tuple(triton.Config({"BLOCK": whole}, num_warps=number, num_stages=1) for number in warps)

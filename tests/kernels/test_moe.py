@@ -269,6 +269,34 @@ def test_a_token_that_is_not_a_number_spoils_itself_alone() -> None:
     torch.testing.assert_close(out[others], moe_reference(*inputs, top_k=2).hidden_TH[others], atol=1e-5, rtol=1e-5)
 
 
+def test_experts_that_may_not_be_chosen_leave_the_sort_a_permutation() -> None:
+    """Fewer experts than choices have a finite preference: none is chosen twice."""
+    hidden, router, *_ = _inputs(10, 4, 16, 8)
+    bias = torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf])
+    with interpreted():
+        _, _, _, chosen, order, *_ = module._route_op(hidden, router, bias, torch.ones(10, dtype=torch.bool), 2, True, False)
+    assert (chosen[:, 0] == 0).all() and (chosen[:, 1] != 0).all()
+    assert torch.equal(order.long(), chosen.flatten().argsort(stable=True))
+
+
+def test_a_loss_of_the_router_alone_has_gradients() -> None:
+    inputs = _inputs(9, 4, 16, 8)
+    gradients = []
+    for op, context in ((moe, interpreted()), (moe_reference, contextlib.nullcontext())):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with context:
+            op(*leaves, 2).z_loss.backward()
+        gradients.append(leaves[:2])
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_unlike_dtypes_are_refused() -> None:
+    hidden, *weights = _inputs(4, 2, 16, 8)
+    with interpreted(), pytest.raises(ValueError, match="cast them"):
+        moe(hidden.half(), *weights, top_k=1)
+
+
 def test_the_operators_keep_the_rules_of_torch_library() -> None:
     hidden, router, gate_up, down = (x.requires_grad_() for x in _inputs(9, 3, 16, 8))
     valid = torch.ones(9, dtype=torch.bool)
