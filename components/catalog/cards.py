@@ -58,6 +58,10 @@ class Layout(_Strict):
         "those of a patient do",
     )
     boxes: tuple[str, ...] = Field(default=(), description="globs of lesion tables in fastMRI+'s form (CSV)")
+    reviewed: tuple[str, ...] = Field(
+        default=(),
+        description="globs of lists (one name a line) of the files that were looked at for boxes: without a box, no lesion",
+    )
     tables: tuple[LabelTable, ...] = Field(default=(), description="tables of findings")
     patient: str | None = Field(default=None, description="regular expression on the relative path; group 1 names the patient")
     sequences: dict[str, str] = Field(default_factory=dict, description="text in the relative path -> sequence")
