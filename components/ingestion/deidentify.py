@@ -1,8 +1,8 @@
 """De-identification of headers.
 
 DICOM: the basic profile of PS3.15 Annex E, by the standard's own table, with the options "modified dates" and "patient
-characteristics" (sex, and age up to 90, are kept: the descriptions need them). The table alone lets attributes pass that it does not
-name, and any text may name a patient; so of what it leaves, numbers stay, and text only where it is a published term
+characteristics" (sex, and age up to 90, are kept: the descriptions need them). The table alone lets attributes pass that it does
+not name, and any text may name a patient; so of what it leaves, numbers stay, and text only where it is a published term
 (:mod:`vocabulary`). The rule is the same for other formats: numbers and published words.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,10 @@ def is_mosaic(header: Dataset) -> bool:
 def unpack_mosaic(path: Path) -> Any:
     """A mosaic as a NIfTI image. Its layout is in a private header that de-identification removes, so this comes first."""
     import nibabel as nib
-    from nibabel.nicom.dicomwrappers import wrapper_from_file
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "experimental"; the tests hold it to dcm2niix
+        from nibabel.nicom.dicomwrappers import wrapper_from_file
     wrapper = wrapper_from_file(path)
     return nib.Nifti1Image(np.asarray(wrapper.get_data()), LPS_TO_RAS @ wrapper.affine)
 

@@ -2,8 +2,8 @@
 
 A series is an archive's unit, not a volume: it may hold echoes, repeats, diffusion directions and stacks of several orientations,
 in files or frames of any order. Frames are first parted by what never differs within a volume (matrix, pixel size, component of the
-signal, echo time), then by orientation; where positions still repeat, by the first attribute that tells the repeats apart, at last by
-their order.
+signal, echo time), then by orientation; where positions still repeat, by the first attribute that tells the repeats apart, at last
+by their order.
 """
 
 from __future__ import annotations
