@@ -32,7 +32,7 @@ OLDEST = 90
 SIDECAR_NUMBERS = ("MagneticFieldStrength", "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle")
 _DATES = frozenset({"StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "InstanceCreationDate"})
 _NUMBERS = frozenset({"AT", "DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
-_TYPE_2 = frozenset({"PositionReferenceIndicator", "Laterality", "SeriesDescription", "ContentDescription", "ContentCreatorName"})
+_TYPE_2 = frozenset({"PositionReferenceIndicator", "Laterality", "ContentCreatorName"})
 """Attributes that must be there, empty or not, in the objects that are kept."""
 _DUMMIES = {"TM": "000000", "DT": "00010101000000", "DA": "00010101", "AS": "000Y", "UR": "http://anonymized.invalid"}
 _UNKNOWN_TISSUE = ("85756007", "SCT", "Tissue")
@@ -112,7 +112,7 @@ def _cleaned_element(element: DataElement, tag: BaseTag, rules: _Rules) -> DataE
         return DataElement(tag, kind, _replaced_uids(element.value, rules)) if action in ("", "U", "X/Z/U*") else None
     if keyword in _DATES:
         return DataElement(tag, kind, _shifted(str(element.value or ""), rules.shift))
-    if action in ("Z", "X/Z") or (not action and keyword in _TYPE_2) or keyword in _TYPE_2:
+    if action in ("Z", "X/Z") or keyword in _TYPE_2:
         return None if kind in _NUMBERS else DataElement(tag, kind, "")
     if "D" in action:
         return (

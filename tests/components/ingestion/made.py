@@ -87,7 +87,7 @@ def enhanced(path: Path, frames: list[dict[str, Any]], orientation: tuple[float,
     """Write an enhanced MR image.
 
     Args:
-        frames: each with ``plane`` (rows, columns), ``offset`` mm along the normal, and perhaps ``echo``, ``time``, ``b``, ``stack``.
+        frames: each with ``plane`` (rows, columns), ``offset`` mm along the normal, perhaps ``echo``, ``time``, ``b``, ``stack``.
     """
     image = _new(EnhancedMRImageStorage, path.name)
     image.InstanceNumber, image.NumberOfFrames, image.ImageType = 1, len(frames), ["ORIGINAL", "PRIMARY", "T1", "NONE"]

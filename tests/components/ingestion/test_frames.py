@@ -47,8 +47,7 @@ def test_slices_in_any_order_make_one_volume_in_order_of_place(order: list[int],
 
 
 @given(
-    st.lists(st.sampled_from(["b_value", "temporal_position", "acquisition", "gradient", "inversion_time", "flip_angle"]), min_size=1,
-             max_size=2, unique=True),
+    st.lists(st.sampled_from(NAMES[1:7]), min_size=1, max_size=2, unique=True),
     st.randoms(use_true_random=False),
 )  # fmt: skip
 def test_repeats_are_told_apart_by_whatever_tells_them_apart(names: list[str], random: object) -> None:

@@ -31,7 +31,7 @@ PACKAGED = {
     "localizer": sorted((PYDICOM / "dicomdirtests" / "98892003" / "MR1").iterdir()),
     "projections": sorted((PYDICOM / "dicomdirtests" / "98892003" / "MR700").iterdir()),
 }
-"""The MR images in the wheels of pydicom and nibabel that dcm2niix reads too. Others have cut pixels or no UIDs; see also BLANKED."""
+"""MR images in the wheels of pydicom and nibabel that dcm2niix reads too. Others have cut pixels or no UIDs; see also BLANKED."""
 BLANKED = ("siemens_dwi_0.dcm.gz", "siemens_dwi_1000.dcm.gz", "philips_mprage.dcm.gz")
 """Real headers of two mosaics and an enhanced image whose pixels were taken out before publication: noise is put in their place."""
 
