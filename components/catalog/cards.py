@@ -5,8 +5,9 @@ Cards lie in ``components/catalog/datasets/`` and in the user's own folder (``OM
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +24,13 @@ DOI = re.compile(r"10\.\d{4,9}/\S+")
 Access = Literal["open", "registration", "agreement", "restricted"]
 Region = Literal["North America", "South America", "Europe", "Asia", "Africa", "Oceania"]
 Task = Literal["reconstruction", "segmentation", "detection", "diagnosis", "report"]
-READ = ("DICOM", "NIfTI", "k-space HDF5")
-"""Formats that ingestion reads."""
-Format = Literal["DICOM", "NIfTI", "k-space HDF5", "ISMRMRD", "MetaImage", "NumPy", "HDF5", "MATLAB", "NRRD", "PNG", "pickle"]
-"""Formats of the cards: "k-space HDF5" is fastMRI's form, "HDF5" any other."""
+Plane = Literal["axial", "sagittal", "coronal"]
+READ = ("DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5", "ISMRMRD")
+"""Formats that ingestion reads; a card of other formats only describes."""
+Format = Literal[
+    "DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5", "ISMRMRD", "HDF5", "MATLAB", "NRRD", "PNG", "pickle", "other"
+]  # fmt: skip
+"""Formats of the cards: ``k-space HDF5`` is fastMRI's form, ``HDF5`` any other."""
 
 COUNTS = ("patients", "scans", "volumes", "slices")
 FIGURES = (*COUNTS, "male", "female", "age_years", "mean_age_years", "field_strengths_t")
@@ -35,22 +39,68 @@ FACTS = ("licence", "label_map", "vendors", "layout", "overlaps")
 """Fields whose source a card may name too; the cards that come with OmniMRI must."""
 
 
+def matches(relative: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the globs matches a path relative to the dataset's folder. ``*`` goes across folders."""
+    return any(fnmatch.fnmatch(relative, pattern) for pattern in patterns)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LabelTable(_Strict):
+    """A CSV table (comma, semicolon or tab) with findings of patients or examinations."""
+
+    path: str = Field(description="glob of the table")
+    key: str | int = Field(
+        default=0, description="column that names the image: by title, or by number from 0 in a table without titles"
+    )
+    image: str | None = Field(
+        default=None,
+        description="regular expression on an image's relative path; group 1 is looked up in the key column. None = the card's "
+        "patient expression; for DICOM, Patient ID",
+    )
+    findings: dict[str | int, str] = Field(description="column (title or number) -> finding, e.g. {acl: acl tear}")
+    values: dict[str, bool] = Field(
+        default={"0": False, "1": True, "no": False, "yes": True, "false": False, "true": True},
+        description="cell, lower case -> present; any other cell = not known",
+    )  # fmt: skip
+
+
 class Layout(_Strict):
-    """How the files of a dataset lie in its folder. Globs are relative to it. DICOM needs none of this: its headers tell."""
+    """How the files of a dataset lie in its folder. Globs are relative to it and cross folders; so does ``*``. What a file is, its
+    content tells; for plain DICOM none of this is needed.
+    """
 
-    images: tuple[str, ...] = Field(default=(), description="globs of the images")
+    images: tuple[str, ...] = Field(
+        default=(), description="globs of the images; other files are then left out. Empty = every image that is no label map"
+    )
     labels: tuple[str, ...] = Field(default=(), description="globs of label maps (values by the card's label map)")
-    tissue_maps: dict[int, str] = Field(default_factory=dict, description="label value -> glob of its probability map (NIfTI)")
+    tissue_maps: dict[int, str] = Field(
+        default_factory=dict,
+        description="label value -> glob of its probability map, or of the binary mask of this structure alone",
+    )
+    case: str | None = Field(
+        default=None,
+        description="regular expression on the relative path; images and label maps with the same group 1 belong together. None = "
+        "those of a patient do",
+    )
     boxes: tuple[str, ...] = Field(default=(), description="globs of lesion tables in fastMRI+'s form (CSV)")
-    tables: tuple[str, ...] = Field(default=(), description="globs of tables about patients or scans (for people; not read)")
+    tables: tuple[LabelTable, ...] = Field(default=(), description="tables of findings")
     patient: str | None = Field(default=None, description="regular expression on the relative path; group 1 names the patient")
-    sequences: dict[str, str] = Field(default_factory=dict, description="text in the file name -> sequence")
+    sequences: dict[str, str] = Field(default_factory=dict, description="text in the relative path -> sequence")
+    channels: tuple[str, ...] = Field(
+        default=(),
+        description="sequences of the images along the fourth axis of a 4-D file: each becomes a volume. Empty = repeats of one "
+        "image, of which the first is used",
+    )
+    planes: dict[str, Plane] = Field(default_factory=dict, description="NumPy: text in the relative path -> plane; none = axial")
+    spacing_mm: tuple[float, float, float] = Field(
+        default=(1.0, 1.0, 1.0), description="NumPy: (slice, row, column), as arrays carry none; the default is nominal"
+    )
+    ignored: tuple[str, ...] = Field(default=(), description="globs of files that are left out on purpose, e.g. derived masks")
 
-    @field_validator("patient")
+    @field_validator("patient", "case")
     @classmethod
     def _has_one_group(cls, value: str | None) -> str | None:
         try:
@@ -58,21 +108,30 @@ class Layout(_Strict):
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from None
         if groups != 1:
-            raise ValueError("the patient expression needs exactly one group, e.g. '(sub-[^/]+)'")
+            raise ValueError("the expression needs exactly one group, e.g. '(sub-[^/]+)'")
         return value
 
     def globs(self) -> Iterator[tuple[str, str]]:
         """Each glob with the field it stands in."""
-        for name in ("images", "labels", "boxes", "tables"):
+        for name in ("images", "labels", "boxes", "ignored"):
             yield from ((name, pattern) for pattern in getattr(self, name))
         yield from ((f"tissue_maps.{value}", pattern) for value, pattern in self.tissue_maps.items())
+        yield from (("tables", table.path) for table in self.tables)
+
+    def leaves_out(self, relative: str) -> bool:
+        """Whether a file is left out on purpose: it is ignored, or images are named and it is nothing that the layout names."""
+        if matches(relative, self.ignored):
+            return True
+        return bool(self.images) and not matches(relative, [pattern for _, pattern in self.globs()])
 
 
 class Source(_Strict):
     """Where a figure is stated."""
 
     where: str = Field(min_length=8, description="address or DOI, with section or table, and how it was counted if it was")
-    checked: bool = Field(description="true: read there when the card was written; false: known from the publication, not read again")
+    checked: bool = Field(
+        description="true: read there when the card was written; false: known from the publication, not read again"
+    )
 
 
 class DatasetCard(_Strict):
@@ -83,7 +142,8 @@ class DatasetCard(_Strict):
     landing_page: str | None = Field(default=None, pattern=r"^https?://\S+$", description="where it is described and asked for")
     licence: str | None = Field(default=None, description="SPDX id or the publisher's own name for it")
     access: Access | None = Field(
-        default=None, description="open, registration (an account), agreement (signed terms) or restricted (an application, or a fee)"
+        default=None,
+        description="open, registration (an account), agreement (signed terms) or restricted (an application, or a fee)",
     )
     rights: str = Field(min_length=1, description="what may be done with it, in one or two sentences")
     doi: str | None = Field(default=None, description="of the paper to cite, e.g. 10.1038/s41597-023-02181-4")
@@ -241,7 +301,9 @@ def card_paths() -> dict[str, Path]:
     for folder in card_folders():
         for path in sorted(folder.glob("*.yaml")):
             if path.stem in found:
-                raise BadInput("a card of this name comes with OmniMRI", where=str(path), remedy="give yours another id and file name")
+                raise BadInput(
+                    "a card of this name comes with OmniMRI", where=str(path), remedy="give yours another id and file name"
+                )
             found[path.stem] = path
     return dict(sorted(found.items()))
 
@@ -255,7 +317,9 @@ def load_card(dataset_id: str) -> DatasetCard:
     path = card_paths().get(dataset_id)
     if path is None:
         own = card_folders()[-1]
-        raise BadInput("no such dataset card", where=dataset_id, remedy=f"omnimri catalog list names those there are; yours go to {own}")
+        raise BadInput(
+            "no such dataset card", where=dataset_id, remedy=f"omnimri catalog list names those there are; yours go to {own}"
+        )
     return _sound(parse_card(path))
 
 

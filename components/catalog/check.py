@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.catalog.cards import DatasetCard, Fault, card_paths, parse_card
+from components.catalog.cards import DatasetCard, Fault, card_paths, matches, parse_card
 from components.errors import BadInput
 
 
@@ -44,11 +42,6 @@ class Checked:
     globs: tuple[GlobCount, ...] = ()
     unmatched: int | None = None
     patients: int | None = None
-
-
-def matches(relative: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the globs matches a path relative to the dataset's folder. ``*`` goes across folders."""
-    return any(fnmatch.fnmatch(relative, pattern) for pattern in patterns)
 
 
 def check(name: str | None = None, folder: Path | None = None) -> Checked:
