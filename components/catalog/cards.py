@@ -1,6 +1,6 @@
 """Dataset cards: one YAML file for each dataset. What is not known is null; every figure says where it is stated.
 
-Cards lie in ``components/catalog/datasets/`` and in the user's own folder (``OMNIMRI_HOME/cards``, or what ``OMNIMRI_CARDS`` names).
+Cards lie in ``components/catalog/datasets/`` and in the user's own folder (``OMNIMRI_HOME/cards``; ``OMNIMRI_CARDS`` moves it).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import fnmatch
 import re
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,7 +170,7 @@ class DatasetCard(_Strict):
     mean_age_years: float | None = Field(default=None, description="mean age")
     overlaps: dict[str, int | Literal["all"] | None] = Field(
         default_factory=dict,
-        description='id of another card -> how many of this card\'s patients are in that one too: a number, "all", or null (not known)',
+        description='id of another card -> how many of these patients are in that one too: a number, "all", or null (not known)',
     )
     sources: dict[str, Source] = Field(default_factory=dict, description="field of this card -> where it is stated")
     notes: str | None = Field(default=None, description="what a reader of the figures must know")
@@ -211,7 +212,7 @@ class DatasetCard(_Strict):
     @model_validator(mode="after")
     def _figures_fit_each_other(self) -> DatasetCard:
         counts = [(name, getattr(self, name)) for name in COUNTS if getattr(self, name) is not None]
-        for (less, few), (more, many) in zip(counts, counts[1:], strict=False):
+        for (less, few), (more, many) in pairwise(counts):
             if few > many:
                 raise ValueError(f"more {less} ({few}) than {more} ({many})")
         if self.patients is not None and (self.male or 0) + (self.female or 0) > self.patients:

@@ -147,8 +147,8 @@ def _total(cards: list[DatasetCard], name: str, known: dict[str, DatasetCard]) -
 def _own(card: DatasetCard, name: str, known: dict[str, DatasetCard]) -> tuple[int, int]:
     """How much of a figure a card brings that no other card it overlaps with states: (at least, at most).
 
-    Overlaps are told in patients. Of scans, volumes and slices only a whole ("all") can be taken off for certain; of a part, all that
-    the other card has may be the same.
+    Overlaps are told in patients. Of scans, volumes and slices only a whole ("all") can be taken off for certain; where a part is
+    shared, all that the other card has may be the same.
     """
     value = getattr(card, name)
     if value is None:
