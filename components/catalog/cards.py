@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -32,6 +32,9 @@ Format = Literal[
     "DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5", "ISMRMRD", "HDF5", "MATLAB", "NRRD", "PNG", "pickle", "other"
 ]  # fmt: skip
 """Formats of the cards: ``k-space HDF5`` is fastMRI's form, ``HDF5`` any other."""
+
+IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".h5", ".hdf5")
+"""Of files that a layout's globs of images choose from; sidecars and tables are not among them."""
 
 COUNTS = ("patients", "scans", "volumes", "slices")
 FIGURES = (*COUNTS, "male", "female", "age_years", "mean_age_years", "field_strengths_t")
@@ -74,7 +77,7 @@ class Layout(_Strict):
     """
 
     images: tuple[str, ...] = Field(
-        default=(), description="globs of the images; other files are then left out. Empty = every image that is no label map"
+        default=(), description="globs of the images; others are then left out. Empty = every image that is no label map"
     )
     labels: tuple[str, ...] = Field(default=(), description="globs of label maps (values by the card's label map)")
     tissue_maps: dict[int, str] = Field(
@@ -87,6 +90,10 @@ class Layout(_Strict):
         "those of a patient do",
     )
     boxes: tuple[str, ...] = Field(default=(), description="globs of lesion tables in fastMRI+'s form (CSV)")
+    reviewed: tuple[str, ...] = Field(
+        default=(),
+        description="globs of lists (one name a line) of the files that were looked at for boxes: without a box, no lesion",
+    )
     tables: tuple[LabelTable, ...] = Field(default=(), description="tables of findings")
     patient: str | None = Field(default=None, description="regular expression on the relative path; group 1 names the patient")
     sequences: dict[str, str] = Field(default_factory=dict, description="text in the relative path -> sequence")
@@ -114,16 +121,17 @@ class Layout(_Strict):
 
     def globs(self) -> Iterator[tuple[str, str]]:
         """Each glob with the field it stands in."""
-        for name in ("images", "labels", "boxes", "ignored"):
+        for name in ("images", "labels", "boxes", "reviewed", "ignored"):
             yield from ((name, pattern) for pattern in getattr(self, name))
         yield from ((f"tissue_maps.{value}", pattern) for value, pattern in self.tissue_maps.items())
         yield from (("tables", table.path) for table in self.tables)
 
     def leaves_out(self, relative: str) -> bool:
-        """Whether a file is left out on purpose: it is ignored, or images are named and it is nothing that the layout names."""
+        """Whether a file is left out on purpose: it is ignored, or the images are named and it is another one (by its name)."""
         if matches(relative, self.ignored):
             return True
-        return bool(self.images) and not matches(relative, [pattern for _, pattern in self.globs()])
+        other = relative.lower().endswith(IMAGE_SUFFIXES) and not matches(relative, [pattern for _, pattern in self.globs()])
+        return bool(self.images) and other
 
 
 class Source(_Strict):
@@ -170,7 +178,8 @@ class DatasetCard(_Strict):
     mean_age_years: float | None = Field(default=None, description="mean age")
     overlaps: dict[str, int | Literal["all"] | None] = Field(
         default_factory=dict,
-        description='id of another card -> how many of these patients are in that one too: a number, "all", or null (not known)',
+        description='id of another card -> how many of these patients are in it too: a number, null (some), or "all" (in it and in '
+        "the others so marked, together)",
     )
     sources: dict[str, Source] = Field(default_factory=dict, description="field of this card -> where it is stated")
     notes: str | None = Field(default=None, description="what a reader of the figures must know")
@@ -334,3 +343,23 @@ def _sound(parsed: DatasetCard | list[Fault]) -> DatasetCard:
         return parsed
     said = "; ".join(f"{fault.field}: {fault.what}" if fault.field else fault.what for fault in parsed)
     raise BadInput(f"the card does not hold: {said}", where=parsed[0].file, remedy=parsed[0].remedy)
+
+
+def filtered(
+    cards: Iterable[DatasetCard], *, anatomy: str | None, task: str | None, access: str | None, file_format: str | None
+) -> list[DatasetCard]:
+    """Cards that have all that is asked for.
+
+    Raises:
+        BadInput: a word that no card can have.
+    """
+    for name, word, words in (("task", task, Task), ("access", access, Access), ("format", file_format, Format)):
+        if word is not None and word not in get_args(words):
+            raise BadInput(f"no such {name}: {word}", where=f"--{name}", remedy=f"one of: {', '.join(get_args(words))}")
+    return [
+        card for card in cards
+        if (anatomy is None or card.anatomy == anatomy)
+        and (task is None or task in card.tasks)
+        and (access is None or card.access == access)
+        and (file_format is None or file_format in card.formats)
+    ]  # fmt: skip

@@ -7,10 +7,11 @@ patients: BraTS took in UPENN-GBM, MAMA-MIA is made of four others. A card says 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from components.catalog.cards import COUNTS, FIGURES, DatasetCard, filled
+from components.errors import BadInput
 
 PAPER_COUNTS = {"patients": 47_917, "scans": 70_580, "volumes": 224_194, "slices": 19_000_000}
 """Section 2; slices are "over 19 million"."""
@@ -19,13 +20,13 @@ PAPER_ANATOMIES = {"brain": 25.0, "breast": 16.0, "knee": 12.0, "prostate": 7.0}
 PAPER_TASKS = {"segmentation": 53.6, "diagnosis": 19.6, "reconstruction": 17.9, "detection": 5.5}
 """Percent; the paper does not say of what (patients, volumes or annotations)."""
 PAPER_DATASETS = 60
-SEVERAL, UNSTATED = "several", "not stated"
+SEVERAL, UNSTATED, IMAGES_ONLY = "several", "not stated", "images only"
 
 MEANING = (
     "The paper does not name its 60 datasets: these cards are candidates, so a sum says what could be had, not what the paper had. "
     "A figure that nobody states is null and counts as nothing; the sums are therefore lower than the truth by the cards in the "
     "'null' column. At most: without patients known to be in another card too. At least: also without all that may be "
-    "(overlaps of unknown size). Synthetic and sample cards do not count."
+    "(overlaps of unknown size); overlaps that no card names are not seen. Synthetic and sample cards do not count."
 )
 
 
@@ -85,9 +86,17 @@ class Summary:
     meaning: str = MEANING
 
 
-def summarise(cards: Iterable[DatasetCard]) -> Summary:
-    """Add up cards of people; samples and synthetic data are left out."""
+def summarise(cards: Iterable[DatasetCard], without: Collection[str] = ()) -> Summary:
+    """Add up cards of people; samples, synthetic data and the cards named in ``without`` are left out.
+
+    Raises:
+        BadInput: no such card to leave out.
+    """
     real = [card for card in cards if card.counts]
+    for name in without:
+        if name not in {card.id for card in real}:
+            raise BadInput("no such card among those that count", where=name, remedy="omnimri catalog list names them")
+    real = [card for card in real if card.id not in without]
     known = {card.id: card for card in real}
     patients = {card.id: _own(card, "patients", known)[1] for card in real}
     sourced = [card.sources[name] for card in real for name in FIGURES if name in card.sources]
@@ -100,7 +109,9 @@ def summarise(cards: Iterable[DatasetCard]) -> Summary:
             made[name] = Share(
                 len(members), people, _percent(people, everybody), _percent(len(members), len(whole)), paper.get(name)
             )  # fmt: skip
-        return dict(sorted(made.items(), key=lambda item: (item[0] in (SEVERAL, UNSTATED), -item[1].patients, item[0])))
+        return dict(
+            sorted(made.items(), key=lambda item: (item[0] in (SEVERAL, UNSTATED, IMAGES_ONLY), -item[1].patients, item[0]))
+        )
 
     return Summary(
         cards=len(real),
@@ -108,7 +119,7 @@ def summarise(cards: Iterable[DatasetCard]) -> Summary:
         totals={name: _total(real, name, known) for name in COUNTS},
         regions=shares(_grouped(real, _region), PAPER_REGIONS, real),
         anatomies=shares(_grouped(real, lambda card: [card.anatomy or UNSTATED]), PAPER_ANATOMIES, real),
-        tasks=shares(_grouped(real, lambda card: list(card.tasks) or ["none"]), PAPER_TASKS, real),
+        tasks=shares(_grouped(real, lambda card: list(card.tasks) or [IMAGES_ONLY]), PAPER_TASKS, real),
         access=shares(_grouped(real, lambda card: [card.access or UNSTATED]), {}, real),
         figures=len(sourced),
         figures_checked=sum(source.checked for source in sourced),
@@ -119,10 +130,10 @@ def _region(card: DatasetCard) -> list[str]:
     return [UNSTATED if not card.regions else card.regions[0] if len(card.regions) == 1 else SEVERAL]
 
 
-def _grouped(cards: list[DatasetCard], names: object) -> dict[str, list[DatasetCard]]:
+def _grouped(cards: list[DatasetCard], names: Callable[[DatasetCard], list[str]]) -> dict[str, list[DatasetCard]]:
     groups: dict[str, list[DatasetCard]] = {}
     for card in cards:
-        for name in names(card):  # type: ignore[operator]
+        for name in names(card):
             groups.setdefault(name, []).append(card)
     return groups
 

@@ -67,7 +67,8 @@ def make_plan(card: DatasetCard, source: Path, pseudonyms: Pseudonyms) -> Plan:
     plan = Plan()
     found: dict[Kind, list[Path]] = defaultdict(list)
     for path in sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith(".")):
-        found[kind_of(path)].append(path)
+        if not card.layout.leaves_out(path.relative_to(source).as_posix()):
+            found[kind_of(path)].append(path)
     _plan_dicom(plan, card, source, found["dicom"], pseudonyms)
     _plan_nifti(plan, card, source, found["nifti"], pseudonyms)
     _plan_kspace(plan, card, source, found["hdf5"], found["other"], pseudonyms)
