@@ -257,7 +257,10 @@ class Fault:
     remedy: str
 
 
-class _Loader(yaml.SafeLoader):
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, several times as fast, where PyYAML was built with it
+
+
+class _Loader(_SafeLoader):
     """YAML's safe subset, in which a key said twice is a fault: the second would silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -265,7 +268,7 @@ class _Loader(yaml.SafeLoader):
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        return dict(super().construct_mapping(node, deep))
 
 
 def parse_card(path: Path) -> DatasetCard | list[Fault]:
@@ -336,6 +339,11 @@ def load_card(dataset_id: str) -> DatasetCard:
 def list_cards() -> list[DatasetCard]:
     """Every card, by id."""
     return [_sound(parse_card(path)) for path in card_paths().values()]
+
+
+def packaged_cards() -> list[DatasetCard]:
+    """The cards that come with OmniMRI, by id."""
+    return [_sound(parse_card(path)) for path in sorted(FOLDER.glob("*.yaml"))]
 
 
 def _sound(parsed: DatasetCard | list[Fault]) -> DatasetCard:
