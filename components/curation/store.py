@@ -134,7 +134,8 @@ class VolumeStore:
         """Store one array, slice axis first, atomically; the same values give the same bytes. Returns the MD5 of the file."""
         if values.ndim not in (3, 4):
             raise BadInput(
-                f"{array} has {values.ndim} axes, not (D, H, W) or (D, coils, H, W)", where=volume_id, remedy="curate it slice axis first"
+                f"{array} has {values.ndim} axes, not (D, H, W) or (D, coils, H, W)", where=volume_id,
+                remedy="curate it slice axis first",
             )  # fmt: skip
         if array == "voxels":
             values = np.clip(values, -_HALF_MAXIMUM, _HALF_MAXIMUM)
@@ -203,8 +204,12 @@ class VolumeStore:
         return found or ["damaged: bytes outside of the slices differ; all slices are whole"]
 
     def remove(self, volume_id: str) -> None:
-        """Remove every file of a volume, half-written ones of a killed run too; nothing happens where there is none."""
-        for path in self.path(volume_id, "voxels").parent.glob(f"*{volume_id}.*"):
+        """Remove every file of a volume, half-written ones of a killed run too; nothing happens where there is none.
+
+        The sidecar goes first: a volume that is half gone must not look whole.
+        """
+        found = self.path(volume_id, "voxels").parent.glob(f"*{volume_id}.*")
+        for path in sorted(found, key=lambda path: path.suffix != ".json"):
             path.unlink(missing_ok=True)
 
     def volume_ids(self) -> Iterator[str]:
