@@ -16,6 +16,7 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
+from flows.commands.data import data
 from flows.environment import settle
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ models = typer.Typer(no_args_is_help=True, help="The registered models and their
 catalog = typer.Typer(no_args_is_help=True, help="The dataset cards.")
 app.add_typer(models, name="models")
 app.add_typer(catalog, name="catalog")
+app.add_typer(data, name="data")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]

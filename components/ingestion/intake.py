@@ -24,6 +24,7 @@ from components.ingestion.deidentify import clean_sidecar, deidentify_dicom
 from components.ingestion.keys import Pseudonyms, check_key
 from components.ingestion.plan import PlannedFile, PlannedSeries, left_out, make_plan
 from components.ingestion.volume import IngestReport, Quarantined, SourceFile, SourceSeries
+from components.ingestion.withdrawal import withdrawn
 from components.progress import track
 from components.provenance import digest, file_md5
 
@@ -67,6 +68,8 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
         raise BadInput("no such source folder", where=str(source), remedy=f"put {card.name} there, or mend datasets.path")
     root, pseudonyms = data / card.id, Pseudonyms(key, card.id)
     plan = make_plan(card, source, pseudonyms)
+    gone = withdrawn(data, card.id)
+    plan.series = [one for one in plan.series if one.patient not in gone]
     before = _previous(root, recipe(card, key))
     wanted = {file.target: file for one in plan.series for file in one.files}
     results = _clean_all(list(wanted.values()), before, data, pseudonyms, workers)
