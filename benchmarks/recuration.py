@@ -32,7 +32,7 @@ CARD = "synthetic-brain-nifti"
 
 
 def write_sources(folder: Path, volumes: int) -> None:
-    """So many patients, each a T1 of 24 x 192 x 192 with its label map: eight synthetic brains, mirrored, each with its own noise."""
+    """So many patients, a T1 of 24 x 192 x 192 and its label map each: eight synthetic brains, mirrored, with noise of their own."""
     from components.samples.cohort import Grid, brain, magnitude
 
     grid = Grid(slices=24, pixels=192, slice_mm=5.0, pixel_mm=1.2)
@@ -60,7 +60,8 @@ def curate_here(root: Path, out: str) -> None:
 
     started = time.perf_counter()
     report = curate(root / "data", [load_card(CARD)], root / out, SETTINGS)
-    print(json.dumps({"curate_s": time.perf_counter() - started, "new": report.volumes_new, "total": report.volumes_total,
+    seconds = time.perf_counter() - started
+    print(json.dumps({"curate_s": seconds, "new": report.volumes_new, "total": report.volumes_total,
                       "removed": report.volumes_removed, "instructions": report.instructions, "digest": report.digest}))  # fmt: skip
 
 
@@ -110,8 +111,8 @@ def run(root: Path, volumes: int) -> None:
         ingest_all(root)
         rows.append({"change": name, **timed(root)})
         print(name, rows[-1], flush=True)
-    fields = ["change", "total", "new", "removed", "instructions", "curate_s", "process_s", "share_of_full", "share_of_full_process",
-              "machine", "versions"]  # fmt: skip
+    fields = ["change", "total", "new", "removed", "instructions", "curate_s", "process_s", "share_of_full",
+              "share_of_full_process", "machine", "versions"]  # fmt: skip
     with (RESULTS / "recuration.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()

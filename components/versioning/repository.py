@@ -213,7 +213,8 @@ class DataRepository:
             )
             if strangers := sorted(path for path in there - wanted.keys() if not path.endswith(".tmp")):
                 raise BadInput(
-                    f"{len(strangers)} files that are not of this version", where=str(folder / strangers[0]), remedy="name an empty folder"
+                    f"{len(strangers)} files that are not of this version", where=str(folder / strangers[0]),
+                    remedy="name an empty folder",
                 )  # fmt: skip
             todo = {path: md5 for path, md5 in wanted.items() if path not in there or file_md5(folder / path) != md5}
             self._fetch(repo, set(todo.values()))
