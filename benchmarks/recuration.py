@@ -32,7 +32,7 @@ CARD = "synthetic-brain-nifti"
 
 
 def write_sources(folder: Path, volumes: int) -> None:
-    """So many patients, a T1 of 24 x 192 x 192 and its label map each: eight synthetic brains, mirrored, with noise of their own."""
+    """So many patients, a T1 of 24 x 192 x 192 and its label map each: eight synthetic brains, mirrored, each with its noise."""
     from components.samples.cohort import Grid, brain, magnitude
 
     grid = Grid(slices=24, pixels=192, slice_mm=5.0, pixel_mm=1.2)
@@ -61,8 +61,8 @@ def curate_here(root: Path, out: str) -> None:
     started = time.perf_counter()
     report = curate(root / "data", [load_card(CARD)], root / out, SETTINGS)
     seconds = time.perf_counter() - started
-    print(json.dumps({"curate_s": seconds, "new": report.volumes_new, "total": report.volumes_total,
-                      "removed": report.volumes_removed, "instructions": report.instructions, "digest": report.digest}))  # fmt: skip
+    counts = {"new": report.volumes_new, "total": report.volumes_total, "removed": report.volumes_removed}
+    print(json.dumps({"curate_s": seconds, **counts, "instructions": report.instructions, "digest": report.digest}))
 
 
 def timed(root: Path, out: str = "curated") -> dict[str, float]:

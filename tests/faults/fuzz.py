@@ -338,7 +338,8 @@ def summary(found: list[tuple[str, str, Outcome]]) -> list[dict[str, Any]]:
         results = Counter(one.result for one in here)
         failed = len(here) - results["read"] - results["refused"]
         rows.append({"kind": kind, "mutation": mutation, "inputs": len(here), "read": results["read"],
-                     "refused": results["refused"], "failed": failed, "slowest_s": round(max(one.seconds for one in here), 2)})  # fmt: skip
+                     "refused": results["refused"], "failed": failed,
+                     "slowest_s": round(max(one.seconds for one in here), 2)})  # fmt: skip
     return rows
 
 
