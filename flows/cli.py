@@ -18,6 +18,7 @@ from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
 from flows.commands import catalog
+from flows.commands.data import data
 from flows.environment import settle
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
 models = typer.Typer(no_args_is_help=True, help="The registered models and their promotion.")
 app.add_typer(models, name="models")
 app.add_typer(catalog.app, name="catalog")
+app.add_typer(data, name="data")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]

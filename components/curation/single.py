@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from components.curation.descriptions import describe
 from components.curation.facts import SliceFacts, normalised_box, slice_facts
@@ -46,6 +47,7 @@ class CuratedVolume(Row):
     record: VolumeRecord
     description: DescriptionRecord
     facts: SliceFacts
+    files: dict[ArrayName, str] = Field(description="array in the store -> MD5 of its file")
 
 
 def combine_coils(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -125,8 +127,7 @@ def curate_volume(
     _, rows, columns = volume.voxels.shape
     grid = PlaneGrid.centred((rows, columns), (row_mm, column_mm), settings.matrix, settings.pixel_mm)
     arrays, scale = gridded(volume, grid)
-    for name, values in arrays.items():
-        store.write(volume_id, name, values)
+    files = {name: store.write(volume_id, name, values) for name, values in arrays.items()}
     voxels, labels = arrays["voxels"].astype(np.float32), arrays.get("labels")
     affine = grid.affine(np.asarray(volume.affine, dtype=np.float64))
     facts = slice_facts(volume, voxels, labels, _boxes(volume, grid), card.label_map)
@@ -160,4 +161,4 @@ def curate_volume(
     description = describe(
         volume_id, volume.acquisition, card.anatomy, voxels, labels, card.label_map, affine, facts, lesion
     )  # fmt: skip
-    return CuratedVolume(record=record, description=description, facts=facts)
+    return CuratedVolume(record=record, description=description, facts=facts, files=files)
