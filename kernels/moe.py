@@ -99,21 +99,80 @@ def experts_grouped(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, g
     order = experts_TK.flatten().argsort(stable=True)
     ends = F.one_hot(experts_TK.flatten(), len(down_EHI)).sum(0).cumsum(0).int()
     rows = _repeated(hidden_TH, experts_TK.shape[1])[order]
-    activation = _swiglu(F.grouped_mm(rows, gate_up_E2IH.transpose(1, 2), offs=ends))
-    return _combined(F.grouped_mm(activation, down_EHI.transpose(1, 2), offs=ends), order, weights_TK)
+    product = _grouped_mm if _grouped_fits(hidden_TH, down_EHI) else _grouped_op
+    activation = _swiglu(product(rows, gate_up_E2IH, ends))
+    return _combined(product(activation, down_EHI, ends), order, weights_TK)
+
+
+def experts_of_one(hidden_1H: Tensor, weights_1K: Tensor, experts_1K: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor) -> Tensor:
+    """As :func:`experts_reference` for a single token, as in generation: nothing to sort, and only the chosen experts are touched."""
+    chosen = [F.linear(_swiglu(F.linear(hidden_1H, gate_up_E2IH[e])), down_EHI[e]) for e in experts_1K[0].tolist()]
+    return weights_1K.to(hidden_1H.dtype) @ torch.cat(chosen)
+
+
+def _cpu_experts(hidden_TH: Tensor, down_EHI: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The fastest form here; in a traced graph the only one that reads no counts."""
+    if torch.compiler.is_compiling():
+        return experts_grouped
+    if len(hidden_TH) == 1 and not torch.is_grad_enabled():
+        return experts_of_one
+    return experts_grouped if len(down_EHI) >= GROUPED_EXPERTS and _grouped_fits(hidden_TH, down_EHI) else experts_reference
 
 
 def _grouped_fits(hidden_TH: Tensor, down_EHI: Tensor) -> bool:
-    """Whether ``grouped_mm`` serves: many experts or a traced graph, where counts cannot be read; dtypes and rows that it takes."""
-    traced = torch.compiler.is_compiling()
-    if not traced and len(down_EHI) < GROUPED_EXPERTS:
-        return False
-    known = (torch.bfloat16,) if traced else (torch.float32, torch.float16, torch.bfloat16)
+    """Whether ``grouped_mm`` takes these dtypes and rows; its fake kernel, which traces, knows bfloat16 only."""
+    known = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.float32, torch.float16, torch.bfloat16)
     return (
         hidden_TH.dtype == down_EHI.dtype
         and hidden_TH.dtype in known
         and all(size * hidden_TH.element_size() % 16 == 0 for size in down_EHI.shape[1:])
     )
+
+
+def _grouped_mm(rows_Si: Tensor, weight_Eoi: Tensor, ends_E: Tensor) -> Tensor:
+    return F.grouped_mm(rows_Si, weight_Eoi.transpose(1, 2), offs=ends_E)
+
+
+@torch.library.custom_op("omnimri::grouped_product", mutates_args=())
+def _grouped_op(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Each expert's matrix (E, o, i) times its own rows (S, i), (S, o): a loop that a traced graph does not look into."""
+    out, start = rows.new_empty(len(rows), weight.shape[1]), 0
+    for matrix, end in zip(weight.unbind(), ends.tolist(), strict=True):
+        torch.mm(rows[start:end], matrix.t(), out=out[start:end])
+        start = end
+    return out
+
+
+@_grouped_op.register_fake
+def _(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return rows.new_empty(len(rows), weight.shape[1])
+
+
+@torch.library.custom_op("omnimri::grouped_product_weight", mutates_args=())
+def _grouped_weight_op(dout: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
+    """Gradient of the matrices (E, o, i)."""
+    dweight, start = rows.new_empty(len(ends), dout.shape[1], rows.shape[1]), 0
+    for matrix, end in zip(dweight.unbind(), ends.tolist(), strict=True):
+        torch.mm(dout[start:end].t(), rows[start:end], out=matrix)
+        start = end
+    return dweight
+
+
+@_grouped_weight_op.register_fake
+def _(dout: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
+    return rows.new_empty(len(ends), dout.shape[1], rows.shape[1])
+
+
+def _grouped_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _grouped_differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, None]:
+    rows, weight, ends = ctx.saved_tensors
+    return _grouped_op(dout, weight.transpose(1, 2), ends), _grouped_weight_op(dout, rows, ends), None
+
+
+_grouped_op.register_autograd(_grouped_differentiate, setup_context=_grouped_setup)
 
 
 def _repeated(hidden_TH: Tensor, top_k: int) -> Tensor:
@@ -157,9 +216,9 @@ def moe(
         dtype = torch.get_autocast_dtype(hidden_TH.device.type)
         hidden_TH, gate_up_E2IH, down_EHI = hidden_TH.to(dtype), gate_up_E2IH.to(dtype), down_EHI.to(dtype)
     if not uses_triton(hidden_TH):
-        experts = experts_grouped if _grouped_fits(hidden_TH, down_EHI) else experts_reference
+        weights = router_weight_EH, gate_up_E2IH, down_EHI
         return _layer(
-            experts, hidden_TH, router_weight_EH, gate_up_E2IH, down_EHI, top_k, norm_topk_prob, scoring, expert_bias, valid_T
+            _cpu_experts(hidden_TH, down_EHI), hidden_TH, *weights, top_k, norm_topk_prob, scoring, expert_bias, valid_T
         )
     if not hidden_TH.dtype == gate_up_E2IH.dtype == down_EHI.dtype:
         dtypes = f"hidden states are {hidden_TH.dtype}, expert weights {gate_up_E2IH.dtype} and {down_EHI.dtype}"
