@@ -59,8 +59,7 @@ def text(preset: str, batch: int) -> list[Measurement]:
     } | {"ours": _generation(ours, ids)}
     answers = [call() for call in peers.values()]
     assert all(torch.equal(answer, answers[0]) for answer in answers), "the peers do not generate the same tokens"
-    if PROMPT > ours.image_tokens_for(1, SIDE, SIDE):
-        peers["ours, image in the prompt"] = _generation(ours, with_image, torch.rand(batch, 1, 1, SIDE, SIDE))
+    peers["ours, image in the prompt"] = _generation(ours, with_image, torch.rand(batch, 1, 1, SIDE, SIDE))
     case = f"{preset}, batch {batch}: {batch * NEW} tokens after {PROMPT}"
     return measure(case, "text", peers, "cpu", repeats=3)
 

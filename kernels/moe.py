@@ -22,6 +22,10 @@ from kernels.dispatch import uses_triton
 Scoring = Literal["softmax", "sigmoid"]
 GROUPED_EXPERTS = 64
 """On a CPU, so many experts compute faster as grouped products than in a loop (benchmarks/results)."""
+FEW_TOKENS, SMALL_EXPERTS = 16, 2**18
+"""On a CPU, without gradients, up to so many tokens go faster through all experts than through their own, if all experts together
+have at most so many numbers in their second matrix (8 tokens, 4 experts of 128 x 256: 0.25 ms against 0.38 ms)."""
+Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -105,18 +109,32 @@ def experts_grouped(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, g
 
 
 def experts_of_one(hidden_1H: Tensor, weights_1K: Tensor, experts_1K: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor) -> Tensor:
-    """As :func:`experts_reference` for a single token, as in generation: nothing to sort, and only the chosen experts are touched."""
+    """As :func:`experts_reference` for a single token: nothing to sort, and only the chosen experts are touched."""
     chosen = [F.linear(_swiglu(F.linear(hidden_1H, gate_up_E2IH[e])), down_EHI[e]) for e in experts_1K[0].tolist()]
     return weights_1K.to(hidden_1H.dtype) @ torch.cat(chosen)
 
 
-def _cpu_experts(hidden_TH: Tensor, down_EHI: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The fastest form here; in a traced graph the only one that reads no counts."""
-    if torch.compiler.is_compiling():
-        return experts_grouped
-    if len(hidden_TH) == 1 and not torch.is_grad_enabled():
+def experts_dense(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor) -> Tensor:
+    """As :func:`experts_reference`, with every token through every expert, most of them counting zero: two products in all."""
+    activation_ETI = _swiglu(hidden_TH @ gate_up_E2IH.transpose(1, 2))
+    weights_TE = weights_TK.new_zeros(len(hidden_TH), len(down_EHI)).scatter_(1, experts_TK, weights_TK)
+    weighted_ETI = activation_ETI * weights_TE.t().unsqueeze(-1).to(hidden_TH.dtype)
+    return (weighted_ETI @ down_EHI.transpose(1, 2)).sum(0)
+
+
+def _cpu_experts(hidden_TH: Tensor, down_EHI: Tensor) -> Experts:
+    """The fastest form for training; in a traced graph the only one that reads no counts."""
+    many = len(down_EHI) >= GROUPED_EXPERTS and _grouped_fits(hidden_TH, down_EHI)
+    return experts_grouped if many or torch.compiler.is_compiling() else experts_reference
+
+
+def _cpu_experts_without_gradient(hidden_TH: Tensor, down_EHI: Tensor) -> Experts:
+    """The fastest form for generation, where a step has one token for each sequence."""
+    if torch.compiler.is_compiling() or len(hidden_TH) > FEW_TOKENS:
+        return _cpu_experts(hidden_TH, down_EHI)
+    if len(hidden_TH) == 1:
         return experts_of_one
-    return experts_grouped if len(down_EHI) >= GROUPED_EXPERTS and _grouped_fits(hidden_TH, down_EHI) else experts_reference
+    return experts_dense if down_EHI.numel() <= SMALL_EXPERTS else _cpu_experts(hidden_TH, down_EHI)
 
 
 def _grouped_fits(hidden_TH: Tensor, down_EHI: Tensor) -> bool:
@@ -217,9 +235,7 @@ def moe(
         hidden_TH, gate_up_E2IH, down_EHI = hidden_TH.to(dtype), gate_up_E2IH.to(dtype), down_EHI.to(dtype)
     if not uses_triton(hidden_TH):
         weights = router_weight_EH, gate_up_E2IH, down_EHI
-        return _layer(
-            _cpu_experts(hidden_TH, down_EHI), hidden_TH, *weights, top_k, norm_topk_prob, scoring, expert_bias, valid_T
-        )
+        return _layer(_cpu_experts(hidden_TH, down_EHI), hidden_TH, *weights, top_k, norm_topk_prob, scoring, expert_bias, valid_T)
     if not hidden_TH.dtype == gate_up_E2IH.dtype == down_EHI.dtype:
         dtypes = f"hidden states are {hidden_TH.dtype}, expert weights {gate_up_E2IH.dtype} and {down_EHI.dtype}"
         raise ValueError(f"{dtypes}: cast them to one dtype, or use torch.autocast")
@@ -229,6 +245,25 @@ def moe(
     )
     hidden, _ = _experts_op(hidden_TH, weights, gate_up_E2IH, down_EHI, order, place, ends)
     return MoEOutput(hidden, balance, z_loss, counts)
+
+
+def moe_hidden(
+    hidden_TH: Tensor,
+    router_weight_EH: Tensor,
+    gate_up_E2IH: Tensor,
+    down_EHI: Tensor,
+    top_k: int,
+    norm_topk_prob: bool = True,
+) -> Tensor:
+    """``moe(...).hidden_TH`` alone, (T, H), as generation needs it: without the losses, and on a CPU in the form for few tokens."""
+    weights = router_weight_EH, gate_up_E2IH, down_EHI
+    on_cpu = not uses_triton(hidden_TH) and not torch.is_autocast_enabled(hidden_TH.device.type)
+    if torch.is_grad_enabled() or not on_cpu:
+        return moe(hidden_TH, *weights, top_k, norm_topk_prob).hidden_TH
+    _check(hidden_TH, *weights, top_k, None, None)
+    routing = route(hidden_TH, router_weight_EH, top_k, norm_topk_prob)
+    experts = _cpu_experts_without_gradient(hidden_TH, down_EHI)
+    return experts(hidden_TH, routing.weights_TK, routing.experts_TK, gate_up_E2IH, down_EHI)
 
 
 def moe_reference(
@@ -284,7 +319,7 @@ def _check(
 
 
 def _layer(
-    experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+    experts: Experts,
     hidden_TH: Tensor,
     router_weight_EH: Tensor,
     gate_up_E2IH: Tensor,

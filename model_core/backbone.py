@@ -20,10 +20,9 @@ from model_core.moe import SparseMoeBlock
 
 
 @dataclass(frozen=True)
-class BackboneOutput:
-    """Normalised hidden states (B, L, H), router losses averaged over layers, and tokens per layer and expert."""
+class RouterOutput:
+    """Router losses, averaged over layers, and tokens by layer and expert."""
 
-    hidden_BLH: Tensor
     load_balance_loss: Tensor
     z_loss: Tensor
     counts_layers_E: Tensor
@@ -65,13 +64,13 @@ class DecoderLayer(GradientCheckpointingLayer):
         mask_B1LS: Tensor,
         valid_BL: Tensor,
         past_key_values: Cache | None = None,
-    ) -> tuple[Tensor, MoEOutput]:
-        """Hidden states of the next layer, and what the router did."""
+    ) -> tuple[Tensor, MoEOutput | None]:
+        """Hidden states of the next layer, and what the router did; with a cache, which is for generation, the former alone."""
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_BLH), position_embeddings=rotary, attention_mask=mask_B1LS, past_key_values=past_key_values
         )
         hidden = hidden_BLH + attended
-        moved, routed = self.mlp(self.post_attention_layernorm(hidden), valid_BL)
+        moved, routed = self.mlp(self.post_attention_layernorm(hidden), valid_BL, routed=past_key_values is None)
         return hidden + moved, routed
 
 
@@ -93,21 +92,25 @@ class Backbone(nn.Module):
         mask_B1LS: Tensor,
         valid_BL: Tensor,
         cache: Cache | None = None,
-    ) -> BackboneOutput:
+    ) -> tuple[Tensor, RouterOutput | None]:
         """Run the layers.
 
         Args:
             positions_3BL: slice, row and column position of every token (:func:`positions`).
             mask_B1LS: bool, True = may attend (:func:`attention_mask`).
             valid_BL: bool, False = padding.
+
+        Returns:
+            Normalised hidden states (B, L, H), and what the routers did, which nobody asks for when there is a cache.
         """
         rotary = self._rotary(positions_3BL, embeddings_BLH.dtype)
         hidden, routed = embeddings_BLH, []
         for layer in self.layers:
             hidden, output = layer(hidden, rotary, mask_B1LS, valid_BL, past_key_values=cache)
             routed.append(output)
-        return BackboneOutput(
-            hidden_BLH=self.norm(hidden),
+        if cache is not None:
+            return self.norm(hidden), None
+        return self.norm(hidden), RouterOutput(
             load_balance_loss=torch.stack([output.load_balance_loss for output in routed]).mean(),
             z_loss=torch.stack([output.z_loss for output in routed]).mean(),
             counts_layers_E=torch.stack([output.counts_E for output in routed]),
@@ -120,7 +123,9 @@ class Backbone(nn.Module):
         """
         half = self.head_dim // 2
         frequency = self.theta ** (-torch.arange(half, dtype=torch.float32, device=positions_3BL.device) / half)
-        turned = [axis_BL[..., None] * some for axis_BL, some in zip(positions_3BL.float(), frequency.split(self.sections), strict=True)]
+        turned = [
+            axis_BL[..., None] * some for axis_BL, some in zip(positions_3BL.float(), frequency.split(self.sections), strict=True)
+        ]
         angle = torch.cat([*turned, *turned], -1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 

@@ -157,9 +157,9 @@ class OmniMRIConfig(PreTrainedConfig):
             raise ValueError(f"connector_level {self.connector_level} must be a Swin level, 0 to {self.levels - 1}")
 
 
-_QWEN = {"vocab_size": 151936, "rope_theta": 1e6, "connector_level": 3, "vision_width": 96, "vision_depths": (2, 2, 6, 2), "vision_heads": (3, 6, 12, 24),
-         "vision_window": (8, 8, 8), "mask_unit": 32, "num_experts": 8, "flow_width": 1024, "flow_depth": 6,
-         "decoder_width": 48}  # fmt: skip
+_QWEN = {"vocab_size": 151936, "rope_theta": 1e6, "connector_level": 3, "vision_width": 96, "vision_depths": (2, 2, 6, 2),
+         "vision_heads": (3, 6, 12, 24), "vision_window": (8, 8, 8), "mask_unit": 32, "num_experts": 8, "flow_width": 1024,
+         "flow_depth": 6, "decoder_width": 48}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
         "vision_width": 16, "vision_depths": (1, 1, 1), "vision_heads": (1, 2, 4), "vision_window": (2, 4, 4), "mask_unit": 8,

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeTopKRouter
 from transformers.utils import ModelOutput
 
-from model_core.backbone import Backbone, BackboneOutput, attention_mask, position_of_last, positions
+from model_core.backbone import Backbone, RouterOutput, attention_mask, position_of_last, positions
 from model_core.config import OmniMRIConfig, Triple
 from model_core.heads.connector import Connector
 from model_core.heads.image_decoder import Conditions, ImageDecoder
@@ -33,14 +33,14 @@ class OmniMRIOutput(ModelOutput):
         hidden_states: (B, L, hidden size), normalised.
         past_key_values: cache, where one was asked for.
         features: Swin features of the image, every level; None in a step that brings no image.
-        backbone: router losses and load.
+        backbone: router losses and load; None with a cache, where nobody learns.
     """
 
     logits: Tensor | None = None
     hidden_states: Tensor | None = None
     past_key_values: Cache | None = None
     features: list[Tensor] | None = None
-    backbone: BackboneOutput | None = None
+    backbone: RouterOutput | None = None
 
 
 class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -53,6 +53,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}  # noqa: RUF012 (transformers' own protocol)
     _supports_sdpa = True
     _no_split_modules = ["DecoderLayer", "SwinBlock"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["visual_target"]  # noqa: RUF012 (what is predicted must not be rounded)
     supports_gradient_checkpointing = True
 
     def __init__(self, config: OmniMRIConfig) -> None:
@@ -148,13 +149,13 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             causal_only = torch.zeros(len(input_ids), dtype=torch.bool) if visual_loss_B is None else visual_loss_B
             where = positions(is_image, valid_BL, grid)[..., cached:]
             allowed = attention_mask_of(is_image, valid_BL, ~causal_only.to(input_ids.device), grid)[:, :, cached:]
-        output = self.backbone(embeddings, where, allowed, valid_BL[:, cached:], past_key_values)
+        hidden, routed = self.backbone(embeddings, where, allowed, valid_BL[:, cached:], past_key_values)
         return OmniMRIOutput(
-            logits=self.lm_head(output.hidden_BLH[:, -logits_to_keep:]),
-            hidden_states=output.hidden_BLH,
+            logits=self.lm_head(hidden[:, -logits_to_keep:]),
+            hidden_states=hidden,
             past_key_values=past_key_values,
             features=features,
-            backbone=output,
+            backbone=routed,
         )
 
     def prepare_inputs_for_generation(  # type: ignore[override]
