@@ -134,7 +134,9 @@ def _cpu_experts_without_gradient(hidden_TH: Tensor, down_EHI: Tensor) -> Expert
         return _cpu_experts(hidden_TH, down_EHI)
     if len(hidden_TH) == 1:
         return experts_of_one
-    return experts_dense if down_EHI.numel() <= SMALL_EXPERTS else _cpu_experts(hidden_TH, down_EHI)
+    # In float16 an expert that nobody chose may overflow, and zero times that is not zero.
+    small = down_EHI.numel() <= SMALL_EXPERTS and down_EHI.dtype != torch.float16
+    return experts_dense if small else _cpu_experts(hidden_TH, down_EHI)
 
 
 def _grouped_fits(hidden_TH: Tensor, down_EHI: Tensor) -> bool:
