@@ -134,11 +134,12 @@ class OmniMRIConfig(PreTrainedConfig):
         return (-(-depth // self.depth_pool) if depth > 1 else 1, height // stride, width // stride)
 
     @classmethod
-    def from_preset(cls, name: str, vocab_size: int | None = None, **special_ids: int) -> OmniMRIConfig:
+    def from_preset(cls, name: str, vocab_size: int | None = None, **others: Any) -> OmniMRIConfig:
         """One of the named sizes.
 
         Args:
             vocab_size: entries of the tokenizer; None = the preset's own (that of Qwen2.5's checkpoint, spare entries included).
+            others: ids of the special tokens, and whatever else is not as in the preset.
 
         Raises:
             ValueError: no such preset.
@@ -146,7 +147,7 @@ class OmniMRIConfig(PreTrainedConfig):
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
         vocabulary = {} if vocab_size is None else {"vocab_size": vocab_size}
-        return cls(**{**PRESETS[name], **vocabulary, **special_ids})
+        return cls(**{**PRESETS[name], **vocabulary, **others})
 
     def _check(self) -> None:
         if len(self.vision_heads) != self.levels:
