@@ -78,6 +78,14 @@ class ModelSettings(Section):
     tokenizer: Path | None = Field(default=None, description="local folder of a Qwen2.5 tokenizer; none = train one on the corpus")
     backbone: Path | None = Field(default=None, description="local folder of a dense Qwen2.5 checkpoint to upcycle; none = random")
 
+    @model_validator(mode="after")
+    def _speaks_the_language_of_its_backbone(self) -> ModelSettings:
+        if self.backbone is not None and self.tokenizer is None:
+            raise ValueError(
+                "backbone needs the tokenizer that it was trained with: set tokenizer too, most often to the same folder"
+            )
+        return self
+
 
 class MixtureSettings(Section):
     """Shares of the three data categories (Table 2 of the paper); they sum to 1."""

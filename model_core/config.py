@@ -134,15 +134,20 @@ class OmniMRIConfig(PreTrainedConfig):
         return (-(-depth // self.depth_pool) if depth > 1 else 1, height // stride, width // stride)
 
     @classmethod
-    def from_preset(cls, name: str, vocab_size: int, **special_ids: int) -> OmniMRIConfig:
+    def from_preset(cls, name: str, vocab_size: int | None = None, **others: Any) -> OmniMRIConfig:
         """One of the named sizes.
+
+        Args:
+            vocab_size: entries of the tokenizer; None = the preset's own (that of Qwen2.5's checkpoint, spare entries included).
+            others: ids of the special tokens, and whatever else is not as in the preset.
 
         Raises:
             ValueError: no such preset.
         """
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
-        return cls(vocab_size=vocab_size, **{**PRESETS[name], **special_ids})
+        vocabulary = {} if vocab_size is None else {"vocab_size": vocab_size}
+        return cls(**{**PRESETS[name], **vocabulary, **others})
 
     def _check(self) -> None:
         if len(self.vision_heads) != self.levels:
@@ -153,9 +158,9 @@ class OmniMRIConfig(PreTrainedConfig):
             raise ValueError(f"connector_level {self.connector_level} must be a Swin level, 0 to {self.levels - 1}")
 
 
-_QWEN = {"rope_theta": 1e6, "connector_level": 3, "vision_width": 96, "vision_depths": (2, 2, 6, 2), "vision_heads": (3, 6, 12, 24),
-         "vision_window": (8, 8, 8), "mask_unit": 32, "num_experts": 8, "flow_width": 1024, "flow_depth": 6,
-         "decoder_width": 48}  # fmt: skip
+_QWEN = {"vocab_size": 151936, "rope_theta": 1e6, "connector_level": 3, "vision_width": 96, "vision_depths": (2, 2, 6, 2),
+         "vision_heads": (3, 6, 12, 24), "vision_window": (8, 8, 8), "mask_unit": 32, "num_experts": 8, "flow_width": 1024,
+         "flow_depth": 6, "decoder_width": 48}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
         "vision_width": 16, "vision_depths": (1, 1, 1), "vision_heads": (1, 2, 4), "vision_window": (2, 4, 4), "mask_unit": 8,
@@ -170,7 +175,7 @@ PRESETS: dict[str, dict[str, Any]] = {
              "moe_intermediate_size": 8960, "shared_expert_intermediate_size": 8960, "rope_sections": (16, 24, 24)},
     "7b": {**_QWEN, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
            "moe_intermediate_size": 18944, "shared_expert_intermediate_size": 18944, "rope_sections": (16, 24, 24),
-           "tie_word_embeddings": False},
+           "vocab_size": 152064, "tie_word_embeddings": False},
 }  # fmt: skip
 """Sizes by name. ``debug`` trains in seconds and ``demo`` in minutes on a CPU; the others have the backbone of that Qwen2.5 (the
 7-B one does not tie its embeddings; its expert width is that of the dense model, as upcycling needs)."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeTopKRouter
 from transformers.utils import ModelOutput
 
-from model_core.backbone import Backbone, BackboneOutput, attention_mask, positions
+from model_core.backbone import Backbone, RouterOutput, attention_mask, position_of_last, positions
 from model_core.config import OmniMRIConfig, Triple
 from model_core.heads.connector import Connector
 from model_core.heads.image_decoder import Conditions, ImageDecoder
@@ -33,14 +33,14 @@ class OmniMRIOutput(ModelOutput):
         hidden_states: (B, L, hidden size), normalised.
         past_key_values: cache, where one was asked for.
         features: Swin features of the image, every level; None in a step that brings no image.
-        backbone: router losses and load.
+        backbone: router losses and load; None with a cache, where nobody learns.
     """
 
     logits: Tensor | None = None
     hidden_states: Tensor | None = None
     past_key_values: Cache | None = None
     features: list[Tensor] | None = None
-    backbone: BackboneOutput | None = None
+    backbone: RouterOutput | None = None
 
 
 class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -52,6 +52,9 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}  # noqa: RUF012 (transformers' own protocol)
     _supports_sdpa = True
+    _no_split_modules = ["DecoderLayer", "SwinBlock"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["visual_target"]  # noqa: RUF012 (what is predicted must not be rounded)
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: OmniMRIConfig) -> None:
         super().__init__(config)
@@ -63,6 +66,8 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.visual_head = VisualTokenHead(config)
         self.image_decoder = ImageDecoder(config)
         self.post_init()
+        # A visual token has no meaning without pixels: it is never an answer.
+        self.generation_config.suppress_tokens = [config.image_token_id]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -112,6 +117,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         image_grid: Triple | None = None,
+        logits_to_keep: int = 0,
         **_: Any,
     ) -> OmniMRIOutput:
         """Hidden states and logits of interleaved sequences.
@@ -122,6 +128,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: (B, 1, D, H, W); needed unless the cache holds the image already.
             visual_loss_B: bool, samples whose image block must stay causal; None = none.
             image_grid: grid of the visual tokens; taken from ``pixel_values`` where those are given.
+            logits_to_keep: logits of so many last tokens only; 0 = of all.
         """
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         valid_BL = valid.bool()
@@ -136,16 +143,19 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features = self.vision(pixel_values)
             tokens = self.connector(features)
             embeddings = place_images(embeddings, is_image, tokens)
-        causal_only = torch.zeros(len(input_ids), dtype=torch.bool) if visual_loss_B is None else visual_loss_B
-        allowed = attention_mask_of(is_image, valid_BL, ~causal_only.to(input_ids.device), grid)
-        where = positions(is_image, valid_BL, grid)[..., cached:]
-        output = self.backbone(embeddings, where, allowed[:, :, cached:], valid_BL[:, cached:], past_key_values)
+        if cached and cached + 1 == input_ids.shape[1]:  # a step of a generation: the last token sees all that is valid
+            where, allowed = position_of_last(is_image, valid_BL, grid), valid_BL[:, None, None]
+        else:
+            causal_only = torch.zeros(len(input_ids), dtype=torch.bool) if visual_loss_B is None else visual_loss_B
+            where = positions(is_image, valid_BL, grid)[..., cached:]
+            allowed = attention_mask_of(is_image, valid_BL, ~causal_only.to(input_ids.device), grid)[:, :, cached:]
+        hidden, routed = self.backbone(embeddings, where, allowed, valid_BL[:, cached:], past_key_values)
         return OmniMRIOutput(
-            logits=self.lm_head(output.hidden_BLH),
-            hidden_states=output.hidden_BLH,
+            logits=self.lm_head(hidden[:, -logits_to_keep:]),
+            hidden_states=hidden,
             past_key_values=past_key_values,
             features=features,
-            backbone=output,
+            backbone=routed,
         )
 
     def prepare_inputs_for_generation(  # type: ignore[override]
@@ -154,6 +164,8 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        use_cache: bool = True,
+        logits_to_keep: int = 0,
         **_: Any,
     ) -> dict[str, Any]:
         """What :meth:`forward` needs at a step of ``generate``: the whole sequence, from which positions follow, and the cache."""
@@ -165,7 +177,8 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "pixel_values": None if started else pixel_values,
             "image_grid": grid,
             "past_key_values": past_key_values,
-            "use_cache": True,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
         }
 
     @torch.no_grad()
@@ -260,3 +273,7 @@ def place_images(embeddings_BLH: Tensor, is_image_BL: Tensor, tokens_BNH: Tensor
     if not bool((counts == tokens_BNH.shape[1]).all()):
         raise ValueError(f"every sequence needs exactly one image of {tokens_BNH.shape[1]} tokens; found {counts.tolist()} places")
     return embeddings_BLH.masked_scatter(is_image_BL[..., None], tokens_BNH.to(embeddings_BLH.dtype))
+
+
+AutoConfig.register(OmniMRIConfig.model_type, OmniMRIConfig)
+AutoModelForImageTextToText.register(OmniMRIConfig, OmniMRIForConditionalGeneration)

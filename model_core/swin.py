@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kernels.window_attention import window_attention
 from kernels.windows import Triple, bias_table_rows
@@ -33,7 +34,7 @@ class WindowAttention(nn.Module):
         return self.proj(window_attention(qkv, self.bias_table, self.window, self.shift, pad_qkv=pad))
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(GradientCheckpointingLayer):
     """Pre-norm block: window attention, then a two-layer perceptron."""
 
     def __init__(self, width: int, heads: int, window: Triple, shifted: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.curation.corpus import Corpus
+from components.errors import BadInput
 from components.files import atomic_directory, read_json, write_json
 from components.home import Home
 from components.launching import JobSpec, Launcher, LocalLauncher
@@ -83,11 +84,22 @@ def _tokenizer(corpus: Corpus, model: ModelSettings) -> Any:
     if model.tokenizer is not None:
         from transformers import AutoTokenizer
 
+        if not (model.tokenizer / "tokenizer.json").exists():
+            remedy = "name a folder that holds Qwen2.5's tokenizer.json"
+            raise BadInput("no tokenizer in this folder", where=f"model.tokenizer={model.tokenizer}", remedy=remedy)
         return add_special_tokens(AutoTokenizer.from_pretrained(model.tokenizer, local_files_only=True))
     train = {volume_id for volume_id, volume in corpus.volumes.items() if volume.split == "train"}
     texts = [corpus.descriptions[volume_id].text for volume_id in sorted(train)]
     texts += [text for one in corpus.instructions if one.split == "train" for text in (one.instruction, one.response)]
     return train_tokenizer(texts, model.vocabulary)
+
+
+def _require_backbone(model: ModelSettings, backbone: Path, tokenizer: Path) -> None:
+    """Refuse a checkpoint that does not fit here, before a job is started."""
+    from components.training.backbone import DenseCheckpoint
+    from model_core.processing import Processor
+
+    DenseCheckpoint.open(backbone).require_fit(model.preset, Processor.from_pretrained(tokenizer).tokenizer)
 
 
 def train_stage(
@@ -107,6 +119,7 @@ def train_stage(
         launcher: where the job runs; None = on this machine.
 
     Raises:
+        BadInput: the tokenizer or the backbone that the settings name is none, or does not fit.
         JobFailed: the job failed; what it finished stays, and the next call goes on from its last checkpoint.
     """
     corpus = Corpus.open(corpus_root)
@@ -127,12 +140,15 @@ def _submit(
     parent_run_id: str | None, folder: Path, tracking: Tracking, launcher: Launcher,
 ) -> None:  # fmt: skip
     """Write the job's description and run it to its end."""
+    tokenizer = prepare(corpus_root, settings, home)
+    if settings.model.backbone is not None:
+        _require_backbone(settings.model, settings.model.backbone, tokenizer)
     if not (folder / RUN).exists():
         parameters = settings.training.stage(stage).model_dump(mode="json")
         write_json(folder / RUN, {"run_id": tracking.create_stage_run(stage, identity, parent_run_id, parameters)})
     write_json(folder / JOB, {
         "stage": stage, "digest": identity, "corpus_root": corpus_root, "settings": settings.model_dump(mode="json"),
-        "tokenizer": prepare(corpus_root, settings, home), "parent_model": parent.model_dir if parent else None,
+        "tokenizer": tokenizer, "parent_model": parent.model_dir if parent else None,
         "home": home.root, "data": home.data, "tracking_uri": home.tracking_uri, "run_id": read_json(folder / RUN)["run_id"],
     })  # fmt: skip
     job = JobSpec(
