@@ -82,7 +82,7 @@ NEEDED = {
 
 
 def _plant(dataset: Dataset, depth: int = 1) -> int:
-    """Text, dates and UIDs into every attribute of the standard's dictionary, numbers where the profile names it; returns how many."""
+    """Text, dates and UIDs into every attribute of the dictionary, numbers where the profile names it; returns how many."""
     planted = 0
     for number, (kind, _, _, _, keyword) in DicomDictionary.items():
         tag = Tag(number)
