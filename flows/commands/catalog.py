@@ -85,6 +85,8 @@ def check(
         if checked.globs:
             table("Layout", ["field", "glob", "files"], [[one.field, one.pattern, str(one.files)] for one in checked.globs])
             print(f"{checked.unmatched} files that no glob finds")
+        elif folder is not None and not checked.faults:
+            print("The layout has no globs: every image counts, and of DICOM the headers tell.")
         if checked.patients is not None:
             print(f"{checked.patients} patients named by the paths")
         if checked.faults:
