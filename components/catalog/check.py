@@ -95,8 +95,8 @@ def _part(glob: GlobCount) -> str:
 
 
 def _against(path: Path, card: DatasetCard, folder: Path) -> Checked:
-    """A layout against a folder. A part of it (images, labels, ...) is at fault if none of its globs finds a file: a download may lack
-    one sequence, and what is ignored need not be there.
+    """A layout against a folder. A part of it (images, labels, ...) is at fault if none of its globs finds a file: a download may
+    lack one sequence, and what is ignored need not be there.
     """
     files = [one.relative_to(folder).as_posix() for one in sorted(folder.rglob("*")) if one.is_file() and one.name[0] != "."]
     globs = tuple(
