@@ -33,7 +33,7 @@ Format = Literal[
 ]  # fmt: skip
 """Formats of the cards: ``k-space HDF5`` is fastMRI's form, ``HDF5`` any other."""
 
-IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".h5", ".hdf5")
+IMAGE_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".mha", ".mhd", ".npy", ".h5", ".hdf5")
 """Of files that a layout's globs of images choose from; sidecars and tables are not among them."""
 
 COUNTS = ("patients", "scans", "volumes", "slices")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,15 +90,25 @@ def _loose_overlaps(path: Path, card: DatasetCard, cards: list[DatasetCard]) -> 
     return faults
 
 
+def _part(glob: GlobCount) -> str:
+    return glob.field.partition(".")[0]
+
+
 def _against(path: Path, card: DatasetCard, folder: Path) -> Checked:
+    """A layout against a folder. A part of it (images, labels, ...) is at fault if none of its globs finds a file: a download may
+    lack one sequence, and what is ignored need not be there.
+    """
     files = [one.relative_to(folder).as_posix() for one in sorted(folder.rglob("*")) if one.is_file() and one.name[0] != "."]
     globs = tuple(
         GlobCount(field, pattern, sum(matches(file, [pattern]) for file in files)) for field, pattern in card.layout.globs()
     )
+    found_by: Counter[str] = Counter()
+    for one in globs:
+        found_by[_part(one)] += one.files
     faults = [
         Fault(str(path), f"layout.{one.field}", f"{one.pattern!r} finds nothing among {len(files)} files",
               "mend the glob (it is relative to the folder; * goes across folders), or name the folder above or below")
-        for one in globs if one.files == 0
+        for one in globs if not found_by[_part(one)] and one.field != "ignored"
     ]  # fmt: skip
     patterns = [pattern for _, pattern in card.layout.globs()]
     found = [file for file in files if matches(file, patterns)]

@@ -35,13 +35,10 @@ def list_(
         emit({"cards": cards})
         return
     rows = [
-        [card.id, card.anatomy or "", ", ".join(card.tasks), ", ".join(card.formats), card.access or "", _number(card.patients),
-         card.licence or "not stated"]
+        [card.id, card.anatomy or "", ", ".join(card.tasks), ", ".join(card.formats), card.access or "", _number(card.patients)]
         for card in cards
-    ]  # fmt: skip
-    table(
-        f"{len(cards)} dataset cards", ["id", "anatomy", "supervises", "formats", "access", "patients", "licence"], rows
-    )  # fmt: skip
+    ]
+    table(f"{len(cards)} dataset cards", ["id", "anatomy", "supervises", "formats", "access", "patients"], rows)
 
 
 def _number(value: int | None) -> str:
@@ -52,18 +49,28 @@ def _number(value: int | None) -> str:
 def show(dataset: Annotated[str, typer.Argument(help="id of the card")], as_json: JsonOption = False) -> None:
     """Show one dataset card, with where its figures are stated."""
     from components.catalog import load_card
-    from components.catalog.cards import filled
     from flows.output import emit, plain, table
 
     card = load_card(dataset)
     if as_json:
         emit(card)
         return
-    shown = [[name, str(value)] for name, value in plain(card).items() if name != "sources" and filled(card, name)]
-    table(card.name, ["field", "value"], shown)
-    sources = [[name, "read" if source.checked else "not read again", source.where] for name, source in card.sources.items()]
-    if sources:
-        table("Sources", ["field", "checked", "where it is stated"], sources)
+    said = plain(card.model_dump(exclude_defaults=True, exclude={"sources", "layout"}))
+    layout = plain(card.layout.model_dump(exclude_defaults=True))
+    rows = [*said.items(), *((f"layout: {name}", value) for name, value in layout.items())]
+    table(card.name, ["field", "value"], [[name, _text(value)] for name, value in rows])
+    alike: dict[tuple[str, bool], list[str]] = {}
+    for name, source in card.sources.items():
+        alike.setdefault((source.where, source.checked), []).append(name)
+    if alike:
+        sources = [[", ".join(names), "yes" if read else "no", where] for (where, read), names in alike.items()]
+        table("Sources", ["of", "read again", "where it is stated"], sources)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {_text(one)}" for key, one in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
 
 
 @app.command(epilog="Example: omnimri catalog check my-dataset --folder /data/my-dataset")
@@ -85,6 +92,8 @@ def check(
         if checked.globs:
             table("Layout", ["field", "glob", "files"], [[one.field, one.pattern, str(one.files)] for one in checked.globs])
             print(f"{checked.unmatched} files that no glob finds")
+        elif folder is not None and not checked.faults:
+            print("The layout has no globs: every image counts, and of DICOM the headers tell.")
         if checked.patients is not None:
             print(f"{checked.patients} patients named by the paths")
         if checked.faults:

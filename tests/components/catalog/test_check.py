@@ -53,6 +53,14 @@ def test_a_glob_that_finds_nothing_is_a_fault_with_its_field(own: Path, tmp_path
     assert "1 files" in checked.faults[0].what and checked.faults[0].remedy
 
 
+def test_a_download_may_lack_one_sequence_and_what_is_ignored(own: Path, tmp_path: Path) -> None:
+    more = '  images: ["*_t1.nii.gz", "*_t2.nii.gz"]\n  ignored: ["*_old.nii.gz"]\n'
+    (own / "mine.yaml").write_text(CARD.replace("layout:\n", f"layout:\n{more}"))
+    checked = check("mine", _folder(tmp_path / "data", "p1_t1.nii.gz", "p1_seg.nii.gz", "p1_fat.nii.gz"))
+    assert {one.pattern: one.files for one in checked.globs}["*_t2.nii.gz"] == 0
+    assert checked.faults == ()
+
+
 def test_a_patient_expression_that_names_nobody_is_a_fault(own: Path, tmp_path: Path) -> None:
     checked = check("mine", _folder(tmp_path / "data", "x_seg.nii.gz", "x_fat.nii.gz"))
     assert [fault.field for fault in checked.faults] == ["layout.patient"]
