@@ -82,7 +82,7 @@ NEEDED = {
 
 
 def _plant(dataset: Dataset, depth: int = 1) -> int:
-    """Text, dates and UIDs into every attribute of the standard's dictionary, numbers where the profile names it; returns how many."""
+    """Text, dates and UIDs into every attribute of the dictionary, numbers where the profile names it; returns how many."""
     planted = 0
     for number, (kind, _, _, _, keyword) in DicomDictionary.items():
         tag = Tag(number)
@@ -140,7 +140,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _dicom(folder: Path) -> None:
-    for number, voxels in enumerate(made.pixels(2, 8, 9)):
+    for number, voxels in enumerate(made.pixels(1, 8, 9)):
         path = made.slice_(folder / "dicom", f"{NAME}{number}", number + 1, (0, 0, 4.0 * number), voxels)
         image = pydicom.dcmread(path)
         own = {name: image[name] for name in ("SOPInstanceUID", "SeriesInstanceUID", "ImageType", "EchoTime")}
