@@ -6,6 +6,7 @@ failed job or gate, 2 on bad usage or bad input. Libraries are imported inside c
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from enum import StrEnum
@@ -17,6 +18,7 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
+from flows.commands import catalog
 from flows.environment import settle
 
 if TYPE_CHECKING:
@@ -26,13 +28,24 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help="One model for the MRI workflow."
 )
 models = typer.Typer(no_args_is_help=True, help="The registered models and their promotion.")
-catalog = typer.Typer(no_args_is_help=True, help="The dataset cards.")
 app.add_typer(models, name="models")
-app.add_typer(catalog, name="catalog")
+app.add_typer(catalog.app, name="catalog")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+
+
+@app.callback()
+def options(
+    cards: Annotated[Path | None, typer.Option(help="folder of your own dataset cards; default: cards/ in OMNIMRI_HOME")] = None,
+) -> None:
+    """One model for the MRI workflow."""
+    if cards is None:
+        return
+    if not cards.is_dir():
+        raise BadInput("no such folder", where=f"--cards {cards}", remedy="name the folder that holds your cards (*.yaml)")
+    os.environ["OMNIMRI_CARDS"] = str(cards.resolve())
 
 
 class PromotionTarget(StrEnum):
@@ -266,32 +279,6 @@ def doctor(as_json: JsonOption = False) -> None:
     else:
         table("OmniMRI", ["what", "state", "found", "remedy"], [[f.name, f.state, f.detail, f.remedy] for f in findings])
     raise typer.Exit(int(any(finding.state == "fault" for finding in findings)))
-
-
-@catalog.command("list", epilog="Example: omnimri catalog list")
-def catalog_list(as_json: JsonOption = False) -> None:
-    """List the dataset cards."""
-    from components.catalog import list_cards
-    from flows.output import emit, table
-
-    cards = list_cards()
-    if as_json:
-        emit({"cards": cards})
-        return
-    table("Dataset cards", ["id", "name", "anatomy", "licence"], [[c.id, c.name, str(c.anatomy), str(c.licence)] for c in cards])
-
-
-@catalog.command("show", epilog="Example: omnimri catalog show icbm152-2009")
-def catalog_show(dataset: Annotated[str, typer.Argument(help="id of the card")], as_json: JsonOption = False) -> None:
-    """Show one dataset card."""
-    from components.catalog import load_card
-    from flows.output import emit, plain, table
-
-    card = load_card(dataset)
-    if as_json:
-        emit(card)
-        return
-    table(card.name, ["field", "value"], [[name, str(value)] for name, value in plain(card).items()])
 
 
 @models.command("list", epilog="Example: omnimri models list")

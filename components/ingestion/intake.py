@@ -95,9 +95,11 @@ def recipe(card: DatasetCard, key: bytes) -> str:
     """Digest of what decides the bytes of cleaned files besides their sources; it does not tell the key.
 
     It is part of the versioned data, so it names the form of the output rather than the code: an edit that leaves the bytes as they
-    are makes no new data version.
+    are makes no new data version. Of the card, only the id, the layout (what it says, not what it leaves at the default) and the
+    label map count: a corrected figure, source or licence does not read a dataset again.
     """
-    return digest(card, digest(key.hex()), FORM)
+    layout = card.layout.model_dump(mode="json", exclude_defaults=True)
+    return digest(card.id, layout, {str(value): name for value, name in card.label_map.items()}, digest(key.hex()), FORM)
 
 
 def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int = 1) -> IngestReport:
