@@ -1,4 +1,4 @@
-"""A cluster on this machine: API server over HTTP, controllers, and a kubelet whose pods are scripts unless a test says otherwise."""
+"""A cluster on this machine: API server, controllers, and a kubelet whose pods are scripts unless a test says otherwise."""
 
 from __future__ import annotations
 
