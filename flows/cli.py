@@ -20,6 +20,7 @@ from components.home import Home
 from components.settings import STAGES, Settings, load_settings
 from flows.commands import catalog
 from flows.commands.data import data
+from flows.commands.jobs import jobs, placement, print_objects
 from flows.environment import settle
 
 if TYPE_CHECKING:
@@ -32,9 +33,12 @@ models = typer.Typer(no_args_is_help=True, help="The registered models and their
 app.add_typer(models, name="models")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(data, name="data")
+app.add_typer(jobs, name="jobs")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]
+LauncherOption = Annotated[str | None, typer.Option("--launcher", help="where training runs: local or kubernetes")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the objects that a cluster would get, and do nothing")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 
 
@@ -62,9 +66,18 @@ def _settings(profile: str, overrides: list[str] | None) -> Settings:
 
 
 @app.command(epilog="Example: omnimri run --profile demo --set training.instruction_tuning.steps=400")
-def run(profile: ProfileOption = "demo", overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def run(
+    profile: ProfileOption = "demo",
+    overrides: SetOption = None,
+    launcher: LauncherOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Run the whole chain; re-running does only what changed."""
-    settings = _settings(profile, overrides)
+    settings = _settings(profile, [*(overrides or []), *([f"launcher={launcher}"] if launcher else [])])
+    if dry_run:
+        print_objects(settings, STAGES[-1], as_json)
+        return
     from flows.output import emit
     from flows.pipeline import pipeline
 
@@ -192,16 +205,24 @@ def train(
     stage: Annotated[str, typer.Option(help="1, 2, 3, 4 or all: train up to this stage")] = "all",
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
+    launcher: LauncherOption = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="machines of the cluster")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each machine, one process each")] = None,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the stages; an interrupted stage goes on from its last checkpoint, a finished one is reused."""
     if stage not in ("1", "2", "3", "4", "all"):
         raise BadInput("no such stage", where=f"--stage {stage}", remedy="1, 2, 3, 4 or all")
-    settings = _settings(profile, overrides)
+    until = STAGES[-1 if stage == "all" else int(stage) - 1]
+    settings = _settings(profile, [*(overrides or []), *placement(launcher, nodes, gpus)])
+    if dry_run:
+        print_objects(settings, until, as_json)
+        return
     from flows.output import emit, table
     from flows.train import train_stages
 
-    results = train_stages(settings, until=STAGES[-1 if stage == "all" else int(stage) - 1])
+    results = train_stages(settings, until=until)
     if as_json:
         emit(results)
         return

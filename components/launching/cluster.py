@@ -23,7 +23,8 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.connection import HTTPConnection
 
 from components.errors import JobFailed
-from components.launching.rendering import JOB_LABEL, MAIN, MANAGER, RESOURCES, SELECTOR, RenderingName, Resource
+from components.launching.failures import disruption
+from components.launching.rendering import JOB_LABEL, MAIN, MANAGER, PODS, RESOURCES, SELECTOR, RenderingName, Resource
 
 Object = dict[str, Any]
 TRANSIENT = frozenset({0, 408, 429, 500, 502, 503, 504})
@@ -289,6 +290,7 @@ class Mirror:
         self.current = threading.Event()  # the list is known
         self._objects: dict[str, Object] = {}
         self._by_job: dict[str, dict[str, Object]] = {}
+        self._departed: dict[str, list[Object]] = {}
         self._lock, self._stop, self._response = threading.Lock(), threading.Event(), None
         self._thread = threading.Thread(target=self._run, name=f"watch-{resource.plural}", daemon=True)
         self._thread.start()
@@ -297,6 +299,11 @@ class Mirror:
         """The objects of a job."""
         with self._lock:
             return list(self._by_job.get(key, {}).values())
+
+    def departed(self, key: str) -> list[Object]:
+        """Pods of a job that are gone because their machine was taken away, as they were last seen."""
+        with self._lock:
+            return list(self._departed.get(key, []))
 
     def stop(self) -> None:
         """End the watch."""
@@ -312,6 +319,8 @@ class Mirror:
     def _forget(self, thing: Object) -> None:
         uid, key = thing["metadata"]["uid"], thing["metadata"].get("labels", {}).get(JOB_LABEL, "")
         self._objects.pop(uid, None)
+        if self.resource is PODS and disruption(thing):
+            self._departed.setdefault(key, []).append(_slim(thing))
         self._by_job.get(key, {}).pop(uid, None)
         if not self._by_job.get(key, True):
             del self._by_job[key]

@@ -16,7 +16,17 @@ from kubernetes.client.exceptions import ApiException
 
 from components.errors import JobFailed
 from components.launching.cluster import CONFLICT, UNPROCESSABLE, Cluster, Mirror, say
-from components.launching.failures import HOPELESS_IMAGE, RESUMABLE, Failure, FailureKind, Observation, index_of, observe
+from components.launching.failures import (
+    HOPELESS_IMAGE,
+    RESUMABLE,
+    Failure,
+    FailureKind,
+    Observation,
+    disruption,
+    failure_of,
+    index_of,
+    observe,
+)
 from components.launching.job import JobSpec, JobState, JobStatus
 from components.launching.logs import Follower, KeptLog, merged, prefixed
 from components.launching.rendering import (
@@ -39,6 +49,7 @@ from components.launching.rendering import (
 Object = dict[str, Any]
 SHOWN_LINES = 15
 SAY_EVERY_S = 10.0
+STARTED = ("Running", "Succeeded", "Failed")
 NO_PODS_S = 30.0
 """Time after which a job without pods is asked why."""
 CONFIRM_S = 30.0
@@ -215,12 +226,12 @@ class KubernetesLauncher:
         resource = MAIN[self._rendering_of(main)]
         key, uid = main["metadata"]["labels"][JOB_LABEL], main["metadata"]["uid"]
         with self.listening(key) as changed:
-            mirror, pods = self.mirror(resource), self.mirror(PODS)
+            mirror = self.mirror(resource)
             self.cluster.delete(main)
             while True:
                 changed.clear()
                 left = [thing for thing in mirror.of(key) if thing["metadata"]["uid"] == uid]
-                if not left and not any(_living(pod) for pod in pods.of(key)):
+                if not left:  # deleted in the foreground: its pods went before it
                     found = self.cluster.get(resource, main["metadata"]["name"])
                     if found is None or found["metadata"]["uid"] != uid:
                         return
@@ -239,6 +250,7 @@ class KubernetesHandle:
     name: str = ""
     _followers: dict[str, tuple[Follower, KeptLog]] = field(default_factory=dict)
     _told: str = ""
+    _mourned: set[str] = field(default_factory=set)
     _said_at: float = 0.0
     _confirmed_at: float = field(default_factory=time.monotonic)
 
@@ -326,6 +338,7 @@ class KubernetesHandle:
             changed.clear()
             observation, pods = self._observe()
             self._keep_logs(pods)
+            self._tell_lost(pods)
             self._tell(observation)
             if observation.state.ended:
                 return observation
@@ -354,7 +367,8 @@ class KubernetesHandle:
         """The job as the watches show it. Before it is called gone, the server is asked."""
         resource, uid = MAIN[self.rendered.rendering], self.main["metadata"]["uid"]
         seen = [thing for thing in self.launcher.mirror(resource).of(self.key) if thing["metadata"]["uid"] == uid]
-        pods = self.launcher.mirror(PODS).of(self.key)
+        mirror = self.launcher.mirror(PODS)
+        pods = [*mirror.departed(self.key), *mirror.of(self.key)]
         if seen:
             self._confirmed_at = 0.0
             main: Object | None = seen[0]
@@ -376,6 +390,15 @@ class KubernetesHandle:
         if "exceeded quota" in message:
             return Failure(FailureKind.unschedulable, message, "wait for other jobs, lower nodes or memory, or raise the quota")
         return Failure(FailureKind.configuration, message, "see the events: kubectl events --for job/" + self.key)
+
+    def _tell_lost(self, pods: list[Object]) -> None:
+        """Say of every pod once that its machine was taken away; the cluster replaces it, and torchrun lets the new one in."""
+        for pod in pods:
+            kind, uid = disruption(pod), pod["metadata"]["uid"]
+            if kind is not None and uid not in self._mourned:
+                self._mourned.add(uid)
+                failure = failure_of(pod)
+                say(f"{self.job.name}: {failure.what if failure else kind}; training goes on from its last checkpoint")
 
     def _tell(self, observation: Observation) -> None:
         text = f"{self.job.name}: {observation.state}" + (f": {observation.detail}" if observation.detail else "")
@@ -417,7 +440,7 @@ class KubernetesHandle:
         """Follow every pod that has begun to write."""
         for pod in pods:
             uid = pod["metadata"]["uid"]
-            if uid in self._followers or pod.get("status", {}).get("phase") not in ("Running", "Succeeded", "Failed"):
+            if uid in self._followers or disruption(pod) or pod.get("status", {}).get("phase") not in STARTED:
                 continue
             log = KeptLog(self._log_folder, pod)
             follower = _KeepingFollower(self.launcher.cluster, pod, log, self)
@@ -481,10 +504,6 @@ def _status(key: str, main: Object, pods: list[Object]) -> JobStatus:
     if "replicatedJobs" in spec:
         nodes = spec["replicatedJobs"][0]["template"]["spec"]["completions"]
     return JobStatus(key, observation.state, detail, nodes, main["metadata"].get("creationTimestamp") or "")
-
-
-def _living(pod: Object) -> bool:
-    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
 
 
 def _made_by_another_controller(main: Object) -> bool:
