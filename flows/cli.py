@@ -61,6 +61,13 @@ class PromotionTarget(StrEnum):
     production = "production"
 
 
+class TaskRunnerName(StrEnum):
+    """Where volumes are made: processes of this machine, or a Dask cluster."""
+
+    processes = "processes"
+    dask = "dask"
+
+
 def _settings(profile: str, overrides: list[str] | None) -> Settings:
     return load_settings(profile, overrides)
 
@@ -168,13 +175,19 @@ def ingest(
 
 
 @app.command(epilog="Example: omnimri curate --profile demo --json")
-def curate(profile: ProfileOption = "demo", overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def curate(
+    profile: ProfileOption = "demo",
+    overrides: SetOption = None,
+    task_runner: Annotated[TaskRunnerName, typer.Option(help="where volumes are made")] = TaskRunnerName.processes,
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; none = a cluster made here")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Bring the curated corpus up to date with data/ and validate it."""
     settings = _settings(profile, overrides)
     from flows.curate import curate_corpus
     from flows.output import emit, relative
 
-    report, validation = curate_corpus(settings)
+    report, validation = curate_corpus(settings, task_runner.value, scheduler)
     if as_json:
         emit(report)
         return

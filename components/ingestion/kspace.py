@@ -21,6 +21,7 @@ from components.errors import BadInput
 from components.files import atomic_file
 from components.fourier import fft2c, ifft2c
 from components.ingestion import headers, vocabulary
+from components.ingestion.metaimage import DEFLATE_AT_BEST
 from components.ingestion.nifti import content_md5, slice_first
 from components.ingestion.refusals import Unusable
 from components.ingestion.volume import Acquisition
@@ -53,6 +54,7 @@ def check(path: Path) -> None:
             shape = found.shape if isinstance(found, h5py.Dataset) else None
             complex_values = shape is not None and np.issubdtype(found.dtype, np.complexfloating)
             undersampled = "mask" in file
+            promised = shape is not None and found.nbytes > (found.id.get_storage_size() + path.stat().st_size) * DEFLATE_AT_BEST
     except OSError:
         raise BadInput("HDF5 cannot be read", where=path.name, remedy="get the file again") from None
     if shape is None or len(shape) not in (3, 4) or not complex_values or not 0 < np.prod(shape, dtype=object) < _LARGEST:
@@ -60,6 +62,8 @@ def check(path: Path) -> None:
             f"'kspace' must be complex of (slices, [coils,] rows, columns), found {shape}", where=path.name,
             remedy="give files in fastMRI's form, or ISMRMRD",
         )  # fmt: skip
+    if promised:
+        raise BadInput("fewer samples than 'kspace' claims", where=path.name, remedy="get the file again")
     if undersampled:
         raise Unusable(
             "unsupported", "undersampled k-space (a test file with a mask): there is no reference image", where=path.name,

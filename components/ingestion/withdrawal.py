@@ -75,8 +75,9 @@ def _remove(data: Path, dataset_id: str, gone: frozenset[str]) -> tuple[int, int
     named = {file["path"] for one in kept for part in _PARTS for file in one[part]}
     lost = len(manifest["series"]) - len(kept)
     if lost:
-        sources = {path: md5 for path, md5 in manifest["sources"].items() if path in named}
-        write_json(data / dataset_id / MANIFEST, {**manifest, "series": kept, "sources": sources})
+        by_file = {key: value for key, value in manifest.items() if isinstance(value, dict)}
+        pruned = {key: {path: one for path, one in value.items() if path in named} for key, value in by_file.items()}
+        write_json(data / dataset_id / MANIFEST, {**manifest, **pruned, "series": kept})
     doomed = [path for patient in gone for path in (data / dataset_id / patient).rglob("*") if path.is_file()]
     doomed = [path for path in doomed if path.relative_to(data).as_posix() not in named]
     for path in doomed:

@@ -147,7 +147,7 @@ class DataRepository:
         """
         digest = self.digest()
         with self._opened() as repo:
-            found = repo.data_status(targets=[str(self.data)], granular=True, with_renames=False)["uncommitted"]
+            found = repo.data_status(granular=True, with_renames=False)["uncommitted"]
             remote = repo.config["core"].get("remote")
             pushed = bool(remote) and repo.cloud.get_remote_odb().exists(f"{digest}{_LIST}")
         counts: dict[str, dict[str, int]] = {}
@@ -240,7 +240,7 @@ class DataRepository:
                 return Path(repo.cache.local.oid_to_path(files[path])).read_bytes()
 
             # DVC remembers sums by size and time of change: unchanged files are not read again.
-            found = repo.data_status(targets=[str(self.data)], granular=True, with_renames=False)["uncommitted"]
+            found = repo.data_status(granular=True, with_renames=False)["uncommitted"]
             now = dict(self._files(repo, self.digest()))
             for kind in ("added", "modified", "deleted"):
                 for path in (path.removeprefix(f"{self.data.name}/") for path in found.get(kind, ()) if not path.endswith("/")):

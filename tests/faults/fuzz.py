@@ -5,7 +5,7 @@ python -m tests.faults.fuzz --inputs 20000      # writes tests/faults/results.cs
 Good files of every kind are mutated (bytes flipped, cut, doubled, numbers and texts of headers replaced) and bombs are built
 (headers that promise more than there is, streams that unpack to more than memory). Each input is a dataset of one file, taken in as
 ``omnimri ingest`` would, then read as curation would; and a single file, read as ``omnimri predict`` would. Workers are processes
-with limits: 1 GiB beyond what the libraries need, 5 s for each input; one that dies or hangs is seen by its parent.
+with limits: 1 GiB beyond what the libraries need, 5 s of processor time for an input; the parent sees who dies or hangs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import signal
 import struct
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from typing import Any
 
 RESULTS = Path(__file__).with_name("results.csv")
 LIMIT_S, LIMIT_BYTES = 5.0, 2**30
+PATIENCE_S = 30.0
+"""Seconds are of the processor, so that a busy machine fails nobody; one who waits for nothing is found by the clock."""
 KEY = b"fuzzing key of thirty-two bytes.."
 Mutation = Callable[[bytes, random.Random], bytes]
 
@@ -228,7 +231,7 @@ def take_in(seed: Seed, content: bytes, folder: Path) -> Outcome:
         path = source / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
-    started = time.monotonic()
+    started = time.process_time()
     card, reasons = load_card(seed.card), []
     steps: list[Callable[[], Any]] = [
         lambda: reasons.extend(one.reason for one in ingest(card, source, data, KEY).quarantined),
@@ -240,18 +243,17 @@ def take_in(seed: Seed, content: bytes, folder: Path) -> Outcome:
             step()
         except OmniMRIError as error:
             reasons.append(error.what)
-        except MemoryError:
-            return Outcome("memory", "MemoryError", time.monotonic() - started)
-        except Exception as error:
-            import traceback
-
+        except BaseException as error:  # a panic of a library in Rust is no Exception
             where = traceback.extract_tb(error.__traceback__)
-            ours = next((frame for frame in reversed(where) if "/components/" in frame.filename), where[-1])
-            told = f"{type(error).__name__} at {Path(ours.filename).name}:{ours.lineno}"
-            return Outcome("no reason", told, time.monotonic() - started)
+            ours = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in where if "/components/" in frame.filename]
+            told = f"{type(error).__name__} at {' < '.join(reversed(ours))}"
+            return Outcome("memory" if isinstance(error, MemoryError) else "no reason", told, time.process_time() - started)
+    seconds = time.process_time() - started
+    if seconds > LIMIT_S:
+        return Outcome("hung", f"{seconds:.1f} s", seconds)
     if not all(reasons):
-        return Outcome("no reason", "empty", time.monotonic() - started)
-    return Outcome("refused" if reasons else "read", reasons[0] if reasons else "", time.monotonic() - started)
+        return Outcome("no reason", "empty", seconds)
+    return Outcome("refused" if reasons else "read", reasons[0] if reasons else "", seconds)
 
 
 def _work(connection: Any) -> None:
@@ -288,8 +290,8 @@ class Worker:
         """One input."""
         started = time.monotonic()
         self.here.send((seed, content))
-        if not self.here.poll(LIMIT_S):
-            outcome = Outcome("hung", f"over {LIMIT_S:.0f} s", LIMIT_S)
+        if not self.here.poll(PATIENCE_S):
+            outcome = Outcome("hung", f"no answer in {PATIENCE_S:.0f} s", PATIENCE_S)
         else:
             try:
                 outcome = self.here.recv()

@@ -129,10 +129,14 @@ def test_words_for_people_in_a_card_change_no_volume(bench: Bench) -> None:
     assert len(bench.made) == 7
 
 
-def test_the_same_image_of_two_patients_counts_once(bench: Bench) -> None:
-    shutil.copytree(bench.source / "sub-02", bench.source / "sub-50")
-    report = bench.update()
-    assert (report.volumes_total, report.volumes_duplicate, report.volumes_new, bench.made) == (7, 1, 0, [])
+def test_the_same_image_in_two_datasets_counts_once(bench: Bench) -> None:
+    other = tiny_card().model_copy(update={"id": "other-brains"})
+    ingest(other, bench.source, bench.data, KEY)
+    report = curate(bench.data, [tiny_card(), other], bench.out, SETTINGS)
+    assert (report.volumes_total, report.volumes_duplicate) == (7, 7)
+    assert {one.dataset_id for one in Corpus.open(bench.out).volumes.values()} == {"other-brains"}
+    again = curate(bench.data, [tiny_card()], bench.out, SETTINGS)
+    assert (again.volumes_total, again.volumes_duplicate) == (7, 0)
     assert tree(bench.out) == bench.from_nothing()
 
 
