@@ -10,8 +10,9 @@ import torch
 
 from components.curation.corpus import Corpus
 from components.errors import BadInput
-from components.inference import Predictor, resolve_model, save
-from components.inference.predictor import _back, task_of
+from components.inference import Predictor, Sampling, resolve_model, save
+from components.inference.planes import Planes
+from components.inference.predictor import task_of
 from components.ingestion.volume import Volume
 from tests.corpora import tiny_corpus, tiny_volume
 from tests.trained import tiny_model
@@ -33,7 +34,7 @@ def volume() -> Volume:
 
 
 def _answering(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    monkeypatch.setattr(Predictor, "_texts", lambda self, given, slices, instruction: [answer] * len(slices))
+    monkeypatch.setattr(Predictor, "_texts", lambda self, asked: [answer] * len(asked))
 
 
 @pytest.mark.parametrize(
@@ -96,9 +97,10 @@ def test_a_diagnosis_has_a_probability(predictor: Predictor, volume: Volume, mon
     assert prediction.task == "diagnosis" and "(p = 0." in prediction.text
 
 
-def test_the_way_to_the_models_grid_and_back_is_the_identity_where_sizes_agree(predictor: Predictor) -> None:
-    given = predictor._prepare(tiny_volume(1, matrix=32))
-    np.testing.assert_allclose(_back(given.voxels, given.grid, given.volume.voxels.shape), given.voxels, atol=1e-6)
+def test_the_way_to_the_models_grid_and_back_is_the_identity_where_sizes_agree() -> None:
+    planes = Planes.of(tiny_volume(1, matrix=32), 32, 6.75)
+    assert planes.corners == ((0, 0),)
+    np.testing.assert_allclose(planes.on_source(planes.voxels), planes.voxels, atol=1e-6)
 
 
 def test_measured_kspace_is_kept(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,14 +123,16 @@ def test_measured_kspace_is_kept(predictor: Predictor, monkeypatch: pytest.Monke
 
 def test_the_same_seed_gives_the_same_answer(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     _answering(predictor, monkeypatch, "<seg>")
-    first, second = (predictor.predict(volume, "Segment.", seed=3) for _ in range(2))
+    first, second = (predictor.predict(volume, "Segment.", Sampling(seed=3)) for _ in range(2))
     assert torch.equal(torch.from_numpy(first.mask), torch.from_numpy(second.mask))
 
 
 def test_wrong_questions_are_refused(predictor: Predictor, volume: Volume, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="empty instruction"):
         predictor.predict(volume, " ")
-    with pytest.raises(BadInput, match="one at a time"):
-        predictor.predict([tmp_path, tmp_path], "Segment.")
+    with pytest.raises(BadInput, match="no such file"):
+        predictor.predict(tmp_path / "nothing.nii", "Segment.")
+    with pytest.raises(BadInput, match="at least one sample"):
+        Sampling(samples=0)
     with pytest.raises(BadInput, match="save_pretrained"):
         resolve_model(tmp_path, "")
