@@ -121,7 +121,7 @@ class Planes:
             weights[row : row + self.matrix, column : column + self.matrix] += weight
         for view, made in zip(views, made_VKMM, strict=True):
             total[:, view.index, view.row : view.row + self.matrix, view.column : view.column + self.matrix] += weight * made
-        return total / np.where(weights > 0, weights, np.float32(1))
+        return np.asarray(total / np.where(weights > 0, weights, 1), dtype=np.float32)
 
     def on_source(self, made_DPP: NDArray[np.float32]) -> NDArray[np.float32]:
         """From the planes to the source's own (D, H, W), linear, zero outside of the planes."""
