@@ -273,34 +273,62 @@ def evaluate(
     print(f"Report: {relative(report.report)}")
 
 
+class SamplerName(StrEnum):
+    """How the image decoder's flow is followed."""
+
+    euler = "euler"
+    heun = "heun"
+
+
 @app.command(epilog='Example: omnimri predict t1.nii.gz "Segment the white matter in this brain MRI." -o out')
 def predict(
     images: Annotated[
-        list[Path], typer.Argument(help="a NIfTI file, a DICOM folder or a fastMRI .h5; the last argument is the instruction")
+        list[Path], typer.Argument(help="NIfTI files, DICOM folders or fastMRI .h5 files; the last argument is the instruction")
     ],
     instruction: Annotated[str, typer.Argument(help="what to do, in words")],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for images and masks")] = Path("prediction"),
     model: Annotated[
         str, typer.Option(help="an MLflow model URI, or a folder saved with save_pretrained")
     ] = "models:/omnimri@staging",
+    samples: Annotated[int, typer.Option(min=1, help="draws that are averaged; from 2 on, uncertainty.nii is their deviation")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="steps of a draw; 1 is the conditional mean")] = 1,
+    sampler: Annotated[SamplerName, typer.Option(help="how a draw is made")] = SamplerName.euler,
     seed: Annotated[int, typer.Option(help="seed of the image sampler")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer an instruction about an image: text on standard output, images and masks as NIfTI in the input's geometry."""
+    """Answer an instruction about images: text on standard output, images and masks as NIfTI in the input's geometry."""
     for image in images:
         if not image.exists():
             raise BadInput("no such file or folder", where=str(image), remedy="name a .nii.gz, a DICOM folder or an .h5")
-    from components.inference import Predictor, resolve_model, save
+    from components.inference import Predictor, Sampling, resolve_model, save
     from flows.output import emit, relative
 
-    prediction = Predictor.load(resolve_model(model, Home.open().tracking_uri)).predict(images, instruction, seed=seed)
-    written = save(prediction, out)
+    predictor = Predictor.load(resolve_model(model, Home.open().tracking_uri))
+    sampling = Sampling(steps, sampler.value, samples, seed)
+    streamed: list[str] = []
+
+    def say(piece: str) -> None:
+        streamed.append(piece)
+        print(piece, end="", flush=True)
+
+    if len(images) == 1:
+        watched = sys.stdout.isatty() and not as_json
+        predictions, folders = [predictor.predict(images[0], instruction, sampling, say if watched else None)], [out]
+    else:
+        predictions = predictor.predict_many([(image, instruction) for image in images], sampling)
+        folders = [out / f"{number:03d}" for number in range(1, len(images) + 1)]
+    written = [save(prediction, folder) for prediction, folder in zip(predictions, folders, strict=True)]
     if as_json:
-        emit({"task": prediction.task, "text": prediction.text, "boxes": prediction.boxes, "files": written})
+        answers = [
+            {"task": prediction.task, "text": prediction.text, "boxes": prediction.boxes, "files": files}
+            for prediction, files in zip(predictions, written, strict=True)
+        ]
+        emit(answers[0] if len(answers) == 1 else {"answers": answers})
         return
-    print(prediction.text)
-    for path in written:
-        print(f"wrote {relative(path)}", file=sys.stderr)
+    for prediction, files in zip(predictions, written, strict=True):
+        print("" if streamed else prediction.text)
+        for path in files:
+            print(f"wrote {relative(path)}", file=sys.stderr)
 
 
 @app.command(epilog="Example: omnimri doctor")

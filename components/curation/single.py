@@ -59,14 +59,18 @@ def combine_coils(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
     images = ifft2c(kspace)
     if kspace.shape[1] == 1:
         return images[:, 0]
+    return np.asarray((low_resolution_sensitivities(kspace).conj() * images).sum(axis=1), dtype=np.complex64)
+
+
+def low_resolution_sensitivities(kspace: NDArray[np.complex64], lines: int = SMOOTH_LINES) -> NDArray[np.complex64]:
+    """Coil images of the lowest ``lines`` frequencies of each axis, over their root-sum-of-squares: (D, coils, H, W)."""
     rows, columns = kspace.shape[-2:]
     low = np.zeros_like(kspace)
-    centre = tuple(slice(max(n // 2 - SMOOTH_LINES // 2, 0), n // 2 + SMOOTH_LINES // 2) for n in (rows, columns))
+    centre = tuple(slice(max(n // 2 - lines // 2, 0), n // 2 + lines // 2) for n in (rows, columns))
     low[..., centre[0], centre[1]] = kspace[..., centre[0], centre[1]]
     smooth = ifft2c(low)
     root = np.sqrt((np.abs(smooth) ** 2).sum(axis=1, keepdims=True))
-    sensitivity = smooth / np.maximum(root, np.finfo(np.float32).tiny)
-    return np.asarray((sensitivity.conj() * images).sum(axis=1), dtype=np.complex64)
+    return np.asarray(smooth / np.maximum(root, np.finfo(np.float32).tiny), dtype=np.complex64)
 
 
 def intensity_scale(magnitude: NDArray[np.floating[Any]]) -> float:
