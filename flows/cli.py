@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -116,11 +117,12 @@ def ingest(
     dataset: Annotated[str, typer.Argument(help="id of the dataset card")],
     path: Annotated[Path, typer.Argument(help="source folder, read only")],
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="end with 1 if any input is in quarantine")] = False,
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read, de-identify, quarantine and version one dataset."""
+    """Read, de-identify, quarantine and version one dataset; what is left out is counted, and listed in its quarantine.json."""
     if not path.is_dir():
         raise BadInput("no such folder", where=str(path), remedy="name the folder that holds the dataset's files")
     settings = _settings(profile, overrides).ingestion.model_copy(update={"workers": workers})
@@ -131,13 +133,23 @@ def ingest(
     (report,), version = ingest_datasets((DatasetSettings(card=dataset, path=path.resolve()),), settings)
     if as_json:
         emit({"dataset": report, "data_digest": version.digest})
-        return
-    print(
-        f"{dataset}: {report.series} series of {report.patients} patients; {report.files_new} files new, "
-        f"{report.files_reused} reused, {report.files_removed} removed; data version {version.digest}"
-    )
-    if report.quarantined:
-        table("Quarantine", ["file", "reason", "remedy"], [[item.path, item.reason, item.remedy] for item in report.quarantined])
+    else:
+        print(
+            f"{dataset}: {report.series} series of {report.patients} patients; {report.files_new} files new, "
+            f"{report.files_reused} reused, {report.files_removed} removed, {report.files_ignored} ignored; "
+            f"{len(report.quarantined)} inputs in quarantine; data version {version.digest}"
+        )
+        if report.quarantined:
+            alike = Counter((item.kind, item.reason, item.remedy) for item in report.quarantined)
+            first = {(item.kind, item.reason, item.remedy): item.path for item in reversed(report.quarantined)}
+            rows = [
+                [str(count), kind, reason, remedy, first[kind, reason, remedy]] for (kind, reason, remedy), count in alike.items()
+            ]
+            table("Quarantine", ["inputs", "kind", "reason", "remedy", "first of them"], sorted(rows, key=lambda row: -int(row[0])))
+    if strict and report.quarantined:
+        raise GateRefused(
+            f"{len(report.quarantined)} inputs in quarantine", where=dataset, remedy=f"reasons: {report.root / 'quarantine.json'}"
+        )  # fmt: skip
 
 
 @app.command(epilog="Example: omnimri curate --profile demo --json")
