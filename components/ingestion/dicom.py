@@ -12,7 +12,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels import iter_pixels
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion import headers
@@ -63,6 +63,7 @@ _CLASSIC = (
     "SeriesInstanceUID",
     "SOPInstanceUID",
 )
+_AS_STORED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
 _LARGEST_FRAME, _LARGEST_FILE = 2**26, 2**33
 """Pixels of a frame and of a file that are believed; more is a damaged header."""
 
@@ -166,8 +167,8 @@ def stored_pixels(dataset: Dataset) -> bytes:
         BadInput, Exception: see :func:`decoded`.
     """
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
-    if int(dataset.BitsAllocated) == 1 and syntax is not None and not UID(syntax).is_compressed:
-        bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1)
+    if syntax in _AS_STORED and "PixelData" in dataset:
+        bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1) * int(dataset.BitsAllocated)
         if len(dataset.PixelData) * 8 < bits:
             raise BadInput("fewer pixels than the header says", remedy="export or download it again")
         return bytes(dataset.PixelData[: (bits + 7) // 8])

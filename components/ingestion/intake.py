@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -300,11 +301,13 @@ def _boxes(file: PlannedFile, card: DatasetCard) -> list[dict[str, Any]]:
 def _write_dicom(source: Path, target: Path, pseudonyms: Pseudonyms, labels: frozenset[str]) -> str:
     import pydicom
 
-    dataset = pydicom.dcmread(source, force=True)
+    dataset = pydicom.dcmread(BytesIO(source.read_bytes()), force=True)
     pixels = dicom.stored_pixels(dataset)
     clean = deidentify_dicom(dataset, pixels, pseudonyms, labels)
+    whole = BytesIO()
+    clean.save_as(whole, enforce_file_format=True)
     with atomic_file(target) as temporary:
-        clean.save_as(temporary, enforce_file_format=True)
+        temporary.write_bytes(whole.getbuffer())
     scale = (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"), dataset.get("PixelRepresentation"))
     return nifti.content_md5(pixels, dataset.Rows, dataset.Columns, dataset.BitsAllocated, *(str(value) for value in scale))
 

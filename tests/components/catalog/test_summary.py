@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.catalog.cards import COUNTS, DatasetCard, packaged_cards
@@ -96,6 +96,7 @@ def test_no_cards_make_an_empty_summary() -> None:
 _SHARED = st.one_of(st.none(), st.just("all"), st.integers(0, 50))
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     patients=st.lists(st.one_of(st.none(), st.integers(0, 100)), min_size=1, max_size=6),
     shared=st.lists(st.lists(_SHARED, min_size=6, max_size=6), min_size=6, max_size=6),

@@ -76,7 +76,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
     "nothing in it": (lambda f: (f.mkdir(), (f / "empty.dcm").touch()), "no image", "no image of a known format", 1),
     "cut short": (_truncated, "unreadable", "fewer pixels than the header says", 1),
     "claims more than it holds": (_claims, "unreadable", "fewer voxels than the NIfTI header says", 1),
-    "claims a huge frame": (_dicom_claims, "unreadable", "a header that claims", 1),
+    "claims a huge frame": (_dicom_claims, "unreadable", "fewer pixels than the header says", 1),
     "a slice that cannot be read": (_one_broken_slice, "geometry", "slices missing: 1 of 5 could not be read", 2),
     "another modality": (lambda f: _bad(f, Modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), "not MR", "modality CT", 5),
     "an unknown modality is not quoted": (lambda f: _bad(f, Modality="ZWETSCHGE"), "not MR", "another modality, not MR", 5),
