@@ -64,8 +64,8 @@ _CLASSIC = (
     "SOPInstanceUID",
 )
 _AS_STORED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
-_LARGEST_FRAME, _LARGEST_FILE = 2**26, 2**33
-"""Pixels of a frame and of a file that are believed; more is a damaged header."""
+_LARGEST_FRAME, _PACKED_AT_BEST = 2**26, 4096
+"""Pixels of a frame, and bytes out of one compressed byte, that are believed; more is a damaged header."""
 
 
 def read_header(path: Path) -> Dataset:
@@ -147,7 +147,8 @@ def decoded(dataset: Dataset) -> NDArray[Any]:
     if "PixelData" not in dataset:
         raise BadInput("no pixel data", remedy="export or download it again")
     rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
-    if rows * columns > _LARGEST_FRAME or rows * columns * frames > _LARGEST_FILE:
+    claimed = rows * columns * frames * int(dataset.BitsAllocated) // 8
+    if rows * columns > _LARGEST_FRAME or claimed > len(dataset.PixelData) * _PACKED_AT_BEST:
         raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy="export or download it again")
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     if syntax is not None and not UID(syntax).is_compressed:
