@@ -18,6 +18,9 @@ os.environ.update(
     DS_ACCELERATOR="cpu",
 )
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, each on a core of its own
+    torch.set_num_threads(1)
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported; only kernels.dispatch.interpreted() uses it
 

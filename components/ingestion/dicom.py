@@ -155,7 +155,12 @@ def decoded(dataset: Dataset) -> NDArray[Any]:
         bits = rows * columns * frames * int(dataset.BitsAllocated)
         if len(dataset.PixelData) * 8 < bits:
             raise BadInput("fewer pixels than the header says", remedy="export or download it again")
-    return np.asarray(dataset.pixel_array)
+    try:
+        return np.asarray(dataset.pixel_array)
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a panic in the RLE decoder, which is Rust, is no Exception and would end the process
+        raise BadInput("pixels that do not decode", remedy="export or download it again") from None
 
 
 def stored_pixels(dataset: Dataset) -> bytes:

@@ -35,6 +35,7 @@ from components.ingestion.plan import PlannedFile, PlannedSeries, make_plan
 from components.ingestion.refusals import Refusal, Unusable
 from components.ingestion.sidecars import merged
 from components.ingestion.volume import IngestReport, SourceFile, SourceSeries
+from components.ingestion.withdrawal import withdrawn
 from components.progress import track
 from components.provenance import digest, file_md5
 
@@ -118,6 +119,8 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
     with ExitStack() as stack:
         mapper = _Workers(workers, stack)
         plan = make_plan(card, source, pseudonyms, mapper)
+        gone = withdrawn(data, card.id)
+        plan.series = [one for one in plan.series if one.patient not in gone]
         before = _previous(root, made_by)
         wanted = {file.target: file for one in plan.series for file in one.files}
         results = _clean_all(list(wanted.values()), before, data, card, pseudonyms, made_by, mapper)

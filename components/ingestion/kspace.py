@@ -62,9 +62,7 @@ def check(path: Path) -> None:
     except OSError:
         raise BadInput("HDF5 cannot be read", where=path.name, remedy="get the file again") from None
     if not sound:
-        raise BadInput(
-            "an empty array, or a header that claims more than the file holds", where=path.name, remedy="get the file again"
-        )
+        raise BadInput("an empty array, or one that claims more than the file holds", where=path.name, remedy="get the file again")
     if shape is None or len(shape) not in (3, 4) or not complex_values:
         raise BadInput(
             f"'kspace' must be complex of (slices, [coils,] rows, columns), found {shape}", where=path.name,

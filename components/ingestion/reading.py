@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.catalog import DatasetCard
-from components.errors import BadInput
+from components.errors import BadInput, OmniMRIError
 from components.files import read_json
 from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw
 from components.ingestion.content import kind_of
@@ -41,12 +43,28 @@ def quarantined(data: Path, dataset_id: str) -> list[Quarantined]:
     return [Quarantined(**entry) for entry in read_json(path)] if path.exists() else []
 
 
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What a library raises about a broken file becomes a refusal. Its message is not passed on: it may quote the header."""
+    try:
+        yield
+    except OmniMRIError:
+        raise
+    except Exception as error:
+        raise BadInput(f"broken or unreadable ({type(error).__name__})", where=name, remedy="get the file again") from None
+
+
 def read_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volume:
     """Read one ingested series with its labels and annotations.
 
     Raises:
-        BadInput: files that do not fit each other or the card.
+        BadInput: files that do not fit each other or the card, or are broken.
     """
+    with _told(series.series_id):
+        return _series_volume(data, series, card)
+
+
+def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volume:
     paths = [data / file.path for file in series.files]
     labels = [data / file.path for file in series.labels]
     beside = {".".join(Path(file.path).name.split(".")[1:]): data / file.path for file in series.annotations}
@@ -100,6 +118,11 @@ def read_path(path: Path) -> Volume:
     Raises:
         BadInput: no such file, or nothing that can be read as one MR volume.
     """
+    with _told(path.name):
+        return _path_volume(path)
+
+
+def _path_volume(path: Path) -> Volume:
     if path.is_dir():
         return _one_series([file for file in sorted(path.rglob("*")) if file.is_file() and kind_of(file) == "dicom"], path)
     if not path.is_file():
