@@ -64,8 +64,8 @@ _CLASSIC = (
     "SOPInstanceUID",
 )
 _AS_STORED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
-_LARGEST_FRAME, _LARGEST_FILE = 2**26, 2**33
-"""Pixels of a frame and of a file that are believed; more is a damaged header."""
+_LARGEST_FRAME, _PACKED_AT_BEST = 2**26, 4096
+"""Pixels of a frame, and bytes out of one compressed byte, that are believed; more is a damaged header."""
 
 
 def read_header(path: Path) -> Dataset:
@@ -130,6 +130,8 @@ def broken(path: Path) -> Refusal | None:
     """Why the pixels of a file cannot be decoded, and the remedy; None where they can."""
     try:
         decoded(pydicom.dcmread(path, force=True))
+    except BadInput as error:
+        return Refusal("unreadable", error.what, error.remedy)
     except Exception as error:
         return Refusal("unreadable", f"broken or unreadable pixels ({type(error).__name__})", "export or download it again")
     return None
@@ -145,7 +147,8 @@ def decoded(dataset: Dataset) -> NDArray[Any]:
     if "PixelData" not in dataset:
         raise BadInput("no pixel data", remedy="export or download it again")
     rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
-    if rows * columns > _LARGEST_FRAME or rows * columns * frames > _LARGEST_FILE:
+    claimed = rows * columns * frames * int(dataset.BitsAllocated) // 8
+    if rows * columns > _LARGEST_FRAME or claimed > len(dataset.PixelData) * _PACKED_AT_BEST:
         raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy="export or download it again")
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     if syntax is not None and not UID(syntax).is_compressed:
@@ -184,14 +187,26 @@ def is_mosaic(header: Dataset) -> bool:
 
 
 def unpack_mosaic(path: Path) -> Any:
-    """A mosaic as a NIfTI image. Its layout is in a private header that de-identification removes, so this comes first."""
+    """A mosaic as a NIfTI image. Its layout is in a private header that de-identification removes, so this comes first.
+
+    Raises:
+        BadInput: no such header, or pixels that do not fit it.
+    """
     import nibabel as nib
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "experimental"; the tests hold it to dcm2niix
         from nibabel.nicom.dicomwrappers import wrapper_from_file
-    wrapper = wrapper_from_file(path)
-    return nib.Nifti1Image(np.asarray(wrapper.get_data()), LPS_TO_RAS @ wrapper.affine)
+    try:
+        wrapper = wrapper_from_file(path)
+        voxels = np.asarray(wrapper.get_data())
+        affine = LPS_TO_RAS @ wrapper.affine
+    except Exception:  # a dozen kinds, some of which quote the header
+        raise BadInput(
+            "a mosaic whose pixels are missing or do not fit its private header", where=path.name,
+            remedy="export it as single slices",
+        ) from None  # fmt: skip
+    return nib.Nifti1Image(voxels, affine)
 
 
 def unpack_frames(path: Path, indices: Sequence[int]) -> Any:

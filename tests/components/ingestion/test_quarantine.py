@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -68,6 +69,13 @@ def _claims(folder: Path) -> None:
     (folder / "bomb.nii").write_bytes(image.header.binaryblock + b"\0" * 200)
 
 
+def _hdf5_claims(folder: Path) -> None:
+    """Eight kilobytes that claim a terabyte of k-space."""
+    folder.mkdir()
+    with h5py.File(folder / "bomb.h5", "w") as file:
+        file.create_dataset("kspace", (1000, 10, 4000, 4000), dtype=np.complex64, chunks=(1, 1, 64, 64), compression="gzip")
+
+
 def _dicom_claims(folder: Path) -> None:
     made.slice_(folder, "bad", 1, (0, 0, 0), made.pixels(8, 9), Rows=65000, Columns=65000)
 
@@ -76,6 +84,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
     "nothing in it": (lambda f: (f.mkdir(), (f / "empty.dcm").touch()), "no image", "no image of a known format", 1),
     "cut short": (_truncated, "unreadable", "fewer pixels than the header says", 1),
     "claims more than it holds": (_claims, "unreadable", "fewer voxels than the NIfTI header says", 1),
+    "claims k-space that was never written": (_hdf5_claims, "unreadable", "claims more than the file holds", 1),
     "claims a huge frame": (_dicom_claims, "unreadable", "fewer pixels than the header says", 1),
     "a slice that cannot be read": (_one_broken_slice, "geometry", "slices missing: 1 of 5 could not be read", 2),
     "another modality": (lambda f: _bad(f, Modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), "not MR", "modality CT", 5),
