@@ -1,10 +1,11 @@
 """OmniMRI: Swin encoder, connector, mixture-of-experts backbone, text head, visual-token head and image decoder in one model.
 
-Shape letters: B samples, D slices, H rows, W columns, L text and image tokens, V vocabulary, A answers.
+Shape letters: B samples, D slices, H rows, W columns, L text and image tokens, V vocabulary, A answers, K draws.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,12 @@ from transformers.utils import ModelOutput
 
 from model_core.backbone import Backbone, RouterOutput, attention_mask, position_of_last, positions
 from model_core.config import OmniMRIConfig, Triple
+from model_core.flow import Sampler
 from model_core.heads.connector import Connector
 from model_core.heads.image_decoder import Conditions, ImageDecoder
 from model_core.heads.modulated import ZeroConv2d, ZeroLinear
 from model_core.heads.visual_tokens import VisualTarget, VisualTokenHead
+from model_core.sense import Measured
 from model_core.swin import SwinEncoder, WindowAttention
 
 
@@ -182,53 +185,61 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         }
 
     @torch.no_grad()
-    def generate_text(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, max_new_tokens: int) -> Tensor:
-        """Greedy answer, new tokens only, (B, up to ``max_new_tokens``). ``input_ids`` are padded on the left."""
+    def generate_text(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, max_new_tokens: int, streamer: Any = None
+    ) -> Tensor:
+        """Greedy answer, new tokens only, (B, up to ``max_new_tokens``). ``input_ids`` are padded on the left. A transformers
+        ``streamer`` is given every token when it is made (a batch of one)."""
         generated = self.generate(  # type: ignore[misc]
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            streamer=streamer,
         )
         return generated[:, input_ids.shape[1] :]
 
     @torch.no_grad()
-    def generate_image(
+    def generate_images(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         pixel_values: Tensor,
         kind_B: Tensor,
-        kspace_BDHW: Tensor | None = None,
-        sampling_BDHW: Tensor | None = None,
+        measured: Measured | None = None,
+        seeds: Sequence[int] | None = None,
         steps: int = 1,
-        samples: int = 1,
-        generator: torch.Generator | None = None,
+        sampler: Sampler = "euler",
+        draws: int = 1,
     ) -> Tensor:
-        """The image or mask that the last ``<image>`` or ``<seg>`` token of each sequence stands for.
+        """Images or masks that the last ``<image>`` or ``<seg>`` token of each sequence stands for.
 
         Args:
             input_ids: (B, L), instruction and response up to that token.
             kind_B: TARGET_IMAGE | TARGET_MASK.
-            kspace_BDHW, sampling_BDHW: measured k-space and where it was measured (reconstruction).
-            steps, samples: Euler steps of a draw, and draws that are averaged; one step of one draw is the conditional mean.
+            measured: k-space that a reconstruction has to agree with.
+            seeds: one of each sample (its noise depends on nothing else); 0, 1, ... where not given.
+            steps, sampler: of a draw; one step is the conditional mean. draws: how many; their deviation is the uncertainty.
 
         Returns:
-            (B, 1, D, H, W) float32: magnitude image, or probability of the mask.
+            (K, B, 1, D, H, W) float32: magnitude images, or probabilities of the mask.
         """
         output = self(input_ids, attention_mask, pixel_values)
         assert output.hidden_states is not None and output.features is not None
-        space = pixel_values[:, 0]
         given = Conditions(
             pixel_values_B1DHW=pixel_values,
             features=output.features,
             query_BQ=self.query_states(input_ids, output.hidden_states),
             kind_B=kind_B,
-            kspace_BDHW=torch.zeros_like(space, dtype=torch.complex64) if kspace_BDHW is None else kspace_BDHW,
-            sampling_BDHW=torch.zeros_like(space, dtype=torch.bool) if sampling_BDHW is None else sampling_BDHW,
+            measured=measured or Measured.nothing(pixel_values),
         )
-        return self.image_decoder.sample(given, steps, samples, generator)
+        return self.image_decoder.sample(given, range(len(input_ids)) if seeds is None else seeds, steps, sampler, draws)
+
+    @torch.no_grad()
+    def generate_image(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, kind_B: Tensor, **how: Any) -> Tensor:
+        """Mean of the draws of :meth:`generate_images`, (B, 1, D, H, W)."""
+        return self.generate_images(input_ids, attention_mask, pixel_values, kind_B, **how).mean(0)
 
     def query_states(self, input_ids: Tensor, hidden_BLH: Tensor) -> Tensor:
         """Hidden state of the last ``<image>`` or ``<seg>`` token (of the first token where there is none), (B, hidden size)."""

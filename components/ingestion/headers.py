@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from components.ingestion.deidentify import age_years
+from components.ingestion.deidentify import age_years, sex
+from components.ingestion.vocabulary import body_part, scanner, vendor
 from components.ingestion.volume import Acquisition
 
 SHORT_TR_MS, SHORT_TE_MS, LONG_TE_MS, FLAIR_TI_MS = 1000.0, 30.0, 70.0, 1500.0
-_VENDORS = {"siemens": "Siemens", "ge": "GE", "philips": "Philips", "canon": "Canon", "toshiba": "Toshiba", "hitachi": "Hitachi"}
 
 
 def _number(value: Any) -> float | None:
@@ -26,13 +26,6 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if np.isfinite(number) else None
-
-
-def vendor(value: Any) -> str | None:
-    """One spelling for each manufacturer."""
-    text = str(value or "").strip()
-    first = text.lower().split()[0] if text else ""
-    return next((name for key, name in _VENDORS.items() if first.startswith(key)), text or None)
 
 
 def plane_of(affine: NDArray[np.float64]) -> str:
@@ -61,25 +54,24 @@ def sequence_kind(repetition_ms: float | None, echo_ms: float | None, inversion_
 
 
 def from_dicom(dataset: Dataset, affine: NDArray[np.float64], anatomy: str | None) -> Acquisition:
-    """Acquisition of a de-identified MR image."""
+    """Acquisition of an MR image; of its texts only published words."""
     technique = dataset.get("ScanningSequence", "")
     technique = technique if isinstance(technique, str) else "\\".join(technique)
     times = {name: _number(dataset.get(name)) for name in ("RepetitionTime", "EchoTime", "InversionTime")}
     inversion = times["InversionTime"] or None
-    body = str(dataset.get("BodyPartExamined", "") or "").lower()
     return Acquisition(
-        modality=str(dataset.get("Modality", "MR")),
+        modality="MR",
         sequence=sequence_kind(times["RepetitionTime"], times["EchoTime"], inversion, technique),
         plane=plane_of(affine),
-        anatomy=body or anatomy,
+        anatomy=body_part(dataset.get("BodyPartExamined")) or anatomy,
         repetition_time_ms=times["RepetitionTime"],
         echo_time_ms=times["EchoTime"],
         inversion_time_ms=inversion,
         flip_angle_deg=_number(dataset.get("FlipAngle")),
         field_strength_t=_number(dataset.get("MagneticFieldStrength")),
         vendor=vendor(dataset.get("Manufacturer")),
-        scanner=str(dataset.get("ManufacturerModelName", "") or "") or None,
-        sex=_sex(dataset.get("PatientSex")),
+        scanner=scanner(dataset.get("ManufacturerModelName")),
+        sex=sex(dataset.get("PatientSex")),
         age_years=age_years(dataset.get("PatientAge")),
     )
 
@@ -92,24 +84,18 @@ def from_sidecar(sidecar: Mapping[str, Any], affine: NDArray[np.float64], anatom
         return None if seconds is None else round(seconds * 1000, 6)
 
     repetition, echo, inversion = (milliseconds(name) for name in ("RepetitionTime", "EchoTime", "InversionTime"))
-    body = str(sidecar.get("BodyPartExamined", "") or "").lower()
     return Acquisition(
-        modality=str(sidecar.get("Modality", "MR")),
+        modality="MR",
         sequence=sidecar.get("Sequence") or sequence_kind(repetition, echo, inversion, ""),
         plane=plane_of(affine),
-        anatomy=body or anatomy,
+        anatomy=body_part(sidecar.get("BodyPartExamined")) or anatomy,
         repetition_time_ms=repetition,
         echo_time_ms=echo,
         inversion_time_ms=inversion,
         flip_angle_deg=_number(sidecar.get("FlipAngle")),
         field_strength_t=_number(sidecar.get("MagneticFieldStrength")),
         vendor=vendor(sidecar.get("Manufacturer")),
-        scanner=sidecar.get("ManufacturersModelName"),
-        sex=_sex(sidecar.get("PatientSex")),
+        scanner=scanner(sidecar.get("ManufacturersModelName")),
+        sex=sex(sidecar.get("PatientSex")),
         age_years=age_years(sidecar.get("PatientAge")),
     )
-
-
-def _sex(value: Any) -> str | None:
-    text = str(value or "").strip().upper()[:1]
-    return text if text in {"F", "M", "O"} else None
