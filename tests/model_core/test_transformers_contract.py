@@ -54,9 +54,11 @@ def test_shards_are_safetensors_and_come_back_bit_for_bit(model: OmniMRIForCondi
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_half_precision_keeps_the_visual_target_whole(
-    model: OmniMRIForConditionalGeneration, processor: Processor, tmp_path: Path
-) -> None:
+def test_half_precision_keeps_the_visual_target_whole(processor: Processor, tmp_path: Path) -> None:
+    """Weights spread as in the large presets: the bar is for rounding, not for what large weights make of it."""
+    torch.manual_seed(0)
+    sizes = {"initializer_range": 0.02, **special_ids(processor.tokenizer)}
+    model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **sizes)).eval()
     model.save_pretrained(tmp_path)
     half = OmniMRIForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
