@@ -61,7 +61,7 @@ def text(preset: str, batch: int) -> list[Measurement]:
     assert all(torch.equal(answer, answers[0]) for answer in answers), "the peers do not generate the same tokens"
     peers["ours, image in the prompt"] = _generation(ours, with_image, torch.rand(batch, 1, 1, SIDE, SIDE))
     case = f"{preset}, batch {batch}: {batch * NEW} tokens after {PROMPT}"
-    return measure(case, "text", peers, "cpu", repeats=3)
+    return measure(case, "text", peers, "cpu", repeats=9)
 
 
 def images(preset: str) -> list[Measurement]:

@@ -18,7 +18,7 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
-from flows.commands import catalog
+from flows.commands import catalog, model
 from flows.commands.data import data
 from flows.commands.jobs import jobs, placement, print_objects
 from flows.environment import settle
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 models = typer.Typer(no_args_is_help=True, help="The registered models and their promotion.")
 app.add_typer(models, name="models")
+app.add_typer(model.app, name="model")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(data, name="data")
 app.add_typer(jobs, name="jobs")

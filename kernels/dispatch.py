@@ -11,8 +11,11 @@ _interpreted = False
 
 
 def uses_triton(x: Tensor) -> bool:
-    """Whether an operation on ``x`` runs as a Triton kernel: on a GPU always, on a CPU only inside :func:`interpreted`."""
-    return x.is_cuda or _interpreted
+    """Whether an operation on ``x`` runs as a Triton kernel: on a GPU always, on a CPU only inside :func:`interpreted`.
+
+    A tensor without data ("meta") stands for one on a GPU: shapes, saved tensors and costs are those of the kernels.
+    """
+    return x.is_cuda or x.is_meta or _interpreted
 
 
 @contextmanager

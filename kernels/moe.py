@@ -232,7 +232,7 @@ def moe(
         ValueError: more experts per token than there are experts, or sizes that do not fit each other.
     """
     _check(hidden_TH, router_weight_EH, gate_up_E2IH, down_EHI, top_k, expert_bias, valid_T)
-    if torch.is_autocast_enabled(hidden_TH.device.type):
+    if _autocast(hidden_TH):
         dtype = torch.get_autocast_dtype(hidden_TH.device.type)
         hidden_TH, gate_up_E2IH, down_EHI = hidden_TH.to(dtype), gate_up_E2IH.to(dtype), down_EHI.to(dtype)
     if not uses_triton(hidden_TH):
@@ -259,8 +259,7 @@ def moe_hidden(
 ) -> Tensor:
     """``moe(...).hidden_TH`` alone, (T, H), as generation needs it: without the losses, and on a CPU in the form for few tokens."""
     weights = router_weight_EH, gate_up_E2IH, down_EHI
-    on_cpu = not uses_triton(hidden_TH) and not torch.is_autocast_enabled(hidden_TH.device.type)
-    if torch.is_grad_enabled() or not on_cpu:
+    if torch.is_grad_enabled() or uses_triton(hidden_TH) or _autocast(hidden_TH):
         return moe(hidden_TH, *weights, top_k, norm_topk_prob).hidden_TH
     _check(hidden_TH, *weights, top_k, None, None)
     routing = route(hidden_TH, router_weight_EH, top_k, norm_topk_prob)
@@ -293,6 +292,10 @@ def balanced_bias(expert_bias_E: Tensor, counts_E: Tensor, rate: float = 1e-3) -
     """
     load = counts_E.to(expert_bias_E.dtype)
     return expert_bias_E + rate * (load.mean() - load).sign()
+
+
+def _autocast(x: Tensor) -> bool:
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def _check(

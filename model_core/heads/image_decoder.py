@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model_core.batch import TARGET_MASK
 from model_core.config import OmniMRIConfig
@@ -45,7 +46,7 @@ class Conditions:
     measured: Measured
 
 
-class _Block(nn.Module):
+class _Block(GradientCheckpointingLayer):
     """Residual convolutions with a modulated norm."""
 
     def __init__(self, channels_in: int, channels: int, condition: int) -> None:

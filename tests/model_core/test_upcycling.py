@@ -61,7 +61,7 @@ def test_experts_are_equal_and_routers_are_not() -> None:
     upcycle(model, dense.state_dict().items())
     mlp = model.backbone.layers[0].mlp
     assert torch.equal(mlp.experts.down_proj[0], mlp.experts.down_proj[3])
-    assert 0.015 < mlp.gate.weight.std() < 0.025
+    assert mlp.gate.weight.std().item() == pytest.approx(model.config.initializer_range, rel=0.3)
     assert mlp.shared_expert_gate.weight.abs().sum() == 0
 
 

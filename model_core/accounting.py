@@ -1,0 +1,232 @@
+"""What a network costs, without computing it: parameters, operations and memory of a sample, on tensors that have no data.
+
+The modules themselves are run on PyTorch's "meta" device, where an operation gives shapes only, and what passes by is counted:
+FLOPs (a multiply-add is two) and the tensors that autograd keeps for the backward pass. Operations of ``kernels`` count as on a
+GPU, and so does attention (its memory-efficient form). The loss, optimizer and weights are no part of the activations.
+
+Shape letters: B samples, D slices, H rows, W columns, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from kernels.windows import Triple, fitted, padded_grid
+from model_core.batch import TARGET_MASK
+from model_core.config import OmniMRIConfig
+from model_core.modeling_omnimri import OmniMRIForConditionalGeneration
+
+PARTS = {
+    "Swin encoder": ("vision.",),
+    "connector": ("connector.",),
+    "token embedding": ("backbone.embed_tokens.",),
+    "attention": (".self_attn.",),
+    "experts": (".mlp.experts.",),
+    "routers": (".mlp.gate.",),
+    "shared experts": (".mlp.shared_expert",),
+    "norms": ("layernorm.", "backbone.norm."),
+    "text head": ("lm_head.",),
+    "visual-token head": ("visual_head.",),
+    "image decoder": ("image_decoder.",),
+}
+"""What a parameter belongs to, by its name; the first that fits. Tied weights are the embedding's."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of a part, and how many of them a single token meets (all but the experts that it is not sent to)."""
+
+    part: str
+    total: int
+    active: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One module on one sample.
+
+    Attributes:
+        flops: of a forward pass; training takes three times as many, four times with checkpointing.
+        kept: bytes that autograd keeps for the backward pass.
+        checkpointed: bytes at the worst moment with activation checkpointing: inputs of all layers, and one layer made again.
+    """
+
+    part: str
+    flops: int
+    kept: int
+    checkpointed: int
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """One image of (D, H, W) voxels and so many tokens of text."""
+
+    depth: int
+    height: int
+    width: int
+    text: int
+
+
+def meta_model(config: OmniMRIConfig, dtype: torch.dtype = torch.float32) -> OmniMRIForConditionalGeneration:
+    """The network without data."""
+    with torch.device("meta"):
+        model = OmniMRIForConditionalGeneration(config)
+    return model.to(dtype)  # type: ignore[arg-type]
+
+
+def parameters(config: OmniMRIConfig) -> list[Parameters]:
+    """Parameters by part, in the order of :data:`PARTS`."""
+    totals = dict.fromkeys(PARTS, 0)
+    for name, parameter in meta_model(config).named_parameters():
+        totals[next(part for part, keys in PARTS.items() if any(key in name for key in keys))] += parameter.numel()
+    share = {"experts": config.num_experts_per_tok / config.num_experts}
+    return [Parameters(part, total, round(total * share.get(part, 1))) for part, total in totals.items()]
+
+
+def costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype = torch.bfloat16) -> list[Cost]:
+    """FLOPs and memory of one sample, by module.
+
+    Heads are evaluated once: the visual-token head on all visual tokens, the image decoder on the whole image (one step).
+    """
+    model = meta_model(config, dtype)
+    model.config._attn_implementation = _ATTENTION
+    for layer in model.backbone.layers:
+        layer.self_attn.config._attn_implementation = _ATTENTION  # type: ignore[union-attr]
+    with torch.device("meta"):
+        pixels = torch.empty(1, 1, sample.depth, sample.height, sample.width, dtype=dtype)
+        grid = config.image_grid(sample.depth, sample.height, sample.width)
+        visual = grid[0] * grid[1] * grid[2]
+        length = visual + sample.text
+        embeddings = torch.empty(1, length, config.hidden_size, dtype=dtype, requires_grad=True)
+        where, valid = torch.empty(3, 1, length, dtype=torch.long), torch.empty(1, length, dtype=torch.bool)
+        mask = torch.empty(1, 1, length, length, dtype=torch.bool)
+        noisy = torch.empty(visual, config.visual_target_size)
+        query, kind = torch.empty(1, config.hidden_size, dtype=dtype), torch.full((1,), TARGET_MASK)
+        time = torch.empty(1)
+    counted = _Counter(model)
+    features = counted.run("Swin encoder", lambda: model.vision(pixels))
+    counted.run("connector", lambda: model.connector(features))
+    hidden, _ = counted.run("backbone", lambda: model.backbone(embeddings, where, mask, valid))
+    counted.run("text head", lambda: model.lm_head(hidden))
+    places = model.visual_head.places(grid, torch.device("meta"))
+    counted.run("visual-token head", lambda: model.visual_head(noisy, noisy[:, 0], hidden[0, :visual], places))
+    # What the decoder reads of its conditions; k-space enters when an image is sampled, not here.
+    given = SimpleNamespace(pixel_values_B1DHW=pixels, features=features, query_BQ=query, kind_B=kind)
+    counted.run("image decoder", lambda: model.image_decoder(pixels, time, given))
+    return counted.costs
+
+
+@dataclass
+class _Counter:
+    """Runs modules and notes what passes by. A storage is kept once, by the first that keeps it; weights are not activations."""
+
+    model: nn.Module
+    costs: list[Cost] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._seen: dict[int, Tensor] = {_storage(x): x for x in (*self.model.parameters(), *self.model.buffers())}
+        self._here: list[int] = []
+
+    def run(self, part: str, call: Callable[[], Any]) -> Any:
+        """The call's result; its cost is added to the list."""
+        self._outside, self._inputs, self._layers = 0, 0, [0]
+        counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+        with self._marked_layers(), counter, torch.autograd.graph.saved_tensors_hooks(self._keep, lambda x: x):
+            result = call()
+        kept = self._outside + sum(self._layers)
+        worst = self._outside + self._inputs + max(self._layers)
+        self.costs.append(Cost(part, counter.get_total_flops(), kept, min(worst, kept)))
+        return result
+
+    def _keep(self, x: Tensor) -> Tensor:
+        if _storage(x) not in self._seen:
+            self._seen[_storage(x)] = x
+            size = x.untyped_storage().nbytes()
+            if self._here:
+                self._layers[self._here[-1]] += size
+            else:
+                self._outside += size
+        return x
+
+    @contextmanager
+    def _marked_layers(self) -> Iterator[None]:
+        """While this is open, what is kept inside a layer that can be made again is counted as that layer's."""
+
+        def enter(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self._inputs += inputs[0].nbytes
+            self._layers.append(0)
+            self._here.append(len(self._layers) - 1)
+
+        def leave(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self._here.pop()
+
+        handles: list[RemovableHandle] = []
+        for layer in self.model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+_ATTENTION = "memory_efficient_on_meta"
+
+
+def _memory_efficient_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """What ``sdpa`` runs on a GPU when there is a mask; on the meta device it would choose the form that keeps all scores."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    bias = torch.zeros_like(attention_mask, dtype=query.dtype).expand(-1, query.shape[1], -1, -1)
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attend(query, key, value, bias, True, scale=scaling)[0].transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_ATTENTION, _memory_efficient_attention)
+
+
+def _window_attention_flops(qkv: Any, table: Any, pad: Any, window: list[int], shift: list[int], *_: Any, **__: Any) -> int:
+    """Scores and weighted sums of every window, padding included."""
+    batch, *grid, _, heads, head_dim = qkv
+    size: Triple = (grid[0], grid[1], grid[2])
+    used, _ = fitted(size, (window[0], window[1], window[2]), (shift[0], shift[1], shift[2]))
+    padded = padded_grid(size, used)
+    tokens, places = padded[0] * padded[1] * padded[2], used[0] * used[1] * used[2]
+    return int(2 * 2 * batch * tokens * places * heads * head_dim)
+
+
+def _route_flops(hidden: Any, router: Any, *_: Any, **__: Any) -> int:
+    return int(2 * hidden[0] * hidden[1] * router[0])
+
+
+def _experts_flops(hidden: Any, weights: Any, gate_up: Any, down: Any, *_: Any, **__: Any) -> int:
+    """Three products for every token and choice."""
+    rows = weights[0] * weights[1]
+    return int(2 * rows * (gate_up[1] * gate_up[2] + down[1] * down[2]))
+
+
+FORMULAS = {
+    torch.ops.omnimri.window_attention: _window_attention_flops,
+    torch.ops.omnimri.moe_route: _route_flops,
+    torch.ops.omnimri.moe_experts: _experts_flops,
+}
+"""FLOPs of the operations that PyTorch's counter does not know, from the shapes of their arguments."""

@@ -1,0 +1,131 @@
+"""What a network costs: against sums written out by hand, PyTorch's counter on real tensors, and memory that was really kept."""
+
+from __future__ import annotations
+
+import time
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from kernels import window_attention
+from kernels.dispatch import interpreted
+from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
+from model_core.accounting import SampleSize, costs, parameters
+from model_core.backbone import attention_mask, positions
+
+TEXT = 20
+
+
+@pytest.mark.parametrize("preset", ["debug", "demo", "0.5b", "1.5b", "7b"])
+def test_parameters_are_those_of_the_closed_form(preset: str) -> None:
+    """H hidden size, V vocabulary, n layers, k numbers of the keys, E experts, width_e theirs, c channels of a Swin level."""
+    config = OmniMRIConfig.from_preset(preset)
+    H, V, n = config.hidden_size, config.vocab_size, config.num_hidden_layers
+    k, E, width_e = config.num_key_value_heads * config.head_dim, config.num_experts, config.moe_intermediate_size
+    swin = config.vision_width * (config.vision_patch**2 + 1) + config.vision_width  # patches, mask token
+    rows = (2 * config.vision_window[0] - 1) * (2 * config.vision_window[1] - 1) * (2 * config.vision_window[2] - 1)
+    for level, (blocks, heads) in enumerate(zip(config.vision_depths, config.vision_heads, strict=True)):
+        c = config.level_width(level)
+        swin += blocks * (4 * c + (3 * c * c + 3 * c) + (c * c + c) + rows * heads + (8 * c * c + 5 * c)) + 2 * c
+        swin += (8 * c + 8 * c * c) * (level + 1 < config.levels)  # merging
+    width = config.level_width(config.connector_level)
+    by_hand = {
+        "Swin encoder": swin,
+        "connector": width * H + H + H * H + H,
+        "token embedding": V * H,
+        "attention": n * (H * H + H + 2 * (H * k + k) + H * H),
+        "experts": n * E * 3 * H * width_e,
+        "routers": n * E * H,
+        "shared experts": n * (3 * H * width_e + H),
+        "norms": (2 * n + 1) * H,
+        "text head": 0 if config.tie_word_embeddings else V * H,
+    }
+    counted = {row.part: row for row in parameters(config)}
+    assert {part: counted[part].total for part in by_hand} == by_hand
+    assert counted["experts"].active == n * config.num_experts_per_tok * 3 * H * width_e
+    if preset in ("debug", "demo"):
+        real = OmniMRIForConditionalGeneration(config).num_parameters()
+        assert sum(row.total for row in counted.values()) == real
+
+
+@pytest.mark.parametrize(("preset", "depth"), [("7b", 1), ("0.5b", 32)])
+def test_operations_are_those_of_the_closed_form(preset: str, depth: int) -> None:
+    """256 x 256 pixels: windows of 8 fit every map. Two for each multiplication with its addition. It takes seconds at any size."""
+    config, started = OmniMRIConfig.from_preset(preset), time.monotonic()
+    rows = costs(config, SampleSize(depth, 256, 256, 128))
+    assert time.monotonic() - started < 30
+    counted = {row.part: row.flops for row in rows}
+    tokens, swin = depth * 64 * 64, 0
+    swin += 2 * tokens * 16 * config.vision_width
+    for level, blocks in enumerate(config.vision_depths):
+        c, N = config.level_width(level), min(depth, 8) * 64
+        swin += blocks * 2 * tokens * (12 * c * c + 2 * N * c)
+        swin += 2 * tokens // 4 * 8 * c * c * (level + 1 < config.levels)
+        tokens //= 4
+    assert counted["Swin encoder"] == swin
+    H, n, k = config.hidden_size, config.num_hidden_layers, config.num_key_value_heads * config.head_dim
+    L = 64 * max(depth // 4, 1) + 128
+    width_e, E, K = config.moe_intermediate_size, config.num_experts, config.num_experts_per_tok
+    layer = 2 * L * (2 * H * H + 2 * H * k + 2 * L * H + E * H + (K + 1) * 3 * H * width_e + H)
+    assert counted["backbone"] == n * layer
+    assert counted["text head"] == 2 * L * H * config.vocab_size
+
+
+def _real(preset: str, side: int) -> tuple[OmniMRIForConditionalGeneration, torch.Tensor, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(0)
+    model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(preset))
+    pixels, visual = torch.rand(1, 1, 1, side, side), model.image_tokens_for(1, side, side)
+    is_image = torch.arange(visual + TEXT)[None] < visual
+    valid, grid = torch.ones_like(is_image), model.config.image_grid(1, side, side)
+    mask = attention_mask(is_image, valid, torch.ones(1, dtype=torch.bool), visual)
+    embeddings = torch.randn(1, visual + TEXT, model.config.hidden_size, requires_grad=True)
+    return model, pixels, (embeddings, positions(is_image, valid, grid), mask, valid)
+
+
+@pytest.mark.parametrize(("preset", "side"), [("debug", 32), ("debug", 48), ("demo", 96)])
+def test_operations_are_those_that_pytorch_counts(preset: str, side: int) -> None:
+    """On a CPU nothing is a custom operation: window attention and experts are plain products there."""
+    model, pixels, sequence = _real(preset, side)
+    counted = {row.part: row.flops for row in costs(model.config, SampleSize(1, side, side, TEXT), torch.float32)}
+    runs = {"Swin encoder": lambda: model.vision(pixels), "backbone": lambda: model.backbone(*sequence)}
+    for part, run in runs.items():
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            run()
+        assert counter.get_total_flops() == counted[part], part
+
+
+def _kept(model: torch.nn.Module, run) -> int:  # type: ignore[no-untyped-def]
+    """Bytes that autograd really keeps."""
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        held = run()
+    assert held is not None
+    return sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in weights)
+
+
+@pytest.mark.parametrize(("preset", "side"), [("debug", 64), ("demo", 96)])
+def test_memory_of_the_encoder_is_what_autograd_keeps(preset: str, side: int) -> None:
+    """Within 5 %: on a CPU, statistics of the softmax are by window, with padding. Large windows keep no scores, as on a GPU."""
+    model, pixels, _ = _real(preset, side)
+    counted = {row.part: row.kept for row in costs(model.config, SampleSize(1, side, side, TEXT), torch.float32)}
+    with patch.object(window_attention, "EAGER_TOKENS", 0):
+        real = _kept(model, lambda: model.vision(pixels))
+    assert counted["Swin encoder"] == pytest.approx(real, rel=0.05)
+
+
+def test_memory_of_the_backbone_is_what_autograd_keeps() -> None:
+    """Within 5 %, experts in Triton's interpreter: attention of a CPU keeps its statistics and mask in other forms."""
+    model, _, sequence = _real("debug", 32)
+    counted = {row.part: row.kept for row in costs(model.config, SampleSize(1, 32, 32, TEXT), torch.float32)}
+    with interpreted():
+        real = _kept(model, lambda: model.backbone(*sequence))
+    assert counted["backbone"] == pytest.approx(real, rel=0.05)
