@@ -131,7 +131,7 @@ def main() -> None:
     machine = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     versions = f"Python {platform.python_version()}, kubernetes {version('kubernetes')}, kmock {version('kmock')}"
     for jobs, runs, way, window_s in [
-        (1, True, "watch", 30), (200, False, "watch", 30), (200, True, "watch", 60), (200, True, "poll", 30)
+        (1, True, "watch", 20), (200, False, "watch", 20), (200, True, "watch", 60), (200, True, "poll", 20)
     ]:  # fmt: skip
         ours, result = context.Pipe()
         process = context.Process(target=waited, args=(jobs, runs, way, window_s, result))

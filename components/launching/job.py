@@ -162,6 +162,9 @@ class Launcher(Protocol):
     def submit(self, job: JobSpec) -> Handle:
         """Start a job, or find it if it runs already, and return at once."""
 
+    def find(self, key: str) -> Handle:
+        """A job by its name; :class:`~components.errors.JobFailed` if there is none."""
+
     def jobs(self) -> list[JobStatus]:
         """All jobs that it knows."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import kmock
 import pytest
+import yaml
 
 from components.errors import JobFailed
 from components.launching import JobState
@@ -437,6 +438,21 @@ def test_the_best_rendering_is_found_by_what_the_server_serves() -> None:
     for crds, best in ((("jobset.x-k8s.io", "trainer.kubeflow.org"), "jobset"), (("trainer.kubeflow.org",), "job"), ((), "job")):
         with RunningServer(crds=crds) as server:
             assert KubernetesLauncher(Cluster(server.client(), NAMESPACE, QUICK)).rendering == best
+
+
+def test_outside_of_a_cluster_the_kubeconfig_says_where(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = world.folder / "kubeconfig"
+    context = {"name": "here", "context": {"cluster": "c", "user": "u"}}
+    path.write_text(yaml.safe_dump({
+        "apiVersion": "v1", "kind": "Config", "contexts": [context], "current-context": "here",
+        "clusters": [{"name": "c", "cluster": {"server": world.server.url}}], "users": [{"name": "u", "user": {"token": "t0ken"}}],
+    }))  # fmt: skip
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    for context_name in ("here", None):
+        assert Cluster.connect(NAMESPACE, context_name, QUICK).renderings() == ["jobset", "job", "trainjob"]
+    assert world.server.requests()[-1].headers["Authorization"] == "Bearer t0ken"
+    with pytest.raises(JobFailed, match=r"no cluster is configured.*KUBECONFIG"):
+        Cluster.connect(NAMESPACE, "elsewhere", QUICK)
 
 
 def test_the_scale_of_these_tests() -> None:
