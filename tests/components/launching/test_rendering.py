@@ -80,7 +80,7 @@ def test_the_nodes_meet_at_the_stable_name_of_the_first(rendering: RenderingName
     key = SMALL.key
     assert key == "vision-pretraining-0123456789"
     assert words == arguments(
-        ["components.training.worker", "/state/training/0123/job.json"], 2, 1, f"{key}-{first}.{key}.omnimri.svc:29400", key, 3
+        ["components.training.worker", "/state/training/0123/job.json"], 2, 1, f"{key}-{first}.{key}.omnimri.svc:29400", key, 3, 120
     )
 
 
