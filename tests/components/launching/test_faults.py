@@ -424,6 +424,23 @@ def test_what_is_left_is_listed_and_cleaned_up(world: World) -> None:
     assert world.launcher().find(two.key).status().state is JobState.running
 
 
+def test_logs_can_be_followed_from_elsewhere_through_an_eviction_and_read_again_after_the_end(world: World) -> None:
+    world.otherwise = Script(("begun",), exit_code=None)
+    key = world.launcher().submit(world.job()).key
+    until(lambda: running(world))
+    lines: list[str] = []
+    thread = threading.Thread(target=lambda: lines.extend(world.launcher().find(key).stream()), daemon=True)
+    thread.start()
+    until(lambda: any(request.subresource == "log" for request in world.server.requests()))
+    world.otherwise = Script(("went on",))
+    world.kubelet.disrupt(1, "EvictionByEvictionAPI")
+    until(lambda: len(world.kubelet.started) == 3)
+    world.server.do(world.kubelet._ended(world.kubelet._pod(0), 0))
+    thread.join(10)
+    assert not thread.is_alive() and {"rank 0: begun", "rank 1: went on"} <= set(lines)
+    assert list(world.launcher().find(key).stream(follow=False)).count("rank 0: begun") == 1
+
+
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_what_was_made_for_a_job_belongs_to_it(world: World, rendering: RenderingName) -> None:
     handle = world.launcher(rendering).submit(world.job())
