@@ -89,10 +89,14 @@ class KubernetesLauncher:
             JobFailed: forbidden, no answer, or the name belongs to something that is not ours.
         """
         rendered = render(job, self.rendering, self.cluster.namespace)
-        main = self._existing(rendered)
-        if main is None:
-            main = self._create(rendered)
-        self._own(rendered, main)
+        found = self._existing(rendered)
+        main = found or self._create(rendered)
+        try:
+            self._own(rendered, main)
+        except JobFailed as error:  # half a job would wait for its other half, and hold its machines meanwhile
+            if found is None and error.where != self.cluster.api.configuration.host:
+                self.cluster.delete(main)
+            raise
         return KubernetesHandle(self, job, rendered, main)
 
     def jobs(self) -> list[JobStatus]:

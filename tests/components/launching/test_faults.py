@@ -198,6 +198,20 @@ def test_forbidden_names_the_verb_the_path_and_the_remedy(world: World) -> None:
         world.launcher().submit(world.job())
 
 
+def test_a_job_whose_service_is_forbidden_is_not_left_half_made(world: World) -> None:
+    services = kmock.resource("v1/services")
+    world.server.fail(lambda r: r.action is kmock.action.UPDATE and r.resource == services, status=403, message="no")
+    with pytest.raises(JobFailed, match="services"):
+        world.launcher().submit(world.job())
+    until(lambda: not _ours(world))
+
+
+def test_an_expired_login_is_said_at_once(world: World) -> None:
+    world.server.fail(lambda r: r.action is kmock.action.FETCH, status=401)
+    with pytest.raises(JobFailed, match=r"does not know us.*log in again"):
+        world.launcher().submit(world.job())
+
+
 def test_a_quota_is_not_called_a_permission(world: World) -> None:
     world.server.fail(lambda r: r.action is kmock.action.UPDATE, status=403, message="exceeded quota: omnimri, requested: pods=2")
     with pytest.raises(JobFailed, match=r"^quota: exceeded quota.*lower kubernetes\.nodes"):
