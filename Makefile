@@ -38,6 +38,7 @@ bench: install
 	$(BIN)/python -m benchmarks.window_attention
 	$(BIN)/python -m benchmarks.moe
 	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.kubernetes_waiting
 
 kernels-table: install
 	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv

@@ -21,7 +21,7 @@ from flows.curate import curate_corpus
 from flows.evaluate import evaluate_model
 from flows.ingest import ingest_datasets
 from flows.promote import register_and_stage
-from flows.train import train_stages
+from flows.train import cancel_jobs, train_stages
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Stopwatch:
         self.seconds[name] = round(time.monotonic() - start, 1)
 
 
-@flow(name="pipeline", validate_parameters=False)
+@flow(name="pipeline", validate_parameters=False, on_cancellation=[cancel_jobs])
 def pipeline(settings: Settings) -> PipelineReport:
     """Run every step; what has not changed since the last run is found, not made again."""
     home, watch = Home.open(), Stopwatch()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from prefect import flow, get_run_logger, task
 
+from components.curation.corpus import Corpus
 from components.home import Home
 from components.launching import open_launcher
 from components.settings import STAGES, Settings, StageName
-from components.training import StageResult, train_stage
+from components.training import StageResult, stage_jobs, train_stage
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
 
 
 @task(task_run_name="{stage}")
@@ -22,7 +28,22 @@ def run_stage(stage: StageName, settings: Settings, parent: StageResult | None, 
     return result
 
 
-@flow(name="train", validate_parameters=False)
+def cancel_jobs(flow: Any, flow_run: FlowRun, state: Any) -> None:
+    """When somebody cancels a run, its jobs on the cluster end too; they are found by their names, which its settings decide.
+
+    A run that crashes or loses its machine is not cancelled: its job goes on, and the next run finds it.
+    """
+    settings, home = Settings.model_validate(flow_run.parameters["settings"]), Home.open()
+    if settings.launcher != "kubernetes":
+        return
+    launcher = open_launcher(settings)
+    keys = {job.key for job in stage_jobs(Corpus.open(home.curated).digest, settings, home, STAGES[-1])}
+    for status in launcher.jobs():
+        if status.key in keys and not status.state.ended:
+            launcher.find(status.key).cancel()
+
+
+@flow(name="train", validate_parameters=False, on_cancellation=[cancel_jobs])
 def train_stages(
     settings: Settings, parent_run_id: str | None = None, until: StageName = "instruction_tuning"
 ) -> tuple[StageResult, ...]:

@@ -33,7 +33,7 @@ KEEP_ALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 ]  # fmt: skip
-GONE, CONFLICT, FORBIDDEN, NOT_FOUND, UNPROCESSABLE = 410, 409, 403, 404, 422
+GONE, CONFLICT, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, UNPROCESSABLE = 410, 409, 401, 403, 404, 422
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,8 @@ class Cluster:
             except ApiException as error:
                 if error.status == FORBIDDEN:
                     raise _forbidden(error, verb or method, path) from None
+                if error.status == UNAUTHORIZED:
+                    raise self._unknown() from None
                 if error.status not in TRANSIENT:
                     raise
                 fault, asked = f"answers {error.status}", float((error.headers or {}).get("Retry-After") or 0)
@@ -154,6 +156,12 @@ class Cluster:
             path, method, query_params=list((query or {}).items()), body=body, auth_settings=["BearerToken"],
             header_params={"Accept": "application/json", "Content-Type": content},
             _preload_content=False, _return_http_data_only=True, _request_timeout=limit,
+        )  # fmt: skip
+
+    def _unknown(self) -> JobFailed:
+        return JobFailed(
+            "the API server does not know us (401)", where=self.api.configuration.host,
+            remedy="log in again, or renew the kubeconfig; jobs that run go on, and are found again",
         )  # fmt: skip
 
     def _given_up(self, fault: str) -> JobFailed:
@@ -371,6 +379,8 @@ class Mirror:
                     return
                 if error.status == FORBIDDEN:
                     raise _forbidden(error, "watch", self.resource.path(self.cluster.namespace)) from None
+                if error.status == UNAUTHORIZED:
+                    raise self.cluster._unknown() from None
                 if error.status not in TRANSIENT:
                     raise
                 fault = f"answers {error.status}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -113,10 +114,10 @@ class JobSpec:
 
     @property
     def key(self) -> str:
-        """Name under which a launcher finds this job again: lower case, at most 47 characters."""
+        """Name under which a launcher finds this job again: lower case, from a letter on, at most 47 characters."""
         identity = self.identity or digest(self.module, self.arguments, self.processes)
-        readable = "".join(letter if letter.isalnum() else "-" for letter in self.name.lower())[:NAME_LETTERS].strip("-")
-        return f"{readable}-{identity[:NAME_DIGITS]}"
+        readable = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).lstrip("-0123456789")[:NAME_LETTERS].rstrip("-")
+        return f"{readable or 'job'}-{identity[:NAME_DIGITS]}"
 
     @property
     def processes_per_node(self) -> int:
@@ -160,6 +161,9 @@ class Launcher(Protocol):
 
     def submit(self, job: JobSpec) -> Handle:
         """Start a job, or find it if it runs already, and return at once."""
+
+    def find(self, key: str) -> Handle:
+        """A job by its name; :class:`~components.errors.JobFailed` if there is none."""
 
     def jobs(self) -> list[JobStatus]:
         """All jobs that it knows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -88,10 +89,14 @@ class KubernetesLauncher:
             JobFailed: forbidden, no answer, or the name belongs to something that is not ours.
         """
         rendered = render(job, self.rendering, self.cluster.namespace)
-        main = self._existing(rendered)
-        if main is None:
-            main = self._create(rendered)
-        self._own(rendered, main)
+        found = self._existing(rendered)
+        main = found or self._create(rendered)
+        try:
+            self._own(rendered, main)
+        except JobFailed as error:  # half a job would wait for its other half, and hold its machines meanwhile
+            if found is None and error.where != self.cluster.api.configuration.host:
+                self.cluster.delete(main)
+            raise
         return KubernetesHandle(self, job, rendered, main)
 
     def jobs(self) -> list[JobStatus]:
@@ -308,25 +313,36 @@ class KubernetesHandle:
     def stream(self, follow: bool = True) -> Iterator[str]:
         """Lines of all pods as the cluster has them, each after its rank; with ``follow``, until the job ends."""
         lines: queue.Queue[str | None] = queue.Queue()
-        pods = [pod for pod in self.launcher.mirror(PODS).of(self.key)]
-        nodes = max((index_of(pod) for pod in pods), default=0) + 1
+        followers: dict[str, Follower] = {}
+        nodes = _status(self.key, self.main, []).nodes
+        processes = int((re.findall(r"--processes=(\d+)", json.dumps(self.main)) or ["1"])[0])
 
-        def following(pod: Object) -> Follower:
-            return Follower(
+        def begin(pod: Object) -> None:
+            followers[pod["metadata"]["uid"]] = Follower(
                 self.launcher.cluster, pod, lambda: not follow or self._ended(pod),
-                lambda line: lines.put(prefixed(line, index_of(pod), nodes, 1)),
+                lambda line: lines.put(prefixed(line, index_of(pod), nodes, processes)),
             )  # fmt: skip
+            followers[pod["metadata"]["uid"]].start()
 
-        followers = [following(pod) for pod in pods]
-        for follower in followers:
-            follower.start()
+        def attend() -> None:
+            try:
+                with self.launcher.listening(self.key) as changed:
+                    ended = False
+                    while not ended:
+                        changed.clear()
+                        observation, pods = self._observe()
+                        for pod in pods:
+                            if pod["metadata"]["uid"] not in followers and pod["status"].get("phase") in STARTED:
+                                begin(pod)
+                        ended = not follow or observation.state.ended
+                        if not ended:
+                            changed.wait(CONFIRM_S)
+                for follower in followers.values():
+                    follower.join()
+            finally:
+                lines.put(None)
 
-        def end() -> None:
-            for follower in followers:
-                follower.join()
-            lines.put(None)
-
-        threading.Thread(target=end, daemon=True).start()
+        threading.Thread(target=attend, daemon=True).start()
         yield from iter(lines.get, None)
 
     # ---- waiting

@@ -114,6 +114,17 @@ class LocalLauncher:
         self._started.append(LocalHandle(job, process, log))
         return self._started[-1]
 
+    def find(self, key: str) -> LocalHandle:
+        """A job that this launcher started.
+
+        Raises:
+            JobFailed: it started none of this name.
+        """
+        for handle in self._started:
+            if handle.key == key:
+                return handle
+        raise JobFailed("no such job", where=key, remedy="it ended with the process that started it")
+
     def jobs(self) -> list[JobStatus]:
         """The jobs that this launcher started."""
         return [handle.status() for handle in self._started]

@@ -13,16 +13,16 @@ import sys
 import time
 from pathlib import Path
 
-PORT = 29400
+PORT, MARGIN_S = 29400, 5
 BAD_CONFIGURATION = 2
 """Exit status that no restart can cure: the job fails at once."""
 NAME_PATIENCE_S = 300.0
 
 
-def arguments(job: list[str], nodes: int, processes: int, meeting: str, identity: str, restarts: int) -> list[str]:
+def arguments(job: list[str], nodes: int, processes: int, meeting: str, identity: str, restarts: int, grace_s: int) -> list[str]:
     """Arguments of this module for one job; the same for each of its pods."""
     options = [f"--nodes={nodes}", f"--processes={processes}", f"--meeting={meeting}", f"--identity={identity}"]
-    return [*options, f"--restarts={restarts}", "--", *job]
+    return [*options, f"--restarts={restarts}", f"--grace={grace_s}", "--", *job]
 
 
 def torchrun(options: argparse.Namespace, index: int, address: str) -> list[str]:
@@ -37,6 +37,8 @@ def torchrun(options: argparse.Namespace, index: int, address: str) -> list[str]
     if options.processes > 1:  # who wrote a line is known here only
         os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "rank ${rank}: ")
         command += ["--tee=3"]
+    # torchrun itself would kill the processes 30 s after asking them to stop, whatever the pod is granted for its checkpoint.
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(max(options.grace - MARGIN_S, 1))
     return [*command, "-m", *options.job]
 
 
@@ -61,6 +63,7 @@ def main() -> int:
     parser.add_argument("--meeting", required=True)
     parser.add_argument("--identity", required=True)
     parser.add_argument("--restarts", type=int, required=True)
+    parser.add_argument("--grace", type=int, required=True)
     parser.add_argument("job", nargs="+")
     options = parser.parse_args()
     missing = [word for word in options.job if word.endswith(".json") and not Path(word).exists()]

@@ -242,7 +242,7 @@ def _container(job: JobSpec, meeting: str) -> Object:
     if job.resources.gpus:
         amounts["nvidia.com/gpu"] = str(job.resources.gpus)
     words = pod.arguments(
-        [job.module, *job.arguments], job.nodes, job.processes_per_node, meeting, job.key, job.restarts
+        [job.module, *job.arguments], job.nodes, job.processes_per_node, meeting, job.key, job.restarts, job.grace_s
     )  # fmt: skip
     container: Object = {
         "name": CONTAINER,

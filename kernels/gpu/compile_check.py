@@ -98,11 +98,12 @@ def _moe_case(
 
 
 EVERY_CONFIGURATION = (
-    "window_attention 7x7x7 d32 shifted bfloat16",
-    "window_attention 7x7x7 d32 shifted float32",
-    "window_attention 4x4x4 d32 shifted bfloat16",
-    "window_attention 1x7x7 d32 shifted float32",
-    "moe E128 K8 H2048 I768 bfloat16",
+    "window_attention 1x7x7 d32 shifted bfloat16",
+    "window_attention 2x7x7 d32 shifted padded bfloat16",
+    "window_attention 4x6x6 d16 shifted padded float32",
+    "window_attention one window bfloat16",
+    "moe E8 K2 H896 I4864 bfloat16",
+    "moe E256 K8 H512 I256 bfloat16",
     "moe E4 K2 H128 I256 float32",
 )
 """Cases that between them launch every kernel in every configuration: what a quick check compiles."""

@@ -13,6 +13,7 @@ import json
 import threading
 import time
 import uuid
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class ApiServer(kmock.KubernetesScaffold):
         super().__attrs_post_init__()
         self.store, self.faults, self.logs, self.streams = Store(), [], {}, set()
         self.cut_logs_after: list[int] = []
+        self.look_every_s = 0.01
         self.changed = asyncio.Condition()
 
     async def _handle(self, request: kmock.Request) -> web.StreamResponse:
@@ -190,7 +192,8 @@ class ApiServer(kmock.KubernetesScaffold):
                     gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}
                     await response.write(json.dumps(gone).encode() + b"\n")
                     break
-                for version, kind, event in list(self.store.history):
+                news = bisect_right(self.store.history, place, key=lambda entry: entry[0])
+                for version, kind, event in self.store.history[news:]:
                     if version > place:
                         if kind == plural and selected(event["object"], request.params):
                             await response.write(json.dumps(event).encode() + b"\n")
@@ -235,7 +238,7 @@ class ApiServer(kmock.KubernetesScaffold):
                 place = len(lines)
                 if (ended and place == len(self.logs[request.name])) or request.params["follow"] == "false":
                     break
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(self.look_every_s)
         await response.write_eof()
         return response
 

@@ -65,8 +65,12 @@ class Controllers:
             await self._trainjob(trainjob)
         for jobset in self.all("jobsets"):
             await self._jobset(jobset)
+        pods: dict[str, list[Object]] = {}
+        for pod in self.all("pods"):
+            for reference in pod["metadata"]["ownerReferences"]:
+                pods.setdefault(reference["uid"], []).append(pod)
         for job in self.all("jobs"):
-            await self._job(job)
+            await self._job(job, pods.get(job["metadata"]["uid"], []))
         await self._collect()
 
     async def set_condition(self, plural: str, thing: Object, kind: str, reason: str = "", message: str = "") -> None:
@@ -117,10 +121,9 @@ class Controllers:
                 await self.api.put("jobsets", jobset)
                 await self._mark("jobs", job)
 
-    async def _job(self, job: Object) -> None:
+    async def _job(self, job: Object, pods: list[Object]) -> None:
         if job["metadata"].get("deletionTimestamp") or holds(job, "Complete"):
             return
-        pods = [pod for pod in self.all("pods") if owned_by(pod, job)]
         if not self.admit and "suspend" not in job["spec"]:
             job["spec"]["suspend"] = True
             await self.api.put("jobs", job)

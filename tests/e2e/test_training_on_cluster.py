@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,34 +23,71 @@ from tests.doubles.controllers import Controllers
 from tests.doubles.kubelet import Kubelet
 
 
-def test_two_pods_train_to_the_same_bits_as_two_local_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stage 1, JobSet, two nodes of one process, torchrun's rendezvous over the loopback; as in the image, there is no compiler."""
+@dataclass
+class Place:
+    """A corpus, settings for two pods, and folders that pods and this process see alike."""
+
+    folder: Path
+    corpus: Path
+
+    def train(self, name: str, launcher: KubernetesLauncher | None, *overrides: str) -> StageResult:
+        environment = f"kubernetes.environment={{OMP_NUM_THREADS: '{threads()}'}}"
+        settings = load_settings(
+            "debug",
+            [
+                "launcher=kubernetes", "training.processes=2", "kubernetes.nodes=2", "kubernetes.cpu='1'",
+                f"kubernetes.volumes={{state: {self.folder}}}", environment, *overrides,
+            ],
+        )  # fmt: skip
+        home = Home(self.folder / name, self.folder / "data")
+        return train_stage("vision_pretraining", self.corpus, settings, home, None, None, launcher)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """As in the image, there is no compiler, so processes talk through gloo."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    corpus = tiny_corpus(tmp_path / "corpus").root
-    settings = load_settings(
-        "debug",
-        [
-            "launcher=kubernetes", "training.processes=2", "kubernetes.nodes=2", "kubernetes.cpu='1'",
-            f"kubernetes.volumes={{state: {tmp_path}}}", f"kubernetes.environment={{OMP_NUM_THREADS: '{threads()}'}}",
-        ],
-    )  # fmt: skip
+    return Place(tmp_path, tiny_corpus(tmp_path / "corpus").root)
 
-    def trained(name: str, launcher: KubernetesLauncher | None) -> StageResult:
-        return train_stage("vision_pretraining", corpus, settings, Home(tmp_path / name, tmp_path / "data"), None, None, launcher)
 
-    with RunningServer() as server, Controllers(server), Kubelet(server) as kubelet:
-        launcher = KubernetesLauncher(Cluster(server.client(), NAMESPACE))
-        theirs = trained("cluster", launcher)
-        launcher.stop()
-        assert launcher.rendering == "jobset" and len(kubelet.started) == 2
-    ours = trained("local", None)
+def assert_same_bits(ours: StageResult, theirs: StageResult) -> None:
     weights = [load_file(result.model_dir / "model.safetensors") for result in (ours, theirs)]
     assert weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert (ours.first_loss, ours.last_loss, ours.steps) == (theirs.first_loss, theirs.last_loss, theirs.steps)
+
+
+def test_two_pods_train_to_the_same_bits_as_two_local_processes(place: Place) -> None:
+    """Stage 1, JobSet, two nodes of one process, torchrun's rendezvous over the loopback."""
+    with RunningServer() as server, Controllers(server), Kubelet(server) as kubelet:
+        launcher = KubernetesLauncher(Cluster(server.client(), NAMESPACE))
+        theirs = place.train("cluster", launcher)
+        launcher.stop()
+        assert launcher.rendering == "jobset" and len(kubelet.started) == 2
+    assert_same_bits(place.train("local", None), theirs)
     log = (theirs.folder / "vision_pretraining.log").read_text()
     assert "rank 0: vision_pretraining 3/3 loss" in log and "rank 1: " in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_pod_evicted_in_the_middle_comes_back_and_the_bits_stay_the_same(place: Place, node: int) -> None:
+    """The kubelet sends SIGTERM, all write a checkpoint; the new pod meets the others (node 0: is met by them) and they go on."""
+    steps = ("training.vision_pretraining.steps=60", "training.vision_pretraining.checkpoint_every=5")
+    with RunningServer() as server, Controllers(server), Kubelet(server) as kubelet:
+        launcher = KubernetesLauncher(Cluster(server.client(), NAMESPACE), "job")
+
+        def evict() -> None:
+            while not list((place.folder / "cluster").glob("training/*/checkpoint.json")):
+                time.sleep(0.05)
+            kubelet.disrupt(node, "EvictionByEvictionAPI", "drained")
+
+        threading.Thread(target=evict, daemon=True).start()
+        theirs = place.train("cluster", launcher, *steps)
+        launcher.stop()
+        assert len(kubelet.started) >= 3 and theirs.resumed_at is not None
+    assert_same_bits(place.train("local", None, *steps), theirs)
 
 
 def threads() -> int:

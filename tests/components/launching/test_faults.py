@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import kmock
 import pytest
+import yaml
 
 from components.errors import JobFailed
 from components.launching import JobState
@@ -194,6 +195,20 @@ async def _nothing() -> None:
 def test_forbidden_names_the_verb_the_path_and_the_remedy(world: World) -> None:
     world.server.fail(lambda r: r.action is kmock.action.UPDATE, status=403, message='User "x" cannot patch resource "jobs"')
     with pytest.raises(JobFailed, match=r"may not patch /apis/batch/v1/namespaces/omnimri/jobs/.*rbac\.yaml"):
+        world.launcher().submit(world.job())
+
+
+def test_a_job_whose_service_is_forbidden_is_not_left_half_made(world: World) -> None:
+    services = kmock.resource("v1/services")
+    world.server.fail(lambda r: r.action is kmock.action.UPDATE and r.resource == services, status=403, message="no")
+    with pytest.raises(JobFailed, match="services"):
+        world.launcher().submit(world.job())
+    until(lambda: not _ours(world))
+
+
+def test_an_expired_login_is_said_at_once(world: World) -> None:
+    world.server.fail(lambda r: r.action is kmock.action.FETCH, status=401)
+    with pytest.raises(JobFailed, match=r"does not know us.*log in again"):
         world.launcher().submit(world.job())
 
 
@@ -423,6 +438,23 @@ def test_what_is_left_is_listed_and_cleaned_up(world: World) -> None:
     assert world.launcher().find(two.key).status().state is JobState.running
 
 
+def test_logs_can_be_followed_from_elsewhere_through_an_eviction_and_read_again_after_the_end(world: World) -> None:
+    world.otherwise = Script(("begun",), exit_code=None)
+    key = world.launcher().submit(world.job()).key
+    until(lambda: running(world))
+    lines: list[str] = []
+    thread = threading.Thread(target=lambda: lines.extend(world.launcher().find(key).stream()), daemon=True)
+    thread.start()
+    until(lambda: any(request.subresource == "log" for request in world.server.requests()))
+    world.otherwise = Script(("went on",))
+    world.kubelet.disrupt(1, "EvictionByEvictionAPI")
+    until(lambda: len(world.kubelet.started) == 3)
+    world.server.do(world.kubelet._ended(world.kubelet._pod(0), 0))
+    thread.join(10)
+    assert not thread.is_alive() and {"rank 0: begun", "rank 1: went on"} <= set(lines)
+    assert list(world.launcher().find(key).stream(follow=False)).count("rank 0: begun") == 1
+
+
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_what_was_made_for_a_job_belongs_to_it(world: World, rendering: RenderingName) -> None:
     handle = world.launcher(rendering).submit(world.job())
@@ -437,6 +469,21 @@ def test_the_best_rendering_is_found_by_what_the_server_serves() -> None:
     for crds, best in ((("jobset.x-k8s.io", "trainer.kubeflow.org"), "jobset"), (("trainer.kubeflow.org",), "job"), ((), "job")):
         with RunningServer(crds=crds) as server:
             assert KubernetesLauncher(Cluster(server.client(), NAMESPACE, QUICK)).rendering == best
+
+
+def test_outside_of_a_cluster_the_kubeconfig_says_where(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = world.folder / "kubeconfig"
+    context = {"name": "here", "context": {"cluster": "c", "user": "u"}}
+    path.write_text(yaml.safe_dump({
+        "apiVersion": "v1", "kind": "Config", "contexts": [context], "current-context": "here",
+        "clusters": [{"name": "c", "cluster": {"server": world.server.url}}], "users": [{"name": "u", "user": {"token": "t0ken"}}],
+    }))  # fmt: skip
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    for context_name in ("here", None):
+        assert Cluster.connect(NAMESPACE, context_name, QUICK).renderings() == ["jobset", "job", "trainjob"]
+    assert world.server.requests()[-1].headers["Authorization"] == "Bearer t0ken"
+    with pytest.raises(JobFailed, match=r"no cluster is configured.*KUBECONFIG"):
+        Cluster.connect(NAMESPACE, "elsewhere", QUICK)
 
 
 def test_the_scale_of_these_tests() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def test_the_nodes_meet_at_the_stable_name_of_the_first(rendering: RenderingName
     key = SMALL.key
     assert key == "vision-pretraining-0123456789"
     assert words == arguments(
-        ["components.training.worker", "/state/training/0123/job.json"], 2, 1, f"{key}-{first}.{key}.omnimri.svc:29400", key, 3
+        ["components.training.worker", "/state/training/0123/job.json"], 2, 1, f"{key}-{first}.{key}.omnimri.svc:29400", key, 3, 120
     )
 
 
@@ -117,7 +118,5 @@ def test_a_job_that_cannot_run_is_refused_with_its_setting(change: dict[str, Any
 
 @given(st.text(min_size=1, max_size=80), st.text(alphabet="0123456789abcdef", min_size=10, max_size=64))
 def test_every_name_is_a_name_for_the_cluster(name: str, identity: str) -> None:
-    import re
-
     key = replace(SMALL, name=name, identity=identity).key
-    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", key) and len(f"{key}-node-0-0") <= 63
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", key) and len(f"{key}-node-0-0") <= 63
