@@ -217,6 +217,8 @@ def inputs(good: list[Seed], count: int, seed: int) -> Iterator[tuple[str, Seed,
     for place in range(count):
         rng = random.Random(f"{seed}/{place}")
         one, name = good[place % len(good)], names[(place // len(good)) % len(names)]
+        if one.kind == "DICOM SEG" and rng.random() < 0.75:
+            one = good[0]  # a segmentation needs its whole series beside it: twenty times as much work as another
         yield name, one, MUTATIONS[name](one.content, rng)
 
 
@@ -312,8 +314,15 @@ class Worker:
         self.process.join()
 
 
-def campaign(count: int, seed: int = 0, keep: Path | None = None) -> list[tuple[str, str, Outcome]]:
-    """Run ``count`` mutated inputs and all bombs: (kind, mutation, outcome). Failures' files go to ``keep``."""
+def campaign(
+    count: int, seed: int = 0, keep: Path | None = None, report: Callable[[list[tuple[str, str, Outcome]]], None] | None = None
+) -> list[tuple[str, str, Outcome]]:
+    """Run ``count`` mutated inputs and all bombs: (kind, mutation, outcome).
+
+    Args:
+        keep: where the files go that readers failed on.
+        report: called with what is known so far, now and then.
+    """
     found = []
     with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as folder:
         good = seeds(Path(folder))
@@ -322,6 +331,8 @@ def campaign(count: int, seed: int = 0, keep: Path | None = None) -> list[tuple[
         for place, (name, one, content) in enumerate(inputs(good, count, seed)):
             outcome = worker.run(one, content)
             found.append((one.kind, name, outcome))
+            if report is not None and place % 1000 == 999:
+                report(found)
             if keep is not None and outcome.result not in ("read", "refused"):
                 keep.mkdir(parents=True, exist_ok=True)
                 (keep / f"{place:06d}-{outcome.result.replace(' ', '-')}-{Path(one.name).name}").write_bytes(content)
@@ -355,12 +366,16 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     shutil.rmtree(arguments.keep, ignore_errors=True)
-    found = campaign(arguments.inputs, arguments.seed, arguments.keep)
-    rows = summary(found)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+
+    def write(found: list[tuple[str, str, Outcome]]) -> None:
+        rows = summary(found)
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    found = campaign(arguments.inputs, arguments.seed, arguments.keep, write)
+    write(found)
     print(json.dumps(Counter(outcome.result for _, _, outcome in found), indent=1))
     print(json.dumps(Counter(outcome.reason for _, _, outcome in found if outcome.result == "refused").most_common(40), indent=1))
 
