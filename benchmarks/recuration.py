@@ -78,7 +78,7 @@ def timed(root: Path, out: str = "curated") -> dict[str, float]:
 
 
 def changes(root: Path, share: int) -> Iterator[str]:
-    """Change one volume in a hundred under ``data/``, as ingestion would, one kind of change after the other; yields each's name."""
+    """Change one volume in a hundred under ``data/``, as ingestion would, one kind after the other; yields the name of each."""
     manifest = root / "data" / CARD / "manifest.json"
     whole = read_json(manifest)
     series = whole["series"]

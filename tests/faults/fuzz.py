@@ -1,6 +1,7 @@
 """Broken files by the thousand: readers must refuse each with a reason, in time, in little memory, and without a crash.
 
 python -m tests.faults.fuzz --inputs 20000      # writes tests/faults/results.csv
+python -m tests.faults.fuzz --first 20000       # goes on
 
 Good files of every kind are mutated (bytes flipped, cut, doubled, numbers and texts of headers replaced) and bombs are built
 (headers that promise more than there is, streams that unpack to more than memory). Each input is a dataset of one file, taken in as
@@ -18,7 +19,6 @@ import multiprocessing
 import os
 import random
 import resource
-import shutil
 import signal
 import struct
 import tempfile
@@ -35,6 +35,7 @@ LIMIT_S, LIMIT_BYTES = 5.0, 2**30
 PATIENCE_S = 30.0
 """Seconds are of the processor, so that a busy machine fails nobody; one who waits for nothing is found by the clock."""
 KEY = b"fuzzing key of thirty-two bytes.."
+COUNTS = ("inputs", "read", "refused", "failed")
 Mutation = Callable[[bytes, random.Random], bytes]
 
 
@@ -209,12 +210,12 @@ def bombs() -> list[tuple[str, Seed]]:
     return found
 
 
-def inputs(good: list[Seed], count: int, seed: int) -> Iterator[tuple[str, Seed, bytes]]:
-    """(mutation, what was mutated, content): every bomb, then every seed and mutation in turn."""
-    for name, bomb in bombs():
+def inputs(good: list[Seed], count: int, seed: int, first: int = 0) -> Iterator[tuple[str, Seed, bytes]]:
+    """(mutation, what was mutated, content): every bomb, unless we go on after some, then every seed and mutation in turn."""
+    for name, bomb in bombs() if first == 0 else []:
         yield name, bomb, bomb.content
     names = list(MUTATIONS)
-    for place in range(count):
+    for place in range(first, first + count):
         rng = random.Random(f"{seed}/{place}")
         one, name = good[place % len(good)], names[(place // len(good)) % len(names)]
         if one.kind == "DICOM SEG" and rng.random() < 0.75:
@@ -314,25 +315,20 @@ class Worker:
         self.process.join()
 
 
-def campaign(
-    count: int, seed: int = 0, keep: Path | None = None, report: Callable[[list[tuple[str, str, Outcome]]], None] | None = None
-) -> list[tuple[str, str, Outcome]]:
-    """Run ``count`` mutated inputs and all bombs: (kind, mutation, outcome).
+def campaign(count: int, seed: int = 0, keep: Path | None = None, first: int = 0) -> list[tuple[str, str, Outcome]]:
+    """Run ``count`` mutated inputs from the ``first`` on, and all bombs: (kind, mutation, outcome).
 
     Args:
         keep: where the files go that readers failed on.
-        report: called with what is known so far, now and then.
     """
     found = []
     with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as folder:
         good = seeds(Path(folder))
     worker = Worker()
     try:
-        for place, (name, one, content) in enumerate(inputs(good, count, seed)):
+        for place, (name, one, content) in enumerate(inputs(good, count, seed, first)):
             outcome = worker.run(one, content)
             found.append((one.kind, name, outcome))
-            if report is not None and place % 1000 == 999:
-                report(found)
             if keep is not None and outcome.result not in ("read", "refused"):
                 keep.mkdir(parents=True, exist_ok=True)
                 (keep / f"{place:06d}-{outcome.result.replace(' ', '-')}-{Path(one.name).name}").write_bytes(content)
@@ -356,26 +352,35 @@ def summary(found: list[tuple[str, str, Outcome]]) -> list[dict[str, Any]]:
     return rows
 
 
+def added(rows: list[dict[str, Any]], before: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The summary of two parts of a campaign."""
+    total = {(row["kind"], row["mutation"]): dict(row) for row in rows}
+    for old in before:
+        row = total.setdefault((old["kind"], old["mutation"]), {**old, **dict.fromkeys(COUNTS, 0), "slowest_s": 0.0})
+        row.update({name: row[name] + int(old[name]) for name in COUNTS})
+        row["slowest_s"] = max(row["slowest_s"], float(old["slowest_s"]))
+    return [total[key] for key in sorted(total)]
+
+
 def main() -> None:
     """Run a campaign and write its summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20_000)
+    parser.add_argument("--first", type=int, default=0, help="go on from this input, adding to the results that are there")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--keep", type=Path, default=Path(tempfile.gettempdir()) / "omnimri-fuzz", help="files that made readers fail"
     )
     arguments = parser.parse_args()
-    shutil.rmtree(arguments.keep, ignore_errors=True)
-
-    def write(found: list[tuple[str, str, Outcome]]) -> None:
-        rows = summary(found)
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    found = campaign(arguments.inputs, arguments.seed, arguments.keep, write)
-    write(found)
+    found = campaign(arguments.inputs, arguments.seed, arguments.keep, arguments.first)
+    rows = summary(found)
+    if arguments.first:
+        with RESULTS.open(newline="") as file:
+            rows = added(rows, list(csv.DictReader(file)))
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     print(json.dumps(Counter(outcome.result for _, _, outcome in found), indent=1))
     print(json.dumps(Counter(outcome.reason for _, _, outcome in found if outcome.result == "refused").most_common(40), indent=1))
 
