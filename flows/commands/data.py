@@ -206,6 +206,22 @@ def _models_of(versions: set[str], home: Home) -> list[tuple[str, tuple[str, ...
     return [(one.version, tuple(one.aliases), digest) for one in found if (digest := one.tags.get("data_digest", "")) in versions]
 
 
+@data.command("summary", epilog="Example: omnimri data summary")
+def summary(as_json: JsonOption = False) -> None:
+    """Count patients, volumes and slices of the curated corpus, by dataset and split."""
+    from components.curation.overview import overview
+    from flows.output import emit, table
+
+    shares = overview(Home.open().curated)
+    if as_json:
+        emit({"shares": shares})
+        return
+    columns = ["dataset", "split", "patients", "volumes", "slices", "showing something", "with a lesion"]
+    cells = [[one.dataset_id, one.split, *(f"{n:,}" for n in (one.patients, one.volumes, one.slices, one.showing, one.lesions))]
+             for one in shares]  # fmt: skip
+    table("Curated corpus", columns, cells)
+
+
 @data.command("verify", epilog="Example: omnimri data verify --repair")
 def verify(
     repair: Annotated[bool, typer.Option("--repair", help="remove damaged volumes; omnimri curate makes them again")] = False,
