@@ -37,6 +37,7 @@ ui: install
 bench: install
 	$(BIN)/python -m benchmarks.window_attention
 	$(BIN)/python -m benchmarks.moe
+	$(BIN)/python -m benchmarks.store && $(BIN)/python -m benchmarks.tables && $(BIN)/python -m benchmarks.recuration --prepare && $(BIN)/python -m benchmarks.recuration
 
 kernels-table: install
 	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv

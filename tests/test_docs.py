@@ -21,7 +21,7 @@ def _commands(start: str) -> list[str]:
 @pytest.mark.parametrize("command", _commands("omnimri"))
 def test_every_omnimri_command_and_option_exists(command: str) -> None:
     words = re.sub(r'"[^"]*"', "TEXT", command.partition("#")[0]).split()[1:]
-    groups = {"models", "catalog"}
+    groups = {"models", "catalog", "data"}
     path = words[: 2 if words[0] in groups else 1]
     done = subprocess.run([sys.executable, "-m", "flows.cli", *path, "--help"], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
