@@ -35,7 +35,7 @@ class Section(BaseModel):
 class DatasetSettings(Section):
     """One dataset of a run."""
 
-    card: str = Field(description="id of the dataset card (components/catalog/cards/<id>.yaml)")
+    card: str = Field(description="id of the dataset card: one of components/catalog/datasets, or of your own")
     path: Path | None = Field(default=None, description="source folder; none = the sample that OmniMRI can build itself")
 
 

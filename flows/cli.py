@@ -6,7 +6,9 @@ failed job or gate, 2 on bad usage or bad input. Libraries are imported inside c
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +18,7 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
-from flows.commands.data import data
+from flows.commands import catalog, data
 from flows.environment import settle
 
 if TYPE_CHECKING:
@@ -26,14 +28,25 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help="One model for the MRI workflow."
 )
 models = typer.Typer(no_args_is_help=True, help="The registered models and their promotion.")
-catalog = typer.Typer(no_args_is_help=True, help="The dataset cards.")
 app.add_typer(models, name="models")
-app.add_typer(catalog, name="catalog")
-app.add_typer(data, name="data")
+app.add_typer(catalog.app, name="catalog")
+app.add_typer(data.app, name="data")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+
+
+@app.callback()
+def options(
+    cards: Annotated[Path | None, typer.Option(help="folder of your own dataset cards; default: cards/ in OMNIMRI_HOME")] = None,
+) -> None:
+    """One model for the MRI workflow."""
+    if cards is None:
+        return
+    if not cards.is_dir():
+        raise BadInput("no such folder", where=f"--cards {cards}", remedy="name the folder that holds your cards (*.yaml)")
+    os.environ["OMNIMRI_CARDS"] = str(cards.resolve())
 
 
 class PromotionTarget(StrEnum):
@@ -112,11 +125,12 @@ def ingest(
     dataset: Annotated[str, typer.Argument(help="id of the dataset card")],
     path: Annotated[Path, typer.Argument(help="source folder, read only")],
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="end with 1 if any input is in quarantine")] = False,
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read, de-identify, quarantine and version one dataset."""
+    """Read, de-identify, quarantine and version one dataset; what is left out is counted, and listed in its quarantine.json."""
     if not path.is_dir():
         raise BadInput("no such folder", where=str(path), remedy="name the folder that holds the dataset's files")
     settings = _settings(profile, overrides).ingestion.model_copy(update={"workers": workers})
@@ -127,13 +141,23 @@ def ingest(
     (report,), version = ingest_datasets((DatasetSettings(card=dataset, path=path.resolve()),), settings)
     if as_json:
         emit({"dataset": report, "data_digest": version.digest})
-        return
-    print(
-        f"{dataset}: {report.series} series of {report.patients} patients; {report.files_new} files new, "
-        f"{report.files_reused} reused, {report.files_removed} removed; data version {version.digest}"
-    )
-    if report.quarantined:
-        table("Quarantine", ["file", "reason", "remedy"], [[item.path, item.reason, item.remedy] for item in report.quarantined])
+    else:
+        print(
+            f"{dataset}: {report.series} series of {report.patients} patients; {report.files_new} files new, "
+            f"{report.files_reused} reused, {report.files_removed} removed, {report.files_ignored} ignored; "
+            f"{len(report.quarantined)} inputs in quarantine; data version {version.digest}"
+        )
+        if report.quarantined:
+            alike = Counter((item.kind, item.reason, item.remedy) for item in report.quarantined)
+            first = {(item.kind, item.reason, item.remedy): item.path for item in reversed(report.quarantined)}
+            rows = [
+                [str(count), kind, reason, remedy, first[kind, reason, remedy]] for (kind, reason, remedy), count in alike.items()
+            ]
+            table("Quarantine", ["inputs", "kind", "reason", "remedy", "first of them"], sorted(rows, key=lambda row: -int(row[0])))
+    if strict and report.quarantined:
+        raise GateRefused(
+            f"{len(report.quarantined)} inputs in quarantine", where=dataset, remedy=f"reasons: {report.root / 'quarantine.json'}"
+        )  # fmt: skip
 
 
 @app.command(epilog="Example: omnimri curate --profile demo --json")
@@ -269,32 +293,6 @@ def doctor(as_json: JsonOption = False) -> None:
     else:
         table("OmniMRI", ["what", "state", "found", "remedy"], [[f.name, f.state, f.detail, f.remedy] for f in findings])
     raise typer.Exit(int(any(finding.state == "fault" for finding in findings)))
-
-
-@catalog.command("list", epilog="Example: omnimri catalog list")
-def catalog_list(as_json: JsonOption = False) -> None:
-    """List the dataset cards."""
-    from components.catalog import list_cards
-    from flows.output import emit, table
-
-    cards = list_cards()
-    if as_json:
-        emit({"cards": cards})
-        return
-    table("Dataset cards", ["id", "name", "anatomy", "licence"], [[c.id, c.name, str(c.anatomy), str(c.licence)] for c in cards])
-
-
-@catalog.command("show", epilog="Example: omnimri catalog show icbm152-2009")
-def catalog_show(dataset: Annotated[str, typer.Argument(help="id of the card")], as_json: JsonOption = False) -> None:
-    """Show one dataset card."""
-    from components.catalog import load_card
-    from flows.output import emit, plain, table
-
-    card = load_card(dataset)
-    if as_json:
-        emit(card)
-        return
-    table(card.name, ["field", "value"], [[name, str(value)] for name, value in plain(card).items()])
 
 
 @models.command("list", epilog="Example: omnimri models list")

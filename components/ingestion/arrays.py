@@ -11,7 +11,7 @@ from components.errors import BadInput
 
 DIRECTIONS = {
     "axial": ((0, 0, 1), (0, -1, 0), (-1, 0, 0)),
-    "sagittal": ((1, 0, 0), (0, 0, -1), (0, -1, 0)),
+    "sagittal": ((-1, 0, 0), (0, 0, -1), (0, -1, 0)),
     "coronal": ((0, -1, 0), (0, 0, -1), (-1, 0, 0)),
 }
 """Plane -> where slices, rows and columns lead (RAS+), as usually shown: left is the patient's right, top front or head."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset
 from pydicom.datadict import dictionary_has_tag, keyword_for_tag
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import ExplicitVRLittleEndian, UID_dictionary
@@ -87,9 +87,12 @@ def _cleaned(dataset: Dataset, rules: _Rules) -> Dataset:
     for tag in sorted(dataset.keys()):
         if tag.is_private or tag.element == 0 or not dictionary_has_tag(tag) or tag.group in (0x7FE0, 0xFFFC):
             continue
+        raw = dataset.get_item(tag)
+        if isinstance(raw, RawDataElement) and _is_plain_number(raw, tag):
+            clean[tag] = raw  # as it is stored: to read it and write it again would cost as much as all the rest
+            continue
         try:
-            element = dataset[tag]
-            kept = _cleaned_element(element, tag, rules)
+            kept = _cleaned_element(dataset[tag], tag, rules)
         except Exception:  # noqa: S112 (a value that is not what its type says is text that nobody can vouch for)
             continue
         if kept is not None:
@@ -97,6 +100,17 @@ def _cleaned(dataset: Dataset, rules: _Rules) -> Dataset:
     if "CodeValue" in dataset:
         _clean_code(dataset, clean)
     return clean
+
+
+_DIGITS = re.compile(rb"[0-9eE+\-.\\ \0]*")
+
+
+def _is_plain_number(raw: RawDataElement, tag: BaseTag) -> bool:
+    """Whether an element that was not looked into yet is a number that neither the table nor this module says anything about."""
+    if not raw.is_little_endian or raw.VR not in _NUMBERS or tag in profile() or raw.value is None:
+        return False
+    written = raw.VR in ("DS", "IS")
+    return (bool(_DIGITS.fullmatch(raw.value)) if written else True) and keyword_for_tag(tag) not in _CHECKED
 
 
 def _cleaned_element(element: DataElement, tag: BaseTag, rules: _Rules) -> DataElement | None:

@@ -12,7 +12,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels import iter_pixels
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion import headers
@@ -63,8 +63,9 @@ _CLASSIC = (
     "SeriesInstanceUID",
     "SOPInstanceUID",
 )
-_LARGEST_FRAME, _LARGEST_FILE = 2**26, 2**33
-"""Pixels of a frame and of a file that are believed; more is a damaged header."""
+_AS_STORED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+_LARGEST_FRAME, _PACKED_AT_BEST = 2**26, 4096
+"""Pixels of a frame, and bytes out of one compressed byte, that are believed; more is a damaged header."""
 
 
 def read_header(path: Path) -> Dataset:
@@ -129,6 +130,8 @@ def broken(path: Path) -> Refusal | None:
     """Why the pixels of a file cannot be decoded, and the remedy; None where they can."""
     try:
         decoded(pydicom.dcmread(path, force=True))
+    except BadInput as error:
+        return Refusal("unreadable", error.what, error.remedy)
     except Exception as error:
         return Refusal("unreadable", f"broken or unreadable pixels ({type(error).__name__})", "export or download it again")
     return None
@@ -144,7 +147,8 @@ def decoded(dataset: Dataset) -> NDArray[Any]:
     if "PixelData" not in dataset:
         raise BadInput("no pixel data", remedy="export or download it again")
     rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
-    if rows * columns > _LARGEST_FRAME or rows * columns * frames > _LARGEST_FILE:
+    claimed = rows * columns * frames * int(dataset.BitsAllocated) // 8
+    if rows * columns > _LARGEST_FRAME or claimed > len(dataset.PixelData) * _PACKED_AT_BEST:
         raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy="export or download it again")
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     if syntax is not None and not UID(syntax).is_compressed:
@@ -166,8 +170,8 @@ def stored_pixels(dataset: Dataset) -> bytes:
         BadInput, Exception: see :func:`decoded`.
     """
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
-    if int(dataset.BitsAllocated) == 1 and syntax is not None and not UID(syntax).is_compressed:
-        bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1)
+    if syntax in _AS_STORED and "PixelData" in dataset:
+        bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1) * int(dataset.BitsAllocated)
         if len(dataset.PixelData) * 8 < bits:
             raise BadInput("fewer pixels than the header says", remedy="export or download it again")
         return bytes(dataset.PixelData[: (bits + 7) // 8])
@@ -183,14 +187,26 @@ def is_mosaic(header: Dataset) -> bool:
 
 
 def unpack_mosaic(path: Path) -> Any:
-    """A mosaic as a NIfTI image. Its layout is in a private header that de-identification removes, so this comes first."""
+    """A mosaic as a NIfTI image. Its layout is in a private header that de-identification removes, so this comes first.
+
+    Raises:
+        BadInput: no such header, or pixels that do not fit it.
+    """
     import nibabel as nib
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "experimental"; the tests hold it to dcm2niix
         from nibabel.nicom.dicomwrappers import wrapper_from_file
-    wrapper = wrapper_from_file(path)
-    return nib.Nifti1Image(np.asarray(wrapper.get_data()), LPS_TO_RAS @ wrapper.affine)
+    try:
+        wrapper = wrapper_from_file(path)
+        voxels = np.asarray(wrapper.get_data())
+        affine = LPS_TO_RAS @ wrapper.affine
+    except Exception:  # a dozen kinds, some of which quote the header
+        raise BadInput(
+            "a mosaic whose pixels are missing or do not fit its private header", where=path.name,
+            remedy="export it as single slices",
+        ) from None  # fmt: skip
+    return nib.Nifti1Image(voxels, affine)
 
 
 def unpack_frames(path: Path, indices: Sequence[int]) -> Any:

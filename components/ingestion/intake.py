@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,11 @@ def recipe(card: DatasetCard, key: bytes) -> str:
     """Digest of what decides the bytes of cleaned files besides their sources; it does not tell the key.
 
     It is part of the versioned data, so it names the form of the output rather than the code: an edit that leaves the bytes as they
-    are makes no new data version.
+    are makes no new data version. Of the card, only the id, the layout (what it says, not what it leaves at the default) and the
+    label map count: a corrected figure, source or licence does not read a dataset again.
     """
-    return digest(card, digest(key.hex()), FORM)
+    layout = card.layout.model_dump(mode="json", exclude_defaults=True)
+    return digest(card.id, layout, {str(value): name for value, name in card.label_map.items()}, digest(key.hex()), FORM)
 
 
 def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int = 1) -> IngestReport:
@@ -298,11 +301,13 @@ def _boxes(file: PlannedFile, card: DatasetCard) -> list[dict[str, Any]]:
 def _write_dicom(source: Path, target: Path, pseudonyms: Pseudonyms, labels: frozenset[str]) -> str:
     import pydicom
 
-    dataset = pydicom.dcmread(source, force=True)
+    dataset = pydicom.dcmread(BytesIO(source.read_bytes()), force=True)
     pixels = dicom.stored_pixels(dataset)
     clean = deidentify_dicom(dataset, pixels, pseudonyms, labels)
+    whole = BytesIO()
+    clean.save_as(whole, enforce_file_format=True)
     with atomic_file(target) as temporary:
-        clean.save_as(temporary, enforce_file_format=True)
+        temporary.write_bytes(whole.getbuffer())
     scale = (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"), dataset.get("PixelRepresentation"))
     return nifti.content_md5(pixels, dataset.Rows, dataset.Columns, dataset.BitsAllocated, *(str(value) for value in scale))
 

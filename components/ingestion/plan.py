@@ -140,7 +140,7 @@ def make_plan(card: DatasetCard, source: Path, pseudonyms: Pseudonyms, mapper: M
     paths: list[Path] = []
     for path in plan.listing:
         relative = path.relative_to(source)
-        if any(part.startswith(".") for part in relative.parts) or _matches(relative.as_posix(), card.layout.ignored):
+        if any(part.startswith(".") for part in relative.parts) or card.layout.leaves_out(relative.as_posix()):
             plan.ignored += 1
         else:
             paths.append(path)

@@ -53,6 +53,8 @@ def images(path: Path) -> list[Image]:
 def _heads(path: Path) -> NDArray[Any]:
     try:
         with h5py.File(path) as file:
+            if not kspace.is_believable(file["dataset/data"]):
+                raise ValueError("claims more than it holds")
             return np.asarray(file["dataset/data"].fields("head")[()])
     except (OSError, KeyError, ValueError, TypeError):
         raise BadInput("ISMRMRD cannot be read", where=path.name, remedy="get the file again") from None

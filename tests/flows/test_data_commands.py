@@ -14,7 +14,7 @@ from components.errors import BadInput, JobFailed
 from components.ingestion import ingest
 from components.settings import CurationSettings
 from components.versioning import DataRepository
-from flows.commands.data import data
+from flows.commands.data import app
 from tests.datasets import KEY, tiny_card, write_cohort, write_patient
 
 
@@ -33,7 +33,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(*words: str) -> str:
-    done = CliRunner().invoke(data, list(words), catch_exceptions=True)
+    done = CliRunner().invoke(app, list(words), catch_exceptions=True)
     if done.exception is not None:
         raise done.exception
     return " ".join(done.output.split())

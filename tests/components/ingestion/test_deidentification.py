@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +17,21 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+import yaml
 from pydicom import Dataset
 from pydicom.datadict import DicomDictionary, dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.tag import Tag
 
 from components.catalog import DatasetCard, Layout, cards
-from components.ingestion import ingest, list_series, read_volume
+from components.curation import curate
+from components.errors import BadInput
+from components.ingestion import ingest, list_series, quarantined, read_volume
 from components.ingestion.deidentify import clean_sidecar, profile
 from components.ingestion.keys import DEMO_KEY
 from components.ingestion.vocabulary import body_part, scanner, vendor
+from components.provenance import REPOSITORY
+from components.settings import CurationSettings
 from tests.components.ingestion import made
 
 NAME, DATE, UID, NUMBER = "ZWETSCHGE", "19440406", "1.2.826.0.1.77777777", 7654321
@@ -82,7 +91,7 @@ NEEDED = {
 
 
 def _plant(dataset: Dataset, depth: int = 1) -> int:
-    """Text, dates and UIDs into every attribute of the standard's dictionary, numbers where the profile names it; returns how many."""
+    """Text, dates and UIDs into every attribute of the dictionary, numbers where the profile names it; returns how many."""
     planted = 0
     for number, (kind, _, _, _, keyword) in DicomDictionary.items():
         tag = Tag(number)
@@ -136,11 +145,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [f"{NAME}_kspace", 0, NAME, 1, 1, 3, 3, NAME],
         ]
         csv.writer(stream).writerows(rows)
-    return folder
+    return folder.parent
 
 
 def _dicom(folder: Path) -> None:
-    for number, voxels in enumerate(made.pixels(2, 8, 9)):
+    for number, voxels in enumerate(made.pixels(1, 8, 9)):
         path = made.slice_(folder / "dicom", f"{NAME}{number}", number + 1, (0, 0, 4.0 * number), voxels)
         image = pydicom.dcmread(path)
         own = {name: image[name] for name in ("SOPInstanceUID", "SeriesInstanceUID", "ImageType", "EchoTime")}
@@ -214,14 +223,14 @@ def _kspace(folder: Path) -> None:
 CARD = DatasetCard(
     id="planted", name="Planted", rights="none", formats=("DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5"), synthetic=True,
     layout=Layout(
-        patient="([^/]+)$", boxes=("boxes.csv",),
-        tables=(cards.LabelTable(path="findings.csv", key="name", image=r"([^/]+)\.npy$", findings={"tear": "tear"}),),
+        patient="([^/]+)$", boxes=("*/boxes.csv",),
+        tables=(cards.LabelTable(path="*/findings.csv", key="name", image=r"([^/]+)\.npy$", findings={"tear": "tear"}),),
     ),
 )  # fmt: skip
 
 
 def _found(folder: Path) -> list[str]:
-    """Where planted text is, in names and bytes (UTF-16 and k-space's own bytes are numbers here)."""
+    """Where planted text is, in names and bytes."""
     found = []
     for path in folder.rglob("*"):
         relative = path.relative_to(folder).as_posix()
@@ -251,6 +260,46 @@ def test_every_format_is_taken_in_and_nothing_planted_is_left(planted: Path) -> 
     }
     assert not _found(planted)
     assert all(volume.acquisition.vendor in (None, "Siemens") for volume in volumes)
+
+
+def test_nothing_planted_is_in_tables_or_messages(
+    source: Path, planted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:  # fmt: skip
+    """Ingested again beside, and curated, with every logger open."""
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(BadInput) as refused:
+        ingest(CARD.model_copy(update={"layout": Layout(ignored=("*",))}), source, tmp_path / "none", DEMO_KEY)
+    report = ingest(CARD, source, tmp_path / "data", DEMO_KEY, workers=2)
+    curate(tmp_path / "data", [CARD], tmp_path / "curated", CurationSettings(matrix=32, workers=1))
+    messages = [str(report), caplog.text, *capfd.readouterr(), *(str(one.message) for one in recwarn), refused.value.what,
+                *(str(one) for one in quarantined(planted, CARD.id))]  # fmt: skip
+    assert len(report.quarantined) == 2 and not [text for text in PLANTED if any(text in message for message in messages)]
+    assert not _found(tmp_path / "data") and not _found(tmp_path / "curated")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nothing_planted_is_in_any_store_of_the_command_line(source: Path, tmp_path: Path) -> None:
+    """Prefect's database, MLflow's store, Great Expectations' pages, DVC's cache, training's folders, and what is printed."""
+    home = tmp_path / "home"
+    (home / "cards").mkdir(parents=True)
+    (home / "cards" / "planted.yaml").write_text(yaml.safe_dump(CARD.model_dump(mode="json", exclude_defaults=True)))
+    profile = yaml.safe_load((REPOSITORY / "profiles" / "debug.yaml").read_text())
+    profile["datasets"] = [{"card": "planted", "path": str(source)}]
+    profile["curation"]["pixel_mm"] = 0.3  # the images are eight millimetres wide
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_TRACKING"))}
+    environment = {**clean, "OMNIMRI_HOME": str(home), "OMNIMRI_DATA": str(tmp_path / "data"), "PREFECT_LOGGING_LEVEL": "DEBUG"}
+    printed = ""
+    for words in (["ingest", "planted", str(source), "--strict"], ["curate"], ["train", "--stage", "1"]):
+        command = [sys.executable, "-m", "flows.cli", *words, "--profile", str(tmp_path / "profile.yaml")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=REPOSITORY)
+        assert done.returncode == (1 if "--strict" in words else 0), done.stderr[-3000:]
+        printed += done.stdout + done.stderr
+    assert "in quarantine" in printed and not [text for text in PLANTED if text in printed]
+    assert (home / "mlflow" / "mlflow.db").is_file() and (home / "prefect").is_dir()
+    assert not _found(home) and not _found(tmp_path / "data")
 
 
 def test_elements_that_are_left_say_nothing_but_numbers_and_published_words(planted: Path) -> None:

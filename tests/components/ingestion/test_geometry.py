@@ -129,6 +129,8 @@ def test_packaged_headers_put_their_frames_where_dcm2niix_does(name: str, tmp_pa
     (tmp_path / "source").mkdir()
     with gzip.open(NIBABEL / name) as packed:
         image = pydicom.dcmread(packed)
+    if "NumberOfFrames" in image:
+        image.Rows = image.Columns = 24  # as good as 256 for the geometry, and quicker
     image.PixelData = made.pixels(int(image.get("NumberOfFrames", 1)), image.Rows, image.Columns).tobytes()
     image.save_as(tmp_path / "source" / "image.dcm")
     _compare(tmp_path / "source", tmp_path)
