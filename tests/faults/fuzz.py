@@ -292,7 +292,10 @@ class Worker:
     def run(self, seed: Seed, content: bytes) -> Outcome:
         """One input."""
         started = time.monotonic()
-        self.here.send((seed, content))
+        try:
+            self.here.send((seed, content))
+        except OSError:  # it died of the input before, after its answer
+            return self._replaced(Outcome("crashed", "after its answer", 0.0))
         if not self.here.poll(PATIENCE_S):
             outcome = Outcome("hung", f"no answer in {PATIENCE_S:.0f} s", PATIENCE_S)
         else:
@@ -304,6 +307,9 @@ class Worker:
                 code = self.process.exitcode or 0
                 told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                 outcome = Outcome("crashed", told, time.monotonic() - started)
+        return self._replaced(outcome)
+
+    def _replaced(self, outcome: Outcome) -> Outcome:
         self.process.kill()
         self.process.join()
         self.start()
