@@ -39,6 +39,10 @@ bench: install
 	$(BIN)/python -m benchmarks.moe
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.kubernetes_waiting
+	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.recuration --prepare
+	$(BIN)/python -m benchmarks.recuration
 
 kernels-table: install
 	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv

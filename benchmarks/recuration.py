@@ -1,6 +1,7 @@
 """What it costs to bring a curated corpus up to date when nothing, or one volume in a hundred, has changed.
 
-python -m benchmarks.recuration [--volumes 2000] [--folder FOLDER]
+python -m benchmarks.recuration --prepare [--volumes 2000] [--folder FOLDER]
+python -m benchmarks.recuration [--folder FOLDER]
 
 Every curation runs in a process of its own; ``curate_s`` is the call, ``process_s`` with the start of Python and the libraries.
 The peer of each is the full curation of the same corpus from nothing.
@@ -18,12 +19,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from benchmarks.harness import RESULTS, machine, versions
 from components.catalog import load_card
+from components.files import read_json, write_json
+from components.provenance import file_md5
 from components.settings import CurationSettings
 
 KEY = b"the benchmark's own key, 32 bytes"
@@ -74,43 +78,47 @@ def timed(root: Path, out: str = "curated") -> dict[str, float]:
 
 
 def changes(root: Path, share: int) -> Iterator[str]:
-    """Change the sources, one kind of change after the other, and name each: one volume in a hundred."""
-    source = root / "source"
-    some = sorted(source.iterdir())[5::100][:share]
+    """Change one volume in a hundred under ``data/``, as ingestion would, one kind after the other; yields the name of each."""
+    manifest = root / "data" / CARD / "manifest.json"
+    whole = read_json(manifest)
+    series = whole["series"]
+    some = series[5::100][:share]
     yield "nothing"
-    for place, patient in enumerate(some):
-        image = next(patient.rglob("*_T1w.nii"))
-        content = bytearray(image.read_bytes())
+    for place, one in enumerate(some):
+        path = root / "data" / one["files"][0]["path"]
+        content = bytearray(path.read_bytes())
         content[-20_000 - place] ^= 1
-        image.write_bytes(content)
+        path.write_bytes(content)
+        one["files"][0]["md5"] = one["md5"] = file_md5(path)
+    write_json(manifest, whole)
     yield "1 % changed"
-    for patient in some:
-        for path in patient.rglob("*.nii"):
-            path.rename(path.with_name(path.name.replace("sub-", "sub-9")))
-        patient.rename(patient.with_name(patient.name.replace("sub-", "sub-9")))
+    for one in some:
+        for part in ("files", "labels", "annotations"):
+            for file in one[part]:
+                path = root / "data" / file["path"]
+                file["path"] = file["path"].replace(one["series_id"], f"{one['series_id']}r")
+                if path.exists():
+                    path.rename(root / "data" / file["path"])
+        one["series_id"] += "r"
+    write_json(manifest, whole)
     yield "1 % renamed"
-    renamed = [patient for patient in source.iterdir() if patient.name.startswith("sub-9")]
-    for patient in renamed:
-        shutil.move(patient, root / "aside" / patient.name)
+    names = {one["series_id"] for one in some}
+    write_json(manifest, {**whole, "series": [one for one in series if one["series_id"] not in names]})
     yield "1 % removed"
-    for patient in (root / "aside").iterdir():
-        shutil.move(patient, source / patient.name)
+    write_json(manifest, whole)
     yield "1 % new"
 
 
-def run(root: Path, volumes: int) -> None:
+def run(root: Path) -> None:
     """Measure and write ``results/recuration.csv``."""
-    if not (root / "source").exists():
-        write_sources(root / "source", volumes)
+    volumes = len(read_json(root / "data" / CARD / "manifest.json")["series"])
     shutil.rmtree(root / "curated", ignore_errors=True)
-    (root / "aside").mkdir(exist_ok=True)
-    ingest_all(root)
-    full = timed(root)
-    rows = [{"change": "full", **full}]
+    rows: list[dict[str, Any]] = [{"change": "full", **timed(root)}]
+    print(rows[0], flush=True)
     for name in changes(root, volumes // 100):
-        ingest_all(root)
         rows.append({"change": name, **timed(root)})
         print(name, rows[-1], flush=True)
+    full = rows[0]
     fields = ["change", "total", "new", "removed", "instructions", "curate_s", "process_s", "share_of_full",
               "share_of_full_process", "machine", "versions"]  # fmt: skip
     with (RESULTS / "recuration.csv").open("w", newline="") as file:
@@ -137,11 +145,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.curate:
         curate_here(arguments.folder, arguments.curate)
-    elif arguments.prepare:
+        return
+    if arguments.prepare:
         write_sources(arguments.folder / "source", arguments.volumes)
         ingest_all(arguments.folder)
-    else:
-        run(arguments.folder, arguments.volumes)
+        return
+    run(arguments.folder)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
-from flows.commands import catalog, model
-from flows.commands.data import data
-from flows.commands.jobs import jobs, placement, print_objects
+from flows.commands import catalog, data, jobs, model
+from flows.commands.jobs import placement, print_objects
 from flows.environment import settle
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ models = typer.Typer(no_args_is_help=True, help="The registered models and their
 app.add_typer(models, name="models")
 app.add_typer(model.app, name="model")
 app.add_typer(catalog.app, name="catalog")
-app.add_typer(data, name="data")
-app.add_typer(jobs, name="jobs")
+app.add_typer(data.app, name="data")
+app.add_typer(jobs.app, name="jobs")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]

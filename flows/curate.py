@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.futures import wait
@@ -58,7 +58,7 @@ def _on_dask(settings: Settings, scheduler: str | None) -> CurationReport:
     from prefect_dask import DaskTaskRunner
 
     local = {"n_workers": settings.curation.workers, "threads_per_worker": 1, "dashboard_address": None}
-    runner = DaskTaskRunner(address=scheduler) if scheduler else DaskTaskRunner(cluster_kwargs=local)
+    runner: Any = DaskTaskRunner(address=scheduler) if scheduler else DaskTaskRunner(cluster_kwargs=local)
     return curate_on_cluster.with_options(task_runner=runner)(settings)
 
 

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 FEW = 16
 """So many volumes or fewer are curated in this process: starting others would take longer."""
-INFORMATIVE = {"name", "landing_page", "licence", "access", "rights", "doi", "region", "tasks", "patients", "scans", "volumes"}
+INFORMATIVE = {
+    "name", "landing_page", "licence", "access", "rights", "doi", "version", "regions", "tasks", "field_strengths_t", "vendors",
+    "sequences", "patients", "scans", "volumes", "slices", "male", "female", "age_years", "mean_age_years", "overlaps", "sources",
+    "notes",
+}  # fmt: skip
 """What a card says to people. An edit of it changes no volume."""
 _NAMES = ("patient_id", "series_id", "source_md5")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from components.versioning import DataRepository
     from components.versioning.repository import LaidOut
 
-data = typer.Typer(no_args_is_help=True, help="Versions of the data, withdrawal, and checks of what is stored.")
+app = typer.Typer(no_args_is_help=True, help="Versions of the data, withdrawal, and checks of what is stored.")
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 PSEUDONYM = re.compile(r"p[0-9a-f]{12}")
 FEW = 8
@@ -38,7 +38,7 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names) if len(names) <= FEW else f"{', '.join(names[:FEW])} and {len(names) - FEW} more"
 
 
-@data.command("status", epilog="Example: omnimri data status")
+@app.command("status", epilog="Example: omnimri data status")
 def status(as_json: JsonOption = False) -> None:
     """Say what in data/ differs from its pinned version, by dataset."""
     from flows.output import emit, table
@@ -56,7 +56,7 @@ def status(as_json: JsonOption = False) -> None:
     print("omnimri data push keeps this as a new version; omnimri data checkout REV --force gives it up")
 
 
-@data.command("diff", epilog="Example: omnimri data diff HEAD~1")
+@app.command("diff", epilog="Example: omnimri data diff HEAD~1")
 def diff(
     revision: Annotated[
         str | None, typer.Argument(metavar="[REV]", help="a data digest or git revision; none = the pinned version")
@@ -81,7 +81,7 @@ def diff(
         table(one.dataset_id, ["", "new", "changed", "removed"], cells)
 
 
-@data.command("push", epilog="Example: omnimri data push")
+@app.command("push", epilog="Example: omnimri data push")
 def push(as_json: JsonOption = False) -> None:
     """Pin data/ as it is and send what the remote lacks; an interrupted push goes on where it stopped."""
     from flows.output import emit
@@ -95,7 +95,7 @@ def push(as_json: JsonOption = False) -> None:
         print("data.dvc names a new version: commit it to keep it")
 
 
-@data.command("pull", epilog="Example: omnimri data pull")
+@app.command("pull", epilog="Example: omnimri data pull")
 def pull(as_json: JsonOption = False) -> None:
     """Bring data/ to the version that data.dvc pins; an interrupted pull goes on where it stopped."""
     from flows.output import emit
@@ -112,7 +112,7 @@ def _laid(laid: LaidOut, where: str) -> str:
     return f"{where} is version {laid.digest}, {laid.files} files{left_out}"
 
 
-@data.command("checkout", epilog="Example: omnimri data checkout HEAD~1 --to /data/previous")
+@app.command("checkout", epilog="Example: omnimri data checkout HEAD~1 --to /data/previous")
 def checkout(
     revision: Annotated[str, typer.Argument(metavar="REV", help="a data digest (6 characters or more) or a git revision")],
     to: Annotated[Path | None, typer.Option(help="lay the version into this folder; data/ is not touched")] = None,
@@ -134,7 +134,7 @@ def checkout(
         print(f"OMNIMRI_DATA={to} OMNIMRI_HOME=... omnimri curate works with it")
 
 
-@data.command("withdraw", epilog="Example: omnimri data withdraw p0123456789ab")
+@app.command("withdraw", epilog="Example: omnimri data withdraw p0123456789ab")
 def withdraw(
     patient: Annotated[str, typer.Argument(metavar="PATIENT", help="a pseudonym, or the id in the source (needs the key)")],
     purge: Annotated[bool, typer.Option("--purge", help="delete the files from cache and remote too, in every version")] = False,
@@ -206,7 +206,23 @@ def _models_of(versions: set[str], home: Home) -> list[tuple[str, tuple[str, ...
     return [(one.version, tuple(one.aliases), digest) for one in found if (digest := one.tags.get("data_digest", "")) in versions]
 
 
-@data.command("verify", epilog="Example: omnimri data verify --repair")
+@app.command("summary", epilog="Example: omnimri data summary")
+def summary(as_json: JsonOption = False) -> None:
+    """Count patients, volumes and slices of the curated corpus, by dataset and split."""
+    from components.curation.overview import overview
+    from flows.output import emit, table
+
+    shares = overview(Home.open().curated)
+    if as_json:
+        emit({"shares": shares})
+        return
+    columns = ["dataset", "split", "patients", "volumes", "slices", "showing something", "with a lesion"]
+    cells = [[one.dataset_id, one.split, *(f"{n:,}" for n in (one.patients, one.volumes, one.slices, one.showing, one.lesions))]
+             for one in shares]  # fmt: skip
+    table("Curated corpus", columns, cells)
+
+
+@app.command("verify", epilog="Example: omnimri data verify --repair")
 def verify(
     repair: Annotated[bool, typer.Option("--repair", help="remove damaged volumes; omnimri curate makes them again")] = False,
     as_json: JsonOption = False,

@@ -13,7 +13,7 @@ from components.settings import Settings, StageName, load_settings
 if TYPE_CHECKING:
     from components.launching.kubernetes import KubernetesLauncher
 
-jobs = typer.Typer(no_args_is_help=True, help="The training jobs of a Kubernetes cluster.")
+app = typer.Typer(no_args_is_help=True, help="The training jobs of a Kubernetes cluster.")
 
 KeyArgument = Annotated[str, typer.Argument(help="name of the job, as omnimri jobs list shows it")]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile whose settings say which cluster")]
@@ -73,7 +73,7 @@ def _launcher(profile: str, overrides: list[str] | None) -> KubernetesLauncher:
     return KubernetesLauncher(Cluster.connect(where.namespace, where.context), where.rendering)
 
 
-@jobs.command("list", epilog="Example: omnimri jobs list")
+@app.command("list", epilog="Example: omnimri jobs list")
 def list_jobs(profile: ProfileOption = "demo", overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """List the jobs, those that ended included."""
     from flows.output import emit, table
@@ -86,7 +86,7 @@ def list_jobs(profile: ProfileOption = "demo", overrides: SetOption = None, as_j
     table("Jobs", ["job", "state", "nodes", "created", "detail"], cells)
 
 
-@jobs.command("logs", epilog="Example: omnimri jobs logs alignment-0123456789 --follow")
+@app.command("logs", epilog="Example: omnimri jobs logs alignment-0123456789 --follow")
 def show_logs(
     key: KeyArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="until the job ends")] = False,
@@ -98,7 +98,7 @@ def show_logs(
         print(line, flush=True)
 
 
-@jobs.command("cancel", epilog="Example: omnimri jobs cancel alignment-0123456789")
+@app.command("cancel", epilog="Example: omnimri jobs cancel alignment-0123456789")
 def cancel(key: KeyArgument, profile: ProfileOption = "demo", overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """End a job and remove all that was made for it; its checkpoints stay."""
     from flows.output import emit
@@ -110,7 +110,7 @@ def cancel(key: KeyArgument, profile: ProfileOption = "demo", overrides: SetOpti
         print(f"{key} is cancelled; its checkpoints stay", file=sys.stderr)
 
 
-@jobs.command("clean", epilog="Example: omnimri jobs clean")
+@app.command("clean", epilog="Example: omnimri jobs clean")
 def clean(profile: ProfileOption = "demo", overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Remove the records of jobs that ended, and what a killed process left half made."""
     from flows.output import emit

@@ -1,6 +1,7 @@
 """Broken files by the thousand: readers must refuse each with a reason, in time, in little memory, and without a crash.
 
 python -m tests.faults.fuzz --inputs 20000      # writes tests/faults/results.csv
+python -m tests.faults.fuzz --first 20000       # goes on
 
 Good files of every kind are mutated (bytes flipped, cut, doubled, numbers and texts of headers replaced) and bombs are built
 (headers that promise more than there is, streams that unpack to more than memory). Each input is a dataset of one file, taken in as
@@ -18,7 +19,6 @@ import multiprocessing
 import os
 import random
 import resource
-import shutil
 import signal
 import struct
 import tempfile
@@ -35,6 +35,7 @@ LIMIT_S, LIMIT_BYTES = 5.0, 2**30
 PATIENCE_S = 30.0
 """Seconds are of the processor, so that a busy machine fails nobody; one who waits for nothing is found by the clock."""
 KEY = b"fuzzing key of thirty-two bytes.."
+COUNTS = ("inputs", "read", "refused", "failed")
 Mutation = Callable[[bytes, random.Random], bytes]
 
 
@@ -209,14 +210,16 @@ def bombs() -> list[tuple[str, Seed]]:
     return found
 
 
-def inputs(good: list[Seed], count: int, seed: int) -> Iterator[tuple[str, Seed, bytes]]:
-    """(mutation, what was mutated, content): every bomb, then every seed and mutation in turn."""
-    for name, bomb in bombs():
+def inputs(good: list[Seed], count: int, seed: int, first: int = 0) -> Iterator[tuple[str, Seed, bytes]]:
+    """(mutation, what was mutated, content): every bomb, unless we go on after some, then every seed and mutation in turn."""
+    for name, bomb in bombs() if first == 0 else []:
         yield name, bomb, bomb.content
     names = list(MUTATIONS)
-    for place in range(count):
+    for place in range(first, first + count):
         rng = random.Random(f"{seed}/{place}")
         one, name = good[place % len(good)], names[(place // len(good)) % len(names)]
+        if one.kind == "DICOM SEG" and rng.random() < 0.75:
+            one = good[0]  # a segmentation needs its whole series beside it: twenty times as much work as another
         yield name, one, MUTATIONS[name](one.content, rng)
 
 
@@ -289,7 +292,10 @@ class Worker:
     def run(self, seed: Seed, content: bytes) -> Outcome:
         """One input."""
         started = time.monotonic()
-        self.here.send((seed, content))
+        try:
+            self.here.send((seed, content))
+        except OSError:  # it died of the input before, after its answer
+            return self._replaced(Outcome("crashed", "after its answer", 0.0))
         if not self.here.poll(PATIENCE_S):
             outcome = Outcome("hung", f"no answer in {PATIENCE_S:.0f} s", PATIENCE_S)
         else:
@@ -301,6 +307,9 @@ class Worker:
                 code = self.process.exitcode or 0
                 told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                 outcome = Outcome("crashed", told, time.monotonic() - started)
+        return self._replaced(outcome)
+
+    def _replaced(self, outcome: Outcome) -> Outcome:
         self.process.kill()
         self.process.join()
         self.start()
@@ -312,14 +321,18 @@ class Worker:
         self.process.join()
 
 
-def campaign(count: int, seed: int = 0, keep: Path | None = None) -> list[tuple[str, str, Outcome]]:
-    """Run ``count`` mutated inputs and all bombs: (kind, mutation, outcome). Failures' files go to ``keep``."""
+def campaign(count: int, seed: int = 0, keep: Path | None = None, first: int = 0) -> list[tuple[str, str, Outcome]]:
+    """Run ``count`` mutated inputs from the ``first`` on, and all bombs: (kind, mutation, outcome).
+
+    Args:
+        keep: where the files go that readers failed on.
+    """
     found = []
     with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as folder:
         good = seeds(Path(folder))
     worker = Worker()
     try:
-        for place, (name, one, content) in enumerate(inputs(good, count, seed)):
+        for place, (name, one, content) in enumerate(inputs(good, count, seed, first)):
             outcome = worker.run(one, content)
             found.append((one.kind, name, outcome))
             if keep is not None and outcome.result not in ("read", "refused"):
@@ -345,18 +358,31 @@ def summary(found: list[tuple[str, str, Outcome]]) -> list[dict[str, Any]]:
     return rows
 
 
+def added(rows: list[dict[str, Any]], before: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The summary of two parts of a campaign."""
+    total = {(row["kind"], row["mutation"]): dict(row) for row in rows}
+    for old in before:
+        row = total.setdefault((old["kind"], old["mutation"]), {**old, **dict.fromkeys(COUNTS, 0), "slowest_s": 0.0})
+        row.update({name: row[name] + int(old[name]) for name in COUNTS})
+        row["slowest_s"] = max(row["slowest_s"], float(old["slowest_s"]))
+    return [total[key] for key in sorted(total)]
+
+
 def main() -> None:
     """Run a campaign and write its summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20_000)
+    parser.add_argument("--first", type=int, default=0, help="go on from this input, adding to the results that are there")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--keep", type=Path, default=Path(tempfile.gettempdir()) / "omnimri-fuzz", help="files that made readers fail"
     )
     arguments = parser.parse_args()
-    shutil.rmtree(arguments.keep, ignore_errors=True)
-    found = campaign(arguments.inputs, arguments.seed, arguments.keep)
+    found = campaign(arguments.inputs, arguments.seed, arguments.keep, arguments.first)
     rows = summary(found)
+    if arguments.first:
+        with RESULTS.open(newline="") as file:
+            rows = added(rows, list(csv.DictReader(file)))
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -10,8 +10,10 @@ import pytest
 from components.curation import curate
 from components.curation.corpus import Corpus
 from components.curation.incremental import Job, Place, in_processes
+from components.curation.overview import overview
 from components.curation.records import CurationReport
 from components.curation.slices import NO, YES
+from components.curation.verify import verify
 from components.errors import BadInput
 from components.ingestion import ingest
 from components.settings import CurationSettings
@@ -185,3 +187,29 @@ def test_instructions_about_findings_are_balanced(bench: Bench) -> None:
     for split in {one.split for one in found}:
         here = [bool(one.boxes) for one in found if one.split == split]
         assert sum(here) * 2 == len(here) > 0
+
+
+def test_the_corpus_in_numbers(bench: Bench) -> None:
+    corpus = Corpus.open(bench.out)
+    shares = overview(bench.out)
+    assert sum(share.volumes for share in shares) == 7 and sum(share.patients for share in shares) == 7
+    for share in shares:
+        volumes = [volume for volume in corpus.volumes.values() if volume.split == share.split]
+        assert share.slices == sum(volume.slices for volume in volumes)
+        assert (share.lesions > 0) == any(volume.lesion for volume in volumes)
+
+
+def test_what_is_damaged_in_the_store_is_named_and_made_again(bench: Bench) -> None:
+    whole = tree(bench.out)
+    assert verify(bench.out).faults == ()
+    first, second = sorted(bench.out.rglob("*.voxels.b2nd"))[:2]
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 4
+    first.write_bytes(content)
+    second.unlink()
+    found = verify(bench.out)
+    assert [fault.file for fault in found.faults] == [first.name, second.name] and not found.repaired
+    assert "slice" in found.faults[0].what and found.faults[1].what == "missing"
+    assert verify(bench.out, repair=True).repaired
+    assert bench.update().volumes_new == 2
+    assert tree(bench.out) == whole and verify(bench.out).faults == ()

@@ -1,0 +1,215 @@
+"""DICOM into the volume store, and one slice out of it, against what else one would do.
+
+python -m benchmarks.store [--series 200]
+
+Throughput: every peer gets the same classic DICOM series (25 slices of 256 x 256) and two processes, and is timed from the
+first file to the last volume on disk, the start of processes included. Reading: one random slice of one random volume, the file
+opened anew each time, as a sampler over a large corpus does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import nibabel as nib
+import numpy as np
+import zarr
+
+from benchmarks.harness import RESULTS, machine
+from components.curation.store import VolumeStore
+
+SLICES, PIXELS, WORKERS = 25, 256, 2
+READ_SHAPE, READ_VOLUMES, READS = (85, 256, 256), 12, 400
+
+
+def image(number: int, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    """A brain with noise, (D, H, W) int16."""
+    from components.samples.cohort import Grid, brain, magnitude
+
+    if not hasattr(image, "brain"):
+        whole = brain(1, Grid(slices=shape[0], pixels=shape[1], slice_mm=120 / shape[0], pixel_mm=240 / shape[1]), cohort=7)
+        image.brain = whole.images["T1-weighted"]  # type: ignore[attr-defined]
+    return magnitude(np.roll(image.brain, number, axis=2), number, "T1-weighted").astype(np.int16)  # type: ignore[attr-defined]
+
+
+def write_series(folder: Path, series: int) -> None:
+    """So many DICOM series, a folder each."""
+    from components.samples.cohort import Brain
+    from components.samples.dicom_series import _slice
+
+    patient = Brain(0, {}, np.zeros(1, np.uint8))
+    template = _slice(patient, "T1-weighted", 1, 0, np.zeros((PIXELS, PIXELS), np.uint16))
+    for number in range(series):
+        place = folder / f"{number:04d}"
+        place.mkdir(parents=True)
+        for index, plane in enumerate(image(number, (SLICES, PIXELS, PIXELS)).astype(np.uint16)):
+            template.PixelData = plane.tobytes()
+            template.SOPInstanceUID = template.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number + 1}.{index + 1}"
+            template.SeriesInstanceUID, template.PatientID = f"1.2.3.{number + 1}", f"P{number}"
+            template.InstanceNumber, template.ImagePositionPatient = index + 1, [-120.0, -120.0, 5.0 * index]
+            template.PixelSpacing, template.SliceThickness = [0.9375, 0.9375], 5.0
+            template.save_as(place / f"{index:03d}.dcm", enforce_file_format=True)
+
+
+def ours(folder: Path, out: Path) -> None:
+    """Read a series and store its volume."""
+    from components.ingestion import dicom
+
+    voxels, _, _ = dicom.read_series(sorted(folder.iterdir()), None)
+    VolumeStore(out).write(f"{int(folder.name):032x}", "voxels", np.asarray(voxels) / np.float32(1000))
+
+
+def converted_into_store(folder: Path, out: Path) -> None:
+    """dcm2niix to plain NIfTI, nibabel, the same store."""
+    with tempfile.TemporaryDirectory() as temporary:
+        dcm2niix(folder, Path(temporary), packed=False)
+        values = np.asanyarray(nib.load(next(Path(temporary).glob("*.nii"))).dataobj)  # type: ignore[attr-defined]
+        VolumeStore(out).write(f"{int(folder.name):032x}", "voxels", values.transpose(2, 1, 0) / np.float32(1000))
+
+
+def dcm2niix(folder: Path, out: Path, packed: bool) -> None:
+    """One run of dcm2niix over a folder of one series."""
+    from dcm2niix import bin as program
+
+    arguments = [str(program), "-z", "i" if packed else "n", "-b", "n", "-f", folder.name, "-o", str(out), str(folder)]
+    subprocess.run(arguments, check=True, capture_output=True)
+
+
+def throughput(series: int) -> list[dict[str, Any]]:
+    """Slices and megabytes a second of each way into a store."""
+    root = Path(tempfile.mkdtemp(prefix="omnimri-store-"))
+    write_series(root / "dicom", series)
+    folders = sorted((root / "dicom").iterdir())
+    megabytes = sum(path.stat().st_size for path in (root / "dicom").rglob("*.dcm")) / 1e6
+
+    def in_processes(one: Callable[[Path, Path], None], out: Path) -> None:
+        with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+            list(pool.map(partial(one, out=out), folders, chunksize=8))
+
+    def packed(out: Path) -> None:
+        with ThreadPoolExecutor(WORKERS) as pool:  # the work is in dcm2niix's own processes
+            list(pool.map(lambda folder: dcm2niix(folder, out, packed=True), folders))
+
+    peers: dict[str, Callable[[Path], None]] = {
+        "dcm2niix to .nii.gz": packed,
+        "dcm2niix, nibabel, to the store": lambda out: in_processes(converted_into_store, out),
+        "OmniMRI, to the store": lambda out: in_processes(ours, out),
+    }
+    times: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in range(2):
+        for name, run in peers.items():
+            out = root / "out"
+            out.mkdir()
+            os.sync()
+            started = time.perf_counter()
+            run(out)
+            times[name].append(time.perf_counter() - started)
+            shutil.rmtree(out)
+    shutil.rmtree(root)
+    best = {name: min(seconds) for name, seconds in times.items()}
+    return [
+        {"case": f"{series * SLICES} slices in, 2 processes", "peer": name, "value": round(series * SLICES / seconds, 1),
+         "unit": "slices/s", "more": f"{megabytes / seconds:.1f} MB/s, {seconds:.2f} s"}
+        for name, seconds in best.items()
+    ]  # fmt: skip
+
+
+def nnunet_layout(shape: tuple[int, ...], patch: tuple[int, ...], width: int = 4) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunks and blocks of (C, D, H, W) by nnU-Net's published rule: blocks of the patch's powers of two halved into the L1 cache,
+    chunks grown from them into the L3 share of a core, neither beyond one and a half patches."""
+    sides = np.array(patch)
+    block = np.array([2 ** max(0, math.ceil(math.log2(side))) for side in sides])
+    while shape[0] * block.prod() * width > 32768 * 0.8:
+        ratio = np.where(block > 1, block / sides, -1)
+        axis = int(np.argsort(ratio)[-1])
+        block[axis] = min(2 ** max(0, math.floor(math.log2(block[axis] - 1))), shape[axis + 1])
+    block = np.minimum(block, shape[1:])
+    chunk = block.copy()
+    while shape[0] * chunk.prod() * width < 1441792 * 0.8:
+        free = [axis for axis in np.argsort(chunk / block) if chunk[axis] < shape[axis + 1] and patch[axis] > 1]
+        if not free:
+            break
+        before = chunk[free[0]]
+        chunk[free[0]] = min(before + block[free[0]], shape[free[0] + 1])
+        if np.mean(chunk / sides) > 1.5:
+            chunk[free[0]] = before
+            break
+    return (shape[0], *map(int, chunk)), (shape[0], *map(int, block))
+
+
+def reading() -> list[dict[str, Any]]:
+    """Microseconds to get one random slice as an array, and the size of what is on disk."""
+    root = Path(tempfile.mkdtemp(prefix="omnimri-read-"))
+    store = VolumeStore(root / "ours")
+    chunks, blocks = nnunet_layout((1, *READ_SHAPE), (48, 192, 192))
+    for number in range(READ_VOLUMES):
+        values = image(number, READ_SHAPE)
+        scaled = (values / np.float32(1000)).astype(np.float32)
+        store.write(f"{number:032x}", "voxels", scaled)
+        blosc2.asarray(scaled[None], urlpath=str(root / f"{number}.b2nd"), chunks=chunks, blocks=blocks,
+                       cparams=blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=8, nthreads=1))  # fmt: skip
+        nib.save(nib.Nifti1Image(values.transpose(2, 1, 0), np.eye(4)), root / f"{number}.nii.gz")
+        half = scaled.astype(np.float16)
+        form: dict[str, Any] = {"shape": half.shape, "dtype": half.dtype, "chunks": (1, *half.shape[1:]), "zarr_format": 3}
+        zarr.create_array(root / f"{number}.zarr", **form)[:] = half
+        zarr.create_array(root / f"{number}.sharded", shards=half.shape, **form)[:] = half
+    peers: dict[str, tuple[Callable[[int, int], Any], str]] = {
+        "compressed NIfTI": (lambda n, k: np.asarray(nib.load(root / f"{n}.nii.gz").dataobj[:, :, k]), "*.nii.gz"),  # type: ignore[attr-defined]
+        "Zarr v3, a chunk a slice": (lambda n, k: zarr.open_array(root / f"{n}.zarr", mode="r")[k], "*.zarr/**/*"),
+        "Zarr v3, one shard": (lambda n, k: zarr.open_array(root / f"{n}.sharded", mode="r")[k], "*.sharded/**/*"),
+        "nnU-Net's blosc2 layout": (
+            lambda n, k: blosc2.open(str(root / f"{n}.b2nd"), mode="r", mmap_mode="r", dparams={"nthreads": 1})[0, k], "*.b2nd"
+        ),
+        "OmniMRI (checksummed)": (lambda n, k: store.read(f"{n:032x}", "voxels", k), "ours/**/*.b2nd"),
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    places = [(int(rng.integers(READ_VOLUMES)), int(rng.integers(READ_SHAPE[0]))) for _ in range(READS)]
+    times: dict[str, list[float]] = {name: [] for name in peers}
+    for count, (volume, index) in enumerate(places):
+        for name, (read, _) in peers.items():
+            if name == "compressed NIfTI" and count % 20:
+                continue
+            started = time.perf_counter()
+            assert read(volume, index).size == READ_SHAPE[1] * READ_SHAPE[2]
+            times[name].append(time.perf_counter() - started)
+    rows = []
+    for name, (_, files) in peers.items():
+        size = sum(path.stat().st_size for path in root.glob(files) if path.is_file()) / READ_VOLUMES / 1e6
+        median = round(statistics.median(times[name]) * 1e6, 1)
+        more = f"{size:.2f} MB a volume"
+        rows.append({"case": "one slice of 85 x 256 x 256 out", "peer": name, "value": median, "unit": "us", "more": more})
+    shutil.rmtree(root)
+    return rows
+
+
+def main() -> None:
+    """Measure both and write ``results/store.csv``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", type=int, default=200)
+    rows = [*reading(), *throughput(parser.parse_args().series)]
+    versions = f"blosc2 {blosc2.__version__}, zarr {zarr.__version__}, nibabel {nib.__version__}, numpy {np.__version__}"
+    with (RESULTS / "store.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "machine", "versions"], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            print(row, flush=True)
+            writer.writerow({**row, "machine": machine("cpu"), "versions": versions})
+
+
+if __name__ == "__main__":
+    main()

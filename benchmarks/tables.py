@@ -1,0 +1,137 @@
+"""The curated tables at the paper's scale: 224,194 volumes of 47,917 patients, 19 million slices, generated.
+
+python -m benchmarks.tables
+
+Every step runs in a process of its own; memory is the highest resident size of that process, libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from components.curation.facts import SliceFacts
+from components.curation.overview import overview
+from components.curation.records import SplitRecord, VolumeRecord
+from components.curation.slices import BLOCK, SliceTable
+from components.curation.splits import Patient, split_patients
+from components.curation.tables import SPLITS, VOLUMES, read_arrow, read_table, write_table
+
+VOLUMES_TOTAL, PATIENTS, SLICES, DATASETS = 224_194, 47_917, 19_000_000, 60
+ANATOMIES = ("brain", "breast", "knee", "prostate", "heart", "liver", "spine")
+
+
+def depths() -> np.ndarray:
+    """Slices of each volume: 16 to 153, 19 million together."""
+    counts = np.random.default_rng(0).integers(16, 154, VOLUMES_TOTAL)
+    counts[: SLICES - int(counts.sum())] += 1 if counts.sum() < SLICES else 0
+    return counts
+
+
+def records() -> Iterator[VolumeRecord]:
+    """Volume rows."""
+    counts = depths()
+    for number in range(VOLUMES_TOTAL):
+        patient = number % PATIENTS
+        place = f"dataset-{patient % DATASETS:02d}/p{patient:012x}"
+        yield VolumeRecord(
+            volume_id=f"{number * 2654435761 % 2**32:08x}{number:024x}", dataset_id=f"dataset-{patient % DATASETS:02d}",
+            patient_id=f"p{patient:012x}", series_id=f"s{number:012x}", split="train", synthetic=False,
+            source_files=[f"{place}/s{number:012x}.nii"], source_md5=f"{number:032x}", reader="nifti", slices=int(counts[number]),
+            rows=256, columns=256, affine=[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1], intensity_scale=900.0 + number % 100,
+            voxel_minimum=0.0, voxel_maximum=1.7, voxel_deviation=0.3, finite=True, has_kspace=number % 5 == 0,
+            has_labels=number % 2 == 0, label_values=[1, 2, 3] if number % 2 == 0 else [], modality="MR",
+            sequence=("T1-weighted", "T2-weighted", "FLAIR", None)[number % 4], plane="axial", anatomy=ANATOMIES[patient % 7],
+            repetition_time_ms=500.0 + number % 4000, echo_time_ms=10.0 + number % 90, inversion_time_ms=None, flip_angle_deg=90.0,
+            field_strength_t=(1.5, 3.0)[number % 2], vendor=("Siemens", "GE", "Philips")[number % 3], scanner=None,
+            sex=("F", "M")[number % 2], age_years=1.0 + number % 87, lesion=(True, False, None)[number % 3],
+            content_md5=f"{number:032x}",
+        )  # fmt: skip
+
+
+def build(root: Path) -> int:
+    """Volumes, slices and splits, each made of records and facts as curation makes them."""
+    root.mkdir(parents=True, exist_ok=True)
+    write_table(root, VOLUMES, records())
+    names = read_arrow(root, VOLUMES, ["volume_id", "slices"])
+    ids, counts = names.column(0).to_pylist(), names.column(1).to_pylist()
+    facts = [SliceFacts(content_slices=list(range(2, n - 2)), structure_slices={}, lesion_slices=list(range(5, 9)),
+                        lesion_free_slices=list(range(9, n - 2))) for n in range(200)]  # fmt: skip
+    blocks = range(0, len(ids), BLOCK)
+    parts = [SliceTable.of((ids[k], counts[k], facts[counts[k]]) for k in range(b, min(b + BLOCK, len(ids)))) for b in blocks]
+    SliceTable.joined(parts).write(root)
+    return sum(len(part) for part in parts)
+
+
+def load(root: Path) -> int:
+    """Every volume as a checked record, every slice as columns: what a training process holds."""
+    volumes = {record.volume_id: record for record in read_table(root, VOLUMES)}
+    return len(volumes) + len(SliceTable.read(root))
+
+
+def choose(root: Path) -> int:
+    """The slices that show something of T2-weighted knees at 3 T."""
+    import pyarrow.compute as pc
+
+    columns = ["volume_id", "anatomy", "sequence", "field_strength_t"]
+    table = read_arrow(root, VOLUMES, columns)
+    wanted = pc.and_(pc.and_(pc.equal(table["anatomy"], "knee"), pc.equal(table["sequence"], "T2-weighted")),
+                     pc.equal(table["field_strength_t"], pa.scalar(3.0)))  # fmt: skip
+    chosen = table.filter(wanted).column("volume_id").to_pylist()
+    return len(SliceTable.read(root).take(chosen).that_show())
+
+
+def split(root: Path) -> int:
+    """Every patient into a split, strata of lesions kept, and the table of it."""
+    columns = read_arrow(root, VOLUMES, ["patient_id", "dataset_id", "lesion"]).to_pydict()
+    placed = split_patients((Patient(*one) for one in zip(*columns.values(), strict=True)), 0.15, 0.25, seed=0)
+    write_table(root, SPLITS, (SplitRecord(patient_id=patient, split=part) for patient, part in placed.items()))
+    return len(placed)
+
+
+def summarise(root: Path) -> int:
+    """Patients, volumes and slices by dataset and split."""
+    return sum(share.slices for share in overview(root))
+
+
+STEPS: dict[str, Callable[[Path], int]] = {"build": build, "load": load, "filter": choose, "split": split, "summary": summarise}
+
+
+def main() -> None:
+    """Measure every step and write ``results/tables.csv``."""
+    from benchmarks.harness import RESULTS, machine
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step", choices=list(STEPS), help="one step in this process (used by the benchmark itself)")
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    if arguments.step:
+        started = time.perf_counter()
+        rows = STEPS[arguments.step](arguments.folder)
+        seconds = time.perf_counter() - started
+        print(json.dumps([rows, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+        return
+    with tempfile.TemporaryDirectory() as folder, (RESULTS / "tables.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["step", "rows", "seconds", "peak_mib", "machine", "versions"])
+        for step in STEPS:
+            done = subprocess.run([sys.executable, "-m", "benchmarks.tables", "--step", step, "--folder", folder],
+                                  check=True, capture_output=True, text=True)  # fmt: skip
+            rows, seconds, mib = json.loads(done.stdout)
+            print(step, rows, f"{seconds:.2f} s, {mib:.0f} MiB", flush=True)
+            writer.writerow([step, rows, f"{seconds:.2f}", f"{mib:.0f}", machine("cpu"), f"pyarrow {pa.__version__}"])
+
+
+if __name__ == "__main__":
+    main()

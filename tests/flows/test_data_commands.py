@@ -1,0 +1,75 @@
+"""What ``omnimri data`` says to people and to programs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from components.curation import curate
+from components.errors import BadInput, JobFailed
+from components.ingestion import ingest
+from components.settings import CurationSettings
+from components.versioning import DataRepository
+from flows.commands.data import app
+from tests.datasets import KEY, tiny_card, write_cohort, write_patient
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a versioned, curated dataset of four patients, whose key the home has."""
+    monkeypatch.setenv("OMNIMRI_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMNIMRI_DATA", str(tmp_path / "data"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "pseudonym.key").write_bytes(KEY)
+    ingest(tiny_card(), write_cohort(tmp_path / "source", 4), tmp_path / "data", KEY)
+    DataRepository(tmp_path, tmp_path / "data").snapshot()
+    settings = CurationSettings(matrix=32, pixel_mm=6.75, slices_per_volume=2, workers=1)
+    curate(tmp_path / "data", [tiny_card()], tmp_path / "home" / "curated", settings)
+    return tmp_path
+
+
+def said(*words: str) -> str:
+    done = CliRunner().invoke(app, list(words), catch_exceptions=True)
+    if done.exception is not None:
+        raise done.exception
+    return " ".join(done.output.split())
+
+
+def test_status_diff_and_push_tell_what_changed(root: Path) -> None:
+    assert "unchanged, and is in the remote" in said("status")
+    write_patient(root / "source", 4)
+    ingest(tiny_card(), root / "source", root / "data", KEY)
+    assert "has changed since version" in said("status")
+    [dataset] = json.loads(said("diff", "--json"))["datasets"]
+    assert len(dataset["patients_new"]) == len(dataset["series_new"]) == 1
+    assert "data.dvc names a new version" in said("push")
+    assert said("diff") == "no difference"
+
+
+def test_a_patient_withdraws_by_the_id_that_the_hospital_gave(root: Path) -> None:
+    answer = json.loads(said("withdraw", "sub-02", "--json"))
+    assert answer["removed"] == {"series": 1, "files": 3} and len(answer["versions"]) == 1
+    assert list(answer["patients"]) == [tiny_card().id]
+    assert "sub-02" not in json.dumps(answer)
+    assert "series of withdrawn patients left out" in said("checkout", answer["versions"][0], "--to", str(root / "old"))
+    with pytest.raises(BadInput, match="no such patient") as refused:
+        said("withdraw", "Doe^Jane")
+    assert "Jane" not in str(refused.value)
+
+
+def test_a_damaged_slice_is_named(root: Path) -> None:
+    assert "whole" in said("verify")
+    file = next((root / "home" / "curated").rglob("*.voxels.b2nd"))
+    shutil.copy(next((root / "home" / "curated").rglob("*.labels.b2nd")), file)
+    with pytest.raises(JobFailed, match="1 faults"):
+        said("verify")
+    assert "1 volumes removed" in said("verify", "--repair") and not file.exists()
+
+
+def test_the_summary_counts_slices(root: Path) -> None:
+    shares = json.loads(said("summary", "--json"))["shares"]
+    assert sum(share["slices"] for share in shares) == 4 * 8
