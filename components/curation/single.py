@@ -129,7 +129,7 @@ def curate_volume(
         store.write(volume_id, name, values)
     voxels, labels = arrays["voxels"].astype(np.float32), arrays.get("labels")
     affine = grid.affine(np.asarray(volume.affine, dtype=np.float64))
-    facts = slice_facts(volume, voxels, labels, _boxes(volume, grid), card.label_map)
+    facts = slice_facts(volume, voxels, labels, _boxes(volume, grid), card.label_map, affine)
     lesion = _lesion(volume, labels, card)
     record = VolumeRecord(
         volume_id=volume_id,
@@ -157,7 +157,5 @@ def curate_volume(
         content_md5=content_md5(arrays),
         **asdict(volume.acquisition),
     )
-    description = describe(
-        volume_id, volume.acquisition, card.anatomy, voxels, labels, card.label_map, affine, facts, lesion
-    )  # fmt: skip
+    description = describe(volume_id, volume.acquisition, card.anatomy, volume.report, facts, lesion)
     return CuratedVolume(record=record, description=description, facts=facts)

@@ -31,7 +31,7 @@ BOX_COLUMNS = ("slice", "study_level", "x", "y", "width", "height", "label")
 DATASETS = ("kspace", "reconstruction_rss", "reconstruction_esc", "mask")
 ACQUISITION = re.compile(r"(?:AX|COR|SAG)(?:T1|T2|PD|FLAIR|DIFF)(?:FS)?(?:PRE|POST)?(?:_FBK)?")
 """fastMRI's names of acquisitions. Other text in this attribute is not copied: it may name the patient."""
-SEQUENCES = {"T1": "T1-weighted", "T2": "T2-weighted", "FLAIR": "FLAIR", "PD": "PD-weighted"}
+SEQUENCES = {"T1": "T1-weighted", "T2": "T2-weighted", "FLAIR": "T2-FLAIR", "PD": "PD-weighted"}
 
 
 def check(path: Path) -> None:
