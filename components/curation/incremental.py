@@ -26,6 +26,7 @@ from components.curation.single import CardFacts, CuratedVolume, curate_volume
 from components.curation.splits import Patient, split_patients
 from components.curation.store import VolumeStore
 from components.curation.tables import DESCRIPTIONS, INSTRUCTIONS, SPLITS, TABLES, VOLUMES, read_column, write_table
+from components.curation.visual import add_visual, prune
 from components.errors import BadInput, JobFailed, OmniMRIError
 from components.files import atomic_file, read_json, write_json
 from components.ingestion.volume import SourceSeries
@@ -243,7 +244,11 @@ def curate(data: Path, cards: list[DatasetCard], out: Path, settings: CurationSe
     (out / SUMMARY).unlink(missing_ok=True)
     _remove(store, doomed)
     facts = {card.id: card_facts(card) for card in cards}
-    summary = write_corpus(out, (_load(store, job.volume_id) for job in jobs), facts, settings, inputs)
+    curated = [_load(store, job.volume_id) for job in jobs]
+    prune(out, {one.record.content_md5 for one in curated})
+    if settings.visual:
+        curated, _ = add_visual(curated, store, out, settings.visual)
+    summary = write_corpus(out, curated, facts, settings, inputs)
     _warn_of_empty_splits(summary, settings)
     new = {job.volume_id for job in missing}
     kept_new = sum(record in new for record in read_column(out, VOLUMES, "volume_id"))
