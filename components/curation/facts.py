@@ -24,6 +24,8 @@ CONTENT_SHARE = 0.1
 """A slice shows something if it has at least this share of what the richest slice of the volume has."""
 FOREGROUND = 0.1
 """Signal above this (99.5th percentile = 1) counts as tissue."""
+SIGNAL = 0.02
+"""Signal above this is more than air."""
 MIDLINE = 0.05
 """A lesion whose centre is nearer to the body's middle than this share of its width is in the midline."""
 MIDLINE_ANATOMIES = ("brain", "head", "prostate", "pelvis", "abdomen", "liver", "spine", "neck", "chest", "heart", "cardiac")
@@ -239,6 +241,21 @@ def slice_facts(
         findings=[] if by_slice else [Finding(name=finding, present=is_in) for finding, is_in in sorted(volume.diagnosis.items())],
         measures=measures(voxels, labels, label_map, affine, sided) if labels is not None else [],
     )
+
+
+def annotated_on_tissue(
+    voxels_DHW: NDArray[np.float32], labels_DHW: NDArray[np.uint8] | None, boxes: dict[int, list[BoxRecord]]
+) -> float | None:
+    """Share of labelled (where there are none, of boxed) pixels that show signal: near 0 for what is flipped or shifted."""
+    if labels_DHW is not None and labels_DHW.any():
+        return float(np.mean(voxels_DHW[labels_DHW > 0] > SIGNAL))
+    rows, columns = voxels_DHW.shape[1] / GRID, voxels_DHW.shape[2] / GRID
+    inside = [
+        (voxels_DHW[index, int(b.row0 * rows) : int(b.row1 * rows) + 1, int(b.col0 * columns) : int(b.col1 * columns) + 1] > SIGNAL)
+        for index, found in boxes.items()
+        for b in found
+    ]
+    return float(np.concatenate([one.ravel() for one in inside]).mean()) if inside else None
 
 
 def midline_in_view(anatomy: str | None) -> bool:

@@ -70,8 +70,9 @@ def volume_id(series: SourceSeries, card_digest: str, settings: CurationSettings
 def card_facts(card: DatasetCard) -> CardFacts:
     """What curation takes from a card."""
     return CardFacts(
-        dataset_id=card.id, name=card.name, anatomy=card.anatomy, synthetic=card.synthetic, label_map=dict(card.label_map or {})
-    )
+        dataset_id=card.id, name=card.name, anatomy=card.anatomy, synthetic=card.synthetic, label_map=dict(card.label_map or {}),
+        tasks=card.tasks, patients=card.patients, volumes=card.volumes,
+    )  # fmt: skip
 
 
 def _sidecar(store: VolumeStore, volume_id: str) -> Path:

@@ -41,6 +41,9 @@ class VolumeRecord(Row):
     has_kspace: bool = Field(description="array 'kspace' (D, H, W) complex64 single-coil, in the same scale, is in the store")
     has_labels: bool = Field(description="array 'labels' (D, H, W) uint8 is in the store")
     label_values: list[int] = Field(description="non-zero label values present")
+    annotated_on_tissue: float | None = Field(
+        default=None, description="share of labelled (else boxed) pixels that show signal; None = no annotation"
+    )
     modality: str
     sequence: str | None
     plane: str | None

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.descriptions import describe
-from components.curation.facts import SliceFacts, normalised_box, slice_facts
+from components.curation.facts import SliceFacts, annotated_on_tissue, normalised_box, slice_facts
 from components.curation.records import BoxRecord, DescriptionRecord, Row, VolumeRecord
 from components.curation.resampling import PlaneGrid, resample
 from components.curation.store import STORED, ArrayName, VolumeStore
@@ -38,6 +38,9 @@ class CardFacts(Row):
     anatomy: str | None
     synthetic: bool
     label_map: dict[int, str]
+    tasks: tuple[str, ...] = ()
+    patients: int | None = None
+    volumes: int | None = None
 
 
 class CuratedVolume(Row):
@@ -129,7 +132,8 @@ def curate_volume(
         store.write(volume_id, name, values)
     voxels, labels = arrays["voxels"].astype(np.float32), arrays.get("labels")
     affine = grid.affine(np.asarray(volume.affine, dtype=np.float64))
-    facts = slice_facts(volume, voxels, labels, _boxes(volume, grid), card.label_map, affine)
+    boxes = _boxes(volume, grid)
+    facts = slice_facts(volume, voxels, labels, boxes, card.label_map, affine)
     lesion = _lesion(volume, labels, card)
     record = VolumeRecord(
         volume_id=volume_id,
@@ -153,6 +157,7 @@ def curate_volume(
         has_kspace="kspace" in arrays,
         has_labels=labels is not None,
         label_values=[int(value) for value in np.unique(labels) if value] if labels is not None else [],
+        annotated_on_tissue=annotated_on_tissue(voxels, labels, boxes),
         lesion=lesion,
         content_md5=content_md5(arrays),
         **asdict(volume.acquisition),

@@ -66,16 +66,19 @@ class LocalModel:
     def __init__(self, settings: VisualSettings) -> None:
         folder = Path(str(settings.folder))
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
             self.images = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-            model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="auto")
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype="auto"
+            )
         except (OSError, ValueError) as error:
             raise BadInput(
                 f"no checkpoint of a vision-language model ({type(error).__name__})", where=str(folder),
                 remedy="put a Qwen-VL checkpoint in safetensors there, with its tokenizer and image processor",
             ) from None  # fmt: skip
+        self.tokenizer = tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.to(self.device).eval()
+        self.model: Any = model.to(self.device).eval()
         self.characters = settings.field_characters
         self.vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
         self.guide = llguidance.hf.from_tokenizer(self.tokenizer, n_vocab=self.vocabulary)
