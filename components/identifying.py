@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
-_NAMED = r"\w\^\w|\S+@\S+\.\S+|\b\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b"
+_NAMED = r"\w\^\w|\S+@\S+\.\S+|(?<![0-9A-Za-z])\d{1,2}[./-]\d{1,2}[./-]\d{2,4}(?![0-9A-Za-z])"
 _TITLED = r"\b(?:Mr|Mrs|Ms|Dr|Prof)\.? [A-Z][a-z]+"
 _PHONE = r"\+?\(?\d{2,4}\)?[ /-]\d{3,4}[ -]\d{3,4}"
 IDENTIFYING = (

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
 from components.curation.instructions import IMAGE_RESPONSE, MASK_RESPONSE
@@ -92,6 +93,7 @@ def _volume_row(corpus: Corpus, volume: VolumeRecord, sides: dict[tuple[str, str
     labelled = bool(set(lesion_values(label_map)) & set(volume.label_values))
     names = [volume.dataset_id, volume.series_id, *volume.source_files]
     row |= {
+        "affine": _oriented(affine, volume.slices),
         "header_numbers_finite": all(math.isfinite(value) for value in header),  # expectations take NaN for missing: passed over
         "statistics_known": all(isinstance(row[name], float) and not math.isnan(row[name]) for name in STATISTICS),
         "dataset_known": facts is not None,
@@ -114,6 +116,14 @@ def _volume_row(corpus: Corpus, volume: VolumeRecord, sides: dict[tuple[str, str
         "side_agrees": len(sides[volume.dataset_id, volume.patient_id]) <= 1,
     }
     return row
+
+
+def _oriented(affine: NDArray[np.float64], slices: int) -> list[float]:
+    """The affine in 16 numbers; of a single slice, which leads nowhere, the slice axis is turned to where it belongs."""
+    turned = affine.copy()
+    if slices == 1 and np.linalg.det(affine[:3, :3]) > 0:
+        turned[:3, 0] *= -1
+    return [float(value) for value in turned.ravel()]
 
 
 def _anatomy_agrees(found: str | None, card: str | None) -> bool:
@@ -272,6 +282,8 @@ def _answer_as_known(one: InstructionRecord, volume: VolumeRecord) -> bool:
 
 def _phrasing_as_marked(one: InstructionRecord, volume: VolumeRecord) -> bool:
     """Whether the question is one of the kept phrasings exactly if it says so."""
+    if one.task not in PHRASINGS:
+        return True
     kept = PHRASINGS[one.task].held_out + (OPEN_DIAGNOSIS.held_out if one.task == "diagnosis" else ())
     scan = scan_name(volume.sequence, volume.plane, volume.anatomy)
     patterns = [re.escape(text).replace(r"\{scan\}", re.escape(scan)) for text in kept]

@@ -2,7 +2,7 @@
 
 A rule with a tolerance of 0 holds for every row or the corpus is refused: leakage, identity, broken references. Rules about what
 single scans may have wrong (a header in other units, a mask off the tissue) forgive the stated share: those rows go to the
-quarantine and are left out, the rest goes on. Ranges are those of clinical scanners; they catch wrong units (s for ms, gauss for T).
+quarantine and are left out, the rest goes on. Ranges are those of clinical scanners: they catch wrong units (s for ms).
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def cohort(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 @pytest.fixture(scope="module")
 def spoilt(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, set[str]], dict[str, str], Path]:
-    """(rule -> rows it reports, defect -> row it must be reported at, project) of a cohort with every defect planted, checked once."""
+    """(Rule -> rows it reports, defect -> row it must be reported at, project) of a cohort with every defect planted."""
     assert frames(_seen(cohort.corpus, cohort.tables))["volumes"]["shape_in_store"].all()
     tables = Tables(*(list(part) for part in vars(cohort.tables).values()))
     for defect in DEFECTS:
