@@ -16,6 +16,7 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
+from flows.commands.schema import schema
 from flows.environment import settle
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ models = typer.Typer(no_args_is_help=True, help="The registered models and their
 catalog = typer.Typer(no_args_is_help=True, help="The dataset cards.")
 app.add_typer(models, name="models")
 app.add_typer(catalog, name="catalog")
+app.add_typer(schema, name="schema")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]
@@ -128,13 +130,19 @@ def ingest(
 
 
 @app.command(epilog="Example: omnimri curate --profile demo --json")
-def curate(profile: ProfileOption = "demo", overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def curate(
+    profile: ProfileOption = "demo",
+    overrides: SetOption = None,
+    preview: Annotated[int, typer.Option(min=0, help="also write an HTML page with so many samples of each kind")] = 0,
+    as_json: JsonOption = False,
+) -> None:
     """Bring the curated corpus up to date with data/ and validate it."""
     settings = _settings(profile, overrides)
-    from flows.curate import curate_corpus
+    from flows.curate import curate_corpus, preview_corpus
     from flows.output import emit, relative
 
     report, validation = curate_corpus(settings)
+    page = preview_corpus(preview) if preview else None
     if as_json:
         emit(report)
         return
@@ -143,16 +151,25 @@ def curate(profile: ProfileOption = "demo", overrides: SetOption = None, as_json
         f"{report.volumes_removed} removed; {report.instructions} instructions; {report.seconds:.1f} s"
     )
     print(f"Data Docs: {relative(validation.data_docs)}")
+    if validation.quarantined:
+        print("left out: " + ", ".join(f"{count} {table}" for table, count in validation.quarantined.items()))
+    if page:
+        print(f"preview: {relative(page)}")
 
 
 @app.command(epilog="Example: omnimri validate")
-def validate(as_json: JsonOption = False) -> None:
-    """Hold every curated table against its expectations."""
+def validate(
+    accept_drift: Annotated[
+        str | None, typer.Option(help="why the data may differ from the last accepted version; recorded")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold every curated table against its rules."""
     from components.validation import validate as validate_tables
     from flows.output import emit, relative
 
     home = Home.open()
-    report = validate_tables(home.curated, home.validation)
+    report = validate_tables(home.curated, home.validation, accept_drift)
     if as_json:
         emit(report)
     else:

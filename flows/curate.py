@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow, get_run_logger, task
 
 from components.catalog import load_card
 from components.curation import curate
+from components.curation.corpus import Corpus
+from components.curation.preview import write_preview
 from components.curation.records import CurationReport
 from components.home import Home
 from components.settings import Settings
@@ -42,3 +46,9 @@ def curate_corpus(settings: Settings) -> tuple[CurationReport, ValidationReport]
     validation = validate_corpus()
     validation.require()
     return curation, validation
+
+
+def preview_corpus(count: int) -> Path:
+    """Write the page with samples of what was curated (``curated/preview.html``)."""
+    home = Home.open()
+    return write_preview(Corpus.open(home.curated), home.curated / "preview.html", count)
