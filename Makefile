@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/omnimri run --profile demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: install
 	$(BIN)/ruff check .
@@ -37,6 +37,7 @@ ui: install
 bench: install
 	$(BIN)/python -m benchmarks.window_attention
 	$(BIN)/python -m benchmarks.moe
+	$(BIN)/python -m benchmarks.text
 
 kernels-table: install
 	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv

@@ -29,6 +29,11 @@ class Home:
         return cls(root=root, data=data)
 
     @property
+    def cards(self) -> Path:
+        """The user's own dataset cards; ``OMNIMRI_CARDS`` moves it."""
+        return Path(os.environ.get("OMNIMRI_CARDS", self.root / "cards")).expanduser().resolve()
+
+    @property
     def sources(self) -> Path:
         """Source folders that the demo builds (as a download would leave them, before ingestion)."""
         return self.root / "sources"

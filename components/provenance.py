@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -41,12 +42,13 @@ def code_digest(*packages: str) -> str:
 
 
 def git_commit() -> str:
-    """Commit of the checkout, with ``+dirty`` where tracked files differ, or ``"unknown"`` outside of git."""
+    """Commit of the checkout, with ``+dirty`` where tracked files differ, or outside of git what an image's
+    build says (``OMNIMRI_COMMIT``), or ``"unknown"``."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
         state = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=no"], cwd=REPOSITORY, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("OMNIMRI_COMMIT", "unknown")
     return head.stdout.strip() + ("+dirty" if state.stdout.strip() else "")

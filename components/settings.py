@@ -35,7 +35,7 @@ class Section(BaseModel):
 class DatasetSettings(Section):
     """One dataset of a run."""
 
-    card: str = Field(description="id of the dataset card (components/catalog/cards/<id>.yaml)")
+    card: str = Field(description="id of the dataset card: one of components/catalog/datasets, or of your own")
     path: Path | None = Field(default=None, description="source folder; none = the sample that OmniMRI can build itself")
 
 
@@ -102,6 +102,14 @@ class ModelSettings(Section):
     tokenizer: Path | None = Field(default=None, description="local folder of a Qwen2.5 tokenizer; none = train one on the corpus")
     backbone: Path | None = Field(default=None, description="local folder of a dense Qwen2.5 checkpoint to upcycle; none = random")
 
+    @model_validator(mode="after")
+    def _speaks_the_language_of_its_backbone(self) -> ModelSettings:
+        if self.backbone is not None and self.tokenizer is None:
+            raise ValueError(
+                "backbone needs the tokenizer that it was trained with: set tokenizer too, most often to the same folder"
+            )
+        return self
+
 
 class MixtureSettings(Section):
     """Shares of the three data categories (Table 2 of the paper); they sum to 1."""
@@ -134,7 +142,7 @@ class StageSettings(Section):
 class TrainingSettings(Section):
     """The four stages and the engine that runs them."""
 
-    processes: int = Field(default=1, ge=1, description="processes (ranks) on this machine")
+    processes: int = Field(default=1, ge=1, description="processes (ranks), on this machine or over all nodes")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage")
     precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="arithmetic of forward and backward")
     vision_pretraining: StageSettings
@@ -146,6 +154,43 @@ class TrainingSettings(Section):
         """Settings of one stage."""
         stage: StageSettings = getattr(self, name)
         return stage
+
+
+class KubernetesSettings(Section):
+    """Where training jobs run with ``launcher: kubernetes``; docs/kubernetes.md explains each."""
+
+    namespace: str = Field(default="omnimri", description="namespace of the jobs")
+    context: str | None = Field(
+        default=None, description="context of the kubeconfig; none = inside the cluster, or the current one"
+    )
+    rendering: Literal["auto", "jobset", "job", "trainjob"] = Field(
+        default="auto", description="kind of object; auto = JobSet where the cluster has it, else an Indexed Job"
+    )
+    image: str = Field(default="omnimri:0.1.0", description="container image, best by digest")
+    nodes: int = Field(default=1, ge=1, description="machines; training.processes is shared out over them")
+    gpus_per_node: int = Field(default=0, ge=0, description="GPUs of each machine, one process each; 0 = train on the CPU")
+    cpu: str = Field(default="4", description="cores of each machine, as a Kubernetes quantity")
+    memory: str = Field(default="16Gi", description="memory of each machine")
+    shared_memory: str = Field(default="2Gi", description="size of /dev/shm, part of memory")
+    scratch: str = Field(default="20Gi", description="local disk of each machine")
+    volumes: dict[str, Path] = Field(
+        default={"omnimri-state": Path("/state")},
+        description="claims and where pods mount them; OMNIMRI_HOME lies on one, under the same path here and there",
+    )
+    environment: dict[str, str] = Field(default={}, description="environment variables of the pods")
+    secrets: tuple[str, ...] = Field(default=(), description="Secrets whose entries become environment variables of the pods")
+    pull_secrets: tuple[str, ...] = Field(default=(), description="Secrets for the image registry")
+    queue: str | None = Field(default=None, description="Kueue LocalQueue")
+    priority: str | None = Field(default=None, description="PriorityClass")
+    node_selector: dict[str, str] = Field(default={}, description="labels of the machines")
+    service_account: str = Field(default="training", description="of the pods; it needs no permissions")
+    time_limit_hours: float = Field(default=72, gt=0, description="after which a job is ended, hours")
+    grace_s: int = Field(default=120, ge=1, description="for a checkpoint before a pod is killed, seconds")
+    restarts: int = Field(default=3, ge=0, description="of processes in their place, and of failed pods")
+    resumptions: int = Field(default=3, ge=0, description="of a job that an eviction, a preemption or a lost machine has ended")
+    pending_limit_min: float = Field(default=30, gt=0, description="wait for a machine, minutes")
+    image_limit_min: float = Field(default=5, gt=0, description="wait for an image, minutes")
+    keep_hours: float = Field(default=24, ge=0, description="for which an ended job stays listed, hours")
 
 
 class EvaluationSettings(Section):
@@ -169,12 +214,13 @@ class Settings(Section):
 
     profile: str = Field(description="name, for people")
     seed: int = Field(default=20260101, description="seed of everything that is random")
-    launcher: Literal["local"] = Field(default="local", description="where training jobs run")
+    launcher: Literal["local", "kubernetes"] = Field(default="local", description="where training jobs run")
     datasets: tuple[DatasetSettings, ...]
     ingestion: IngestionSettings = IngestionSettings()
     curation: CurationSettings = CurationSettings()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings
+    kubernetes: KubernetesSettings = KubernetesSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     registry: RegistrySettings = RegistrySettings()
 

@@ -6,7 +6,9 @@ failed job or gate, 2 on bad usage or bad input. Libraries are imported inside c
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +18,9 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
+from flows.commands import catalog
+from flows.commands.data import data
+from flows.commands.jobs import jobs, placement, print_objects
 from flows.commands.schema import schema
 from flows.environment import settle
 
@@ -26,14 +31,29 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help="One model for the MRI workflow."
 )
 models = typer.Typer(no_args_is_help=True, help="The registered models and their promotion.")
-catalog = typer.Typer(no_args_is_help=True, help="The dataset cards.")
 app.add_typer(models, name="models")
-app.add_typer(catalog, name="catalog")
+app.add_typer(catalog.app, name="catalog")
+app.add_typer(data, name="data")
+app.add_typer(jobs, name="jobs")
 app.add_typer(schema, name="schema")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]
+LauncherOption = Annotated[str | None, typer.Option("--launcher", help="where training runs: local or kubernetes")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the objects that a cluster would get, and do nothing")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+
+
+@app.callback()
+def options(
+    cards: Annotated[Path | None, typer.Option(help="folder of your own dataset cards; default: cards/ in OMNIMRI_HOME")] = None,
+) -> None:
+    """One model for the MRI workflow."""
+    if cards is None:
+        return
+    if not cards.is_dir():
+        raise BadInput("no such folder", where=f"--cards {cards}", remedy="name the folder that holds your cards (*.yaml)")
+    os.environ["OMNIMRI_CARDS"] = str(cards.resolve())
 
 
 class PromotionTarget(StrEnum):
@@ -43,14 +63,30 @@ class PromotionTarget(StrEnum):
     production = "production"
 
 
+class TaskRunnerName(StrEnum):
+    """Where volumes are made: processes of this machine, or a Dask cluster."""
+
+    processes = "processes"
+    dask = "dask"
+
+
 def _settings(profile: str, overrides: list[str] | None) -> Settings:
     return load_settings(profile, overrides)
 
 
 @app.command(epilog="Example: omnimri run --profile demo --set training.instruction_tuning.steps=400")
-def run(profile: ProfileOption = "demo", overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def run(
+    profile: ProfileOption = "demo",
+    overrides: SetOption = None,
+    launcher: LauncherOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Run the whole chain; re-running does only what changed."""
-    settings = _settings(profile, overrides)
+    settings = _settings(profile, [*(overrides or []), *([f"launcher={launcher}"] if launcher else [])])
+    if dry_run:
+        print_objects(settings, STAGES[-1], as_json)
+        return
     from flows.output import emit
     from flows.pipeline import pipeline
 
@@ -105,11 +141,12 @@ def ingest(
     dataset: Annotated[str, typer.Argument(help="id of the dataset card")],
     path: Annotated[Path, typer.Argument(help="source folder, read only")],
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="end with 1 if any input is in quarantine")] = False,
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read, de-identify, quarantine and version one dataset."""
+    """Read, de-identify, quarantine and version one dataset; what is left out is counted, and listed in its quarantine.json."""
     if not path.is_dir():
         raise BadInput("no such folder", where=str(path), remedy="name the folder that holds the dataset's files")
     settings = _settings(profile, overrides).ingestion.model_copy(update={"workers": workers})
@@ -120,13 +157,23 @@ def ingest(
     (report,), version = ingest_datasets((DatasetSettings(card=dataset, path=path.resolve()),), settings)
     if as_json:
         emit({"dataset": report, "data_digest": version.digest})
-        return
-    print(
-        f"{dataset}: {report.series} series of {report.patients} patients; {report.files_new} files new, "
-        f"{report.files_reused} reused, {report.files_removed} removed; data version {version.digest}"
-    )
-    if report.quarantined:
-        table("Quarantine", ["file", "reason", "remedy"], [[item.path, item.reason, item.remedy] for item in report.quarantined])
+    else:
+        print(
+            f"{dataset}: {report.series} series of {report.patients} patients; {report.files_new} files new, "
+            f"{report.files_reused} reused, {report.files_removed} removed, {report.files_ignored} ignored; "
+            f"{len(report.quarantined)} inputs in quarantine; data version {version.digest}"
+        )
+        if report.quarantined:
+            alike = Counter((item.kind, item.reason, item.remedy) for item in report.quarantined)
+            first = {(item.kind, item.reason, item.remedy): item.path for item in reversed(report.quarantined)}
+            rows = [
+                [str(count), kind, reason, remedy, first[kind, reason, remedy]] for (kind, reason, remedy), count in alike.items()
+            ]
+            table("Quarantine", ["inputs", "kind", "reason", "remedy", "first of them"], sorted(rows, key=lambda row: -int(row[0])))
+    if strict and report.quarantined:
+        raise GateRefused(
+            f"{len(report.quarantined)} inputs in quarantine", where=dataset, remedy=f"reasons: {report.root / 'quarantine.json'}"
+        )  # fmt: skip
 
 
 @app.command(epilog="Example: omnimri curate --profile demo --json")
@@ -134,6 +181,8 @@ def curate(
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
     preview: Annotated[int, typer.Option(min=0, help="also write an HTML page with so many samples of each kind")] = 0,
+    task_runner: Annotated[TaskRunnerName, typer.Option(help="where volumes are made")] = TaskRunnerName.processes,
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; none = a cluster made here")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the curated corpus up to date with data/ and validate it."""
@@ -141,7 +190,7 @@ def curate(
     from flows.curate import curate_corpus, preview_corpus
     from flows.output import emit, relative
 
-    report, validation = curate_corpus(settings)
+    report, validation = curate_corpus(settings, task_runner.value, scheduler)
     page = preview_corpus(preview) if preview else None
     if as_json:
         emit(report)
@@ -182,16 +231,24 @@ def train(
     stage: Annotated[str, typer.Option(help="1, 2, 3, 4 or all: train up to this stage")] = "all",
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
+    launcher: LauncherOption = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="machines of the cluster")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each machine, one process each")] = None,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the stages; an interrupted stage goes on from its last checkpoint, a finished one is reused."""
     if stage not in ("1", "2", "3", "4", "all"):
         raise BadInput("no such stage", where=f"--stage {stage}", remedy="1, 2, 3, 4 or all")
-    settings = _settings(profile, overrides)
+    until = STAGES[-1 if stage == "all" else int(stage) - 1]
+    settings = _settings(profile, [*(overrides or []), *placement(launcher, nodes, gpus)])
+    if dry_run:
+        print_objects(settings, until, as_json)
+        return
     from flows.output import emit, table
     from flows.train import train_stages
 
-    results = train_stages(settings, until=STAGES[-1 if stage == "all" else int(stage) - 1])
+    results = train_stages(settings, until=until)
     if as_json:
         emit(results)
         return
@@ -229,34 +286,62 @@ def evaluate(
     print(f"Report: {relative(report.report)}")
 
 
+class SamplerName(StrEnum):
+    """How the image decoder's flow is followed."""
+
+    euler = "euler"
+    heun = "heun"
+
+
 @app.command(epilog='Example: omnimri predict t1.nii.gz "Segment the white matter in this brain MRI." -o out')
 def predict(
     images: Annotated[
-        list[Path], typer.Argument(help="a NIfTI file, a DICOM folder or a fastMRI .h5; the last argument is the instruction")
+        list[Path], typer.Argument(help="NIfTI files, DICOM folders or fastMRI .h5 files; the last argument is the instruction")
     ],
     instruction: Annotated[str, typer.Argument(help="what to do, in words")],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for images and masks")] = Path("prediction"),
     model: Annotated[
         str, typer.Option(help="an MLflow model URI, or a folder saved with save_pretrained")
     ] = "models:/omnimri@staging",
+    samples: Annotated[int, typer.Option(min=1, help="draws that are averaged; from 2 on, uncertainty.nii is their deviation")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="steps of a draw; 1 is the conditional mean")] = 1,
+    sampler: Annotated[SamplerName, typer.Option(help="how a draw is made")] = SamplerName.euler,
     seed: Annotated[int, typer.Option(help="seed of the image sampler")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer an instruction about an image: text on standard output, images and masks as NIfTI in the input's geometry."""
+    """Answer an instruction about images: text on standard output, images and masks as NIfTI in the input's geometry."""
     for image in images:
         if not image.exists():
             raise BadInput("no such file or folder", where=str(image), remedy="name a .nii.gz, a DICOM folder or an .h5")
-    from components.inference import Predictor, resolve_model, save
+    from components.inference import Predictor, Sampling, resolve_model, save
     from flows.output import emit, relative
 
-    prediction = Predictor.load(resolve_model(model, Home.open().tracking_uri)).predict(images, instruction, seed=seed)
-    written = save(prediction, out)
+    predictor = Predictor.load(resolve_model(model, Home.open().tracking_uri))
+    sampling = Sampling(steps, sampler.value, samples, seed)
+    streamed: list[str] = []
+
+    def say(piece: str) -> None:
+        streamed.append(piece)
+        print(piece, end="", flush=True)
+
+    if len(images) == 1:
+        watched = sys.stdout.isatty() and not as_json
+        predictions, folders = [predictor.predict(images[0], instruction, sampling, say if watched else None)], [out]
+    else:
+        predictions = predictor.predict_many([(image, instruction) for image in images], sampling)
+        folders = [out / f"{number:03d}" for number in range(1, len(images) + 1)]
+    written = [save(prediction, folder) for prediction, folder in zip(predictions, folders, strict=True)]
     if as_json:
-        emit({"task": prediction.task, "text": prediction.text, "boxes": prediction.boxes, "files": written})
+        answers = [
+            {"task": prediction.task, "text": prediction.text, "boxes": prediction.boxes, "files": files}
+            for prediction, files in zip(predictions, written, strict=True)
+        ]
+        emit(answers[0] if len(answers) == 1 else {"answers": answers})
         return
-    print(prediction.text)
-    for path in written:
-        print(f"wrote {relative(path)}", file=sys.stderr)
+    for prediction, files in zip(predictions, written, strict=True):
+        print("" if streamed else prediction.text)
+        for path in files:
+            print(f"wrote {relative(path)}", file=sys.stderr)
 
 
 @app.command(epilog="Example: omnimri doctor")
@@ -271,32 +356,6 @@ def doctor(as_json: JsonOption = False) -> None:
     else:
         table("OmniMRI", ["what", "state", "found", "remedy"], [[f.name, f.state, f.detail, f.remedy] for f in findings])
     raise typer.Exit(int(any(finding.state == "fault" for finding in findings)))
-
-
-@catalog.command("list", epilog="Example: omnimri catalog list")
-def catalog_list(as_json: JsonOption = False) -> None:
-    """List the dataset cards."""
-    from components.catalog import list_cards
-    from flows.output import emit, table
-
-    cards = list_cards()
-    if as_json:
-        emit({"cards": cards})
-        return
-    table("Dataset cards", ["id", "name", "anatomy", "licence"], [[c.id, c.name, str(c.anatomy), str(c.licence)] for c in cards])
-
-
-@catalog.command("show", epilog="Example: omnimri catalog show icbm152-2009")
-def catalog_show(dataset: Annotated[str, typer.Argument(help="id of the card")], as_json: JsonOption = False) -> None:
-    """Show one dataset card."""
-    from components.catalog import load_card
-    from flows.output import emit, plain, table
-
-    card = load_card(dataset)
-    if as_json:
-        emit(card)
-        return
-    table(card.name, ["field", "value"], [[name, str(value)] for name, value in plain(card).items()])
 
 
 @models.command("list", epilog="Example: omnimri models list")

@@ -3,31 +3,74 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from prefect import flow, get_run_logger, task
+from prefect.futures import wait
 
 from components.catalog import load_card
 from components.curation import curate
 from components.curation.corpus import Corpus
+from components.curation.incremental import Job, Place, curate_job
 from components.curation.preview import write_preview
 from components.curation.records import CurationReport
 from components.home import Home
 from components.settings import Settings
 from components.validation import ValidationReport, validate
 
+TaskRunner = Literal["processes", "dask"]
+BATCH = 16
+"""Volumes of one task on a cluster: a task costs the scheduler more than a small volume does the worker."""
+
 
 @task(name="curate")
 def curate_volumes(settings: Settings) -> CurationReport:
     """Bring the corpus up to date with ``data/``; unchanged volumes are left alone."""
     home = Home.open()
-    cards = [load_card(dataset.card) for dataset in settings.datasets]
-    report = curate(home.data, cards, home.curated, settings.curation)
+    report = curate(home.data, [load_card(dataset.card) for dataset in settings.datasets], home.curated, settings.curation)
+    _say(report)
+    return report
+
+
+@task(name="curate some volumes", retries=1)
+def curate_batch(jobs: list[Job], place: Place) -> int:
+    """Curate some volumes on whatever machine this runs on; it must see ``data/`` and the corpus under the same paths."""
+    for job in jobs:
+        curate_job(job, place)
+    return len(jobs)
+
+
+@flow(name="curate on a cluster", validate_parameters=False)
+def curate_on_cluster(settings: Settings) -> CurationReport:
+    """As :func:`curate_volumes`, volumes being tasks of this flow's runner."""
+
+    def run(jobs: list[Job], place: Place) -> None:
+        batches = [jobs[start : start + BATCH] for start in range(0, len(jobs), BATCH)]
+        futures = [curate_batch.submit(batch, place) for batch in batches]
+        wait(futures)
+        for future in futures:
+            future.result()
+
+    home = Home.open()
+    report = curate(home.data, [load_card(dataset.card) for dataset in settings.datasets], home.curated, settings.curation, run)
+    _say(report)
+    return report
+
+
+def _on_dask(settings: Settings, scheduler: str | None) -> CurationReport:
+    from prefect_dask import DaskTaskRunner
+
+    local = {"n_workers": settings.curation.workers, "threads_per_worker": 1, "dashboard_address": None}
+    runner = DaskTaskRunner(address=scheduler) if scheduler else DaskTaskRunner(cluster_kwargs=local)
+    return curate_on_cluster.with_options(task_runner=runner)(settings)
+
+
+def _say(report: CurationReport) -> None:
     get_run_logger().info(
         "%d volumes (%d new, %d reused, %d removed), %d descriptions, %d instructions",
         report.volumes_total, report.volumes_new, report.volumes_reused, report.volumes_removed,
         report.descriptions, report.instructions,
     )  # fmt: skip
-    return report
 
 
 @task(name="validate")
@@ -40,9 +83,16 @@ def validate_corpus() -> ValidationReport:
 
 
 @flow(name="curate")
-def curate_corpus(settings: Settings) -> tuple[CurationReport, ValidationReport]:
-    """Curate, then validate; a corpus that fails its expectations stops here."""
-    curation = curate_volumes(settings)
+def curate_corpus(
+    settings: Settings, task_runner: TaskRunner = "processes", scheduler: str | None = None
+) -> tuple[CurationReport, ValidationReport]:
+    """Curate, then validate; a corpus that fails its expectations stops here.
+
+    Args:
+        task_runner: where volumes are made: in processes of this machine, or on a Dask cluster.
+        scheduler: its address; None = a cluster on this machine, for as long as the flow runs.
+    """
+    curation = _on_dask(settings, scheduler) if task_runner == "dask" else curate_volumes(settings)
     validation = validate_corpus()
     validation.require()
     return curation, validation

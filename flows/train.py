@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow, get_run_logger, task
 
 from components.home import Home
+from components.launching import open_launcher
 from components.settings import STAGES, Settings, StageName
 from components.training import StageResult, train_stage
 
@@ -13,7 +14,7 @@ from components.training import StageResult, train_stage
 def run_stage(stage: StageName, settings: Settings, parent: StageResult | None, parent_run_id: str | None) -> StageResult:
     """Train one stage, or find it already trained from the same inputs."""
     home = Home.open()
-    result = train_stage(stage, home.curated, settings, home, parent, parent_run_id)
+    result = train_stage(stage, home.curated, settings, home, parent, parent_run_id, open_launcher(settings))
     get_run_logger().info(
         "%s: loss %.3f -> %.3f in %d steps, %s",
         stage, result.first_loss, result.last_loss, result.steps, "reused" if result.reused else f"{result.seconds:.0f} s",

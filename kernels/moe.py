@@ -22,6 +22,10 @@ from kernels.dispatch import uses_triton
 Scoring = Literal["softmax", "sigmoid"]
 GROUPED_EXPERTS = 64
 """On a CPU, so many experts compute faster as grouped products than in a loop (benchmarks/results)."""
+FEW_TOKENS, SMALL_EXPERTS = 16, 2**18
+"""On a CPU, without gradients, up to so many tokens go faster through all experts than through their own, if all experts together
+have at most so many numbers in their second matrix (8 tokens, 4 experts of 128 x 256: 0.25 ms against 0.38 ms)."""
+Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,21 +103,96 @@ def experts_grouped(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, g
     order = experts_TK.flatten().argsort(stable=True)
     ends = F.one_hot(experts_TK.flatten(), len(down_EHI)).sum(0).cumsum(0).int()
     rows = _repeated(hidden_TH, experts_TK.shape[1])[order]
-    activation = _swiglu(F.grouped_mm(rows, gate_up_E2IH.transpose(1, 2), offs=ends))
-    return _combined(F.grouped_mm(activation, down_EHI.transpose(1, 2), offs=ends), order, weights_TK)
+    product = _grouped_mm if _grouped_fits(hidden_TH, down_EHI) else _grouped_op
+    activation = _swiglu(product(rows, gate_up_E2IH, ends))
+    return _combined(product(activation, down_EHI, ends), order, weights_TK)
+
+
+def experts_of_one(hidden_1H: Tensor, weights_1K: Tensor, experts_1K: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor) -> Tensor:
+    """As :func:`experts_reference` for a single token: nothing to sort, and only the chosen experts are touched."""
+    chosen = [F.linear(_swiglu(F.linear(hidden_1H, gate_up_E2IH[e])), down_EHI[e]) for e in experts_1K[0].tolist()]
+    return weights_1K.to(hidden_1H.dtype) @ torch.cat(chosen)
+
+
+def experts_dense(hidden_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor) -> Tensor:
+    """As :func:`experts_reference`, with every token through every expert, most of them counting zero: two products in all."""
+    activation_ETI = _swiglu(hidden_TH @ gate_up_E2IH.transpose(1, 2))
+    weights_TE = weights_TK.new_zeros(len(hidden_TH), len(down_EHI)).scatter_(1, experts_TK, weights_TK)
+    weighted_ETI = activation_ETI * weights_TE.t().unsqueeze(-1).to(hidden_TH.dtype)
+    return (weighted_ETI @ down_EHI.transpose(1, 2)).sum(0)
+
+
+def _cpu_experts(hidden_TH: Tensor, down_EHI: Tensor) -> Experts:
+    """The fastest form for training; in a traced graph the only one that reads no counts."""
+    many = len(down_EHI) >= GROUPED_EXPERTS and _grouped_fits(hidden_TH, down_EHI)
+    return experts_grouped if many or torch.compiler.is_compiling() else experts_reference
+
+
+def _cpu_experts_without_gradient(hidden_TH: Tensor, down_EHI: Tensor) -> Experts:
+    """The fastest form for generation, where a step has one token for each sequence."""
+    if torch.compiler.is_compiling() or len(hidden_TH) > FEW_TOKENS:
+        return _cpu_experts(hidden_TH, down_EHI)
+    if len(hidden_TH) == 1:
+        return experts_of_one
+    # In float16 an expert that nobody chose may overflow, and zero times that is not zero.
+    small = down_EHI.numel() <= SMALL_EXPERTS and down_EHI.dtype != torch.float16
+    return experts_dense if small else _cpu_experts(hidden_TH, down_EHI)
 
 
 def _grouped_fits(hidden_TH: Tensor, down_EHI: Tensor) -> bool:
-    """Whether ``grouped_mm`` serves: many experts or a traced graph, where counts cannot be read; dtypes and rows that it takes."""
-    traced = torch.compiler.is_compiling()
-    if not traced and len(down_EHI) < GROUPED_EXPERTS:
-        return False
-    known = (torch.bfloat16,) if traced else (torch.float32, torch.float16, torch.bfloat16)
+    """Whether ``grouped_mm`` takes these dtypes and rows; its fake kernel, which traces, knows bfloat16 only."""
+    known = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.float32, torch.float16, torch.bfloat16)
     return (
         hidden_TH.dtype == down_EHI.dtype
         and hidden_TH.dtype in known
         and all(size * hidden_TH.element_size() % 16 == 0 for size in down_EHI.shape[1:])
     )
+
+
+def _grouped_mm(rows_Si: Tensor, weight_Eoi: Tensor, ends_E: Tensor) -> Tensor:
+    return F.grouped_mm(rows_Si, weight_Eoi.transpose(1, 2), offs=ends_E)
+
+
+@torch.library.custom_op("omnimri::grouped_product", mutates_args=())
+def _grouped_op(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Each expert's matrix (E, o, i) times its own rows (S, i), (S, o): a loop that a traced graph does not look into."""
+    out, start = rows.new_empty(len(rows), weight.shape[1]), 0
+    for matrix, end in zip(weight.unbind(), ends.tolist(), strict=True):
+        torch.mm(rows[start:end], matrix.t(), out=out[start:end])
+        start = end
+    return out
+
+
+@_grouped_op.register_fake
+def _(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return rows.new_empty(len(rows), weight.shape[1])
+
+
+@torch.library.custom_op("omnimri::grouped_product_weight", mutates_args=())
+def _grouped_weight_op(dout: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
+    """Gradient of the matrices (E, o, i)."""
+    dweight, start = rows.new_empty(len(ends), dout.shape[1], rows.shape[1]), 0
+    for matrix, end in zip(dweight.unbind(), ends.tolist(), strict=True):
+        torch.mm(dout[start:end].t(), rows[start:end], out=matrix)
+        start = end
+    return dweight
+
+
+@_grouped_weight_op.register_fake
+def _(dout: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
+    return rows.new_empty(len(ends), dout.shape[1], rows.shape[1])
+
+
+def _grouped_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _grouped_differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, None]:
+    rows, weight, ends = ctx.saved_tensors
+    return _grouped_op(dout, weight.transpose(1, 2), ends), _grouped_weight_op(dout, rows, ends), None
+
+
+_grouped_op.register_autograd(_grouped_differentiate, setup_context=_grouped_setup)
 
 
 def _repeated(hidden_TH: Tensor, top_k: int) -> Tensor:
@@ -157,10 +236,8 @@ def moe(
         dtype = torch.get_autocast_dtype(hidden_TH.device.type)
         hidden_TH, gate_up_E2IH, down_EHI = hidden_TH.to(dtype), gate_up_E2IH.to(dtype), down_EHI.to(dtype)
     if not uses_triton(hidden_TH):
-        experts = experts_grouped if _grouped_fits(hidden_TH, down_EHI) else experts_reference
-        return _layer(
-            experts, hidden_TH, router_weight_EH, gate_up_E2IH, down_EHI, top_k, norm_topk_prob, scoring, expert_bias, valid_T
-        )
+        weights = router_weight_EH, gate_up_E2IH, down_EHI
+        return _layer(_cpu_experts(hidden_TH, down_EHI), hidden_TH, *weights, top_k, norm_topk_prob, scoring, expert_bias, valid_T)
     if not hidden_TH.dtype == gate_up_E2IH.dtype == down_EHI.dtype:
         dtypes = f"hidden states are {hidden_TH.dtype}, expert weights {gate_up_E2IH.dtype} and {down_EHI.dtype}"
         raise ValueError(f"{dtypes}: cast them to one dtype, or use torch.autocast")
@@ -170,6 +247,25 @@ def moe(
     )
     hidden, _ = _experts_op(hidden_TH, weights, gate_up_E2IH, down_EHI, order, place, ends)
     return MoEOutput(hidden, balance, z_loss, counts)
+
+
+def moe_hidden(
+    hidden_TH: Tensor,
+    router_weight_EH: Tensor,
+    gate_up_E2IH: Tensor,
+    down_EHI: Tensor,
+    top_k: int,
+    norm_topk_prob: bool = True,
+) -> Tensor:
+    """``moe(...).hidden_TH`` alone, (T, H), as generation needs it: without the losses, and on a CPU in the form for few tokens."""
+    weights = router_weight_EH, gate_up_E2IH, down_EHI
+    on_cpu = not uses_triton(hidden_TH) and not torch.is_autocast_enabled(hidden_TH.device.type)
+    if torch.is_grad_enabled() or not on_cpu:
+        return moe(hidden_TH, *weights, top_k, norm_topk_prob).hidden_TH
+    _check(hidden_TH, *weights, top_k, None, None)
+    routing = route(hidden_TH, router_weight_EH, top_k, norm_topk_prob)
+    experts = _cpu_experts_without_gradient(hidden_TH, down_EHI)
+    return experts(hidden_TH, routing.weights_TK, routing.experts_TK, gate_up_E2IH, down_EHI)
 
 
 def moe_reference(
@@ -225,7 +321,7 @@ def _check(
 
 
 def _layer(
-    experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+    experts: Experts,
     hidden_TH: Tensor,
     router_weight_EH: Tensor,
     gate_up_E2IH: Tensor,

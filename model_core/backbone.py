@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2MoeConfig
 from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention, Qwen2MoeRMSNorm
 
 from kernels.moe import MoEOutput
@@ -19,10 +20,9 @@ from model_core.moe import SparseMoeBlock
 
 
 @dataclass(frozen=True)
-class BackboneOutput:
-    """Normalised hidden states (B, L, H), router losses averaged over layers, and tokens per layer and expert."""
+class RouterOutput:
+    """Router losses, averaged over layers, and tokens by layer and expert."""
 
-    hidden_BLH: Tensor
     load_balance_loss: Tensor
     z_loss: Tensor
     counts_layers_E: Tensor
@@ -47,7 +47,7 @@ def qwen_config(config: OmniMRIConfig) -> Qwen2MoeConfig:
     )
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(GradientCheckpointingLayer):
     """Pre-norm attention and sparse feed-forward."""
 
     def __init__(self, config: Qwen2MoeConfig, index: int) -> None:
@@ -58,14 +58,19 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = Qwen2MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
-        self, hidden_BLH: Tensor, rotary: tuple[Tensor, Tensor], mask_B1LS: Tensor, valid_BL: Tensor, cache: Cache | None
-    ) -> tuple[Tensor, MoEOutput]:
-        """Hidden states of the next layer, and what the router did."""
+        self,
+        hidden_BLH: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask_B1LS: Tensor,
+        valid_BL: Tensor,
+        past_key_values: Cache | None = None,
+    ) -> tuple[Tensor, MoEOutput | None]:
+        """Hidden states of the next layer, and what the router did; with a cache, which is for generation, the former alone."""
         attended, _ = self.self_attn(
-            self.input_layernorm(hidden_BLH), position_embeddings=rotary, attention_mask=mask_B1LS, past_key_values=cache
+            self.input_layernorm(hidden_BLH), position_embeddings=rotary, attention_mask=mask_B1LS, past_key_values=past_key_values
         )
         hidden = hidden_BLH + attended
-        moved, routed = self.mlp(self.post_attention_layernorm(hidden), valid_BL)
+        moved, routed = self.mlp(self.post_attention_layernorm(hidden), valid_BL, routed=past_key_values is None)
         return hidden + moved, routed
 
 
@@ -87,21 +92,25 @@ class Backbone(nn.Module):
         mask_B1LS: Tensor,
         valid_BL: Tensor,
         cache: Cache | None = None,
-    ) -> BackboneOutput:
+    ) -> tuple[Tensor, RouterOutput | None]:
         """Run the layers.
 
         Args:
             positions_3BL: slice, row and column position of every token (:func:`positions`).
             mask_B1LS: bool, True = may attend (:func:`attention_mask`).
             valid_BL: bool, False = padding.
+
+        Returns:
+            Normalised hidden states (B, L, H), and what the routers did, which nobody asks for when there is a cache.
         """
         rotary = self._rotary(positions_3BL, embeddings_BLH.dtype)
         hidden, routed = embeddings_BLH, []
         for layer in self.layers:
-            hidden, output = layer(hidden, rotary, mask_B1LS, valid_BL, cache)
+            hidden, output = layer(hidden, rotary, mask_B1LS, valid_BL, past_key_values=cache)
             routed.append(output)
-        return BackboneOutput(
-            hidden_BLH=self.norm(hidden),
+        if cache is not None:
+            return self.norm(hidden), None
+        return self.norm(hidden), RouterOutput(
             load_balance_loss=torch.stack([output.load_balance_loss for output in routed]).mean(),
             z_loss=torch.stack([output.z_loss for output in routed]).mean(),
             counts_layers_E=torch.stack([output.counts_E for output in routed]),
@@ -114,9 +123,10 @@ class Backbone(nn.Module):
         """
         half = self.head_dim // 2
         frequency = self.theta ** (-torch.arange(half, dtype=torch.float32, device=positions_3BL.device) / half)
-        axis = torch.repeat_interleave(torch.arange(3), torch.tensor(self.sections)).to(positions_3BL.device)
-        angle_BLh = positions_3BL.float()[axis].permute(1, 2, 0) * frequency
-        angle = torch.cat([angle_BLh, angle_BLh], -1)
+        turned = [
+            axis_BL[..., None] * some for axis_BL, some in zip(positions_3BL.float(), frequency.split(self.sections), strict=True)
+        ]
+        angle = torch.cat([*turned, *turned], -1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -141,6 +151,14 @@ def positions(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) -> Tensor:
     zero = torch.zeros_like(index)
     inside = torch.stack([index // (height * width), index // width % height, index % width])
     return start + torch.where(is_image_BL, inside, zero)
+
+
+def position_of_last(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) -> Tensor:
+    """What :func:`positions` gives for the last token alone, (3, B, 1), where that is text: the step of a generation."""
+    depth, height, width = grid
+    text_B = (valid_BL & ~is_image_BL)[:, :-1].sum(-1)
+    blocks_B = is_image_BL.sum(-1) // (depth * height * width)
+    return (text_B + blocks_B * max(grid)).expand(3, -1)[..., None]
 
 
 def attention_mask(is_image_BL: Tensor, valid_BS: Tensor, bidirectional_B: Tensor, tokens: int) -> Tensor:

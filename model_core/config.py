@@ -23,6 +23,8 @@ class OmniMRIConfig(PreTrainedConfig):
             slice, row and column positions; they sum to half the head size.
         visual_target_size: size of the visual token that is predicted; flow_width, flow_depth: the head that predicts it.
         decoder_width: channels of the image decoder at full resolution; residual_scale: unit of the reconstruction's residual.
+        initializer_range: deviation of new weights, 1 / sqrt(hidden_size) unless given. The usual 0.02 is that of a width of 2500:
+            at 32 or 128, what the image adds to the text's states is then too small to be learnt from in hundreds of steps.
     """
 
     model_type = "omnimri"
@@ -61,7 +63,7 @@ class OmniMRIConfig(PreTrainedConfig):
         pad_token_id: int = 0,
         eos_token_id: int = 2,
         tie_word_embeddings: bool = True,
-        initializer_range: float = 0.02,
+        initializer_range: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -93,7 +95,7 @@ class OmniMRIConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.generate_image_token_id = generate_image_token_id
         self.seg_token_id = seg_token_id
-        self.initializer_range = initializer_range
+        self.initializer_range = hidden_size**-0.5 if initializer_range is None else initializer_range
         special: dict[str, Any] = {
             "pad_token_id": pad_token_id,
             "eos_token_id": eos_token_id,
@@ -134,15 +136,20 @@ class OmniMRIConfig(PreTrainedConfig):
         return (-(-depth // self.depth_pool) if depth > 1 else 1, height // stride, width // stride)
 
     @classmethod
-    def from_preset(cls, name: str, vocab_size: int, **special_ids: int) -> OmniMRIConfig:
+    def from_preset(cls, name: str, vocab_size: int | None = None, **others: Any) -> OmniMRIConfig:
         """One of the named sizes.
+
+        Args:
+            vocab_size: entries of the tokenizer; None = the preset's own (that of Qwen2.5's checkpoint, spare entries included).
+            others: ids of the special tokens, and whatever else is not as in the preset.
 
         Raises:
             ValueError: no such preset.
         """
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
-        return cls(vocab_size=vocab_size, **{**PRESETS[name], **special_ids})
+        vocabulary = {} if vocab_size is None else {"vocab_size": vocab_size}
+        return cls(**{**PRESETS[name], **vocabulary, **others})
 
     def _check(self) -> None:
         if len(self.vision_heads) != self.levels:
@@ -153,9 +160,9 @@ class OmniMRIConfig(PreTrainedConfig):
             raise ValueError(f"connector_level {self.connector_level} must be a Swin level, 0 to {self.levels - 1}")
 
 
-_QWEN = {"rope_theta": 1e6, "connector_level": 3, "vision_width": 96, "vision_depths": (2, 2, 6, 2), "vision_heads": (3, 6, 12, 24),
-         "vision_window": (8, 8, 8), "mask_unit": 32, "num_experts": 8, "flow_width": 1024, "flow_depth": 6,
-         "decoder_width": 48}  # fmt: skip
+_QWEN = {"vocab_size": 151936, "rope_theta": 1e6, "connector_level": 3, "vision_width": 96, "vision_depths": (2, 2, 6, 2),
+         "vision_heads": (3, 6, 12, 24), "vision_window": (8, 8, 8), "mask_unit": 32, "num_experts": 8, "flow_width": 1024,
+         "flow_depth": 6, "decoder_width": 48}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
         "vision_width": 16, "vision_depths": (1, 1, 1), "vision_heads": (1, 2, 4), "vision_window": (2, 4, 4), "mask_unit": 8,
@@ -170,7 +177,7 @@ PRESETS: dict[str, dict[str, Any]] = {
              "moe_intermediate_size": 8960, "shared_expert_intermediate_size": 8960, "rope_sections": (16, 24, 24)},
     "7b": {**_QWEN, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
            "moe_intermediate_size": 18944, "shared_expert_intermediate_size": 18944, "rope_sections": (16, 24, 24),
-           "tie_word_embeddings": False},
+           "vocab_size": 152064, "tie_word_embeddings": False},
 }  # fmt: skip
 """Sizes by name. ``debug`` trains in seconds and ``demo`` in minutes on a CPU; the others have the backbone of that Qwen2.5 (the
 7-B one does not tie its embeddings; its expert width is that of the dense model, as upcycling needs)."""

@@ -1,26 +1,29 @@
 """OmniMRI: Swin encoder, connector, mixture-of-experts backbone, text head, visual-token head and image decoder in one model.
 
-Shape letters: B samples, D slices, H rows, W columns, L text and image tokens, V vocabulary, A answers.
+Shape letters: B samples, D slices, H rows, W columns, L text and image tokens, V vocabulary, A answers, K draws.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeTopKRouter
 from transformers.utils import ModelOutput
 
-from model_core.backbone import Backbone, BackboneOutput, attention_mask, positions
+from model_core.backbone import Backbone, RouterOutput, attention_mask, position_of_last, positions
 from model_core.config import OmniMRIConfig, Triple
+from model_core.flow import Sampler
 from model_core.heads.connector import Connector
 from model_core.heads.image_decoder import Conditions, ImageDecoder
 from model_core.heads.modulated import ZeroConv2d, ZeroLinear
 from model_core.heads.visual_tokens import VisualTarget, VisualTokenHead
+from model_core.sense import Measured
 from model_core.swin import SwinEncoder, WindowAttention
 
 
@@ -33,14 +36,14 @@ class OmniMRIOutput(ModelOutput):
         hidden_states: (B, L, hidden size), normalised.
         past_key_values: cache, where one was asked for.
         features: Swin features of the image, every level; None in a step that brings no image.
-        backbone: router losses and load.
+        backbone: router losses and load; None with a cache, where nobody learns.
     """
 
     logits: Tensor | None = None
     hidden_states: Tensor | None = None
     past_key_values: Cache | None = None
     features: list[Tensor] | None = None
-    backbone: BackboneOutput | None = None
+    backbone: RouterOutput | None = None
 
 
 class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -52,6 +55,9 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}  # noqa: RUF012 (transformers' own protocol)
     _supports_sdpa = True
+    _no_split_modules = ["DecoderLayer", "SwinBlock"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["visual_target"]  # noqa: RUF012 (what is predicted must not be rounded)
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: OmniMRIConfig) -> None:
         super().__init__(config)
@@ -63,6 +69,8 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.visual_head = VisualTokenHead(config)
         self.image_decoder = ImageDecoder(config)
         self.post_init()
+        # A visual token has no meaning without pixels: it is never an answer.
+        self.generation_config.suppress_tokens = [config.image_token_id]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -112,6 +120,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         image_grid: Triple | None = None,
+        logits_to_keep: int = 0,
         **_: Any,
     ) -> OmniMRIOutput:
         """Hidden states and logits of interleaved sequences.
@@ -122,6 +131,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: (B, 1, D, H, W); needed unless the cache holds the image already.
             visual_loss_B: bool, samples whose image block must stay causal; None = none.
             image_grid: grid of the visual tokens; taken from ``pixel_values`` where those are given.
+            logits_to_keep: logits of so many last tokens only; 0 = of all.
         """
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         valid_BL = valid.bool()
@@ -136,16 +146,19 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features = self.vision(pixel_values)
             tokens = self.connector(features)
             embeddings = place_images(embeddings, is_image, tokens)
-        causal_only = torch.zeros(len(input_ids), dtype=torch.bool) if visual_loss_B is None else visual_loss_B
-        allowed = attention_mask_of(is_image, valid_BL, ~causal_only.to(input_ids.device), grid)
-        where = positions(is_image, valid_BL, grid)[..., cached:]
-        output = self.backbone(embeddings, where, allowed[:, :, cached:], valid_BL[:, cached:], past_key_values)
+        if cached and cached + 1 == input_ids.shape[1]:  # a step of a generation: the last token sees all that is valid
+            where, allowed = position_of_last(is_image, valid_BL, grid), valid_BL[:, None, None]
+        else:
+            causal_only = torch.zeros(len(input_ids), dtype=torch.bool) if visual_loss_B is None else visual_loss_B
+            where = positions(is_image, valid_BL, grid)[..., cached:]
+            allowed = attention_mask_of(is_image, valid_BL, ~causal_only.to(input_ids.device), grid)[:, :, cached:]
+        hidden, routed = self.backbone(embeddings, where, allowed, valid_BL[:, cached:], past_key_values)
         return OmniMRIOutput(
-            logits=self.lm_head(output.hidden_BLH),
-            hidden_states=output.hidden_BLH,
+            logits=self.lm_head(hidden[:, -logits_to_keep:]),
+            hidden_states=hidden,
             past_key_values=past_key_values,
             features=features,
-            backbone=output,
+            backbone=routed,
         )
 
     def prepare_inputs_for_generation(  # type: ignore[override]
@@ -154,6 +167,8 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        use_cache: bool = True,
+        logits_to_keep: int = 0,
         **_: Any,
     ) -> dict[str, Any]:
         """What :meth:`forward` needs at a step of ``generate``: the whole sequence, from which positions follow, and the cache."""
@@ -165,57 +180,66 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "pixel_values": None if started else pixel_values,
             "image_grid": grid,
             "past_key_values": past_key_values,
-            "use_cache": True,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
         }
 
     @torch.no_grad()
-    def generate_text(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, max_new_tokens: int) -> Tensor:
-        """Greedy answer, new tokens only, (B, up to ``max_new_tokens``). ``input_ids`` are padded on the left."""
+    def generate_text(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, max_new_tokens: int, streamer: Any = None
+    ) -> Tensor:
+        """Greedy answer, new tokens only, (B, up to ``max_new_tokens``). ``input_ids`` are padded on the left. A transformers
+        ``streamer`` is given every token when it is made (a batch of one)."""
         generated = self.generate(  # type: ignore[misc]
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            streamer=streamer,
         )
         return generated[:, input_ids.shape[1] :]
 
     @torch.no_grad()
-    def generate_image(
+    def generate_images(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         pixel_values: Tensor,
         kind_B: Tensor,
-        kspace_BDHW: Tensor | None = None,
-        sampling_BDHW: Tensor | None = None,
+        measured: Measured | None = None,
+        seeds: Sequence[int] | None = None,
         steps: int = 1,
-        samples: int = 1,
-        generator: torch.Generator | None = None,
+        sampler: Sampler = "euler",
+        draws: int = 1,
     ) -> Tensor:
-        """The image or mask that the last ``<image>`` or ``<seg>`` token of each sequence stands for.
+        """Images or masks that the last ``<image>`` or ``<seg>`` token of each sequence stands for.
 
         Args:
             input_ids: (B, L), instruction and response up to that token.
             kind_B: TARGET_IMAGE | TARGET_MASK.
-            kspace_BDHW, sampling_BDHW: measured k-space and where it was measured (reconstruction).
-            steps, samples: Euler steps of a draw, and draws that are averaged; one step of one draw is the conditional mean.
+            measured: k-space that a reconstruction has to agree with.
+            seeds: one of each sample (its noise depends on nothing else); 0, 1, ... where not given.
+            steps, sampler: of a draw; one step is the conditional mean. draws: how many; their deviation is the uncertainty.
 
         Returns:
-            (B, 1, D, H, W) float32: magnitude image, or probability of the mask.
+            (K, B, 1, D, H, W) float32: magnitude images, or probabilities of the mask.
         """
         output = self(input_ids, attention_mask, pixel_values)
         assert output.hidden_states is not None and output.features is not None
-        space = pixel_values[:, 0]
         given = Conditions(
             pixel_values_B1DHW=pixel_values,
             features=output.features,
             query_BQ=self.query_states(input_ids, output.hidden_states),
             kind_B=kind_B,
-            kspace_BDHW=torch.zeros_like(space, dtype=torch.complex64) if kspace_BDHW is None else kspace_BDHW,
-            sampling_BDHW=torch.zeros_like(space, dtype=torch.bool) if sampling_BDHW is None else sampling_BDHW,
+            measured=measured or Measured.nothing(pixel_values),
         )
-        return self.image_decoder.sample(given, steps, samples, generator)
+        return self.image_decoder.sample(given, range(len(input_ids)) if seeds is None else seeds, steps, sampler, draws)
+
+    @torch.no_grad()
+    def generate_image(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, kind_B: Tensor, **how: Any) -> Tensor:
+        """Mean of the draws of :meth:`generate_images`, (B, 1, D, H, W)."""
+        return self.generate_images(input_ids, attention_mask, pixel_values, kind_B, **how).mean(0)
 
     def query_states(self, input_ids: Tensor, hidden_BLH: Tensor) -> Tensor:
         """Hidden state of the last ``<image>`` or ``<seg>`` token (of the first token where there is none), (B, hidden size)."""
@@ -260,3 +284,7 @@ def place_images(embeddings_BLH: Tensor, is_image_BL: Tensor, tokens_BNH: Tensor
     if not bool((counts == tokens_BNH.shape[1]).all()):
         raise ValueError(f"every sequence needs exactly one image of {tokens_BNH.shape[1]} tokens; found {counts.tolist()} places")
     return embeddings_BLH.masked_scatter(is_image_BL[..., None], tokens_BNH.to(embeddings_BLH.dtype))
+
+
+AutoConfig.register(OmniMRIConfig.model_type, OmniMRIConfig)
+AutoModelForImageTextToText.register(OmniMRIConfig, OmniMRIForConditionalGeneration)

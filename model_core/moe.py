@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeMLP, Qwen2MoeTopKRouter
 
-from kernels.moe import MoEOutput, moe
+from kernels.moe import MoEOutput, moe, moe_hidden
 
 
 class SparseMoeBlock(nn.Module):
@@ -21,17 +21,14 @@ class SparseMoeBlock(nn.Module):
         self.shared_expert = Qwen2MoeMLP(config, intermediate_size=config.shared_expert_intermediate_size)
         self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
 
-    def forward(self, hidden_BLH: Tensor, valid_BL: Tensor) -> tuple[Tensor, MoEOutput]:
-        """(B, L, H) and what the router did; ``valid_BL`` (bool) are the tokens that count."""
+    def forward(self, hidden_BLH: Tensor, valid_BL: Tensor, routed: bool = True) -> tuple[Tensor, MoEOutput | None]:
+        """(B, L, H) and what the router did, unless ``routed`` is False; ``valid_BL`` (bool) are the tokens that count in that."""
         hidden_TH = hidden_BLH.flatten(0, 1)
-        routed = moe(
-            hidden_TH,
-            self.gate.weight,
-            self.experts.gate_up_proj,
-            self.experts.down_proj,
-            self.top_k,
-            self.norm_topk_prob,
-            valid_T=valid_BL.flatten(),
-        )
+        weights = self.gate.weight, self.experts.gate_up_proj, self.experts.down_proj
+        if routed:
+            output = moe(hidden_TH, *weights, self.top_k, self.norm_topk_prob, valid_T=valid_BL.flatten())
+            chosen_TH = output.hidden_TH
+        else:
+            output, chosen_TH = None, moe_hidden(hidden_TH, *weights, self.top_k, self.norm_topk_prob)
         shared_TH = torch.sigmoid(self.shared_expert_gate(hidden_TH)) * self.shared_expert(hidden_TH)
-        return (routed.hidden_TH + shared_TH).view_as(hidden_BLH), routed
+        return (chosen_TH + shared_TH).view_as(hidden_BLH), output

@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, TARGET_NONE, ImageBatch, PairedBatch, SequenceBatch
+from model_core.flow import between
 from model_core.heads.image_decoder import Conditions
 from model_core.losses.contrastive import image_text, neighbouring_patches, standardised, volume_discrimination
 from model_core.losses.pixels import logit_normal_times, mean_per_sample, soft_dice_loss, structural_dissimilarity
 from model_core.losses.reduction import gather_with_gradient, global_mean
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration, OmniMRIOutput
+from model_core.sense import Measured
 
 LOAD_BALANCE_WEIGHT, Z_LOSS_WEIGHT = 0.01, 1e-3
 SHARE_OF_NOISE = 0.7
@@ -211,8 +213,7 @@ class MultimodalPretraining(Objective):
         hidden = hidden_BNH[rows].flatten(0, 1).repeat(self.draws, 1)
         place = model.visual_head.places(grid, tokens.device).repeat(int(rows.sum()) * self.draws, 1)
         time, noise = logit_normal_times(len(tokens), tokens.device), torch.randn_like(tokens)
-        noisy = (1 - time)[:, None] * tokens + time[:, None] * noise
-        error = (model.visual_head(noisy, time, hidden, place) - (noise - tokens)).square().mean(-1)
+        error = (model.visual_head(between(tokens, noise, time), time, hidden, place) - (noise - tokens)).square().mean(-1)
         counted = carries.any().float()  # a batch without visual loss still touches the head
         return global_mean(error.sum() * counted, error.new_tensor(float(len(error))) * counted)
 
@@ -245,14 +246,12 @@ class InstructionTuning(Objective):
             features=[level[rows] for level in output.features],
             query_BQ=model.query_states(batch.input_ids_BL, output.hidden_states)[rows],
             kind_B=batch.target_kind_B[rows],
-            kspace_BDHW=batch.kspace_BDHW[rows],
-            sampling_BDHW=batch.sampling_BDHW[rows],
+            measured=Measured(batch.kspace_BDHW[rows][:, None], batch.sampling_BDHW[rows]),
         )
         target = batch.target_B1DHW[rows]
         clean = model.image_decoder.target(target, given)
         time, noise = logit_normal_times(len(clean), clean.device, share_of_noise=SHARE_OF_NOISE), torch.randn_like(clean)
-        wide = time.view(-1, 1, 1, 1, 1)
-        prediction = model.image_decoder((1 - wide) * clean + wide * noise, time, given)
+        prediction = model.image_decoder(between(clean, noise, time), time, given)
         is_image, is_mask = given.kind_B == TARGET_IMAGE, given.kind_B == TARGET_MASK
         per_image = self._image_error(prediction, clean, target, given)
         per_mask = self._mask_error(prediction, target)

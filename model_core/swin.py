@@ -1,6 +1,7 @@
 """Swin encoder for slices and volumes: Video Swin (Liu et al., arXiv:2106.13230) with one-slice patches and merging in plane only.
 
-A slice is a volume of depth 1, and the same weights serve both.
+A slice is a volume of depth 1, and the same weights serve both. Any size is taken: an image is filled up with zeros at its far end
+to whole patches, an odd map before merging, and a map that windows do not divide by what the qkv projection makes of zeros.
 
 Shape letters: B samples, D slices, H rows, W columns (of voxels or tokens), c channels.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kernels.window_attention import window_attention
 from kernels.windows import Triple, bias_table_rows
@@ -33,7 +35,7 @@ class WindowAttention(nn.Module):
         return self.proj(window_attention(qkv, self.bias_table, self.window, self.shift, pad_qkv=pad))
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(GradientCheckpointingLayer):
     """Pre-norm block: window attention, then a two-layer perceptron."""
 
     def __init__(self, width: int, heads: int, window: Triple, shifted: bool) -> None:
@@ -86,13 +88,15 @@ class SwinEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(config.level_width(level)) for level in range(config.levels))
 
     def forward(self, pixel_values_B1DHW: Tensor, masked_BDHW: Tensor | None = None) -> list[Tensor]:
-        """Features of every level, normalised, (B, D, H / 2**l / patch, W / 2**l / patch, C * 2**l).
+        """Features of every level, normalised, (B, D, H / 2**l / patch, W / 2**l / patch, C * 2**l), sizes rounded up.
 
         Args:
             pixel_values_B1DHW: image or volume; any dtype, computed in that of the weights.
             masked_BDHW: bool on the grid of patches, True = hidden (masked image modelling).
         """
-        x = self.patch_embedding(pixel_values_B1DHW.to(self.patch_embedding.weight.dtype)).permute(0, 2, 3, 4, 1)
+        height, width = pixel_values_B1DHW.shape[-2:]
+        pixels = F.pad(pixel_values_B1DHW, (0, -width % self.patch, 0, -height % self.patch))
+        x = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).permute(0, 2, 3, 4, 1)
         if masked_BDHW is not None:
             x = torch.where(masked_BDHW[..., None], self.mask_token.to(x.dtype), x)
         features = []

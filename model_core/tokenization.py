@@ -68,7 +68,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Give a Qwen2.5 tokenizer the tokens that it lacks; Qwen2.5 has spare embedding rows for them."""
     missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
-    tokenizer.add_special_tokens({"additional_special_tokens": missing})
+    tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     return tokenizer
 
 

@@ -18,12 +18,23 @@ os.environ.update(
     DS_ACCELERATOR="cpu",
 )
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, each on a core of its own
+    torch.set_num_threads(1)
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported; only kernels.dispatch.interpreted() uses it
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that needs a GPU says so where there is none."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test that needs a GPU, or minutes, says so where it is left out."""
+    if not config.getoption("--run-slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --run-slow"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from components.curation.assembly import write_corpus
 from components.curation.corpus import STORE, Corpus
-from components.curation.incremental import write_corpus
 from components.curation.single import CardFacts, CuratedVolume, curate_volume
 from components.curation.store import VolumeStore
 from components.fourier import fft2c
@@ -63,11 +63,13 @@ def tiny_settings(matrix: int = 32) -> CurationSettings:
 def tiny_corpus(folder: Path, patients: int = 6, matrix: int = 32) -> Corpus:
     """Two volumes a patient (T1; T2 with k-space), a lesion in every second patient; three splits from 4 patients on."""
     settings, facts, store = tiny_settings(matrix), card(), VolumeStore(folder / STORE)
-    curated: list[CuratedVolume] = []
+    curated: dict[str, CuratedVolume] = {}
     for number in range(patients):
         for sequence in SEQUENCES:
             series = tiny_series(f"{number:02d}-{sequence[:2]}", f"p{number:012x}", "kspace" if sequence[:2] == "T2" else "nifti")
             volume = tiny_volume(number, sequence, lesion=number % 2 == 0, kspace=sequence[:2] == "T2", matrix=matrix)
-            curated.append(curate_volume(digest(series.series_id)[:32], volume, series, facts, settings, store))
-    write_corpus(folder, curated, {facts.dataset_id: facts}, settings, inputs="tiny")
+            name = digest(series.series_id)[:32]
+            curated[name] = curate_volume(name, volume, series, facts, settings, store)
+    records = [one.record for one in curated.values()]
+    write_corpus(folder, records, curated.__getitem__, {facts.dataset_id: facts}, settings, inputs="tiny")
     return Corpus.open(folder)

@@ -1,5 +1,5 @@
-"""Dataset cards: what each dataset is, whose it is, and how it lies on disk."""
+"""Dataset cards: what each dataset is, whose it is, where its figures are stated, and how it lies on disk."""
 
-from components.catalog.cards import DatasetCard, Layout, list_cards, load_card
+from components.catalog.cards import DatasetCard, Fault, Layout, Source, list_cards, load_card
 
-__all__ = ["DatasetCard", "Layout", "list_cards", "load_card"]
+__all__ = ["DatasetCard", "Fault", "Layout", "Source", "list_cards", "load_card"]

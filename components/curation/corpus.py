@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.curation.records import DescriptionRecord, InstructionRecord, Split, VolumeRecord
+from components.curation.slices import SliceTable
 from components.curation.store import VolumeStore
 from components.curation.tables import DESCRIPTIONS, INSTRUCTIONS, SPLITS, VOLUMES, read_table
 from components.errors import BadInput
@@ -87,6 +88,11 @@ class Corpus:
     def splits(self) -> dict[str, Split]:
         """patient_id -> split."""
         return {record.patient_id: record.split for record in read_table(self.root, SPLITS)}
+
+    @cached_property
+    def slices(self) -> SliceTable:
+        """Every slice of every volume, and what it shows."""
+        return SliceTable.read(self.root)
 
     @property
     def store(self) -> VolumeStore:

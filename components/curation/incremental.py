@@ -1,34 +1,35 @@
 """Bringing a curated corpus up to date with ``data/``: only what changed is curated, what vanished is removed.
 
-A volume's name is the digest of everything that decides its content: its source files (md5), the settings that shape its voxels,
-the code of curation and ingestion, and its dataset card. What is named already is there already. Each finished volume leaves its
-arrays and, last, a JSON sidecar in the store, so an interrupted run goes on where it stopped. The tables are made anew from the
-sidecars whenever the set of volumes, the settings or the code changed: that reads no voxels.
+A volume's name is the digest of everything that decides its content: the bytes of its source files (md5), the settings that shape
+its voxels, the code of curation and ingestion, and its dataset card. Whose it is and what its files are called are not among these,
+so an input that was renamed or moved to another patient costs new table rows and no voxel. What is named already is there already.
+Each finished volume leaves its arrays and, last, a JSON sidecar in the store, so an interrupted run goes on where it stopped.
 
-``corpus.json`` is written last and names the inputs; where they are the same, a run ends after reading the manifests.
+The volumes to be made can be made anywhere that sees ``data/`` and the corpus (:data:`Runner`): in processes of this machine, or on
+a cluster. Tables are made by :mod:`components.curation.assembly`. ``corpus.json`` is written last and names the inputs; where they
+are the same, a run ends after reading the manifests.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.curation.assembly import Previous, write_corpus
 from components.curation.corpus import STORE, SUMMARY
-from components.curation.instructions import make_instructions
-from components.curation.records import CurationReport, SplitRecord
+from components.curation.records import CurationReport, VolumeRecord
 from components.curation.single import CardFacts, CuratedVolume, curate_volume
-from components.curation.splits import Patient, split_patients
 from components.curation.store import VolumeStore
-from components.curation.tables import DESCRIPTIONS, INSTRUCTIONS, SPLITS, TABLES, VOLUMES, read_column, write_table
 from components.curation.visual import add_visual, prune
 from components.errors import BadInput, JobFailed, OmniMRIError
-from components.files import atomic_file, read_json, write_json
+from components.files import atomic_file, read_json
 from components.ingestion.volume import SourceSeries
 from components.progress import track
 from components.provenance import REPOSITORY, code_digest, digest, file_md5
@@ -37,9 +38,11 @@ from components.settings import CurationSettings
 if TYPE_CHECKING:
     from components.catalog import DatasetCard
 
-FEW = 3
+FEW = 16
 """So many volumes or fewer are curated in this process: starting others would take longer."""
-
+INFORMATIVE = {"name", "landing_page", "licence", "access", "rights", "doi", "region", "tasks", "patients", "scans", "volumes"}
+"""What a card says to people. An edit of it changes no volume."""
+_NAMES = ("patient_id", "series_id", "source_md5")
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +56,46 @@ class Job:
     card: DatasetCard
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where jobs find their sources and leave their volumes, and how they are curated; the same for all jobs of a run.
+
+    Attributes:
+        data: de-identified source files.
+        store: root of the volume store.
+    """
+
+    data: Path
+    store: Path
+    settings: CurationSettings
+
+
+Runner = Callable[[list[Job], Place], None]
+"""Makes volumes: when it returns, :func:`curate_job` has been called for every job."""
+
+
 def code_version() -> str:
     """Digest of the code that decides what a curated volume and its texts are."""
     return digest(code_digest("components/curation", "components/ingestion"), file_md5(REPOSITORY / "model_core" / "boxes.py"))
 
 
-def volume_id(series: SourceSeries, card_digest: str, settings: CurationSettings) -> str:
+def card_digest(card: DatasetCard) -> str:
+    """Digest of what a card decides of its volumes."""
+    return digest(card.model_dump(mode="json", exclude=INFORMATIVE))
+
+
+def volume_id(series: SourceSeries, card: str, settings: CurationSettings) -> str:
     """Content address of a curated volume, 32 hex characters.
 
-    Of the settings, only those that shape voxels count: another split or phrasing does not touch the store.
+    Of the files, the bytes, the role and what stands after the first dot of the name (which tells a label map from a tissue map)
+    count; of the settings, only those that shape voxels: another split or phrasing does not touch the store.
+
+    Args:
+        card: :func:`card_digest` of its card.
     """
-    identity = (series.dataset_id, series.patient_id, series.series_id, series.md5, card_digest)
-    return digest(*identity, settings.matrix, settings.pixel_mm, code_version())[:32]
+    parts = (series.files, series.labels, series.annotations)
+    content = [[[file.path.rpartition("/")[2].partition(".")[2], file.md5] for file in files] for files in parts]
+    return digest(series.reader, content, card, settings.matrix, settings.pixel_mm, code_version())[:32]
 
 
 def card_facts(card: DatasetCard) -> CardFacts:
@@ -75,23 +106,45 @@ def card_facts(card: DatasetCard) -> CardFacts:
     )  # fmt: skip
 
 
-def _sidecar(store: VolumeStore, volume_id: str) -> Path:
+def sidecar(store: VolumeStore, volume_id: str) -> Path:
+    """The JSON that says that a volume is in the store, and everything about it but its arrays and whose it is."""
     return store.path(volume_id, "voxels").with_name(f"{volume_id}.json")
 
 
-def _write_sidecar(store: VolumeStore, curated: CuratedVolume) -> None:
-    with atomic_file(_sidecar(store, curated.record.volume_id)) as temporary:
-        temporary.write_text(curated.model_dump_json())
+def load(store: VolumeStore, volume_id: str) -> CuratedVolume:
+    """What curation left of a volume; the names in its record are empty.
+
+    Raises:
+        BadInput: the sidecar is missing or damaged.
+    """
+    path = sidecar(store, volume_id)
+    try:
+        return CuratedVolume.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        raise BadInput("missing or damaged", where=path.name, remedy="remove it and run omnimri curate") from None
 
 
-def _curate_one(job: Job, data: Path, store_root: Path, settings: CurationSettings) -> None:
-    """Read, curate and store one volume; its sidecar is written last."""
+def named(record: VolumeRecord, series: SourceSeries) -> VolumeRecord:
+    """The record of a volume with the names of the series it is made of now."""
+    files = [file.path for file in (*series.files, *series.labels, *series.annotations)]
+    names = {name: getattr(series, name.replace("source_", "")) for name in _NAMES} | {"source_files": files}
+    return record if all(getattr(record, name) == value for name, value in names.items()) else record.model_copy(update=names)
+
+
+def curate_job(job: Job, place: Place) -> None:
+    """Read, curate and store one volume; its sidecar is written last.
+
+    Raises:
+        BadInput: its files cannot be read.
+        JobFailed: it could not be curated; the message names the series.
+    """
     from components.ingestion import read_volume
 
-    store = VolumeStore(store_root)
+    store = VolumeStore(place.store)
+    store.remove(job.volume_id)  # what a killed run left of it
     try:
-        volume = read_volume(data, job.series, job.card)
-        curated = curate_volume(job.volume_id, volume, job.series, card_facts(job.card), settings, store)
+        volume = read_volume(place.data, job.series, job.card)
+        curated = curate_volume(job.volume_id, volume, job.series, card_facts(job.card), place.settings, store)
     except OmniMRIError:
         raise
     except Exception as error:
@@ -99,95 +152,26 @@ def _curate_one(job: Job, data: Path, store_root: Path, settings: CurationSettin
             f"curation failed: {type(error).__name__}: {error}",
             where=f"{job.series.dataset_id}/{job.series.series_id}", remedy="ingest the dataset again; then curate",
         ) from error  # fmt: skip
-    _write_sidecar(store, curated)
+    nobody = curated.record.model_copy(update=dict.fromkeys(_NAMES, "") | {"source_files": []})
+    with atomic_file(sidecar(store, job.volume_id)) as temporary:
+        temporary.write_text(curated.model_copy(update={"record": nobody}).model_dump_json())
 
 
-def _curate_all(jobs: list[Job], data: Path, store_root: Path, settings: CurationSettings) -> None:
+def in_processes(jobs: list[Job], place: Place) -> None:
     """Curate in ``settings.workers`` processes. Fresh ones (spawn): this process may hold threads and locks of other libraries."""
-    if len(jobs) <= FEW or settings.workers == 1:
+    workers = min(place.settings.workers, len(jobs))
+    if len(jobs) <= FEW or workers == 1:
         for job in track(jobs, "curating"):
-            _curate_one(job, data, store_root, settings)
+            curate_job(job, place)
         return
-    workers = min(settings.workers, len(jobs))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_curate_one, job, data, store_root, settings) for job in jobs]
+        futures = [pool.submit(curate_job, job, place) for job in jobs]
         try:
             for future in track(futures, "curating"):
                 future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _without_duplicates(volumes: Iterable[CuratedVolume]) -> tuple[list[CuratedVolume], dict[str, str]]:
-    """The first series (by dataset and name) of every content, and the others: ``dataset/series`` -> the one that is kept.
-
-    The same image in another file format or transfer syntax would otherwise count twice, perhaps on both sides of a split.
-    """
-    kept: dict[str, CuratedVolume] = {}
-    left_out: dict[str, str] = {}
-    for curated in sorted(volumes, key=lambda v: (v.record.dataset_id, v.record.series_id)):
-        first = kept.setdefault(curated.record.content_md5, curated)
-        if first is not curated:
-            left_out[_series_name(curated)] = _series_name(first)
-    return list(kept.values()), left_out
-
-
-def _series_name(curated: CuratedVolume) -> str:
-    return f"{curated.record.dataset_id}/{curated.record.series_id}"
-
-
-def _with_splits(volumes: list[CuratedVolume], settings: CurationSettings) -> tuple[list[CuratedVolume], list[SplitRecord]]:
-    patients = (Patient(v.record.patient_id, v.record.dataset_id, v.record.lesion) for v in volumes)
-    splits = split_patients(patients, settings.validation_fraction, settings.test_fraction, settings.split_seed)
-    placed = [v.model_copy(update={"record": v.record.model_copy(update={"split": splits[v.record.patient_id]})}) for v in volumes]
-    return placed, [SplitRecord(patient_id=patient, split=split) for patient, split in splits.items()]
-
-
-def write_corpus(
-    out: Path, volumes: Iterable[CuratedVolume], cards: dict[str, CardFacts], settings: CurationSettings, inputs: str
-) -> dict[str, Any]:
-    """Write the four tables and ``corpus.json`` of curated volumes whose arrays are in the store; returns the summary.
-
-    Args:
-        inputs: digest of what the corpus was made from.
-    """
-    (out / SUMMARY).unlink(missing_ok=True)  # while the tables change there is no corpus, rather than half of one
-    kept, left_out = _without_duplicates(volumes)
-    placed, splits = _with_splits(kept, settings)
-    instructions = make_instructions(placed, cards, settings)
-    write_table(out, VOLUMES, [v.record for v in placed])
-    write_table(out, DESCRIPTIONS, [v.description for v in placed])
-    write_table(out, INSTRUCTIONS, instructions)
-    write_table(out, SPLITS, splits)
-    datasets = {name: facts.model_dump(mode="json") for name, facts in sorted(cards.items())}
-    tables = {table.name: digest(file_md5(table.path(out))) for table in TABLES}
-    summary = {
-        "inputs": inputs,
-        "digest": digest(tables, datasets),
-        "tables": tables,
-        "datasets": datasets,
-        "settings": settings.model_dump(mode="json", exclude={"workers"}),
-        "duplicates": left_out,
-        "counts": {
-            "volumes": len(placed),
-            "descriptions": len(placed),
-            "instructions": len(instructions),
-            "patients": len(splits),
-            "splits": {name: sum(record.split == name for record in splits) for name in ("train", "validation", "test")},
-        },
-    }
-    write_json(out / SUMMARY, summary)
-    return summary
-
-
-def _load(store: VolumeStore, volume_id: str) -> CuratedVolume:
-    return CuratedVolume.model_validate_json(_sidecar(store, volume_id).read_bytes())
-
-
-def _remove(store: VolumeStore, volume_ids: Iterable[str]) -> None:
-    for gone in volume_ids:
-        store.remove(gone)  # the sidecar lies beside the arrays
 
 
 def _warn_of_empty_splits(summary: dict[str, Any], settings: CurationSettings) -> None:
@@ -214,43 +198,58 @@ def _report(summary: dict[str, Any], new: int, removed: int, started: float) -> 
     )
 
 
-def curate(data: Path, cards: list[DatasetCard], out: Path, settings: CurationSettings) -> CurationReport:
+def _jobs(data: Path, cards: Iterable[DatasetCard], settings: CurationSettings) -> list[Job]:
+    from components.ingestion import list_series
+
+    jobs: list[Job] = []
+    for card in cards:
+        about = card_digest(card)
+        jobs += [Job(volume_id(series, about, settings), series, card) for series in list_series(data, card.id)]
+    return jobs
+
+
+def curate(
+    data: Path, cards: list[DatasetCard], out: Path, settings: CurationSettings, run: Runner = in_processes
+) -> CurationReport:
     """Bring the corpus under ``out`` up to date with the ingested datasets under ``data``.
 
     Args:
         data: de-identified source files, as ``omnimri ingest`` leaves them.
         cards: the datasets of the corpus; volumes of others are removed from it.
+        run: makes the volumes that are missing.
 
     Raises:
         BadInput: nothing is ingested of these datasets, or a file cannot be read.
         JobFailed: a volume could not be curated; the message names the series.
     """
-    from components.ingestion import list_series
-
     started = time.monotonic()
-    jobs: list[Job] = []
-    for card in cards:
-        card_digest = digest(card)
-        jobs += [Job(volume_id(series, card_digest, settings), series, card) for series in list_series(data, card.id)]
+    jobs = _jobs(data, cards, settings)
     if not jobs:
         raise BadInput("no ingested series", where=", ".join(card.id for card in cards), remedy="run omnimri ingest first")
-    inputs = digest(sorted(job.volume_id for job in jobs), settings.model_dump(mode="json", exclude={"workers"}), code_version())
+    facts = {card.id: card_facts(card) for card in cards}
+    made_by = digest(settings.model_dump(mode="json", exclude={"workers"}), code_version())
+    inputs = digest(sorted([job.volume_id, job.series.patient_id, job.series.series_id, job.series.md5] for job in jobs),
+                    {name: facts[name].model_dump(mode="json") for name in sorted(facts)}, made_by)  # fmt: skip
     if (out / SUMMARY).exists() and (summary := read_json(out / SUMMARY))["inputs"] == inputs:
         return _report(summary, new=0, removed=0, started=started)
     store = VolumeStore(out / STORE)
-    wanted = {job.volume_id for job in jobs}
+    wanted = {job.volume_id: job for job in reversed(jobs)}
     doomed = [present for present in store.volume_ids() if present not in wanted]
-    missing = [job for job in jobs if not _sidecar(store, job.volume_id).exists()]
-    _curate_all(missing, data, store.root, settings)
+    missing = [job for volume, job in wanted.items() if not sidecar(store, volume).exists()]
+    previous = Previous.open(out, made_by)
+    run(missing, Place(data, store.root, settings))
     (out / SUMMARY).unlink(missing_ok=True)
-    _remove(store, doomed)
-    facts = {card.id: card_facts(card) for card in cards}
-    curated = [_load(store, job.volume_id) for job in jobs]
-    prune(out, {one.record.content_md5 for one in curated})
+    for gone in doomed:
+        store.remove(gone)  # the sidecar lies beside the arrays
+    known = previous.records if previous else {}
+    records = [named(known.get(job.volume_id) or load(store, job.volume_id).record, job.series) for job in jobs]
+    prune(out, {record.content_md5 for record in records})
+    loaded = partial(load, store)
     if settings.visual:
-        curated, _ = add_visual(curated, store, out, settings.visual)
-    summary = write_corpus(out, curated, facts, settings, inputs)
+        described, _ = add_visual(map(loaded, wanted), store, out, settings.visual)
+        loaded = {one.record.volume_id: one for one in described}.__getitem__
+    summary = write_corpus(out, records, loaded, facts, settings, inputs, made_by, previous)
     _warn_of_empty_splits(summary, settings)
-    new = {job.volume_id for job in missing}
-    kept_new = sum(record in new for record in read_column(out, VOLUMES, "volume_id"))
-    return _report(summary, new=kept_new, removed=len(doomed), started=started)
+    duplicates = set(summary["duplicates"])
+    new = {job.volume_id for job in missing if f"{job.series.dataset_id}/{job.series.series_id}" not in duplicates}
+    return _report(summary, new=len(new), removed=len(doomed), started=started)

@@ -7,10 +7,13 @@ as many slices without a lesion as with one (or the other way round), chosen by 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from components.curation.descriptions import level
 from components.curation.differentials import differential
@@ -25,6 +28,8 @@ from components.settings import CurationSettings, TaskName
 from model_core.boxes import TextBox, format_boxes
 
 IMAGE_RESPONSE, MASK_RESPONSE = "<image>", "<seg>"
+PAIRED: tuple[TaskName, ...] = ("detection", "diagnosis")
+"""Tasks with a yes and a no, which are balanced."""
 _LARGEST_SEED = 2**31
 
 
@@ -166,28 +171,43 @@ def _report(curated: CuratedVolume, settings: CurationSettings) -> Iterator[Inst
         yield _ask(curated, "report", slice_index, report_text(curated.description, curated.record.anatomy), {})
 
 
-def _balanced(found: Iterable[tuple[str, bool, InstructionRecord]]) -> Iterator[InstructionRecord]:
-    """As many positive as negative records of each (dataset, split), the surplus left out in the order of their ids."""
-    groups: dict[tuple[str, str], dict[bool, list[InstructionRecord]]] = defaultdict(lambda: {True: [], False: []})
-    for dataset_id, positive, record in found:
-        groups[dataset_id, record.split][positive].append(record)
-    for group in groups.values():
-        count = min(len(group[True]), len(group[False]))
-        for records in group.values():
-            yield from sorted(records, key=lambda record: digest(record.volume_id, record.slice_index, record.sample_id))[:count]
+def candidates(curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> list[InstructionRecord]:
+    """Everything that can be asked about one volume whose record carries its split; a corpus takes a balanced part of it."""
+    pairs = (*_detection(curated, settings), *_diagnosis(curated, settings))
+    return [
+        *_reconstruction(curated, settings),
+        *_segmentation(curated, card, settings),
+        *_report(curated, settings),
+        *(record for _, record in pairs),
+    ]
 
 
-def make_instructions(
-    volumes: Iterable[CuratedVolume], cards: dict[str, CardFacts], settings: CurationSettings
-) -> list[InstructionRecord]:
-    """Every instruction of a corpus whose records carry their split, in the order of their ids."""
-    volumes = list(volumes)
-    records: list[InstructionRecord] = []
-    for curated in volumes:
-        records += _reconstruction(curated, settings)
-        records += _segmentation(curated, cards[curated.record.dataset_id], settings)
-        records += _report(curated, settings)
-    pairs: Callable[[CuratedVolume, CurationSettings], Iterator[tuple[bool, InstructionRecord]]]
-    for pairs in (_detection, _diagnosis):
-        records += _balanced((v.record.dataset_id, positive, record) for v in volumes for positive, record in pairs(v, settings))
-    return sorted(records, key=lambda record: record.sample_id)
+def balanced(candidates: pa.Table, datasets: dict[str, str]) -> NDArray[np.bool_]:
+    """Which candidates a corpus takes: all, but of detection and diagnosis as many with the finding as without.
+
+    By dataset and split; the surplus is left out in the order of the ids, which is a keyed order, never one by position.
+
+    Args:
+        candidates: rows of the instructions' form.
+        datasets: volume_id -> dataset_id.
+    """
+    task = candidates.column("task").to_numpy(zero_copy_only=False)
+    paired = np.flatnonzero(np.isin(task, PAIRED))
+    taken = np.ones(len(task), np.bool_)
+    taken[paired] = False
+    rows = candidates.select(["sample_id", "volume_id", "split", "task", "boxes", "positive"]).take(paired)
+    found = np.where(
+        rows.column("task").to_numpy(zero_copy_only=False) == "detection",
+        pc.list_value_length(rows.column("boxes")).to_numpy() > 0,
+        pc.fill_null(rows.column("positive"), False).to_numpy(zero_copy_only=False),
+    )
+    groups: dict[tuple[str, str, str], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    names = (rows.column(name).to_pylist() for name in ("volume_id", "split", "task"))
+    in_order = pc.sort_indices(rows.column("sample_id")).to_pylist()
+    keys = [(datasets[volume], split, kind) for volume, split, kind in zip(*names, strict=True)]
+    for row in in_order:
+        groups[keys[row]][bool(found[row])].append(row)
+    for without, with_finding in groups.values():
+        count = min(len(without), len(with_finding))
+        taken[paired[without[:count] + with_finding[:count]]] = True
+    return taken

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from components.curation.descriptions import describe
 from components.curation.facts import SliceFacts, annotated_on_tissue, normalised_box, slice_facts
@@ -49,6 +50,7 @@ class CuratedVolume(Row):
     record: VolumeRecord
     description: DescriptionRecord
     facts: SliceFacts
+    files: dict[ArrayName, str] = Field(description="array in the store -> MD5 of its file")
 
 
 def combine_coils(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -60,14 +62,18 @@ def combine_coils(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
     images = ifft2c(kspace)
     if kspace.shape[1] == 1:
         return images[:, 0]
+    return np.asarray((low_resolution_sensitivities(kspace).conj() * images).sum(axis=1), dtype=np.complex64)
+
+
+def low_resolution_sensitivities(kspace: NDArray[np.complex64], lines: int = SMOOTH_LINES) -> NDArray[np.complex64]:
+    """Coil images of the lowest ``lines`` frequencies of each axis, over their root-sum-of-squares: (D, coils, H, W)."""
     rows, columns = kspace.shape[-2:]
     low = np.zeros_like(kspace)
-    centre = tuple(slice(max(n // 2 - SMOOTH_LINES // 2, 0), n // 2 + SMOOTH_LINES // 2) for n in (rows, columns))
+    centre = tuple(slice(max(n // 2 - lines // 2, 0), n // 2 + lines // 2) for n in (rows, columns))
     low[..., centre[0], centre[1]] = kspace[..., centre[0], centre[1]]
     smooth = ifft2c(low)
     root = np.sqrt((np.abs(smooth) ** 2).sum(axis=1, keepdims=True))
-    sensitivity = smooth / np.maximum(root, np.finfo(np.float32).tiny)
-    return np.asarray((sensitivity.conj() * images).sum(axis=1), dtype=np.complex64)
+    return np.asarray(smooth / np.maximum(root, np.finfo(np.float32).tiny), dtype=np.complex64)
 
 
 def intensity_scale(magnitude: NDArray[np.floating[Any]]) -> float:
@@ -128,8 +134,7 @@ def curate_volume(
     _, rows, columns = volume.voxels.shape
     grid = PlaneGrid.centred((rows, columns), (row_mm, column_mm), settings.matrix, settings.pixel_mm)
     arrays, scale = gridded(volume, grid)
-    for name, values in arrays.items():
-        store.write(volume_id, name, values)
+    files = {name: store.write(volume_id, name, values) for name, values in arrays.items()}
     voxels, labels = arrays["voxels"].astype(np.float32), arrays.get("labels")
     affine = grid.affine(np.asarray(volume.affine, dtype=np.float64))
     boxes = _boxes(volume, grid)
@@ -163,4 +168,4 @@ def curate_volume(
         **asdict(volume.acquisition),
     )
     description = describe(volume_id, volume.acquisition, card.anatomy, volume.report, facts, lesion)
-    return CuratedVolume(record=record, description=description, facts=facts)
+    return CuratedVolume(record=record, description=description, facts=facts, files=files)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,6 +19,8 @@ from components.curation.records import DescriptionRecord, InstructionRecord, Ro
 from components.errors import BadInput
 from components.files import atomic_file
 
+BATCH, ROW_GROUP = 4096, 65536
+"""Rows that are Python objects at a time, and rows that are compressed together."""
 AnyRow = TypeVar("AnyRow", bound=Row)
 _SCALARS: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
@@ -69,12 +73,39 @@ def schema(row: type[Row]) -> pa.Schema:
     return pa.schema([pa.field(name, _arrow_type(field.annotation)) for name, field in row.model_fields.items()])
 
 
+def to_arrow(table: Table[AnyRow], rows: Iterable[AnyRow]) -> pa.Table:
+    """Rows as columns, a batch at a time: a whole table as Python objects would take ten times the memory of its columns."""
+    parts: list[pa.Table] = []
+    rows = iter(rows)
+    while batch := [row.model_dump() for row in islice(rows, BATCH)]:
+        parts.append(pa.Table.from_pylist(batch, schema=schema(table.row)))
+    return pa.concat_tables(parts) if parts else schema(table.row).empty_table()
+
+
+def write_arrow(root: Path, table: Table[Any], content: pa.Table) -> None:
+    """Write columns in the order of the table's key, atomically. The same rows give the same bytes, in whatever order they come."""
+    names = content.column(table.key)
+    row: type[Row] = table.row
+    in_order = content.take(pc.sort_indices(names)).cast(schema(row)).combine_chunks()
+    with atomic_file(table.path(root)) as temporary:
+        pq.write_table(in_order, temporary, compression="zstd", row_group_size=ROW_GROUP)
+
+
 def write_table(root: Path, table: Table[AnyRow], rows: Iterable[AnyRow]) -> None:
     """Write ``rows`` in the order of the table's key, atomically."""
-    plain = [row.model_dump() for row in sorted(rows, key=lambda row: str(getattr(row, table.key)))]
-    content = pa.Table.from_pylist(plain, schema=schema(table.row))
-    with atomic_file(table.path(root)) as temporary:
-        pq.write_table(content, temporary, compression="zstd")
+    write_arrow(root, table, to_arrow(table, rows))
+
+
+def read_arrow(root: Path, table: Table[Any], columns: list[str] | None = None) -> pa.Table:
+    """A table, or some of its columns, as columns.
+
+    Raises:
+        BadInput: no such table.
+    """
+    path = table.path(root)
+    if not path.exists():
+        raise BadInput("no such table", where=str(path), remedy="run omnimri curate")
+    return pq.read_table(path, columns=columns, use_threads=False)
 
 
 def read_table(root: Path, table: Table[AnyRow]) -> list[AnyRow]:
@@ -83,20 +114,16 @@ def read_table(root: Path, table: Table[AnyRow]) -> list[AnyRow]:
     Raises:
         BadInput: no such table, or rows that are not of the record's form.
     """
-    path = table.path(root)
-    if not path.exists():
-        raise BadInput("no such table", where=str(path), remedy="run omnimri curate")
-    rows = pq.read_table(path, use_threads=False).to_pylist(maps_as_pydicts="strict")
-    try:
-        return TypeAdapter(list[table.row]).validate_python(rows)  # type: ignore[name-defined]
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise BadInput(
-            f"row {fault['loc'][0]}, {'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}",
-            where=str(path), remedy="curate again",
-        ) from None  # fmt: skip
-
-
-def read_column(root: Path, table: Table[Any], column: str) -> list[Any]:
-    """One column of a table, without the rest."""
-    return list(pq.read_table(table.path(root), columns=[column], use_threads=False).column(column).to_pylist())
+    content = read_arrow(root, table)
+    adapter = TypeAdapter(list[table.row])  # type: ignore[name-defined]
+    rows: list[AnyRow] = []
+    for batch in content.to_batches(max_chunksize=BATCH):
+        try:
+            rows += adapter.validate_python(batch.to_pylist(maps_as_pydicts="strict"))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise BadInput(
+                f"row {len(rows) + int(fault['loc'][0])}, {'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}",
+                where=str(table.path(root)), remedy="curate again",
+            ) from None  # fmt: skip
+    return rows

@@ -14,10 +14,12 @@ from torch import Tensor
 from components.curation.corpus import Corpus
 from components.curation.records import InstructionRecord
 from components.progress import track
+from components.provenance import digest
 from components.settings import EvaluationSettings
 from components.training.samples import Image, Target, input_and_target
 from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
+from model_core.sense import Measured
 
 BATCH = 8
 
@@ -56,7 +58,10 @@ class Answerer:
     def images(self, cases: Sequence[Case], steps: int, samples: int) -> list[NDArray[np.float32]]:
         """Images or mask probabilities (H, W)."""
         made: list[Any] = []
-        generator = torch.Generator().manual_seed(self.seed)
+
+        def stacked(arrays: Sequence[Any]) -> Tensor:
+            return torch.from_numpy(np.stack(arrays))
+
         for batch in self._batches(cases, f"{cases[0].record.task if cases else ''} ({samples} x {steps} steps)"):
             prompts = [
                 self.processor.encode_answer_prefix(case.record.instruction, case.record.response, self._tokens(case))
@@ -65,9 +70,9 @@ class Answerer:
             ids, mask = self.processor.pad(prompts)
             result = self.model.generate_image(
                 ids, mask, self._pixels(batch), torch.tensor([case.target.kind for case in batch]),
-                torch.from_numpy(np.stack([case.target.kspace for case in batch]))[:, None],
-                torch.from_numpy(np.stack([case.target.sampling for case in batch]))[:, None],
-                steps=steps, samples=samples, generator=generator,
+                measured=Measured(stacked([case.target.kspace for case in batch])[:, None, None],
+                                  stacked([case.target.sampling for case in batch])[:, None]),
+                seeds=[int(digest(self.seed, case.record.sample_id)[:12], 16) for case in batch], steps=steps, draws=samples,
             )  # fmt: skip
             made.extend(result[:, 0, 0].numpy())
         return made

@@ -2,6 +2,6 @@
 
 from components.inference.models import resolve_model
 from components.inference.prediction import Prediction, save
-from components.inference.predictor import Predictor
+from components.inference.predictor import Predictor, Sampling
 
-__all__ = ["Prediction", "Predictor", "resolve_model", "save"]
+__all__ = ["Prediction", "Predictor", "Sampling", "resolve_model", "save"]

@@ -36,8 +36,11 @@ class Prediction:
         boxes: for detection.
         image: (D, H, W) float32, for reconstruction.
         mask: (D, H, W) uint8, for segmentation.
-        affine: (4, 4), index (d, h, w, 1) -> RAS+ mm, of image and mask.
-        preview: (H, W) of the middle slice as the model saw it.
+        uncertainty: (D, H, W) float32, deviation of the draws of every voxel, where several were made: in the image's units, or of
+            the mask's probability.
+        affine: (4, 4), index (d, h, w, 1) -> RAS+ mm, of image, mask and uncertainty.
+        file_affine: (4, 4) of the NIfTI file that was asked about, whose voxels may run in another order; None = another format.
+        preview: (M, M) of the middle slice as the model saw it.
     """
 
     task: TaskName
@@ -48,24 +51,31 @@ class Prediction:
     boxes: tuple[FoundBox, ...] = ()
     image: NDArray[np.float32] | None = None
     mask: NDArray[np.uint8] | None = None
+    uncertainty: NDArray[np.float32] | None = None
+    file_affine: NDArray[np.float64] | None = None
 
 
-def _save_nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -> Path:
-    """(D, H, W) as NIfTI in the order (W, H, D), which viewers expect."""
+def _save_nifti(path: Path, values: NDArray[Any], prediction: Prediction) -> Path:
+    """(D, H, W) as NIfTI: on the very grid of the file that was asked about, or in the order (W, H, D), which viewers expect."""
     import nibabel as nib
 
+    image = nib.Nifti1Image(values.transpose(2, 1, 0), prediction.affine[:, [2, 1, 0, 3]])
+    if (like := prediction.file_affine) is not None:
+        wanted = nib.orientations.io_orientation(like)
+        turned = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(image.affine), wanted))
+        if np.allclose(turned.affine, like, atol=1e-3):  # not where an axis is as near to one direction as to another
+            image = nib.Nifti1Image(turned.dataobj, like)
     with atomic_file(path) as temporary:
-        temporary.write_bytes(nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), affine[:, [2, 1, 0, 3]]).to_bytes())
+        temporary.write_bytes(image.to_bytes())
     return path
 
 
 def save(prediction: Prediction, out: Path) -> list[Path]:
-    """Write ``answer.json`` and, where there are such, ``image.nii`` or ``mask.nii``, and a picture; the paths."""
+    """Write ``answer.json`` and a picture and, where there are such, ``image.nii`` or ``mask.nii`` and ``uncertainty.nii``."""
     written = []
-    if prediction.image is not None:
-        written.append(_save_nifti(out / "image.nii", prediction.image, prediction.affine))
-    if prediction.mask is not None:
-        written.append(_save_nifti(out / "mask.nii", prediction.mask, prediction.affine))
+    for name in ("image", "mask", "uncertainty"):
+        if (values := getattr(prediction, name)) is not None:
+            written.append(_save_nifti(out / f"{name}.nii", values, prediction))
     written.append(_save_picture(prediction, out / "picture.png"))
     answer = {"task": prediction.task, "text": prediction.text, "slices": prediction.slices,
               "boxes": [asdict(box) for box in prediction.boxes]}  # fmt: skip

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["dicom", "nifti", "hdf5", "other"]
+Kind = Literal["dicom", "nifti", "metaimage", "numpy", "hdf5", "other"]
 _HEAD = 352  # bytes of the largest header that is looked at, NIfTI-1 with its magic
+_METAIMAGE = re.compile(rb"\s*(?:ObjectType|Comment|NDims)\s*=")
 
 
 def kind_of(path: Path) -> Kind:
-    """DICOM (PS3.10 preamble, or a bare data set from group 0008 on), NIfTI (plain or gzipped), HDF5, or something else."""
+    """DICOM (PS3.10 preamble, or a bare data set from group 0008), NIfTI (plain or gzipped), MetaImage, NumPy, HDF5, or other."""
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
     if head[:2] == b"\x1f\x8b":
@@ -26,6 +28,10 @@ def kind_of(path: Path) -> Kind:
         return "dicom"
     if head[:8] == b"\x89HDF\r\n\x1a\n":
         return "hdf5"
+    if head[:6] == b"\x93NUMPY":
+        return "numpy"
+    if _METAIMAGE.match(head):
+        return "metaimage"
     return "nifti" if _is_nifti(head) else "other"
 
 

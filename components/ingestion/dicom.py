@@ -1,23 +1,70 @@
-"""DICOM MR series and segmentations (PS3.3 A.4, A.51), geometry by highdicom."""
+"""DICOM MR images, classic, mosaic and enhanced (PS3.3 A.4, A.36), and segmentations (A.51)."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import highdicom as hd
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.pixels import iter_pixels
+from pydicom.uid import UID
 
 from components.errors import BadInput
 from components.ingestion import headers
+from components.ingestion.frames import LPS_TO_RAS, Frame, affine_of, frames_of, in_order, uneven
+from components.ingestion.refusals import Refusal, Unusable
 from components.ingestion.volume import Acquisition
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+MR_CLASSES = frozenset({
+    "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
+    "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR Image Storage
+    "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR Image Storage
+})  # fmt: skip
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_MODALITIES = frozenset(
+    [
+        "CR",
+        "CT",
+        "DX",
+        "ECG",
+        "IO",
+        "KO",
+        "MG",
+        "NM",
+        "OT",
+        "PR",
+        "PT",
+        "PX",
+        "REG",
+        "RF",
+        "RTDOSE",
+        "RTIMAGE",
+        "RTPLAN",
+        "RTSTRUCT",
+        "SC",
+        "SM",
+        "SR",
+        "US",
+        "XA",
+    ]
+)
+_CLASSIC = (
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+)
+_LARGEST_FRAME, _LARGEST_FILE = 2**26, 2**33
+"""Pixels of a frame and of a file that are believed; more is a damaged header."""
 
 
 def read_header(path: Path) -> Dataset:
@@ -25,99 +72,242 @@ def read_header(path: Path) -> Dataset:
     return pydicom.dcmread(path, stop_before_pixels=True, force=True)
 
 
-def refusal(dataset: Dataset) -> tuple[str, str] | None:
-    """Why a data set is not taken in, and the remedy; None where it is fine."""
-    if dataset.get("SOPClassUID") == SEGMENTATION:
+def refusal(header: Dataset) -> Refusal | None:
+    """Why a data set is not taken in, and the remedy; None where it is fine. Of its texts only published terms are quoted."""
+    kind = str(header.get("SOPClassUID", "") or "")
+    if kind == SEGMENTATION:
         return None
-    modality = dataset.get("Modality")
+    image_type = " ".join(str(part).upper().replace("_", " ") for part in header.get("ImageType") or ())
+    if (
+        kind.startswith(SECONDARY_CAPTURE)
+        or str(header.get("BurnedInAnnotation", "")).upper() == "YES"
+        or "SCREEN SAVE" in image_type
+        or "SCREENSAVE" in image_type
+    ):
+        return Refusal(
+            "burnt-in",
+            "its pixels may show the patient's name (burnt-in annotation or secondary capture)",
+            "leave it out, or give the image itself",
+        )
+    modality = str(header.get("Modality", "") or "")
     if modality != "MR":
-        return f"modality {modality or 'not given'}, not MR", "give MR images; leave other modalities out"
-    missing = [name for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
-                                 "SeriesInstanceUID", "SOPInstanceUID") if dataset.get(name) is None]  # fmt: skip
-    if missing:
-        return f"without {', '.join(missing)}", "export the series again with its geometry"
-    if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
-        return "enhanced multi-frame MR is not read yet", "export it as single-frame MR"
+        said = f"modality {modality}" if modality in _MODALITIES else "modality not given" if not modality else "another modality"
+        return Refusal("not MR", f"{said}, not MR", "give MR images; leave other modalities out")
+    if kind and kind not in MR_CLASSES:
+        return Refusal("not MR", f"no MR image ({UID(kind).name if UID(kind).name != kind else 'unknown class'})", "leave it out")
+    if int(header.get("SamplesPerPixel") or 1) != 1:
+        return Refusal("unsupported", "a colour image", "give the image that it was made of")
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        missing = [name for name in _CLASSIC if header.get(name) is None or header.get(name) == ""]
+        if missing:
+            return Refusal("geometry", f"without {', '.join(missing)}", "export the series again with its geometry")
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            return Refusal("geometry", "several frames without their geometry", "export it as enhanced or as single-frame MR")
     return None
 
 
-def broken(path: Path) -> tuple[str, str] | None:
+def frames_or_refusal(header: Dataset, path: Path) -> tuple[list[Frame], Refusal | None]:
+    """The frames of a file that :func:`refusal` let through, or why its geometry cannot be used."""
+    try:
+        frames = frames_of(header, path)
+        sound = all(
+            len(frame.position) == 3 and len(frame.orientation) == 6 and len(frame.pixel_mm) == 2 and min(frame.pixel_mm) > 0
+            and min(frame.shape) > 0 and np.isfinite([*frame.position, *frame.orientation]).all()
+            and abs(float(np.linalg.norm(frame.normal)) - 1) < 0.01
+            for frame in frames
+        )  # fmt: skip
+    except (KeyError, AttributeError, ValueError, TypeError, IndexError, OverflowError):
+        sound, frames = False, []
+    if not frames or not sound:
+        return [], Refusal(
+            "geometry", "position, orientation or pixel size missing or wrong", "export the series again with its geometry"
+        )
+    return frames, None
+
+
+def broken(path: Path) -> Refusal | None:
     """Why the pixels of a file cannot be decoded, and the remedy; None where they can."""
     try:
-        _ = pydicom.dcmread(path, force=True).pixel_array
+        decoded(pydicom.dcmread(path, force=True))
     except Exception as error:
-        return f"broken or unreadable pixels ({type(error).__name__})", "export or download it again"
+        return Refusal("unreadable", f"broken or unreadable pixels ({type(error).__name__})", "export or download it again")
     return None
 
 
-def is_mosaic(dataset: Dataset) -> bool:
+def decoded(dataset: Dataset) -> NDArray[Any]:
+    """Pixels ([frames,] rows, columns) as stored.
+
+    Raises:
+        BadInput: no pixels, or fewer than the header says.
+        Exception: what the decoders raise.
+    """
+    if "PixelData" not in dataset:
+        raise BadInput("no pixel data", remedy="export or download it again")
+    rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
+    if rows * columns > _LARGEST_FRAME or rows * columns * frames > _LARGEST_FILE:
+        raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy="export or download it again")
+    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+    if syntax is not None and not UID(syntax).is_compressed:
+        bits = rows * columns * frames * int(dataset.BitsAllocated)
+        if len(dataset.PixelData) * 8 < bits:
+            raise BadInput("fewer pixels than the header says", remedy="export or download it again")
+    try:
+        return np.asarray(dataset.pixel_array)
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a panic in the RLE decoder, which is Rust, is no Exception and would end the process
+        raise BadInput("pixels that do not decode", remedy="export or download it again") from None
+
+
+def stored_pixels(dataset: Dataset) -> bytes:
+    """The pixel data of a dataset, decompressed, little endian, and no byte more.
+
+    Raises:
+        BadInput, Exception: see :func:`decoded`.
+    """
+    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+    if int(dataset.BitsAllocated) == 1 and syntax is not None and not UID(syntax).is_compressed:
+        bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1)
+        if len(dataset.PixelData) * 8 < bits:
+            raise BadInput("fewer pixels than the header says", remedy="export or download it again")
+        return bytes(dataset.PixelData[: (bits + 7) // 8])
+    values = decoded(dataset)
+    if int(dataset.BitsAllocated) == 1:
+        return np.packbits(values.ravel(), bitorder="little").tobytes()
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def is_mosaic(header: Dataset) -> bool:
     """A Siemens mosaic: many slices tiled in one image, told apart by its image type."""
-    return "MOSAIC" in [str(part).upper() for part in dataset.get("ImageType", [])]
+    return "MOSAIC" in [str(part).upper() for part in header.get("ImageType") or ()]
 
 
 def unpack_mosaic(path: Path) -> Any:
     """A mosaic as a NIfTI image. Its layout is in a private header that de-identification removes, so this comes first."""
     import nibabel as nib
-    from nibabel.nicom.dicomwrappers import wrapper_from_file
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "experimental"; the tests hold it to dcm2niix
+        from nibabel.nicom.dicomwrappers import wrapper_from_file
     wrapper = wrapper_from_file(path)
-    return nib.Nifti1Image(np.asarray(wrapper.get_data()), _LPS_TO_RAS @ wrapper.affine)
+    return nib.Nifti1Image(np.asarray(wrapper.get_data()), LPS_TO_RAS @ wrapper.affine)
 
 
-def _volume(datasets: Sequence[Dataset]) -> hd.Volume:
-    """The slices as one volume, sorted along their normal.
+def unpack_frames(path: Path, indices: Sequence[int]) -> Any:
+    """Frames of an enhanced image, in the order given, as a NIfTI image."""
+    import nibabel as nib
+
+    header = read_header(path)
+    frames = frames_of(header, path)
+    scales = [_scale(header, index) for index in indices]
+    planes = dict(zip(sorted(indices), iter_pixels(path, indices=sorted(indices)), strict=True))
+    if all(scale == (1.0, 0.0) for scale in scales):
+        voxels = np.stack([planes[index] for index in indices])
+    else:
+        voxels = np.stack([_scaled(planes[index], *scale) for index, scale in zip(indices, scales, strict=True)])
+    affine = affine_of([frames[index] for index in indices])
+    return nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
+
+
+def _scale(header: Dataset, index: int = 0) -> tuple[float, float]:
+    """Slope and intercept of a frame."""
+    places = [header]
+    if "PerFrameFunctionalGroupsSequence" in header:
+        groups = (header.PerFrameFunctionalGroupsSequence[index], *header.get("SharedFunctionalGroupsSequence", ()))
+        places = [item for group in groups for item in group.get("PixelValueTransformationSequence", ())] + places
+    for place in places:
+        if place.get("RescaleSlope") is not None:
+            return float(place.RescaleSlope), float(place.get("RescaleIntercept") or 0)
+    return 1.0, 0.0
+
+
+def _scaled(plane: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
+    return np.asarray(plane.astype(np.float64) * slope + intercept, dtype=np.float32)
+
+
+def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.float32], NDArray[np.float64], Acquisition]:
+    """Voxels (D, H, W), affine to RAS+ mm and acquisition of the classic images of one volume.
 
     Raises:
-        BadInput: slices of unlike geometry, repeated or missing.
+        BadInput: slices that make no regular volume, or without pixels.
     """
-    name = str(datasets[0].get("PatientID", ""))
-    if len(datasets) == 1:
-        only = datasets[0]
-        array = np.asarray(pydicom.pixels.apply_rescale(only.pixel_array, only), dtype=np.float32)[None]
-        return hd.Volume.from_attributes(
-            array=array,
-            image_position=only.ImagePositionPatient,
-            image_orientation=only.ImageOrientationPatient,
-            pixel_spacing=only.PixelSpacing,
-            spacing_between_slices=float(only.get("SliceThickness", 0) or 1),
-            coordinate_system="PATIENT",
-        )
-    try:
-        volume = hd.get_volume_from_series(list(datasets))
-    except (ValueError, RuntimeError) as error:
-        raise BadInput(f"the slices make no regular volume: {error}", where=name, remedy="export the whole series again") from None
-    return volume if _leads_up(volume.affine) else volume.flip_spatial(0)
+    found = {path: pydicom.dcmread(path, force=True) for path in paths}
+    ordered = in_order([frame for path, dataset in found.items() for frame in frames_of(dataset, path)])
+    fault = uneven(ordered) or ("slices of unlike geometry" if len({frame.kind for frame in ordered}) > 1 else None)
+    if fault:
+        raise BadInput(f"no regular volume: {fault}", where=paths[0].parent.name, remedy="export the whole series again")
+    voxels = np.stack([_scaled(decoded(found[frame.path]), *_scale(found[frame.path])) for frame in ordered])
+    affine = affine_of(ordered)
+    return voxels, affine, headers.from_dicom(found[paths[0]], affine, anatomy)
 
 
-def _leads_up(affine: NDArray[np.float64]) -> bool:
-    """Slices lead to superior, posterior or left (each positive in LPS), whichever the normal is nearest to."""
-    step = affine[:3, 0]
-    return bool(step[np.abs(step).argmax()] > 0)
+def sidecar_fields(header: Dataset, index: int = 0) -> dict[str, object]:
+    """The fields of a frame's header that a sidecar of its NIfTI may have (BIDS names and units)."""
+    places = [header]
+    for group in (
+        header.get("PerFrameFunctionalGroupsSequence", [Dataset()])[index],
+        *header.get("SharedFunctionalGroupsSequence", ()),
+    ):
+        for name in ("MREchoSequence", "MRTimingAndRelatedParametersSequence", "MRModifierSequence", "FrameAnatomySequence"):
+            places += group.get(name, ())
+
+    def get(*names: str) -> Any:
+        found = (place.get(name) for name in names for place in places)
+        return next((value for value in found if value not in (None, "")), None)
+
+    times = {
+        "RepetitionTime": get("RepetitionTime"),
+        "EchoTime": get("EchoTime", "EffectiveEchoTime"),
+        "InversionTime": get("InversionTime", "InversionTimes"),
+    }
+    seconds = {name: float(value) / 1000 for name, value in times.items() if value and not hasattr(value, "__iter__")}
+    numbers = {name: float(get(name)) for name in ("MagneticFieldStrength", "FlipAngle") if get(name)}
+    words = {
+        name: str(get(name)) for name in ("Modality", "Manufacturer", "BodyPartExamined", "PatientSex", "PatientAge") if get(name)
+    }
+    model = {"ManufacturersModelName": str(get("ManufacturerModelName"))} if get("ManufacturerModelName") else {}
+    return {**seconds, **numbers, **words, **model}
 
 
-def read_series(paths: list[Path], anatomy: str | None) -> tuple[hd.Volume, NDArray[np.float64], Acquisition]:
-    """Volume (array (D, H, W)), affine to RAS+ mm and acquisition of the slices of a series."""
-    datasets = [pydicom.dcmread(path) for path in paths]
-    volume = _volume(datasets)
-    affine = _LPS_TO_RAS @ volume.affine
-    return volume, affine, headers.from_dicom(datasets[0], affine, anatomy)
+def segment_names(segmentation: Dataset) -> dict[int, str]:
+    """Segment number -> its label, lower case."""
+    return {
+        int(item.SegmentNumber): str(item.get("SegmentLabel", "")).strip().lower()
+        for item in segmentation.get("SegmentSequence", ())
+    }
 
 
-def read_segmentation(path: Path, volume: hd.Volume, label_map: dict[int, str]) -> NDArray[np.uint8]:
+def read_segmentation(
+    path: Path, affine: NDArray[np.float64], shape: tuple[int, ...], label_map: dict[int, str]
+) -> NDArray[np.uint8]:
     """Labels (D, H, W) on the grid of a volume, segments by their label in the card's label map.
 
+    Args:
+        affine: of the volume, index (d, h, w, 1) -> RAS+ mm.
+
     Raises:
-        BadInput: a segment whose label the card does not know.
+        BadInput: a segment whose label the card does not know, or a grid that is not the volume's.
     """
+    import highdicom as hd
+
     segmentation = hd.seg.segread(path)
     by_name = {name.lower(): value for value, name in label_map.items()}
     values = {}
     for number in segmentation.segment_numbers:
-        name = segmentation.get_segment_description(number).segment_label.lower()
+        name = segmentation.get_segment_description(number).segment_label.strip().lower()
         if name not in by_name:
-            raise BadInput(f"segment {name!r} is not in the card's label map", where=path.name, remedy="add it to the card")
+            raise Unusable(
+                "label", f"segment {number}'s label is not in the card's label map", where=path.name, remedy="add it there"
+            )
         values[number] = by_name[name]
-    found = segmentation.get_volume(combine_segments=True, dtype=np.uint8).match_geometry(volume)
+    grid = hd.VolumeGeometry(affine=LPS_TO_RAS @ affine, spatial_shape=shape, coordinate_system="PATIENT")
+    try:
+        found = segmentation.get_volume(combine_segments=True, dtype=np.uint8).match_geometry(grid)
+    except (RuntimeError, ValueError) as error:
+        raise Unusable(
+            "label", f"the segmentation lies on another grid, or its segments overlap ({type(error).__name__})", where=path.name,
+            remedy="give one on the image's grid",
+        ) from None  # fmt: skip
     table = np.zeros(256, dtype=np.uint8)
     for number, value in values.items():
         table[number] = value

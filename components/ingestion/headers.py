@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from components.ingestion.deidentify import age_years
+from components.ingestion.deidentify import age_years, sex
 from components.ingestion.sequences import Timing, classify
+from components.ingestion.vocabulary import body_part, scanner, vendor
 from components.ingestion.volume import Acquisition
-
-_VENDORS = {"siemens": "Siemens", "ge": "GE", "philips": "Philips", "canon": "Canon", "toshiba": "Toshiba", "hitachi": "Hitachi"}
 
 
 def _number(value: Any) -> float | None:
@@ -26,13 +25,6 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if np.isfinite(number) else None
-
-
-def vendor(value: Any) -> str | None:
-    """One spelling for each manufacturer."""
-    text = str(value or "").strip()
-    first = text.lower().split()[0] if text else ""
-    return next((name for key, name in _VENDORS.items() if first.startswith(key)), text or None)
 
 
 def plane_of(affine: NDArray[np.float64]) -> str:
@@ -72,22 +64,21 @@ def _timing(dataset: Dataset) -> Timing:
 
 
 def from_dicom(dataset: Dataset, affine: NDArray[np.float64], anatomy: str | None) -> Acquisition:
-    """Acquisition of a de-identified MR image."""
+    """Acquisition of an MR image; of its texts only published words."""
     timing = _timing(dataset)
-    body = str(dataset.get("BodyPartExamined", "") or "").lower()
     return Acquisition(
-        modality=str(dataset.get("Modality", "MR")),
+        modality="MR",
         sequence=classify(timing),
         plane=plane_of(affine),
-        anatomy=body or anatomy,
+        anatomy=body_part(dataset.get("BodyPartExamined")) or anatomy,
         repetition_time_ms=timing.repetition_ms,
         echo_time_ms=timing.echo_ms,
         inversion_time_ms=timing.inversion_ms,
         flip_angle_deg=timing.flip_deg,
         field_strength_t=_number(dataset.get("MagneticFieldStrength")),
         vendor=vendor(dataset.get("Manufacturer")),
-        scanner=str(dataset.get("ManufacturerModelName", "") or "") or None,
-        sex=_sex(dataset.get("PatientSex")),
+        scanner=scanner(dataset.get("ManufacturerModelName")),
+        sex=sex(dataset.get("PatientSex")),
         age_years=age_years(dataset.get("PatientAge")),
     )
 
@@ -100,24 +91,18 @@ def from_sidecar(sidecar: Mapping[str, Any], affine: NDArray[np.float64], anatom
         return None if seconds is None else round(seconds * 1000, 6)
 
     repetition, echo, inversion = (milliseconds(name) for name in ("RepetitionTime", "EchoTime", "InversionTime"))
-    body = str(sidecar.get("BodyPartExamined", "") or "").lower()
     return Acquisition(
-        modality=str(sidecar.get("Modality", "MR")),
+        modality="MR",
         sequence=sidecar.get("Sequence") or sequence_kind(repetition, echo, inversion, ""),
         plane=plane_of(affine),
-        anatomy=body or anatomy,
+        anatomy=body_part(sidecar.get("BodyPartExamined")) or anatomy,
         repetition_time_ms=repetition,
         echo_time_ms=echo,
         inversion_time_ms=inversion,
         flip_angle_deg=_number(sidecar.get("FlipAngle")),
         field_strength_t=_number(sidecar.get("MagneticFieldStrength")),
         vendor=vendor(sidecar.get("Manufacturer")),
-        scanner=sidecar.get("ManufacturersModelName"),
-        sex=_sex(sidecar.get("PatientSex")),
+        scanner=scanner(sidecar.get("ManufacturersModelName")),
+        sex=sex(sidecar.get("PatientSex")),
         age_years=age_years(sidecar.get("PatientAge")),
     )
-
-
-def _sex(value: Any) -> str | None:
-    text = str(value or "").strip().upper()[:1]
-    return text if text in {"F", "M", "O"} else None

@@ -1,6 +1,7 @@
 """From a folder of anything to series: which files belong together, whose they are, and what they will be called.
 
-Every name under ``data/`` is a pseudonym: file and folder names of the source may carry the patient's.
+Every name under ``data/`` is a pseudonym: file and folder names of the source may carry the patient's. A series under ``data/`` is
+one volume: what holds several (an enhanced file, a 4-D file with a card's channels, raw data) is parted here.
 """
 
 from __future__ import annotations
@@ -8,19 +9,26 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from components.catalog import DatasetCard
-from components.ingestion import dicom
+from components.errors import BadInput
+from components.ingestion import dicom, metaimage, nifti, raw
 from components.ingestion.content import Kind, kind_of
+from components.ingestion.frames import Frame, split
 from components.ingestion.keys import Pseudonyms
+from components.ingestion.refusals import Listing, Refusal
+from components.ingestion.sidecars import Sidecars, stem_of
 from components.ingestion.volume import Quarantined
 
 Role = Literal["image", "label", "annotation"]
-Action = Literal["dicom", "mosaic", "nifti", "sidecar", "dicom-sidecar", "kspace", "boxes"]
+Action = Literal["dicom", "mosaic", "frames", "dicom-sidecar", "nifti", "metaimage", "numpy", "sidecar", "kspace", "raw", "boxes",
+                 "findings"]  # fmt: skip
+Mapper = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
+"""Applies a function to items, perhaps in several processes; results in order."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,9 @@ class PlannedFile:
         role: what it is in its series.
         action: how it is cleaned.
         patient: pseudonym.
-        about: name in the source that an annotation is looked up by.
+        about: sequence (sidecar), plane (numpy), or what a table is searched for (boxes, findings).
+        part: what of the source: frames, counters of raw data, channel of a 4-D file, number of the card's table.
+        extra: other sources of it (inherited sidecars, lists of reviewed files).
     """
 
     source: Path
@@ -42,6 +52,8 @@ class PlannedFile:
     action: Action
     patient: str
     about: str = ""
+    part: tuple[int, ...] = ()
+    extra: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -58,115 +70,338 @@ class PlannedSeries:
 class Plan:
     """All series of a dataset, and what is left out already."""
 
+    listing: Listing
     series: list[PlannedSeries] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
+    ignored: int = 0
+
+    def leave_out(self, paths: Iterable[Path], refusal: Refusal) -> None:
+        """List files that are not taken in."""
+        self.quarantined.append(self.listing.left_out(paths, refusal))
 
 
-def make_plan(card: DatasetCard, source: Path, pseudonyms: Pseudonyms) -> Plan:
+@dataclass(frozen=True)
+class Look:
+    """What the header of one file tells."""
+
+    path: Path
+    kind: Kind
+    refusal: Refusal | None = None
+    patient: str = ""
+    series: str = ""
+    instance: str = ""
+    frame_of_reference: str = ""
+    form: Literal["classic", "mosaic", "enhanced", "segmentation"] = "classic"
+    frames: tuple[Frame, ...] = ()
+
+
+def look(path: Path) -> Look:
+    """Look at one file: its kind, and of DICOM what decides its place."""
+    try:
+        kind = kind_of(path)
+    except OSError:
+        return Look(path, "other", Refusal("unreadable", "cannot be opened", "check its permissions"))
+    if kind != "dicom":
+        return Look(path, kind)
+    try:
+        return _look_at_dicom(path)
+    except Exception as error:  # library messages are not passed on: they may quote the header
+        return Look(
+            path, kind, Refusal("unreadable", f"a DICOM header that cannot be read ({type(error).__name__})", "get the file again")
+        )
+
+
+def _look_at_dicom(path: Path) -> Look:
+    header = dicom.read_header(path)
+    refused = dicom.refusal(header)
+    form: Literal["classic", "mosaic", "enhanced", "segmentation"] = "classic"
+    frames: list[Frame] = []
+    if header.get("SOPClassUID") == dicom.SEGMENTATION:
+        form = "segmentation"
+    elif dicom.is_mosaic(header):
+        form = "mosaic"
+    elif refused is None:
+        form = "enhanced" if "PerFrameFunctionalGroupsSequence" in header else "classic"
+        frames, refused = dicom.frames_or_refusal(header, path)
+    return Look(
+        path, "dicom", refused, str(header.get("PatientID", "") or ""), str(header.get("SeriesInstanceUID", "")),
+        str(header.get("SOPInstanceUID", "")), str(header.get("FrameOfReferenceUID", "")), form, tuple(frames),
+    )  # fmt: skip
+
+
+def in_this_process(function: Callable[[Any], Any], items: Sequence[Any], _: str) -> Iterator[Any]:
+    """The mapper that starts no other process."""
+    return map(function, items)
+
+
+def make_plan(card: DatasetCard, source: Path, pseudonyms: Pseudonyms, mapper: Mapper = in_this_process) -> Plan:
     """Sort the files of a source folder into series."""
-    plan = Plan()
-    found: dict[Kind, list[Path]] = defaultdict(list)
-    for path in sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith(".")):
-        found[kind_of(path)].append(path)
-    _plan_dicom(plan, card, source, found["dicom"], pseudonyms)
-    _plan_nifti(plan, card, source, found["nifti"], pseudonyms)
-    _plan_kspace(plan, card, source, found["hdf5"], found["other"], pseudonyms)
-    known = {path for path in found["other"] if path.suffix in {".json", ".csv"}}
-    for path in found["other"]:
-        if path not in known:
-            plan.quarantined.append(left_out(path, source, "not DICOM, NIfTI or HDF5 by its content", "remove it, or convert it"))
+    plan = Plan(Listing(source))
+    paths: list[Path] = []
+    for path in plan.listing:
+        relative = path.relative_to(source)
+        if any(part.startswith(".") for part in relative.parts) or card.layout.leaves_out(relative.as_posix()):
+            plan.ignored += 1
+        else:
+            paths.append(path)
+    found: dict[Kind, list[Look]] = defaultdict(list)
+    for one in mapper(look, paths, "looking at files"):
+        found[one.kind].append(one)
+    others = [one.path for one in found["other"]]
+    folder = _Folder(card, source, pseudonyms, others)
+    _plan_dicom(plan, folder, found["dicom"])
+    _plan_images(plan, folder, [one for kind in ("nifti", "metaimage", "numpy") for one in found[kind]])
+    _plan_kspace(plan, folder, [one.path for one in found["hdf5"]])
+    known = folder.used | folder.sidecars.used
+    for one in found["other"]:
+        if one.path not in known:
+            plan.leave_out([one.path], one.refusal or _NO_IMAGE)
     return plan
 
 
-def left_out(path: Path, source: Path, reason: str, remedy: str) -> Quarantined:
-    """A quarantine entry. Only file name extension and place in the listing are kept: the name may be the patient's."""
-    order = sorted(p for p in source.rglob("*") if p.is_file())
-    return Quarantined(path=f"file {order.index(path) + 1} of {len(order)}, *{path.suffix}", reason=reason, remedy=remedy)
-
-
-def _plan_dicom(plan: Plan, card: DatasetCard, source: Path, paths: Iterable[Path], pseudonyms: Pseudonyms) -> None:
-    series: dict[str, PlannedSeries] = {}
-    frames: dict[str, set[str]] = defaultdict(set)
-    segmentations: list[tuple[str, PlannedFile]] = []
-    seen: set[str] = set()
-    for path in paths:
-        header = dicom.read_header(path)
-        refused = dicom.refusal(header)
-        instance = str(header.get("SOPInstanceUID", ""))
-        if refused is None and instance in seen:
-            refused = dicom.broken(path) or ("the same SOP Instance UID as another file", "remove one of the two")
-        if refused is not None:
-            plan.quarantined.append(left_out(path, source, *refused))
-            continue
-        seen.add(instance)
-        patient = pseudonyms.patient(str(header.get("PatientID", "")))
-        name = pseudonyms.series(str(header.SeriesInstanceUID))
-        image = pseudonyms.series(instance)
-        frame = str(header.get("FrameOfReferenceUID", ""))
-        place = f"{card.id}/{patient}"
-        if header.get("SOPClassUID") == dicom.SEGMENTATION:
-            segmentations.append((frame, PlannedFile(path, f"{place}/{image}.seg.dcm", "label", "dicom", patient)))
-        elif dicom.is_mosaic(header):
-            plan.series.append(
-                PlannedSeries(patient, image, "nifti", [
-                    PlannedFile(path, f"{place}/{image}.nii", "image", "mosaic", patient),
-                    PlannedFile(path, f"{place}/{image}.json", "annotation", "dicom-sidecar", patient),
-                ])
-            )  # fmt: skip
-        else:
-            one = series.setdefault(name, PlannedSeries(patient, name, "dicom"))
-            number = int(header.get("InstanceNumber") or 0)
-            target = f"{place}/{name}/{number:05d}-{image[1:7]}.dcm"
-            one.files.append(PlannedFile(path, target, "image", "dicom", patient))
-            frames[name].add(frame)
-    for name, one in series.items():
-        one.files.sort(key=lambda file: file.target)
-        one.files += [file for frame, file in segmentations if frame in frames[name] and file.patient == one.patient]
-    plan.series += [series[name] for name in sorted(series)]
+_NO_IMAGE = Refusal(
+    "no image", "no image of a known format by its content, and nothing that belongs to one", "convert it, if it is one"
+)
 
 
 def _matches(relative: str, globs: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatch(relative, pattern) for pattern in globs)
+    return any(fnmatch.fnmatchcase(relative, pattern) for pattern in globs)
 
 
-def _patient_of(card: DatasetCard, relative: str, pseudonyms: Pseudonyms) -> str:
-    """By the card's expression; without one the whole dataset counts as one patient, so that nothing leaks between splits."""
-    match = re.search(card.layout.patient, relative) if card.layout.patient else None
-    return pseudonyms.patient(match[1] if match else "")
+def _group(expression: str | None, relative: str) -> str | None:
+    match = re.search(expression, relative) if expression else None
+    return match[1] if match else None
 
 
-def _plan_nifti(plan: Plan, card: DatasetCard, source: Path, paths: Iterable[Path], pseudonyms: Pseudonyms) -> None:
-    labels: dict[str, list[PlannedFile]] = defaultdict(list)
-    images: list[PlannedSeries] = []
-    for path in paths:
-        relative = path.relative_to(source).as_posix()
-        patient, name = _patient_of(card, relative, pseudonyms), pseudonyms.series(relative)
-        stem = f"{card.id}/{patient}/{name}"
-        tissue = [value for value, pattern in sorted(card.layout.tissue_maps.items()) if _matches(relative, [pattern])]
-        if tissue:
-            labels[patient].append(PlannedFile(path, f"{stem}.tissue-{tissue[0]}.nii", "label", "nifti", patient))
-        elif _matches(relative, card.layout.labels):
-            labels[patient].append(PlannedFile(path, f"{stem}.seg.nii", "label", "nifti", patient))
+class _Folder:
+    """A source folder as its card sees it.
+
+    Attributes:
+        used: files beside images that belong to one.
+    """
+
+    def __init__(self, card: DatasetCard, source: Path, pseudonyms: Pseudonyms, others: list[Path]) -> None:
+        self.card, self.layout, self.source, self.pseudonyms = card, card.layout, source, pseudonyms
+        self.sidecars = Sidecars(source, others)
+        self.used: set[Path] = set()
+        self.boxes, self.reviewed = self._matching(others, self.layout.boxes), self._matching(others, self.layout.reviewed)
+        self.tables = [
+            (number, path) for number, table in enumerate(self.layout.tables) for path in self._matching(others, [table.path])
+        ]
+        self.used |= {*self.boxes, *self.reviewed, *(path for _, path in self.tables)}
+
+    def _matching(self, paths: list[Path], globs: Iterable[str]) -> list[Path]:
+        return [path for path in paths if _matches(path.relative_to(self.source).as_posix(), globs)]
+
+    def relative(self, path: Path) -> str:
+        """Path in the source folder."""
+        return path.relative_to(self.source).as_posix()
+
+    def patient(self, relative: str) -> str:
+        """By the card's expression; without one the whole dataset counts as one patient, so that nothing leaks between splits."""
+        return self.pseudonyms.patient(_group(self.layout.patient, relative) or "")
+
+    def sequence(self, relative: str) -> str:
+        """What the card says that an image is; the longest text that fits decides."""
+        fitting = [text for text in self.layout.sequences if text in relative]
+        return self.layout.sequences[max(fitting, key=lambda text: (len(text), text))] if fitting else ""
+
+    def findings(self, relative: str, dicom_patient: str | None, patient: str, stem: str) -> list[PlannedFile]:
+        """One file for each of the card's tables that has a key for this image."""
+        files: list[PlannedFile] = []
+        for number, table in self.tables:
+            expression = self.layout.tables[number].image
+            key = _group(expression or self.layout.patient, relative) if expression or dicom_patient is None else dicom_patient
+            if key:
+                target = f"{stem}.findings-{len(files)}.json"
+                files.append(PlannedFile(table, target, "annotation", "findings", patient, about=key, part=(number,)))
+        return files
+
+
+def _plan_dicom(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
+    series: dict[tuple[str, str], list[Look]] = defaultdict(list)
+    segmentations: list[Look] = []
+    planned: list[tuple[str, PlannedSeries]] = []  # with the frame of reference
+    for one in _without_copies(plan, looks):
+        if one.form == "segmentation":
+            segmentations.append(one)
+        elif one.form == "mosaic":
+            planned.append((one.frame_of_reference, _unpacked(folder, one, one.instance, "mosaic", ())))
+        elif one.form == "enhanced":
+            volumes = _volumes(plan, one.frames)
+            for volume in volumes:
+                name = one.instance if len(volumes) == 1 else f"{one.instance}\0{volume[0].index}"
+                indices = tuple(frame.index for frame in volume)
+                planned.append((one.frame_of_reference, _unpacked(folder, one, name, "frames", indices)))
         else:
-            files = [PlannedFile(path, f"{stem}.nii", "image", "nifti", patient)]
-            sidecar = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.nii')}.json")
-            sequence = next((kind for text, kind in sorted(card.layout.sequences.items()) if text in path.name), "")
-            if sidecar.is_file() or sequence:
-                files.append(PlannedFile(sidecar, f"{stem}.json", "annotation", "sidecar", patient, about=sequence))
-            images.append(PlannedSeries(patient, name, "nifti", files))
-    for one in images:
-        one.files += labels[one.patient]
-    plan.series += images
+            series[one.patient, one.series].append(one)
+    for of_series in series.values():
+        planned += _classic(plan, folder, of_series)
+    planned.sort(key=lambda pair: pair[1].series_id)
+    _attach_segmentations(plan, folder, segmentations, planned)
+    plan.series += [one for _, one in planned]
 
 
-def _plan_kspace(
-    plan: Plan, card: DatasetCard, source: Path, paths: Iterable[Path], others: Iterable[Path], pseudonyms: Pseudonyms
-) -> None:
-    tables = [path for path in others if _matches(path.relative_to(source).as_posix(), card.layout.boxes)]
+def _without_copies(plan: Plan, looks: list[Look]) -> Iterator[Look]:
+    """The files that are taken in, one of each SOP Instance UID: a whole one where another is broken."""
+    same: dict[str, list[Look]] = defaultdict(list)
+    for one in looks:
+        if one.refusal is not None:
+            plan.leave_out([one.path], one.refusal)
+        else:
+            same[one.instance].append(one)
+    for copies in same.values():
+        kept = copies[0] if len(copies) == 1 else next((one for one in copies if dicom.broken(one.path) is None), copies[0])
+        yield kept
+        for one in copies:
+            if one is not kept:
+                plan.leave_out([one.path], dicom.broken(one.path) or _COPY)
+
+
+_COPY = Refusal("duplicate", "the same SOP Instance UID as another file", "remove one of the two")
+
+
+def _volumes(plan: Plan, frames: Iterable[Frame]) -> list[tuple[Frame, ...]]:
+    volumes, refused = split(frames)
+    for one in refused:
+        plan.leave_out([frame.path for frame in one.frames], Refusal("geometry", one.reason, one.remedy))
+    return volumes
+
+
+def _unpacked(folder: _Folder, one: Look, name: str, action: Action, part: tuple[int, ...]) -> PlannedSeries:
+    """A volume out of one file, which becomes NIfTI with a sidecar."""
+    patient, series_id = folder.pseudonyms.patient(one.patient), folder.pseudonyms.series(name)
+    stem = f"{folder.card.id}/{patient}/{series_id}"
+    return PlannedSeries(patient, series_id, "nifti", [
+        PlannedFile(one.path, f"{stem}.nii", "image", action, patient, part=part),
+        PlannedFile(one.path, f"{stem}.json", "annotation", "dicom-sidecar", patient, part=part[:1]),
+        *folder.findings(folder.relative(one.path), one.patient, patient, stem),
+    ])  # fmt: skip
+
+
+def _classic(plan: Plan, folder: _Folder, looks: list[Look]) -> list[tuple[str, PlannedSeries]]:
+    """The volumes of a series of single-frame files, each with its frame of reference."""
+    by_path = {one.path: one for one in looks}
+    volumes = _volumes(plan, (frame for one in looks for frame in one.frames))
+    planned = []
+    for volume in volumes:
+        first = by_path[volume[0].path]
+        patient = folder.pseudonyms.patient(first.patient)
+        name = folder.pseudonyms.series(first.series if len(volumes) == 1 else f"{first.series}\0{first.instance}")
+        stem = f"{folder.card.id}/{patient}/{name}"
+        files = []
+        for frame in volume:
+            image = folder.pseudonyms.series(by_path[frame.path].instance)
+            number = frame.number if 0 <= frame.number < 10**5 else 0
+            files.append(PlannedFile(frame.path, f"{stem}/{number:05d}-{image[1:7]}.dcm", "image", "dicom", patient))
+        files.sort(key=lambda file: file.target)
+        files += folder.findings(folder.relative(first.path), first.patient, patient, stem)
+        planned.append((first.frame_of_reference, PlannedSeries(patient, name, "dicom", files)))
+    return planned
+
+
+def _attach_segmentations(
+    plan: Plan, folder: _Folder, segmentations: list[Look], planned: list[tuple[str, PlannedSeries]]
+) -> None:  # fmt: skip
+    """Offer a segmentation to every volume of its patient in its frame of reference; grids are compared later."""
+    for one in segmentations:
+        patient, image = folder.pseudonyms.patient(one.patient), folder.pseudonyms.series(one.instance)
+        file = PlannedFile(one.path, f"{folder.card.id}/{patient}/{image}.seg.dcm", "label", "dicom", patient)
+        homes = [series for frame, series in planned if frame == one.frame_of_reference and series.patient == patient]
+        for series in homes:
+            series.files.append(file)
+        if not homes:
+            plan.leave_out([one.path], Refusal("label", "a segmentation of no image here", "give the images that it was made on"))
+
+
+def _plan_images(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
+    """NIfTI, MetaImage and NumPy files, and the label maps among them."""
+    labels: dict[str, list[PlannedFile]] = defaultdict(list)
+    images: list[tuple[str, PlannedSeries]] = []
+    for one in looks:
+        relative = folder.relative(one.path)
+        folder.used |= {beside for beside in _beside(one) if beside is not None}
+        patient, name = folder.patient(relative), folder.pseudonyms.series(relative)
+        case = _group(folder.layout.case, relative) or patient
+        stem = f"{folder.card.id}/{patient}/{name}"
+        action: Action = one.kind  # type: ignore[assignment]
+        tissue = [value for value, pattern in sorted(folder.layout.tissue_maps.items()) if _matches(relative, [pattern])]
+        if tissue or _matches(relative, folder.layout.labels):
+            middle = f"tissue-{tissue[0]}" if tissue else "seg"
+            labels[case].append(PlannedFile(one.path, f"{stem}.{middle}.nii", "label", action, patient))
+            continue
+        try:
+            count = _channels(folder, one)
+        except BadInput as error:
+            plan.leave_out([one.path], Refusal("unreadable", error.what, error.remedy))
+            continue
+        if count not in (0, len(folder.layout.channels)):
+            reason = f"{count} images along the fourth axis, the card names {len(folder.layout.channels)} channels"
+            plan.leave_out([one.path], Refusal("unsupported", reason, "mend layout.channels of the card"))
+            continue
+        parts: list[tuple[int, ...]] = [(channel,) for channel in range(count)] or [()]
+        for part in parts:
+            images.append((case, _image(folder, one, relative, patient, action, part)))
+    taken = set()
+    for case, series in images:
+        series.files += labels[case]
+        taken.add(case)
+    for case, files in labels.items():
+        for file in files if case not in taken else ():
+            plan.leave_out([file.source], Refusal("label", "a label map of no image here", "mend layout.case or layout.labels"))
+    plan.series += [series for _, series in images]
+
+
+def _image(
+    folder: _Folder, one: Look, relative: str, patient: str, action: Action, part: tuple[int, ...]
+) -> PlannedSeries:  # fmt: skip
+    name = folder.pseudonyms.series(f"{relative}\0{part[0]}" if part else relative)
+    stem = f"{folder.card.id}/{patient}/{name}"
+    plane = next((plane for text, plane in sorted(folder.layout.planes.items()) if text in relative), "axial")
+    files = [PlannedFile(one.path, f"{stem}.nii", "image", action, patient, about=plane if action == "numpy" else "", part=part)]
+    sidecars = folder.sidecars.of(one.path)
+    sequence = folder.layout.channels[part[0]] if part else folder.sequence(relative)
+    if sidecars or sequence:
+        own = sidecars[-1] if sidecars else one.path.with_name(f"{stem_of(one.path)}.json")
+        files.append(PlannedFile(own, f"{stem}.json", "annotation", "sidecar", patient, about=sequence, extra=sidecars[:-1]))
+    files += folder.findings(relative, None, patient, stem)
+    return PlannedSeries(patient, name, "nifti", files)
+
+
+def _beside(one: Look) -> list[Path | None]:
+    """Files that hold the voxels of a header file."""
+    if one.kind == "metaimage":
+        return [metaimage.data_file(one.path)]
+    return [one.path.with_suffix(".img")] if one.kind == "nifti" and one.path.suffix == ".hdr" else []
+
+
+def _channels(folder: _Folder, one: Look) -> int:
+    """How many images a 4-D file holds, where the card says what they are; 0 for one image or repeats of one."""
+    if not folder.layout.channels or one.kind == "numpy":
+        return 0
+    shape = metaimage.load(one.path).shape if one.kind == "metaimage" else nifti.shape_of(one.path)
+    return int(shape[3]) if len(shape) == 4 else 0
+
+
+def _plan_kspace(plan: Plan, folder: _Folder, paths: list[Path]) -> None:
     for path in paths:
-        relative = path.relative_to(source).as_posix()
-        patient, name = _patient_of(card, relative, pseudonyms), pseudonyms.series(relative)
-        stem = f"{card.id}/{patient}/{name}"
-        one = PlannedSeries(patient, name, "kspace", [PlannedFile(path, f"{stem}.h5", "image", "kspace", patient)])
-        one.files += [PlannedFile(table, f"{stem}.boxes.json", "annotation", "boxes", patient, about=path.stem) for table in tables]
-        plan.series.append(one)
+        relative = folder.relative(path)
+        patient = folder.patient(relative)
+        try:
+            parts: list[tuple[int, ...]] = list(raw.images(path)) if raw.is_raw(path) else [()]
+        except BadInput as error:
+            plan.leave_out([path], Refusal("unreadable", error.what, error.remedy))
+            continue
+        for part in parts:
+            name = folder.pseudonyms.series(f"{relative}\0{part}" if len(parts) > 1 else relative)
+            stem = f"{folder.card.id}/{patient}/{name}"
+            action: Action = "raw" if part else "kspace"
+            one = PlannedSeries(patient, name, "kspace", [PlannedFile(path, f"{stem}.h5", "image", action, patient, part=part)])
+            if not part:
+                one.files += [
+                    PlannedFile(table, f"{stem}.boxes.json", "annotation", "boxes", patient, about=path.stem,
+                                extra=tuple(folder.reviewed))
+                    for table in folder.boxes
+                ]  # fmt: skip
+            one.files += folder.findings(relative, None, patient, stem)
+            plan.series.append(one)

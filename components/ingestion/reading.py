@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.catalog import DatasetCard
-from components.errors import BadInput
+from components.errors import BadInput, OmniMRIError
 from components.files import read_json
-from components.ingestion import dicom, headers, kspace, nifti
+from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw
 from components.ingestion.content import kind_of
+from components.ingestion.frames import split
 from components.ingestion.intake import MANIFEST, QUARANTINE
 from components.ingestion.volume import Quarantined, SourceFile, SourceSeries, Volume
 
@@ -38,33 +43,60 @@ def quarantined(data: Path, dataset_id: str) -> list[Quarantined]:
     return [Quarantined(**entry) for entry in read_json(path)] if path.exists() else []
 
 
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What a library raises about a broken file becomes a refusal. Its message is not passed on: it may quote the header."""
+    try:
+        yield
+    except OmniMRIError:
+        raise
+    except Exception as error:
+        raise BadInput(f"broken or unreadable ({type(error).__name__})", where=name, remedy="get the file again") from None
+
+
 def read_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volume:
     """Read one ingested series with its labels and annotations.
 
     Raises:
-        BadInput: files that do not fit each other or the card.
+        BadInput: files that do not fit each other or the card, or are broken.
     """
+    with _told(series.series_id):
+        return _series_volume(data, series, card)
+
+
+def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volume:
     paths = [data / file.path for file in series.files]
-    if series.reader == "dicom":
-        return _dicom_volume(paths, [data / file.path for file in series.labels], card)
+    labels = [data / file.path for file in series.labels]
+    beside = {".".join(Path(file.path).name.split(".")[1:]): data / file.path for file in series.annotations}
+    diagnosis = {
+        name: present
+        for ending, path in beside.items()
+        if ending.startswith("findings")
+        for name, present in read_json(path).items()
+    }
     if series.reader == "kspace":
-        return _kspace_volume(paths[0], [data / file.path for file in series.annotations], card.anatomy)
-    sidecars = [data / file.path for file in series.annotations]
-    voxels, affine, acquisition = nifti.read(paths[0], sidecars[0] if sidecars else None, card.anatomy)
-    labels = None
-    tissue = {int(path.name.split(".tissue-")[1].split(".")[0]): path for path in _labels(data, series) if ".tissue-" in path.name}
+        volume = _kspace_volume(paths[0], beside.get("boxes.json"), card.anatomy)
+    elif series.reader == "dicom":
+        voxels, affine, acquisition = dicom.read_series(paths, card.anatomy)
+        volume = Volume(voxels=_finite(voxels, series.series_id), affine=affine, acquisition=acquisition)
+    else:
+        voxels, affine, acquisition = nifti.read(paths[0], beside.get("json"), card.anatomy)
+        volume = Volume(voxels=_finite(voxels, series.series_id), affine=affine, acquisition=acquisition)
+    found = _read_labels(labels, volume, card) if labels else None
+    return replace(volume, labels=found, diagnosis={**volume.diagnosis, **diagnosis})
+
+
+def _read_labels(paths: list[Path], volume: Volume, card: DatasetCard) -> NDArray[np.uint8]:
+    shape = volume.voxels.shape
+    tissue = {int(path.name.split(".tissue-")[1].split(".")[0]): path for path in paths if ".tissue-" in path.name}
     if tissue:
-        labels = nifti.read_tissue_maps(tissue, voxels.shape)
-    elif series.labels:
-        labels = nifti.read_labels(_labels(data, series)[0], voxels.shape)
-    return Volume(voxels=_finite(voxels, series.series_id), affine=affine, acquisition=acquisition, labels=labels)
+        return nifti.read_tissue_maps(tissue, shape, volume.affine)
+    if paths[0].name.endswith(".seg.dcm"):
+        return dicom.read_segmentation(paths[0], volume.affine, shape, card.label_map)
+    return nifti.read_labels(paths[0], shape, volume.affine)
 
 
-def _labels(data: Path, series: SourceSeries) -> list[Path]:
-    return [data / file.path for file in series.labels]
-
-
-def _finite(voxels: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+def _finite(voxels: NDArray[Any], name: str) -> NDArray[np.float32]:
     """Voxels without NaN and infinity, which some exports have outside of the head; nothing but those is not an image."""
     finite = np.isfinite(voxels)
     if not finite.any():
@@ -72,52 +104,86 @@ def _finite(voxels: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
     return np.where(finite, voxels, 0).astype(np.float32)
 
 
-def _dicom_volume(paths: list[Path], labels: list[Path], card: DatasetCard | None) -> Volume:
-    volume, affine, acquisition = dicom.read_series(paths, card.anatomy if card else None)
-    found = dicom.read_segmentation(labels[0], volume, card.label_map) if card and labels else None
-    voxels = _finite(np.asarray(volume.array, dtype=np.float32), paths[0].parent.name)
-    return Volume(voxels=voxels, affine=affine, acquisition=acquisition, labels=found)
-
-
-def _kspace_volume(path: Path, annotations: list[Path], anatomy: str | None) -> Volume:
+def _kspace_volume(path: Path, boxes_file: Path | None, anatomy: str | None) -> Volume:
     voxels, lines, affine, acquisition = kspace.read(path, anatomy)
-    boxes, diagnosis = kspace.boxes_and_diagnosis(read_json(annotations[0])) if annotations else ((), {})
-    return Volume(voxels=voxels, affine=affine, acquisition=acquisition, kspace=lines, boxes=boxes, diagnosis=diagnosis)
+    boxes, diagnosis = findings.boxes_and_diagnosis(read_json(boxes_file)) if boxes_file else ((), {})
+    return Volume(
+        voxels=_finite(voxels, path.stem), affine=affine, acquisition=acquisition, kspace=lines, boxes=boxes, diagnosis=diagnosis
+    )  # fmt: skip
 
 
 def read_path(path: Path) -> Volume:
-    """Read one NIfTI file, DICOM file or folder of a series, or fastMRI file, chosen by content.
+    """Read one NIfTI or MetaImage file, DICOM file or folder of a series, fastMRI or ISMRMRD file, or array, chosen by content.
 
     Raises:
         BadInput: no such file, or nothing that can be read as one MR volume.
     """
+    with _told(path.name):
+        return _path_volume(path)
+
+
+def _path_volume(path: Path) -> Volume:
     if path.is_dir():
-        slices = [file for file in sorted(path.rglob("*")) if file.is_file() and kind_of(file) == "dicom"]
-        return _one_series(slices, path)
+        return _one_series([file for file in sorted(path.rglob("*")) if file.is_file() and kind_of(file) == "dicom"], path)
     if not path.is_file():
         raise BadInput("no such file or folder", where=str(path), remedy="give a NIfTI file, a DICOM file or folder, or a .h5 file")
     kind = kind_of(path)
     if kind == "dicom":
         return _one_series([path], path)
     if kind == "hdf5":
-        return _kspace_volume(path, [], None)
+        return _raw_volume(path) if raw.is_raw(path) else _kspace_volume(path, None, None)
     if kind == "nifti":
-        voxels, affine, acquisition = nifti.read(path, None, None)
-        return Volume(voxels=_finite(voxels, path.name), affine=affine, acquisition=acquisition)
-    raise BadInput("neither DICOM nor NIfTI nor HDF5 by its content", where=str(path), remedy="convert it to one of these")
+        return _image(nifti.load(path), {}, path)
+    if kind == "metaimage":
+        return _image(metaimage.load(path), {}, path)
+    if kind == "numpy":
+        return _image(arrays.load(path, "axial", (1.0, 1.0, 1.0)), {}, path)
+    raise BadInput("no image of a known format by its content", where=str(path), remedy="convert it to DICOM or NIfTI")
+
+
+def _image(image: Any, fields: dict[str, object], path: Path) -> Volume:
+    voxels, affine, acquisition = nifti.volume_of(image, fields, None)
+    return Volume(voxels=_finite(voxels, path.name), affine=affine, acquisition=acquisition)
+
+
+def _raw_volume(path: Path) -> Volume:
+    images = raw.images(path)
+    _only_one(len(images), "images", path)
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / "image.h5"
+        raw.write_clean(path, target, "", images[0])
+        return _kspace_volume(target, None, None)
+
+
+def _only_one(count: int, what: str, place: Path) -> None:
+    if count != 1:
+        raise BadInput(f"{count} {what} in one place", where=str(place), remedy="give one, or ingest the folder, which parts them")
 
 
 def _one_series(slices: list[Path], place: Path) -> Volume:
     found = {path: dicom.read_header(path) for path in slices}
-    usable = [path for path, header in found.items() if dicom.refusal(header) is None and header.SOPClassUID != dicom.SEGMENTATION]
+    images = {path: header for path, header in found.items() if header.get("SOPClassUID") != dicom.SEGMENTATION}
+    usable = {path: header for path, header in images.items() if dicom.refusal(header) is None}
     if not usable:
-        reason = next((dicom.refusal(header) for header in found.values() if dicom.refusal(header)), None)
-        raise BadInput(reason[0] if reason else "no DICOM MR image", where=str(place), remedy="give one MR series")
-    series = {str(found[path].SeriesInstanceUID) for path in usable}
-    if len(series) > 1:
-        raise BadInput(f"{len(series)} series in one folder", where=str(place), remedy="give the folder of one series, or one file")
-    if dicom.is_mosaic(found[usable[0]]):
-        voxels, affine = nifti.canonical(dicom.unpack_mosaic(usable[0]))
-        acquisition = replace(headers.from_dicom(found[usable[0]], affine, None), plane=headers.plane_of(affine))
-        return Volume(voxels=_finite(voxels, place.name), affine=affine, acquisition=acquisition)
-    return _dicom_volume(usable, [], None)
+        reason = next((refused for header in images.values() if (refused := dicom.refusal(header))), None)
+        raise BadInput(reason.reason if reason else "no DICOM MR image", where=str(place), remedy="give one MR series")
+    _only_one(len({str(header.SeriesInstanceUID) for header in usable.values()}), "series", place)
+    first, header = next(iter(usable.items()))
+    if dicom.is_mosaic(header):
+        _only_one(len(usable), "volumes", place)
+        return _image(dicom.unpack_mosaic(first), dicom.sidecar_fields(header), place)
+    frames = []
+    for path, header in usable.items():
+        own, refused = dicom.frames_or_refusal(header, path)
+        if refused:
+            raise BadInput(refused.reason, where=str(place), remedy=refused.remedy)
+        frames += own
+    volumes, unfit = split(frames)
+    if unfit:
+        raise BadInput(unfit[0].reason, where=str(place), remedy=unfit[0].remedy)
+    _only_one(len(volumes), "volumes", place)
+    if "PerFrameFunctionalGroupsSequence" in header and len(usable) == 1:
+        indices = [frame.index for frame in volumes[0]]
+        return _image(dicom.unpack_frames(first, indices), dicom.sidecar_fields(header, indices[0]), place)
+    voxels, affine, acquisition = dicom.read_series([frame.path for frame in volumes[0]], None)
+    return Volume(voxels=_finite(voxels, place.name), affine=affine, acquisition=acquisition)

@@ -137,14 +137,17 @@ class Quarantined:
     """An input that was not taken in.
 
     Attributes:
-        path: relative to the source folder, patient text removed.
+        path: its number among the files of the source folder (see :class:`~components.ingestion.refusals.Listing`): its name may be
+            the patient's.
         reason: what is wrong with it.
         remedy: what to do.
+        kind: one of :data:`~components.ingestion.refusals.KINDS`.
     """
 
     path: str
     reason: str
     remedy: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,5 +161,6 @@ class IngestReport:
     files_new: int
     files_reused: int
     files_removed: int
+    files_ignored: int
     quarantined: tuple[Quarantined, ...]
     seconds: float

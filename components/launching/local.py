@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.errors import JobFailed
-from components.launching.job import JobSpec
+from components.launching.job import JobSpec, JobState, JobStatus
 from components.provenance import REPOSITORY
 
 GRACE_S, SAY_EVERY_S = 60.0, 10.0
@@ -28,6 +28,17 @@ class LocalHandle:
     process: subprocess.Popen[bytes]
     log: Path
     _said: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return self.job.key
+
+    def status(self) -> JobStatus:
+        """Where it is now."""
+        ended = self.process.poll()
+        state = JobState.running if ended is None else JobState.failed if ended else JobState.succeeded
+        return JobStatus(self.key, state, f"status {ended}" if ended else "")
 
     def wait(self) -> None:
         """Wait for success.
@@ -79,7 +90,10 @@ class LocalHandle:
 
 
 class LocalLauncher:
-    """Processes that share this machine's cores."""
+    """Processes that share this machine's cores. They end with the process that started them, so there are none to find again."""
+
+    def __init__(self) -> None:
+        self._started: list[LocalHandle] = []
 
     def submit(self, job: JobSpec) -> LocalHandle:
         """Start the job's processes; their output goes to ``<folder>/<name>.log``."""
@@ -97,7 +111,18 @@ class LocalLauncher:
             command[1:3] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}", "-m", job.module]
         with log.open("ab") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY)
-        return LocalHandle(job, process, log)
+        self._started.append(LocalHandle(job, process, log))
+        return self._started[-1]
+
+    def jobs(self) -> list[JobStatus]:
+        """The jobs that this launcher started."""
+        return [handle.status() for handle in self._started]
+
+    def clean_up(self) -> list[str]:
+        """Forget those that ended; their logs stay."""
+        ended = [handle for handle in self._started if handle.status().state.ended]
+        self._started = [handle for handle in self._started if handle not in ended]
+        return [handle.key for handle in ended]
 
 
 def _free_port() -> int:

@@ -46,7 +46,7 @@ class ServedModel(PythonModel):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image"
             path.write_bytes(base64.b64decode(image, validate=True))
-            prediction = self.predictor.predict([path], instruction)
+            prediction = self.predictor.predict(path, instruction)
             written = [file for file in save(prediction, Path(folder) / "out") if file.suffix == ".nii"]
             file = base64.b64encode(written[0].read_bytes()).decode() if written else ""
         boxes = json.dumps([asdict(box) for box in prediction.boxes])

@@ -13,6 +13,7 @@ from components.training.samples import Samples
 from model_core.batch import TARGET_IMAGE, TARGET_MASK
 from model_core.objectives import Objective, VisionPretraining
 from model_core.processing import Processor
+from model_core.sense import Measured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,8 +91,9 @@ def decoded_images(objective: Objective, processor: Processor, samples: Samples)
             tokens = objective.model.image_tokens_for(1, *image.shape)
             ids, mask = processor.pad([processor.encode_answer_prefix(record.instruction, record.response, tokens)])
             made = objective.model.generate_image(
-                ids, mask, pixels, torch.tensor([kind]), torch.from_numpy(target.kspace)[None, None],
-                torch.from_numpy(target.sampling.copy())[None, None],
+                ids, mask, pixels, torch.tensor([kind]),
+                measured=Measured(torch.from_numpy(target.kspace)[None, None, None],
+                                  torch.from_numpy(target.sampling.copy())[None, None]),
             )  # fmt: skip
             name = record.structure or "image"
             rows.append([("input", image), (name, target.image), ("predicted", F.relu(made)[0, 0, 0].numpy())])

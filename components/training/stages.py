@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from components.curation.corpus import Corpus
+from components.errors import BadInput, JobFailed
 from components.files import atomic_directory, read_json, write_json
 from components.home import Home
-from components.launching import JobSpec, Launcher, LocalLauncher
+from components.launching import JobSpec, Launcher, LocalLauncher, on_cluster
 from components.provenance import SHORT, code_digest, digest, file_md5
-from components.settings import ModelSettings, Settings, StageName
+from components.settings import STAGES, ModelSettings, Settings, StageName
 from components.tracking import Tracking
 
 DONE, JOB, RUN = "done.json", "job.json", "run.json"
@@ -51,13 +52,13 @@ class StageResult:
     peak_memory_mib: float
 
 
-def stage_digest(stage: StageName, corpus_digest: str, settings: Settings, parent: StageResult | None) -> str:
-    """Digest of all that decides the stage's weights."""
+def stage_digest(stage: StageName, corpus_digest: str, settings: Settings, parent: str | None) -> str:
+    """Digest of all that decides the stage's weights; ``parent`` is that of the stage before."""
     training = settings.training
     engine = (training.processes, training.zero_stage, training.precision)
     files = _outside_files(settings.model)
     identity = (stage, corpus_digest, settings.seed, settings.model, files, engine, training.stage(stage))
-    return digest(*identity, parent.digest if parent else None, code_digest(*CODE))
+    return digest(*identity, parent, code_digest(*CODE))
 
 
 def _outside_files(model: ModelSettings) -> dict[str, str]:
@@ -83,11 +84,22 @@ def _tokenizer(corpus: Corpus, model: ModelSettings) -> Any:
     if model.tokenizer is not None:
         from transformers import AutoTokenizer
 
+        if not (model.tokenizer / "tokenizer.json").exists():
+            remedy = "name a folder that holds Qwen2.5's tokenizer.json"
+            raise BadInput("no tokenizer in this folder", where=f"model.tokenizer={model.tokenizer}", remedy=remedy)
         return add_special_tokens(AutoTokenizer.from_pretrained(model.tokenizer, local_files_only=True))
     train = {volume_id for volume_id, volume in corpus.volumes.items() if volume.split == "train"}
     texts = [corpus.descriptions[volume_id].text for volume_id in sorted(train)]
     texts += [text for one in corpus.instructions if one.split == "train" for text in (one.instruction, one.response)]
     return train_tokenizer(texts, model.vocabulary)
+
+
+def _require_backbone(model: ModelSettings, backbone: Path, tokenizer: Path) -> None:
+    """Refuse a checkpoint that does not fit here, before a job is started."""
+    from components.training.backbone import DenseCheckpoint
+    from model_core.processing import Processor
+
+    DenseCheckpoint.open(backbone).require_fit(model.preset, Processor.from_pretrained(tokenizer).tokenizer)
 
 
 def train_stage(
@@ -107,10 +119,11 @@ def train_stage(
         launcher: where the job runs; None = on this machine.
 
     Raises:
+        BadInput: the tokenizer or the backbone that the settings name is none, or does not fit.
         JobFailed: the job failed; what it finished stays, and the next call goes on from its last checkpoint.
     """
     corpus = Corpus.open(corpus_root)
-    identity = stage_digest(stage, corpus.digest, settings, parent)
+    identity = stage_digest(stage, corpus.digest, settings, parent.digest if parent else None)
     folder = home.training / identity[:SHORT]
     tracking = Tracking(home.tracking_uri, home)
     if not (reused := (folder / DONE).exists()):
@@ -127,19 +140,40 @@ def _submit(
     parent_run_id: str | None, folder: Path, tracking: Tracking, launcher: Launcher,
 ) -> None:  # fmt: skip
     """Write the job's description and run it to its end."""
+    tokenizer = prepare(corpus_root, settings, home)
+    if settings.model.backbone is not None:
+        _require_backbone(settings.model, settings.model.backbone, tokenizer)
     if not (folder / RUN).exists():
         parameters = settings.training.stage(stage).model_dump(mode="json")
         write_json(folder / RUN, {"run_id": tracking.create_stage_run(stage, identity, parent_run_id, parameters)})
     write_json(folder / JOB, {
         "stage": stage, "digest": identity, "corpus_root": corpus_root, "settings": settings.model_dump(mode="json"),
-        "tokenizer": prepare(corpus_root, settings, home), "parent_model": parent.model_dir if parent else None,
+        "tokenizer": tokenizer, "parent_model": parent.model_dir if parent else None,
         "home": home.root, "data": home.data, "tracking_uri": home.tracking_uri, "run_id": read_json(folder / RUN)["run_id"],
     })  # fmt: skip
+    handle = launcher.submit(stage_job(stage, identity, settings, folder))
+    handle.wait()
+    if not (folder / DONE).exists():  # the job's record outlived a folder that somebody removed
+        handle.cancel()
+        raise JobFailed("ended without a result", where=stage, remedy="run again")
+
+
+def stage_job(stage: StageName, identity: str, settings: Settings, folder: Path) -> JobSpec:
+    """The job that trains a stage."""
     job = JobSpec(
         name=stage, module="components.training.worker", arguments=(str(folder / JOB),),
-        processes=settings.training.processes, folder=folder,
+        processes=settings.training.processes, folder=folder, identity=identity,
     )  # fmt: skip
-    launcher.submit(job).wait()
+    return on_cluster(job, settings.kubernetes) if settings.launcher == "kubernetes" else job
+
+
+def stage_jobs(corpus_digest: str, settings: Settings, home: Home, until: StageName) -> list[JobSpec]:
+    """The jobs of all stages up to one, as they would be submitted for a corpus."""
+    jobs, parent = [], None
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        parent = stage_digest(stage, corpus_digest, settings, parent)
+        jobs.append(stage_job(stage, parent, settings, home.training / parent[:SHORT]))
+    return jobs
 
 
 def _read_result(folder: Path, reused: bool) -> StageResult:

@@ -30,6 +30,7 @@ from components.launching.local import INTERRUPTED
 from components.provenance import digest
 from components.settings import Settings, StageName
 from components.tracking import StageRun, Tracking
+from components.training.backbone import upcycled_model
 from components.training.batches import BatchMaker, Rank
 from components.training.engine import Engine, StepResult, join_processes, seed_step
 from components.training.samples import Samples
@@ -84,11 +85,13 @@ class Job:
 
 
 def starting_model(job: Job, processor: Processor) -> OmniMRIForConditionalGeneration:
-    """The model of the stage before, or a new one with weights from the seed."""
+    """The model of the stage before, or a new one: an upcycled checkpoint where the settings name one, else of the seed alone."""
     if job.parent_model is not None:
         model: OmniMRIForConditionalGeneration = OmniMRIForConditionalGeneration.from_pretrained(job.parent_model)
         return model
     torch.manual_seed(job.settings.seed)
+    if job.settings.model.backbone is not None:
+        return upcycled_model(job.settings.model.backbone, job.settings.model.preset, processor.tokenizer)
     ids = special_ids(processor.tokenizer)
     return OmniMRIForConditionalGeneration(
         OmniMRIConfig.from_preset(job.settings.model.preset, len(processor.tokenizer), **ids)

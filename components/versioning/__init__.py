@@ -1,5 +1,5 @@
 """Versions of ``data/`` by DVC, pinned by ``data.dvc`` beside it."""
 
-from components.versioning.repository import DataRepository, DataVersion
+from components.versioning.repository import DataRepository, DataStatus, DataVersion
 
-__all__ = ["DataRepository", "DataVersion"]
+__all__ = ["DataRepository", "DataStatus", "DataVersion"]

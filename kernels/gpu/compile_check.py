@@ -97,6 +97,17 @@ def _moe_case(
     return Case(f"moe E{experts} K{top_k} H{hidden_size} I{width} {str(dtype).removeprefix('torch.')}", run)
 
 
+EVERY_CONFIGURATION = (
+    "window_attention 7x7x7 d32 shifted bfloat16",
+    "window_attention 7x7x7 d32 shifted float32",
+    "window_attention 4x4x4 d32 shifted bfloat16",
+    "window_attention 1x7x7 d32 shifted float32",
+    "moe E128 K8 H2048 I768 bfloat16",
+    "moe E4 K2 H128 I256 float32",
+)
+"""Cases that between them launch every kernel in every configuration: what a quick check compiles."""
+
+
 def cases() -> Iterator[Case]:
     """The shapes of the benchmarks, and the head sizes and dtypes that are promised."""
     for dtype in (torch.bfloat16, torch.float32):
@@ -213,10 +224,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="only the cases that launch every configuration once")
     parser.add_argument("--output", type=Path, help="CSV file")
     parser.add_argument("--processes", type=int, default=None)
     options = parser.parse_args()
-    jobs = [(target, index) for target in options.targets for index, case in enumerate(cases()) if options.match in case.name]
+    chosen = [index for index, case in enumerate(cases()) if options.match in case.name]
+    if options.quick:
+        chosen = [index for index, case in enumerate(cases()) if index in chosen and case.name in EVERY_CONFIGURATION]
+    jobs = [(target, index) for target in options.targets for index in chosen]
     with ProcessPoolExecutor(options.processes) as pool:
         rows = [row for result in pool.map(_job, *zip(*jobs, strict=True)) for row in result]
     for row in rows:

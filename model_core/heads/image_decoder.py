@@ -1,17 +1,18 @@
 """Image decoder: conditional flow matching on pixels (Lipman et al., arXiv:2210.02747), one network for images and masks.
 
-A path leads from the clean target (t = 0) to noise (t = 1), ``y_t = (1 - t) y_0 + t eps``. The network predicts the clean target
-itself; the velocity follows. At t = 1 the best prediction is the conditional mean, so a single step gives the estimate with the
-least squared error, and more steps give a sample.
+On the path of :mod:`model_core.flow` the network predicts the clean target itself; the velocity ``(y_t - y_0) / t`` follows. At
+t = 1 the best prediction is the conditional mean, so a single step gives the estimate with the least squared error, and more steps
+give a sample.
 
 Target space: for an image, its residual to the input in units of ``residual_scale``; for a mask, analog bits -1 and +1 (Chen et
 al., arXiv:2208.04202).
 
-Shape letters: B samples, D slices, S = B * D slices together, H rows, W columns, c channels.
+Shape letters: K draws, B samples, D slices, S = B * D slices together, H rows, W columns, c channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 
 from model_core.batch import TARGET_MASK
 from model_core.config import OmniMRIConfig
-from model_core.fourier import fft2c, ifft2c
+from model_core.flow import Sampler, integrate, noise_of
 from model_core.heads.modulated import TimeEmbedding, ZeroConv2d, ZeroLinear
+from model_core.sense import Measured, consistent
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,14 @@ class Conditions:
         features: Swin features of it, every level.
         query_BQ: hidden state of the ``<image>`` or ``<seg>`` token.
         kind_B: TARGET_IMAGE | TARGET_MASK.
-        kspace_BDHW: complex64 measured k-space, zeros elsewhere.
-        sampling_BDHW: bool, True = measured.
+        measured: k-space that a reconstruction has to agree with.
     """
 
     pixel_values_B1DHW: Tensor
     features: list[Tensor]
     query_BQ: Tensor
     kind_B: Tensor
-    kspace_BDHW: Tensor
-    sampling_BDHW: Tensor
+    measured: Measured
 
 
 class _Block(nn.Module):
@@ -135,36 +135,26 @@ class ImageDecoder(nn.Module):
     def image(self, residual_B1DHW: Tensor, given: Conditions) -> Tensor:
         """Magnitude image from a residual, made consistent with the measured k-space where there is one."""
         image = given.pixel_values_B1DHW + self.residual_scale * residual_B1DHW
-        return data_consistent(image.squeeze(1), given.kspace_BDHW, given.sampling_BDHW)[:, None]
+        return consistent(image.squeeze(1), given.measured)[:, None]
 
     @torch.no_grad()
-    def sample(self, given: Conditions, steps: int, samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Mean of ``samples`` draws, each in ``steps`` Euler steps, (B, 1, D, H, W): images, or the probability of the mask."""
-        draws = [self._draw(given, steps, generator) for _ in range(samples)]
-        return torch.stack(draws).mean(0)
+    def sample(self, given: Conditions, seeds: Sequence[int], steps: int = 1, sampler: Sampler = "euler", draws: int = 1) -> Tensor:
+        """Draws (K, B, 1, D, H, W) float32: images, or the probability of the mask.
 
-    def _draw(self, given: Conditions, steps: int, generator: torch.Generator | None) -> Tensor:
+        Args:
+            seeds: one of each sample; a sample's noise depends on nothing else.
+        """
         is_mask = (given.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1)
-        shape = given.pixel_values_B1DHW.shape
-        y = torch.randn(shape, generator=generator).to(given.pixel_values_B1DHW.device)
-        image = probability = torch.zeros_like(y)
-        for step in range(steps, 0, -1):
-            time = torch.full((shape[0],), step / steps, device=y.device)
-            clean = self(y, time, given)
-            image, probability = self.image(clean, given), clean.sigmoid()
-            estimate = torch.where(is_mask, 2 * probability - 1, (image - given.pixel_values_B1DHW) / self.residual_scale)
-            y = estimate + (y - estimate) * (step - 1) / step
-        return torch.where(is_mask, probability, image.clamp(min=0))
+        pixels = given.pixel_values_B1DHW
 
+        def velocity(state: Tensor, time: float) -> Tensor:
+            clean = self(state, torch.full((len(state),), time, device=state.device), given)
+            agreed = (self.image(clean, given) - pixels) / self.residual_scale
+            return (state - torch.where(is_mask, 2 * clean.sigmoid() - 1, agreed)) / time
 
-def data_consistent(image_BDHW: Tensor, kspace_BDHW: Tensor, sampling_BDHW: Tensor) -> Tensor:
-    """Put the measured k-space into a magnitude image and take the magnitude again; samples without measurement stay as they are.
+        def draw(noise: Tensor) -> Tensor:
+            target = integrate(velocity, noise.to(pixels.device), steps, sampler)
+            probability, image = (target + 1) / 2, pixels + self.residual_scale * target
+            return torch.where(is_mask, probability.clamp(0, 1), image.clamp(min=0))
 
-    The phase is that of the zero-filled image: of single-coil data it is smooth, and its low frequencies are always measured.
-    """
-    if not sampling_BDHW.any():
-        return image_BDHW
-    phase = torch.angle(ifft2c(kspace_BDHW))
-    spectrum = fft2c(torch.polar(image_BDHW.float(), phase))
-    consistent = ifft2c(torch.where(sampling_BDHW, kspace_BDHW, spectrum)).abs()
-    return torch.where(sampling_BDHW.flatten(1).any(1)[:, None, None, None], consistent, image_BDHW)
+        return torch.stack([draw(noise) for noise in noise_of(seeds, pixels.shape[1:], draws)])

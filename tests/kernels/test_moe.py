@@ -17,7 +17,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 
 from kernels import moe as module
 from kernels.dispatch import interpreted
-from kernels.moe import MoEOutput, balanced_bias, experts_grouped, experts_reference, moe, moe_reference, route
+from kernels.moe import MoEOutput, balanced_bias, experts_grouped, experts_reference, moe, moe_hidden, moe_reference, route
 from model_core.moe import SparseMoeBlock
 
 
@@ -181,6 +181,27 @@ def test_grouped_products_are_the_specification(experts: int, tokens: int, data:
     with patch.object(module, "GROUPED_EXPERTS", 0):
         ours = _results(moe, inputs, top_k)
     _assert_close(ours, _results(moe_reference, inputs, top_k))
+
+
+@given(experts=st.integers(1, 6), tokens=st.integers(1, 20), small=st.booleans(), data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_a_step_of_generation_is_the_specification(experts: int, tokens: int, small: bool, data: st.DataObject) -> None:
+    """One token, few tokens through all experts, and more than few."""
+    top_k = data.draw(st.integers(1, experts))
+    inputs = _inputs(tokens, experts, 8, 12)
+    with torch.no_grad(), patch.object(module, "SMALL_EXPERTS", module.SMALL_EXPERTS if small else 0):
+        torch.testing.assert_close(moe_hidden(*inputs, top_k), moe_reference(*inputs, top_k).hidden_TH, atol=1e-5, rtol=1e-5)
+
+
+def test_the_product_of_a_traced_graph_tells_the_truth_about_itself() -> None:
+    """Shapes that the graph is told, and gradients, are those of the loop that runs; an expert without rows included."""
+    rows, weight = (
+        torch.randn(7, 6, dtype=torch.float64, requires_grad=True),
+        torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True),
+    )
+    ends = torch.tensor([4, 4, 7], dtype=torch.int32)
+    torch.library.opcheck(module._grouped_op, (rows, weight, ends))
+    assert torch.autograd.gradcheck(lambda *x: module._grouped_op(*x, ends), (rows, weight))
 
 
 @given(

@@ -1,8 +1,13 @@
 """The backbone is Qwen2-MoE; text alone gives transformers' numbers, and images take three-axis positions."""
 
+import pytest
 import torch
-from transformers import Qwen2MoeModel
+from transformers import Qwen2MoeForCausalLM, Qwen2MoeModel
+from transformers.models.qwen2_moe.modeling_qwen2_moe import apply_rotary_pos_emb
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
+from model_core import OmniMRIForConditionalGeneration
 from model_core.backbone import Backbone, attention_mask, positions, qwen_config
 from model_core.config import OmniMRIConfig
 
@@ -18,8 +23,45 @@ def test_text_gives_the_numbers_of_transformers() -> None:
     ids = torch.randint(0, 300, (2, 11))
     text, valid = torch.zeros_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool)
     mask = attention_mask(text, valid, torch.ones(2, dtype=torch.bool), 4)
-    output = ours(ours.embed_tokens(ids), positions(text, valid, (1, 2, 2)), mask, valid)
-    torch.testing.assert_close(output.hidden_BLH, theirs(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
+    hidden, _ = ours(ours.embed_tokens(ids), positions(text, valid, (1, 2, 2)), mask, valid)
+    torch.testing.assert_close(hidden, theirs(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+def test_logits_are_those_of_transformers_whichever_side_is_padded(left: bool) -> None:
+    torch.manual_seed(0)
+    model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", 300)).eval()
+    qwen = qwen_config(model.config)
+    qwen.rope_parameters = {"rope_type": "default", "rope_theta": model.config.rope_theta}
+    theirs = Qwen2MoeForCausalLM(qwen).eval()
+    theirs.model.load_state_dict(model.backbone.state_dict())
+    theirs.lm_head.load_state_dict(model.lm_head.state_dict())
+    ids, mask = torch.randint(10, 300, (3, 13)), torch.ones(3, 13, dtype=torch.long)
+    for row, padding in enumerate((0, 2, 5)):
+        mask[row, : padding if left else 0] = 0
+        mask[row, 13 if left else 13 - padding :] = 0
+    where = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        wanted = theirs(ids, attention_mask=mask, position_ids=where).logits[mask.bool()]
+        torch.testing.assert_close(model(ids, mask).logits[mask.bool()], wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["debug", "demo", "0.5b", "7b"])
+def test_positions_turn_queries_as_in_qwen2_vl(preset: str) -> None:
+    """An image between texts: the sections of the three axes and their order."""
+    config = OmniMRIConfig.from_preset(preset)
+    is_image = torch.zeros(1, 20, dtype=torch.bool)
+    is_image[:, 3:15] = True
+    where_3BL = positions(is_image, torch.ones_like(is_image), (2, 2, 3))
+    with torch.device("meta"):
+        backbone = Backbone(config)
+    sizes = {"hidden_size": config.hidden_size, "num_attention_heads": config.num_attention_heads}
+    rotary = {"rope_type": "default", "rope_theta": config.rope_theta, "mrope_section": list(config.rope_sections)}
+    theirs = Qwen2VLRotaryEmbedding(Qwen2VLTextConfig(**sizes, rope_parameters=rotary))
+    query, key = torch.randn(2, 1, config.num_attention_heads, 20, config.head_dim)
+    turned = apply_rotary_pos_emb(query, key, *backbone._rotary(where_3BL, torch.float32))
+    wanted = apply_rotary_pos_emb(query, key, *theirs(query, where_3BL))
+    torch.testing.assert_close(turned, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_an_image_spreads_over_its_grid_and_text_goes_on_past_it() -> None:

@@ -1,12 +1,17 @@
-"""Losses against the libraries whose definitions they follow."""
+"""Losses against the libraries whose definitions they follow, or their closed forms."""
+
+import math
 
 import pytest
 import torch
-from monai.losses import DiceLoss
+import torch.nn.functional as F
+from monai.losses import ContrastiveLoss, DiceLoss
 from skimage.metrics import structural_similarity
+from transformers.models.clip.modeling_clip import image_text_contrastive_loss as clip_loss
 
-from model_core.losses.contrastive import image_text, multi_positive, neighbouring_patches
-from model_core.losses.pixels import soft_dice_loss, structural_dissimilarity
+from model_core.losses.contrastive import image_text, multi_positive, neighbouring_patches, standardised, volume_discrimination
+from model_core.losses.pixels import logit_normal_times, soft_dice_loss, structural_dissimilarity
+from model_core.losses.reduction import global_mean
 
 
 def test_structural_dissimilarity_is_that_of_scikit_image() -> None:
@@ -33,6 +38,72 @@ def test_with_one_positive_it_is_cross_entropy() -> None:
     torch.testing.assert_close(
         multi_positive(similarity, eye, every), torch.nn.functional.cross_entropy(similarity, torch.arange(5))
     )  # fmt: skip
+
+
+def test_with_two_views_of_each_image_it_is_the_contrastive_loss_of_monai() -> None:
+    """The positive of a view is the other view of its image; candidates are all but itself (SimCLR)."""
+    torch.manual_seed(0)
+    first, second = torch.randn(4, 6), torch.randn(4, 6)
+    group = torch.arange(4).repeat(2)
+    ours = volume_discrimination(torch.cat([first, second]), group, 0.5)
+    torch.testing.assert_close(ours, ContrastiveLoss(temperature=0.5)(first, second))
+
+
+def test_several_positives_are_averaged_as_the_paper_says() -> None:
+    """SupCon, eq. 2, written out anchor by anchor; an anchor without a positive does not count."""
+    torch.manual_seed(0)
+    rows, group = F.normalize(torch.randn(6, 5), dim=-1), [0, 0, 0, 1, 1, 2]
+    losses = []
+    for i in range(6):
+        others = [j for j in range(6) if j != i]
+        whole = sum(math.exp(float(rows[i] @ rows[j]) / 0.2) for j in others)
+        positives = [j for j in others if group[j] == group[i]]
+        if positives:
+            losses.append(-sum(math.log(math.exp(float(rows[i] @ rows[p]) / 0.2) / whole) for p in positives) / len(positives))
+    assert float(volume_discrimination(rows, torch.tensor(group), 0.2)) == pytest.approx(sum(losses) / 5, rel=1e-5)
+
+
+def test_distinct_pairs_cost_what_transformers_clip_costs() -> None:
+    torch.manual_seed(0)
+    images, texts, scale = torch.randn(5, 8), torch.randn(5, 8), torch.tensor([2.6592])
+    ours = image_text(images, texts, torch.eye(5, dtype=torch.bool), scale)
+    similarity = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T * scale.exp()
+    torch.testing.assert_close(ours, clip_loss(similarity))
+
+
+def test_patches_have_their_neighbour_as_positive() -> None:
+    """Two volumes of one row of three patches: InfoNCE written out."""
+    torch.manual_seed(0)
+    features = torch.randn(2, 3, 4)
+    rows = F.normalize(features, dim=-1)
+    losses = []
+    for volume in (0, 1):
+        for place in (0, 1):
+            anchor, positive = rows[volume, place], rows[volume, place + 1]
+            logits = torch.stack([anchor @ positive, *(rows[1 - volume, 1:] @ anchor)]) / 0.1
+            losses.append(F.cross_entropy(logits[None], torch.tensor([0])))
+    ours = neighbouring_patches(features, (1, 1, 3), torch.tensor([0, 1]), 0.1)
+    torch.testing.assert_close(ours, torch.stack(losses).mean())
+
+
+def test_standardised_features_are_those_of_batch_norm() -> None:
+    torch.manual_seed(0)
+    rows = 3 + 0.1 * torch.randn(16, 4)
+    torch.testing.assert_close(standardised(rows), torch.nn.BatchNorm1d(4, eps=1e-6, affine=False)(rows))
+
+
+def test_times_are_logit_normal_with_a_share_of_pure_noise() -> None:
+    """Median 1/2, quartiles at the sigmoid of those of a normal variable."""
+    torch.manual_seed(0)
+    times = logit_normal_times(20_000, torch.device("cpu"), share_of_noise=0.3)
+    assert float((times == 1).float().mean()) == pytest.approx(0.3, abs=0.02)
+    quartiles = torch.quantile(times[times < 1], torch.tensor([0.25, 0.5, 0.75]))
+    torch.testing.assert_close(quartiles, torch.tensor([-0.6745, 0.0, 0.6745]).sigmoid(), atol=0.02, rtol=0)
+
+
+def test_a_mean_counts_what_it_is_told() -> None:
+    assert float(global_mean(torch.tensor(6.0), torch.tensor(4))) == 1.5
+    assert float(global_mean(torch.tensor(0.0), torch.tensor(0))) == 0
 
 
 def test_matched_pairs_cost_less_than_mismatched_ones() -> None:

@@ -107,3 +107,38 @@ def test_the_visual_target_is_white(model: OmniMRIForConditionalGeneration) -> N
     model.fit_visual_target(images)
     tokens = model.visual_target(model.vision(images)).flatten(0, 1)
     torch.testing.assert_close(torch.cov(tokens.T), torch.eye(tokens.shape[1]), atol=2e-2, rtol=0)
+
+
+def test_masked_modelling_counts_hidden_pixels_only(model: OmniMRIForConditionalGeneration) -> None:
+    """SimMIM: the mean absolute error over the hidden squares, six tenths of the image."""
+    objective = VisionPretraining(model)
+    images = _images()
+    torch.manual_seed(3)
+    loss = objective(ImageBatch(images, torch.arange(BATCH), torch.arange(BATCH))).parts["masked_l1"]
+    torch.manual_seed(3)
+    _, restored = objective.restore(images)
+    hidden = restored != images
+    assert float(hidden.float().mean()) == pytest.approx(0.6, abs=0.04)
+    torch.testing.assert_close(loss, (restored - images).abs()[hidden].mean())
+
+
+def test_the_visual_loss_of_a_head_that_says_nothing_is_the_size_of_the_velocity(
+    model: OmniMRIForConditionalGeneration, processor: Processor
+) -> None:
+    """The head starts as zero: what is left is ``E || eps - z ||^2 / size`` = 1 + the mean square of the whitened target."""
+    objective = MultimodalPretraining(model, draws=64)
+    batch = _sequences(model, processor, [TARGET_NONE] * BATCH)
+    objective.begin(iter([batch]))
+    z = model.visual_target(model.vision(batch.pixel_values_B1DHW))[batch.visual_loss_B]
+    assert float(objective(batch).parts["visual"]) == pytest.approx(1 + float(z.square().mean()), rel=0.05)
+
+
+def test_every_response_counts_alike(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """The text loss of stage 4 is the mean over responses of the mean over their tokens, by PyTorch's own cross-entropy."""
+    batch = _sequences(model, processor, [TARGET_NONE, TARGET_MASK, TARGET_NONE, TARGET_NONE])
+    logits = model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW).logits
+    each = [
+        torch.nn.functional.cross_entropy(rows[:-1], labels[1:], ignore_index=IGNORE)
+        for rows, labels in zip(logits, batch.labels_BL, strict=True)
+    ]
+    torch.testing.assert_close(InstructionTuning(model)(batch).parts["text"], torch.stack(each).mean())

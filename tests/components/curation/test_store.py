@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import blosc2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from components.curation.store import VolumeStore
 from components.errors import BadInput
@@ -88,3 +92,88 @@ def test_what_a_killed_run_left_of_a_volume_is_found_and_removed(tmp_path: Path,
     for name in names:
         store.remove(name)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_coils_of_a_slice_are_one_chunk(tmp_path: Path, voxels: np.ndarray) -> None:
+    store = VolumeStore(tmp_path)
+    kspace = np.stack([voxels, 1j * voxels, voxels + 1j], axis=1).astype(np.complex64)
+    store.write(NAME, "kspace", kspace)
+    assert store.shape(NAME, "kspace") == (5, 3, 32, 32)
+    np.testing.assert_array_equal(store.read(NAME, "kspace", 4), kspace[4])
+
+
+@given(st.lists(st.integers(1, 9), min_size=3, max_size=4), st.data())
+@settings(max_examples=25)
+def test_any_slices_are_those_of_the_whole_array(shape: list[int], data: st.DataObject) -> None:
+    values = np.random.default_rng(1).integers(0, 255, shape, dtype=np.uint8)
+    with TemporaryDirectory() as folder:
+        store = VolumeStore(Path(folder))
+        store.write(NAME, "labels", values)
+        index = data.draw(st.one_of(st.integers(-shape[0], shape[0] - 1), st.slices(shape[0])))
+        np.testing.assert_array_equal(store.read(NAME, "labels", index), values[index])
+
+
+def test_a_slice_that_is_not_there_is_named(tmp_path: Path, voxels: np.ndarray) -> None:
+    store = VolumeStore(tmp_path)
+    store.write(NAME, "voxels", voxels)
+    with pytest.raises(BadInput, match="no slice 5 of 5"):
+        store.read(NAME, index=5)
+
+
+def test_no_flipped_byte_changes_a_value_and_every_one_is_found(tmp_path: Path) -> None:
+    """Every byte of a file, each in turn: a read gives the exact values or says what is damaged, and the check finds all."""
+    store = VolumeStore(tmp_path)
+    values = np.random.default_rng(2).gamma(2, 0.3, size=(4, 8, 8)).astype(np.float32)
+    values[2] = 0  # blosc2 stores such a slice as a sign, not as bytes
+    md5 = store.write(NAME, "voxels", values)
+    path, truth = store.path(NAME, "voxels"), store.read(NAME)
+    good = path.read_bytes()
+    assert hashlib.md5(good).hexdigest() == md5 and store.faults(NAME, "voxels", md5) == []
+    refused = 0
+    for place in range(len(good)):
+        broken = bytearray(good)
+        broken[place] ^= 1 << place % 8
+        path.write_bytes(broken)
+        try:
+            np.testing.assert_array_equal(store.read(NAME), truth)
+        except BadInput as error:
+            assert "damaged" in error.what and error.remedy.startswith("omnimri data verify")
+            refused += 1
+        if place % 8 == 0:
+            assert store.faults(NAME, "voxels", md5)
+    assert refused > len(good) // 2  # most of a file is voxels
+
+
+def test_the_damaged_slice_is_named_and_the_others_can_still_be_read(tmp_path: Path, voxels: np.ndarray) -> None:
+    store = VolumeStore(tmp_path)
+    md5 = store.write(NAME, "voxels", voxels)
+    path, whole = store.path(NAME, "voxels"), store.read(NAME)
+    opened = blosc2.open(str(path))
+    chunk = opened.schunk.get_chunk(3)
+    content = bytearray(path.read_bytes())
+    content[content.index(chunk) + len(chunk) // 2] ^= 0xFF
+    path.write_bytes(content)
+    assert store.faults(NAME, "voxels", md5) == ["damaged: slice 3 fails its checksum"]
+    np.testing.assert_array_equal(store.read(NAME, index=2), whole[2])
+    with pytest.raises(BadInput, match=f"{NAME}.voxels.b2nd: damaged: slice 3"):
+        store.read(NAME)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 100, 2000, -1])
+def test_a_file_cut_short_is_damaged(tmp_path: Path, voxels: np.ndarray, kept: int) -> None:
+    store = VolumeStore(tmp_path)
+    md5 = store.write(NAME, "voxels", voxels)
+    path = store.path(NAME, "voxels")
+    path.write_bytes(path.read_bytes()[:kept])
+    assert store.faults(NAME, "voxels", md5)
+    with pytest.raises(BadInput, match="damaged"):
+        store.read(NAME)
+
+
+def test_another_volumes_file_under_this_name_is_refused(tmp_path: Path, voxels: np.ndarray) -> None:
+    store, other = VolumeStore(tmp_path), "0" * 32
+    store.write(NAME, "voxels", voxels)
+    store.write(other, "voxels", voxels + 1)
+    store.path(other, "voxels").replace(store.path(NAME, "voxels"))
+    with pytest.raises(BadInput, match="belongs to another array"):
+        store.read(NAME)

@@ -1,0 +1,91 @@
+"""Generation on a CPU: text against transformers' Qwen2-MoE of the same sizes with the same weights, and images from the decoder.
+
+python -m benchmarks.generation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import Qwen2MoeForCausalLM
+
+from benchmarks.harness import Measurement, measure, write
+from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
+from model_core.backbone import qwen_config
+from model_core.batch import TARGET_MASK
+
+PROMPT, NEW, SIDE = 160, 64, 96
+FIRST_TEXT_ID = 10
+
+
+def _model(preset: str) -> OmniMRIForConditionalGeneration:
+    torch.manual_seed(0)
+    return OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(preset)).eval()
+
+
+def _transformers(ours: OmniMRIForConditionalGeneration, experts: str) -> Qwen2MoeForCausalLM:
+    """transformers' model with our backbone's weights; ``experts`` is how it computes them."""
+    config = qwen_config(ours.config)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": ours.config.rope_theta}
+    config._experts_implementation = experts
+    theirs = Qwen2MoeForCausalLM(config).eval()
+    theirs.model.load_state_dict(ours.backbone.state_dict())
+    theirs.lm_head.load_state_dict(ours.lm_head.state_dict())
+    return theirs
+
+
+def _generation(model: torch.nn.Module, ids: Tensor, pixel_values: Tensor | None = None) -> Callable[[], Tensor]:
+    """Greedy, with a cache, and exactly :data:`NEW` tokens."""
+    brought = {} if pixel_values is None else {"pixel_values": pixel_values}
+
+    def call() -> Tensor:
+        settings = {"min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False, "suppress_tokens": None}
+        return model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, eos_token_id=2, **settings, **brought)
+
+    return call
+
+
+def text(preset: str, batch: int) -> list[Measurement]:
+    """Tokens after a prompt of text, and after one of the same length that holds an image."""
+    ours = _model(preset)
+    ids = torch.randint(FIRST_TEXT_ID, ours.config.vocab_size, (batch, PROMPT))
+    with_image = ids.clone()
+    with_image[:, 1 : 1 + ours.image_tokens_for(1, SIDE, SIDE)] = ours.config.image_token_id
+    peers = {
+        f"transformers, {name}": _generation(_transformers(ours, experts), ids)
+        for name, experts in (("eager experts", "eager"), ("batched experts", "batched_mm"), ("grouped experts", "grouped_mm"))
+    } | {"ours": _generation(ours, ids)}
+    answers = [call() for call in peers.values()]
+    assert all(torch.equal(answer, answers[0]) for answer in answers), "the peers do not generate the same tokens"
+    peers["ours, image in the prompt"] = _generation(ours, with_image, torch.rand(batch, 1, 1, SIDE, SIDE))
+    case = f"{preset}, batch {batch}: {batch * NEW} tokens after {PROMPT}"
+    return measure(case, "text", peers, "cpu", repeats=3)
+
+
+def images(preset: str) -> list[Measurement]:
+    """One image of :data:`SIDE` squared pixels after another, prompt included."""
+    ours = _model(preset)
+    tokens = ours.image_tokens_for(1, SIDE, SIDE)
+    ids = torch.full((1, tokens + 16), FIRST_TEXT_ID)
+    ids[:, 1 : 1 + tokens] = ours.config.image_token_id
+    ids[:, -1] = ours.config.seg_token_id
+    pixels, kind = torch.rand(1, 1, 1, SIDE, SIDE), torch.tensor([TARGET_MASK])
+
+    def peer(steps: int) -> Callable[[], Tensor]:
+        return lambda: ours.generate_image(ids, torch.ones_like(ids), pixels, kind, steps=steps)
+
+    peers = {f"{steps} step{'s' * (steps > 1)}": peer(steps) for steps in (1, 4)}
+    return measure(f"{preset}: one {SIDE} x {SIDE} image", "image", peers, "cpu")
+
+
+def main() -> None:
+    """Measure and write the results."""
+    rows = [row for preset in ("debug", "demo") for batch in (1, 8) for row in text(preset, batch)]
+    rows += [row for preset in ("debug", "demo") for row in images(preset)]
+    write("generation_cpu", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Why an input is not taken in: the kinds of reasons, and how a file is named without its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from components.errors import BadInput
+from components.ingestion.volume import Quarantined
+
+Kind = Literal["unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "label", "no image"]
+KINDS: dict[Kind, tuple[str, str]] = {
+    "unreadable": ("damaged, truncated or empty; a header that claims more than the file holds; pixels that do not decode",
+                   "get the file again"),
+    "not MR": ("another modality, a report, a presentation state, spectroscopy", "leave it out"),
+    "burnt-in": ("Burned In Annotation is YES, a secondary capture or a screen save: the pixels may show a name",
+                 "give the image itself"),
+    "geometry": ("position or orientation missing; slices missing, doubled, turned or out of line; an incomplete repeat",
+                 "export the whole series again"),
+    "duplicate": ("the SOP Instance UID of another file, or the voxels of another series under another name",
+                  "remove one of the two"),
+    "unsupported": ("undersampled, echo-planar or non-Cartesian k-space; colours; a 4-D file that the card does not explain",
+                    "see the entry's remedy"),
+    "label": ("a label map on another grid than every image of its case, with unknown segments, or beside one that is used",
+              "resample it, or mend the card"),
+    "no image": ("neither an image by its content, nor a sidecar or table that belongs to one", "none needed for documents; "
+                 "layout.ignored of the card silences them"),
+}  # fmt: skip
+"""Kind -> (what is meant, usual remedy). The table in docs/data.md is this one."""
+_SUFFIXES = frozenset({
+    ".bin", ".bval", ".bvec", ".cfl", ".csv", ".dcm", ".dicom", ".doc", ".docx", ".gif", ".gz", ".h5", ".hdf5", ".hdr", ".htm",
+    ".html", ".ima", ".img", ".jpeg", ".jpg", ".json", ".log", ".mat", ".md", ".mha", ".mhd", ".mnc", ".mrd", ".nii", ".npy",
+    ".npz", ".nrrd", ".par", ".parquet", ".pdf", ".pkl", ".png", ".rec", ".raw", ".tar", ".tgz", ".tif", ".tiff", ".tsv",
+    ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip", ".zraw",
+})  # fmt: skip
+"""Endings that are shown; any other may be part of a name."""
+
+
+class Refusal(NamedTuple):
+    """Why an input is not taken in."""
+
+    kind: Kind
+    reason: str
+    remedy: str
+
+
+class Unusable(BadInput):
+    """An input that can be read and is not used all the same."""
+
+    def __init__(self, kind: Kind, what: str, *, where: str = "", remedy: str = "") -> None:
+        self.kind = kind
+        super().__init__(what, where=where, remedy=remedy)
+
+
+class Listing:
+    """The files of a source folder in a fixed order, so that one can be named by its number: its name may be the patient's.
+
+    ``find . -type f | LC_ALL=C sort | sed -n 12p`` in the folder prints the twelfth.
+    """
+
+    def __init__(self, source: Path) -> None:
+        names = sorted(
+            (path.relative_to(source).as_posix().encode(errors="surrogateescape"), path)
+            for path in source.rglob("*")
+            if path.is_file()
+        )
+        self._numbers = {path: number for number, (_, path) in enumerate(names, start=1)}
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self._numbers)
+
+    def left_out(self, paths: Iterable[Path], refusal: Refusal) -> Quarantined:
+        """A quarantine entry about one file, or about those that would have made a volume together."""
+        ordered = sorted(set(paths), key=self._numbers.__getitem__)
+        first, more = ordered[0], len(ordered) - 1
+        ending = f", *{first.suffix.lower()}" if first.suffix.lower() in _SUFFIXES else ""
+        which = f"file {self._numbers[first]}{f' and {more} more' if more else ''} of {len(self._numbers)}{ending}"
+        return Quarantined(path=which, kind=refusal.kind, reason=refusal.reason, remedy=refusal.remedy)

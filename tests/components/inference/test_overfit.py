@@ -1,0 +1,196 @@
+"""The network can learn each of the five tasks: four samples, the debug size, seconds, and what it then makes is right.
+
+Every case is a volume of one slice, asked about through :class:`Predictor`, as a user would. The question is the same for all four,
+so that the answer can only come from the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from components.curation.resampling import PlaneGrid
+from components.curation.single import gridded
+from components.curation.undersampling import sampling_mask, undersample
+from components.evaluation.metrics import dice, iou, psnr
+from components.fourier import ifft2c
+from components.inference import Predictor
+from components.ingestion.volume import Volume
+from components.training.batches import no_target, sequence_batch
+from components.training.samples import Image, Target
+from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
+from model_core.batch import TARGET_IMAGE, TARGET_MASK, SequenceBatch
+from model_core.boxes import GRID, TextBox, format_boxes
+from model_core.objectives import InstructionTuning
+from model_core.processing import Processor
+from model_core.tokenization import special_ids, train_tokenizer
+from tests.corpora import EXTENT_MM, tiny_volume
+
+MATRIX, PIXEL_MM = 32, EXTENT_MM / 32
+LESION, WHITE_MATTER = 4, 3
+REPORTS = (
+    "Modality: MRI. Sequence: T2-weighted. Plane: axial. Abnormal Signal Patterns: a hyperintense lesion, left. Summary: stroke.",
+    "Modality: MRI. Sequence: T2-weighted. Plane: axial. Abnormal Signal Patterns: none. Summary: a normal brain.",
+    "Modality: MRI. Sequence: T2-weighted. Plane: axial. Abnormal Signal Patterns: a lesion near the midline. Summary: tumour.",
+    "Modality: MRI. Sequence: T2-weighted. Plane: axial. Abnormal Signal Patterns: none. Summary: widened ventricles, atrophy.",
+)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One sample: what is shown (a volume of one slice, as a user has it), asked and answered."""
+
+    volume: Volume
+    instruction: str
+    response: str
+    image: Image
+    target: Target
+
+
+def _slice(seed: int, lesion: bool) -> Volume:
+    """The middle slice of a phantom, with its k-space and labels; with the lesion where it is largest."""
+    whole = tiny_volume(seed, "T2-weighted", lesion=lesion, kspace=True, matrix=MATRIX)
+    assert whole.labels is not None and whole.kspace is not None
+    at = int((whole.labels == LESION).sum((1, 2)).argmax()) if lesion else len(whole.voxels) // 2
+    keep = slice(at, at + 1)
+    return replace(whole, voxels=whole.voxels[keep], kspace=whole.kspace[keep], labels=whole.labels[keep])
+
+
+def _shown(volume: Volume) -> Image:
+    """The slice as training has it."""
+    grid = PlaneGrid.centred((MATRIX, MATRIX), (PIXEL_MM, PIXEL_MM), MATRIX, PIXEL_MM)
+    return np.asarray(gridded(volume, grid)[0]["voxels"][0], dtype=np.float32)
+
+
+def _mask(volume: Volume, value: int) -> Image:
+    assert volume.labels is not None
+    return (volume.labels[0] == value).astype(np.float32)
+
+
+def _box(volume: Volume) -> TextBox:
+    rows, columns = np.nonzero(_mask(volume, LESION))
+    edges = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+    return TextBox("lesion", *(min(round(int(edge) * GRID / MATRIX), GRID - 1) for edge in edges))
+
+
+def _reconstruction() -> list[Lesson]:
+    lessons = []
+    for seed in range(4):
+        volume = _slice(seed, lesion=True)
+        assert volume.kspace is not None
+        columns = sampling_mask(MATRIX, 4, 0.08, seed)
+        _, measured = undersample(volume.kspace[0, 0], columns)
+        given = replace(volume, kspace=measured[None, None], voxels=np.abs(ifft2c(measured))[None].astype(np.float32))
+        shown = _shown(given)
+        scale = float(given.voxels.max() / shown.max())
+        target = Target(TARGET_IMAGE, volume.voxels[0] / scale, (measured / scale).astype(np.complex64),
+                        np.broadcast_to(columns, (MATRIX, MATRIX)))  # fmt: skip
+        lessons.append(Lesson(given, "Reconstruct this image.", "<image>", shown, target))
+    return lessons
+
+
+def _segmentation() -> list[Lesson]:
+    """Two structures of two brains: the query decides what is outlined."""
+    lessons = []
+    for seed in (0, 1):
+        volume = _slice(seed, lesion=True)
+        for name, value in (("white matter", WHITE_MATTER), ("lesion", LESION)):
+            target = replace(no_target(_shown(volume)), kind=TARGET_MASK, image=_mask(volume, value))
+            lessons.append(Lesson(volume, f"Segment the {name}.", "<seg>", _shown(volume), target))
+    return lessons
+
+
+def _worded(instruction: str, volumes: list[Volume], responses: list[str]) -> list[Lesson]:
+    shown = [_shown(volume) for volume in volumes]
+    return [Lesson(v, instruction, r, s, no_target(s)) for v, r, s in zip(volumes, responses, shown, strict=True)]
+
+
+def _detection() -> list[Lesson]:
+    volumes = [_slice(seed, lesion=True) for seed in range(4)]
+    return _worded("Find any lesion.", volumes, [format_boxes([_box(volume)]) for volume in volumes])
+
+
+def _diagnosis() -> list[Lesson]:
+    volumes = [_slice(seed, lesion=seed % 2 == 0) for seed in range(4)]
+    return _worded("Is there a lesion?", volumes, ["yes, lesion", "no, no lesion"] * 2)
+
+
+def _report() -> list[Lesson]:
+    return _worded("Report this image.", [_slice(seed, lesion=seed % 2 == 0) for seed in range(4)], list(REPORTS))
+
+
+def _batch(lessons: list[Lesson], processor: Processor, tokens: int) -> SequenceBatch:
+    encoded = [processor.encode(lesson.instruction, lesson.response, tokens) for lesson in lessons]
+    targets = [lesson.target for lesson in lessons]
+    return sequence_batch(processor, encoded, [lesson.image for lesson in lessons], targets, [False] * len(lessons))
+
+
+def _learned(lessons: list[Lesson], steps: int, rate: float = 3e-3) -> tuple[Predictor, dict[str, float]]:
+    """A predictor trained on the lessons alone, and the last losses."""
+    torch.manual_seed(0)
+    processor = Processor(train_tokenizer([text for lesson in lessons for text in (lesson.instruction, lesson.response)], 400))
+    config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
+    model = OmniMRIForConditionalGeneration(config)
+    objective = InstructionTuning(model)
+    parameters = objective.trainable()
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 20) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
+    )
+    batch = _batch(lessons, processor, model.image_tokens_for(1, MATRIX, MATRIX))
+    for _ in range(steps):
+        loss = objective(batch)
+        optimizer.zero_grad()
+        loss.total.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+    return Predictor(model.eval(), processor, MATRIX, PIXEL_MM), {name: float(part) for name, part in loss.parts.items()}
+
+
+def test_reconstruction() -> None:
+    lessons = _reconstruction()
+    predictor, losses = _learned(lessons, steps=200)
+    for lesson in lessons:
+        truth = lesson.target.image * float(lesson.volume.voxels.max() / lesson.image.max())
+        made = predictor.predict(lesson.volume, lesson.instruction).image
+        assert made is not None
+        gain = psnr(made[0], truth, truth.max()) - psnr(lesson.volume.voxels[0], truth, truth.max())
+        print("recon", losses, gain)
+        assert gain >= 6
+
+
+def test_segmentation() -> None:
+    lessons = _segmentation()
+    predictor, losses = _learned(lessons, steps=200)
+    for lesson in lessons:
+        made = predictor.predict(lesson.volume, lesson.instruction).mask
+        assert made is not None
+        print("seg", losses, dice(made[0] > 0, lesson.target.image > 0))
+        assert dice(made[0] > 0, lesson.target.image > 0) > 0.95
+
+
+def test_detection() -> None:
+    lessons = _detection()
+    predictor, losses = _learned(lessons, steps=200)
+    print("det", losses)
+    for lesson in lessons:
+        (box,) = predictor.predict(lesson.volume, lesson.instruction).boxes
+        found = TextBox(box.label, *(edge * GRID // MATRIX for edge in (box.row0, box.col0, box.row1, box.col1)))
+        print(found, lesson.response)
+        assert iou(found, _box(lesson.volume)) > 0.8
+
+
+@pytest.mark.parametrize("lessons_of", [_diagnosis, _report])
+def test_exact_text(lessons_of: Callable[[], list[Lesson]]) -> None:
+    lessons = lessons_of()
+    predictor, losses = _learned(lessons, steps=200)
+    print(losses)
+    for lesson in lessons:
+        text = predictor.predict(lesson.volume, lesson.instruction).text
+        print(text, lesson.response)

@@ -1,0 +1,365 @@
+"""Nothing that names a patient gets through: planted in every attribute and header, looked for in every byte that comes out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+import yaml
+from pydicom import Dataset
+from pydicom.datadict import DicomDictionary, dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.tag import Tag
+
+from components.catalog import DatasetCard, Layout, cards
+from components.curation import curate
+from components.errors import BadInput
+from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion.deidentify import clean_sidecar, profile
+from components.ingestion.keys import DEMO_KEY
+from components.ingestion.vocabulary import body_part, scanner, vendor
+from components.provenance import REPOSITORY
+from components.settings import CurationSettings
+from tests.components.ingestion import made
+
+NAME, DATE, UID, NUMBER = "ZWETSCHGE", "19440406", "1.2.826.0.1.77777777", 7654321
+PLANTED = (NAME, NAME.lower(), "Zwetschge", DATE, "1944-04-06", UID, str(NUMBER))
+TEXTS: dict[str, Any] = {
+    **dict.fromkeys(("AE", "CS", "LO", "LT", "SH", "ST", "UC", "UT"), NAME),
+    "PN": f"{NAME}^ANNA",
+    "UR": f"http://x/{NAME}",
+    "DA": DATE,
+    "DT": f"{DATE}010203",
+    "TM": "010203",
+    "UI": UID,
+    "AS": "099Y",
+    "OB": NAME.encode() + b" ",
+    "UN": NAME.encode() + b" ",
+    "OW": NAME.encode() + b" ",
+    "OB or OW": NAME.encode() + b" ",
+    "OL": b"ZWETSCHGEZWE",
+    "OF": b"ZWETSCHGEZWE",
+    "OD": b"ZWETSCHG" * 2,
+    "OV": b"ZWETSCHG" * 2,
+    "US or OW": NAME.encode() + b" ",
+}
+NUMBERS = {"DS": str(NUMBER), "IS": str(NUMBER), "FD": float(NUMBER), "FL": float(NUMBER), "UL": NUMBER, "SL": NUMBER}
+NEEDED = {
+    "SOPClassUID",
+    "Modality",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelData",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "NumberOfFrames",
+    "BurnedInAnnotation",
+    "ImageType",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "SpecificCharacterSet",
+    "InstanceNumber",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "PaletteColorLookupTableUID",
+}
+"""What makes the file an MR image at all: with text in one of these it would not be taken in. Image Type is planted beside."""
+
+
+def _plant(dataset: Dataset, depth: int = 1) -> int:
+    """Text, dates and UIDs into every attribute of the dictionary, numbers where the profile names it; returns how many."""
+    planted = 0
+    for number, (kind, _, _, _, keyword) in DicomDictionary.items():
+        tag = Tag(number)
+        if keyword in NEEDED or tag.group in (0x0000, 0x0002, 0x0004, 0xFFFE, 0x7FE0) or tag.element == 0:
+            continue
+        if kind == "SQ":
+            if depth:
+                item = Dataset()
+                planted += _plant(item, depth - 1) if tag == 0x00081140 else _few(item)
+                dataset.add(DataElement(tag, kind, [item]))
+        elif kind in TEXTS:
+            dataset.add(DataElement(tag, kind.split()[-1], TEXTS[kind]))
+            planted += 1
+        elif kind in NUMBERS and tag in profile():
+            dataset.add(DataElement(tag, kind, NUMBERS[kind]))
+            planted += 1
+    for group in (0x0009, 0x0011, 0x0019, 0x0029):
+        block = dataset.private_block(group, f"{NAME} PRIVATE", create=True)
+        for element, kind in enumerate(("LO", "UN", "OB", "PN", "DA", "UT"), start=1):
+            block.add_new(element, kind, TEXTS[kind])
+            planted += 1
+    for overlay in (0x6000, 0x5000):
+        dataset.add(DataElement(Tag(overlay, 0x3000), "OW", NAME.encode() + b" "))
+        dataset.add(DataElement(Tag(overlay, 0x0022), "LO", NAME))
+    return planted
+
+
+def _few(item: Dataset) -> int:
+    item.PatientName, item.CodeMeaning, item.CodeValue, item.CodingSchemeDesignator = f"{NAME}^ANNA", NAME, NAME, "99ZZ"
+    item.TextValue, item.ReferencedSOPInstanceUID, item.Date = NAME, UID, DATE
+    item.private_block(0x0019, NAME, create=True).add_new(1, "LO", NAME)
+    return 8
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One image in every format, with planted text wherever the format has room for it, file and folder names included."""
+    folder = tmp_path_factory.mktemp("planted") / NAME
+    _dicom(folder)
+    _nifti(folder)
+    _metaimage(folder)
+    _kspace(folder)
+    np.save(folder / f"{NAME} array.npy", made.pixels(3, 9, 8))
+    (folder / f"{NAME} notes.txt").write_text(f"{NAME} was here")
+    (folder / f"broken.{NAME}").write_bytes(b"\0" * 128 + b"DICM" + NAME.encode() * 9)
+    with (folder / "findings.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["name", "tear", "remark"], [f"{NAME} array", "1", NAME]])
+    with (folder / "boxes.csv").open("w", newline="") as stream:
+        rows = [
+            ["file", "slice", "study_level", "x", "y", "width", "height", "label"],
+            [f"{NAME}_kspace", 0, NAME, 1, 1, 3, 3, NAME],
+        ]
+        csv.writer(stream).writerows(rows)
+    return folder.parent
+
+
+def _dicom(folder: Path) -> None:
+    for number, voxels in enumerate(made.pixels(1, 8, 9)):
+        path = made.slice_(folder / "dicom", f"{NAME}{number}", number + 1, (0, 0, 4.0 * number), voxels)
+        image = pydicom.dcmread(path)
+        own = {name: image[name] for name in ("SOPInstanceUID", "SeriesInstanceUID", "ImageType", "EchoTime")}
+        assert _plant(image) > 2000
+        for element in own.values():
+            image.add(element)
+        image.ImageType = ["ORIGINAL", "PRIMARY", "M", NAME]
+        image.SOPInstanceUID, image.SeriesInstanceUID = f"{UID}.{number}", f"{UID}.9"
+        image.file_meta.SourceApplicationEntityTitle = NAME
+        image.file_meta.PrivateInformationCreatorUID, image.file_meta.PrivateInformation = UID, NAME.encode() + b" "
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        image.preamble = NAME.encode().ljust(128, b"\0")
+        image.PixelData = image.PixelData + NAME.encode() + b" "  # behind the last pixel
+        image.save_as(path, enforce_file_format=True)
+    frames = [{"plane": plane, "offset": 4.0 * place} for place, plane in enumerate(made.pixels(3, 8, 9, seed=5))]
+    path = made.enhanced(folder / "dicom" / "enhanced.dcm", frames)
+    image = pydicom.dcmread(path)
+    for item in (image, *image.PerFrameFunctionalGroupsSequence, *image.SharedFunctionalGroupsSequence):
+        item.PatientComments, item.ImageComments, item.FrameLabel = NAME, NAME, NAME
+    image.Manufacturer, image.ManufacturerModelName, image.BodyPartExamined, image.PatientAge = NAME, NAME, NAME, "099Y"
+    image.save_as(path)
+
+
+def _nifti(folder: Path) -> None:
+    image = nib.Nifti1Image(made.pixels(8, 9, 3, seed=6), np.diag([1.0, 1, 4, 1]))
+    image.header["descrip"], image.header["aux_file"], image.header["intent_name"] = NAME, NAME, NAME
+    image.header["db_name"] = NAME
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", f"{NAME} {DATE}".encode()))
+    nib.save(image, folder / f"sub-{NAME}_T1w.nii.gz")
+    fields = {
+        "PatientName": NAME,
+        "Manufacturer": NAME,
+        "ManufacturersModelName": NAME,
+        "BodyPartExamined": NAME,
+        "PatientSex": NAME,
+        "Modality": NAME,
+        "SeriesDescription": NAME,
+        "AcquisitionDateTime": "1944-04-06",
+        "Sequence": NAME,
+        "EchoTime": NAME,
+        "global": {"const": {"PatientID": NAME}},
+    }
+    (folder / f"sub-{NAME}_T1w.json").write_text(json.dumps(fields))
+    (folder / "T1w.json").write_text(json.dumps({"InstitutionName": NAME, "RepetitionTime": 0.5, NAME: NAME}))
+
+
+def _metaimage(folder: Path) -> None:
+    image = SimpleITK.GetImageFromArray(made.pixels(3, 9, 8, seed=7))
+    for key in ("PatientName", "Comment", "Name", "0010|0010"):
+        image.SetMetaData(key, f"{NAME} {DATE}")
+    SimpleITK.WriteImage(image, str(folder / f"{NAME}.mha"))
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(made.pixels(3, 9, 8, seed=8)), str(folder / f"{NAME}2.mhd"))
+
+
+def _kspace(folder: Path) -> None:
+    rng = np.random.default_rng(9)
+    texts = "".join(
+        f"<{section}><patientName>{NAME}</patientName><systemVendor>{NAME}</systemVendor><systemModel>{NAME}</systemModel>"
+        f"<TR>{NAME}</TR><institutionName>{NAME}</institutionName><trajectory>cartesian</trajectory></{section}>"
+        for section in ("subjectInformation", "studyInformation", "acquisitionSystemInformation", "encoding", "sequenceParameters",
+                        "measurementInformation", "userParameters", "waveformInformation", NAME)
+    )  # fmt: skip
+    header = f'<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><!-- {NAME} -->{texts}</ismrmrdHeader>'
+    with h5py.File(folder / f"{NAME}_kspace.h5", "w") as file:
+        file["kspace"] = (rng.standard_normal((3, 2, 8, 8)) + 1j * rng.standard_normal((3, 2, 8, 8))).astype(np.complex64)
+        file["kspace"].attrs["remark"] = NAME
+        file["ismrmrd_header"], file[NAME] = header, NAME
+        file.attrs["acquisition"], file.attrs["patient_id"], file.attrs["birth"] = NAME, NAME, DATE
+
+
+CARD = DatasetCard(
+    id="planted", name="Planted", rights="none", formats=("DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5"), synthetic=True,
+    layout=Layout(
+        patient="([^/]+)$", boxes=("*/boxes.csv",),
+        tables=(cards.LabelTable(path="*/findings.csv", key="name", image=r"([^/]+)\.npy$", findings={"tear": "tear"}),),
+    ),
+)  # fmt: skip
+
+
+def _found(folder: Path) -> list[str]:
+    """Where planted text is, in names and bytes."""
+    found = []
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder).as_posix()
+        content = path.read_bytes() if path.is_file() else b""
+        found += [f"{relative}: {text}" for text in PLANTED if text in relative or text.encode() in content]
+    return found
+
+
+@pytest.fixture(scope="module")
+def planted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("clean")
+    ingest(CARD, source, data, DEMO_KEY)
+    return data
+
+
+def test_the_sources_hold_what_must_go(source: Path) -> None:
+    kinds = {path.suffix for path in source.rglob("*") if any(text in "".join(_found(path.parent)) for text in PLANTED)}
+    assert {".dcm", ".gz", ".json", ".mha", ".h5", ".csv"} <= kinds
+
+
+def test_every_format_is_taken_in_and_nothing_planted_is_left(planted: Path) -> None:
+    volumes = [read_volume(planted, one, CARD) for one in list_series(planted, CARD.id)]
+    assert len(volumes) == 7  # classic and enhanced DICOM, NIfTI, two MetaImages, NumPy, k-space
+    assert {(name, present) for volume in volumes for name, present in volume.diagnosis.items()} == {
+        ("tear", True),
+        ("finding", True),
+    }
+    assert not _found(planted)
+    assert all(volume.acquisition.vendor in (None, "Siemens") for volume in volumes)
+
+
+def test_nothing_planted_is_in_tables_or_messages(
+    source: Path, planted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:  # fmt: skip
+    """Ingested again beside, and curated, with every logger open."""
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(BadInput) as refused:
+        ingest(CARD.model_copy(update={"layout": Layout(ignored=("*",))}), source, tmp_path / "none", DEMO_KEY)
+    report = ingest(CARD, source, tmp_path / "data", DEMO_KEY, workers=2)
+    curate(tmp_path / "data", [CARD], tmp_path / "curated", CurationSettings(matrix=32, workers=1))
+    messages = [str(report), caplog.text, *capfd.readouterr(), *(str(one.message) for one in recwarn), refused.value.what,
+                *(str(one) for one in quarantined(planted, CARD.id))]  # fmt: skip
+    assert len(report.quarantined) == 2 and not [text for text in PLANTED if any(text in message for message in messages)]
+    assert not _found(tmp_path / "data") and not _found(tmp_path / "curated")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nothing_planted_is_in_any_store_of_the_command_line(source: Path, tmp_path: Path) -> None:
+    """Prefect's database, MLflow's store, Great Expectations' pages, DVC's cache, training's folders, and what is printed."""
+    home = tmp_path / "home"
+    (home / "cards").mkdir(parents=True)
+    (home / "cards" / "planted.yaml").write_text(yaml.safe_dump(CARD.model_dump(mode="json", exclude_defaults=True)))
+    profile = yaml.safe_load((REPOSITORY / "profiles" / "debug.yaml").read_text())
+    profile["datasets"] = [{"card": "planted", "path": str(source)}]
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_TRACKING"))}
+    environment = {**clean, "OMNIMRI_HOME": str(home), "OMNIMRI_DATA": str(tmp_path / "data"), "PREFECT_LOGGING_LEVEL": "DEBUG"}
+    printed = ""
+    for words in (["ingest", "planted", str(source), "--strict"], ["curate"], ["train", "--stage", "1"]):
+        command = [sys.executable, "-m", "flows.cli", *words, "--profile", str(tmp_path / "profile.yaml")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=REPOSITORY)
+        assert done.returncode == (1 if "--strict" in words else 0), done.stderr[-3000:]
+        printed += done.stdout + done.stderr
+    assert "in quarantine" in printed and not [text for text in PLANTED if text in printed]
+    assert (home / "mlflow" / "mlflow.db").is_file() and (home / "prefect").is_dir()
+    assert not _found(home) and not _found(tmp_path / "data")
+
+
+def test_elements_that_are_left_say_nothing_but_numbers_and_published_words(planted: Path) -> None:
+    for path in planted.rglob("*.dcm"):
+        image = pydicom.dcmread(path)
+        for element in image.iterall():
+            assert not element.tag.is_private
+            action = profile().get(element.tag, "")
+            assert action != "X" or element.keyword == "PatientAge", element.tag
+            if action in ("Z", "X/Z") and element.VR != "DA" and element.keyword not in ("PatientName", "PatientID", "PatientSex"):
+                assert not element.value or element.VR == "SQ", element.keyword
+        assert image.file_meta.MediaStorageSOPInstanceUID == image.SOPInstanceUID
+        assert set(image.file_meta.dir()) <= {"FileMetaInformationGroupLength", "FileMetaInformationVersion", "TransferSyntaxUID",
+                                              "MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "ImplementationClassUID",
+                                              "ImplementationVersionName"}  # fmt: skip
+        assert len(image.PixelData) == image.Rows * image.Columns * 2
+
+
+def test_uids_stay_consistent_and_dates_keep_their_intervals(tmp_path: Path) -> None:
+    voxels = made.pixels(2, 4, 8, 9)
+    made.series(tmp_path / "source", "a", voxels[0], StudyDate="20200105")
+    made.series(tmp_path / "source", "b", voxels[1], StudyDate="20200112", SeriesInstanceUID="1.2.3", EchoTime=80)
+    ingest(CARD, tmp_path / "source", tmp_path / "data", DEMO_KEY)
+    images = [pydicom.dcmread(path) for path in sorted(tmp_path.glob("data/**/*.dcm"))]
+    assert len({image.FrameOfReferenceUID for image in images}) == 1 and len({image.SeriesInstanceUID for image in images}) == 2
+    days = sorted({np.datetime64(f"{date[:4]}-{date[4:6]}-{date[6:]}") for date in (image.StudyDate for image in images)})
+    assert days[1] - days[0] == np.timedelta64(7, "D") and all(image.StudyDate < "20200105" for image in images)
+    assert len({image.PatientID for image in images}) == 1
+
+
+@pytest.mark.parametrize("word", [NAME, "Anna Zwetschge", "Skyra Zwetschge", "4711", "", None, "Siemens; patient Zwetschge"])
+def test_only_published_words_pass(word: str | None) -> None:
+    assert scanner(word) is None and body_part(word) is None
+    assert vendor(word) in (None, "Siemens")
+    fields = dict.fromkeys(
+        ("Manufacturer", "ManufacturersModelName", "BodyPartExamined", "PatientSex", "Modality", "EchoTime"), word
+    )
+    assert set(clean_sidecar(fields).values()) <= {"Siemens"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Skyra",
+        "SIGNA Artist",
+        "MAGNETOM Prisma Fit",
+        "Discovery MR750w",
+        "Achieva dStream",
+        "Ingenia 3.0T",
+        "TrioTim",
+        "uMR 790",
+        "Vantage Titan",
+        "Optima MR450w",
+        "Signa HDxt 1.5T",
+        "SymphonyTim",
+    ],
+)
+def test_names_of_scanners_pass(name: str) -> None:
+    assert scanner(name) == name
+
+
+def test_the_table_is_the_standards() -> None:
+    assert len(profile()) > 600 and {profile()[tag] for tag in (0x00100010, 0x00100040)} == {"Z"}
+    assert dictionary_VR(0x00100010) == "PN" and profile()[0x00104000] == "X" and profile()[0x0020000D] == "U"

@@ -1,0 +1,316 @@
+"""One volume, whatever file it came from: each format against the library or the numbers that it was made with."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import ismrmrd
+import ismrmrd.xsd
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from numpy.typing import NDArray
+
+from components.catalog import DatasetCard, Layout
+from components.catalog.cards import LabelTable
+from components.errors import BadInput
+from components.fourier import fft2c, ifft2c
+from components.ingestion import ingest, list_series, quarantined, read_path, read_volume
+from components.ingestion.keys import DEMO_KEY
+from components.ingestion.volume import Volume
+from tests.components.ingestion import made
+
+OBLIQUE = np.array(made.OBLIQUE).reshape(2, 3)
+DIRECTIONS = np.stack([*OBLIQUE, np.cross(*OBLIQUE)], axis=1)  # columns: along a row, along a column, across
+
+
+def card(formats: tuple[str, ...], label_map: dict[int, str] | None = None, **layout: object) -> DatasetCard:
+    return DatasetCard(
+        id="made-up", name="Made up", rights="none", formats=formats, synthetic=True, anatomy="knee",  # type: ignore[arg-type]
+        layout=Layout(**layout), label_map=label_map or {},  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def volumes(source: Path, one: DatasetCard) -> list[Volume]:
+    data = source.parent / "data"
+    ingest(one, source, data, DEMO_KEY)
+    return [read_volume(data, series, one) for series in list_series(data, one.id)]
+
+
+def at(volume: Volume, world_mm: NDArray[np.float64]) -> float:
+    """The voxel at a place (RAS+ mm)."""
+    index = np.rint(np.linalg.inv(volume.affine) @ [*world_mm, 1])[:3].astype(int)
+    return float(volume.voxels[tuple(index)])
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize("name", ["image.mha", "image.mhd", "image.nrrd.mha"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_metaimage_lies_where_simpleitk_puts_it(source: Path, name: str, compressed: bool) -> None:
+    values = made.pixels(5, 10, 12).astype(np.int16)
+    image = SimpleITK.GetImageFromArray(values)
+    image.SetDirection(DIRECTIONS.ravel().tolist())
+    image.SetSpacing([0.9, 1.1, 4.0])
+    image.SetOrigin([-30.0, -20.0, 10.0])
+    SimpleITK.WriteImage(image, str(source / name), compressed)
+    (volume,) = volumes(source, card(("MetaImage",)))
+    for x, y, z in [(0, 0, 0), (11, 0, 0), (0, 9, 0), (3, 4, 2), (11, 9, 4)]:
+        left, back, up = image.TransformIndexToPhysicalPoint((x, y, z))
+        assert at(volume, np.array([-left, -back, up])) == values[z, y, x]
+    assert not quarantined(source.parent / "data", "made-up")  # the data file of a .mhd is part of it
+
+
+def test_a_metaimage_header_may_not_point_elsewhere(source: Path) -> None:
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_SHORT\nElementDataFile = ../secret.raw\n"
+    (source.parent / "secret.raw").write_bytes(b"\1\0" * 64)
+    (source / "image.mhd").write_text(header)
+    with pytest.raises(BadInput, match="not beside it"):
+        read_path(source / "image.mhd")
+
+
+def _mrnet(source: Path) -> None:
+    for number, plane in enumerate(("axial", "coronal", "sagittal")):
+        (source / "train" / plane).mkdir(parents=True)
+        for exam in ("0000", "0001"):
+            np.save(source / "train" / plane / f"{exam}.npy", made.pixels(4, 8, 8, seed=2 * number + int(exam)).astype(np.uint8))
+    for finding, rows in (("acl", "0000,1\n0001,0\n"), ("meniscus", "0000,0\n")):
+        (source / f"train-{finding}.csv").write_text(rows)
+
+
+def test_mrnet_arrays_get_plane_sequence_and_findings_from_the_card(source: Path) -> None:
+    _mrnet(source)
+    tables = [
+        LabelTable(path=f"*-{finding}.csv", key=0, image=r"/(\d+)\.npy$", findings={1: text})
+        for finding, text in (("acl", "acl tear"), ("meniscus", "meniscal tear"))
+    ]
+    mrnet = card(
+        ("NumPy",), patient=r"(\w+/)\w+/\d+\.npy$", tables=tables, planes={"coronal/": "coronal", "sagittal/": "sagittal"},
+        sequences={"coronal/": "T1-weighted", "sagittal/": "T2-weighted", "axial/": "PD-weighted"}, spacing_mm=(3.0, 0.6, 0.6),
+    )  # fmt: skip
+    found = volumes(source, mrnet)
+    assert sorted((one.acquisition.plane, one.acquisition.sequence) for one in found) == sorted(
+        2 * [("axial", "PD-weighted"), ("coronal", "T1-weighted"), ("sagittal", "T2-weighted")]
+    )
+    assert all(one.spacing_mm == pytest.approx((3.0, 0.6, 0.6)) for one in found)
+    assert {tuple(sorted(one.diagnosis.items())) for one in found} == {
+        (("acl tear", True), ("meniscal tear", False)), (("acl tear", False),)  # the second table says nothing about the second
+    }  # fmt: skip
+    arrays = {made.pixels(4, 8, 8, seed=seed).astype(np.uint8).tobytes() for seed in range(6)}
+    assert {one.voxels.astype(np.uint8).tobytes() for one in found} == arrays  # shown as they are stored
+
+
+def test_arrays_of_python_objects_are_not_unpickled(source: Path) -> None:
+    np.save(source / "0000.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(BadInput, match="Python objects"):
+        read_path(source / "0000.npy")
+
+
+@pytest.mark.parametrize("coils", [None, 3])
+def test_oversampled_fastmri_is_cut_as_its_reference_is_and_keeps_its_pixel_size(source: Path, coils: int | None) -> None:
+    """640 x 368 encoded over 440 x 253 mm, 320 x 320 reconstructed, at a twentieth of the size."""
+    rng = np.random.default_rng(1)
+    encoded, kept = (32, 18), (16, 16)
+    images = rng.standard_normal((3, coils or 1, *encoded)) + 1j * rng.standard_normal((3, coils or 1, *encoded))
+    kspace = fft2c(images)
+    root = np.sqrt((np.abs(images) ** 2).sum(1))
+    reference = root[:, 8:24, 1:17].astype(np.float32)
+    header = (
+        '<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>'
+        "<encodedSpace><matrixSize><x>32</x><y>18</y><z>1</z></matrixSize>"
+        "<fieldOfView_mm><x>440</x><y>247.5</y><z>4.5</z></fieldOfView_mm></encodedSpace>"
+        "<reconSpace><matrixSize><x>16</x><y>16</y><z>1</z></matrixSize>"
+        "<fieldOfView_mm><x>220</x><y>220</y><z>4.5</z></fieldOfView_mm></reconSpace></encoding></ismrmrdHeader>"
+    )
+    with h5py.File(source / "file1.h5", "w") as file:
+        file["kspace"] = kspace if coils else kspace[:, 0]
+        file["ismrmrd_header"] = header
+        file.attrs["acquisition"] = "CORPDFS_FBK"
+    (volume,) = volumes(source, card(("k-space HDF5",), patient="([^/]+)$"))
+    assert volume.voxels.shape == (3, *kept)
+    np.testing.assert_allclose(volume.voxels[:, ::-1], reference, rtol=1e-4)  # stored upside down
+    assert volume.spacing_mm == pytest.approx((4.5, 13.75, 13.75)) and volume.acquisition.sequence == "PD-weighted"
+    assert volume.kspace is not None and volume.kspace.shape == (3, coils or 1, *kept)
+    np.testing.assert_allclose(np.sqrt((np.abs(ifft2c(volume.kspace)) ** 2).sum(1)), volume.voxels, rtol=1e-3)
+
+
+def test_fastmri_plus_boxes_count_from_the_top_of_the_turned_image_and_reviewed_files_without_any_are_normal(source: Path) -> None:
+    for number, name in enumerate(("looked-1", "looked-2", "not-looked")):
+        image = np.full((2, 1, 16, 16), 0.01 * (number + 1), dtype=complex)
+        image[1, 0, 3:5, 6:9] = 1.0  # near the top as stored, near the bottom as displayed
+        with h5py.File(source / f"{name}.h5", "w") as file:
+            file["kspace"] = fft2c(image)
+    with (source / "knee.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", "slice", "study_level", "x", "y", "width", "height", "label"])
+        writer.writerow(["looked-1", 1, "No", 6, 11, 3, 2, "Meniscus Tear"])
+    (source / "knee_file_list.csv").write_text("looked-1\nlooked-2\n")
+    knee = card(("k-space HDF5",), boxes=["knee.csv"], reviewed=["*_file_list.csv"], patient="([^/]+)$")
+    found = volumes(source, knee)
+    (boxed,) = [one for one in found if one.boxes]
+    box = boxed.boxes[0]
+    inside = boxed.voxels[box.slice_index, box.row0 : box.row1, box.col0 : box.col1]
+    assert box.label == "meniscus tear" and inside.shape == (2, 3) and (inside > 0.9).all()
+    assert sorted(str(one.diagnosis) for one in found) == ["{'lesion': False}", "{'meniscus tear': True}", "{}"]
+
+
+def _raw(path: Path, images: NDArray[np.complex128], contrasts: int = 1, skip: int = 0) -> None:
+    """ISMRMRD lines (readout last) of (slices, coils, readout, phase) images, slices out of order, repeated for each contrast."""
+    slices, coils, readout, phase = images.shape
+    kspace = fft2c(images)
+    header = ismrmrd.xsd.ismrmrdHeader(
+        experimentalConditions=ismrmrd.xsd.experimentalConditionsType(H1resonanceFrequency_Hz=63_000_000),
+        encoding=[
+            ismrmrd.xsd.encodingType(
+                trajectory=ismrmrd.xsd.trajectoryType.CARTESIAN,
+                encodedSpace=_space(readout, phase, 48.0, 16.0), reconSpace=_space(readout // 2, phase, 24.0, 16.0),
+                encodingLimits=ismrmrd.xsd.encodingLimitsType(
+                    kspace_encoding_step_1=ismrmrd.xsd.limitType(minimum=0, maximum=phase - 1, center=phase // 2)
+                ),
+            )
+        ],
+        sequenceParameters=ismrmrd.xsd.sequenceParametersType(TR=[500.0], TE=[12.0, 80.0][:contrasts], flipAngle_deg=[90.0]),
+    )  # fmt: skip
+    dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
+    dataset.write_xml_header(header.toXML("utf-8"))
+    noise = ismrmrd.Acquisition.from_array(np.ones((coils, readout), dtype=np.complex64))
+    noise.set_flag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    dataset.append_acquisition(noise)
+    row, column, across = DIRECTIONS.T
+    for contrast in range(contrasts):
+        for line in range(0, phase, skip + 1):
+            for number in [*range(1, slices, 2), *range(0, slices, 2)]:
+                acquisition = ismrmrd.Acquisition.from_array(kspace[number, :, :, line].astype(np.complex64) * (contrast + 1))
+                acquisition.center_sample = readout // 2
+                acquisition.idx.kspace_encode_step_1, acquisition.idx.slice = line, slices - 1 - number
+                acquisition.idx.contrast = contrast
+                acquisition.position[:] = np.array([5.0, 6.0, 7.0]) + across * 4.0 * number
+                acquisition.read_dir[:], acquisition.phase_dir[:], acquisition.slice_dir[:] = row, column, across
+                dataset.append_acquisition(acquisition)
+    dataset.close()
+
+
+def _space(x: int, y: int, wide: float, high: float) -> ismrmrd.xsd.encodingSpaceType:
+    return ismrmrd.xsd.encodingSpaceType(
+        matrixSize=ismrmrd.xsd.matrixSizeType(x=x, y=y, z=1), fieldOfView_mm=ismrmrd.xsd.fieldOfViewMm(x=wide, y=high, z=4.0)
+    )
+
+
+def test_ismrmrd_lines_become_an_image_that_lies_where_their_directions_say(source: Path) -> None:
+    rng = np.random.default_rng(2)
+    images = rng.standard_normal((3, 2, 24, 10)) + 1j * rng.standard_normal((3, 2, 24, 10))
+    _raw(source / "scan.mrd", images, contrasts=2)
+    first, second = sorted(volumes(source, card(("ISMRMRD",))), key=lambda one: one.acquisition.echo_time_ms or 0)
+    assert (first.acquisition.echo_time_ms, second.acquisition.echo_time_ms) == (12.0, 80.0)
+    np.testing.assert_allclose(second.voxels, 2 * first.voxels, rtol=1e-4)
+    root = np.sqrt((np.abs(images) ** 2).sum(1))
+    assert first.spacing_mm == pytest.approx((4.0, 1.6, 2.0)) or first.spacing_mm == pytest.approx((4.0, 2.0, 1.6))
+    assert sorted(first.voxels.shape) == [3, 10, 12]  # read-out oversampling is cut
+    row, column, across = DIRECTIONS.T
+    for number, read, phase in [(0, 12, 5), (1, 6, 0), (2, 17, 9), (0, 8, 3)]:
+        left, back, up = np.array([5.0, 6, 7]) + across * 4.0 * number + row * 2.0 * (read - 12) + column * 1.6 * (phase - 5)
+        assert at(first, np.array([-left, -back, up])) == pytest.approx(root[number, read, phase], rel=1e-4)
+
+
+def test_accelerated_raw_data_is_refused(source: Path) -> None:
+    _raw(source / "scan.h5", np.ones((1, 1, 24, 10), dtype=complex), skip=1)
+    with pytest.raises(BadInput, match="undersampled"):
+        read_path(source / "scan.h5")
+
+
+def _nifti(path: Path, values: NDArray[np.int16], affine: NDArray[np.float64] | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, np.diag([1.0, 1, 4, 1]) if affine is None else affine), path)
+
+
+def test_brats_names_give_sequences_and_the_label_map_of_the_same_time_point(source: Path) -> None:
+    for visit in ("000", "001"):
+        for number, name in enumerate(("t1n", "t1c", "t2w", "t2f")):
+            values = made.pixels(8, 9, 4, seed=number + 10 * int(visit)).astype(np.int16)
+            _nifti(source / f"BraTS-GLI-00005-{visit}" / f"BraTS-GLI-00005-{visit}-{name}.nii.gz", values)
+        labels = np.full((8, 9, 4), 1 + int(visit), dtype=np.int16)
+        labels[0] = 0
+        _nifti(source / f"BraTS-GLI-00005-{visit}" / f"BraTS-GLI-00005-{visit}-seg.nii.gz", labels)
+    brats = card(
+        ("NIfTI",), {1: "necrotic core", 2: "oedema"}, labels=["*-seg.nii.gz"], patient=r"(BraTS-GLI-\d+)-",
+        case=r"(BraTS-GLI-\d+-\d+)-",
+        sequences={"-t1n.": "T1-weighted", "-t1c.": "T1-weighted post contrast", "-t2w.": "T2-weighted", "-t2f.": "FLAIR"},
+    )  # fmt: skip
+    found = volumes(source, brats)
+    assert sorted(str(one.acquisition.sequence) for one in found) == sorted(
+        2 * ["T1-weighted", "T1-weighted post contrast", "T2-weighted", "FLAIR"]
+    )
+    assert sorted(int(one.labels.max()) for one in found if one.labels is not None) == 4 * [1] + 4 * [2]
+
+
+def test_channels_of_a_4d_file_are_volumes_repeats_are_one(source: Path) -> None:
+    _nifti(source / "BRATS_001.nii.gz", made.pixels(8, 9, 4, 2).astype(np.int16))
+    named = volumes(source, card(("NIfTI",), channels=["FLAIR", "T1-weighted"]))
+    assert sorted(str(one.acquisition.sequence) for one in named) == ["FLAIR", "T1-weighted"]
+    assert not np.array_equal(named[0].voxels, named[1].voxels)
+    (first,) = volumes(source, card(("NIfTI",)))
+    assert first.voxels.shape == (4, 9, 8)
+
+
+def test_sidecars_of_upper_folders_are_inherited_and_the_nearest_wins(source: Path) -> None:
+    """BIDS, the inheritance principle."""
+    anat = source / "sub-01" / "ses-1" / "anat"
+    _nifti(anat / "sub-01_ses-1_T1w.nii.gz", made.pixels(8, 9, 4).astype(np.int16))
+    _nifti(anat / "sub-01_ses-1_acq-fast_T1w.nii.gz", made.pixels(8, 9, 4, seed=1).astype(np.int16))
+    fields = {
+        source / "T1w.json": {"EchoTime": 0.003, "MagneticFieldStrength": 1.5, "Manufacturer": "Siemens"},
+        source / "T2w.json": {"MagneticFieldStrength": 9.4},
+        source / "sub-01" / "sub-01_T1w.json": {"MagneticFieldStrength": 3},
+        source / "sub-01" / "ses-1" / "sub-01_acq-fast_T1w.json": {"EchoTime": 0.002},
+        anat / "sub-01_ses-1_T1w.json": {"RepetitionTime": 0.5},
+    }
+    for path, content in fields.items():
+        path.write_text(json.dumps(content))
+    found = {one.acquisition.echo_time_ms: one.acquisition for one in volumes(source, card(("NIfTI",), patient="(sub-[^/]+)/"))}
+    assert set(found) == {3.0, 2.0}
+    assert found[3.0].repetition_time_ms == 500.0 and all(one.field_strength_t == 3.0 for one in found.values())
+    assert [one.kind for one in quarantined(source.parent / "data", "made-up")] == ["no image"]  # T2w.json describes nothing here
+
+
+def test_masks_of_single_structures_become_one_label_map(source: Path) -> None:
+    _nifti(source / "s01" / "mri.nii.gz", made.pixels(8, 9, 4).astype(np.int16))
+    for number, name in enumerate(("liver", "spleen")):
+        mask = np.zeros((8, 9, 4), dtype=np.int16)
+        mask[2 * number] = 1
+        _nifti(source / "s01" / "segmentations" / f"{name}.nii.gz", mask)
+    masks = card(
+        ("NIfTI",), {1: "liver", 2: "spleen"}, tissue_maps={1: "*/liver.nii.gz", 2: "*/spleen.nii.gz"}, patient="(s[0-9]+)/"
+    )
+    (volume,) = volumes(source, masks)
+    assert volume.labels is not None and sorted(np.unique(volume.labels)) == [0, 1, 2]
+
+
+def test_enhanced_echoes_and_times_become_volumes_of_one_patient(source: Path) -> None:
+    voxels = made.pixels(2, 2, 3, 8, 9)
+    frames = [
+        {"plane": voxels[echo, time, place], "offset": 4.0 * place, "echo": (12, 80)[echo], "time": time + 1}
+        for place in range(3) for time in range(2) for echo in range(2)
+    ]  # fmt: skip
+    made.enhanced(source / "e.dcm", frames)
+    found = volumes(source, card(("DICOM",)))
+    assert {one.voxels.astype(np.uint16).tobytes() for one in found} == {
+        voxels[echo, time].tobytes() for echo in range(2) for time in range(2)
+    }
+    assert sorted(one.acquisition.echo_time_ms or 0 for one in found) == [12, 12, 80, 80]
+    assert all(one.acquisition.repetition_time_ms == 500 and one.acquisition.vendor == "Siemens" for one in found)
+
+
+def test_a_path_and_an_ingested_dataset_give_the_same_volume(source: Path) -> None:
+    made.series(source, "s", made.pixels(4, 8, 9), made.OBLIQUE)
+    (ingested,) = volumes(source, card(("DICOM",)))
+    alone = read_path(source)
+    np.testing.assert_array_equal(alone.voxels, ingested.voxels)
+    np.testing.assert_allclose(alone.affine, ingested.affine)

@@ -1,0 +1,142 @@
+"""Every MR DICOM image lies where dcm2niix puts it, voxel for voxel."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import dcm2niix
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+
+from components.catalog import DatasetCard
+from components.ingestion import ingest, list_series, read_volume
+from components.ingestion.keys import DEMO_KEY
+from components.ingestion.nifti import canonical
+from components.samples.packages import package_folder
+from tests.components.ingestion import made
+
+CARD = DatasetCard(id="made-up", name="Made up", rights="none", formats=("DICOM",), synthetic=True)
+NIBABEL = package_folder("nibabel") / "nicom" / "tests" / "data"
+PYDICOM = package_folder("pydicom") / "data" / "test_files"
+PACKAGED = {
+    **{path.name: [path] for path in sorted(PYDICOM.glob("MR_small*.dcm"))},
+    "examples_overlay.dcm": [PYDICOM / "examples_overlay.dcm"],
+    "localizer": sorted((PYDICOM / "dicomdirtests" / "98892003" / "MR1").iterdir()),
+    "projections": sorted((PYDICOM / "dicomdirtests" / "98892003" / "MR700").iterdir()),
+}
+"""MR images in the wheels of pydicom and nibabel that dcm2niix reads too. Others have cut pixels or no UIDs; see also BLANKED."""
+BLANKED = ("siemens_dwi_0.dcm.gz", "siemens_dwi_1000.dcm.gz", "philips_mprage.dcm.gz")
+"""Real headers of two mosaics and an enhanced image whose pixels were taken out before publication: noise is put in their place."""
+
+
+def _stack(folder: Path, orientation: tuple[float, ...], order: list[int]) -> None:
+    made.series(folder, "s", made.pixels(7, 10, 12), orientation, order=order, RescaleSlope=0.5, RescaleIntercept=-3)
+
+
+def _echoes(folder: Path) -> None:
+    for echo in (12, 40):
+        made.series(folder, f"e{echo}", made.pixels(5, 10, 12, seed=echo), made.OBLIQUE, first=echo, EchoTime=echo)
+
+
+def _times(folder: Path) -> None:
+    for time in (1, 2, 3):
+        made.series(folder, f"t{time}", made.pixels(5, 10, 12, seed=time), made.OBLIQUE, first=10 * time, AcquisitionNumber=time,
+                    TemporalPositionIdentifier=time)  # fmt: skip
+
+
+def _planes(folder: Path) -> None:
+    for number, orientation in enumerate((made.AXIAL, made.SAGITTAL, made.CORONAL)):
+        made.series(folder, f"p{number}", made.pixels(3, 10, 12, seed=number), orientation, first=1 + 3 * number)
+
+
+def _enhanced(folder: Path) -> None:
+    frames = [{"plane": plane, "offset": 4.0 * number} for number, plane in enumerate(made.pixels(6, 10, 12))]
+    made.enhanced(folder / "e.dcm", frames[::-1], made.OBLIQUE)
+
+
+def _enhanced_times(folder: Path) -> None:
+    voxels = made.pixels(2, 4, 10, 12)
+    frames = [
+        {"plane": voxels[time, place], "offset": 4.0 * place, "time": time + 1} for time, place in product(range(2), range(4))
+    ]
+    # Of a Siemens file whose temporal index comes first, dcm2niix mixes the repeats.
+    made.enhanced(folder / "e.dcm", frames, Manufacturer="Philips Medical Systems")
+
+
+GENERATED: dict[str, Callable[[Path], None]] = {
+    "axial": lambda folder: _stack(folder, made.AXIAL, [0, 1, 2, 3, 4, 5, 6]),
+    "sagittal, from the end": lambda folder: _stack(folder, made.SAGITTAL, [6, 5, 4, 3, 2, 1, 0]),
+    "coronal, interleaved": lambda folder: _stack(folder, made.CORONAL, [0, 2, 4, 6, 1, 3, 5]),
+    "oblique": lambda folder: _stack(folder, made.OBLIQUE, [3, 1, 2, 0, 6, 5, 4]),
+    "two echoes": _echoes,
+    "three repeats": _times,
+    "three planes": _planes,
+    "enhanced, oblique": _enhanced,
+    "enhanced, two repeats": _enhanced_times,
+}
+
+
+def _theirs(folder: Path, out: Path) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Voxels and affine of every volume that dcm2niix finds."""
+    out.mkdir()
+    command = [dcm2niix.bin, "-z", "n", "-p", "n", "-f", "%s_%d_%e", "-o", str(out), str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    found = []
+    for path in sorted(path for path in out.glob("*.nii") if "_ROI" not in path.name):
+        image = nib.load(path)
+        voxels = image.get_fdata()
+        for index in range(voxels.shape[3] if voxels.ndim == 4 else 1):
+            found.append(canonical(nib.Nifti1Image(voxels[..., index] if voxels.ndim == 4 else voxels, image.affine)))
+    return found
+
+
+def _compare(source: Path, folder: Path) -> None:
+    """Ingest, read, and find each volume among dcm2niix's, once."""
+    theirs = _theirs(source, folder / "theirs")
+    ingest(CARD, source, folder / "data", DEMO_KEY)
+    ours = [read_volume(folder / "data", one, CARD) for one in list_series(folder / "data", CARD.id)]
+    assert len(ours) == len(theirs) > 0
+    for volume in ours:
+        turned = volume.voxels.transpose(2, 1, 0).astype(np.float64)
+        voxels, affine = canonical(nib.Nifti1Image(turned, volume.affine[:, [2, 1, 0, 3]]))
+        same = [
+            number for number, (their_voxels, their_affine) in enumerate(theirs)
+            if their_voxels.shape == voxels.shape and np.abs(their_affine - affine).max() < 1e-3
+            and np.allclose(their_voxels, voxels, rtol=1e-6, atol=0)
+        ]  # fmt: skip
+        assert len(same) == 1, volume.affine
+        theirs.pop(same[0])
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_images_lie_where_dcm2niix_puts_them(name: str, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for path in PACKAGED[name]:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        (tmp_path / "source" / path.name.removesuffix(".gz")).write_bytes(content)
+    _compare(tmp_path / "source", tmp_path)
+
+
+@pytest.mark.parametrize("name", BLANKED)
+def test_packaged_headers_put_their_frames_where_dcm2niix_does(name: str, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    with gzip.open(NIBABEL / name) as packed:
+        image = pydicom.dcmread(packed)
+    if "NumberOfFrames" in image:
+        image.Rows = image.Columns = 24  # as good as 256 for the geometry, and quicker
+    image.PixelData = made.pixels(int(image.get("NumberOfFrames", 1)), image.Rows, image.Columns).tobytes()
+    image.save_as(tmp_path / "source" / "image.dcm")
+    _compare(tmp_path / "source", tmp_path)
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_series_lie_where_dcm2niix_puts_them(name: str, tmp_path: Path) -> None:
+    GENERATED[name](tmp_path / "source")
+    _compare(tmp_path / "source", tmp_path)

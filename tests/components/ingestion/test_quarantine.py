@@ -1,0 +1,172 @@
+"""What cannot be taken in is listed with the reason, and the rest goes on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+
+from components.catalog import DatasetCard, Layout
+from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion.keys import DEMO_KEY
+from components.ingestion.refusals import KINDS, Listing, Refusal
+from components.ingestion.volume import IngestReport, Quarantined
+from tests.components.ingestion import made
+
+CARD = DatasetCard(id="made-up", name="Made up", rights="none", formats=("DICOM",), synthetic=True)
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "data.md"
+
+
+def taken(folder: Path, card: DatasetCard = CARD) -> IngestReport:
+    return ingest(card, folder / "source", folder / "data", DEMO_KEY)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder with one sound series."""
+    made.series(tmp_path / "source" / "sound", "sound", made.pixels(5, 8, 9), SeriesInstanceUID="1.2.3.1", PatientID="sound")
+    return tmp_path / "source"
+
+
+def _bad(folder: Path, **values: object) -> None:
+    made.series(folder, "bad", made.pixels(5, 8, 9, seed=3), **values)
+
+
+def _colour(folder: Path) -> None:
+    path = made.slice_(folder, "bad", 1, (0, 0, 0), made.pixels(8, 9))
+    image = pydicom.dcmread(path)
+    image.SamplesPerPixel, image.PhotometricInterpretation, image.PlanarConfiguration = 3, "RGB", 0
+    image.PixelData = image.PixelData * 3
+    image.save_as(path)
+
+
+def _truncated(folder: Path) -> None:
+    path = made.slice_(folder, "bad", 1, (0, 0, 0), made.pixels(64, 64))
+    path.write_bytes(path.read_bytes()[:-3000])
+
+
+def _one_broken_slice(folder: Path) -> None:
+    paths = made.series(folder, "bad", made.pixels(5, 8, 9, seed=3))
+    paths[2].write_bytes(paths[2].read_bytes()[:-40])
+
+
+def _copies_of_pixels(folder: Path) -> None:
+    made.series(folder, "copy", made.pixels(5, 8, 9), SeriesInstanceUID="1.2.3.2", PatientID="another")
+
+
+def _claims(folder: Path) -> None:
+    """A small file whose header claims eight gigabytes of voxels."""
+    folder.mkdir()
+    image = nib.Nifti1Image(np.ones((4, 4, 4), dtype=np.int16), np.eye(4))
+    image.header.set_data_shape((4000, 1000, 1000))
+    (folder / "bomb.nii").write_bytes(image.header.binaryblock + b"\0" * 200)
+
+
+def _dicom_claims(folder: Path) -> None:
+    made.slice_(folder, "bad", 1, (0, 0, 0), made.pixels(8, 9), Rows=65000, Columns=65000)
+
+
+CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
+    "nothing in it": (lambda f: (f.mkdir(), (f / "empty.dcm").touch()), "no image", "no image of a known format", 1),
+    "cut short": (_truncated, "unreadable", "fewer pixels than the header says", 1),
+    "claims more than it holds": (_claims, "unreadable", "fewer voxels than the NIfTI header says", 1),
+    "claims a huge frame": (_dicom_claims, "unreadable", "a header that claims", 1),
+    "a slice that cannot be read": (_one_broken_slice, "geometry", "slices missing: 1 of 5 could not be read", 2),
+    "another modality": (lambda f: _bad(f, Modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), "not MR", "modality CT", 5),
+    "an unknown modality is not quoted": (lambda f: _bad(f, Modality="ZWETSCHGE"), "not MR", "another modality, not MR", 5),
+    "spectroscopy": (lambda f: _bad(f, SOPClassUID="1.2.840.10008.5.1.4.1.1.4.2"), "not MR", "MR Spectroscopy Storage", 5),
+    "colours": (_colour, "unsupported", "a colour image", 1),
+    "burnt in": (lambda f: _bad(f, BurnedInAnnotation="YES"), "burnt-in", "may show the patient's name", 5),
+    "secondary capture": (lambda f: _bad(f, SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "burnt-in", "secondary capture", 5),
+    "screen save": (lambda f: _bad(f, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), "burnt-in", "may show", 5),
+    "no position": (lambda f: _bad(f, ImagePositionPatient=None), "geometry", "without ImagePositionPatient", 5),
+    "no direction": (lambda f: _bad(f, ImageOrientationPatient=[0, 0, 0, 0, 0, 0]), "geometry", "missing or wrong", 5),
+    "a slice missing": (lambda f: _bad(f, order=[0, 1, 3, 4]), "geometry", "slices missing: 1 of 3 gaps", 1),
+    "a slice doubled": (lambda f: (_bad(f), made.slice_(f, "twice", 9, (-30, -20, 18), made.pixels(8, 9, seed=8))), "geometry",
+                        "doubled slices: 6 images at 5 positions", 1),
+    "a slice turned": (lambda f: (_bad(f, order=[0, 1, 3, 4]), made.slice_(f, "turned", 9, (-30, -20, 18), made.pixels(8, 9),
+                                  ImageOrientationPatient=[0.9848078, 0.1736482, 0, -0.1736482, 0.9848078, 0])),
+                       "geometry", "slices turned against the others: 1 of 5", 1),
+    "the same instance twice": (lambda f: shutil.copytree(f.parent / "sound", f), "duplicate", "the same SOP Instance UID", 5),
+    "the same voxels under other names": (_copies_of_pixels, "duplicate", "the same voxels as another series", 1),
+    "a document": (lambda f: (f.mkdir(), (f / "notes.txt").write_text("hello")), "no image", "nothing that belongs to one", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_is_listed_with_kind_reason_and_remedy_and_the_sound_series_goes_on(case: str, source: Path) -> None:
+    make, kind, reason, count = CASES[case]
+    make(source / "bad")
+    report = taken(source.parent)
+    assert report.series == 1 and report.patients == 1
+    listed = quarantined(source.parent / "data", CARD.id)
+    assert list(report.quarantined) == listed and len(listed) == count, listed
+    assert any(one.kind == kind and reason in one.reason and one.remedy for one in listed), listed
+    assert all(one.kind in KINDS for one in listed)
+    kept = list_series(source.parent / "data", CARD.id)
+    assert read_volume(source.parent / "data", kept[0], CARD).voxels.shape == (5, 8, 9)
+
+
+def test_a_whole_copy_takes_the_place_of_a_broken_one(source: Path) -> None:
+    paths = sorted((source / "sound").glob("*.dcm"))
+    (source / "a-first").mkdir()
+    (source / "a-first" / paths[0].name).write_bytes(paths[0].read_bytes()[:-40])
+    report = taken(source.parent)
+    assert report.series == 1 and [one.kind for one in report.quarantined] == ["unreadable"]
+
+
+def test_labels_that_fit_no_image_are_listed_and_the_image_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name, values, shift in (
+        ("p1", made.pixels(8, 9, 4), 0.0), ("p1-seg", made.pixels(8, 9, 4) % 3, 0.0), ("p2", made.pixels(8, 9, 4, seed=2), 0.0),
+        ("p2-seg", made.pixels(8, 9, 5) % 3, 0.0), ("p3", made.pixels(8, 9, 4, seed=3), 0.0),
+        ("p3-seg", made.pixels(8, 9, 4) % 2, 9.0), ("p4", made.pixels(8, 9, 4, seed=4), 0.0),
+        ("p4-seg", made.pixels(8, 9, 4) % 3, 0.0), ("p4-b-seg", made.pixels(8, 9, 4) % 2, 0.0),
+        ("p5-seg", made.pixels(8, 9, 4) % 3, 0.0),
+    ):  # fmt: skip
+        affine = np.diag([1.0, 1, 4, 1])
+        affine[0, 3] = shift
+        nib.save(nib.Nifti1Image(values.astype(np.int16), affine), tmp_path / "source" / f"{name}.nii")
+    layout = Layout(labels=("*-seg.nii",), patient=r"(p\d)[^/]*$")
+    card = CARD.model_copy(update={"layout": layout, "label_map": {1: "a", 2: "b"}})
+    report = taken(tmp_path, card)
+    assert report.series == 4
+    assert [sum(bool(one.labels) for one in list_series(tmp_path / "data", card.id))] == [2]
+    reasons = sorted(one.reason for one in report.quarantined)
+    assert {one.kind for one in report.quarantined} == {"label"}
+    for text in ("a label map of no image here", "a second label map", "for an image of (4, 9, 8)", "lies 9.0 mm off"):
+        assert any(text in reason for reason in reasons), (text, reasons)
+
+
+def test_ignored_files_are_counted_and_nothing_else(source: Path) -> None:
+    (source / "mask.nii").write_bytes(b"anything")
+    report = taken(source.parent, CARD.model_copy(update={"layout": Layout(ignored=("*.nii",))}))
+    assert report.files_ignored == 1 and not report.quarantined
+
+
+def test_a_file_is_named_by_its_number_in_sorted_order(tmp_path: Path) -> None:
+    """``find . -type f | LC_ALL=C sort``, so that the owner of the folder finds it and nobody else learns its name."""
+    names = ["b.dcm", "a/c.dcm", "a-b.dcm", "Zwetschge.Anna", "ä.nii.gz", ".hidden"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    ordered = sorted(names, key=str.encode)
+    listing = Listing(tmp_path)
+    refusal = Refusal("unreadable", "why", "what to do")
+    for name in names:
+        entry = listing.left_out([tmp_path / name], refusal)
+        assert entry.path.startswith(f"file {ordered.index(name) + 1} of 6")
+        assert not re.search("anna|zwetschge|hidden", entry.path.lower())
+    both = listing.left_out([tmp_path / "b.dcm", tmp_path / "a/c.dcm"], refusal)
+    assert both == Quarantined(f"file {ordered.index('a/c.dcm') + 1} and 1 more of 6, *.dcm", "why", "what to do", "unreadable")
+
+
+def test_the_documented_table_is_the_code_s() -> None:
+    rows = [f"| {kind} | {meaning} | {remedy} |" for kind, (meaning, remedy) in KINDS.items()]
+    assert "\n".join(rows) in DOCUMENT.read_text()

@@ -1,0 +1,123 @@
+"""One job, three renderings: what each holds, and that each passes what the cluster would check."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.errors import BadInput
+from components.launching import JobSpec, Resources, SharedVolume
+from components.launching.pod import arguments
+from components.launching.rendering import JOB_LABEL, RenderingName, render
+from tests.k8s.checks import NEWEST, house_faults, pod_specs, schema_faults, security_faults
+
+STATE = SharedVolume("omnimri-state", Path("/state"))
+SMALL = JobSpec(
+    "vision_pretraining", "components.training.worker", ("/state/training/0123/job.json",), processes=2, nodes=2,
+    folder=Path("/state/training/0123"), identity="0123456789abcdef", image="omnimri@sha256:" + "0" * 64, volumes=(STATE,),
+)  # fmt: skip
+LARGE = replace(
+    SMALL, processes=32, nodes=4, resources=Resources(cpu="96", memory="1Ti", gpus=8, shared_memory="64Gi", scratch="500Gi"),
+    queue="training", priority="omnimri-training", secrets=("mlflow",), pull_secrets=("registry",),
+    node_selector={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}, environment={"NCCL_IB_HCA": "mlx5"},
+)  # fmt: skip
+RENDERINGS: tuple[RenderingName, ...] = ("jobset", "job", "trainjob")
+
+
+def pod_of(job: JobSpec, rendering: RenderingName) -> dict[str, Any]:
+    rendered = render(job, rendering, "omnimri")
+    (pod,) = [pod for thing in rendered.objects for pod in pod_specs(thing)]
+    return pod
+
+
+@pytest.mark.parametrize("version", NEWEST)
+@pytest.mark.parametrize("rendering", RENDERINGS)
+@pytest.mark.parametrize("job", [SMALL, LARGE], ids=["small", "large"])
+def test_every_object_passes_schemas_and_the_restricted_standard(job: JobSpec, rendering: RenderingName, version: str) -> None:
+    for thing in render(job, rendering, "omnimri").objects:
+        assert schema_faults(thing, version) == []
+    assert security_faults(pod_of(job, rendering)) + house_faults(pod_of(job, rendering)) == []
+    if rendering != "job":  # the Job inside is held to Kubernetes' own schema as well
+        (inner,) = _inner_jobs(render(job, rendering, "omnimri").objects)
+        assert schema_faults({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "inner"}, "spec": inner}, version) == []
+
+
+def _inner_jobs(things: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if isinstance(things, dict):
+        if "replicatedJobs" in things:
+            return [replicated["template"]["spec"] for replicated in things["replicatedJobs"]]
+        things = tuple(things.values())
+    if isinstance(things, (list, tuple)):
+        for thing in things:
+            found += _inner_jobs(thing)
+    return found
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_a_gpu_pod_asks_for_what_it_gets_and_mounts_what_it_needs(rendering: RenderingName) -> None:
+    pod = pod_of(LARGE, rendering)
+    (container,) = pod["containers"]
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {"/dev/shm": "shm", "/tmp": "scratch", "/state": "omnimri-state"}
+    assert pod["automountServiceAccountToken"] is False and pod["terminationGracePeriodSeconds"] == LARGE.grace_s
+    assert container["envFrom"] == [{"secretRef": {"name": "mlflow"}}] and pod["priorityClassName"] == "omnimri-training"
+
+
+@pytest.mark.parametrize(("rendering", "first"), [("jobset", "node-0-0"), ("job", "0"), ("trainjob", "node-0-0")])
+def test_the_nodes_meet_at_the_stable_name_of_the_first(rendering: RenderingName, first: str) -> None:
+    words = pod_of(SMALL, rendering)["containers"][0]["args"]
+    key = SMALL.key
+    assert key == "vision-pretraining-0123456789"
+    assert words == arguments(
+        ["components.training.worker", "/state/training/0123/job.json"], 2, 1, f"{key}-{first}.{key}.omnimri.svc:29400", key, 3
+    )
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_disruptions_count_for_nothing_and_hopeless_failures_end_the_job(rendering: RenderingName) -> None:
+    objects = render(LARGE, rendering, "omnimri").objects
+    job = _inner_jobs(objects)[0] if rendering != "job" else objects[0]["spec"]
+    ignore, fail = job["podFailurePolicy"]["rules"]
+    assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert fail["action"] == "FailJob" and fail["onExitCodes"]["values"] == [2, 137]
+    assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"] == 4
+    assert job["activeDeadlineSeconds"] == LARGE.time_limit_s
+
+
+def test_only_what_is_asked_for_goes_to_kueue() -> None:
+    for rendering in RENDERINGS:
+        for job, queue in ((SMALL, None), (LARGE, "training")):
+            labels = render(job, rendering, "omnimri").main["metadata"]["labels"]
+            assert labels.get("kueue.x-k8s.io/queue-name") == queue and labels[JOB_LABEL] == job.key
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"processes": 3}, "do not divide"),
+        ({"resources": Resources(gpus=8)}, "as many GPUs"),
+        ({"image": ""}, "no image"),
+        ({"folder": Path("/elsewhere")}, "would not see"),
+    ],
+)
+def test_a_job_that_cannot_run_is_refused_with_its_setting(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        render(replace(SMALL, **change), "jobset", "omnimri")
+
+
+@given(st.text(min_size=1, max_size=80), st.text(alphabet="0123456789abcdef", min_size=10, max_size=64))
+def test_every_name_is_a_name_for_the_cluster(name: str, identity: str) -> None:
+    import re
+
+    key = replace(SMALL, name=name, identity=identity).key
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", key) and len(f"{key}-node-0-0") <= 63

@@ -1,0 +1,372 @@
+"""A Kubernetes API server for tests: kmock speaks HTTP, parses the requests and keeps them; what it lacks is added here.
+
+Added: resource versions and watches that begin at one and end in time (410 where the history is gone), label selectors,
+server-side apply, preconditions, foreground deletion along owner references, pod logs, and faults on demand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import datetime
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import kmock
+from aiohttp import web
+from kubernetes import client
+
+Object = dict[str, Any]
+Key = tuple[str, str]  # plural, name
+CLUSTER_KINDS = {
+    "v1/pods": "Pod", "v1/services": "Service", "v1/events": "Event", "batch/v1/jobs": "Job",
+    "jobset.x-k8s.io/v1alpha2/jobsets": "JobSet", "trainer.kubeflow.org/v1alpha1/trainjobs": "TrainJob",
+    "trainer.kubeflow.org/v1alpha1/trainingruntimes": "TrainingRuntime",
+}  # fmt: skip
+NAMESPACE = "omnimri"
+
+
+def now(micro: bool = False) -> str:
+    stamp = datetime.datetime.now(datetime.UTC)
+    return stamp.strftime("%Y-%m-%dT%H:%M:%S.%f000Z" if micro else "%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass
+class Fault:
+    """What happens to the next ``times`` requests that ``matches`` picks: an HTTP status, a reset, or silence."""
+
+    matches: Callable[[kmock.Request], bool]
+    times: int
+    status: int = 0
+    message: str = "injected"
+    retry_after: str = ""
+    reset: bool = False
+    silent_s: float = 0.0
+
+
+@dataclass
+class Store:
+    """The objects and their history."""
+
+    objects: dict[Key, Object] = field(default_factory=dict)
+    history: list[tuple[int, str, Object]] = field(default_factory=list)  # version, plural, event
+    version: int = 0
+    oldest: int = 0
+    """Versions up to this one are forgotten."""
+
+
+class ApiServer(kmock.KubernetesScaffold):
+    """The HTTP side. Everything here runs in the server's event loop."""
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.store, self.faults, self.logs, self.streams = Store(), [], {}, set()
+        self.cut_logs_after: list[int] = []
+        self.changed = asyncio.Condition()
+
+    async def _handle(self, request: kmock.Request) -> web.StreamResponse:
+        raw = request._raw_request
+        for fault in self.faults:
+            if fault.times > 0 and fault.matches(request):
+                fault.times -= 1
+                return await self._fail(fault, raw)
+        if request.resource is None or request.action is None or request.resource.plural is None:
+            return await super()._handle(request)
+        plural, name = request.resource.plural, request.name
+        if request.subresource == "log":
+            return await self._log(request)
+        if request.action is kmock.action.WATCH:
+            return await self._watch(request)
+        if request.action is kmock.action.LIST:
+            items = [thing for (p, _), thing in self.store.objects.items() if p == plural and selected(thing, request.params)]
+            return web.json_response({"metadata": {"resourceVersion": str(self.store.version)}, "items": items})
+        if request.action is kmock.action.FETCH:
+            found = self.store.objects.get((plural, name))
+            return web.json_response(found) if found else status(404, "NotFound", f'{plural} "{name}" not found')
+        if request.action is kmock.action.UPDATE:
+            return await self._apply(plural, name, json.loads(request.body), request)
+        if request.action is kmock.action.DELETE:
+            return await self._delete(plural, name, request)
+        return status(405, "MethodNotAllowed", "not served by this double")
+
+    async def _fail(self, fault: Fault, raw: web.BaseRequest) -> web.StreamResponse:
+        if fault.reset:
+            raw.transport.abort()
+        if fault.silent_s:
+            await asyncio.sleep(fault.silent_s)
+        answer = status(fault.status or 500, "Injected", fault.message)
+        if fault.retry_after:
+            answer.headers["Retry-After"] = fault.retry_after
+        return answer
+
+    # ---- objects
+
+    async def _apply(self, plural: str, name: str, body: Object, request: kmock.Request) -> web.StreamResponse:
+        assert request.headers["Content-Type"] == "application/apply-patch+yaml" and request.params["fieldManager"]
+        known = self.store.objects.get((plural, name))
+        owner = known and known["metadata"]["managedFields"][0]["manager"]
+        if known and owner != request.params["fieldManager"]:
+            return status(409, "Conflict", f'Apply failed with 1 conflict: conflict with "{owner}": .spec')
+        if known and plural in ("jobs", "jobsets", "trainjobs") and without_defaults(known["spec"]) != body["spec"]:
+            return status(422, "Invalid", "spec.template: Invalid value: field is immutable")
+        merged = copy.deepcopy(known or {})
+        merged.update({k: v for k, v in body.items() if k not in ("metadata", "status")})
+        merged["metadata"] = {**merged.get("metadata", {}), **body["metadata"]}
+        merged["metadata"].setdefault("managedFields", [{"manager": request.params["fieldManager"], "operation": "Apply"}])
+        if merged == known:
+            return web.json_response(known)
+        stored = await self.put(plural, merged)
+        return web.json_response(stored, status=200 if known else 201)
+
+    async def put(self, plural: str, thing: Object) -> Object:
+        """Create or replace."""
+        metadata = thing["metadata"]
+        known = self.store.objects.get((plural, metadata["name"]))
+        metadata.setdefault("namespace", NAMESPACE)
+        if known is None:
+            metadata.update(uid=str(uuid.uuid4()), creationTimestamp=metadata.get("creationTimestamp") or now())
+        self.store.version += 1
+        metadata["resourceVersion"] = str(self.store.version)
+        self.store.objects[plural, metadata["name"]] = thing
+        await self._tell("MODIFIED" if known else "ADDED", plural, thing)
+        return thing
+
+    async def drop(self, plural: str, name: str) -> None:
+        """Remove at once, with what belongs to it."""
+        thing = self.store.objects.pop((plural, name), None)
+        if thing is None:
+            return
+        self.store.version += 1
+        thing["metadata"]["resourceVersion"] = str(self.store.version)
+        await self._tell("DELETED", plural, thing)
+
+    async def _tell(self, kind: str, plural: str, thing: Object) -> None:
+        self.store.history.append((self.store.version, plural, {"type": kind, "object": copy.deepcopy(thing)}))
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def _delete(self, plural: str, name: str, request: kmock.Request) -> web.StreamResponse:
+        thing = self.store.objects.get((plural, name))
+        if thing is None:
+            return status(404, "NotFound", f'{plural} "{name}" not found')
+        options = json.loads(request.body or b"{}")
+        wanted = options.get("preconditions", {}).get("uid")
+        if wanted and wanted != thing["metadata"]["uid"]:
+            return status(409, "Conflict", "the UID in the precondition does not match")
+        assert options["propagationPolicy"] == "Foreground"
+        if not thing["metadata"].get("deletionTimestamp"):
+            thing["metadata"]["deletionTimestamp"] = now()
+            await self.put(plural, thing)  # the controllers double does the rest
+        return web.json_response(thing)
+
+    # ---- streams
+
+    @contextmanager
+    def _streaming(self, raw: web.BaseRequest) -> Iterator[None]:
+        transport = raw.transport
+        self.streams.add(transport)
+        try:
+            yield
+        finally:
+            self.streams.discard(transport)
+
+    async def _watch(self, request: kmock.Request) -> web.StreamResponse:
+        plural, raw = request.resource.plural, request._raw_request
+        place = int(request.params.get("resourceVersion") or 0)
+        if place < self.store.oldest:
+            return status(410, "Expired", "too old resource version")
+        until = time.monotonic() + float(request.params.get("timeoutSeconds", 300))
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(raw)
+        with self._streaming(raw):
+            while (left := until - time.monotonic()) > 0:
+                if place < self.store.oldest:
+                    gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}
+                    await response.write(json.dumps(gone).encode() + b"\n")
+                    break
+                for version, kind, event in list(self.store.history):
+                    if version > place:
+                        if kind == plural and selected(event["object"], request.params):
+                            await response.write(json.dumps(event).encode() + b"\n")
+                        place = version
+                async with self.changed:
+                    if self.store.version <= place and self.store.oldest <= place:
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(self.changed.wait(), min(left, 0.5))
+        await response.write_eof()
+        return response
+
+    async def _log(self, request: kmock.Request) -> web.StreamResponse:
+        assert request.params["timestamps"] == "true" and request.params["container"] == "trainer"
+        pod = self.store.objects.get(("pods", request.name))
+        if pod is None:
+            return status(404, "NotFound", f'pods "{request.name}" not found')
+        if pod["status"]["phase"] == "Pending":
+            return status(400, "BadRequest", "container is waiting to start")
+        since, sent = request.params.get("sinceTime", "")[:19], 0
+        cut = self.cut_logs_after.pop(0) if self.cut_logs_after else None
+        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        await response.prepare(request._raw_request)
+        with self._streaming(request._raw_request):
+            place = 0
+            while True:
+                lines = self.logs.setdefault(request.name, [])
+                ended = self.store.objects.get(("pods", request.name), {}).get("status", {}).get("phase") in (
+                    None,
+                    "Succeeded",
+                    "Failed",
+                )
+                for line in lines[place:]:
+                    if line[:19] >= since:
+                        data = line.encode() + b"\n"
+                        if cut is not None and sent + len(data) > cut:
+                            await response.write(data[: cut - sent])
+                            await asyncio.sleep(0.01)
+                            request._raw_request.transport.abort()
+                            return response
+                        await response.write(data)
+                        sent += len(data)
+                place = len(lines)
+                if (ended and place == len(self.logs[request.name])) or request.params["follow"] == "false":
+                    break
+                await asyncio.sleep(0.01)
+        await response.write_eof()
+        return response
+
+
+def status(code: int, reason: str, message: str) -> web.Response:
+    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": message, "code": code}
+    return web.json_response(body, status=code)
+
+
+def selected(thing: Object, params: Any) -> bool:
+    labels = thing["metadata"].get("labels") or {}
+    for part in filter(None, params.get("labelSelector", "").split(",")):
+        name, equals, value = part.partition("=")
+        if name not in labels or (equals and labels[name] != value):
+            return False
+    for part in filter(None, params.get("fieldSelector", "").split(",")):
+        name, _, value = part.partition("=")
+        if str(thing.get(name)) != value:
+            return False
+    return True
+
+
+def without_defaults(spec: Object) -> Object:
+    """The spec as it was applied: controllers of the double set nothing but ``suspend``."""
+    return {key: value for key, value in spec.items() if key != "suspend"}
+
+
+class RunningServer:
+    """An :class:`ApiServer` on a port of its own, in a thread of its own."""
+
+    def __init__(self, *, crds: tuple[str, ...] = ("jobset.x-k8s.io", "trainer.kubeflow.org")) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.crds, self._ready, self._stop = crds, threading.Event(), asyncio.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> RunningServer:
+        self._thread.start()
+        assert self._ready.wait(20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        self.loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        self.api = ApiServer()
+        for address, kind in CLUSTER_KINDS.items():
+            if address.count("/") == 1 or address.partition("/")[0] in (*self.crds, "batch"):
+                self.api.resources[address] = {"kind": kind, "namespaced": True}
+        async with self.api:
+            self.runner = web.ServerRunner(web.Server(self.api), shutdown_timeout=0.1)
+            await self.runner.setup()
+            site = web.TCPSite(self.runner, "127.0.0.1", 0)
+            await site.start()
+            self.port = site._server.sockets[0].getsockname()[1]
+            self._ready.set()
+            await self._stop.wait()
+            self.api.faults.clear()
+            for transport in list(self.api.streams):
+                transport.abort()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await self.runner.cleanup()
+
+    # ---- for tests, from other threads
+
+    def do(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> client.ApiClient:
+        configuration = client.Configuration(host=self.url)
+        configuration.retries = False
+        return client.ApiClient(configuration)
+
+    def objects(self, plural: str) -> list[Object]:
+        return [thing for (p, _), thing in list(self.api.store.objects.items()) if p == plural]
+
+    def put(self, plural: str, thing: Object) -> Object:
+        return self.do(self.api.put(plural, thing))
+
+    def requests(self) -> list[kmock.Request]:
+        return list(self.api.requests) if hasattr(self.api, "requests") else list(self.api._requests)
+
+    def fail(self, matches: Callable[[kmock.Request], bool], times: int = 1, **how: Any) -> Fault:
+        fault = Fault(matches, times, **how)
+        self.api.faults.append(fault)
+        return fault
+
+    def forget_history(self) -> None:
+        """As etcd compacts: watches from before end with 410."""
+
+        async def forget() -> None:
+            self.api.store.version += 1
+            self.api.store.oldest = self.api.store.version
+            self.api.store.history.clear()
+            async with self.api.changed:
+                self.api.changed.notify_all()
+
+        self.do(forget())
+
+    def cut_streams(self) -> None:
+        """Reset every watch and log that is open."""
+
+        async def cut() -> None:
+            for transport in list(self.api.streams):
+                transport.abort()
+
+        self.do(cut())
+
+    @contextmanager
+    def gone(self) -> Iterator[None]:
+        """Nobody listens on the port; open connections are reset."""
+
+        async def go() -> None:
+            for site in list(self.runner.sites):
+                await site.stop()
+            for transport in list(self.api.streams):
+                transport.abort()
+            for connection in list(self.runner.server.connections):
+                connection.force_close()
+
+        async def come() -> None:
+            await web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True).start()
+
+        self.do(go())
+        yield
+        self.do(come())

@@ -1,0 +1,204 @@
+"""What the controllers of a cluster do with jobs: TrainJob -> JobSet -> Job -> pods, failure policies, deletion along owners.
+
+One pass over all objects after every change; as much of the real controllers as the launcher can see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import secrets
+from typing import Any
+
+from tests.doubles.apiserver import Object, RunningServer, now
+
+INDEX = "batch.kubernetes.io/job-completion-index"
+ENDED = ("Succeeded", "Failed")
+
+
+def holds(thing: Object, kind: str) -> bool:
+    return any(c["type"] == kind and c["status"] == "True" for c in thing.get("status", {}).get("conditions", []))
+
+
+def owned_by(thing: Object, owner: Object) -> bool:
+    return any(reference["uid"] == owner["metadata"]["uid"] for reference in thing["metadata"].get("ownerReferences", []))
+
+
+def controller_reference(owner: Object) -> Object:
+    metadata = owner["metadata"]
+    return {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"],
+            "controller": True, "blockOwnerDeletion": True}  # fmt: skip
+
+
+class Controllers:
+    """Runs beside the API server, in its loop."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.server, self.api = server, server.api
+        self.counted: set[str] = set()
+        self.job_failures: dict[str, int] = {}
+        self.admit = True
+        """Whether new jobs start at once, or suspended, as under Kueue."""
+
+    def __enter__(self) -> Controllers:
+        self._task = asyncio.run_coroutine_threadsafe(self._run(), self.server.loop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        seen = -1
+        while True:
+            while seen != self.api.store.version:
+                seen = self.api.store.version
+                await self.reconcile()
+            async with self.api.changed:
+                if seen == self.api.store.version:
+                    await self.api.changed.wait()
+
+    def all(self, plural: str) -> list[Object]:
+        return [thing for (p, _), thing in list(self.api.store.objects.items()) if p == plural]
+
+    async def reconcile(self) -> None:
+        for trainjob in self.all("trainjobs"):
+            await self._trainjob(trainjob)
+        for jobset in self.all("jobsets"):
+            await self._jobset(jobset)
+        for job in self.all("jobs"):
+            await self._job(job)
+        await self._collect()
+
+    async def set_condition(self, plural: str, thing: Object, kind: str, reason: str = "", message: str = "") -> None:
+        thing.setdefault("status", {}).setdefault("conditions", []).append(
+            {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now()}
+        )
+        await self.api.put(plural, thing)
+
+    async def _trainjob(self, trainjob: Object) -> None:
+        name = trainjob["metadata"]["name"]
+        jobset = self.api.store.objects.get(("jobsets", name))
+        if jobset is None:
+            if trainjob["metadata"].get("deletionTimestamp") or holds(trainjob, "Failed") or holds(trainjob, "Complete"):
+                return
+            runtime = self.api.store.objects["trainingruntimes", trainjob["spec"]["runtimeRef"]["name"]]
+            metadata = {"name": name, "labels": {}, "ownerReferences": [controller_reference(trainjob)]}
+            spec = copy.deepcopy(runtime["spec"]["template"]["spec"])
+            await self.api.put(
+                "jobsets", {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
+            )
+            return
+        for theirs, ours in (("Completed", "Complete"), ("Failed", "Failed")):
+            if holds(jobset, theirs) and not holds(trainjob, ours):
+                await self.set_condition("trainjobs", trainjob, ours, "JobSet" + theirs)
+
+    async def _jobset(self, jobset: Object) -> None:
+        if jobset["metadata"].get("deletionTimestamp") or holds(jobset, "Completed") or holds(jobset, "Failed"):
+            return
+        (replicated,) = jobset["spec"]["replicatedJobs"]
+        name = f"{jobset['metadata']['name']}-{replicated['name']}-0"
+        job = self.api.store.objects.get(("jobs", name))
+        if job is None:
+            template = copy.deepcopy(replicated["template"])
+            template["spec"]["template"]["spec"]["subdomain"] = jobset["spec"]["network"]["subdomain"]
+            metadata = {"name": name, "labels": template["metadata"]["labels"], "ownerReferences": [controller_reference(jobset)]}
+            await self.api.put("jobs", {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": template["spec"]})
+        elif holds(job, "Complete"):
+            await self.set_condition("jobsets", jobset, "Completed", "AllJobsCompleted")
+        elif holds(job, "Failed") and not job["metadata"].get("deletionTimestamp"):
+            reason = job["status"]["conditions"][-1]["reason"]
+            policy, restarts = jobset["spec"]["failurePolicy"], jobset.get("status", {}).get("restarts", 0)
+            if any(reason in rule["onJobFailureReasons"] and rule["action"] == "FailJobSet" for rule in policy["rules"]):
+                await self.set_condition("jobsets", jobset, "Failed", "FailJobSetFailurePolicyAction")
+            elif restarts >= policy["maxRestarts"]:
+                await self.set_condition("jobsets", jobset, "Failed", "ReachedMaxRestarts")
+            else:
+                jobset.setdefault("status", {})["restarts"] = restarts + 1
+                await self.api.put("jobsets", jobset)
+                await self._mark("jobs", job)
+
+    async def _job(self, job: Object) -> None:
+        if job["metadata"].get("deletionTimestamp") or holds(job, "Complete"):
+            return
+        pods = [pod for pod in self.all("pods") if owned_by(pod, job)]
+        if not self.admit and "suspend" not in job["spec"]:
+            job["spec"]["suspend"] = True
+            await self.api.put("jobs", job)
+        if holds(job, "Failed") or job["spec"].get("suspend"):
+            for pod in pods:
+                if pod["status"]["phase"] not in ENDED:
+                    await self._mark("pods", pod)
+            return
+        uid, limit = job["metadata"]["uid"], job["spec"]["backoffLimit"]
+        for pod in pods:
+            if pod["status"]["phase"] == "Failed" and pod["metadata"]["uid"] not in self.counted:
+                self.counted.add(pod["metadata"]["uid"])
+                action = self._policy(job, pod)
+                if action == "FailJob":
+                    await self.set_condition(
+                        "jobs", job, "Failed", "PodFailurePolicy", f"{pod['metadata']['name']} matches FailJob"
+                    )
+                    return
+                self.job_failures[uid] = self.job_failures.get(uid, 0) + (action == "Count")
+        if self.job_failures.get(uid, 0) > limit:
+            await self.set_condition("jobs", job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+            return
+        done = {pod["metadata"]["labels"][INDEX] for pod in pods if pod["status"]["phase"] == "Succeeded"}
+        living = {pod["metadata"]["labels"][INDEX] for pod in pods if pod["status"]["phase"] not in ENDED}
+        if len(done) == job["spec"]["completions"]:
+            await self.set_condition("jobs", job, "Complete", "CompletionsReached")
+            return
+        for index in map(str, range(job["spec"]["completions"])):
+            if index not in done | living:
+                await self._pod(job, index)
+
+    @staticmethod
+    def _policy(job: Object, pod: Object) -> str:
+        (ended,) = [c.get("state", {}).get("terminated") for c in pod["status"].get("containerStatuses", [])] or [None]
+        for rule in job["spec"]["podFailurePolicy"]["rules"]:
+            if any(holds(pod, wanted["type"]) for wanted in rule.get("onPodConditions", [])):
+                return str(rule["action"])
+            if ended and ended["exitCode"] in rule.get("onExitCodes", {}).get("values", []):
+                return str(rule["action"])
+        return "Count"
+
+    async def _pod(self, job: Object, index: str) -> None:
+        template = copy.deepcopy(job["spec"]["template"])
+        name = f"{job['metadata']['name']}-{index}"
+        labels = {**template["metadata"]["labels"], INDEX: index}
+        spec = {**template["spec"], "hostname": name}
+        spec["containers"][0].setdefault("env", []).append({"name": "JOB_COMPLETION_INDEX", "value": index})
+        metadata = {"name": f"{name}-{secrets.token_hex(2)}", "labels": labels, "ownerReferences": [controller_reference(job)]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
+        await self.api.put("pods", pod)
+
+    # ---- deletion
+
+    async def _mark(self, plural: str, thing: Object) -> None:
+        if not thing["metadata"].get("deletionTimestamp"):
+            thing["metadata"]["deletionTimestamp"] = now()
+            await self.api.put(plural, thing)
+
+    async def _collect(self) -> None:
+        """Delete what was marked, dependants first, and what lost its owner."""
+        living = {thing["metadata"]["uid"] for thing in self.api.store.objects.values()}
+        for (plural, name), thing in list(self.api.store.objects.items()):
+            owners = thing["metadata"].get("ownerReferences", [])
+            if owners and not any(reference["uid"] in living for reference in owners):
+                await (self._mark(plural, thing) if plural == "pods" else self.api.drop(plural, name))
+            if not thing["metadata"].get("deletionTimestamp"):
+                continue
+            dependants = [(key, other) for key, other in list(self.api.store.objects.items()) if owned_by(other, thing)]
+            for (kind, _), other in dependants:
+                await self._mark(kind, other)
+            if plural == "pods":
+                if thing["status"]["phase"] in ENDED:  # the kubelet has stopped it
+                    await self.api.drop(plural, name)
+            elif not [1 for (kind, _), _ in dependants if kind in ("jobs", "jobsets", "pods")]:
+                await self.api.drop(plural, name)
+
+
+def start_pod_status(pod: Object, phase: str, **state: Any) -> None:
+    """Set phase and container state."""
+    container = {"name": "trainer", "image": pod["spec"]["containers"][0]["image"], "state": state}
+    pod["status"] = {**pod["status"], "phase": phase, "containerStatuses": [container]}

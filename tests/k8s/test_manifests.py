@@ -1,0 +1,177 @@
+"""What `kubectl kustomize` makes of the overlays: schemas, fences, least privilege, no secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.provenance import REPOSITORY
+from tests.k8s.checks import NEWEST, Object, house_faults, kustomize, pod_specs, schema_faults, security_faults
+
+OVERLAYS = ("k8s/overlays/kind", "k8s/overlays/onprem-gpu", "k8s/overlays/cloud", "k8s/run")
+
+
+def named(objects: tuple[Object, ...], kind: str) -> dict[str, Object]:
+    return {thing["metadata"]["name"]: thing for thing in objects if thing["kind"] == kind}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_fits_its_schema_in_the_three_newest_versions(overlay: str) -> None:
+    assert len(NEWEST) == 3
+    for thing in kustomize(overlay):
+        for version in NEWEST:
+            assert schema_faults(thing, version) == [], f"{thing['kind']} {thing['metadata']['name']}, Kubernetes {version}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_meets_the_restricted_standard_and_the_house_rules(overlay: str) -> None:
+    pods = [(thing["metadata"]["name"], pod) for thing in kustomize(overlay) for pod in pod_specs(thing)]
+    assert pods
+    for name, pod in pods:
+        assert security_faults(pod) + house_faults(pod) == [], name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hostNetwork": True},
+        {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]},
+        {"securityContext": {}},
+        {"securityContext": {"runAsNonRoot": True, "runAsUser": 0, "seccompProfile": {"type": "RuntimeDefault"}}},
+        {"securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "Unconfined"}}},
+        *(
+            {"containers": [{"name": "c", "securityContext": context, **more}]}
+            for context, more in [
+                ({"allowPrivilegeEscalation": True, "capabilities": {"drop": ["ALL"]}}, {}),
+                ({"allowPrivilegeEscalation": False, "capabilities": {"drop": ["NET_RAW"]}}, {}),
+                ({"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"], "add": ["SYS_ADMIN"]}}, {}),
+                ({"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "privileged": True}, {}),
+                ({"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}, {"ports": [{"hostPort": 80}]}),
+            ]
+        ),
+    ],
+)
+def test_the_security_check_itself_refuses(change: Object) -> None:
+    context = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    good = {
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{"name": "c", "securityContext": context}],
+    }
+    assert security_faults(good) == [] and security_faults({**good, **change}) != []
+
+
+@given(st.text(alphabet="abcdefgh", min_size=9, max_size=12))
+def test_the_schema_check_itself_refuses_unknown_fields_anywhere(field: str) -> None:
+    jobset = {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": "x"},
+        "spec": {"network": {field: 1}},
+    }
+    assert schema_faults(jobset, NEWEST[-1])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_secrets_are_named_never_held(overlay: str) -> None:
+    objects = kustomize(overlay)
+    assert not named(objects, "Secret")
+    for pod in (pod for thing in objects for pod in pod_specs(thing)):
+        for entry in (entry for container in pod["containers"] for entry in container.get("env", [])):
+            if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY|CONNECTION_URL|STORE_URI", entry["name"]):
+                assert "secretKeyRef" in entry.get("valueFrom", {}), entry["name"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS[:3])
+def test_traffic_is_denied_unless_named(overlay: str) -> None:
+    policies = {name: policy["spec"] for name, policy in named(kustomize(overlay), "NetworkPolicy").items()}
+    assert policies.pop("default-deny") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for name, policy in policies.items():
+        for direction, peers in (("ingress", "from"), ("egress", "to")):
+            for rule in policy.get(direction, []):
+                assert rule[peers], name
+                for peer in rule[peers]:
+                    assert "0.0.0.0/0" not in json.dumps(peer) and peer not in ({}, {"podSelector": {}}, {"namespaceSelector": {}})
+                assert rule.get("ports") or name == "training", f"{name} opens every port"
+
+
+def test_both_ends_of_every_opening_agree() -> None:
+    """Under default-deny a connection needs the sender's egress and the receiver's ingress."""
+    policies = {name: policy["spec"] for name, policy in named(kustomize("k8s/overlays/onprem-gpu"), "NetworkPolicy").items()}
+
+    def openings(direction: str, peers: str) -> set[tuple[str, str, int]]:
+        found = set()
+        for name, policy in policies.items():
+            for rule in policy.get(direction, []):
+                for peer in rule[peers]:
+                    labels = peer.get("podSelector", {}).get("matchLabels", {})
+                    outside = "namespaceSelector" in peer or "ipBlock" in peer
+                    for port in rule.get("ports", []):
+                        ours = policy["podSelector"].get("matchLabels", {})
+                        pair = (next(iter(ours.values()), name), next(iter(labels.values()), ""))
+                        if not outside:
+                            found.add((*(pair if direction == "egress" else pair[::-1]), port["port"]))
+        return found
+
+    assert openings("egress", "to") == openings("ingress", "from")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS[:3])
+def test_only_those_who_ask_the_api_server_have_a_token(overlay: str) -> None:
+    objects = kustomize(overlay)
+    for name, account in named(objects, "ServiceAccount").items():
+        assert (account.get("automountServiceAccountToken") is False) == (name not in ("pipeline", "prefect-worker"))
+    for thing in objects:
+        for pod in pod_specs(thing):
+            assert pod["serviceAccountName"] in named(objects, "ServiceAccount")
+            assert pod["automountServiceAccountToken"] is (pod["serviceAccountName"] == "prefect-worker")
+    assert not named(objects, "ClusterRole") and not named(objects, "ClusterRoleBinding")
+    for role in named(objects, "Role").values():
+        assert "*" not in json.dumps(role["rules"]) and "secrets" not in json.dumps(role["rules"])
+
+
+def test_every_service_can_be_drained_only_on_purpose() -> None:
+    objects = kustomize("k8s/overlays/onprem-gpu")
+    guarded = {
+        next(iter(budget["spec"]["selector"]["matchLabels"].values())) for budget in named(objects, "PodDisruptionBudget").values()
+    }
+    assert guarded == {"prefect-server", "mlflow", "postgresql", "minio", "vllm", "training"}
+
+
+def _filled() -> Object:
+    """The job configuration of the base job template with the defaults of its variables."""
+    template = json.loads((REPOSITORY / "k8s/base/base-job-template.json").read_text())
+    defaults = {name: property.get("default") for name, property in template["variables"]["properties"].items()}
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, dict):
+            filled = {key: fill(item) for key, item in value.items()}
+            return {key: item for key, item in filled.items() if item is not None}
+        if isinstance(value, list):
+            return [fill(item) for item in value]
+        match = re.fullmatch(r"\{\{ (\w+) \}\}", value) if isinstance(value, str) else None
+        return defaults[match[1]] if match else value
+
+    return fill(template["job_configuration"])
+
+
+def test_flow_runs_that_prefect_starts_are_fenced_in_too() -> None:
+    job = _filled()["job_manifest"]
+    job["metadata"] = {"name": "flow-run", "namespace": job["metadata"]["namespace"]}
+    assert [schema_faults(job, version) for version in NEWEST] == [[], [], []]
+    (pod,) = pod_specs(job)
+    assert security_faults(pod) + house_faults(pod) == []
+    assert pod["serviceAccountName"] == "pipeline"
+
+
+def test_the_prefect_worker_understands_the_base_job_template() -> None:
+    from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+    template = json.loads((REPOSITORY / "k8s/base/base-job-template.json").read_text())
+    assert set(template["job_configuration"]) <= set(KubernetesWorkerJobConfiguration.model_fields)
+    configuration = KubernetesWorkerJobConfiguration(**_filled())
+    assert configuration.namespace == "omnimri" and configuration.pod_watch_timeout_seconds == 600

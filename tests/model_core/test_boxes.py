@@ -1,0 +1,51 @@
+"""Boxes as text: what is written is read, and nothing that a model writes is too strange to be read."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_core.boxes import GRID, NO_LESION, TextBox, format_boxes, parse_boxes
+
+EDGES = st.integers(0, GRID - 1)
+LABELS = st.from_regex(r"[a-z]([a-z ]{0,18}[a-z])?", fullmatch=True)
+PIECES = st.sampled_from(["<bbox>", "lesion", "(", ")", ",", "012", "999", "1000", "-1", " ", "\n", "no lesion", "(0,0,9,9)"])
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> TextBox:
+    row0, row1 = sorted(draw(st.lists(EDGES, min_size=2, max_size=2, unique=True)))
+    col0, col1 = sorted(draw(st.lists(EDGES, min_size=2, max_size=2, unique=True)))
+    return TextBox(draw(LABELS), row0, col0, row1, col1)
+
+
+@given(st.lists(boxes(), max_size=5))
+def test_boxes_come_back_in_reading_order(written: list[TextBox]) -> None:
+    read = parse_boxes(format_boxes(written))
+    assert sorted(read, key=repr) == sorted(written, key=repr)
+    assert [box.row0 for box in read] == sorted(box.row0 for box in written)
+
+
+@given(st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join)))
+def test_any_string_is_read_and_what_is_found_is_a_box(text: str) -> None:
+    for box in parse_boxes(text):
+        assert 0 <= box.row0 < box.row1 < GRID and 0 <= box.col0 < box.col1 < GRID
+        assert box.label == box.label.strip() and box.label
+
+
+@given(st.lists(boxes(), min_size=1, max_size=3), st.sampled_from(["<bbox>", "<bbox>lesion(", "<bbox>lesion(1,2,3", " and "]))
+def test_what_is_malformed_costs_no_other_box(written: list[TextBox], broken: str) -> None:
+    """An answer that was cut off keeps the boxes before the cut."""
+    assert len(parse_boxes(format_boxes(written) + broken)) == len(written)
+
+
+def test_what_is_no_box() -> None:
+    assert format_boxes([]) == NO_LESION
+    for text in (
+        NO_LESION,
+        "<bbox>lesion(5,5,5,9)",
+        "<bbox>lesion(9,0,1,9)",
+        "<bbox>(0,0,1,1)",
+        "<bbox>x(0,0,1,1000)",
+        "lesion(0,0,9,9)",
+    ):
+        assert parse_boxes(text) == []
+    assert parse_boxes("<bbox> lesion ( 1, 2 ,3,4 )") == [TextBox("lesion", 1, 2, 3, 4)]

@@ -1,0 +1,97 @@
+"""Parallel imaging against sigpy's operators and its conjugate gradients."""
+
+import numpy as np
+import pytest
+import sigpy
+import torch
+from sigpy.mri.linop import Sense
+
+from model_core.sense import ITERATIONS, Measured, consistent
+
+COILS, SIZE = 4, 24
+
+
+@pytest.fixture
+def maps() -> torch.Tensor:
+    """Smooth sensitivities with a sum of squares of 1, (1, C, 1, H, W)."""
+    grid = torch.linspace(-1, 1, SIZE)
+    centres = torch.tensor([(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)])
+    distance = (grid[None, :, None] - centres[:, :1, None]) ** 2 + (grid[None, None] - centres[:, 1:, None]) ** 2
+    raw = torch.polar(torch.exp(-distance / 3), centres[:, :1, None] * grid[None, :, None] * 0.5)
+    return (raw / raw.abs().square().sum(0).sqrt())[None, :, None]
+
+
+@pytest.fixture
+def sampling() -> torch.Tensor:
+    """Every second column, and the middle: twofold acceleration."""
+    columns = (torch.arange(SIZE) % 2 == 0) | ((torch.arange(SIZE) - SIZE // 2).abs() < 4)
+    return columns.expand(1, 1, SIZE, SIZE)
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    """A complex image of smooth phase, (1, 1, H, W)."""
+    torch.manual_seed(0)
+    grid = torch.linspace(-1, 1, SIZE)
+    return torch.polar(0.5 + torch.rand(SIZE, SIZE), 0.4 * grid[:, None] + 0.3 * grid[None])[None, None]
+
+
+def _sigpy(maps: torch.Tensor, sampling: torch.Tensor) -> Sense:
+    return Sense(maps[0, :, 0].numpy(), weights=sampling[0, 0].numpy().astype(np.float32), ishape=(SIZE, SIZE))
+
+
+def test_the_operator_and_its_adjoint_are_those_of_sigpy(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
+    operator = _sigpy(maps, sampling)
+    measured = Measured(torch.zeros(1, COILS, 1, SIZE, SIZE, dtype=torch.complex64), sampling, maps)
+    kspace = measured.encode(image)
+    np.testing.assert_allclose(kspace[0, :, 0].numpy(), operator(image[0, 0].numpy()), atol=1e-5)
+    adjoint = operator.H(kspace[0, :, 0].numpy())
+    np.testing.assert_allclose(measured.zero_filled(kspace)[0, 0].numpy(), adjoint, atol=1e-5)
+
+
+def test_least_squares_are_those_of_sigpy(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
+    """As many conjugate gradients from the same image give the same image."""
+    kspace = Measured(torch.empty(0), sampling, maps).encode(image)
+    measured = Measured(kspace, sampling, maps)
+    guess = image.abs() * 0.7
+    operator = _sigpy(maps, sampling)
+    start = torch.polar(guess, torch.angle(measured.zero_filled()))[0, 0].numpy()
+    solution = start.copy()
+    normal = operator.H * operator
+    gradients = sigpy.alg.ConjugateGradient(normal, operator.H(kspace[0, :, 0].numpy()), solution, max_iter=ITERATIONS)
+    while not gradients.done():
+        gradients.update()
+    np.testing.assert_allclose(consistent(guess, measured)[0, 0].numpy(), np.abs(solution), atol=2e-4)
+
+
+def test_a_wrong_guess_is_brought_to_what_the_coils_saw(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
+    measured = Measured(Measured(torch.empty(0), sampling, maps).encode(image), sampling, maps)
+    before = (0.5 * image.abs() - image.abs()).abs().mean()
+    assert (consistent(0.5 * image.abs(), measured) - image.abs()).abs().mean() < 0.1 * before
+
+
+def test_one_coil_is_replacement_and_its_map_of_ones_changes_nothing(sampling: torch.Tensor, image: torch.Tensor) -> None:
+    kspace = Measured(torch.empty(0), sampling).encode(image)
+    torch.manual_seed(1)
+    guess = torch.rand(1, 1, SIZE, SIZE)
+    alone = consistent(guess, Measured(kspace, sampling))
+    ones = torch.ones(1, 1, 1, SIZE, SIZE, dtype=torch.complex64)
+    torch.testing.assert_close(consistent(guess, Measured(kspace, sampling, ones)), alone, atol=1e-4, rtol=1e-4)
+
+
+def test_what_was_not_measured_stays_as_it_is(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
+    """Of two samples, one without measurement."""
+    both = torch.cat([sampling, torch.zeros_like(sampling)])
+    kspace = Measured(torch.empty(0), both, maps.expand(2, -1, -1, -1, -1)).encode(image.expand(2, -1, -1, -1))
+    guess = torch.rand(2, 1, SIZE, SIZE)
+    made = consistent(guess, Measured(kspace, both, maps.expand(2, -1, -1, -1, -1)))
+    assert torch.equal(made[1], guess[1]) and not torch.allclose(made[0], guess[0])
+    untouched = Measured.nothing(guess[:, None])
+    assert torch.equal(consistent(guess, untouched), guess)
+
+
+def test_gradients_reach_the_image(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
+    measured = Measured(Measured(torch.empty(0), sampling, maps).encode(image), sampling, maps)
+    guess = (0.5 * image.abs()).requires_grad_()
+    consistent(guess, measured).square().sum().backward()
+    assert guess.grad is not None and torch.isfinite(guess.grad).all() and guess.grad.abs().sum() > 0

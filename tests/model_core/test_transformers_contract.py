@@ -1,0 +1,146 @@
+"""The network is a transformers model: it is saved, found, checkpointed, compiled and asked to generate as any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
+from model_core.backbone import position_of_last, positions
+from model_core.processing import Processor
+from model_core.tokenization import special_ids, train_tokenizer
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor(train_tokenizer(["Is there a lesion in this image? yes, lesion. no, no lesion."], 300))
+
+
+@pytest.fixture
+def model(processor: Processor) -> OmniMRIForConditionalGeneration:
+    torch.manual_seed(0)
+    config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
+    return OmniMRIForConditionalGeneration(config).eval()
+
+
+def _prompts(model: OmniMRIForConditionalGeneration, processor: Processor) -> tuple[Tensor, Tensor, Tensor]:
+    """Two prompts of unlike lengths, the shorter padded on the left, and their images."""
+    tokens = model.image_tokens_for(1, SIZE, SIZE)
+    questions = ["lesion?", "Is there a lesion in this image?"]
+    ids, mask = processor.pad([processor.encode(question, None, tokens).input_ids for question in questions], left=True)
+    return ids, mask, torch.rand(2, 1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def test_shards_are_safetensors_and_come_back_bit_for_bit(model: OmniMRIForConditionalGeneration, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    suffixes = {path.suffix for path in tmp_path.iterdir()}
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2 and suffixes == {".safetensors", ".json"}
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert type(again) is OmniMRIForConditionalGeneration
+    assert type(AutoConfig.from_pretrained(tmp_path)) is OmniMRIConfig
+    assert again.lm_head.weight is again.backbone.embed_tokens.weight
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_half_precision_keeps_the_visual_target_whole(
+    model: OmniMRIForConditionalGeneration, processor: Processor, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    half = OmniMRIForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in half.visual_target.buffers()} == {torch.float32}
+    inputs = _prompts(model, processor)
+    with torch.no_grad():
+        whole, rounded = model(*inputs).logits, half(*inputs).logits
+    assert (rounded.float() - whole).std() < 0.02 * whole.std()
+    assert half.generate_text(*inputs, max_new_tokens=4).shape == (2, 4)
+
+
+def test_checkpointing_changes_memory_and_not_the_gradients(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """Swin blocks and decoder layers are computed twice; only their inputs are kept."""
+    inputs = _prompts(model, processor)
+
+    def gradients() -> tuple[Tensor, dict[str, Tensor], int]:
+        kept: dict[int, int] = {}
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.__setitem__(x.data_ptr(), x.nbytes), x)[1], lambda x: x):
+            output = model(*inputs)
+            loss = output.logits.square().mean() + output.backbone.load_balance_loss + output.backbone.z_loss
+        loss.backward()
+        found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        return loss.detach(), found, sum(kept.values())
+
+    model.train()
+    loss, wanted, memory = gradients()
+    model.activation_checkpointing_enable()
+    assert model.is_activation_checkpointing
+    again, found, less = gradients()
+    assert torch.equal(again, loss) and found.keys() == wanted.keys() and less < 0.7 * memory
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=0, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_backbone_is_one_graph(model: OmniMRIForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Nothing leaves the graph: no count is read, no loop depends on data. Losses of the router and gradients included."""
+    backbone = model.backbone.to(dtype)
+    is_image = torch.zeros(2, 7, dtype=torch.bool)
+    embeddings = torch.randn(2, 7, model.config.hidden_size, dtype=dtype)
+    arguments = positions(is_image, ~is_image, (1, 1, 1)), torch.ones(2, 1, 7, 7).tril().bool(), ~is_image
+    results = []
+    for call in (backbone, torch.compile(backbone, fullgraph=True, backend="aot_eager")):
+        backbone.zero_grad()
+        hidden, routed = call(embeddings, *arguments)
+        (hidden.float().square().mean() + routed.load_balance_loss + routed.z_loss).backward()
+        results.append([hidden.detach(), *(parameter.grad.clone() for parameter in backbone.layers.parameters())])
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, atol=tolerance * float(eager.abs().max()), rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"do_sample": False}, {"do_sample": False, "num_beams": 3}, {"do_sample": True, "top_k": 20}],
+    ids=["greedy", "beams", "sampled"],
+)
+def test_the_cache_changes_no_token(model: OmniMRIForConditionalGeneration, processor: Processor, how: dict[str, object]) -> None:
+    """transformers' own ``generate``, left-padded prompts with images: with the cache as with whole passes."""
+    ids, mask, pixels = _prompts(model, processor)
+    answers = []
+    for use_cache in (True, False):
+        torch.manual_seed(2)
+        answers.append(model.generate(ids, attention_mask=mask, pixel_values=pixels, max_new_tokens=8, use_cache=use_cache, **how))
+    assert torch.equal(*answers) and answers[0].shape[1] > ids.shape[1]
+
+
+def test_a_visual_token_is_never_an_answer(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """Even when it is by far the most probable: it would stand for an image that nobody gave."""
+    ids, mask, pixels = _prompts(model, processor)
+    place = model.config.image_token_id
+    with torch.no_grad():  # the text head is tied to the embedding, and the last norm's output may have any sign
+        model.backbone.embed_tokens.weight[place] = 100 * model(ids, mask, pixels).hidden_states[:, -1].mean(0)
+    assert (model(ids, mask, pixels).logits[:, -1].argmax(-1) == place).all()
+    assert not (model.generate_text(ids, mask, pixels, max_new_tokens=3) == place).any()
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+def test_a_step_of_generation_stands_where_the_whole_sequence_puts_it(data: st.DataObject) -> None:
+    grid = data.draw(st.tuples(*[st.integers(1, 3)] * 3))
+    kinds = []
+    for _ in range(3):
+        padding, before, blocks, after = (data.draw(st.integers(low, 3)) for low in (0, 0, 0, 1))
+        kinds.append([2] * padding + [0] * before + [1] * (blocks * grid[0] * grid[1] * grid[2]) + [0] * after)
+    longest = max(map(len, kinds))
+    kind = torch.tensor([[2] * (longest - len(row)) + row for row in kinds])
+    is_image, valid = kind == 1, kind != 2
+    assert torch.equal(position_of_last(is_image, valid, grid), positions(is_image, valid, grid)[..., -1:])
