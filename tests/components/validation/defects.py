@@ -12,6 +12,7 @@ from typing import Any
 
 from components.curation.records import DescriptionRecord, InstructionRecord, SplitRecord, VolumeRecord
 from components.curation.template import paragraph
+from components.validation.rules import rules
 
 MASSES = "pathological_findings.masses_or_suspicious_lesions"
 
@@ -297,5 +298,15 @@ def as_markdown() -> str:
     )
 
 
+def rules_as_markdown() -> str:
+    """The table of rules of the documentation."""
+    lines = (
+        f"| `{rule.title}` | {rule.statement} | {f'{rule.tolerance:.0%}' if rule.tolerance else '0'} |"
+        for found in rules().values()
+        for rule in found
+    )
+    return "\n".join(["| rule | statement | may fail |", "|---|---|---|", *lines])
+
+
 if __name__ == "__main__":
-    print(as_markdown())
+    print(rules_as_markdown(), as_markdown(), sep="\n\n")

@@ -23,7 +23,7 @@ from components.validation.drift import drift, profile
 from components.validation.frames import frames
 from components.validation.gate import ValidationReport, _run
 from components.validation.rules import DRIFTS, rules
-from tests.components.validation.defects import DEFECTS, DRIFTED, Defect, Tables, Victim, as_markdown
+from tests.components.validation.defects import DEFECTS, DRIFTED, Defect, Tables, Victim, as_markdown, rules_as_markdown
 from tests.corpora import tiny_corpus
 
 PAGE = Path(__file__).parents[3] / "docs" / "text-and-validation.md"
@@ -227,6 +227,7 @@ def test_at_least_forty_kinds_are_planted_and_every_one_names_a_rule_that_exists
 
 def test_the_table_of_the_documentation_is_up_to_date() -> None:
     assert as_markdown() in PAGE.read_text(), "python -m tests.components.validation.defects prints it"
+    assert rules_as_markdown() in PAGE.read_text()
 
 
 def _validate(own: Corpus, **options: Any) -> ValidationReport:
