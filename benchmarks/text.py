@@ -1,8 +1,8 @@
 """Text curation without a vision-language model: descriptions and instructions of curated volumes, on two cores.
 
-Claim: at least 200 volumes a second on two cores at the size of the demo. ``measured`` starts from voxels and labels in memory (what a
-volume costs when it is first curated), ``from facts`` from what was measured before (what it costs when a phrasing, a rule or a
-split changes). The peer is the way of the first version: a pass over the volume for every label and quantity.
+Claim: at least 200 volumes a second on two cores at the size of the demo. ``measured`` starts from voxels and labels in memory
+(what a volume costs when it is first curated), ``from facts`` from what was measured before (what it costs when a phrasing, a rule
+or a split changes). The peer is the way of the first version: a pass over the volume for every label and quantity.
 """
 
 from __future__ import annotations

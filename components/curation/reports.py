@@ -27,7 +27,7 @@ _HEADING = re.compile(
     + "|".join(sorted(map(re.escape, _SECTION_OF), key=len, reverse=True))
     + r")(?:\*\*)?[ \t]*(?::|$)"
 )
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(])|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bProf\.)\s+(?=[A-Z0-9(])|\n+")
 _NUMBERED = re.compile(r"(?m)^[ \t]*\d+[.)][ \t]+")
 _ORGAN_HEADING = re.compile(r"^[A-Z][A-Za-z ]{2,30}: *")
 

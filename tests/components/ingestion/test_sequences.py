@@ -44,22 +44,41 @@ def test_a_published_protocol_is_what_its_authors_call_it(timing: Timing, kind: 
     assert classify(timing) == kind
 
 
-@pytest.mark.parametrize("timing", [Timing(), Timing(500, None), Timing(None, 90), Timing(1200, 20, None, 90, frozenset({SE})),
-                                    Timing(3000, 55, None, 90, frozenset({SE}))])  # fmt: skip
+@pytest.mark.parametrize(
+    "timing",
+    [
+        Timing(),
+        Timing(500, None),
+        Timing(None, 90),
+        Timing(1200, 20, None, 90, frozenset({SE})),
+        Timing(3000, 55, None, 90, frozenset({SE})),
+    ],
+)
 def test_where_the_header_does_not_tell_nothing_is_said(timing: Timing) -> None:
     assert classify(timing) is None
 
 
 times = st.one_of(st.none(), st.floats(0.1, 20_000))
+flips = st.one_of(st.none(), st.floats(0, 180))
 codes = st.frozensets(st.sampled_from([SE, GR, EP, IR, "RM"]))
 
 
-@given(st.builds(Timing, times, times, times, st.one_of(st.none(), st.floats(0, 180)), codes, codes, st.just(frozenset({"FS"}))))
+@given(st.builds(Timing, times, times, times, flips, codes, codes, st.just(frozenset({"FS"}))))
 def test_every_answer_is_a_word_of_the_vocabulary(timing: Timing) -> None:
     assert classify(timing) in (None, *SEQUENCES)
 
 
-@pytest.mark.parametrize(("name", "canonical"), [("FLAIR", "T2-FLAIR"), ("t1ce", "T1-weighted post-contrast"), ("PD_FS", "PD-FS"),
-                                                 ("T1-weighted", "T1-weighted"), ("T2*", "T2*-weighted"), ("Doe", None), (None, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("FLAIR", "T2-FLAIR"),
+        ("t1ce", "T1-weighted post-contrast"),
+        ("PD_FS", "PD-FS"),
+        ("T1-weighted", "T1-weighted"),
+        ("T2*", "T2*-weighted"),
+        ("Doe", None),
+        (None, None),
+    ],
+)
 def test_other_names_of_a_sequence_are_brought_to_one(name: str | None, canonical: str | None) -> None:
     assert canonical_sequence(name) == canonical
