@@ -244,7 +244,7 @@ def curate(
     known = previous.records if previous else {}
     records = [named(known.get(job.volume_id) or load(store, job.volume_id).record, job.series) for job in jobs]
     prune(out, {record.content_md5 for record in records})
-    loaded = partial(load, store)
+    loaded: Callable[[str], CuratedVolume] = partial(load, store)
     if settings.visual:
         described, _ = add_visual(map(loaded, wanted), store, out, settings.visual)
         loaded = {one.record.volume_id: one for one in described}.__getitem__

@@ -147,16 +147,17 @@ def describe_in_words(fields: dict[str, str]) -> list[str]:
         )
     )  # fmt: skip
     quality = fields.get("image_modality_sequence.acquisition_quality_or_artifacts", "")
-    prose = [f"{scan[0].upper()}{scan[1:]}.", quality and f"Image quality: {quality}.", seen and f"It shows {seen}.", signal and f"The signal is: {signal}.",
-             wrong and f"There is {wrong}.", means and f"Impression: {means}."]  # fmt: skip
-    report = [f"TECHNIQUE: {scan}.", quality and f"QUALITY: {quality}.", (seen or signal or wrong) and "FINDINGS:", seen and f"Visible: {seen}.",
-              signal and f"Signal: {signal}.", wrong and f"Abnormal: {wrong}.", means and f"IMPRESSION: {means}."]  # fmt: skip
+    prose = [
+        f"{scan[0].upper()}{scan[1:]}.", quality and f"Image quality: {quality}.", seen and f"It shows {seen}.",
+        signal and f"The signal is: {signal}.", wrong and f"There is {wrong}.", means and f"Impression: {means}.",
+    ]  # fmt: skip
+    report = [
+        f"TECHNIQUE: {scan}.", quality and f"QUALITY: {quality}.", (seen or signal or wrong) and "FINDINGS:",
+        seen and f"Visible: {seen}.", signal and f"Signal: {signal}.", wrong and f"Abnormal: {wrong}.",
+        means and f"IMPRESSION: {means}.",
+    ]  # fmt: skip
     caption = [
-        scan,
-        quality and f"({quality})",
-        seen and f"of {seen}",
-        wrong and f"with {wrong}",
-        signal and f"({signal})",
+        scan, quality and f"({quality})", seen and f"of {seen}", wrong and f"with {wrong}", signal and f"({signal})",
         means and f"- {means}",
-    ]
+    ]  # fmt: skip
     return [" ".join(part for part in parts if part) for parts in (prose, report, caption)]
