@@ -148,9 +148,10 @@ def _shapes_agree(corpus: Corpus, volume: VolumeRecord) -> bool:
     wanted = (volume.slices, volume.rows, volume.columns)
     names = ["voxels", *(["labels"] if volume.has_labels else []), *(["kspace"] if volume.has_kspace else [])]
     try:
-        return all(corpus.store.shape(volume.volume_id, name) == wanted for name in names)  # type: ignore[arg-type]
+        shapes = [corpus.store.shape(volume.volume_id, name) for name in names]  # type: ignore[arg-type]
     except OmniMRIError:
         return False
+    return all((shape[0], *shape[-2:]) == wanted for shape in shapes)  # k-space of several coils has an axis more
 
 
 def _description_row(corpus: Corpus, one: DescriptionRecord) -> dict[str, Any]:

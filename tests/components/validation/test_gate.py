@@ -14,6 +14,7 @@ import pytest
 
 from components.curation.corpus import QUARANTINE, Corpus
 from components.curation.records import InstructionRecord, SplitRecord, VolumeRecord
+from components.curation.store import ArrayName
 from components.errors import BadInput, GateRefused
 from components.files import read_json
 from components.identifying import IDENTIFYING
@@ -27,6 +28,7 @@ from tests.components.validation.defects import DEFECTS, DRIFTED, Defect, Tables
 from tests.corpora import tiny_corpus
 
 PAGE = Path(__file__).parents[3] / "docs" / "text-and-validation.md"
+ARRAYS: tuple[ArrayName, ...] = ("voxels", "labels", "kspace")
 PERSONAL = ("Doe", "1970", "0012345678", "example.org", "Miller")
 
 
@@ -60,10 +62,9 @@ class Cohort:
         renamed = f"p{0xA00000 + number:012x}"
         for volume in [one for one in self.corpus.volumes.values() if one.patient_id == patient]:
             new = digest(volume.volume_id, number)[:32]
-            for path in self.corpus.store.path(volume.volume_id, "voxels").parent.glob(f"{volume.volume_id}.*"):
-                target = self.corpus.store.path(new, "voxels").parent / path.name.replace(volume.volume_id, new)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+            for name in ARRAYS:
+                if self.corpus.store.has(volume.volume_id, name):
+                    self.corpus.store.write(new, name, self.corpus.store.read(volume.volume_id, name))
             asked = [one for one in self.corpus.instructions if one.volume_id == volume.volume_id]
             if volume.volume_id == volume_id:
                 first = next(i for i, one in enumerate(asked) if self._asks(defect, one))
