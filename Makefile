@@ -43,6 +43,7 @@ bench: install
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m benchmarks.recuration --prepare
 	$(BIN)/python -m benchmarks.recuration
+	$(BIN)/python -m benchmarks.text
 
 kernels-table: install
 	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv

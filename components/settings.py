@@ -51,6 +51,29 @@ class IngestionSettings(Section):
     )
 
 
+class VisualSettings(Section):
+    """The vision-language model that describes what is seen: a server on this machine or cluster, or a checkpoint in a folder."""
+
+    server: str | None = Field(default=None, description="address of an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1")
+    model: str | None = Field(default=None, description="name of the model on the server")
+    revision: str = Field(default="", description="version of the served model; a new one asks everything again")
+    folder: Path | None = Field(default=None, description="local folder of a Qwen-VL checkpoint (safetensors), instead of a server")
+    allow_hosts: tuple[str, ...] = Field(default=(), description="hosts outside of machine and cluster that may see the images")
+    batch: int = Field(default=8, ge=1, description="volumes asked about at a time")
+    slices: int = Field(default=4, ge=1, description="slices shown of each volume")
+    field_characters: int = Field(default=160, ge=8, description="longest free text of a field, characters")
+    timeout_s: float = Field(default=120.0, gt=0, description="of one request, seconds")
+    retries: int = Field(default=5, ge=0, description="attempts after the first, with growing waits")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> VisualSettings:
+        if (self.server is None) == (self.folder is None):
+            raise ValueError("give either server (with model) or folder")
+        if self.server is not None and not self.model:
+            raise ValueError("a server needs the name of its model")
+        return self
+
+
 class CurationSettings(Section):
     """From de-identified files to the three training sets."""
 
@@ -62,6 +85,7 @@ class CurationSettings(Section):
     accelerations: tuple[int, ...] = Field(default=(4,), description="undersampling factors of reconstruction instructions")
     slices_per_volume: int = Field(default=8, ge=1, description="instruction slices per volume and task, evenly spaced")
     workers: int = Field(default=2, ge=1, description="processes")
+    visual: VisualSettings | None = Field(default=None, description="model for sections 2 and 3; none = label statistics only")
 
     @model_validator(mode="after")
     def _leaves_patients_to_train_on(self) -> CurationSettings:

@@ -18,7 +18,7 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
-from flows.commands import catalog, data, jobs, model
+from flows.commands import catalog, data, jobs, model, schema
 from flows.commands.jobs import placement, print_objects
 from flows.environment import settle
 
@@ -34,6 +34,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(schema.app, name="schema")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]
@@ -178,16 +179,18 @@ def ingest(
 def curate(
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
+    preview: Annotated[int, typer.Option(min=0, help="also write an HTML page with so many samples of each kind")] = 0,
     task_runner: Annotated[TaskRunnerName, typer.Option(help="where volumes are made")] = TaskRunnerName.processes,
     scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; none = a cluster made here")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the curated corpus up to date with data/ and validate it."""
     settings = _settings(profile, overrides)
-    from flows.curate import curate_corpus
+    from flows.curate import curate_corpus, preview_corpus
     from flows.output import emit, relative
 
     report, validation = curate_corpus(settings, task_runner.value, scheduler)
+    page = preview_corpus(preview) if preview else None
     if as_json:
         emit(report)
         return
@@ -196,16 +199,25 @@ def curate(
         f"{report.volumes_removed} removed; {report.instructions} instructions; {report.seconds:.1f} s"
     )
     print(f"Data Docs: {relative(validation.data_docs)}")
+    if validation.quarantined:
+        print("left out: " + ", ".join(f"{count} {table}" for table, count in validation.quarantined.items()))
+    if page:
+        print(f"preview: {relative(page)}")
 
 
 @app.command(epilog="Example: omnimri validate")
-def validate(as_json: JsonOption = False) -> None:
-    """Hold every curated table against its expectations."""
+def validate(
+    accept_drift: Annotated[
+        str | None, typer.Option(help="why the data may differ from the last accepted version; recorded")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold every curated table against its rules."""
     from components.validation import validate as validate_tables
     from flows.output import emit, relative
 
     home = Home.open()
-    report = validate_tables(home.curated, home.validation)
+    report = validate_tables(home.curated, home.validation, accept_drift)
     if as_json:
         emit(report)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
@@ -9,7 +10,9 @@ from prefect.futures import wait
 
 from components.catalog import load_card
 from components.curation import curate
+from components.curation.corpus import Corpus
 from components.curation.incremental import Job, Place, curate_job
+from components.curation.preview import write_preview
 from components.curation.records import CurationReport
 from components.home import Home
 from components.settings import Settings
@@ -93,3 +96,9 @@ def curate_corpus(
     validation = validate_corpus()
     validation.require()
     return curation, validation
+
+
+def preview_corpus(count: int) -> Path:
+    """Write the page with samples of what was curated (``curated/preview.html``)."""
+    home = Home.open()
+    return write_preview(Corpus.open(home.curated), home.curated / "preview.html", count)

@@ -1,174 +1,145 @@
-"""Filling the template: level 1 from the header, 2 and 3 from label statistics, 4 and 5 from labels, boxes and diagnoses.
+"""Filling the template from facts alone, no voxel read: section 1 from the header, 2 to 5 from report, labels, boxes and diagnoses.
 
-Nothing is guessed. Where no source answers, the field stays empty with provenance ``none``.
+Nothing is guessed. Where no source answers, the field stays empty with provenance ``none``. Trust goes header, report, label,
+statistics, vision-language model, card: the first that answers a field keeps it. The model (``curation/visual``) answers later, of
+all volumes together, and only in sections 2 and 3 (:func:`with_visual`).
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
-
 from components.curation.facts import SliceFacts
-from components.curation.records import DescriptionRecord
-from components.curation.structures import REFERENCE_TISSUE, is_fluid, lesion_values, structure_values, template_field
-from components.curation.template import (
-    UNKNOWN,
-    Description,
-    DiagnosticImpression,
-    Field,
-    ImageModalitySequence,
-    PathologicalFindings,
-    TissueSignalCharacteristics,
-    VisibleAnatomicalStructures,
-)
+from components.curation.phrasings import describe_in_words
+from components.curation.records import DescriptionRecord, MeasureRecord
+from components.curation.reports import parse_report
+from components.curation.structures import is_fluid, template_field
+from components.curation.template import Draft, HierarchicalDescription, Provenance, paragraph
+from components.ingestion.sequences import canonical_sequence
 from components.ingestion.volume import Acquisition
 
 BRIGHTER, DARKER = 1.1, 0.9
 """Signal ratios beyond which a lesion is called hyper- or hypointense to the reference tissue."""
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_COUNTABLE = ("lesion", "tumor", "tumour", "cyst", "tear", "infarct", "metastasis", "nodule", "scar", "core")
+_ACQUIRED, _VISIBLE, _TISSUE = "image_modality_sequence", "visible_anatomical_structures", "tissue_signal_characteristics"
+_PATHOLOGY, _IMPRESSION = "pathological_findings", "diagnostic_impression"
+VISUAL_SECTIONS = (_VISIBLE, _TISSUE)
+"""What a vision-language model may fill."""
 
 
-def _header(value: str | None) -> Field:
-    return Field(text=value, provenance="header") if value else UNKNOWN
+def _acquired(draft: Draft, acquisition: Acquisition) -> None:
+    draft.put(f"{_ACQUIRED}.modality", "MRI" if acquisition.modality == "MR" else None, "header")
+    draft.put(f"{_ACQUIRED}.sequence", canonical_sequence(acquisition.sequence), "header")
+    draft.put(f"{_ACQUIRED}.plane", acquisition.plane, "header")
 
 
-def _acquired(acquisition: Acquisition) -> ImageModalitySequence:
-    return ImageModalitySequence(
-        modality=_header("MRI" if acquisition.modality == "MR" else acquisition.modality),
-        sequence=_header(acquisition.sequence),
-        plane=_header(acquisition.plane),
-    )
-
-
-def _visible(present: list[str], anatomy: str | None, card_anatomy: str | None) -> VisibleAnatomicalStructures:
+def _visible(draft: Draft, measures: list[MeasureRecord], anatomy: str | None, card_anatomy: str | None) -> None:
     """Labelled structures by field; without labels, the body part that the header (or else the card) names."""
-    if present:
-        by_field: dict[str, list[str]] = {}
-        for name in present:
-            by_field.setdefault(template_field(name), []).append(name)
-        return VisibleAnatomicalStructures(**{f: Field(text=", ".join(names), provenance="label") for f, names in by_field.items()})
-    if anatomy:
-        return VisibleAnatomicalStructures(**{template_field(anatomy): Field(text=anatomy, provenance="header")})
-    if card_anatomy:
-        return VisibleAnatomicalStructures(**{template_field(card_anatomy): Field(text=card_anatomy, provenance="card")})
-    return VisibleAnatomicalStructures()
+    by_field: dict[str, list[str]] = {}
+    for one in measures:
+        if not one.lesion:
+            by_field.setdefault(template_field(one.name), []).append(one.name)
+    for field, names in by_field.items():
+        draft.put(f"{_VISIBLE}.{field}", ", ".join(names), "label")
+    if not by_field and (anatomy or card_anatomy):
+        named = anatomy or card_anatomy or ""
+        draft.put(f"{_VISIBLE}.{template_field(named)}", named, "header" if anatomy else "card")
 
 
-def _signals(
-    voxels: NDArray[np.float32], labels: NDArray[np.uint8], label_map: dict[int, str], values: list[int]
-) -> list[tuple[str, float]]:
-    """(name, median signal relative to the reference tissue) of the labels present; empty without the reference."""
-    reference = next((value for value, name in label_map.items() if name.lower() == REFERENCE_TISSUE), None)
-    if reference is None or not (labels == reference).any():
-        return []
-    scale = float(np.median(voxels[labels == reference]))
-    if scale <= 0:
-        return []
-    present = [value for value in values if value != reference and (labels == value).any()]
-    return [(label_map[value].lower(), float(np.median(voxels[labels == value])) / scale) for value in present]
+def level(signal: float) -> str:
+    """What a relative signal is called."""
+    return "hyperintense" if signal > BRIGHTER else "hypointense" if signal < DARKER else "isointense"
 
 
-def _tissue(
-    voxels: NDArray[np.float32], labels: NDArray[np.uint8] | None, label_map: dict[int, str]
-) -> TissueSignalCharacteristics:
-    if labels is None:
-        return TissueSignalCharacteristics()
-    normal = [
-        f"{name} {ratio:.1f} of {REFERENCE_TISSUE}"
-        for name, ratio in _signals(voxels, labels, label_map, structure_values(label_map))
-    ]
-    abnormal = []
-    for name, ratio in _signals(voxels, labels, label_map, lesion_values(label_map)):
-        level = "hyperintense" if ratio > BRIGHTER else "hypointense" if ratio < DARKER else "isointense"
-        abnormal.append(f"{name} {level} to {REFERENCE_TISSUE}")
-    return TissueSignalCharacteristics(
-        normal_signal_appearance=Field(text=", ".join(normal), provenance="statistics") if normal else UNKNOWN,
-        abnormal_signal_patterns=Field(text=", ".join(abnormal), provenance="statistics") if abnormal else UNKNOWN,
-    )
+def _tissue(draft: Draft, measures: list[MeasureRecord]) -> None:
+    normal = [f"{m.name} {m.signal:.1f} of {m.reference}" for m in measures if m.signal is not None and not m.lesion]
+    abnormal = [f"{m.name} {level(m.signal)} to {m.reference}" for m in measures if m.signal is not None and m.lesion]
+    draft.put(f"{_TISSUE}.normal_signal_appearance", ", ".join(normal), "statistics")
+    draft.put(f"{_TISSUE}.abnormal_signal_patterns", ", ".join(abnormal), "statistics")
 
 
-def _side(mask: NDArray[np.bool_], body: NDArray[np.bool_], affine: NDArray[np.float64]) -> str:
-    """Left or right of the middle of the labelled body, by its RAS+ x (negative x = left)."""
-
-    def centre_x(where: NDArray[np.bool_]) -> float:
-        index = np.argwhere(where).mean(axis=0)
-        return float(affine[0, :3] @ index)
-
-    return "right" if centre_x(mask) > centre_x(body) else "left"
-
-
-def _measured(labels: NDArray[np.uint8], values: list[int], name: str, affine: NDArray[np.float64]) -> str:
-    """Number, side and size of the lesions of a labelled volume: ``one lesion, left, 14 mm``."""
-    mask = np.isin(labels, values)
-    regions, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    largest = regions == 1 + int(np.argmax(np.bincount(regions.ravel())[1:]))
-    volume_mm3 = float(largest.sum()) * abs(float(np.linalg.det(affine[:3, :3])))
-    diameter = 2 * (3 * volume_mm3 / (4 * np.pi)) ** (1 / 3)
+def measured(one: MeasureRecord) -> str:
+    """Number, side, surroundings and size of a lesion: ``one lesion, left, in white matter, 14 mm, 1.4 ml``."""
+    count = one.count or 1
     number = _COUNTS[count] if count < len(_COUNTS) else str(count)
-    plural = f"{number} {name}s, largest" if count > 1 else f"{number} {name},"
-    return f"{plural} {_side(largest, labels > 0, affine)}, {diameter:.0f} mm"
+    parts: tuple[str | None, ...]
+    size, volume = f"{one.size_mm:.0f} mm", f"{one.volume_ml:.1f} ml"
+    if count == 1:
+        parts = (f"{number} {one.name}", one.side, one.inside and f"in {one.inside}", size, volume)
+    else:
+        name = f"{one.name}s" if one.name.endswith(_COUNTABLE) else f"areas of {one.name}"
+        largest = f"largest in {one.inside}" if one.inside else "largest"
+        parts = (f"{number} {name}", one.side, f"{largest}, {size}", f"together {volume}")
+    return ", ".join(part for part in parts if part)
 
 
-def _pathology(
-    labels: NDArray[np.uint8] | None, label_map: dict[int, str], affine: NDArray[np.float64], facts: SliceFacts, lesion: bool | None
-) -> PathologicalFindings:
+def _pathology(draft: Draft, facts: SliceFacts, lesion: bool | None) -> None:
     if lesion is None:
-        return PathologicalFindings()
+        return
+    masses = f"{_PATHOLOGY}.masses_or_suspicious_lesions"
     if not lesion:
-        return PathologicalFindings(masses_or_suspicious_lesions=Field(text=f"no {facts.lesion}", provenance="label"))
-    masses = [value for value in lesion_values(label_map) if not is_fluid(label_map[value])]
-    fluids = [value for value in lesion_values(label_map) if is_fluid(label_map[value])]
-
-    def found(values: list[int], name: str) -> Field:
-        if labels is None or not np.isin(labels, values).any():
-            return UNKNOWN
-        return Field(text=_measured(labels, values, name, affine), provenance="label")
-
-    mass = found(masses, facts.lesion)
-    if labels is None or not np.isin(labels, masses + fluids).any():
-        names = sorted(
-            {box.label for boxes in facts.boxes.values() for box in boxes} or {f.name for f in facts.findings if f.present}
-        )
-        mass = Field(text=", ".join(names), provenance="label") if names else UNKNOWN
-    return PathologicalFindings(
-        signal_abnormalities_or_fluid_collections=found(fluids, label_map[fluids[0]].lower()) if fluids else UNKNOWN,
-        masses_or_suspicious_lesions=mass,
-    )
+        draft.put(masses, f"no {facts.lesion}", "label")
+        return
+    lesions = [one for one in facts.measures if one.lesion]
+    fluids = "; ".join(measured(one) for one in lesions if is_fluid(one.name))
+    draft.put(f"{_PATHOLOGY}.signal_abnormalities_or_fluid_collections", fluids, "label")
+    draft.put(masses, "; ".join(measured(one) for one in lesions if not is_fluid(one.name)), "label")
+    if not lesions:
+        boxed = {box.label for boxes in facts.boxes.values() for box in boxes}
+        draft.put(masses, ", ".join(sorted(boxed or {f.name for f in facts.findings if f.present})), "label")
 
 
-def _impression(facts: SliceFacts, lesion: bool | None) -> DiagnosticImpression:
+def _impression(draft: Draft, facts: SliceFacts, lesion: bool | None) -> None:
     findings = [finding.name if finding.present else f"no {finding.name}" for finding in facts.findings]
     if not findings and lesion is not None:
         findings = [facts.lesion if lesion else f"no {facts.lesion}"]
-    return DiagnosticImpression(suggestive_of=Field(text=", ".join(findings), provenance="label") if findings else UNKNOWN)
+    draft.put(f"{_IMPRESSION}.suggestive_of", ", ".join(findings), "label")
+
+
+def _record(volume_id: str, draft: Draft, measures: list[MeasureRecord], vlm: str | None) -> DescriptionRecord:
+    """The row of a draft; the model of the template checks names and vocabularies."""
+    fields = HierarchicalDescription.of(draft.texts).fields()
+    return DescriptionRecord(
+        volume_id=volume_id,
+        fields=fields,
+        provenance=dict(draft.provenance),
+        text=paragraph(fields),
+        phrasings=describe_in_words(fields),
+        measures=measures,
+        vlm=vlm,
+    )
 
 
 def describe(
-    volume_id: str,
-    acquisition: Acquisition,
-    card_anatomy: str | None,
-    voxels: NDArray[np.float32],
-    labels: NDArray[np.uint8] | None,
-    label_map: dict[int, str],
-    affine: NDArray[np.float64],
-    facts: SliceFacts,
-    lesion: bool | None,
+    volume_id: str, acquisition: Acquisition, card_anatomy: str | None, report: str, facts: SliceFacts, lesion: bool | None
 ) -> DescriptionRecord:
-    """The template of one curated volume ((D, H, W) arrays as stored, affine index -> RAS+ mm)."""
-    values = structure_values(label_map) if labels is not None else []
-    present = [label_map[value].lower() for value in values if np.any(labels == value)]
-    description = Description(
-        image_modality_sequence=_acquired(acquisition),
-        visible_anatomical_structures=_visible(present, acquisition.anatomy, card_anatomy),
-        tissue_signal_characteristics=_tissue(voxels, labels, label_map),
-        pathological_findings=_pathology(labels, label_map, affine, facts, lesion),
-        diagnostic_impression=_impression(facts, lesion),
-    )
-    fields = description.fields()
-    return DescriptionRecord(
-        volume_id=volume_id,
-        fields={name: field.text for name, field in fields.items()},
-        provenance={name: field.provenance for name, field in fields.items()},
-        text=description.paragraph(),
-    )
+    """The template of one curated volume.
+
+    Args:
+        card_anatomy: body part by the dataset card.
+        report: the radiologist's text, "" for none.
+        lesion: whether a lesion is present; None = unknown.
+    """
+    draft = Draft()
+    _acquired(draft, acquisition)
+    for name, text in (parse_report(report) if report else {}).items():
+        draft.put(name, text, "report")
+    _visible(draft, facts.measures, acquisition.anatomy, card_anatomy)
+    _tissue(draft, facts.measures)
+    _pathology(draft, facts, lesion)
+    _impression(draft, facts, lesion)
+    return _record(volume_id, draft, facts.measures, None)
+
+
+def with_visual(record: DescriptionRecord, answers: dict[str, str], vlm: str) -> DescriptionRecord:
+    """A description with a model's answers (``"section.field"`` -> text) where only the card, or nothing, had one."""
+    draft = Draft()
+    for name, text in record.fields.items():
+        source: Provenance = record.provenance[name]  # type: ignore[assignment]
+        answered = bool(answers.get(name)) and name.partition(".")[0] in VISUAL_SECTIONS
+        if source == "card" and answered:
+            continue
+        draft.put(name, text, source)
+    for name, text in answers.items():
+        if name.partition(".")[0] in VISUAL_SECTIONS:
+            draft.put(name, text, "vlm")
+    return _record(record.volume_id, draft, record.measures, vlm)

@@ -1,7 +1,12 @@
-"""What instructions need to know about a curated volume, slice by slice, so that they are made without its voxels."""
+"""What texts need to know about a curated volume, so that they are made, and made again, without its voxels: which slices show
+what, and how large, where and how bright each labelled structure is.
+
+Shape letters: D slices, H rows, W columns.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage
 
-from components.curation.records import BoxRecord, Row
-from components.curation.structures import lesion_name, lesion_values
+from components.curation.records import BoxRecord, MeasureRecord, Row
+from components.curation.structures import REFERENCE_TISSUES, is_lesion, lesion_name, lesion_values
+from components.curation.vocabulary import Side
 from components.ingestion.volume import Volume
 from model_core.boxes import GRID
 
@@ -18,6 +24,11 @@ CONTENT_SHARE = 0.1
 """A slice shows something if it has at least this share of what the richest slice of the volume has."""
 FOREGROUND = 0.1
 """Signal above this (99.5th percentile = 1) counts as tissue."""
+SIGNAL = 0.02
+"""Signal above this is more than air."""
+MIDLINE = 0.05
+"""A lesion whose centre is nearer to the body's middle than this share of its width is in the midline."""
+MIDLINE_ANATOMIES = ("brain", "head", "prostate", "pelvis", "abdomen", "liver", "spine", "neck", "chest", "heart", "cardiac")
 
 
 class Finding(Row):
@@ -41,6 +52,7 @@ class SliceFacts(Row):
     lesion_free_slices: list[int] = Field(default_factory=list, description="of content_slices; empty where unknown")
     boxes: dict[int, list[BoxRecord]] = Field(default_factory=dict, description="lesion slice -> boxes, 0-999")
     findings: list[Finding] = Field(default_factory=list)
+    measures: list[MeasureRecord] = Field(default_factory=list, description="of every labelled structure, by label value")
 
 
 def normalised_box(row0: int, col0: int, row1: int, col1: int, rows: int, columns: int, label: str) -> BoxRecord:
@@ -67,13 +79,123 @@ def _rich(amount_D: NDArray[np.integer[Any]]) -> list[int]:
     return np.flatnonzero((amount_D > 0) & (amount_D >= CONTENT_SHARE * amount_D.max(initial=0))).tolist()
 
 
-def _lesion_area(lesions: NDArray[np.bool_] | None, boxes: dict[int, list[BoxRecord]], slices: int) -> NDArray[np.int64]:
-    if lesions is not None:
-        return np.asarray(lesions.sum(axis=(1, 2)), dtype=np.int64)
-    area = np.zeros(slices, dtype=np.int64)
+def _counts(labels_DHW: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(D, 256): voxels of each label value in each slice, in one pass."""
+    return np.stack([np.bincount(plane_HW.ravel(), minlength=256) for plane_HW in labels_DHW])
+
+
+def _boxed_area(boxes: dict[int, list[BoxRecord]], slices: int) -> NDArray[np.int64]:
+    area_D = np.zeros(slices, dtype=np.int64)
     for index, found in boxes.items():
-        area[index] = sum((box.row1 - box.row0) * (box.col1 - box.col0) for box in found)
-    return area
+        area_D[index] = sum((box.row1 - box.row0) * (box.col1 - box.col0) for box in found)
+    return area_D
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where a structure is: its bounding box, the mask inside of it, its number of voxels and its mean x in RAS+ mm."""
+
+    box: tuple[slice, ...]
+    mask: NDArray[np.bool_]
+    voxels: int
+    x_mm: float
+
+    @classmethod
+    def of(cls, labels_DHW: NDArray[np.uint8], value: int, box: tuple[slice, ...], affine: NDArray[np.float64]) -> _Part:
+        """One label value inside of its bounding box."""
+        return cls.within(labels_DHW[box] == value, box, affine)
+
+    @classmethod
+    def within(cls, mask: NDArray[np.bool_], box: tuple[slice, ...], affine: NDArray[np.float64]) -> _Part:
+        """A mask that lies at a bounding box."""
+        voxels = int(np.count_nonzero(mask))
+        index = []
+        for axis in range(3):
+            others = tuple(other for other in range(3) if other != axis)
+            index.append(box[axis].start + float(mask.sum(axis=others) @ np.arange(mask.shape[axis])) / voxels)
+        return cls(box, mask, voxels, float(affine[0, :3] @ index + affine[0, 3]))
+
+    def size_mm(self, spacing_mm: NDArray[np.float64]) -> float:
+        """The longest side of the bounding box."""
+        return float(max((edge.stop - edge.start) * step for edge, step in zip(self.box, spacing_mm, strict=True)))
+
+
+def _components(part: _Part, affine: NDArray[np.float64]) -> list[_Part]:
+    """The connected parts (26-neighbourhood) of a structure, largest first."""
+    regions, _ = ndimage.label(part.mask, structure=np.ones((3, 3, 3)))
+    found = []
+    for number, box in enumerate(ndimage.find_objects(regions), start=1):
+        placed = tuple(slice(o.start + b.start, o.start + b.stop) for o, b in zip(part.box, box, strict=True))
+        found.append(_Part.within(regions[box] == number, placed, affine))
+    return sorted(found, key=lambda one: -one.voxels)
+
+
+def _side(parts: list[_Part], middle_mm: float, width_mm: float) -> Side:
+    """Which side of the body's middle; both where connected parts lie clearly on either side."""
+    sides = {one.x_mm > middle_mm for one in parts if abs(one.x_mm - middle_mm) > MIDLINE * width_mm}
+    return "midline" if not sides else "bilateral" if len(sides) == 2 else "right" if True in sides else "left"
+
+
+def _surroundings(labels_DHW: NDArray[np.uint8], part: _Part, label_map: dict[int, str]) -> str | None:
+    """The labelled normal structure that most of a lesion's rim (one voxel wide) belongs to."""
+    grown = tuple(slice(max(e.start - 1, 0), min(e.stop + 1, n)) for e, n in zip(part.box, labels_DHW.shape, strict=True))
+    placed = np.zeros([e.stop - e.start for e in grown], dtype=np.bool_)
+    placed[tuple(slice(b.start - g.start, b.stop - g.start) for b, g in zip(part.box, grown, strict=True))] = part.mask
+    rim = ndimage.binary_dilation(placed) & ~placed
+    counts = np.bincount(labels_DHW[grown][rim], minlength=256)
+    normal = [value for value, name in label_map.items() if value and not is_lesion(name) and counts[value]]
+    return label_map[max(normal, key=lambda value: counts[value])].lower() if normal else None
+
+
+def measures(
+    voxels_DHW: NDArray[np.float32],
+    labels_DHW: NDArray[np.uint8],
+    label_map: dict[int, str],
+    affine: NDArray[np.float64],
+    midline_in_view: bool,
+) -> list[MeasureRecord]:
+    """Volume, size, side, surroundings and relative signal of every labelled structure, by label value.
+
+    Args:
+        affine: index (d, h, w, 1) -> RAS+ mm.
+        midline_in_view: the middle of what is labelled is the middle of the body, so that left and right can be told.
+    """
+    boxes = ndimage.find_objects(labels_DHW)
+    parts = {
+        value: _Part.of(labels_DHW, value, box, affine)
+        for value, box in enumerate(boxes, start=1)
+        if box is not None and value in label_map
+    }
+    if not parts:
+        return []
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    body = [part for value, part in parts.items() if not is_lesion(label_map[value])] or list(parts.values())
+    middle_mm = sum(part.x_mm * part.voxels for part in body) / sum(part.voxels for part in body)
+    across = np.abs(affine[0, :3])
+    spans = [(min(p.box[a].start for p in body), max(p.box[a].stop for p in body)) for a in range(3)]
+    width_mm = float(sum(step * (stop - start) for step, (start, stop) in zip(across, spans, strict=True)))
+    medians = {value: float(np.median(voxels_DHW[part.box][part.mask])) for value, part in parts.items()}
+    reference = next((v for name in REFERENCE_TISSUES for v in parts if label_map[v].lower() == name and medians[v] > 0), None)
+    found = []
+    for value, part in parts.items():
+        lesion = is_lesion(label_map[value])
+        pieces = _components(part, affine) if lesion else [part]
+        found.append(
+            MeasureRecord(
+                name=label_map[value].lower(),
+                label_value=value,
+                lesion=lesion,
+                count=len(pieces) if lesion else None,
+                volume_ml=part.voxels * voxel_ml,
+                size_mm=pieces[0].size_mm(spacing_mm),
+                side=_side(pieces, middle_mm, width_mm) if lesion and midline_in_view else None,
+                inside=_surroundings(labels_DHW, pieces[0], label_map) if lesion else None,
+                signal=medians[value] / medians[reference] if reference is not None and value != reference else None,
+                reference=label_map[reference].lower() if reference is not None and value != reference else None,
+            )
+        )
+    return found
 
 
 def slice_facts(
@@ -82,6 +204,7 @@ def slice_facts(
     labels: NDArray[np.uint8] | None,
     own_boxes: dict[int, list[BoxRecord]],
     label_map: dict[int, str],
+    affine: NDArray[np.float64],
 ) -> SliceFacts:
     """Facts of one curated volume.
 
@@ -90,27 +213,51 @@ def slice_facts(
         voxels, labels: (D, H, W) as stored.
         own_boxes: the dataset's own boxes on the curated grid, by slice.
         label_map: label value -> name.
+        affine: of the stored arrays, index (d, h, w, 1) -> RAS+ mm.
     """
     slices = len(voxels)
     pathological = lesion_values(label_map)
-    lesions = np.isin(labels, pathological) if labels is not None and pathological else None
+    counts = _counts(labels) if labels is not None else None
+    labelled = counts is not None and bool(pathological)
     name = lesion_name(label_map) if pathological else "lesion"
-    shown = np.asarray(labels) > 0 if labels is not None and labels.any() else voxels > FOREGROUND
-    content = _rich(np.count_nonzero(shown, axis=(1, 2)))
-    present = [int(value) for value in np.unique(labels) if value] if labels is not None else []
-    structures = {value: _rich(np.count_nonzero(labels == value, axis=(1, 2))) for value in present if value in label_map}
-    area = _lesion_area(lesions, own_boxes, slices)
-    known = lesions is not None or bool(own_boxes) or (bool(volume.diagnosis) and not any(volume.diagnosis.values()))
+    some = counts is not None and bool(counts[:, 1:].any())
+    shown_D = counts[:, 1:].sum(axis=1) if counts is not None and some else np.count_nonzero(voxels > FOREGROUND, axis=(1, 2))
+    content = _rich(shown_D)
+    structures = {v: _rich(counts[:, v]) for v in sorted(label_map) if v and counts[:, v].any()} if counts is not None else {}
+    area_D = counts[:, pathological].sum(axis=1) if counts is not None and labelled else _boxed_area(own_boxes, slices)
+    known = labelled or bool(own_boxes) or (bool(volume.diagnosis) and not any(volume.diagnosis.values()))
     boxes = own_boxes
-    if lesions is not None and not own_boxes:
-        boxes = {int(index): lesion_boxes(lesions[index], name) for index in np.flatnonzero(area)}
-    by_slice = known and (lesions is not None or bool(own_boxes))
+    if labels is not None and labelled and not own_boxes:
+        boxes = {int(index): lesion_boxes(np.isin(labels[index], pathological), name) for index in np.flatnonzero(area_D)}
+    by_slice = known and (labelled or bool(own_boxes))
+    sided = midline_in_view(volume.acquisition.anatomy)
     return SliceFacts(
         content_slices=content,
         structure_slices=structures,
         lesion=name,
-        lesion_slices=[index for index in _rich(area) if index in boxes],
-        lesion_free_slices=[index for index in content if area[index] == 0] if known else [],
+        lesion_slices=[index for index in _rich(area_D) if index in boxes],
+        lesion_free_slices=[index for index in content if area_D[index] == 0] if known else [],
         boxes=boxes,
         findings=[] if by_slice else [Finding(name=finding, present=is_in) for finding, is_in in sorted(volume.diagnosis.items())],
+        measures=measures(voxels, labels, label_map, affine, sided) if labels is not None else [],
     )
+
+
+def annotated_on_tissue(
+    voxels_DHW: NDArray[np.float32], labels_DHW: NDArray[np.uint8] | None, boxes: dict[int, list[BoxRecord]]
+) -> float | None:
+    """Share of labelled (where there are none, of boxed) pixels that show signal: near 0 for what is flipped or shifted."""
+    if labels_DHW is not None and labels_DHW.any():
+        return float(np.mean(voxels_DHW[labels_DHW > 0] > SIGNAL))
+    rows, columns = voxels_DHW.shape[1] / GRID, voxels_DHW.shape[2] / GRID
+    inside = [
+        (voxels_DHW[index, int(b.row0 * rows) : int(b.row1 * rows) + 1, int(b.col0 * columns) : int(b.col1 * columns) + 1] > SIGNAL)
+        for index, found in boxes.items()
+        for b in found
+    ]
+    return float(np.concatenate([one.ravel() for one in inside]).mean()) if inside else None
+
+
+def midline_in_view(anatomy: str | None) -> bool:
+    """Whether an image of this body part holds the body's middle; of a knee or a breast alone, left and right cannot be told."""
+    return anatomy is not None and any(word in anatomy.lower() for word in MIDLINE_ANATOMIES)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from components.curation.corpus import STORE, SUMMARY
 from components.curation.records import CurationReport, VolumeRecord
 from components.curation.single import CardFacts, CuratedVolume, curate_volume
 from components.curation.store import VolumeStore
+from components.curation.visual import add_visual, prune
 from components.errors import BadInput, JobFailed, OmniMRIError
 from components.files import atomic_file, read_json
 from components.ingestion.volume import SourceSeries
@@ -103,8 +105,9 @@ def volume_id(series: SourceSeries, card: str, settings: CurationSettings) -> st
 def card_facts(card: DatasetCard) -> CardFacts:
     """What curation takes from a card."""
     return CardFacts(
-        dataset_id=card.id, name=card.name, anatomy=card.anatomy, synthetic=card.synthetic, label_map=dict(card.label_map or {})
-    )
+        dataset_id=card.id, name=card.name, anatomy=card.anatomy, synthetic=card.synthetic, label_map=dict(card.label_map or {}),
+        tasks=card.tasks, patients=card.patients, volumes=card.volumes,
+    )  # fmt: skip
 
 
 def sidecar(store: VolumeStore, volume_id: str) -> Path:
@@ -244,7 +247,12 @@ def curate(
         store.remove(gone)  # the sidecar lies beside the arrays
     known = previous.records if previous else {}
     records = [named(known.get(job.volume_id) or load(store, job.volume_id).record, job.series) for job in jobs]
-    summary = write_corpus(out, records, lambda name: load(store, name), facts, settings, inputs, made_by, previous)
+    prune(out, {record.content_md5 for record in records})
+    loaded: Callable[[str], CuratedVolume] = partial(load, store)
+    if settings.visual:
+        described, _ = add_visual(map(loaded, wanted), store, out, settings.visual)
+        loaded = {one.record.volume_id: one for one in described}.__getitem__
+    summary = write_corpus(out, records, loaded, facts, settings, inputs, made_by, previous)
     _warn_of_empty_splits(summary, settings)
     duplicates = set(summary["duplicates"])
     new = {job.volume_id for job in missing if f"{job.series.dataset_id}/{job.series.series_id}" not in duplicates}

@@ -15,9 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from components.curation.phrasings import PHRASINGS, scan_name
-from components.curation.records import InstructionRecord
+from components.curation.descriptions import level
+from components.curation.differentials import differential
+from components.curation.phrasings import OPEN_DIAGNOSIS, PHRASINGS, Phrasings, scan_name
+from components.curation.records import DescriptionRecord, InstructionRecord
 from components.curation.single import CardFacts, CuratedVolume
+from components.curation.structures import knee_organ
+from components.curation.template import KNEE_ORGANS, paragraph
 from components.curation.undersampling import centre_fraction_of
 from components.provenance import digest
 from components.settings import CurationSettings, TaskName
@@ -38,12 +42,18 @@ def spread(indices: list[int], count: int) -> list[int]:
 
 
 def _ask(
-    curated: CuratedVolume, task: TaskName, slice_index: int, response: str, words: dict[str, str], **more: Any
+    curated: CuratedVolume,
+    task: TaskName,
+    slice_index: int,
+    response: str,
+    words: dict[str, str],
+    phrasings: Phrasings | None = None,
+    **more: Any,
 ) -> InstructionRecord:
     """One record; phrasing and id follow from what is asked about which slice, so they are the same at every curation."""
     record = curated.record
-    about = digest(record.dataset_id, record.series_id, slice_index, task, sorted(words.items()))
-    phrasings = PHRASINGS[task]
+    about = digest(record.dataset_id, record.series_id, slice_index, task, sorted(words.items()), *(["open"] if phrasings else []))
+    phrasings = phrasings or PHRASINGS[task]
     open_to = phrasings.trained if record.split == "train" else phrasings.trained + phrasings.held_out
     phrasing = open_to[int(about[:8], 16) % len(open_to)]
     scan = scan_name(record.sequence, record.plane, record.anatomy)
@@ -109,6 +119,48 @@ def _diagnosis(curated: CuratedVolume, settings: CurationSettings) -> Iterator[t
     for slice_index, name, positive in asked:
         response = f"yes, {name}" if positive else f"no, no {name}"
         yield positive, _ask(curated, "diagnosis", slice_index, response, {"finding": name}, positive=positive)
+        yield from _open_diagnosis(curated, slice_index, name, positive)
+
+
+def _open_diagnosis(
+    curated: CuratedVolume, slice_index: int, name: str, positive: bool
+) -> Iterator[tuple[bool, InstructionRecord]]:
+    """The same question with its differential (section 5), where there is one; the finding of the dataset is called most likely."""
+    considered = differential(name, curated.record.anatomy)
+    if not considered:
+        return
+    seen = [
+        ", ".join(part for part in (one.side, one.inside and f"in {one.inside}", one.signal and level(one.signal)) if part)
+        for one in curated.facts.measures
+        if one.lesion and one.name == name
+    ]
+    where = f", {seen[0]}" if seen and seen[0] else ""
+    response = f"yes{where}. Differential: {', '.join(considered)}. Most likely: {name}." if positive else f"no, no {name}"
+    yield positive, _ask(
+        curated, "diagnosis", slice_index, response, {"finding": name}, OPEN_DIAGNOSIS,
+        positive=positive, differential=considered if positive else [],
+    )  # fmt: skip
+
+
+def report_text(description: DescriptionRecord, anatomy: str | None) -> str:
+    """The report of a volume: the paragraph of its description, for knees in the organ-wise order of the paper's section 5.
+
+    A knee report names what is known of joint space, menisci, cartilage, bone and soft tissues, in this order, then impression,
+    grading and recommendation. What no source says of an organ is left out, not called normal.
+    """
+    if "knee" not in (anatomy or "").lower():
+        return description.text
+    organs: dict[str, list[str]] = {organ: [] for organ in KNEE_ORGANS}
+    for section in ("visible_anatomical_structures", "pathological_findings"):
+        for name, text in description.fields.items():
+            if name.startswith(section):
+                for part in text.split("; " if section.startswith("path") else ", "):
+                    if part and (organ := knee_organ(part)) and part not in organs[organ]:
+                        organs[organ].append(part)
+    header = {name: text for name, text in description.fields.items() if name.startswith("image_modality_sequence.")}
+    conclusion = {name: text for name, text in description.fields.items() if name.startswith("diagnostic_impression.")}
+    by_organ = [f"{organ.replace('_', ' ').capitalize()}: {'; '.join(found)}." for organ, found in organs.items() if found]
+    return " ".join(part for part in (paragraph(header), *by_organ, paragraph(conclusion)) if part)
 
 
 def _report(curated: CuratedVolume, settings: CurationSettings) -> Iterator[InstructionRecord]:
@@ -116,7 +168,7 @@ def _report(curated: CuratedVolume, settings: CurationSettings) -> Iterator[Inst
     if curated.record.lesion is None:
         return
     for slice_index in spread(curated.facts.lesion_slices or curated.facts.content_slices, settings.slices_per_volume):
-        yield _ask(curated, "report", slice_index, curated.description.text, {})
+        yield _ask(curated, "report", slice_index, report_text(curated.description, curated.record.anatomy), {})
 
 
 def candidates(curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> list[InstructionRecord]:

@@ -1,4 +1,5 @@
-"""How the five tasks of Table 1 are asked: phrasings that are trained on, and others that are kept for evaluation.
+"""How the five tasks of Table 1 are asked (phrasings that are trained on, and others that are kept for evaluation), and how a
+description is told in words.
 
 Placeholders: ``{scan}`` is what the header says of the image ("axial T1-weighted brain MRI"), ``{structure}`` the structure to
 segment, ``{finding}`` the abnormality asked about, ``{acceleration}`` the undersampling factor.
@@ -23,6 +24,22 @@ class Phrasings:
     trained: tuple[str, ...]
     held_out: tuple[str, ...]
 
+
+OPEN_DIAGNOSIS = Phrasings(
+    trained=(
+        "Does this image suggest a {finding}? Give the differential diagnosis.",
+        "Is there a {finding} in this {scan}, and what else could it be?",
+        "Provide your diagnosis of this MRI volume: is there a {finding}?",
+        "Provide your diagnosis of this {scan}: does it show a {finding}?",
+        "Do you see a {finding} in this {scan}? Name the differential considerations.",
+        "Would you diagnose a {finding}, and what would you consider besides?",
+    ),
+    held_out=(
+        "Is a {finding} present in this {scan}? Give the differential considerations.",
+        "Provide your diagnosis: does this image suggest a {finding}, and what else could it be?",
+    ),
+)
+"""Diagnosis with a differential, as in section 5 of the paper; the answer still begins with yes or no."""
 
 PHRASINGS: dict[TaskName, Phrasings] = {
     "reconstruction": Phrasings(
@@ -112,3 +129,35 @@ PHRASINGS: dict[TaskName, Phrasings] = {
 def scan_name(sequence: str | None, plane: str | None, anatomy: str | None) -> str:
     """What the header says of an image, in words: ``axial T1-weighted brain MRI``; parts that are unknown are left out."""
     return " ".join(part for part in (plane, sequence, anatomy, "MRI") if part)
+
+
+def describe_in_words(fields: dict[str, str]) -> list[str]:
+    """The known fields of a description (``"section.field"`` -> text) told in three ways: prose, a report, a caption."""
+    by_section: dict[str, list[str]] = {}
+    for name, text in fields.items():
+        if text:
+            by_section.setdefault(name.partition(".")[0], []).append(text)
+    acquired = fields.get("image_modality_sequence.modality", "")
+    scan = " ".join(part for part in (fields.get(f"image_modality_sequence.{name}") for name in ("plane", "sequence")) if part)
+    scan = " ".join(part for part in (scan, acquired) if part) or "image"
+    seen, signal, wrong, means = (
+        "; ".join(by_section.get(section, ()))
+        for section in (
+            "visible_anatomical_structures", "tissue_signal_characteristics", "pathological_findings", "diagnostic_impression",
+        )
+    )  # fmt: skip
+    quality = fields.get("image_modality_sequence.acquisition_quality_or_artifacts", "")
+    prose = [
+        f"{scan[0].upper()}{scan[1:]}.", quality and f"Image quality: {quality}.", seen and f"It shows {seen}.",
+        signal and f"The signal is: {signal}.", wrong and f"There is {wrong}.", means and f"Impression: {means}.",
+    ]  # fmt: skip
+    report = [
+        f"TECHNIQUE: {scan}.", quality and f"QUALITY: {quality}.", (seen or signal or wrong) and "FINDINGS:",
+        seen and f"Visible: {seen}.", signal and f"Signal: {signal}.", wrong and f"Abnormal: {wrong}.",
+        means and f"IMPRESSION: {means}.",
+    ]  # fmt: skip
+    caption = [
+        scan, quality and f"({quality})", seen and f"of {seen}", wrong and f"with {wrong}", signal and f"({signal})",
+        means and f"- {means}",
+    ]  # fmt: skip
+    return [" ".join(part for part in parts if part) for parts in (prose, report, caption)]

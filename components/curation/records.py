@@ -41,6 +41,9 @@ class VolumeRecord(Row):
     has_kspace: bool = Field(description="array 'kspace' (D, H, W) complex64 single-coil, in the same scale, is in the store")
     has_labels: bool = Field(description="array 'labels' (D, H, W) uint8 is in the store")
     label_values: list[int] = Field(description="non-zero label values present")
+    annotated_on_tissue: float | None = Field(
+        default=None, description="share of labelled (else boxed) pixels that show signal; None = no annotation"
+    )
     modality: str
     sequence: str | None
     plane: str | None
@@ -58,6 +61,21 @@ class VolumeRecord(Row):
     content_md5: str = Field(description="of the stored voxels, labels and k-space: the same for equal content only")
 
 
+class MeasureRecord(Row):
+    """What was measured of one labelled structure: what stands behind the words of sections 3 to 5."""
+
+    name: str = Field(description="of the structure or lesion, lower case")
+    label_value: int
+    lesion: bool
+    count: int | None = Field(description="connected parts of a lesion (26-neighbourhood)")
+    volume_ml: float = Field(description="of all parts, millilitres")
+    size_mm: float = Field(description="longest side of the largest part's bounding box, millimetres")
+    side: str | None = Field(description="left, right, bilateral or midline; None = no lesion, or the body's middle is not in view")
+    inside: str | None = Field(description="the labelled structure around the largest part of a lesion")
+    signal: float | None = Field(description="median signal over that of the reference tissue")
+    reference: str | None = Field(description="the reference tissue")
+
+
 class DescriptionRecord(Row):
     """Paired vision-text data: the template of the paper's Fig. 2 (it names 19 fields), one row per volume.
 
@@ -66,8 +84,11 @@ class DescriptionRecord(Row):
 
     volume_id: str
     fields: dict[str, str] = Field(description="'section.field' -> text, every name of Fig. 2, '' = not known")
-    provenance: dict[str, str] = Field(description="'section.field' -> header | label | statistics | card | none")
+    provenance: dict[str, str] = Field(description="'section.field' -> header | label | report | statistics | vlm | card | none")
     text: str = Field(description="the fields as one paragraph, for the contrastive and next-token losses")
+    phrasings: list[str] = Field(default_factory=list, description="the same fields in other natural words")
+    measures: list[MeasureRecord] = Field(default_factory=list, description="the measurements behind the words")
+    vlm: str | None = Field(default=None, description="digest of the model and prompt that answered fields of provenance vlm")
 
 
 class BoxRecord(Row):
@@ -102,6 +123,7 @@ class InstructionRecord(Row):
     mask_seed: int | None = Field(default=None, description="reconstruction: seed of the random mask")
     boxes: list[BoxRecord] = Field(default_factory=list, description="detection: the truth")
     positive: bool | None = Field(default=None, description="diagnosis: the truth")
+    differential: list[str] = Field(default_factory=list, description="diagnosis: what else looks like it")
 
 
 class SplitRecord(Row):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from components.curation.descriptions import describe
-from components.curation.facts import SliceFacts, normalised_box, slice_facts
+from components.curation.facts import SliceFacts, annotated_on_tissue, normalised_box, slice_facts
 from components.curation.records import BoxRecord, DescriptionRecord, Row, VolumeRecord
 from components.curation.resampling import PlaneGrid, resample
 from components.curation.store import STORED, ArrayName, VolumeStore
@@ -39,6 +39,9 @@ class CardFacts(Row):
     anatomy: str | None
     synthetic: bool
     label_map: dict[int, str]
+    tasks: tuple[str, ...] = ()
+    patients: int | None = None
+    volumes: int | None = None
 
 
 class CuratedVolume(Row):
@@ -134,7 +137,8 @@ def curate_volume(
     files = {name: store.write(volume_id, name, values) for name, values in arrays.items()}
     voxels, labels = arrays["voxels"].astype(np.float32), arrays.get("labels")
     affine = grid.affine(np.asarray(volume.affine, dtype=np.float64))
-    facts = slice_facts(volume, voxels, labels, _boxes(volume, grid), card.label_map)
+    boxes = _boxes(volume, grid)
+    facts = slice_facts(volume, voxels, labels, boxes, card.label_map, affine)
     lesion = _lesion(volume, labels, card)
     record = VolumeRecord(
         volume_id=volume_id,
@@ -158,11 +162,10 @@ def curate_volume(
         has_kspace="kspace" in arrays,
         has_labels=labels is not None,
         label_values=[int(value) for value in np.unique(labels) if value] if labels is not None else [],
+        annotated_on_tissue=annotated_on_tissue(voxels, labels, boxes),
         lesion=lesion,
         content_md5=content_md5(arrays),
         **asdict(volume.acquisition),
     )
-    description = describe(
-        volume_id, volume.acquisition, card.anatomy, voxels, labels, card.label_map, affine, facts, lesion
-    )  # fmt: skip
+    description = describe(volume_id, volume.acquisition, card.anatomy, volume.report, facts, lesion)
     return CuratedVolume(record=record, description=description, facts=facts, files=files)

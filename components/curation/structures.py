@@ -7,8 +7,8 @@ LESION_WORDS = (
     "metasta", "hyperintens", "cancer", "carcinoma", "tear", "cyst", "myopathology", "scar",
 )  # fmt: skip
 FLUID_WORDS = ("edema", "oedema", "effusion", "haemorrhage", "hemorrhage", "cyst")
-REFERENCE_TISSUE = "white matter"
-"""Signals are stated relative to this structure where it is labelled."""
+REFERENCE_TISSUES = ("white matter", "muscle")
+"""Signals are stated relative to the first of these that is labelled."""
 
 _FIELD_WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("bony_structures", ("bone", "vertebra", "femur", "tibia", "patella", "skull", "pelvis", "sacrum")),
@@ -16,6 +16,15 @@ _FIELD_WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("spaces_or_cavities_or_joint_compartments", ("cerebrospinal", "csf", "ventricle", "canal", "cavity", "space", "atrium")),
     ("neurovascular_or_connective_structures", ("cord", "nerve", "ligament", "vessel", "arter", "vein", "aorta", "cruciate")),
     ("soft_tissues_and_musculature", ("muscle", "fat", "tendon", "skin", "scalp", "soft tissue")),
+)
+_ORGANS = ("left ventric", "right ventric", "myocard", "brainstem", "brain stem")
+"""Names that hold another field's word: the ventricles of the heart are no spaces of the brain."""
+_KNEE_ORGANS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("menisci", ("menisc",)),
+    ("cartilage", ("cartilage", "chondral")),
+    ("joint_space", ("effusion", "joint", "synovi", "baker", "loose body")),
+    ("bone", ("bone", "marrow", "femur", "tibia", "patella", "fibula", "fracture", "osteo", "subchondral")),
+    ("soft_tissues", ("ligament", "cruciate", "acl", "pcl", "mcl", "lcl", "tendon", "muscle", "fat", "soft tissue", "retinac")),
 )
 
 
@@ -48,7 +57,15 @@ def lesion_name(label_map: dict[int, str]) -> str:
 def template_field(structure: str) -> str:
     """The field of ``visible_anatomical_structures`` that a structure (or anatomy) belongs to."""
     lowered = structure.lower()
+    if any(word in lowered for word in _ORGANS):
+        return "organs_or_central_structures"
     for field, words in _FIELD_WORDS:
         if any(word in lowered for word in words):
             return field
     return "organs_or_central_structures"
+
+
+def knee_organ(text: str) -> str | None:
+    """The organ of a knee report (``joint_space``, ``menisci``, ...) that a structure or finding belongs to; None = of none."""
+    words = text.lower()
+    return next((organ for organ, known in _KNEE_ORGANS if any(word in words for word in known)), None)

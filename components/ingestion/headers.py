@@ -1,7 +1,7 @@
 """From header values to an :class:`~components.ingestion.volume.Acquisition`.
 
 Descriptions are free text that may name the patient, so they are gone before a file is read here: the kind of sequence is told
-from the physics (PS3.3 C.8.3), with the usual clinical bounds.
+from the physics and the codes (PS3.3 C.8.3), by the rules of :mod:`components.ingestion.sequences`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from components.ingestion.deidentify import age_years, sex
+from components.ingestion.sequences import Timing, classify
 from components.ingestion.vocabulary import body_part, scanner, vendor
 from components.ingestion.volume import Acquisition
-
-SHORT_TR_MS, SHORT_TE_MS, LONG_TE_MS, FLAIR_TI_MS = 1000.0, 30.0, 70.0, 1500.0
 
 
 def _number(value: Any) -> float | None:
@@ -35,39 +34,47 @@ def plane_of(affine: NDArray[np.float64]) -> str:
 
 
 def sequence_kind(repetition_ms: float | None, echo_ms: float | None, inversion_ms: float | None, technique: str) -> str | None:
-    """``"T1-weighted"`` and so on from the timing; None where that does not tell.
+    """``"T1-weighted"`` and so on from the timing alone; None where that does not tell.
 
     Args:
         technique: DICOM Scanning Sequence codes joined by ``\\``: SE spin echo, GR gradient echo, EP echo planar, IR inversion.
     """
-    if repetition_ms is None or echo_ms is None:
-        return None
-    if inversion_ms is not None and inversion_ms >= FLAIR_TI_MS and echo_ms >= LONG_TE_MS:
-        return "FLAIR"
-    if "EP" in technique and "SE" not in technique:
-        return "T2*-weighted"
-    if echo_ms <= SHORT_TE_MS and (repetition_ms <= SHORT_TR_MS or inversion_ms is not None):
-        return "T1-weighted"
-    if echo_ms >= LONG_TE_MS and repetition_ms > SHORT_TR_MS:
-        return "DWI" if "EP" in technique else "T2-weighted"
-    return "PD-weighted" if echo_ms <= SHORT_TE_MS and repetition_ms > SHORT_TR_MS else None
+    return classify(Timing(repetition_ms, echo_ms, inversion_ms, technique=frozenset(technique.split("\\")) - {""}))
+
+
+def _codes(value: Any) -> frozenset[str]:
+    """The codes of a DICOM CS attribute, single or several."""
+    return frozenset(str(code).upper() for code in ([value] if isinstance(value, str) else value or []) if code)
+
+
+def _timing(dataset: Dataset) -> Timing:
+    """What the rules of :mod:`components.ingestion.sequences` look at, of a DICOM header."""
+    return Timing(
+        repetition_ms=_number(dataset.get("RepetitionTime")),
+        echo_ms=_number(dataset.get("EchoTime")),
+        inversion_ms=_number(dataset.get("InversionTime")) or None,
+        flip_deg=_number(dataset.get("FlipAngle")),
+        technique=_codes(dataset.get("ScanningSequence")),
+        variant=_codes(dataset.get("SequenceVariant")),
+        options=_codes(dataset.get("ScanOptions")),
+        image_type=_codes(dataset.get("ImageType")),
+        b_value=_number(dataset.get("DiffusionBValue")),
+        angio=dataset.get("AngioFlag") == "Y",
+    )
 
 
 def from_dicom(dataset: Dataset, affine: NDArray[np.float64], anatomy: str | None) -> Acquisition:
     """Acquisition of an MR image; of its texts only published words."""
-    technique = dataset.get("ScanningSequence", "")
-    technique = technique if isinstance(technique, str) else "\\".join(technique)
-    times = {name: _number(dataset.get(name)) for name in ("RepetitionTime", "EchoTime", "InversionTime")}
-    inversion = times["InversionTime"] or None
+    timing = _timing(dataset)
     return Acquisition(
         modality="MR",
-        sequence=sequence_kind(times["RepetitionTime"], times["EchoTime"], inversion, technique),
+        sequence=classify(timing),
         plane=plane_of(affine),
         anatomy=body_part(dataset.get("BodyPartExamined")) or anatomy,
-        repetition_time_ms=times["RepetitionTime"],
-        echo_time_ms=times["EchoTime"],
-        inversion_time_ms=inversion,
-        flip_angle_deg=_number(dataset.get("FlipAngle")),
+        repetition_time_ms=timing.repetition_ms,
+        echo_time_ms=timing.echo_ms,
+        inversion_time_ms=timing.inversion_ms,
+        flip_angle_deg=timing.flip_deg,
         field_strength_t=_number(dataset.get("MagneticFieldStrength")),
         vendor=vendor(dataset.get("Manufacturer")),
         scanner=scanner(dataset.get("ManufacturerModelName")),

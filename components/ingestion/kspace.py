@@ -30,7 +30,7 @@ _SPACE = "http://www.ismrm.org/ISMRMRD"
 DATASETS = ("kspace", "reconstruction_rss", "reconstruction_esc")
 ACQUISITION = re.compile(r"(?:AX|COR|SAG)(?:T1|T2|PD|FLAIR|DIFF)(?:FS)?(?:PRE|POST)?(?:_FBK)?")
 """fastMRI's names of acquisitions. Other text in this attribute is not copied: it may name the patient."""
-SEQUENCES = {"T1": "T1-weighted", "T2": "T2-weighted", "FLAIR": "FLAIR", "PD": "PD-weighted"}
+SEQUENCES = {"T1": "T1-weighted", "T2": "T2-weighted", "FLAIR": "T2-FLAIR", "PD": "PD-weighted"}
 _MATRICES = tuple(f"encoding/{space}Space/{what}/{axis}" for space in ("encoded", "recon")
                   for what in ("matrixSize", "fieldOfView_mm") for axis in "xyz")  # fmt: skip
 _LIMITS = tuple(f"encoding/encodingLimits/{axis}/{what}" for axis in ("kspace_encoding_step_1", "kspace_encoding_step_2")

@@ -55,7 +55,7 @@ class Acquisition:
 
     Attributes:
         modality: DICOM Modality, ``"MR"``.
-        sequence: e.g. ``"T1-weighted"``, ``"T2-weighted"``, ``"FLAIR"``, ``"DWI"``.
+        sequence: e.g. ``"T1-weighted"``, ``"T2-weighted"``, ``"T2-FLAIR"``, ``"DWI"``.
         plane: ``"axial"``, ``"sagittal"`` or ``"coronal"``.
         anatomy: body part, lower case, e.g. ``"brain"``.
         repetition_time_ms, echo_time_ms, inversion_time_ms: milliseconds.
@@ -113,6 +113,7 @@ class Volume:
         labels: (D, H, W) uint8, 0 = background, values per the card's label map, or None.
         boxes: lesion boxes from the dataset's own table (labels' boxes are derived in curation).
         diagnosis: finding -> present, from the dataset's own metadata; empty = unknown.
+        report: the radiologist's text; only words of known forms are taken out of it (curation/reports.py). Empty = none.
     """
 
     voxels: NDArray[np.float32]
@@ -122,6 +123,7 @@ class Volume:
     labels: NDArray[np.uint8] | None = None
     boxes: tuple[Box, ...] = ()
     diagnosis: dict[str, bool] = field(default_factory=dict)
+    report: str = ""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

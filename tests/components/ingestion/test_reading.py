@@ -97,7 +97,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
         ((500.0, 12.0, None, "SE"), "T1-weighted"),
         ((2000.0, 3.0, 900.0, "GR\\IR"), "T1-weighted"),
         ((4000.0, 95.0, None, "SE"), "T2-weighted"),
-        ((9000.0, 120.0, 2500.0, "SE\\IR"), "FLAIR"),
+        ((9000.0, 120.0, 2500.0, "SE\\IR"), "T2-FLAIR"),
         ((3000.0, 20.0, None, "SE"), "PD-weighted"),
         ((None, 20.0, None, "SE"), None),
     ],

@@ -1,0 +1,130 @@
+"""Text curation without a vision-language model: descriptions and instructions of curated volumes, on two cores.
+
+Claim: at least 200 volumes a second on two cores at the size of the demo. ``measured`` starts from voxels and labels in memory
+(what a volume costs when it is first curated), ``from facts`` from what was measured before (what it costs when a phrasing, a rule
+or a split changes). The peer is the way of the first version: a pass over the volume for every label and quantity.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from benchmarks.harness import RESULTS, machine, versions
+from components.curation.descriptions import describe
+from components.curation.facts import slice_facts
+from components.curation.instructions import candidates
+from components.curation.records import VolumeRecord
+from components.curation.single import CardFacts, CuratedVolume, curate_volume
+from components.curation.store import VolumeStore
+from components.ingestion.volume import Volume
+from components.settings import CurationSettings
+from tests.corpora import card, tiny_series, tiny_volume
+
+SECONDS, WORKERS = 6.0, 2
+SIZES = ((20, 96), (96, 96), (20, 256))
+"""(Slices, pixels a side): the demo's generated volumes, an isotropic one, a clinical one."""
+
+
+@cache
+def _prepared(slices: int, side: int) -> tuple[VolumeRecord, CuratedVolume, np.ndarray, np.ndarray, np.ndarray]:
+    import tempfile
+
+    volume = tiny_volume(0, "T2-weighted", lesion=True, matrix=side)
+    places = np.linspace(0, len(volume.voxels) - 1, slices).round().astype(int)
+    assert volume.labels is not None
+    voxels, labels = np.ascontiguousarray(volume.voxels[places]), np.ascontiguousarray(volume.labels[places])
+    sized = type(volume)(voxels, volume.affine, volume.acquisition, labels=labels)
+    settings = CurationSettings(matrix=side, pixel_mm=216 / side)
+    with tempfile.TemporaryDirectory() as folder:
+        curated = curate_volume("0" * 32, sized, tiny_series("a", "p" + "0" * 12), card(), settings, VolumeStore(Path(folder)))
+    return curated.record, curated, voxels / 900, labels, np.asarray(curated.record.affine).reshape(4, 4)
+
+
+def _texts(curated: CuratedVolume, facts: CardFacts, settings: CurationSettings) -> int:
+    return len(candidates(curated, facts, settings))
+
+
+def measured(slices: int, side: int) -> None:
+    """Facts, description and instructions of one volume in memory."""
+    record, curated, voxels, labels, affine = _prepared(slices, side)
+    volume = tiny_volume_of(side)
+    facts = slice_facts(volume, voxels, labels, {}, card().label_map, affine)
+    described = describe(record.volume_id, volume.acquisition, "brain", "", facts, record.lesion)
+    _texts(curated.model_copy(update={"facts": facts, "description": described}), card(), CurationSettings())
+
+
+def from_facts(slices: int, side: int) -> None:
+    """Description and instructions of one volume whose facts are known."""
+    record, curated, *_ = _prepared(slices, side)
+    described = describe(record.volume_id, tiny_volume_of(side).acquisition, "brain", "", curated.facts, record.lesion)
+    _texts(curated.model_copy(update={"description": described}), card(), CurationSettings())
+
+
+@cache
+def tiny_volume_of(side: int) -> Volume:
+    """The source volume, for its header."""
+    return tiny_volume(0, "T2-weighted", lesion=True, matrix=side)
+
+
+def a_pass_for_each(slices: int, side: int) -> None:
+    """The peer: the same numbers, each label and quantity by a pass of its own over the whole volume; no text."""
+    _, _, voxels, labels, affine = _prepared(slices, side)
+    for value in np.unique(labels)[1:]:
+        mask = labels == value
+        np.median(voxels[mask])
+        np.argwhere(mask).mean(axis=0) @ affine[:3, :3].T
+        [int(np.count_nonzero(labels[index] == value)) for index in range(len(labels))]
+    regions, _ = ndimage.label(labels == 4, structure=np.ones((3, 3, 3)))
+    np.bincount(regions.ravel())
+
+
+def _repeat(call: Callable[[int, int], None], slices: int, side: int, seconds: float) -> tuple[int, float]:
+    call(slices, side)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        call(slices, side)
+        count += 1
+    return count, time.perf_counter() - started
+
+
+def rate(call: Callable[[int, int], None], slices: int, side: int) -> float:
+    """Volumes a second of :data:`WORKERS` processes with a thread each."""
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        done = list(pool.map(partial(_repeat, call, slices, side), [SECONDS] * WORKERS))
+    return sum(count / seconds for count, seconds in done)
+
+
+def main() -> None:
+    """Measure every size and write ``results/text.csv``."""
+    rows = []
+    for slices, side in SIZES:
+        for name, call in (("measured", measured), ("from facts", from_facts), ("a pass for each label", a_pass_for_each)):
+            volumes = rate(call, slices, side)
+            rows.append(
+                {
+                    "volume": f"{slices} x {side} x {side}",
+                    "text": name,
+                    "volumes_per_s": f"{volumes:.0f}",
+                    "processes": WORKERS,
+                    "machine": machine("cpu"),
+                    "versions": f"numpy {np.__version__}, {versions()}",
+                }
+            )
+            print(rows[-1]["volume"], name, rows[-1]["volumes_per_s"], flush=True)
+    with (RESULTS / "text.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""What else looks like a finding: the lists of differential considerations that answers to open diagnostic questions name.
+
+A list is general knowledge, not a statement about a patient: only the finding that the dataset itself names is ever called likely.
+Where the table has no entry, no differential is asked for. The first entry for the brain is the example of the paper's Fig. 4B.
+"""
+
+from __future__ import annotations
+
+_TABLE: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("brain", ("infarct", "stroke"), ("encephalomalacia", "chronic infarct", "post-inflammatory change")),
+    ("brain", ("glioma", "glioblastoma", "tumor", "tumour"), ("metastasis", "lymphoma", "abscess", "tumefactive demyelination")),
+    ("brain", ("metasta",), ("glioma", "abscess", "lymphoma")),
+    ("brain", ("hyperintens", "multiple sclerosis", "demyelinat"), ("small vessel disease", "demyelination", "vasculitis")),
+    ("brain", ("haemorrhage", "hemorrhage"), ("cavernous malformation", "haemorrhagic metastasis", "amyloid angiopathy")),
+    ("knee", ("meniscus tear", "meniscal tear"), ("meniscal degeneration", "discoid meniscus", "previous meniscectomy")),
+    ("knee", ("acl", "cruciate"), ("partial tear", "mucoid degeneration", "ganglion cyst")),
+    ("knee", ("marrow edema", "marrow oedema"), ("bone contusion", "stress fracture", "osteonecrosis", "osteomyelitis")),
+    ("knee", ("cartilage",), ("osteoarthritis", "chondromalacia", "osteochondral lesion")),
+    ("prostate", ("cancer", "lesion", "carcinoma"), ("prostatitis", "stromal nodule of hyperplasia", "haemorrhage after biopsy")),
+    ("breast", ("cancer", "lesion", "carcinoma", "tumor", "tumour"), ("fibroadenoma", "papilloma", "fat necrosis")),
+    ("liver", ("hepatocellular", "tumor", "tumour", "lesion"), ("focal nodular hyperplasia", "haemangioma", "metastasis")),
+    ("spine", ("herniation", "protrusion"), ("disc bulge", "epidural haematoma", "synovial cyst")),
+    ("heart", ("scar", "infarct"), ("myocarditis", "hypertrophic cardiomyopathy", "sarcoidosis")),
+)
+
+
+def differential(finding: str, anatomy: str | None) -> list[str]:
+    """Considerations besides a finding of a body part; empty where the table has none."""
+    where, what = (anatomy or "").lower(), finding.lower()
+    for body_part, words, considered in _TABLE:
+        if body_part in where and any(word in what for word in words):
+            return [one for one in considered if one != what]
+    return []

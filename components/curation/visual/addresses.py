@@ -1,0 +1,42 @@
+"""Where images may be sent: this machine or the cluster, and nowhere else unless the user names the host."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from components.errors import BadInput
+
+_CLUSTER = (".svc", ".svc.cluster.local", ".cluster.local")
+
+
+def check_address(url: str, allowed: Collection[str] = ()) -> str:
+    """The address without a trailing slash, if it is loopback, a service of the cluster, or a host that the user allowed by name.
+
+    A name that merely resolves to this machine is not trusted: resolving it is somebody else's say.
+
+    Raises:
+        BadInput: any other host, or not an http(s) address.
+    """
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").rstrip(".")
+        well_formed = parts.scheme in ("http", "https") and bool(host) and parts.username is None and parts.port != 0
+    except ValueError:
+        well_formed, host = False, ""
+    if not well_formed:
+        raise BadInput("not an http address", where="curation.visual.server", remedy="e.g. http://127.0.0.1:8000/v1")
+    if _is_loopback(host) or host == "localhost" or host.endswith(_CLUSTER) or host in allowed:
+        return url.rstrip("/")
+    raise BadInput(
+        f"{host} is outside of this machine and its cluster; images would leave it", where="curation.visual.server",
+        remedy=f"if that is meant, name it: curation.visual.allow_hosts: [{host}]",
+    )  # fmt: skip
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

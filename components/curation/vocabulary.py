@@ -1,0 +1,104 @@
+"""The controlled vocabularies of the template, and reading them out of free text.
+
+Only words of these lists stand in the fields ``modality``, ``sequence``, ``plane`` and (as a scale and its value) in
+``severity_or_grading``. The lists of structures standardise what a vision-language model may say it sees.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+MODALITIES = ("MRI",)
+PLANES = ("axial", "sagittal", "coronal")
+Side = Literal["left", "right", "bilateral", "midline"]
+SIDES: tuple[Side, ...] = ("left", "right", "bilateral", "midline")
+QUALITY = ("no artifacts reported", "motion artifacts", "susceptibility artifacts", "aliasing", "noise", "incomplete coverage")
+
+SCALES: dict[str, tuple[str, ...]] = {
+    "BI-RADS": ("0", "1", "2", "3", "4", "4A", "4B", "4C", "5", "6"),
+    "PI-RADS": ("1", "2", "3", "4", "5"),
+    "LI-RADS": ("1", "2", "3", "4", "5", "M", "TIV"),
+    "O-RADS": ("0", "1", "2", "3", "4", "5"),
+    "VI-RADS": ("1", "2", "3", "4", "5"),
+    "ISUP grade": ("1", "2", "3", "4", "5"),
+    "WHO grade": ("1", "2", "3", "4"),
+    "Kellgren-Lawrence grade": ("0", "1", "2", "3", "4"),
+    "ICRS grade": ("0", "1", "2", "3", "4"),
+    "Pfirrmann grade": ("1", "2", "3", "4", "5"),
+    "Fazekas grade": ("0", "1", "2", "3"),
+    "grade": ("1", "2", "3", "4"),
+}
+"""Published grading scales and their values; Roman numerals are read as Arabic ones."""
+DEGREES = ("normal", "minimal", "mild", "moderate", "severe", "low-grade", "high-grade", "partial", "complete")
+_ROMAN = {"I": "1", "II": "2", "III": "3", "IV": "4", "V": "5"}
+
+STRUCTURES: dict[str, tuple[str, ...]] = {
+    "bony_structures": (
+        "skull", "vertebral bodies", "femur", "tibia", "fibula", "patella", "sacrum", "pelvis", "ribs", "sternum", "mandible",
+        "humerus",
+    ),
+    "articular_structures": (
+        "articular cartilage", "meniscus", "medial meniscus", "lateral meniscus", "intervertebral discs", "synovium", "labrum",
+    ),
+    "soft_tissues_and_musculature": ("muscles", "tendons", "subcutaneous fat", "scalp", "skin", "fat pad", "fibroglandular tissue"),
+    "organs_or_central_structures": (
+        "brain parenchyma", "grey matter", "white matter", "basal ganglia", "thalamus", "brainstem", "cerebellum", "hippocampus",
+        "liver", "spleen", "kidneys", "pancreas", "prostate", "peripheral zone", "transition zone",
+        "uterus", "bladder", "left ventricle",
+        "right ventricle", "myocardium", "breast", "lungs",
+    ),
+    "neurovascular_or_connective_structures": (
+        "spinal cord", "cranial nerves", "nerve roots", "anterior cruciate ligament", "posterior cruciate ligament",
+        "collateral ligaments", "aorta", "inferior vena cava", "portal vein", "dural sinuses",
+    ),
+    "spaces_or_cavities_or_joint_compartments": (
+        "ventricles", "cerebrospinal fluid spaces", "spinal canal", "joint space", "paranasal sinuses", "orbits", "atria",
+        "seminal vesicles",
+    ),
+}  # fmt: skip
+"""What each field of section 2 may name when a vision-language model fills it."""
+
+_SCALE = {
+    "BI-RADS": r"BI-?\s?RADS(?:\s+(?:category|score))?", "PI-RADS": r"PI-?\s?RADS(?:\s+(?:category|score))?",
+    "LI-RADS": r"(?:LI-?\s?RADS(?:\s+(?:category|score))?(?:\s+LR)?|LR)-?", "O-RADS": r"O-?\s?RADS", "VI-RADS": r"VI-?\s?RADS",
+    "ISUP grade": r"ISUP(?:\s+grade(?:\s+group)?)?", "WHO grade": r"WHO(?:\s+(?:CNS\s+)?grade)?",
+    "Kellgren-Lawrence grade": r"(?:Kellgren[ -](?:and[ -])?Lawrence|KL)(?:\s+grade)?", "ICRS grade": r"ICRS(?:\s+grade)?",
+    "Pfirrmann grade": r"Pfirrmann(?:\s+grade)?", "Fazekas grade": r"Fazekas(?:\s+(?:grade|score))?", "grade": r"grade",
+}  # fmt: skip
+_READ = {
+    scale: re.compile(rf"\b{start}\s*[:=]?\s*(TIV|IV|I{{1,3}}|V|M|[0-6][ABC]?)(?!\w|\.\d)", re.IGNORECASE)
+    for scale, start in _SCALE.items()
+}
+
+
+def severity(text: str) -> str | None:
+    """The first grading in a text in its canonical form: ``"BIRADS 4"`` -> ``"BI-RADS 4"``; a bare degree counts; None = none.
+
+    A value that its scale does not have (PI-RADS 7) is none.
+    """
+    graded: list[tuple[int, str]] = []
+    for scale, pattern in _READ.items():
+        for match in pattern.finditer(text):
+            value = match.group(1).upper()
+            value = value if value in SCALES[scale] else _ROMAN.get(value, value)
+            if value in SCALES[scale]:
+                graded.append((match.start(), f"{scale} {value}"))
+    if graded:
+        return min(graded)[1]
+    found = re.search(rf"\b({'|'.join(DEGREES[1:])})\b", text, re.IGNORECASE)
+    return found.group(1).lower() if found else None
+
+
+def severity_pattern() -> str:
+    """Regular expression (ECMA 262, as JSON schema wants it) of the field ``severity_or_grading``; empty is allowed."""
+    scales = [f"{scale} ({'|'.join(values)})" for scale, values in SCALES.items()]
+    return "^(|" + "|".join([*DEGREES, *scales]) + ")$"
+
+
+def laterality(text: str) -> Side | None:
+    """The side that a text names; None where it names none."""
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    if "bilateral" in words or "both" in words or {"left", "right"} <= words:
+        return "bilateral"
+    return next((side for side in SIDES if side in words), None)

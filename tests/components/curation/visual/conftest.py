@@ -1,0 +1,49 @@
+"""One tiny checkpoint and one small set of curated volumes for all tests here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from components.curation.corpus import STORE
+from components.curation.single import CuratedVolume, curate_volume
+from components.curation.store import VolumeStore
+from components.curation.visual.local import LocalModel
+from components.provenance import digest
+from components.settings import VisualSettings
+from tests.corpora import card, tiny_series, tiny_settings, tiny_volume
+from tests.doubles.tiny_qwen import tiny_qwen
+
+CHARACTERS = 12
+
+
+@dataclass(frozen=True)
+class Curated:
+    """Curated volumes without labels (so that sections 2 and 3 are open), their folder and their store."""
+
+    root: Path
+    volumes: list[CuratedVolume]
+    store: VolumeStore
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def local(checkpoint: Path) -> LocalModel:
+    return LocalModel(VisualSettings(folder=checkpoint, field_characters=CHARACTERS))
+
+
+@pytest.fixture
+def curated(tmp_path: Path) -> Curated:
+    settings, facts, store = tiny_settings(), card(), VolumeStore(tmp_path / STORE)
+    volumes = []
+    for number in range(6):
+        series, volume = tiny_series(f"{number:02d}", f"p{number:012x}"), tiny_volume(number)
+        bare = type(volume)(volume.voxels, volume.affine, volume.acquisition)
+        volumes.append(curate_volume(digest(number)[:32], bare, series, facts, settings, store))
+    return Curated(tmp_path, volumes, store)

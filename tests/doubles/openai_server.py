@@ -1,0 +1,117 @@
+"""An OpenAI-compatible server around a local model: the protocol of ``/v1/models`` and ``/v1/chat/completions`` over real HTTP.
+
+Decoding is guided by the schema of each request, by the same grammar engine as in the product. Faults can come before answers.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from components.curation.visual.asking import Ask
+
+
+class Answers(Protocol):
+    """A model, as curation knows it."""
+
+    def answer(self, asks: list[Ask], schema: dict[str, Any]) -> list[str]: ...
+
+
+@dataclass
+class Served:
+    """A running server.
+
+    Attributes:
+        faults: (status, headers) to answer the next completions with, first to last.
+        completions: bodies of the completions asked for; authorisations: their Authorization headers.
+    """
+
+    model: Answers
+    address: str = ""
+    faults: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    completions: list[dict[str, Any]] = field(default_factory=list)
+    authorisations: list[str | None] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def _image(url: str) -> np.ndarray:
+    head, _, data = url.partition(",")
+    assert head == "data:image/png;base64", "only images inside of the request: nothing is fetched"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("L"))
+
+
+def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _reply(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            if self.path != "/v1/models":
+                return self._reply(404, {"error": {"message": "not found", "type": "invalid_request_error"}})
+            model = {"id": "tiny-qwen", "object": "model", "created": int(time.time()), "owned_by": "tests", "root": "tiny-qwen"}
+            return self._reply(200, {"object": "list", "data": [model]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path != "/v1/chat/completions":
+                return self._reply(404, {"error": {"message": "not found", "type": "invalid_request_error"}})
+            with served.lock:
+                served.completions.append(body)
+                served.authorisations.append(self.headers.get("Authorization"))
+                if served.faults:
+                    status, headers = served.faults.pop(0)
+                    return self._reply(status, {"error": {"message": "fault", "type": "server_error"}}, headers)
+                form = body["response_format"]
+                parts = body["messages"][-1]["content"]
+                image = next(_image(part["image_url"]["url"]) for part in parts if part["type"] == "image_url")
+                question = " ".join(part["text"] for part in parts if part["type"] == "text")
+                (text,) = served.model.answer([Ask("asked", "", question, image)], form["json_schema"]["schema"])
+            tokens = {"prompt_tokens": 1, "completion_tokens": len(text), "total_tokens": 1 + len(text)}
+            message = {"role": "assistant", "content": text, "refusal": None}
+            choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+            return self._reply(
+                200,
+                {
+                    "id": "chatcmpl-1", "object": "chat.completion", "created": int(time.time()), "model": body["model"],
+                    "choices": [choice], "usage": tokens,
+                },
+            )  # fmt: skip
+
+        def log_message(self, *_: object) -> None:
+            """Nothing of a request is written down."""
+
+    return Handler
+
+
+@contextmanager
+def serving(model: Answers) -> Iterator[Served]:
+    """A server on a free port of this machine, for the length of a block."""
+    served = Served(model)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(served))
+    served.address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
