@@ -32,7 +32,7 @@ def is_raw(path: Path) -> bool:
     try:
         with h5py.File(path) as file:
             return "dataset" in file and "data" in file["dataset"] and "xml" in file["dataset"]
-    except (OSError, TypeError):
+    except (OSError, TypeError, ValueError, RuntimeError, KeyError):  # what h5py makes of a damaged group
         return False
 
 
