@@ -37,6 +37,9 @@ def torchrun(options: argparse.Namespace, index: int, address: str) -> list[str]
     if options.processes > 1:  # who wrote a line is known here only
         os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "rank ${rank}: ")
         command += ["--tee=3"]
+    # A replaced pod did not meet the others through the agents' common store (seen with torch 2.13, gloo: connecting timed out).
+    # Without it rank 0 opens a fresh store for every attempt.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # torchrun itself would kill the processes 30 s after asking them to stop, whatever the pod is granted for its checkpoint.
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(max(options.grace - MARGIN_S, 1))
     return [*command, "-m", *options.job]

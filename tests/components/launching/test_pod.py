@@ -21,6 +21,7 @@ def options(processes: int = 1) -> argparse.Namespace:
 
 def test_only_the_first_node_hosts_the_meeting_and_each_gives_its_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "")
     for index in (0, 1):
         words = pod.torchrun(options(), index, f"10.0.0.{index}")
         assert f"--rdzv-conf=is_host={int(index == 0)},join_timeout=1800,last_call_timeout=1" in words
@@ -32,6 +33,7 @@ def test_processes_have_the_pods_grace_for_their_checkpoint_and_torchrun_takes_i
     from torch.distributed.launcher.api import LaunchConfig
 
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "")
     monkeypatch.setenv("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "")
     monkeypatch.delenv("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE")
     assert "--tee=3" in pod.torchrun(options(8), 0, "")
