@@ -469,8 +469,8 @@ class KubernetesHandle:
         return not now or now[0]["status"].get("phase") in ("Succeeded", "Failed")
 
     def _drain(self) -> None:
-        """Let the followers read what is left."""
-        self._keep_logs(self.launcher.mirror(PODS).of(self.key))
+        """Let the followers read what is left. The server is asked for the pods: their watch may be behind that of the job."""
+        self._keep_logs(self.launcher.cluster.collection(PODS, f"{JOB_LABEL}={self.key}")[0])
         until = time.monotonic() + DRAIN_S
         for follower, _ in self._followers.values():
             follower.join(max(until - time.monotonic(), 0.1))
