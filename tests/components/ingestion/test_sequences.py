@@ -1,4 +1,4 @@
-"""The sequence that the rules tell from the header, for protocols of known studies and usual ones (values not compared with a source)."""
+"""The sequence that the rules tell from the header, for protocols of known studies and usual ones; values are not quoted."""
 
 from __future__ import annotations
 
