@@ -22,7 +22,7 @@ rule  header                                                                    
 ====  ==========================================================================  ======================
 
 Fat saturation (Scan Options FS) makes T1-FS, T2-FS and PD-FS of 8, 11-14. Bounds are those of McRobbie et al., MRI from Picture to
-Proton (2017), widened so that the published protocols of ``tests/components/ingestion/test_sequences.py`` fall inside.
+Proton (2017), widened so that the typical protocols of ``tests/components/ingestion/test_sequences.py`` fall inside.
 """
 
 from __future__ import annotations

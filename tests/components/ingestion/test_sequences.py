@@ -1,4 +1,4 @@
-"""The sequence that the rules tell from the header, for protocols that are published with their values and their names."""
+"""The sequence that the rules tell from the header, for protocols of known studies and usual ones; values are not quoted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from components.ingestion.sequences import SEQUENCES, Timing, canonical_sequence, classify
 
 SE, GR, EP, IR = "SE", "GR", "EP", "IR"
-PUBLISHED: tuple[tuple[str, Timing, str], ...] = (
+PROTOCOLS: tuple[tuple[str, Timing, str], ...] = (
     ("ADNI-2, 3 T MPRAGE (Siemens)", Timing(2300, 2.98, 900, 9, frozenset({GR, IR}), frozenset({"SP", "MP"})), "T1-weighted"),
     ("ADNI-2, 3 T IR-FSPGR (GE)", Timing(7.3, 3.0, 400, 11, frozenset({GR, IR})), "T1-weighted"),
     ("ADNI-3, 3 T FLAIR SPACE", Timing(4800, 441, 1650, 120, frozenset({SE, IR})), "T2-FLAIR"),
@@ -39,8 +39,8 @@ PUBLISHED: tuple[tuple[str, Timing, str], ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("timing", "kind"), [(t, kind) for _, t, kind in PUBLISHED], ids=[name for name, _, _ in PUBLISHED])
-def test_a_published_protocol_is_what_its_authors_call_it(timing: Timing, kind: str) -> None:
+@pytest.mark.parametrize(("timing", "kind"), [(t, kind) for _, t, kind in PROTOCOLS], ids=[name for name, _, _ in PROTOCOLS])
+def test_a_protocol_is_what_its_users_call_it(timing: Timing, kind: str) -> None:
     assert classify(timing) == kind
 
 
