@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ import nibabel as nib
 import numpy as np
 import zarr
 
-from benchmarks.harness import RESULTS, machine
 from components.curation.store import VolumeStore
+from components.ingestion import dicom
+from components.samples.cohort import Brain, Grid, brain, magnitude
+from components.samples.dicom_series import _slice
 
 SLICES, PIXELS, WORKERS = 25, 256, 2
 READ_SHAPE, READ_VOLUMES, READS = (85, 256, 256), 12, 400
@@ -39,19 +41,18 @@ READ_SHAPE, READ_VOLUMES, READS = (85, 256, 256), 12, 400
 
 def image(number: int, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
     """A brain with noise, (D, H, W) int16."""
-    from components.samples.cohort import Grid, brain, magnitude
+    return magnitude(np.roll(clean(shape), number, axis=2), number, "T1-weighted").astype(np.int16)
 
-    if not hasattr(image, "brain"):
-        whole = brain(1, Grid(slices=shape[0], pixels=shape[1], slice_mm=120 / shape[0], pixel_mm=240 / shape[1]), cohort=7)
-        image.brain = whole.images["T1-weighted"]  # type: ignore[attr-defined]
-    return magnitude(np.roll(image.brain, number, axis=2), number, "T1-weighted").astype(np.int16)  # type: ignore[attr-defined]
+
+@cache
+def clean(shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    """The same brain without noise."""
+    grid = Grid(slices=shape[0], pixels=shape[1], slice_mm=120 / shape[0], pixel_mm=240 / shape[1])
+    return brain(1, grid, cohort=7).images["T1-weighted"]
 
 
 def write_series(folder: Path, series: int) -> None:
     """So many DICOM series, a folder each."""
-    from components.samples.cohort import Brain
-    from components.samples.dicom_series import _slice
-
     patient = Brain(0, {}, np.zeros(1, np.uint8))
     template = _slice(patient, "T1-weighted", 1, 0, np.zeros((PIXELS, PIXELS), np.uint16))
     for number in range(series):
@@ -68,8 +69,6 @@ def write_series(folder: Path, series: int) -> None:
 
 def ours(folder: Path, out: Path) -> None:
     """Read a series and store its volume."""
-    from components.ingestion import dicom
-
     voxels, _, _ = dicom.read_series(sorted(folder.iterdir()), None)
     VolumeStore(out).write(f"{int(folder.name):032x}", "voxels", np.asarray(voxels) / np.float32(1000))
 
@@ -199,6 +198,8 @@ def reading() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure both and write ``results/store.csv``."""
+    from benchmarks.harness import RESULTS, machine  # here, so that the processes of the peers do not load PyTorch
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=200)
     rows = [*reading(), *throughput(parser.parse_args().series)]

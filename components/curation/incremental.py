@@ -13,6 +13,7 @@ are the same, a run ends after reading the manifests.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -223,12 +224,14 @@ def curate(
         run: makes the volumes that are missing.
 
     Raises:
-        BadInput: nothing is ingested of these datasets, or a file cannot be read.
+        BadInput: nothing is ingested of these datasets (where they have been, the corpus is emptied), or a file cannot be read.
         JobFailed: a volume could not be curated; the message names the series.
     """
     started = time.monotonic()
     jobs = _jobs(data, cards, settings)
     if not jobs:
+        if any((data / card.id / "manifest.json").exists() for card in cards):
+            shutil.rmtree(out, ignore_errors=True)  # the last patient has withdrawn, or left the source: nothing of them may stay
         raise BadInput("no ingested series", where=", ".join(card.id for card in cards), remedy="run omnimri ingest first")
     facts = {card.id: card_facts(card) for card in cards}
     made_by = digest(settings.model_dump(mode="json", exclude={"workers"}), code_version())

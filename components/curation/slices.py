@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +61,9 @@ class SliceTable:
         counts = np.array([slices for _, slices, _ in found], np.int64)
         starts = np.cumsum(counts) - counts
         shows, lesion = np.zeros(counts.sum(), np.bool_), np.full(counts.sum(), UNKNOWN, np.uint8)
-        for start, (_, _, facts) in zip(starts.tolist(), found, strict=True):
-            shows[[start + index for index in facts.content_slices]] = True
-            lesion[[start + index for index in facts.lesion_free_slices]] = NO
-            lesion[[start + index for index in facts.lesion_slices]] = YES
+        shows[_rows(starts, [facts.content_slices for _, _, facts in found])] = True
+        lesion[_rows(starts, [facts.lesion_free_slices for _, _, facts in found])] = NO
+        lesion[_rows(starts, [facts.lesion_slices for _, _, facts in found])] = YES
         volume = np.repeat(np.arange(len(found), dtype=np.int32), counts)
         index = np.arange(len(volume)) - np.repeat(starts, counts)
         return cls([name for name, _, _ in found], volume, index.astype(np.int16), shows, lesion)
@@ -124,6 +123,12 @@ class SliceTable:
             raise BadInput("no such table", where=str(root / FILE), remedy="run omnimri curate")
         with pq.ParquetFile(root / FILE, read_dictionary=["volume_id"]) as file:
             return cls.joined([_part(file.read_row_group(group, use_threads=False)) for group in range(file.num_row_groups)])
+
+
+def _rows(starts: NDArray[np.int64], slices: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Rows of some slices of each volume, whose first rows are ``starts``."""
+    counts = [len(indices) for indices in slices]
+    return np.fromiter(chain.from_iterable(slices), np.int64, sum(counts)) + np.repeat(starts, counts)
 
 
 def _part(rows: pa.Table) -> SliceTable:

@@ -19,6 +19,7 @@ nobody reads is found by the MD5 of the whole file, which :func:`VolumeStore.wri
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -143,11 +144,14 @@ class VolumeStore:
         chunk = (1, *stored.shape[1:])
         parameters = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, nthreads=1)
         target = self.path(volume_id, array)
+        # Packed in memory and written at once: in a file blosc2 writes its index anew after every chunk.
+        packed = blosc2.asarray(stored, chunks=chunk, blocks=chunk, cparams=parameters, contiguous=True)
+        sums = np.array([zlib.crc32(packed.schunk.get_chunk(index)) for index in range(len(stored))], "<u4")
+        packed.schunk.vlmeta[_CHECKSUMS] = _Checksums(stored.shape, sums).pack(target.name)
+        content = packed.to_cframe()
         with atomic_file(target) as temporary:
-            file = blosc2.asarray(stored, urlpath=str(temporary), mode="w", chunks=chunk, blocks=chunk, cparams=parameters)
-            sums = np.array([zlib.crc32(file.schunk.get_chunk(index)) for index in range(len(stored))], "<u4")
-            file.schunk.vlmeta[_CHECKSUMS] = _Checksums(stored.shape, sums).pack(target.name)
-            return file_md5(temporary)
+            temporary.write_bytes(content)
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
     def read(self, volume_id: str, array: ArrayName = "voxels", index: int | slice | None = None) -> NDArray[Any]:
         """Read an array: (D, ...) whole or for a slice of slices, (...) for one slice (only its chunk is read).

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.pixels import iter_pixels
+from pydicom.pixels import iter_pixels, pixel_array
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from components.errors import BadInput
@@ -156,7 +156,7 @@ def decoded(dataset: Dataset) -> NDArray[Any]:
         if len(dataset.PixelData) * 8 < bits:
             raise BadInput("fewer pixels than the header says", remedy="export or download it again")
     try:
-        return np.asarray(dataset.pixel_array)
+        return np.asarray(pixel_array(dataset, raw=True, view_only=True))
     except (Exception, KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # a panic in the RLE decoder, which is Rust, is no Exception and would end the process
@@ -238,6 +238,8 @@ def _scale(header: Dataset, index: int = 0) -> tuple[float, float]:
 
 
 def _scaled(plane: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
+    if (slope, intercept) == (1.0, 0.0):
+        return plane.astype(np.float32)
     return np.asarray(plane.astype(np.float64) * slope + intercept, dtype=np.float32)
 
 

@@ -88,6 +88,14 @@ def test_a_removed_patient_disappears_from_store_and_tables(bench: Bench) -> Non
     assert tree(bench.out) == bench.from_nothing()
 
 
+def test_the_last_patient_takes_the_corpus_along(bench: Bench) -> None:
+    for folder in bench.source.iterdir():
+        shutil.rmtree(folder)
+    with pytest.raises(BadInput, match="no ingested series"):
+        bench.update()
+    assert not bench.out.exists()
+
+
 def _pseudonym(bench: Bench, folder: Path) -> str:
     from components.ingestion.keys import Pseudonyms
 
