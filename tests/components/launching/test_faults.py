@@ -13,7 +13,8 @@ import yaml
 from components.errors import JobFailed
 from components.launching import JobState
 from components.launching.cluster import Cluster, Patience
-from components.launching.kubernetes import KubernetesHandle, KubernetesLauncher
+from components.launching.handle import KubernetesHandle
+from components.launching.kubernetes import KubernetesLauncher
 from components.launching.rendering import MAIN, RenderingName
 from tests.components.launching.conftest import QUICK, SCALE, World
 from tests.doubles.apiserver import NAMESPACE, RunningServer
@@ -175,7 +176,7 @@ def test_a_configuration_error_is_not_tried_again(world: World) -> None:
 
 
 def test_pods_that_nobody_makes_are_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.launching.kubernetes.NO_PODS_S", 0.05)
+    monkeypatch.setattr("components.launching.handle.NO_PODS_S", 0.05)
     monkeypatch.setattr(world.controllers, "_pod", lambda job, index: _nothing())
     world.server.put("events", {
         "kind": "Event", "type": "Warning", "metadata": {"name": "e"}, "reason": "FailedCreate",
@@ -372,7 +373,7 @@ def test_a_process_that_is_killed_and_started_again_finds_its_job_and_goes_on_wi
     first = world.launcher().submit(world.job())
     thread, _ = waiting(first)
     until(lambda: "rank 0: line 5" in first.logs())
-    for follower, log in first._followers.values():  # as the kernel would: nothing is said, files are closed
+    for follower, log in first.log.followers.values():  # as the kernel would: nothing is said, files are closed
         follower.stop()
         log.close()
     second = world.launcher().submit(world.job())
