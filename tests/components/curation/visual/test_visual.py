@@ -266,6 +266,17 @@ def test_an_answer_of_another_form_is_refused(text: str) -> None:
         parse_answer(text, SCHEMA)
 
 
+def test_a_name_that_a_model_read_in_an_image_goes_no_further() -> None:
+    answer = {section: dict.fromkeys(fields["properties"], "") for section, fields in SCHEMA["properties"].items()}
+    answer["tissue_signal_characteristics"] = {
+        "normal_signal_appearance": "Mr Miller",
+        "abnormal_signal_patterns": "1970-02-03",
+        "symmetry_and_structural_integrity": "symmetric",
+    }
+    found = {name: text for name, text in parse_answer(json.dumps(answer), SCHEMA).items() if text}
+    assert found == {"tissue_signal_characteristics.symmetry_and_structural_integrity": "symmetric"}
+
+
 @given(st.data())
 def test_no_answer_of_the_schema_is_longer_than_the_bound(data: st.DataObject) -> None:
     """Else an answer could be cut off, and be no JSON."""
