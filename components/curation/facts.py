@@ -28,6 +28,7 @@ SIGNAL = 0.02
 """Signal above this is more than air."""
 MIDLINE = 0.05
 """A lesion whose centre is nearer to the body's middle than this share of its width is in the midline."""
+_IN_PLANE = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 MIDLINE_ANATOMIES = ("brain", "head", "prostate", "pelvis", "abdomen", "liver", "spine", "neck", "chest", "heart", "cardiac")
 
 
@@ -64,16 +65,6 @@ def normalised_box(row0: int, col0: int, row1: int, col1: int, rows: int, column
     return BoxRecord(
         row0=edge(row0, rows), col0=edge(col0, columns), row1=edge(row1, rows), col1=edge(col1, columns), label=label
     )  # fmt: skip
-
-
-def _lesion_boxes(mask: NDArray[np.bool_], corner: tuple[int, int], shape: tuple[int, ...], label: str) -> list[BoxRecord]:
-    """One box per connected lesion (8-neighbourhood) of the part of a slice of ``shape`` (H, W) that begins at ``corner``."""
-    (row, column), (height, width) = corner, shape
-    regions, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    return [
-        normalised_box(row + rows.start, column + cols.start, row + rows.stop, column + cols.stop, height, width, label)
-        for rows, cols in ndimage.find_objects(regions)
-    ]
 
 
 def _rich(amount_D: NDArray[np.integer[Any]]) -> list[int]:
@@ -154,21 +145,28 @@ def _surroundings(labels_DHW: NDArray[np.uint8], part: _Part, label_map: dict[in
 
 def located(labels_DHW: NDArray[np.uint8], label_map: dict[int, str], affine: NDArray[np.float64]) -> dict[int, _Part]:
     """Label value -> where it is, of the values that the map names."""
+    plane_HW = np.bitwise_or.reduce(labels_DHW, axis=0)
+    shown = [np.bitwise_or.reduce(labels_DHW, axis=(1, 2)), *(np.bitwise_or.reduce(plane_HW, axis=axis) for axis in (1, 0))]
+    if not shown[0].any():
+        return {}
+    start = [int(np.flatnonzero(one)[0]) for one in shown]
+    outline = tuple(slice(first, int(np.flatnonzero(one)[-1]) + 1) for first, one in zip(start, shown, strict=True))
     return {
-        value: _Part.of(labels_DHW, value, box, affine)
-        for value, box in enumerate(ndimage.find_objects(labels_DHW), start=1)
+        value: _Part.of(labels_DHW, value, tuple(slice(s + e.start, s + e.stop) for s, e in zip(start, box, strict=True)), affine)
+        for value, box in enumerate(ndimage.find_objects(labels_DHW[outline]), start=1)
         if box is not None and value in label_map
     }
 
 
 def _median(values: NDArray[np.float32]) -> float:
-    """:func:`numpy.median` of at least one value, without its search for NaN where there is none."""
+    """:func:`numpy.median` of at least one value; the values are put into another order."""
     if np.isnan(values).any():
         return float("nan")
     middle = len(values) // 2
+    values.partition(middle)
     if len(values) % 2:
-        return float(np.partition(values, middle)[middle])
-    return float(np.mean(np.partition(values, (middle - 1, middle))[middle - 1 : middle + 1]))
+        return float(values[middle])
+    return float(np.mean([values[:middle].max(), values[middle]], dtype=values.dtype))
 
 
 def measures(
@@ -219,15 +217,19 @@ def measures(
 
 
 def _boxes_of(lesions: list[_Part], shape: tuple[int, ...], name: str) -> dict[int, list[BoxRecord]]:
-    """Boxes of the connected lesions of each slice of a (D, H, W) volume; lesions of different kinds that touch are one."""
+    """Boxes of the connected lesions of each slice (8-neighbourhood) of a (D, H, W) volume; kinds that touch are one lesion."""
     if not lesions:
         return {}
     start = [min(part.box[axis].start for part in lesions) for axis in range(3)]
     mask = np.zeros([max(part.box[axis].stop for part in lesions) - start[axis] for axis in range(3)], dtype=np.bool_)
     for part in lesions:
         mask[tuple(slice(e.start - s, e.stop - s) for e, s in zip(part.box, start, strict=True))] |= part.mask
-    shown = np.flatnonzero(mask.any(axis=(1, 2)))
-    return {start[0] + int(i): _lesion_boxes(mask[i], (start[1], start[2]), shape[1:], name) for i in shown}
+    boxes: dict[int, list[BoxRecord]] = {}
+    for found in ndimage.find_objects(ndimage.label(mask, structure=_IN_PLANE)[0]):
+        at, rows, cols = (slice(s + edge.start, s + edge.stop) for s, edge in zip(start, found, strict=True))
+        box = normalised_box(rows.start, cols.start, rows.stop, cols.stop, shape[1], shape[2], name)
+        boxes.setdefault(at.start, []).append(box)
+    return boxes
 
 
 def slice_facts(
