@@ -26,7 +26,8 @@ import psutil
 
 from components.launching import JobSpec, SharedVolume
 from components.launching.cluster import Cluster, Patience
-from components.launching.kubernetes import KubernetesHandle, KubernetesLauncher
+from components.launching.handle import KubernetesHandle
+from components.launching.kubernetes import KubernetesLauncher
 from components.launching.rendering import JOBS, PODS
 
 RESULTS = Path(__file__).parent / "results"

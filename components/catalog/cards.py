@@ -53,7 +53,7 @@ class _Strict(BaseModel):
 
 
 class LabelTable(_Strict):
-    """A CSV table (comma, semicolon or tab) with findings of patients or examinations."""
+    """A CSV table (comma, semicolon or tab) with findings or reports of patients or examinations."""
 
     path: str = Field(description="glob of the table")
     key: str | int = Field(
@@ -64,7 +64,10 @@ class LabelTable(_Strict):
         description="regular expression on an image's relative path; group 1 is looked up in the key column. None = the card's "
         "patient expression; for DICOM, Patient ID",
     )
-    findings: dict[str | int, str] = Field(description="column (title or number) -> finding, e.g. {acl: acl tear}")
+    findings: dict[str | int, str] = Field(
+        default_factory=dict, description="column (title or number) -> finding, e.g. {acl: acl tear}"
+    )
+    report: str | int | None = Field(default=None, description="column (title or number) of the radiologist's text")
     values: dict[str, bool] = Field(
         default={"0": False, "1": True, "no": False, "yes": True, "false": False, "true": True},
         description="cell, lower case -> present; any other cell = not known",
@@ -94,7 +97,7 @@ class Layout(_Strict):
         default=(),
         description="globs of lists (one name a line) of the files that were looked at for boxes: without a box, no lesion",
     )
-    tables: tuple[LabelTable, ...] = Field(default=(), description="tables of findings")
+    tables: tuple[LabelTable, ...] = Field(default=(), description="tables of findings and reports")
     patient: str | None = Field(default=None, description="regular expression on the relative path; group 1 names the patient")
     sequences: dict[str, str] = Field(default_factory=dict, description="text in the relative path -> sequence")
     channels: tuple[str, ...] = Field(

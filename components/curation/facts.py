@@ -28,6 +28,7 @@ SIGNAL = 0.02
 """Signal above this is more than air."""
 MIDLINE = 0.05
 """A lesion whose centre is nearer to the body's middle than this share of its width is in the midline."""
+_IN_PLANE = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 MIDLINE_ANATOMIES = ("brain", "head", "prostate", "pelvis", "abdomen", "liver", "spine", "neck", "chest", "heart", "cardiac")
 
 
@@ -66,22 +67,9 @@ def normalised_box(row0: int, col0: int, row1: int, col1: int, rows: int, column
     )  # fmt: skip
 
 
-def lesion_boxes(mask: NDArray[np.bool_], label: str) -> list[BoxRecord]:
-    """One box per connected lesion (8-neighbourhood) of an (H, W) mask."""
-    regions, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    height, width = mask.shape
-    found = ndimage.find_objects(regions)
-    return [normalised_box(rows.start, cols.start, rows.stop, cols.stop, height, width, label) for rows, cols in found]
-
-
 def _rich(amount_D: NDArray[np.integer[Any]]) -> list[int]:
     """Slices with at least :data:`CONTENT_SHARE` of the richest slice's amount, and not nothing."""
     return np.flatnonzero((amount_D > 0) & (amount_D >= CONTENT_SHARE * amount_D.max(initial=0))).tolist()
-
-
-def _counts(labels_DHW: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """(D, 256): voxels of each label value in each slice, in one pass."""
-    return np.stack([np.bincount(plane_HW.ravel(), minlength=256) for plane_HW in labels_DHW])
 
 
 def _boxed_area(boxes: dict[int, list[BoxRecord]], slices: int) -> NDArray[np.int64]:
@@ -93,12 +81,15 @@ def _boxed_area(boxes: dict[int, list[BoxRecord]], slices: int) -> NDArray[np.in
 
 @dataclass(frozen=True)
 class _Part:
-    """Where a structure is: its bounding box, the mask inside of it, its number of voxels and its mean x in RAS+ mm."""
+    """Where a structure is: its bounding box, the mask inside of it, its number of voxels (of each slice of the box, too) and its
+    mean x in RAS+ mm.
+    """
 
     box: tuple[slice, ...]
     mask: NDArray[np.bool_]
     voxels: int
     x_mm: float
+    by_slice: NDArray[np.int64]
 
     @classmethod
     def of(cls, labels_DHW: NDArray[np.uint8], value: int, box: tuple[slice, ...], affine: NDArray[np.float64]) -> _Part:
@@ -108,12 +99,17 @@ class _Part:
     @classmethod
     def within(cls, mask: NDArray[np.bool_], box: tuple[slice, ...], affine: NDArray[np.float64]) -> _Part:
         """A mask that lies at a bounding box."""
-        voxels = int(np.count_nonzero(mask))
-        index = []
-        for axis in range(3):
-            others = tuple(other for other in range(3) if other != axis)
-            index.append(box[axis].start + float(mask.sum(axis=others) @ np.arange(mask.shape[axis])) / voxels)
-        return cls(box, mask, voxels, float(affine[0, :3] @ index + affine[0, 3]))
+        by_row = mask.sum(axis=2)
+        along = (by_row.sum(axis=1), by_row.sum(axis=0), mask.sum(axis=(0, 1)))
+        voxels = int(along[0].sum())
+        index = [edge.start + float(count @ np.arange(len(count))) / voxels for edge, count in zip(box, along, strict=True)]
+        return cls(box, mask, voxels, float(affine[0, :3] @ index + affine[0, 3]), along[0])
+
+    def per_slice(self, slices: int) -> NDArray[np.int64]:
+        """Voxels in each of the volume's slices."""
+        counts_D = np.zeros(slices, np.int64)
+        counts_D[self.box[0]] = self.by_slice
+        return counts_D
 
     def size_mm(self, spacing_mm: NDArray[np.float64]) -> float:
         """The longest side of the bounding box."""
@@ -147,9 +143,36 @@ def _surroundings(labels_DHW: NDArray[np.uint8], part: _Part, label_map: dict[in
     return label_map[max(normal, key=lambda value: counts[value])].lower() if normal else None
 
 
+def located(labels_DHW: NDArray[np.uint8], label_map: dict[int, str], affine: NDArray[np.float64]) -> dict[int, _Part]:
+    """Label value -> where it is, of the values that the map names."""
+    plane_HW = np.bitwise_or.reduce(labels_DHW, axis=0)
+    shown = [np.bitwise_or.reduce(labels_DHW, axis=(1, 2)), *(np.bitwise_or.reduce(plane_HW, axis=axis) for axis in (1, 0))]
+    if not shown[0].any():
+        return {}
+    start = [int(np.flatnonzero(one)[0]) for one in shown]
+    outline = tuple(slice(first, int(np.flatnonzero(one)[-1]) + 1) for first, one in zip(start, shown, strict=True))
+    return {
+        value: _Part.of(labels_DHW, value, tuple(slice(s + e.start, s + e.stop) for s, e in zip(start, box, strict=True)), affine)
+        for value, box in enumerate(ndimage.find_objects(labels_DHW[outline]), start=1)
+        if box is not None and value in label_map
+    }
+
+
+def _median(values: NDArray[np.float32]) -> float:
+    """:func:`numpy.median` of at least one value; the values are put into another order."""
+    if np.isnan(values).any():
+        return float("nan")
+    middle = len(values) // 2
+    values.partition(middle)
+    if len(values) % 2:
+        return float(values[middle])
+    return float(np.mean([values[:middle].max(), values[middle]], dtype=values.dtype))
+
+
 def measures(
     voxels_DHW: NDArray[np.float32],
     labels_DHW: NDArray[np.uint8],
+    parts: dict[int, _Part],
     label_map: dict[int, str],
     affine: NDArray[np.float64],
     midline_in_view: bool,
@@ -157,15 +180,10 @@ def measures(
     """Volume, size, side, surroundings and relative signal of every labelled structure, by label value.
 
     Args:
+        parts: :func:`located` of the labels.
         affine: index (d, h, w, 1) -> RAS+ mm.
         midline_in_view: the middle of what is labelled is the middle of the body, so that left and right can be told.
     """
-    boxes = ndimage.find_objects(labels_DHW)
-    parts = {
-        value: _Part.of(labels_DHW, value, box, affine)
-        for value, box in enumerate(boxes, start=1)
-        if box is not None and value in label_map
-    }
     if not parts:
         return []
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
@@ -175,7 +193,7 @@ def measures(
     across = np.abs(affine[0, :3])
     spans = [(min(p.box[a].start for p in body), max(p.box[a].stop for p in body)) for a in range(3)]
     width_mm = float(sum(step * (stop - start) for step, (start, stop) in zip(across, spans, strict=True)))
-    medians = {value: float(np.median(voxels_DHW[part.box][part.mask])) for value, part in parts.items()}
+    medians = {value: _median(voxels_DHW[part.box][part.mask]) for value, part in parts.items()}
     reference = next((v for name in REFERENCE_TISSUES for v in parts if label_map[v].lower() == name and medians[v] > 0), None)
     found = []
     for value, part in parts.items():
@@ -198,6 +216,22 @@ def measures(
     return found
 
 
+def _boxes_of(lesions: list[_Part], shape: tuple[int, ...], name: str) -> dict[int, list[BoxRecord]]:
+    """Boxes of the connected lesions of each slice (8-neighbourhood) of a (D, H, W) volume; kinds that touch are one lesion."""
+    if not lesions:
+        return {}
+    start = [min(part.box[axis].start for part in lesions) for axis in range(3)]
+    mask = np.zeros([max(part.box[axis].stop for part in lesions) - start[axis] for axis in range(3)], dtype=np.bool_)
+    for part in lesions:
+        mask[tuple(slice(e.start - s, e.stop - s) for e, s in zip(part.box, start, strict=True))] |= part.mask
+    boxes: dict[int, list[BoxRecord]] = {}
+    for found in ndimage.find_objects(ndimage.label(mask, structure=_IN_PLANE)[0]):
+        at, rows, cols = (slice(s + edge.start, s + edge.stop) for s, edge in zip(start, found, strict=True))
+        box = normalised_box(rows.start, cols.start, rows.stop, cols.stop, shape[1], shape[2], name)
+        boxes.setdefault(at.start, []).append(box)
+    return boxes
+
+
 def slice_facts(
     volume: Volume,
     voxels: NDArray[np.float32],
@@ -217,18 +251,22 @@ def slice_facts(
     """
     slices = len(voxels)
     pathological = lesion_values(label_map)
-    counts = _counts(labels) if labels is not None else None
-    labelled = counts is not None and bool(pathological)
+    labelled = labels is not None and bool(pathological)
     name = lesion_name(label_map) if pathological else "lesion"
-    some = counts is not None and bool(counts[:, 1:].any())
-    shown_D = counts[:, 1:].sum(axis=1) if counts is not None and some else np.count_nonzero(voxels > FOREGROUND, axis=(1, 2))
+    parts = located(labels, label_map, affine) if labels is not None else {}
+    shown_D = np.count_nonzero(labels, axis=(1, 2)) if labels is not None else np.zeros(slices, np.int64)
+    if not shown_D.any():
+        shown_D = np.count_nonzero(voxels > FOREGROUND, axis=(1, 2))
     content = _rich(shown_D)
-    structures = {v: _rich(counts[:, v]) for v in sorted(label_map) if v and counts[:, v].any()} if counts is not None else {}
-    area_D = counts[:, pathological].sum(axis=1) if counts is not None and labelled else _boxed_area(own_boxes, slices)
+    structures = {value: _rich(part.per_slice(slices)) for value, part in parts.items()}
+    lesions = [parts[value] for value in pathological if value in parts]
+    area_D = sum((part.per_slice(slices) for part in lesions), np.zeros(slices, np.int64))
+    if not labelled:
+        area_D = _boxed_area(own_boxes, slices)
     known = labelled or bool(own_boxes) or (bool(volume.diagnosis) and not any(volume.diagnosis.values()))
     boxes = own_boxes
     if labels is not None and labelled and not own_boxes:
-        boxes = {int(index): lesion_boxes(np.isin(labels[index], pathological), name) for index in np.flatnonzero(area_D)}
+        boxes = _boxes_of(lesions, labels.shape, name)
     by_slice = known and (labelled or bool(own_boxes))
     sided = midline_in_view(volume.acquisition.anatomy)
     return SliceFacts(
@@ -239,7 +277,7 @@ def slice_facts(
         lesion_free_slices=[index for index in content if area_D[index] == 0] if known else [],
         boxes=boxes,
         findings=[] if by_slice else [Finding(name=finding, present=is_in) for finding, is_in in sorted(volume.diagnosis.items())],
-        measures=measures(voxels, labels, label_map, affine, sided) if labels is not None else [],
+        measures=measures(voxels, labels, parts, label_map, affine, sided) if labels is not None else [],
     )
 
 
@@ -256,6 +294,24 @@ def annotated_on_tissue(
         for b in found
     ]
     return float(np.concatenate([one.ravel() for one in inside]).mean()) if inside else None
+
+
+def neighbour_correlation(image_DHW: NDArray[np.float32]) -> float | None:
+    """Pearson correlation of pixels with their neighbours, the lower of along rows and along columns: near 0 for noise.
+
+    None where there is nothing to correlate: one row or column, a constant image, no finite number.
+    """
+    found = []
+    for axis in (1, 2):
+        length = image_DHW.shape[axis]
+        first, second = (np.take(image_DHW, range(start, start + length - 1), axis=axis).ravel() for start in (0, 1))
+        known = np.isfinite(first) & np.isfinite(second)
+        first, second = (one[known] - one[known].mean() if known.any() else one[:0] for one in (first, second))
+        spread = float(np.sqrt(np.vdot(first, first) * np.vdot(second, second)))
+        if spread == 0:
+            return None
+        found.append(float(np.vdot(first, second)) / spread)
+    return min(found)
 
 
 def midline_in_view(anatomy: str | None) -> bool:

@@ -28,7 +28,7 @@ from components.curation.corpus import STORE, SUMMARY
 from components.curation.records import CurationReport, VolumeRecord
 from components.curation.single import CardFacts, CuratedVolume, curate_volume
 from components.curation.store import VolumeStore
-from components.curation.visual import add_visual, prune
+from components.curation.visual import Answers, VisualReport, prune
 from components.errors import BadInput, JobFailed, OmniMRIError
 from components.files import atomic_file, read_json
 from components.ingestion.volume import SourceSeries
@@ -188,7 +188,9 @@ def _warn_of_empty_splits(summary: dict[str, Any], settings: CurationSettings) -
             )  # fmt: skip
 
 
-def _report(summary: dict[str, Any], new: int, removed: int, started: float) -> CurationReport:
+def _report(
+    summary: dict[str, Any], new: int, removed: int, started: float, visual: VisualReport | None = None
+) -> CurationReport:  # fmt: skip
     counts = summary["counts"]
     return CurationReport(
         digest=summary["digest"],
@@ -199,6 +201,9 @@ def _report(summary: dict[str, Any], new: int, removed: int, started: float) -> 
         volumes_duplicate=len(summary["duplicates"]),
         instructions=counts["instructions"],
         descriptions=counts["descriptions"],
+        vlm_answered=visual.answered if visual else 0,
+        vlm_reused=visual.reused if visual else 0,
+        vlm_volumes_per_s=visual.rate if visual else 0.0,
         seconds=time.monotonic() - started,
     )
 
@@ -252,11 +257,13 @@ def curate(
     records = [named(known.get(job.volume_id) or load(store, job.volume_id).record, job.series) for job in jobs]
     prune(out, {record.content_md5 for record in records})
     loaded: Callable[[str], CuratedVolume] = partial(load, store)
+    visual = None
     if settings.visual:
-        described, _ = add_visual(map(loaded, wanted), store, out, settings.visual)
-        loaded = {one.record.volume_id: one for one in described}.__getitem__
+        answers = Answers(store, out, settings.visual)
+        visual = answers.ask(records, loaded)
+        loaded = answers.filling(loaded)
     summary = write_corpus(out, records, loaded, facts, settings, inputs, made_by, previous)
     _warn_of_empty_splits(summary, settings)
     duplicates = set(summary["duplicates"])
     new = {job.volume_id for job in missing if f"{job.series.dataset_id}/{job.series.series_id}" not in duplicates}
-    return _report(summary, new=len(new), removed=len(doomed), started=started)
+    return _report(summary, new=len(new), removed=len(doomed), started=started, visual=visual)

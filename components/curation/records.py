@@ -38,6 +38,9 @@ class VolumeRecord(Row):
     voxel_maximum: float
     voxel_deviation: float
     finite: bool
+    neighbour_correlation: float | None = Field(
+        default=None, description="of the source's neighbouring pixels, the lower of rows and columns; None = a constant image"
+    )
     has_kspace: bool = Field(description="array 'kspace' (D, H, W) complex64 single-coil, in the same scale, is in the store")
     has_labels: bool = Field(description="array 'labels' (D, H, W) uint8 is in the store")
     label_values: list[int] = Field(description="non-zero label values present")
@@ -144,4 +147,7 @@ class CurationReport(Row):
     volumes_duplicate: int = Field(default=0, description="series left out because another holds the same content (corpus.json)")
     instructions: int
     descriptions: int
+    vlm_answered: int = Field(default=0, description="volumes that a vision-language model answered about now")
+    vlm_reused: int = Field(default=0, description="volumes whose answer was there already")
+    vlm_volumes_per_s: float = Field(default=0.0, description="of those answered now; visual/runs.jsonl has every run's")
     seconds: float

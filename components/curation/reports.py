@@ -9,27 +9,7 @@ from __future__ import annotations
 import re
 
 from components.curation.vocabulary import severity
-from components.identifying import identifies
-
-_HEADINGS = {
-    "technique": ("technique", "protocol", "sequences", "procedure"),
-    "findings": ("findings", "observations", "description", "report"),
-    "impression": ("impression", "conclusion", "diagnosis", "assessment", "summary", "opinion"),
-    "recommendation": ("recommendation", "recommendations", "plan", "advice"),
-    "other": (
-        "clinical information", "clinical history", "history", "indication", "comparison", "patient", "name", "date", "exam",
-        "reason for exam", "referring physician", "radiologist", "signed", "dictated by", "mrn", "dob", "accession",
-    ),
-}  # fmt: skip
-_SECTION_OF = {word: section for section, words in _HEADINGS.items() for word in words}
-_HEADING = re.compile(
-    r"(?im)^[ \t]*(?:\*\*|#+ *)?("
-    + "|".join(sorted(map(re.escape, _SECTION_OF), key=len, reverse=True))
-    + r")(?:\*\*)?[ \t]*(?::|$)"
-)
-_SENTENCE = re.compile(r"(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bProf\.)\s+(?=[A-Z0-9(])|\n+")
-_NUMBERED = re.compile(r"(?m)^[ \t]*\d+[.)][ \t]+")
-_ORGAN_HEADING = re.compile(r"^[A-Z][A-Za-z ]{2,30}: *")
+from components.ingestion.reports import sections, sentences
 
 _FINDING_WORDS: tuple[tuple[str, str], ...] = (
     ("image_modality_sequence.acquisition_quality_or_artifacts", r"artifact|artefact|motion degraded|image quality|nondiagnostic"),
@@ -61,42 +41,26 @@ _RECOMMENDS = re.compile(
 _LONGEST = 240
 
 
-def sections(report: str) -> dict[str, str]:
-    """Section -> text; a report without headings is all findings. Sections that are not about the image are left out."""
-    starts = list(_HEADING.finditer(report))
-    found = {} if starts else {"findings": report}  # what stands before the first heading is a letterhead
-    for this, following in zip(starts, [*starts[1:], None], strict=False):
-        section = _SECTION_OF[this.group(1).lower()]
-        text = report[this.end() : following.start() if following else len(report)]
-        found[section] = f"{found.get(section, '')}\n{text}"
-    return {name: text.strip() for name, text in found.items() if name != "other" and text.strip()}
-
-
-def _sentences(text: str) -> list[str]:
-    parts = (_ORGAN_HEADING.sub("", part.strip(" \t-*•")).strip().rstrip(".") for part in _SENTENCE.split(_NUMBERED.sub("", text)))
-    return [" ".join(part.split()) for part in parts if part and not identifies(part)]
-
-
 def parse_report(report: str) -> dict[str, str]:
     """``"section.field"`` -> text of what a report says; only fields that it answers."""
     parts = sections(report)
     found: dict[str, list[str]] = {}
-    for sentence in _sentences(parts.get("findings", "")):
+    for sentence in sentences(parts.get("findings", "")):
         if name := next((name for name, pattern in _RULES if pattern.search(sentence)), None):
             found.setdefault(name, []).append(sentence)
-    impression = _sentences(parts.get("impression", ""))
-    advice = _sentences(parts.get("recommendation", "")) + [one for one in impression if _RECOMMENDS.search(one)]
+    impression = sentences(parts.get("impression", ""))
+    advice = sentences(parts.get("recommendation", "")) + [one for one in impression if _RECOMMENDS.search(one)]
     found["diagnostic_impression.suggestive_of"] = [one for one in impression if not _RECOMMENDS.search(one)]
     found["diagnostic_impression.recommendation"] = advice
-    grading = severity(". ".join(impression)) or severity(". ".join(_sentences(parts.get("findings", ""))))
-    texts = {name: _joined(sentences) for name, sentences in found.items()}
+    grading = severity(". ".join(impression)) or severity(". ".join(sentences(parts.get("findings", ""))))
+    texts = {name: _joined(kept) for name, kept in found.items()}
     return {name: text for name, text in {**texts, "diagnostic_impression.severity_or_grading": grading or ""}.items() if text}
 
 
-def _joined(sentences: list[str]) -> str:
+def _joined(found: list[str]) -> str:
     """As many whole sentences as fit; one that is too long alone is left out."""
     kept: list[str] = []
-    for sentence in dict.fromkeys(sentences):
+    for sentence in dict.fromkeys(found):
         if sum(map(len, kept)) + len(sentence) + 2 * len(kept) <= _LONGEST:
             kept.append(sentence)
     return "; ".join(kept)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from components.curation.descriptions import describe
-from components.curation.facts import SliceFacts, annotated_on_tissue, normalised_box, slice_facts
+from components.curation.facts import SliceFacts, annotated_on_tissue, neighbour_correlation, normalised_box, slice_facts
 from components.curation.records import BoxRecord, DescriptionRecord, Row, VolumeRecord
 from components.curation.resampling import PlaneGrid, resample
 from components.curation.store import STORED, ArrayName, VolumeStore
@@ -159,6 +159,7 @@ def curate_volume(
         voxel_maximum=float(np.nanmax(voxels)),
         voxel_deviation=float(np.nanstd(voxels)),
         finite=bool(np.isfinite(voxels).all()),
+        neighbour_correlation=neighbour_correlation(volume.voxels),
         has_kspace="kspace" in arrays,
         has_labels=labels is not None,
         label_values=[int(value) for value in np.unique(labels) if value] if labels is not None else [],

@@ -88,27 +88,43 @@ def boxes_and_diagnosis(rows: list[dict[str, Any]]) -> tuple[tuple[Box, ...], di
     return boxes, {"lesion": False} if normal else dict.fromkeys((box.label for box in boxes), True)
 
 
+def place_of(column: str | int, titles: list[str], table: Path) -> int:
+    """The number of a column that a card names.
+
+    Raises:
+        BadInput: the table has no such column.
+    """
+    if isinstance(column, int):
+        return column
+    if column not in titles:
+        raise BadInput(f"no column {column!r}", where=table.name, remedy="mend the card's layout.tables")
+    return titles.index(column)
+
+
+def matching_rows(table: Path, layout: LabelTable, key: str) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Titles (none where the card counts columns) and the rows that a key names.
+
+    Raises:
+        BadInput: the key's column is not in the table.
+    """
+    titled = isinstance(layout.key, str)
+    content = rows(table)
+    titles = [title.strip() for title in content[0]] if titled and content else []
+    at = place_of(layout.key, titles, table)
+    return titles, [row for row in content[1 if titled else 0 :] if len(row) > at and row[at].strip() == key]
+
+
 def findings_of(table: Path, layout: LabelTable, key: str) -> dict[str, bool]:
     """Finding -> present, of the row that a key names; what the table leaves open is not in it.
 
     Raises:
         BadInput: a column of the card is not in the table, or two rows of the key contradict each other.
     """
-    titled = isinstance(layout.key, str)
-    content = rows(table)
-    titles = [title.strip() for title in content[0]] if titled and content else []
-
-    def place(column: str | int) -> int:
-        if isinstance(column, int):
-            return column
-        if column not in titles:
-            raise BadInput(f"no column {column!r}", where=table.name, remedy="mend the card's layout.tables")
-        return titles.index(column)
-
-    at, columns = place(layout.key), {place(column): finding for column, finding in layout.findings.items()}
+    titles, about = matching_rows(table, layout, key)
+    columns = {place_of(column, titles, table): finding for column, finding in layout.findings.items()}
     found: dict[str, bool] = {}
-    for row in content[1 if titled else 0 :]:
-        if len(row) > max(at, *columns) and row[at].strip() == key:
+    for row in about:
+        if len(row) > max(columns, default=0):
             for column, finding in columns.items():
                 present = layout.values.get(row[column].strip().lower())
                 if present is not None:

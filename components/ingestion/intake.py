@@ -28,7 +28,7 @@ from typing import Any
 from components.catalog import DatasetCard
 from components.errors import BadInput, OmniMRIError
 from components.files import atomic_file, read_json, write_json
-from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw
+from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw, reports
 from components.ingestion.deidentify import clean_sidecar, deidentify_dicom
 from components.ingestion.keys import Pseudonyms, check_key
 from components.ingestion.plan import PlannedFile, PlannedSeries, make_plan
@@ -270,6 +270,8 @@ def _write(file: PlannedFile, target: Path, card: DatasetCard, pseudonyms: Pseud
         write_json(target, _boxes(file, card))
     elif file.action == "findings":
         write_json(target, findings.findings_of(file.source, card.layout.tables[file.part[0]], file.about))
+    elif file.action == "report":
+        write_json(target, {"text": reports.report_of(file.source, card.layout.tables[file.part[0]], file.about)})
     elif file.action == "dicom-sidecar":
         header = dicom.read_header(file.source)
         write_json(target, clean_sidecar(dicom.sidecar_fields(header, *file.part)))

@@ -74,6 +74,7 @@ def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volum
         if ending.startswith("findings")
         for name, present in read_json(path).items()
     }
+    reports = [read_json(path)["text"] for ending, path in beside.items() if ending.startswith("report")]
     if series.reader == "kspace":
         volume = _kspace_volume(paths[0], beside.get("boxes.json"), card.anatomy)
     elif series.reader == "dicom":
@@ -83,7 +84,7 @@ def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volum
         voxels, affine, acquisition = nifti.read(paths[0], beside.get("json"), card.anatomy)
         volume = Volume(voxels=_finite(voxels, series.series_id), affine=affine, acquisition=acquisition)
     found = _read_labels(labels, volume, card) if labels else None
-    return replace(volume, labels=found, diagnosis={**volume.diagnosis, **diagnosis})
+    return replace(volume, labels=found, diagnosis={**volume.diagnosis, **diagnosis}, report="\n".join(filter(None, reports)))
 
 
 def _read_labels(paths: list[Path], volume: Volume, card: DatasetCard) -> NDArray[np.uint8]:

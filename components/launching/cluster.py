@@ -11,7 +11,6 @@ import json
 import random
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,8 +22,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.connection import HTTPConnection
 
 from components.errors import JobFailed
-from components.launching.failures import disruption
-from components.launching.rendering import JOB_LABEL, MAIN, MANAGER, PODS, RESOURCES, SELECTOR, RenderingName, Resource
+from components.launching.rendering import MAIN, MANAGER, RESOURCES, SELECTOR, RenderingName, Resource
 
 Object = dict[str, Any]
 TRANSIENT = frozenset({0, 408, 429, 500, 502, 503, 504})
@@ -118,7 +116,7 @@ class Cluster:
 
         Raises:
             ApiException: an answer that trying again does not change, 403 excepted.
-            JobFailed: forbidden, or no answer within the limit.
+            JobFailed: forbidden, a certificate that is not trusted, or no answer within the limit.
         """
         begun, told = time.monotonic(), False
         for pause in self.patience.pauses():
@@ -127,16 +125,18 @@ class Cluster:
                 return dict(json.loads(response.data or b"{}"))
             except ApiException as error:
                 if error.status == FORBIDDEN:
-                    raise _forbidden(error, verb or method, path) from None
+                    raise forbidden(error, verb or method, path) from None
                 if error.status == UNAUTHORIZED:
-                    raise self._unknown() from None
+                    raise self.unknown() from None
+                if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):
+                    raise self.untrusted() from None
                 if error.status not in TRANSIENT:
                     raise
                 fault, asked = f"answers {error.status}", float((error.headers or {}).get("Retry-After") or 0)
             except BROKEN as error:
                 fault, asked = f"does not answer ({type(error).__name__})", 0.0
             if time.monotonic() - begun > self.patience.limit:
-                raise self._given_up(fault)
+                raise self.given_up(fault)
             if not told:
                 say(f"the API server {fault}; trying again")
                 told = True
@@ -158,13 +158,22 @@ class Cluster:
             _preload_content=False, _return_http_data_only=True, _request_timeout=limit,
         )  # fmt: skip
 
-    def _unknown(self) -> JobFailed:
+    def unknown(self) -> JobFailed:
+        """What a 401 is to the user."""
         return JobFailed(
             "the API server does not know us (401)", where=self.api.configuration.host,
             remedy="log in again, or renew the kubeconfig; jobs that run go on, and are found again",
         )  # fmt: skip
 
-    def _given_up(self, fault: str) -> JobFailed:
+    def untrusted(self) -> JobFailed:
+        """What a certificate of another authority is to the user: trying again would not change it."""
+        return JobFailed(
+            "the API server's certificate is not one of the cluster's authority", where=self.api.configuration.host,
+            remedy="check certificate-authority of the kubeconfig, or the pod's ca.crt; nothing was sent",
+        )  # fmt: skip
+
+    def given_up(self, fault: str) -> JobFailed:
+        """What an API server is that did not answer within the limit."""
         return JobFailed(
             f"the API server {fault}, for {self.patience.limit / 60:.0f} min", where=self.api.configuration.host,
             remedy="run again when it answers: jobs that run go on without it, and are found again",
@@ -273,7 +282,8 @@ def _lines(response: Any) -> Iterator[bytes]:
         yield from (line for line in whole if line)
 
 
-def _forbidden(error: ApiException, verb: str, path: str) -> JobFailed:
+def forbidden(error: ApiException, verb: str, path: str) -> JobFailed:
+    """What a 403 is to the user: a quota, or a permission."""
     try:
         message = json.loads(error.body or "{}").get("message", "")
     except ValueError:
@@ -286,136 +296,9 @@ def _forbidden(error: ApiException, verb: str, path: str) -> JobFailed:
     )  # fmt: skip
 
 
-class Mirror:
-    """All objects of one kind that are ours, kept up to date by one watch, whatever their number.
-
-    ``changed(key)`` is called for the job that an object belongs to. Losing the server is not an error until the limit of patience.
-    """
-
-    def __init__(self, cluster: Cluster, resource: Resource, changed: Callable[[str], None]) -> None:
-        self.cluster, self.resource, self.changed = cluster, resource, changed
-        self.fault: BaseException | None = None
-        self.current = threading.Event()  # the list is known
-        self._objects: dict[str, Object] = {}
-        self._by_job: dict[str, dict[str, Object]] = {}
-        self._departed: dict[str, list[Object]] = {}
-        self._lock, self._stop, self._response = threading.Lock(), threading.Event(), None
-        self._thread = threading.Thread(target=self._run, name=f"watch-{resource.plural}", daemon=True)
-        self._thread.start()
-
-    def of(self, key: str) -> list[Object]:
-        """The objects of a job."""
-        with self._lock:
-            return list(self._by_job.get(key, {}).values())
-
-    def departed(self, key: str) -> list[Object]:
-        """Pods of a job that are gone because their machine was taken away, as they were last seen."""
-        with self._lock:
-            return list(self._departed.get(key, []))
-
-    def stop(self) -> None:
-        """End the watch."""
-        self._stop.set()
-        _close(self._response)
-
-    def _keep(self, thing: Object) -> None:
-        slim = _slim(thing)
-        uid, key = slim["metadata"]["uid"], slim["metadata"].get("labels", {}).get(JOB_LABEL, "")
-        self._objects[uid] = slim
-        self._by_job.setdefault(key, {})[uid] = slim
-
-    def _forget(self, thing: Object) -> None:
-        uid, key = thing["metadata"]["uid"], thing["metadata"].get("labels", {}).get(JOB_LABEL, "")
-        self._objects.pop(uid, None)
-        if self.resource is PODS and disruption(thing):
-            self._departed.setdefault(key, []).append(_slim(thing))
-        self._by_job.get(key, {}).pop(uid, None)
-        if not self._by_job.get(key, True):
-            del self._by_job[key]
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                version = self._list()
-                self._follow(version)
-        except BaseException as error:
-            if not self._stop.is_set():
-                self.fault = error
-                self.current.set()
-                for key in list(self._by_job):
-                    self.changed(key)
-
-    def _list(self) -> str:
-        items, version = self.cluster.collection(self.resource)
-        with self._lock:
-            keys = set(self._by_job)
-            self._objects, self._by_job = {}, {}
-            for item in items:
-                self._keep(item)
-            keys |= set(self._by_job)
-        self.current.set()
-        for key in keys:
-            self.changed(key)
-        return version
-
-    def _follow(self, version: str) -> None:
-        """Watch until the history is lost; then the caller lists again."""
-        pauses, since = self.cluster.patience.pauses(), None
-        while not self._stop.is_set():
-            try:
-                for event in self.cluster.watch(self.resource, version, self._opened):
-                    version = event["object"]["metadata"].get("resourceVersion", version)
-                    if since is not None:
-                        say("the API server answers again")
-                    pauses, since = self.cluster.patience.pauses(), None
-                    if event["type"] != "BOOKMARK":
-                        self._take(event)
-                since = None  # ended by the server, as it should
-                continue
-            except Expired:
-                return
-            except ApiException as error:
-                if error.status == GONE:
-                    return
-                if error.status == FORBIDDEN:
-                    raise _forbidden(error, "watch", self.resource.path(self.cluster.namespace)) from None
-                if error.status == UNAUTHORIZED:
-                    raise self.cluster._unknown() from None
-                if error.status not in TRANSIENT:
-                    raise
-                fault = f"answers {error.status}"
-            except BROKEN as error:
-                fault = f"does not answer ({type(error).__name__})"
-            if self._stop.is_set():
-                return
-            if since is None:
-                since = time.monotonic()
-            elif time.monotonic() - since > self.cluster.patience.limit:
-                raise self.cluster._given_up(fault)
-            self._stop.wait(next(pauses))
-
-    def _opened(self, response: Any) -> None:
-        self._response = response
-
-    def _take(self, event: Object) -> None:
-        with self._lock:
-            (self._forget if event["type"] == "DELETED" else self._keep)(event["object"])
-        self.changed(event["object"]["metadata"].get("labels", {}).get(JOB_LABEL, ""))
-
-
-def _close(response: Any) -> None:
+def hang_up(response: Any) -> None:
     """Close a stream that another thread is reading, so that its read returns."""
     line = getattr(getattr(response, "connection", None), "sock", None)
     if line is not None:
         with contextlib.suppress(OSError):
             line.shutdown(socket.SHUT_RDWR)
-
-
-def _slim(thing: Object) -> Object:
-    """What observing a job needs of an object; two hundred waiting jobs then fit into a few megabytes."""
-    metadata = {
-        key: thing["metadata"].get(key) for key in ("name", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
-    }
-    metadata |= {key: thing["metadata"].get(key) or {} for key in ("labels", "annotations")}
-    spec = {key: thing["spec"][key] for key in ("suspend", "nodeName", "completions") if key in thing.get("spec", {})}
-    return {"kind": thing.get("kind"), "metadata": metadata, "spec": spec, "status": thing.get("status") or {}}

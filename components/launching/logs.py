@@ -16,7 +16,7 @@ from typing import Any
 
 from kubernetes.client.exceptions import ApiException
 
-from components.launching.cluster import BROKEN, NOT_FOUND, Cluster, _close
+from components.launching.cluster import BROKEN, NOT_FOUND, Cluster, hang_up
 from components.launching.failures import index_of
 from components.launching.rendering import CONTAINER
 
@@ -112,7 +112,7 @@ class Follower(threading.Thread):
     def stop(self) -> None:
         """End the reading."""
         self._halt.set()
-        _close(self._response)
+        hang_up(self._response)
 
 
 class KeptLog:

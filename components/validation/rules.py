@@ -115,6 +115,8 @@ def _volumes() -> list[Rule]:
         rule("statistics_are_there", "The intensity statistics are numbers.", _is_true("statistics_known")),
         rule("voxels_are_numbers", "Every voxel is a finite number.", _is_true("finite"), FEW),
         rule("image_is_not_constant", "The image shows something.", _between("voxel_deviation", 1e-4), FEW),
+        rule("neighbours_agree", "Pixels resemble their neighbours: it is an image, not noise.",
+             _between("neighbour_correlation", 0.15), FEW),
         rule("signal_reaches_the_scale", "The brightest tissue is near 1.", _between("voxel_maximum", 0.5, 500), FEW),
         rule("no_large_negative_signal", "Magnitude images have no large negative signal.", _between("voxel_minimum", -5.0), FEW),
         rule("intensity_scale_is_positive", "The intensity scale is above zero.", _between("intensity_scale", 1e-12)),

@@ -10,6 +10,7 @@ import asyncio
 import copy
 import datetime
 import json
+import ssl
 import threading
 import time
 import uuid
@@ -267,11 +268,13 @@ def without_defaults(spec: Object) -> Object:
 
 
 class RunningServer:
-    """An :class:`ApiServer` on a port of its own, in a thread of its own."""
+    """An :class:`ApiServer` on a port of its own, in a thread of its own; over TLS if it is given a certificate."""
 
-    def __init__(self, *, crds: tuple[str, ...] = ("jobset.x-k8s.io", "trainer.kubeflow.org")) -> None:
+    def __init__(
+        self, *, crds: tuple[str, ...] = ("jobset.x-k8s.io", "trainer.kubeflow.org"), tls: ssl.SSLContext | None = None
+    ) -> None:
         self.loop = asyncio.new_event_loop()
-        self.crds, self._ready, self._stop = crds, threading.Event(), asyncio.Event()
+        self.tls, self.crds, self._ready, self._stop = tls, crds, threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> RunningServer:
@@ -294,7 +297,7 @@ class RunningServer:
         async with self.api:
             self.runner = web.ServerRunner(web.Server(self.api), shutdown_timeout=0.1)
             await self.runner.setup()
-            site = web.TCPSite(self.runner, "127.0.0.1", 0)
+            site = web.TCPSite(self.runner, "127.0.0.1", 0, ssl_context=self.tls)
             await site.start()
             self.port = site._server.sockets[0].getsockname()[1]
             self._ready.set()
@@ -313,7 +316,7 @@ class RunningServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def client(self) -> client.ApiClient:
         configuration = client.Configuration(host=self.url)
@@ -368,7 +371,7 @@ class RunningServer:
                 connection.force_close()
 
         async def come() -> None:
-            await web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True).start()
+            await web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.tls).start()
 
         self.do(go())
         yield

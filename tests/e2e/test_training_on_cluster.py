@@ -71,6 +71,7 @@ def test_two_pods_train_to_the_same_bits_as_two_local_processes(place: Place) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_pod_evicted_in_the_middle_comes_back_and_the_bits_stay_the_same(place: Place, node: int) -> None:
     """The kubelet sends SIGTERM, all write a checkpoint; the new pod meets the others (node 0: is met by them) and they go on."""

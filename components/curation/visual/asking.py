@@ -21,6 +21,7 @@ from components.curation.descriptions import VISUAL_SECTIONS
 from components.curation.template import FIELD_NAMES
 from components.curation.vocabulary import STRUCTURES
 from components.errors import BadInput
+from components.identifying import identifies
 from components.provenance import digest
 
 SYSTEM = (
@@ -104,7 +105,8 @@ def longest_answer(characters: int) -> int:
 
 
 def parse_answer(text: str, schema: dict[str, Any]) -> dict[str, str]:
-    """``"section.field"`` -> text of an answer; repeated names are named once.
+    """``"section.field"`` -> text of an answer; repeated names are named once, and a text that could name somebody is none: a model
+    reads what is burnt into an image.
 
     Raises:
         BadInput: the answer is not of the schema. Its text is not repeated.
@@ -119,7 +121,8 @@ def parse_answer(text: str, schema: dict[str, Any]) -> dict[str, str]:
         )  # fmt: skip
     found = {f"{section}.{leaf}": text for section, fields in answer.items() for leaf, text in fields.items()}
     return {
-        name: ", ".join(dict.fromkeys(part.strip() for part in text.split(",") if part.strip())) for name, text in found.items()
+        name: "" if identifies(text) else ", ".join(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        for name, text in found.items()
     }
 
 

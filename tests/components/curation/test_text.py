@@ -19,7 +19,7 @@ from scipy import ndimage
 from components.curation.corpus import Corpus
 from components.curation.descriptions import describe
 from components.curation.differentials import differential
-from components.curation.facts import SliceFacts, measures
+from components.curation.facts import SliceFacts, located, measures, normalised_box, slice_facts
 from components.curation.instructions import candidates, report_text
 from components.curation.phrasings import OPEN_DIAGNOSIS, PHRASINGS, describe_in_words
 from components.curation.preview import write_preview
@@ -29,7 +29,7 @@ from components.curation.single import CardFacts, CuratedVolume, curate_volume
 from components.curation.store import VolumeStore
 from components.curation.template import FIELD_NAMES, HierarchicalDescription, paragraph, parse_paragraph
 from components.curation.vocabulary import DEGREES, SCALES, laterality, severity
-from components.ingestion.volume import Acquisition
+from components.ingestion.volume import Acquisition, Volume
 from components.training.mixture import Mixture, Source
 from tests.corpora import card, tiny_corpus, tiny_series, tiny_settings, tiny_volume
 
@@ -131,23 +131,48 @@ def test_any_text_is_a_report_that_names_fields_of_the_template(text: str) -> No
 
 
 def test_measurements_are_those_of_scipy_and_the_geometry() -> None:
+    names = {3: "white matter", 4: "lesion"}
+
+    def measured(voxels: np.ndarray, labels: np.ndarray, midline_in_view: bool = True) -> list[MeasureRecord]:
+        return measures(voxels, labels, located(labels, names, affine), names, affine, midline_in_view)
+
     labels = np.zeros((10, 40, 40), dtype=np.uint8)
     labels[1:9, 5:35, 5:35] = 3
     labels[3:6, 10:16, 8:12] = 4  # W runs to the patient's left: small indices are on the right
     affine = np.array([[0, 0, -2.0, 40], [0, -2.0, 0, 40], [4.0, 0, 0, -20], [0, 0, 0, 1]])
     voxels = np.where(labels == 4, 1.5, np.where(labels == 3, 1.0, 0.0)).astype(np.float32)
-    tissue, lesion = measures(voxels, labels, {3: "white matter", 4: "lesion"}, affine, midline_in_view=True)
+    tissue, lesion = measured(voxels, labels)
     assert lesion.volume_ml == pytest.approx((labels == 4).sum() * 16 / 1000) and lesion.size_mm == 12.0
     assert (lesion.side, lesion.inside, lesion.count, lesion.signal) == ("right", "white matter", 1, 1.5)
     assert tissue.signal is None and tissue.side is None and ndimage.label(labels == 4)[1] == lesion.count
-    mirrored = measures(voxels[..., ::-1], labels[..., ::-1], {3: "white matter", 4: "lesion"}, affine, midline_in_view=True)
-    assert mirrored[1].side == "left"
-    assert measures(voxels, labels, {3: "white matter", 4: "lesion"}, affine, midline_in_view=False)[1].side is None
+    assert measured(voxels[..., ::-1], labels[..., ::-1])[1].side == "left"
+    assert measured(voxels, labels, midline_in_view=False)[1].side is None
     both = labels | np.ascontiguousarray(labels[..., ::-1])
-    assert (
-        measures(voxels, np.where(both == 7, 4, both).astype(np.uint8), {3: "white matter", 4: "lesion"}, affine, True)[1].side
-        == "bilateral"
-    )
+    assert measured(voxels, np.where(both == 7, 4, both).astype(np.uint8))[1].side == "bilateral"
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(0, 4))
+def test_facts_are_those_of_a_pass_over_the_volume_for_each(seed: int, slices: int, kinds: int) -> None:
+    """Counts of each label in each slice, connected lesions of each slice, medians: numpy's and scipy's, label by label."""
+    rng = np.random.default_rng(seed)
+    labels = ndimage.zoom(rng.integers(0, kinds + 1, (slices, 4, 5)), (1, 3, 3), order=0).astype(np.uint8)
+    voxels, affine = rng.normal(size=labels.shape).astype(np.float32), np.eye(4)
+    names = {1: "white matter", 2: "edema", 3: "necrotic core", 7: "muscle"}
+    facts = slice_facts(Volume(voxels, affine, Acquisition(anatomy="brain"), labels=labels), voxels, labels, {}, names, affine)
+    for value in names:
+        counts = (labels == value).sum(axis=(1, 2))
+        rich = np.flatnonzero((counts > 0) & (counts >= 0.1 * counts.max(initial=0))).tolist()
+        assert facts.structure_slices.get(value, []) == rich
+        found = [one for one in facts.measures if one.label_value == value]
+        assert len(found) == (counts.sum() > 0)
+        if found and found[0].signal is not None:
+            reference = np.median(voxels[labels == 1])
+            assert found[0].signal == np.median(voxels[labels == value]) / reference
+    for index in range(slices):
+        lesions = np.isin(labels[index], (2, 3))
+        boxes = [normalised_box(r.start, c.start, r.stop, c.stop, *lesions.shape, "lesion")
+                 for r, c in ndimage.find_objects(ndimage.label(lesions, np.ones((3, 3)))[0])]  # fmt: skip
+        assert facts.boxes.get(index, []) == boxes
 
 
 def _curated(folder: Path, anatomy: str, label_map: dict[int, str], report: str = "") -> CuratedVolume:

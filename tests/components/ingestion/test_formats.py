@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from components.catalog import DatasetCard, Layout
 from components.catalog.cards import LabelTable
+from components.curation.reports import parse_report
 from components.errors import BadInput
 from components.fourier import fft2c, ifft2c
 from components.ingestion import ingest, list_series, quarantined, read_path, read_volume
@@ -106,6 +107,54 @@ def test_mrnet_arrays_get_plane_sequence_and_findings_from_the_card(source: Path
     }  # fmt: skip
     arrays = {made.pixels(4, 8, 8, seed=seed).astype(np.uint8).tobytes() for seed in range(6)}
     assert {one.voxels.astype(np.uint8).tobytes() for one in found} == arrays  # shown as they are stored
+
+
+REPORT = """St. Elsewhere Hospital
+PATIENT: Jane Roe, born 03.02.1970
+
+FINDINGS:
+There is a 14 mm enhancing lesion in the left frontal lobe. No midline shift.
+Jane was restless during the scan; motion artifacts. The images of 4 May 2024 were seen with Dr. Miller.
+IMPRESSION: Glioma is suspected. Discussed with the ward of Roe.
+RECOMMENDATION:
+Follow-up in 6 weeks.
+Signed: B. Miller"""
+
+
+def _told(source: Path, rows: list[list[str]]) -> DatasetCard:
+    """Images ``sub-0``, ``sub-1``, ... beside a table of reports, and the card of both."""
+    for number in range(3):
+        image = nib.Nifti1Image(made.pixels(4, 12, 12, seed=number).astype(np.float32), np.eye(4))  # type: ignore[attr-defined]
+        nib.save(image, source / f"sub-{number}_T1w.nii")  # type: ignore[attr-defined]
+    with (source / "reports.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    table = LabelTable(path="reports.csv", key="study", image=r"(sub-\d+)_T1w", report="text")
+    return card(("NIfTI",), patient=r"(sub-\d+)", tables=[table])
+
+
+def test_a_tables_reports_are_taken_in_without_whom_they_are_about_and_reach_the_description(source: Path) -> None:
+    """The second image has a row without a text, the third none."""
+    rows = [["study", "patient_name", "radiologist", "text"], ["sub-0", "Roe, Jane", "Miller", REPORT], ["sub-1", "Doe", "", ""]]
+    found = sorted((one.report for one in volumes(source, _told(source, rows))), reverse=True)
+    assert found == [
+        "FINDINGS:\nThere is a 14 mm enhancing lesion in the left frontal lobe.\nNo midline shift.\n"
+        "IMPRESSION:\nGlioma is suspected.\nRECOMMENDATION:\nFollow-up in 6 weeks.",
+        "", "",
+    ]  # fmt: skip
+    assert parse_report(found[0]) == {
+        "pathological_findings.masses_or_suspicious_lesions": "There is a 14 mm enhancing lesion in the left frontal lobe",
+        "tissue_signal_characteristics.symmetry_and_structural_integrity": "No midline shift",
+        "diagnostic_impression.suggestive_of": "Glioma is suspected",
+        "diagnostic_impression.recommendation": "Follow-up in 6 weeks",
+    }
+    kept = b"".join(path.read_bytes() for path in (source.parent / "data").rglob("*.json"))
+    assert b"lesion in the left" in kept
+    assert not [word for word in (b"Jane", b"Roe", b"Miller", b"1970", b"May 2024", b"Elsewhere", b"sub-0") if word in kept]
+
+
+def test_a_text_column_that_a_table_does_not_have_is_told(source: Path) -> None:
+    report = ingest(_told(source, [["study", "words"], ["sub-0", "No lesion."]]), source, source.parent / "data", DEMO_KEY)
+    assert {one.reason for one in report.quarantined} == {"no column 'text'"}
 
 
 def test_arrays_of_python_objects_are_not_unpickled(source: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import kmock
 import pytest
@@ -13,8 +17,10 @@ import yaml
 from components.errors import JobFailed
 from components.launching import JobState
 from components.launching.cluster import Cluster, Patience
-from components.launching.kubernetes import KubernetesHandle, KubernetesLauncher
+from components.launching.handle import KubernetesHandle
+from components.launching.kubernetes import KubernetesLauncher
 from components.launching.rendering import MAIN, RenderingName
+from components.provenance import REPOSITORY
 from tests.components.launching.conftest import QUICK, SCALE, World
 from tests.doubles.apiserver import NAMESPACE, RunningServer
 from tests.doubles.kubelet import Script, Stuck
@@ -175,7 +181,7 @@ def test_a_configuration_error_is_not_tried_again(world: World) -> None:
 
 
 def test_pods_that_nobody_makes_are_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.launching.kubernetes.NO_PODS_S", 0.05)
+    monkeypatch.setattr("components.launching.handle.NO_PODS_S", 0.05)
     monkeypatch.setattr(world.controllers, "_pod", lambda job, index: _nothing())
     world.server.put("events", {
         "kind": "Event", "type": "Warning", "metadata": {"name": "e"}, "reason": "FailedCreate",
@@ -367,22 +373,37 @@ def test_cancelling_an_old_handle_does_not_touch_the_job_that_took_its_name(worl
     assert new.status().state in (JobState.running, JobState.starting, JobState.pending)
 
 
+WAITING = """
+import sys
+from pathlib import Path
+from components.launching import JobSpec, SharedVolume
+from components.launching.cluster import Cluster
+from components.launching.kubernetes import KubernetesLauncher
+folder = Path(sys.argv[1])
+job = JobSpec("a_stage", "some.module", ("argument",), processes=2, nodes=2, folder=folder / "a_stage", image="image",
+              volumes=(SharedVolume("state", folder),))
+KubernetesLauncher(Cluster.connect("omnimri"), "job").submit(job).wait()
+"""
+
+
 def test_a_process_that_is_killed_and_started_again_finds_its_job_and_goes_on_with_its_log(world: World) -> None:
-    world.otherwise = Script(tuple(f"line {n}" for n in range(40)), pause_s=0.01)
-    first = world.launcher().submit(world.job())
-    thread, _ = waiting(first)
-    until(lambda: "rank 0: line 5" in first.logs())
-    for follower, log in first._followers.values():  # as the kernel would: nothing is said, files are closed
-        follower.stop()
-        log.close()
+    """A process of its own, ended by SIGKILL while it writes the log: nothing is said, nothing is cleaned up."""
+    kubeconfig = _kubeconfig(world)
+    world.otherwise = Script(tuple(f"line {n}" for n in range(400)), pause_s=0.01)
+    log = world.folder / "a_stage" / "logs"
+    first = subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(world.folder)], cwd=REPOSITORY, env={**os.environ, "KUBECONFIG": str(kubeconfig)}
+    )
+    until(lambda: len(list(log.glob("*.log"))) == 2 and all("line 5\n" in path.read_text() for path in log.glob("*.log")), 60)
+    first.kill()
+    first.wait()
+    kept = {path.name: path.read_text().count("\n") for path in log.glob("*.log")}
     second = world.launcher().submit(world.job())
-    assert second.main["metadata"]["uid"] == first.main["metadata"]["uid"]
     second.wait()
-    thread.join(10)
-    assert len(world.kubelet.started) == 2
+    assert len(world.kubelet.started) == 2 and all(0 < count < 400 for count in kept.values())
     lines = second.logs().splitlines()
-    assert [line for line in lines if line.startswith("rank 0")] == [f"rank 0: line {n}" for n in range(40)]
-    assert [line for line in lines if line.startswith("rank 1")] == [f"rank 1: line {n}" for n in range(40)]
+    for rank in (0, 1):
+        assert [line for line in lines if line.startswith(f"rank {rank}")] == [f"rank {rank}: line {n}" for n in range(400)]
 
 
 def test_a_job_that_failed_before_is_started_again_under_its_name(world: World) -> None:
@@ -471,14 +492,19 @@ def test_the_best_rendering_is_found_by_what_the_server_serves() -> None:
             assert KubernetesLauncher(Cluster(server.client(), NAMESPACE, QUICK)).rendering == best
 
 
-def test_outside_of_a_cluster_the_kubeconfig_says_where(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def _kubeconfig(world: World) -> Path:
+    """A kubeconfig of the world's server, with a token."""
     path = world.folder / "kubeconfig"
     context = {"name": "here", "context": {"cluster": "c", "user": "u"}}
     path.write_text(yaml.safe_dump({
         "apiVersion": "v1", "kind": "Config", "contexts": [context], "current-context": "here",
         "clusters": [{"name": "c", "cluster": {"server": world.server.url}}], "users": [{"name": "u", "user": {"token": "t0ken"}}],
     }))  # fmt: skip
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    return path
+
+
+def test_outside_of_a_cluster_the_kubeconfig_says_where(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(_kubeconfig(world)))
     for context_name in ("here", None):
         assert Cluster.connect(NAMESPACE, context_name, QUICK).renderings() == ["jobset", "job", "trainjob"]
     assert world.server.requests()[-1].headers["Authorization"] == "Bearer t0ken"

@@ -36,7 +36,7 @@ def granted() -> set[Grant]:
 
 def exercise(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that the launcher can do, in every rendering."""
-    monkeypatch.setattr("components.launching.kubernetes.NO_PODS_S", 0.05)
+    monkeypatch.setattr("components.launching.handle.NO_PODS_S", 0.05)
     renderings: tuple[RenderingName, ...] = ("job", "jobset", "trainjob")
     for rendering in renderings:
         launcher = world.launcher(rendering)

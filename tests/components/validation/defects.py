@@ -7,13 +7,18 @@ planted in one corpus: the named rule must report exactly the victim, whatever e
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from components.curation.records import DescriptionRecord, InstructionRecord, SplitRecord, VolumeRecord
 from components.curation.template import paragraph
+from components.ingestion.volume import Volume
 from components.validation.rules import rules
 
+Array = NDArray[Any]
 MASSES = "pathological_findings.masses_or_suspicious_lesions"
 
 
@@ -288,11 +293,81 @@ DRIFTED: dict[str, str] = {
 """What changed since the last accepted version -> the rule that notices."""
 
 
+@dataclass(frozen=True)
+class PixelDefect:
+    """A fault of the source's own arrays; ``plant`` gives the spoilt volume."""
+
+    name: str
+    rule: str
+    plant: Callable[[Volume], Volume]
+
+
+def _pixels(change: Callable[[Array], Array]) -> Callable[[Volume], Volume]:
+    return lambda volume: replace(volume, voxels=np.ascontiguousarray(change(volume.voxels.copy()), np.float32))
+
+
+def _mask(change: Callable[[Array], Array]) -> Callable[[Volume], Volume]:
+    return lambda volume: replace(volume, labels=np.ascontiguousarray(change(_labels(volume)), np.uint8))
+
+
+def _labels(volume: Volume) -> Array:
+    assert volume.labels is not None
+    return volume.labels.copy()
+
+
+def _with(array: Array, place: Any, value: float) -> Array:
+    array[place] = value
+    return array
+
+
+def _noise(voxels: Array) -> Array:
+    """Rician noise with the mean of the image: what a receiver without a patient, or scrambled bytes, look like."""
+    rng = np.random.default_rng(0)
+    return np.hypot(rng.normal(0, voxels.mean(), voxels.shape), rng.normal(0, voxels.mean(), voxels.shape))
+
+
+def _scrambled(voxels: Array) -> Array:
+    return np.random.default_rng(0).permutation(voxels.ravel()).reshape(voxels.shape)
+
+
+def _turned_over_under_its_boxes(volume: Volume) -> Volume:
+    """As with boxes whose rows count from the other end: what is shown lies in one half, what is outlined in the other."""
+    rows = volume.voxels.shape[1]
+    low = np.roll(volume.voxels, rows // 2, axis=1)
+    low[:, : rows // 2] = 0
+    outlined = np.where(np.arange(rows)[:, None] < rows // 2, _labels(volume), 0).astype(np.uint8)
+    return replace(volume, voxels=low, labels=outlined)
+
+
+def _mirrored_sequence(volume: Volume) -> Volume:
+    return replace(volume, voxels=volume.voxels[..., ::-1].copy(), labels=_labels(volume)[..., ::-1].copy())
+
+
+PIXEL_DEFECTS: tuple[PixelDefect, ...] = (
+    PixelDefect("pixels all of one value", "volumes.image_is_not_constant", _pixels(lambda v: np.full_like(v, 300.0))),
+    PixelDefect("pixels all zero", "volumes.image_is_not_constant", _pixels(np.zeros_like)),
+    PixelDefect("noise in place of the image", "volumes.neighbours_agree", _pixels(_noise)),
+    PixelDefect("pixels in scrambled order", "volumes.neighbours_agree", _pixels(_scrambled)),
+    PixelDefect("a slice of voxels that are no numbers", "volumes.voxels_are_numbers", _pixels(lambda v: _with(v, 2, np.nan))),
+    PixelDefect("bright unsigned numbers read as signed", "volumes.signal_reaches_the_scale",
+                _pixels(lambda v: np.where(v > 850, v - 65_536, v))),
+    PixelDefect("padding of -32768 taken for signal", "volumes.no_large_negative_signal",
+                _pixels(lambda v: _with(v, (2, 0), -32_768))),
+    PixelDefect("one pixel ten thousand times too bright", "volumes.signal_reaches_the_scale",
+                _pixels(lambda v: _with(v, (2, 5, 5), 9e6))),
+    PixelDefect("image and outline turned over against each other", "volumes.annotation_lies_on_tissue",
+                _turned_over_under_its_boxes),
+    PixelDefect("left and right exchanged in the pixels of one sequence", "volumes.same_side_in_all_sequences", _mirrored_sequence),
+    PixelDefect("a mask that holds a value the card does not have", "volumes.labels_are_on_card",
+                _mask(lambda m: _with(m, (slice(3, 5), slice(14, 18), slice(14, 18)), 9))),
+)  # fmt: skip
+
+
 def as_markdown() -> str:
     """The table of the documentation: kind, defect, rule."""
-    rows = [(defect.kind, defect.name, defect.rule) for defect in DEFECTS] + [
-        ("drift", name, rule) for name, rule in DRIFTED.items()
-    ]
+    rows = [(defect.kind, defect.name, defect.rule) for defect in DEFECTS]
+    rows += [("pixels and masks", defect.name, defect.rule) for defect in PIXEL_DEFECTS]
+    rows += [("drift", name, rule) for name, rule in DRIFTED.items()]
     return "\n".join(
         ["| kind | planted | caught by |", "|---|---|---|", *(f"| {kind} | {name} | `{rule}` |" for kind, name, rule in rows)]
     )

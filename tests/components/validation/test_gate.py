@@ -24,7 +24,16 @@ from components.validation.drift import drift, profile
 from components.validation.frames import frames
 from components.validation.gate import ValidationReport, _run
 from components.validation.rules import DRIFTS, rules
-from tests.components.validation.defects import DEFECTS, DRIFTED, Defect, Tables, Victim, as_markdown, rules_as_markdown
+from tests.components.validation.defects import (
+    DEFECTS,
+    DRIFTED,
+    PIXEL_DEFECTS,
+    Defect,
+    Tables,
+    Victim,
+    as_markdown,
+    rules_as_markdown,
+)
 from tests.corpora import tiny_corpus
 
 PAGE = Path(__file__).parents[3] / "docs" / "text-and-validation.md"
@@ -222,7 +231,7 @@ def test_every_drift_is_caught_by_its_rule_and_no_change_is_none(cohort: Cohort,
 
 def test_at_least_forty_kinds_are_planted_and_every_one_names_a_rule_that_exists() -> None:
     names = {rule.title for found in rules().values() for rule in found}
-    assert {defect.rule for defect in DEFECTS} | set(DRIFTED.values()) <= names
+    assert {defect.rule for defect in (*DEFECTS, *PIXEL_DEFECTS)} | set(DRIFTED.values()) <= names
     assert len({defect.name for defect in DEFECTS}) == len(DEFECTS) >= 40
 
 

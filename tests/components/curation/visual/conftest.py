@@ -10,7 +10,9 @@ import pytest
 from components.curation.corpus import STORE
 from components.curation.single import CuratedVolume, curate_volume
 from components.curation.store import VolumeStore
+from components.curation.visual import Answers, VisualReport
 from components.curation.visual.local import LocalModel
+from components.curation.visual.run import Model
 from components.provenance import digest
 from components.settings import VisualSettings
 from tests.corpora import card, tiny_series, tiny_settings, tiny_volume
@@ -26,6 +28,19 @@ class Curated:
     root: Path
     volumes: list[CuratedVolume]
     store: VolumeStore
+
+    def asked(
+        self,
+        settings: VisualSettings,
+        model: Model | None = None,
+        volumes: list[CuratedVolume] | None = None,
+        root: Path | None = None,
+    ) -> tuple[list[CuratedVolume], VisualReport]:
+        """The volumes with what the model says about them."""
+        volumes = self.volumes if volumes is None else volumes
+        answers = Answers(self.store, root or self.root, settings, model)
+        report = answers.ask([one.record for one in volumes], {one.record.volume_id: one for one in volumes}.__getitem__)
+        return [answers.fill(one) for one in volumes], report
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from components.curation.template import HierarchicalDescription
-from components.curation.visual import add_visual, prune
+from components.curation.visual import Answers, prune
 from components.curation.visual.asking import Ask, answer_schema, longest_answer, parse_answer, tiled
 from components.curation.visual.local import LocalModel
 from components.curation.visual.served import ServedModel
@@ -37,11 +38,12 @@ import json, sys
 from pathlib import Path
 from components.curation.single import CuratedVolume
 from components.curation.store import VolumeStore
-from components.curation.visual import add_visual
+from components.curation.visual import Answers
 from components.settings import VisualSettings
 root = Path(sys.argv[1])
-volumes = [CuratedVolume.model_validate(one) for one in json.loads((root / "volumes.json").read_text())]
-add_visual(volumes, VolumeStore(root / "store"), root, VisualSettings.model_validate_json(sys.argv[2]))
+volumes = {one["record"]["volume_id"]: CuratedVolume.model_validate(one) for one in json.loads((root / "volumes.json").read_text())}
+answers = Answers(VolumeStore(root / "store"), root, VisualSettings.model_validate_json(sys.argv[2]))
+answers.ask([one.record for one in volumes.values()], volumes.__getitem__)
 """
 
 
@@ -80,7 +82,7 @@ def test_every_answer_of_a_random_model_is_of_the_schema(family: Literal["qwen2_
 def test_the_whole_path_fills_sections_2_and_3_and_says_so(curated: Curated, local: LocalModel) -> None:
     model = Counting(local)
     settings = VisualSettings(folder="unused", field_characters=CHARACTERS, batch=4)
-    done, report = add_visual(curated.volumes, curated.store, curated.root, settings, model)
+    done, report = curated.asked(settings, model)
     assert (report.answered, report.reused, model.asked) == (6, 0, 6) and report.rate > 0
     for before, after in zip(curated.volumes, done, strict=True):
         record = after.description
@@ -89,26 +91,80 @@ def test_the_whole_path_fills_sections_2_and_3_and_says_so(curated: Curated, loc
         assert record.vlm and record.vlm.startswith(local.digest)
         kept = [name for name, source in before.description.provenance.items() if source in ("header", "label", "report")]
         assert all(record.fields[name] == before.description.fields[name] for name in kept)
-    again, report = add_visual(curated.volumes, curated.store, curated.root, settings, model)
+    again, report = curated.asked(settings, model)
     assert (report.answered, report.reused, model.asked) == (0, 6, 6) and again == done
+
+
+class Sidecars(dict[str, Any]):
+    """Sidecars that count how many are held at a time, and which were loaded at all."""
+
+    def __init__(self, curated: Curated) -> None:
+        super().__init__({one.record.volume_id: one for one in curated.volumes})
+        self.loaded: list[str] = []
+        self.alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self.most = 0
+
+    def __call__(self, volume_id: str) -> Any:
+        one = self[volume_id].model_copy()
+        self.loaded.append(volume_id)
+        self.alive[len(self.loaded)] = one
+        self.most = max(self.most, len(self.alive))
+        return one
+
+
+def test_sidecars_of_one_batch_are_in_memory_and_none_of_what_is_answered(curated: Curated, local: LocalModel) -> None:
+    settings = VisualSettings(folder="unused", field_characters=CHARACTERS, batch=2)
+    answers, records = Answers(curated.store, curated.root, settings, local), [one.record for one in curated.volumes]
+    sidecars = Sidecars(curated)
+    answers.ask(records[:2], sidecars)
+    answers.ask(records, sidecars)
+    assert sidecars.loaded == [record.volume_id for record in records] and sidecars.most <= 2
+    filling, alone = answers.filling(sidecars), Sidecars(curated)
+    assert filling(records[0].volume_id).description.vlm
+    answers.ask(records, alone)
+    assert alone.loaded == []
+
+
+def test_the_same_image_is_asked_about_once(curated: Curated, local: LocalModel) -> None:
+    twin = curated.volumes[0].model_copy(
+        update={"record": curated.volumes[0].record.model_copy(update={"volume_id": curated.volumes[1].record.volume_id})}
+    )
+    model = Counting(local)
+    curated.asked(VisualSettings(folder="unused", field_characters=CHARACTERS), model, [curated.volumes[0], twin])
+    assert model.asked == 1
+
+
+def test_the_rate_of_every_run_is_kept_and_a_run_that_stopped_is_one(curated: Curated, local: LocalModel) -> None:
+    class Tired(Counting):
+        def answer(self, asks: Sequence[Ask], schema: dict[str, Any]) -> list[str]:
+            if self.asked >= 4:
+                raise JobFailed("no answer", where="a server", remedy="wait")
+            return super().answer(asks, schema)
+
+    settings = VisualSettings(folder="unused", field_characters=CHARACTERS, batch=2)
+    with pytest.raises(JobFailed):
+        curated.asked(settings, Tired(local))
+    curated.asked(settings, local)
+    curated.asked(settings, local)
+    runs = [json.loads(line) for line in (curated.root / "visual" / "runs.jsonl").read_text().splitlines()]
+    assert [(run["answered"], run["reused"]) for run in runs] == [(4, 0), (2, 4)]
+    assert all(run["volumes_per_s"] == run["answered"] / run["seconds"] > 0 and run["model"] == local.digest for run in runs)
 
 
 def test_another_model_or_another_image_is_asked_anew(curated: Curated, local: LocalModel) -> None:
     settings = VisualSettings(folder="unused", field_characters=CHARACTERS)
-    add_visual(curated.volumes[:2], curated.store, curated.root, settings, local)
+    curated.asked(settings, local, curated.volumes[:2])
     other = Counting(local)
     other.digest = "another"
-    assert add_visual(curated.volumes[:2], curated.store, curated.root, settings, other)[1].answered == 2
+    assert curated.asked(settings, other, curated.volumes[:2])[1].answered == 2
     changed = curated.volumes[0].model_copy(
         update={"record": curated.volumes[0].record.model_copy(update={"content_md5": "0" * 32})}
     )
-    assert add_visual([changed, curated.volumes[1]], curated.store, curated.root, settings, local)[1].answered == 1
+    assert curated.asked(settings, local, [changed, curated.volumes[1]])[1].answered == 1
 
 
 def test_answers_about_withdrawn_volumes_are_removed(curated: Curated, local: LocalModel) -> None:
-    add_visual(
-        curated.volumes[:3], curated.store, curated.root, VisualSettings(folder="unused", field_characters=CHARACTERS), local
-    )
+    curated.asked(VisualSettings(folder="unused", field_characters=CHARACTERS), local, curated.volumes[:3])
     stays = curated.volumes[1].record.content_md5
     prune(curated.root, {stays})
     assert [path.name.partition(".")[0] for path in _answers(curated.root)] == [stays]
@@ -127,10 +183,10 @@ def test_the_double_speaks_the_protocol_of_the_official_client(local: LocalModel
 def test_a_server_gives_the_same_descriptions_as_the_checkpoint_in_this_process(curated: Curated, local: LocalModel) -> None:
     with serving(local) as served:
         settings = VisualSettings(server=served.address, model="tiny-qwen", field_characters=CHARACTERS, batch=2)
-        done, report = add_visual(curated.volumes[:3], curated.store, curated.root / "served", settings)
+        done, report = curated.asked(settings, None, curated.volumes[:3], curated.root / "served")
     assert report.answered == 3
     one_by_one = VisualSettings(folder="unused", field_characters=CHARACTERS, batch=1)
-    here, _ = add_visual(curated.volumes[:3], curated.store, curated.root / "here", one_by_one, local)
+    here, _ = curated.asked(one_by_one, local, curated.volumes[:3], curated.root / "here")
     assert [one.description.fields for one in done] == [one.description.fields for one in here]
 
 
@@ -156,7 +212,7 @@ def test_a_killed_run_with_a_checkpoint_goes_on_where_it_stopped(curated: Curate
     left = _killed_after(2, curated, settings)
     assert 2 <= left < 6
     model = Counting(local)
-    done, report = add_visual(curated.volumes, curated.store, curated.root, settings, model)
+    done, report = curated.asked(settings, model)
     assert report.reused == left and model.asked == 6 - left and all(one.description.vlm for one in done)
 
 
@@ -166,7 +222,7 @@ def test_a_killed_run_with_a_server_goes_on_where_it_stopped(curated: Curated, l
         left = _killed_after(2, curated, settings)
         assert 2 <= left < 6
         before = len(served.completions)
-        done, report = add_visual(curated.volumes, curated.store, curated.root, settings)
+        done, report = curated.asked(settings)
         assert (
             report.reused == left and len(served.completions) - before <= 6 - left + 1 and all(one.description.vlm for one in done)
         )
@@ -208,6 +264,17 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_an_answer_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="not of the schema"):
         parse_answer(text, SCHEMA)
+
+
+def test_a_name_that_a_model_read_in_an_image_goes_no_further() -> None:
+    answer = {section: dict.fromkeys(fields["properties"], "") for section, fields in SCHEMA["properties"].items()}
+    answer["tissue_signal_characteristics"] = {
+        "normal_signal_appearance": "Mr Miller",
+        "abnormal_signal_patterns": "1970-02-03",
+        "symmetry_and_structural_integrity": "symmetric",
+    }
+    found = {name: text for name, text in parse_answer(json.dumps(answer), SCHEMA).items() if text}
+    assert found == {"tissue_signal_characteristics.symmetry_and_structural_integrity": "symmetric"}
 
 
 @given(st.data())

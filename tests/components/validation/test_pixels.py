@@ -1,0 +1,91 @@
+"""Defects in pixels and masks themselves, not in what was recorded of them: each volume is curated as any other, and the rule must
+report it from what curation then records.
+
+Not noticed, and so not planted: an image turned over under its own mask where the two halves of what is masked are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.curation.assembly import write_corpus
+from components.curation.corpus import STORE, Corpus
+from components.curation.facts import neighbour_correlation
+from components.curation.single import CuratedVolume, curate_volume
+from components.curation.store import VolumeStore
+from components.ingestion.volume import Volume
+from components.provenance import digest
+from components.validation.frames import frames
+from components.validation.gate import _run
+from tests.components.validation.defects import PIXEL_DEFECTS, PixelDefect
+from tests.corpora import SEQUENCES, card, tiny_series, tiny_settings, tiny_volume
+
+GOOD = 6
+
+
+def _sided(seed: int, sequence: str) -> Volume:
+    """A volume whose lesion lies clearly to one side."""
+    volume = tiny_volume(seed, sequence, lesion=False)
+    assert volume.labels is not None
+    labels, voxels = volume.labels.copy(), volume.voxels.copy()
+    labels[3:5, 14:18, 9:13] = 4
+    voxels[labels == 4] = 900 * SEQUENCES[sequence][3]
+    return replace(volume, labels=labels, voxels=voxels)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, set[str]], dict[str, str]]]:
+    """(Rule -> volumes that it reports, defect -> volume that it was planted in); every patient has a T1 and a T2."""
+    root: Path = tmp_path_factory.mktemp("pixels")
+    store, settings, facts = VolumeStore(root / STORE), tiny_settings(), card()
+    curated: dict[str, CuratedVolume] = {}
+    planted: dict[str, str] = {}
+    patients: list[PixelDefect | None] = [*PIXEL_DEFECTS, *[None] * GOOD]
+    for number, defect in enumerate(patients):
+        for sequence in SEQUENCES:
+            volume = _sided(number, sequence)
+            name = digest(number, sequence)[:32]
+            if defect is not None and sequence == "T1-weighted":
+                volume, planted[defect.name] = defect.plant(volume), name
+            series = tiny_series(f"{number}-{sequence}", f"p{number:012x}")
+            curated[name] = curate_volume(name, volume, series, facts, settings, store)
+    records = [one.record for one in curated.values()]
+    write_corpus(root, records, curated.__getitem__, {facts.dataset_id: facts}, settings, inputs="pixels")
+    tables = {"volumes": frames(Corpus.open(root))["volumes"]}
+    report, quarantine = _run("pixels", tables, root / "gx")
+    assert not report.passed
+    rows: dict[str, set[str]] = {}
+    for volume_id, names in quarantine["volumes"].items():
+        for name in names:
+            rows.setdefault(name, set()).add(volume_id)
+    yield rows, planted
+
+
+@pytest.mark.parametrize("defect", PIXEL_DEFECTS, ids=lambda defect: defect.name.replace(" ", "-"))
+def test_what_is_wrong_in_the_pixels_is_caught_by_its_rule(
+    defect: PixelDefect, found: tuple[dict[str, set[str]], dict[str, str]]
+) -> None:
+    rows, planted = found
+    assert planted[defect.name] in rows.get(defect.rule, set())
+
+
+def test_no_rule_reports_a_volume_that_nothing_was_planted_in(found: tuple[dict[str, set[str]], dict[str, str]]) -> None:
+    """But the other sequence of a patient whose sides contradict each other: which of the two is wrong, nobody can know."""
+    rows, planted = found
+    both = digest(next(n for n, one in enumerate(PIXEL_DEFECTS) if "one sequence" in one.name), "T2-weighted")[:32]
+    assert set().union(*rows.values()) <= {*planted.values(), both}
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.3])
+def test_a_noisy_image_is_an_image(sigma: float) -> None:
+    """Up to a signal-to-noise ratio of about 3 it keeps twice the bound of the rule."""
+    rng = np.random.default_rng(0)
+    image = tiny_volume(1, matrix=64).voxels / 900
+    noisy = np.abs(image + sigma * (rng.normal(size=image.shape) + 1j * rng.normal(size=image.shape)))
+    correlation = neighbour_correlation(noisy.astype(np.float32))
+    assert correlation is not None and correlation > 0.3
