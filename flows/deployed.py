@@ -19,7 +19,7 @@ from flows.curate import curate_corpus
 from flows.evaluate import evaluate_model
 from flows.ingest import ingest_datasets
 from flows.notifying import notify
-from flows.parameters import Approval, Change, Profile, Promotion
+from flows.parameters import Approval, Change, Goal, Profile, Promotion
 from flows.pipeline import Stopwatch, make_candidate
 from flows.pipeline import pipeline as whole_chain
 from flows.promote import promote_version, record_approval
@@ -54,13 +54,13 @@ def enter_version(digest: str) -> None:
 
 
 @flow(name="dataset update", **WATCHED)
-def curate(profile: Profile, change: Change = Change(), train: bool = False) -> None:  # noqa: B008 (frozen)
+def curate(profile: Profile, change: Change = Change(), goal: Goal = "corpus") -> None:  # noqa: B008 (frozen)
     """Follow a change of the data: read what changed, curate it, validate; then, if asked to, train and register a candidate.
 
     Args:
         profile: Settings of the run.
         change: What has changed.
-        train: Also train on the new data, evaluate, and register the model.
+        goal: Where it ends: at a validated corpus, or at a candidate model that was trained and measured on it.
     """
     settings, home, say = profile.settings(), Home.open(), get_run_logger().info
     changed = tuple(one for one in settings.datasets if change.kind == "all" or one.card == change.name)
@@ -71,7 +71,7 @@ def curate(profile: Profile, change: Change = Change(), train: bool = False) -> 
             else:
                 ingest_datasets(changed, settings.ingestion)
             curation, validation = curate_corpus(settings)
-        if train:
+        if goal == "candidate":
             make_candidate(settings, pinned(home), curation, validation, Stopwatch())
 
 

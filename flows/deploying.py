@@ -44,7 +44,7 @@ class Deploying:
         return {
             "OMNIMRI_WORK_POOL": self.pool,
             "OMNIMRI_PROFILE": self.profile,
-            "OMNIMRI_TRAIN_ON_UPDATE": str(self.train_on_update).lower(),
+            "OMNIMRI_UPDATE_GOAL": "candidate" if self.train_on_update else "corpus",
             "OMNIMRI_TIMEZONE": self.timezone,
         }
 

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.settings import Settings, load_settings
 
+Goal = Literal["corpus", "candidate"]
+"""Where a run that follows an update ends."""
+
 
 class Form(BaseModel):
     """A frozen form; a misspelt name is an error."""

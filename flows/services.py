@@ -149,7 +149,7 @@ def databases(url: str) -> tuple[str, str]:
     """
     scheme, found, rest = url.partition("://")
     server, _, database = rest.partition("/")
-    if not found or scheme not in ("postgresql", "postgres") or not server or database:
+    if not found or scheme not in ("postgresql", "postgres") or not server.rpartition("@")[2] or database:
         raise BadInput(
             "not the address of a PostgreSQL server", where=DATABASE,
             remedy="postgresql://USER:PASSWORD@HOST:5432, without a database: it holds two of them, prefect and mlflow",
