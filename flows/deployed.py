@@ -11,7 +11,6 @@ from prefect.runtime import flow_run
 
 from components.errors import GateRefused
 from components.home import Home
-from components.inference import resolve_model
 from components.registry import ModelVersion, refusal, show_version
 from components.settings import STAGES, StageName
 from components.versioning import DataRepository
@@ -94,6 +93,8 @@ def evaluate(profile: Profile, model: str = "models:/omnimri@candidate") -> None
         profile: Settings of the run.
         model: An MLflow model address.
     """
+    from components.inference import resolve_model  # seconds, which the other flows need not wait
+
     settings, home = profile.settings(), Home.open()
     evaluate_model(resolve_model(model, home.tracking_uri), settings.evaluation, settings.seed)
 
@@ -104,7 +105,7 @@ def promote(profile: Profile, promotion: Promotion = Promotion()) -> ModelVersio
 
     Args:
         profile: Settings of the run; they name the model and the gate's tolerance.
-        promotion: Which version goes where.
+        promotion: The version, and its new place.
     """
     registry, home = profile.settings().registry, Home.open()
     version = show_version(promotion.version, home.tracking_uri, registry.name)
