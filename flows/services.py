@@ -29,6 +29,7 @@ from flows.deploying import Deploying, deploy
 
 SERVICES = "services.json"
 DATABASE = "OMNIMRI_DATABASE_URL"
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 START_S, STOP_S, LOOK_EVERY_S, RECOVER_EVERY_S = 180.0, 20.0, 0.5, 10.0
 PAUSES_S = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 CALM_S = 120.0
@@ -214,11 +215,14 @@ class Services:
         mine.update({"OMNIMRI_HOME": str(home.root), "OMNIMRI_DATA": str(home.data)})
         database, store = os.environ.get(DATABASE), f"sqlite:///{home.mlflow / 'mlflow.db'}"
         servers = {**mine, "PREFECT_UI_URL": at.prefect}
+        # With leases in memory, a server that was killed would fail their renewal, and so the runs that hold a limit.
+        servers.setdefault("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", LEASES)
         if database:
             servers["PREFECT_SERVER_DATABASE_CONNECTION_URL"], store = databases(database)
         clients = {**mine, **at.environment(), **self.deploying.environment()}
         # Connections come back: a server that is killed is there again in seconds.
         clients.setdefault("PREFECT_CLIENT_MAX_RETRIES", "8")
+        clients.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
         python, logs = [sys.executable, "-m"], home.root / "logs"
 
         def child(name: str, environment: dict[str, str], *words: str) -> Child:

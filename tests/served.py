@@ -32,7 +32,7 @@ def wait(until: Callable[[], Found], seconds: float, what: str) -> Found:
     deadline = time.monotonic() + seconds
     while not (found := until()):
         assert time.monotonic() < deadline, f"{what}: not after {seconds:.0f} s"
-        time.sleep(0.1)
+        time.sleep(0.25)
     return found
 
 
