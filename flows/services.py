@@ -30,7 +30,7 @@ from flows.deploying import Deploying, deploy
 SERVICES = "services.json"
 DATABASE = "OMNIMRI_DATABASE_URL"
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
-START_S, STOP_S, LOOK_EVERY_S, RECOVER_EVERY_S = 180.0, 20.0, 0.5, 10.0
+START_S, STOP_S, LOOK_EVERY_S, RECOVER_EVERY_S = 180.0, 60.0, 0.5, 10.0
 PAUSES_S = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 CALM_S = 120.0
 """A child that has run for so long is started without a pause when it ends."""
@@ -120,7 +120,7 @@ class Child:
             while time.monotonic() < deadline and any(_has_members(group) for group in self.groups):
                 if self.process is not None:
                     self.process.poll()
-                time.sleep(0.1)
+                time.sleep(0.2)
 
 
 def _has_members(group: int) -> bool:

@@ -149,7 +149,7 @@ def test_sigterm_ends_everything(site: Served) -> None:
     children = psutil.Process(site.process.pid).children(recursive=True)
     assert len(children) >= 4
     site.process.send_signal(signal.SIGTERM)
-    assert site.process.wait(60) == 0
+    assert site.process.wait(120) == 0
     assert not [one for one in children if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 

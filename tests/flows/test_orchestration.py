@@ -16,7 +16,7 @@ from components.errors import GateRefused
 from components.home import Home
 from components.settings import load_settings
 from components.versioning.watching import Watched
-from flows.deploying import Deploying, deploy
+from flows.deploying import Deploying, deploy, make_pool
 from flows.steps import plan
 from flows.watching import announce
 from tests.datasets import write_patient
@@ -53,6 +53,13 @@ def test_deploying_again_makes_nothing_twice(server: str, deployed: dict[str, An
     queues = {one["name"]: one["concurrency_limit"] for one in ask(server, "/work_pools/omnimri/queues/filter")}
     assert queues["gpu"] == 3 and deployed["train"]["work_queue_name"] == "gpu"
     assert deployed["curate"]["parameters"] == {"profile": {"name": "debug"}, "goal": "candidate"}
+
+
+def test_the_same_flows_can_run_in_pods(server: str) -> None:
+    make_pool(Deploying(pool="pods", pool_type="kubernetes"))
+    answer = httpx.get(f"{server}/work_pools/pods", timeout=30).json()
+    assert answer["type"] == "kubernetes"
+    assert answer["base_job_template"]["job_configuration"]["job_manifest"]["kind"] == "Job"
 
 
 def test_every_field_of_every_form_is_described(deployed: dict[str, Any]) -> None:
