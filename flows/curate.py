@@ -94,7 +94,7 @@ def validate_corpus() -> ValidationReport:
     return report
 
 
-@flow(name="curate")
+@flow(name="curate", flow_run_name="curate")
 def curate_corpus(
     settings: Settings, task_runner: TaskRunner = "processes", scheduler: str | None = None
 ) -> tuple[CurationReport, ValidationReport]:

@@ -34,7 +34,7 @@ QUIET: dict[str, Any] = {**WATCHED, "on_cancellation": [notify]}
 WEEK_S = 7 * 24 * 3600
 
 
-@flow(name="scheduled pipeline", **WATCHED)
+@flow(name="scheduled pipeline", flow_run_name="everything by {profile.name}", **WATCHED)
 def pipeline(profile: Profile) -> None:
     """Bring everything up to date: data, corpus, model. What has not changed is found, not made again.
 
@@ -52,7 +52,7 @@ def enter_version(digest: str) -> None:
     get_run_logger().info("data/ is version %s", laid.digest)
 
 
-@flow(name="dataset update", **WATCHED)
+@flow(name="dataset update", flow_run_name="update of {change.kind} {change.name}", **WATCHED)
 def curate(profile: Profile, change: Change = Change(), goal: Goal = "corpus") -> None:  # noqa: B008 (frozen)
     """Follow a change of the data: read what changed, curate it, validate; then, if asked to, train and register a candidate.
 
@@ -74,7 +74,7 @@ def curate(profile: Profile, change: Change = Change(), goal: Goal = "corpus") -
             make_candidate(settings, pinned(home), curation, validation, Stopwatch())
 
 
-@flow(name="training", **WATCHED)
+@flow(name="training", flow_run_name="training until {until}", **WATCHED)
 def train(profile: Profile, until: StageName = STAGES[-1]) -> None:
     """Train the stages on the corpus as it is; a finished stage is reused, an interrupted one goes on.
 
@@ -85,7 +85,7 @@ def train(profile: Profile, until: StageName = STAGES[-1]) -> None:
     train_stages(profile.settings(), until=until)
 
 
-@flow(name="evaluation", **QUIET)
+@flow(name="evaluation", flow_run_name="evaluation of {model}", **QUIET)
 def evaluate(profile: Profile, model: str = "models:/omnimri@candidate") -> None:
     """Measure a model on the held-out patients.
 
@@ -99,7 +99,7 @@ def evaluate(profile: Profile, model: str = "models:/omnimri@candidate") -> None
     evaluate_model(resolve_model(model, home.tracking_uri), settings.evaluation, settings.seed)
 
 
-@flow(name="promotion", **QUIET)
+@flow(name="promotion", flow_run_name="{promotion.version} to {promotion.to}", **QUIET)
 def promote(profile: Profile, promotion: Promotion = Promotion()) -> ModelVersion:  # noqa: B008 (frozen)
     """Promote a version once a person has approved. Until then nothing runs: the flow is suspended, and resumed by the answer.
 

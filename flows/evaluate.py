@@ -30,7 +30,7 @@ def evaluate_tasks(model: Path, settings: EvaluationSettings, seed: int) -> Eval
     return report
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", flow_run_name="evaluate")
 def evaluate_model(model: Path, settings: EvaluationSettings, seed: int) -> EvaluationReport:
     """Evaluate a saved model folder."""
     return evaluate_tasks(model, settings, seed)

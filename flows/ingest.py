@@ -50,7 +50,7 @@ def version_data() -> DataVersion:
     return version
 
 
-@flow(name="ingest")
+@flow(name="ingest", flow_run_name="ingest")
 def ingest_datasets(
     datasets: tuple[DatasetSettings, ...], settings: IngestionSettings
 ) -> tuple[tuple[IngestReport, ...], DataVersion]:

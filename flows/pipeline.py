@@ -110,7 +110,7 @@ def make_candidate(
     return Candidate(version, evaluation, run_id, refused)
 
 
-@flow(name="pipeline", validate_parameters=False, on_cancellation=[cancel_jobs])
+@flow(name="pipeline", flow_run_name="pipeline {settings.profile}", validate_parameters=False, on_cancellation=[cancel_jobs])
 def pipeline(settings: Settings) -> PipelineReport:
     """Run every step; what has not changed since the last run is found, not made again."""
     home, watch, say = Home.open(), Stopwatch(), get_run_logger().info

@@ -48,7 +48,7 @@ def record_approval(version: ModelVersion, to: str, by: str, comment: str) -> No
     client_of(home.tracking_uri, home).set_model_version_tag(version.name, version.version, f"approved.{to}", note[:4900])
 
 
-@flow(name="promote")
+@flow(name="promote", flow_run_name="promote to {to}")
 def promote_model(
     version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str | None = None
 ) -> ModelVersion:
@@ -56,7 +56,7 @@ def promote_model(
     return promote_version(version, to, settings, reason)
 
 
-@flow(name="register", validate_parameters=False)
+@flow(name="register", flow_run_name="register", validate_parameters=False)
 def register_and_stage(
     model: Path, evaluation: EvaluationReport, lineage: Lineage, run_id: str, settings: RegistrySettings
 ) -> tuple[ModelVersion, str]:

@@ -61,7 +61,7 @@ def cancel_jobs(flow: Any, flow_run: FlowRun, state: Any) -> None:
             launcher.find(status.key).cancel()
 
 
-@flow(name="train", validate_parameters=False, on_cancellation=[cancel_jobs])
+@flow(name="train", flow_run_name="train", validate_parameters=False, on_cancellation=[cancel_jobs])
 def train_stages(
     settings: Settings, parent_run_id: str | None = None, until: StageName = "instruction_tuning"
 ) -> tuple[StageResult, ...]:
