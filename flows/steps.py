@@ -87,7 +87,7 @@ def read_inputs(dataset: DatasetSettings, ingestion: IngestionSettings, home: Ho
     return {
         "source files": folder_state(source_folder(dataset, home)),
         "card, key and form": recipe(card, load_key(ingestion, home)) if known else "",
-        "withdrawn patients": digest(sorted(withdrawn(home.data, card.id))) if home.data.is_dir() else "",
+        "withdrawn patients": digest(sorted(withdrawn(home.data, card.id))),
     }
 
 
