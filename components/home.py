@@ -69,6 +69,11 @@ class Home:
         return self.root / "prefect"
 
     @property
+    def locks(self) -> Path:
+        """Files that processes hold while they write."""
+        return self.root / "locks"
+
+    @property
     def tracking_uri(self) -> str:
         """``MLFLOW_TRACKING_URI`` where set, else the SQLite store under :attr:`mlflow`."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow / 'mlflow.db'}"

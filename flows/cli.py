@@ -18,8 +18,8 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
-from flows.commands import catalog, data, jobs, model, schema
-from flows.commands.jobs import placement, print_objects
+from flows.commands import catalog, data, jobs, model, schema, serve
+from flows.commands.jobs import cluster_objects, placement, print_objects
 from flows.environment import settle
 
 if TYPE_CHECKING:
@@ -35,11 +35,15 @@ app.add_typer(catalog.app, name="catalog")
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(schema.app, name="schema")
+app.add_typer(serve.app)
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]
 LauncherOption = Annotated[str | None, typer.Option("--launcher", help="where training runs: local or kubernetes")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the objects that a cluster would get, and do nothing")]
+PlanOption = Annotated[
+    bool, typer.Option("--dry-run", help="say what each step would do and why (and print a cluster's objects), and do nothing")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 
 
@@ -78,13 +82,13 @@ def run(
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
     launcher: LauncherOption = None,
-    dry_run: DryRunOption = False,
+    dry_run: PlanOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole chain; re-running does only what changed."""
     settings = _settings(profile, [*(overrides or []), *([f"launcher={launcher}"] if launcher else [])])
     if dry_run:
-        print_objects(settings, STAGES[-1], as_json)
+        _print_plan(settings, as_json)
         return
     from flows.output import emit
     from flows.pipeline import pipeline
@@ -98,6 +102,25 @@ def run(
         name, number = report.model.name, report.model.version
         remedy = f"look at the report; omnimri models promote {number} --to staging --reason TEXT takes it all the same"
         raise GateRefused(report.refused, where=f"{name} version {number} stays candidate", remedy=remedy)
+
+
+def _print_plan(settings: Settings, as_json: bool) -> None:
+    """What each step would do; for a cluster as comments above the objects that it would get, so that both are one YAML file."""
+    from flows.output import emit, table
+    from flows.steps import plan
+
+    steps = plan(settings, Home.open())
+    if settings.launcher != "kubernetes":
+        if as_json:
+            emit({"steps": steps})
+        else:
+            table("What a run would do now", ["step", "", "why"], [[one.step, one.state, one.why] for one in steps])
+        return
+    remarks, objects = cluster_objects(settings, STAGES[-1])
+    if as_json:
+        emit({"steps": steps, "objects": objects})
+        return
+    print_objects([*(f"# {one.step}: {one.state} ({one.why})" for one in steps), *remarks], objects)
 
 
 def _print_pipeline(report: PipelineReport) -> None:
@@ -242,7 +265,13 @@ def train(
     until = STAGES[-1 if stage == "all" else int(stage) - 1]
     settings = _settings(profile, [*(overrides or []), *placement(launcher, nodes, gpus)])
     if dry_run:
-        print_objects(settings, until, as_json)
+        remarks, objects = cluster_objects(settings, until)
+        if as_json:
+            from flows.output import emit
+
+            emit({"objects": objects})
+        else:
+            print_objects(remarks, objects)
         return
     from flows.output import emit, table
     from flows.train import train_stages

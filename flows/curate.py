@@ -10,29 +10,35 @@ from prefect.futures import wait
 
 from components.catalog import load_card
 from components.curation import curate
-from components.curation.corpus import Corpus
+from components.curation.corpus import SUMMARY, Corpus
 from components.curation.incremental import Job, Place, curate_job
 from components.curation.preview import write_preview
 from components.curation.records import CurationReport
 from components.home import Home
 from components.settings import Settings
 from components.validation import ValidationReport, validate
+from components.validation.gate import REPORT
+from flows.retrying import STEP
+from flows.steps import curate_inputs, remember, validate_inputs, writing
+from flows.telling import tell_validation
 
 TaskRunner = Literal["processes", "dask"]
 BATCH = 16
 """Volumes of one task on a cluster: a task costs the scheduler more than a small volume does the worker."""
 
 
-@task(name="curate")
+@task(name="curate", **STEP)
 def curate_volumes(settings: Settings) -> CurationReport:
     """Bring the corpus up to date with ``data/``; unchanged volumes are left alone."""
     home = Home.open()
+    inputs = curate_inputs(settings, home)
     report = curate(home.data, [load_card(dataset.card) for dataset in settings.datasets], home.curated, settings.curation)
+    remember(home, "curate", inputs, home.curated / SUMMARY)
     _say(report)
     return report
 
 
-@task(name="curate some volumes", retries=1)
+@task(name="curate some volumes", **STEP)
 def curate_batch(jobs: list[Job], place: Place) -> int:
     """Curate some volumes on whatever machine this runs on; it must see ``data/`` and the corpus under the same paths."""
     for job in jobs:
@@ -52,7 +58,9 @@ def curate_on_cluster(settings: Settings) -> CurationReport:
             future.result()
 
     home = Home.open()
+    inputs = curate_inputs(settings, home)
     report = curate(home.data, [load_card(dataset.card) for dataset in settings.datasets], home.curated, settings.curation, run)
+    remember(home, "curate", inputs, home.curated / SUMMARY)
     _say(report)
     return report
 
@@ -73,16 +81,20 @@ def _say(report: CurationReport) -> None:
     )  # fmt: skip
 
 
-@task(name="validate")
+@task(name="validate", **STEP)
 def validate_corpus() -> ValidationReport:
     """Hold every table against its expectations and write the Data Docs."""
     home = Home.open()
+    inputs = validate_inputs(home)
     report = validate(home.curated, home.validation)
+    if report.passed:
+        remember(home, "validate", inputs, home.validation / REPORT)
+    tell_validation(report)
     get_run_logger().info("validation %s: %s", "passed" if report.passed else "FAILED", report.data_docs)
     return report
 
 
-@flow(name="curate")
+@flow(name="curate", flow_run_name="curate")
 def curate_corpus(
     settings: Settings, task_runner: TaskRunner = "processes", scheduler: str | None = None
 ) -> tuple[CurationReport, ValidationReport]:
@@ -92,9 +104,10 @@ def curate_corpus(
         task_runner: where volumes are made: in processes of this machine, or on a Dask cluster.
         scheduler: its address; None = a cluster on this machine, for as long as the flow runs.
     """
-    curation = _on_dask(settings, scheduler) if task_runner == "dask" else curate_volumes(settings)
-    validation = validate_corpus()
-    validation.require()
+    with writing(Home.open(), waiting=get_run_logger().info):
+        curation = _on_dask(settings, scheduler) if task_runner == "dask" else curate_volumes(settings)
+        validation = validate_corpus()
+        validation.require()
     return curation, validation
 
 

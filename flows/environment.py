@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from components.home import Home
+from flows.services import running
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -24,7 +25,7 @@ QUIET = {
 
 
 def settle(home: Home) -> None:
-    """Set what is not set: no telemetry, no downloads, Prefect's state under ``home``."""
+    """Set what is not set: no telemetry, no downloads, Prefect's state under ``home``, and its services while they run."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if "PREFECT_HOME" not in os.environ:
@@ -32,5 +33,7 @@ def settle(home: Home) -> None:
         os.environ["PREFECT_HOME"] = str(home.prefect)
     # A cold machine needs longer than the default 20 s to start the temporary server.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    if "PREFECT_API_URL" not in os.environ and (services := running(home)) is not None:
+        os.environ.update({name: value for name, value in services.items() if name not in os.environ})
     os.environ.setdefault("OMNIMRI_HOME", str(home.root))
     os.environ.setdefault("OMNIMRI_DATA", str(home.data))

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefect import flow
+from prefect import flow, get_run_logger
 
-from components.evaluation import ResultRow
+from components.curation.corpus import Corpus
+from components.curation.records import CurationReport
+from components.evaluation import EvaluationReport, ResultRow
 from components.home import Home
+from components.locks import claim
 from components.provenance import code_digest, digest
 from components.registry import Lineage, ModelVersion
 from components.resources import PeakMemory
 from components.settings import Settings
 from components.tracking import Tracking
+from components.tracking.runs import client_of
+from components.validation import ValidationReport
 from flows.curate import curate_corpus
 from flows.evaluate import evaluate_model
 from flows.ingest import ingest_datasets
 from flows.promote import register_and_stage
+from flows.steps import evaluate_inputs, preparing, register_inputs, remember
+from flows.telling import flow_run_link, tell_registration
 from flows.train import cancel_jobs, train_stages
+
+FLOW_RUN_TAG = "prefect.flow_run"
 
 
 @dataclass(frozen=True)
@@ -64,41 +73,67 @@ class Stopwatch:
         self.seconds[name] = round(time.monotonic() - start, 1)
 
 
-@flow(name="pipeline", validate_parameters=False, on_cancellation=[cancel_jobs])
+@dataclass(frozen=True)
+class Candidate:
+    """What became of a corpus: an evaluated, registered version, and why it stays candidate ("" if it is staged)."""
+
+    version: ModelVersion
+    evaluation: EvaluationReport
+    run_id: str
+    refused: str
+
+
+def make_candidate(
+    settings: Settings, data_digest: str, curation: CurationReport, validation: ValidationReport, watch: Stopwatch
+) -> Candidate:
+    """Train on a corpus, evaluate, register; the corpus is kept as it is meanwhile."""
+    home = Home.open()
+    tracking = Tracking(home.tracking_uri, home)
+    with watch.step("train"):
+        identity = digest(settings, data_digest, curation.digest, code_digest("flows", "components", "model_core", "kernels"))
+        with claim(home.locks / "registry"):
+            run_id = tracking.pipeline_run(identity, settings, data_digest, {"corpus_digest": curation.digest})
+        client_of(home.tracking_uri, home).set_tag(run_id, FLOW_RUN_TAG, flow_run_link())
+        stages = train_stages(settings, run_id)
+    model = stages[-1].model_dir
+    with watch.step("evaluate"):
+        evaluation = evaluate_model(model, settings.evaluation, settings.seed)
+    with watch.step("register + stage"):
+        lineage = Lineage.of(settings, data_digest, curation.digest, stages, validation.passed)
+        version, refused = register_and_stage(model, evaluation, lineage, run_id, settings.registry)
+    scores = {f"{row.task}/{row.metric}": row.model for row in evaluation.rows}
+    tracking.finish_pipeline(run_id, scores, [evaluation.report])
+    corpus = Corpus.open(home.curated).digest
+    evaluated = evaluate_inputs(model.parent.name, corpus, settings.evaluation, settings.seed)
+    remember(home, "register", register_inputs(evaluated, settings, data_digest), evaluation.report)
+    tell_registration(version, run_id, refused)
+    return Candidate(version, evaluation, run_id, refused)
+
+
+@flow(name="pipeline", flow_run_name="pipeline {settings.profile}", validate_parameters=False, on_cancellation=[cancel_jobs])
 def pipeline(settings: Settings) -> PipelineReport:
     """Run every step; what has not changed since the last run is found, not made again."""
-    home, watch = Home.open(), Stopwatch()
-    tracking = Tracking(home.tracking_uri, home)
-    with PeakMemory() as memory:
-        with watch.step("ingest"):
-            ingests, data = ingest_datasets(settings.datasets, settings.ingestion)
-        with watch.step("curate + validate"):
-            curation, validation = curate_corpus(settings)
-        with watch.step("train"):
-            identity = digest(settings, data.digest, curation.digest, code_digest("flows", "components", "model_core", "kernels"))
-            run_id = tracking.pipeline_run(identity, settings, data.digest, {"corpus_digest": curation.digest})
-            stages = train_stages(settings, run_id)
-        model = stages[-1].model_dir
-        with watch.step("evaluate"):
-            evaluation = evaluate_model(model, settings.evaluation, settings.seed)
-        with watch.step("register + stage"):
-            lineage = Lineage.of(settings, data.digest, curation.digest, stages, validation.passed)
-            version, refused = register_and_stage(model, evaluation, lineage, run_id, settings.registry)
-        scores = {f"{row.task}/{row.metric}": row.model for row in evaluation.rows}
-        tracking.finish_pipeline(run_id, scores, [evaluation.report])
+    home, watch, say = Home.open(), Stopwatch(), get_run_logger().info
+    with PeakMemory() as memory, ExitStack() as kept:
+        with preparing(home, kept, settings, say):
+            with watch.step("ingest"):
+                ingests, data = ingest_datasets(settings.datasets, settings.ingestion)
+            with watch.step("curate + validate"):
+                curation, validation = curate_corpus(settings)
+        made = make_candidate(settings, data.digest, curation, validation, watch)
     return PipelineReport(
         profile=settings.profile,
         data_digest=data.digest,
         corpus_digest=curation.digest,
         volumes=curation.volumes_total,
         quarantined=sum(len(report.quarantined) for report in ingests),
-        rows=evaluation.rows,
-        model=version,
-        run_id=run_id,
-        report=evaluation.report,
+        rows=made.evaluation.rows,
+        model=made.version,
+        run_id=made.run_id,
+        report=made.evaluation.report,
         data_docs=validation.data_docs,
         tracking_uri=home.tracking_uri,
         seconds=watch.seconds,
         peak_memory_mib=round(memory.mib),
-        refused=refused,
+        refused=made.refused,
     )

@@ -9,31 +9,46 @@ from prefect import flow, get_run_logger, task
 
 from components.evaluation import EvaluationReport
 from components.home import Home
+from components.locks import claim
 from components.registry import Lineage, ModelVersion, promote, refusal, register
 from components.settings import RegistrySettings
+from components.tracking.runs import client_of
+from flows.retrying import STEP
 
 
-@task(name="register")
+@task(name="register", **STEP)
 def register_model(
     model: Path, evaluation: EvaluationReport, lineage: Lineage, run_id: str, settings: RegistrySettings
 ) -> ModelVersion:
     """Register the model as candidate; the same weights and evaluation keep the version they have."""
-    version = register(model, evaluation, lineage, Home.open().tracking_uri, run_id, settings.name)
-    get_run_logger().info("%s version %s", version.name, version.version)
+    home, say = Home.open(), get_run_logger().info
+    with claim(home.locks / "registry", waiting=say):
+        version = register(model, evaluation, lineage, home.tracking_uri, run_id, settings.name)
+    say("%s version %s", version.name, version.version)
     return version
 
 
-@task(task_run_name="promote to {to}")
+@task(task_run_name="promote to {to}", **STEP)
 def promote_version(
     version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str | None
 ) -> ModelVersion:
     """Open the gate or say why it stays shut."""
-    promoted = promote(version, to, Home.open().tracking_uri, settings, reason=reason)
-    get_run_logger().info("%s version %s is now %s", promoted.name, promoted.version, to)
+    home, say = Home.open(), get_run_logger().info
+    with claim(home.locks / "registry", waiting=say):
+        promoted = promote(version, to, home.tracking_uri, settings, reason=reason)
+    say("%s version %s is now %s", promoted.name, promoted.version, to)
     return promoted
 
 
-@flow(name="promote")
+@task(name="record approval", **STEP)
+def record_approval(version: ModelVersion, to: str, by: str, comment: str) -> None:
+    """Note on a version who let it through."""
+    home = Home.open()
+    note = f"{by}: {comment}" if comment else by
+    client_of(home.tracking_uri, home).set_model_version_tag(version.name, version.version, f"approved.{to}", note[:4900])
+
+
+@flow(name="promote", flow_run_name="promote to {to}")
 def promote_model(
     version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str | None = None
 ) -> ModelVersion:
@@ -41,7 +56,7 @@ def promote_model(
     return promote_version(version, to, settings, reason)
 
 
-@flow(name="register", validate_parameters=False)
+@flow(name="register", flow_run_name="register", validate_parameters=False)
 def register_and_stage(
     model: Path, evaluation: EvaluationReport, lineage: Lineage, run_id: str, settings: RegistrySettings
 ) -> tuple[ModelVersion, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 
 from components.errors import BadInput, JobFailed
 from components.home import Home
+from components.locks import claim
 from components.settings import load_settings
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ def _repository() -> DataRepository:
 
     home = Home.open()
     return DataRepository(home.data.parent, home.data)
+
+
+def _writing() -> AbstractContextManager[None]:
+    """Be the one that changes ``data/``, as runs are."""
+    return claim(Home.open().locks / "writer", waiting=lambda text: print(text, file=sys.stderr))
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -86,7 +93,8 @@ def push(as_json: JsonOption = False) -> None:
     """Pin data/ as it is and send what the remote lacks; an interrupted push goes on where it stopped."""
     from flows.output import emit
 
-    version = _repository().push()
+    with _writing():
+        version = _repository().push()
     if as_json:
         emit(version)
         return
@@ -100,7 +108,8 @@ def pull(as_json: JsonOption = False) -> None:
     """Bring data/ to the version that data.dvc pins; an interrupted pull goes on where it stopped."""
     from flows.output import emit
 
-    laid = _repository().pull()
+    with _writing():
+        laid = _repository().pull()
     if as_json:
         emit(laid)
     else:
@@ -123,7 +132,11 @@ def checkout(
     from flows.output import emit
 
     repository = _repository()
-    laid = repository.checkout(revision, force) if to is None else repository.lay_out(revision, to.resolve())
+    if to is None:
+        with _writing():
+            laid = repository.checkout(revision, force)
+    else:
+        laid = repository.lay_out(revision, to.resolve())
     if as_json:
         emit(laid)
         return
@@ -148,7 +161,8 @@ def withdraw(
 
     home, repository = Home.open(), _repository()
     patients = _found(patient, profile, home)
-    removed, version = repository.withdraw(patients)
+    with _writing():
+        removed, version = repository.withdraw(patients)
     holding = repository.holding(patients)
     models = _models_of(set(holding), home)
     purged = repository.purge(patients) if purge else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,18 +32,15 @@ def placement(launcher: str | None, nodes: int | None, gpus: int | None) -> list
     return overrides
 
 
-def print_objects(settings: Settings, until: StageName, as_json: bool) -> None:
-    """Print what a cluster would be given for the stages up to one; nothing is sent, not even a question.
+def cluster_objects(settings: Settings, until: StageName) -> tuple[list[str], list[dict[str, Any]]]:
+    """What a cluster would be given for the stages up to one, and remarks about it; nothing is sent, not even a question.
 
     Names carry the digest of the corpus; before there is one, that of the settings stands in.
     """
-    import yaml
-
     from components.curation.corpus import SUMMARY, Corpus
     from components.home import Home
     from components.launching.rendering import RenderingName, render
     from components.training import stage_jobs
-    from flows.output import emit
 
     if settings.launcher != "kubernetes":
         raise BadInput("only a cluster is given objects", where="--dry-run", remedy="add --launcher kubernetes")
@@ -58,10 +55,13 @@ def print_objects(settings: Settings, until: StageName, as_json: bool) -> None:
         home = Home(mounts[0] / "omnimri", mounts[0] / "data")
         remarks.append(f"# OMNIMRI_HOME lies on no volume of the pods: shown as it would be with OMNIMRI_HOME={home.root}")
     rendered = [render(job, rendering, settings.kubernetes.namespace) for job in stage_jobs(digest, settings, home, until)]
-    objects = [thing for one in rendered for thing in one.objects]
-    if as_json:
-        emit({"objects": objects})
-        return
+    return remarks, [thing for one in rendered for thing in one.objects]
+
+
+def print_objects(remarks: list[str], objects: list[dict[str, Any]]) -> None:
+    """Print objects as YAML, with remarks as its comments."""
+    import yaml
+
     print("\n".join([*remarks, yaml.safe_dump_all(objects, sort_keys=False)]), end="")
 
 

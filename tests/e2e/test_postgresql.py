@@ -1,0 +1,89 @@
+"""The whole chain with the state of both servers in a real PostgreSQL, named by one variable; its password is seen nowhere."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.served import free_port, served
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+PASSWORD = "a-secret-word"
+
+
+def _programs() -> Path | None:
+    """Where PostgreSQL's programs are: on the path, or where Debian puts them."""
+    found = [Path(where).parent for where in [shutil.which("postgres")] if where]
+    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder.resolve() for folder in found if (folder / "initdb").exists()), None)
+
+
+@pytest.fixture
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server with the two databases."""
+    programs = _programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    root = tmp_path_factory.mktemp("postgresql")
+    user = None
+    if os.geteuid() == 0:  # it does not run as root
+        if "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
+            pytest.skip("run as another user than root, or make a user postgres")
+        user = "postgres"
+        for folder in (root, *root.parents[:2]):
+            folder.chmod(0o755)
+        shutil.chown(root, user)
+    (root / "password").write_text(PASSWORD)
+    port = free_port()
+
+    def run(*words: str) -> None:
+        subprocess.run(words, check=True, user=user, capture_output=True, cwd=root, env={**os.environ, "PGPASSWORD": PASSWORD})
+
+    run(str(programs / "initdb"), "-D", "state", "-U", "omnimri", "--auth", "scram-sha-256", "--pwfile", "password")
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories='' -c fsync=off"
+    run(str(programs / "pg_ctl"), "-D", "state", "-w", "-l", "log", "-o", options, "start")
+    try:
+        for name in ("prefect", "mlflow"):
+            run(
+                str(programs / "psql"),
+                "-h",
+                "127.0.0.1",
+                "-p",
+                str(port),
+                "-U",
+                "omnimri",
+                "-d",
+                "postgres",
+                "-c",
+                f"create database {name}",
+            )
+        yield f"postgresql://omnimri:{PASSWORD}@127.0.0.1:{port}"
+    finally:
+        run(str(programs / "pg_ctl"), "-D", "state", "-m", "immediate", "stop")
+
+
+def test_both_servers_keep_their_state_in_postgresql(database: str, tmp_path: Path) -> None:
+    import psycopg2
+
+    with served(tmp_path, OMNIMRI_DATABASE_URL=database) as site:
+        for process in [site.child("worker start"), site.child("watch")]:
+            assert process is not None and PASSWORD not in str(process.environ())
+        run = site.run("scheduled pipeline", "pipeline")
+        assert site.ended(run, 900) == "COMPLETED"
+        counted = {}
+        for name, table in (("prefect", "flow_run"), ("mlflow", "model_versions")):
+            with psycopg2.connect(f"{database}/{name}") as connection, connection.cursor() as cursor:
+                cursor.execute(f"select count(*) from {table}")
+                counted[name] = cursor.fetchone()[0]  # type: ignore[index]
+        assert counted["mlflow"] == 1 and counted["prefect"] >= 7
+        assert not list(site.home.root.rglob("*.db"))
+    for path in (tmp_path / "home").rglob("*"):
+        if path.is_file():
+            assert PASSWORD.encode() not in path.read_bytes(), path
+    assert PASSWORD not in (tmp_path / "serve.log").read_text()

@@ -1,0 +1,199 @@
+"""``omnimri serve``, with real servers, worker and watcher: updates, kills, cancellation, approval, the end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from components.provenance import REPOSITORY
+from tests.datasets import write_patient
+from tests.served import Served, environment, served, tiny_profile, wait
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("site"), "--train-on-update") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def first(site: Served) -> dict[str, Any]:
+    """A pipeline run that was started by hand, and what it left."""
+    run = site.run("scheduled pipeline", "pipeline")
+    assert site.ended(run, 600) == "COMPLETED"
+    (version,) = versions(site)
+    return version
+
+
+def versions(site: Served) -> list[dict[str, Any]]:
+    """Registered versions, newest first."""
+    import mlflow
+
+    client = mlflow.MlflowClient(site.addresses["mlflow"])
+    found = sorted(client.search_model_versions("name='omnimri'"), key=lambda one: -int(one.version))
+    return [{"version": int(one.version), "run": one.run_id, **one.tags} for one in found]
+
+
+def stage_runs(site: Served) -> list[Any]:
+    import mlflow
+
+    client = mlflow.MlflowClient(site.addresses["mlflow"])
+    experiment = client.get_experiment_by_name("omnimri")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], "tags.`omnimri.stage` != ''"))
+
+
+def nothing_doubled(site: Served) -> None:
+    """One MLflow run for each trained stage, every step once in its curve, and no version that repeats another."""
+    assert max(Counter(run.data.tags["omnimri.digest"] for run in stage_runs(site)).values()) == 1
+    for curve in (site.home.root / "training").glob("*/curve.jsonl"):
+        steps = [json.loads(line)["step"] for line in curve.read_text().splitlines()]
+        assert steps == list(range(len(steps)))
+    weights = [(one["weights_digest"], one["data_digest"]) for one in versions(site)]
+    assert len(weights) == len(set(weights))
+
+
+def test_a_changed_file_becomes_a_candidate_without_a_hand(site: Served, first: dict[str, Any]) -> None:
+    changed = time.time()
+    write_patient(site.home.data.parent / "source", 2, seed=99)
+    (run,) = wait(lambda: site.runs("dataset update"), 120, "run of the automation")
+    assert site.ended(run["id"], 600) == "COMPLETED"
+    run = site.ask("GET", f"/flow_runs/{run['id']}")
+    assert run["parameters"]["change"] == {"kind": "folder", "name": "synthetic-brain-nifti", "revision": None}
+    candidate = time.time()
+    newest, before = versions(site)
+    assert before["version"] == first["version"] and newest["data_digest"] != first["data_digest"]
+    logs = site.ask("POST", "/logs/filter", logs={"level": {"ge_": 20}}, limit=200, sort="TIMESTAMP_DESC")
+    assert any(line["message"].startswith("8 volumes (1 new, 7 reused, 1 removed)") for line in logs)
+    created, started = (time.mktime(time.strptime(run[name][:19], "%Y-%m-%dT%H:%M:%S")) for name in ("created", "start_time"))
+    zone = time.mktime(time.gmtime(changed)) - changed
+    print(f"\nfrom change: run created {created - zone - changed:.0f} s, started {started - zone - changed:.0f} s, "
+          f"candidate {candidate - changed:.0f} s")  # fmt: skip
+
+
+def test_pages_and_runs_lead_to_each_other(site: Served, first: dict[str, Any]) -> None:
+    import mlflow
+
+    made = {one["key"]: one for one in site.ask("POST", "/artifacts/filter", limit=200, sort="ID_DESC")}
+    stages = {f"loss-{name}" for name in ("vision-pretraining", "alignment", "multimodal-pretraining", "instruction-tuning")}
+    assert {"dataset-diff", "validation", "evaluation", "mlflow-run", *stages} <= set(made)
+    assert json.loads(made["dataset-diff"]["data"])[0]["series"] == "+0 ~1 -0"
+    assert site.addresses["mlflow"] in made["mlflow-run"]["data"] and "Data Docs" in made["validation"]["data"]
+    tags = mlflow.MlflowClient(site.addresses["mlflow"]).get_run(first["run"]).data.tags
+    assert tags["prefect.flow_run"].startswith(f"{site.addresses['prefect']}/runs/flow-run/")
+
+
+@pytest.mark.parametrize(
+    ("victim", "words"),
+    [
+        ("worker", "worker start"),
+        ("worker and run", "worker start"),
+        ("server", "prefect server start"),
+        ("MLflow", "mlflow server"),
+    ],
+)
+def test_kill_9_while_it_trains(site: Served, first: dict[str, Any], victim: str, words: str) -> None:
+    """Every run ends as if nothing had happened, and nothing is there twice."""
+    profile = {"name": str(site.profile), "overrides": [f"seed={sum(victim.encode())}"]}
+    trained = len(stage_runs(site))
+    run = site.run("training", "train", profile=profile, until="alignment")
+    site.trainer()
+    doomed = [site.child(words), site.flow_process(run) if victim.endswith("run") else None]
+    assert doomed[0] is not None
+    for process in doomed:
+        if process is not None:
+            process.kill()
+    killed = time.monotonic()
+    assert site.ended(run, 600) == "COMPLETED"
+    print(f"\n{victim}: the run ended {time.monotonic() - killed:.0f} s after the kill")
+    nothing_doubled(site)
+    assert len(stage_runs(site)) == trained + 2
+
+
+def test_cancelling_ends_the_children(site: Served, first: dict[str, Any]) -> None:
+    run = site.run("training", "train", profile={"name": str(site.profile), "overrides": ["seed=21"]})
+    trainer, process = site.trainer(), site.flow_process(run)
+    site.ask("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+    assert site.ended(run, 120) == "CANCELLED"
+    assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in (trainer, process))
+
+
+def test_a_promotion_waits_for_a_person_without_a_process(site: Served, first: dict[str, Any]) -> None:
+    import mlflow
+
+    wish = {"version": "candidate", "to": "production", "reason": "a test: so small a model has not every task"}
+    run = site.run("promotion", "promote", promotion=wish)
+    wait(lambda: site.state(run) == "PAUSED", 120, "suspension")
+    number = next(one for one in site.ask("POST", "/artifacts/filter", sort="ID_DESC") if one["key"] == "promotion")
+    version = number["data"].split("version ")[1].split()[0]
+    answer = {"version": version, "approve": True, "by": "Dr A", "comment": "seen"}
+    site.ask("POST", f"/flow_runs/{run}/resume", run_input=answer)
+    assert site.ended(run, 120) == "COMPLETED"
+    promoted = mlflow.MlflowClient(site.addresses["mlflow"]).get_model_version_by_alias("omnimri", "production")
+    assert promoted.version == version and promoted.tags["approved.production"] == "Dr A: seen"
+
+
+def test_sigterm_ends_everything(site: Served) -> None:
+    children = psutil.Process(site.process.pid).children(recursive=True)
+    assert len(children) >= 4
+    site.process.send_signal(signal.SIGTERM)
+    assert site.process.wait(120) == 0
+    assert not [one for one in children if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_two_pipelines_at_once_share_their_work(tmp_path: Path) -> None:
+    """Two users type the same command: each stage is trained once, and both get the same model."""
+    profile = tiny_profile(tmp_path, patients=8)
+    command = [sys.executable, "-m", "flows.cli", "run", "--profile", str(profile), "--json"]
+    both = [
+        subprocess.Popen(
+            command, env=environment(tmp_path), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    reports = []
+    for process in both:
+        said, complaint = process.communicate(timeout=900)
+        assert process.returncode == 0, complaint[-3000:]
+        reports.append(json.loads(said))
+    for name in ("data_digest", "corpus_digest", "rows", "model", "run_id"):
+        assert reports[0][name] == reports[1][name]
+    folders = list((tmp_path / "home" / "training").glob("*/done.json"))
+    assert len(folders) == 4
+
+
+def test_two_different_pipelines_keep_their_lineage(tmp_path: Path) -> None:
+    """The second curates otherwise; it waits until the first has trained on its corpus."""
+    profile = tiny_profile(tmp_path, patients=8)
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", "--profile", str(profile), "--set", f"curation.split_seed={seed}", "--json"],
+            env=environment(tmp_path), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    reports = []
+    for process in both:
+        said, complaint = process.communicate(timeout=900)
+        assert process.returncode == 0, complaint[-3000:]
+        reports.append(json.loads(said))
+    assert reports[0]["corpus_digest"] != reports[1]["corpus_digest"]
+    for report in reports:
+        assert report["model"]["tags"]["corpus_digest"] == report["corpus_digest"]
+        job = json.loads(
+            (tmp_path / "home" / "training" / report["model"]["tags"]["stage_digest.alignment"][:16] / "job.json").read_text()
+        )
+        assert job["stage"] == "alignment"
+    assert len(list((tmp_path / "home" / "training").glob("*/done.json"))) == 8

@@ -1,0 +1,167 @@
+"""Deployments, events, plans and pages against a real Prefect server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from components.errors import GateRefused
+from components.home import Home
+from components.settings import load_settings
+from components.versioning.watching import Watched
+from flows.deploying import Deploying, deploy, make_pool
+from flows.steps import plan
+from flows.watching import announce
+from tests.datasets import write_patient
+from tests.served import tiny_profile, wait
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setenv("OMNIMRI_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMNIMRI_DATA", str(tmp_path / "data"))
+    return Home.open()
+
+
+def ask(server: str, path: str, **body: Any) -> Any:
+    answer = httpx.post(f"{server}{path}", json=body, timeout=30)
+    assert answer.is_success, answer.text
+    return answer.json()
+
+
+@pytest.fixture(scope="module")
+def deployed(server: str) -> dict[str, Any]:
+    """Deployments by name, after they have been brought up to date twice."""
+    for goal in (False, True):
+        deploy(Deploying(profile="debug", train_on_update=goal, gpu_limit=3))
+    return {one["name"]: one for one in ask(server, "/deployments/filter")}
+
+
+def test_deploying_again_makes_nothing_twice(server: str, deployed: dict[str, Any]) -> None:
+    assert sorted(deployed) == ["curate", "evaluate", "pipeline", "promote", "train"]
+    (automation,) = ask(server, "/automations/filter")
+    assert automation["trigger"]["expect"] == ["omnimri.dataset.updated"] and automation["enabled"]
+    (schedule,) = deployed["pipeline"]["schedules"]
+    assert schedule["schedule"]["cron"] == "0 2 * * *" and not schedule["active"]
+    queues = {one["name"]: one["concurrency_limit"] for one in ask(server, "/work_pools/omnimri/queues/filter")}
+    assert queues["gpu"] == 3 and deployed["train"]["work_queue_name"] == "gpu"
+    assert deployed["curate"]["parameters"] == {"profile": {"name": "debug"}, "goal": "candidate"}
+
+
+def test_the_same_flows_can_run_in_pods(server: str) -> None:
+    make_pool(Deploying(pool="pods", pool_type="kubernetes"))
+    answer = httpx.get(f"{server}/work_pools/pods", timeout=30).json()
+    assert answer["type"] == "kubernetes"
+    assert answer["base_job_template"]["job_configuration"]["job_manifest"]["kind"] == "Job"
+
+
+def test_every_field_of_every_form_is_described(deployed: dict[str, Any]) -> None:
+    for one in deployed.values():
+        schema = one["parameter_openapi_schema"]
+        for part in (schema, *schema.get("definitions", {}).values()):
+            for name, field in part.get("properties", {}).items():
+                assert field.get("description"), f"{one['name']}: {name}"
+
+
+def test_an_update_starts_a_run_with_what_changed(server: str, deployed: dict[str, Any]) -> None:
+    announce(Watched("tag", "data-*", "data-7 0123", "0123456789abcdef0123456789abcdef"))
+    wanted = {"id": {"any_": [deployed["curate"]["id"]]}}
+    (run,) = wait(lambda: ask(server, "/flow_runs/filter", deployments=wanted), 30, "run of the automation")
+    assert run["parameters"] == {
+        "profile": {"name": "debug"},
+        "goal": "candidate",
+        "change": {"kind": "tag", "name": "data-*", "revision": "0123456789abcdef0123456789abcdef"},
+    }
+    ask(server, f"/flow_runs/{run['id']}/set_state", state={"type": "CANCELLED"}, force=True)
+
+
+def states(profile: Path, home: Home, *steps: str) -> list[str]:
+    found = {one.step: one.state for one in plan(load_settings(str(profile)), home)}
+    return [found[step] for step in steps]
+
+
+def test_what_the_plan_says_is_what_happens(server: str, home: Home, tmp_path: Path) -> None:
+    """A dataset is followed from its first reading through a change of one file, as the automation would."""
+    from flows.deployed import curate
+    from flows.parameters import Change, Profile
+
+    profile = tiny_profile(tmp_path, patients=4)
+    steps = ("read synthetic-brain-nifti", "curate", "validate")
+    assert states(profile, home, *steps) == ["runs"] * 3
+    curate(Profile(name=str(profile)))
+    assert states(profile, home, *steps) == ["reused"] * 3
+    write_patient(tmp_path / "source", 2, seed=41)
+    assert states(profile, home, *steps) == ["runs", "depends", "depends"]
+    kept = {path: path.stat().st_mtime_ns for path in home.curated.rglob("*.b2nd")}
+    curate(Profile(name=str(profile)), Change(kind="folder", name="synthetic-brain-nifti"))
+    after = {path: path.stat().st_mtime_ns for path in home.curated.rglob("*.b2nd")}
+    untouched = [path for path in kept if after.get(path) == kept[path]]
+    assert len(kept) == len(after) == 8 and len(untouched) == 6, "voxels and labels of one volume of four"
+    assert states(profile, home, *steps) == ["reused"] * 3
+    made = {one["key"]: one for one in ask(server, "/artifacts/filter", sort="ID_DESC")}
+    assert json.loads(made["dataset-diff"]["data"])[0]["series"] == "+0 ~1 -0"
+    assert "passed" in made["validation"]["data"] and "index.html" in made["validation"]["data"]
+
+
+@pytest.fixture
+def letters() -> Iterator[tuple[str, list[str]]]:
+    """A web hook: its address, and what it was sent."""
+    received: list[str] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    hook = HTTPServer(("127.0.0.1", 0), Hook)
+    thread = threading.Thread(target=hook.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{hook.server_port}/secret-path", received
+    hook.shutdown()
+    thread.join()
+
+
+def test_people_are_told_by_a_block_and_told_no_details(
+    server: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, letters: tuple[str, list[str]]
+) -> None:
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+    from flows.deployed import train
+    from flows.parameters import Profile
+
+    address, received = letters
+    block = CustomWebhookNotificationBlock(name="hook", url=address, json_data={"subject": "{{subject}}", "text": "{{body}}"})
+    block.save("hook", overwrite=True)
+    with pytest.raises(Exception, match="no curated corpus"):
+        train(Profile(name="debug"))
+    assert received == [], "nobody is told unless a block is named"
+    monkeypatch.setenv("OMNIMRI_NOTIFY", "custom-webhook/hook")
+    with pytest.raises(Exception, match="no curated corpus"):
+        train(Profile(name="debug"))
+    (letter,) = received
+    assert json.loads(letter)["subject"] == "OmniMRI: Failed" and "training" in letter
+    assert "corpus" not in letter and str(tmp_path) not in letter
+
+
+def test_a_corpus_that_fails_its_rules_stops_the_update(server: str, home: Home, tmp_path: Path) -> None:
+    from flows.deployed import curate
+    from flows.parameters import Profile
+
+    profile = tiny_profile(tmp_path, patients=4)
+    source = next((tmp_path / "source").rglob("*_T1w.json"))
+    for path in (tmp_path / "source").rglob("*_T1w.json"):
+        path.write_text(source.read_text().replace("0.6", "600"))  # seconds, says BIDS
+    with pytest.raises(GateRefused, match="repetition"):
+        curate(Profile(name=str(profile)))
+    assert states(profile, home, "read synthetic-brain-nifti", "curate", "validate") == ["reused", "reused", "runs"]

@@ -1,0 +1,64 @@
+"""Changes are announced once, when they have settled, and never lost."""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import count, pairwise
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.home import Home
+from components.versioning.watching import Watched
+from flows.watching import Watcher
+
+
+def seen(state: str, name: str = "cohort") -> list[Watched]:
+    return [Watched("folder", name, state)]
+
+
+def test_what_is_seen_first_is_no_change(tmp_path: Path) -> None:
+    watcher = Watcher.open(Home(tmp_path, tmp_path / "data"), quiet_s=10)
+    assert watcher.settled(seen("a"), 0) == watcher.settled(seen("a"), 100) == []
+
+
+def test_a_copy_under_way_is_waited_for(tmp_path: Path) -> None:
+    watcher = Watcher.open(Home(tmp_path, tmp_path / "data"), quiet_s=10)
+    watcher.settled(seen("a"), 0)
+    for second, state in ((1, "b"), (9, "c"), (18, "d")):
+        assert watcher.settled(seen(state), second) == []
+    assert watcher.settled(seen("d"), 27) == []
+    assert watcher.settled(seen("d"), 28) == seen("d")
+
+
+def test_a_change_that_is_taken_back_is_none(tmp_path: Path) -> None:
+    watcher = Watcher.open(Home(tmp_path, tmp_path / "data"), quiet_s=10)
+    watcher.settled(seen("a"), 0)
+    watcher.settled(seen("b"), 5)
+    assert watcher.settled(seen("a"), 6) == watcher.settled(seen("a"), 60) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_no_change_is_lost_and_none_announced_twice(story: list[tuple[str, bool, bool]]) -> None:
+    """Whatever comes: states, a server that is away, a watcher that is killed and started again."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder), Path(folder) / "data")
+        watcher = Watcher.open(home, quiet_s=1)
+        watcher.settled(seen("a"), 0)
+        announced, clock = ["a"], count(1)
+
+        def look(state: str, away: bool = False) -> None:
+            for _ in range(2):  # long enough to settle
+                for one in watcher.settled(seen(state), next(clock)):
+                    if not away:
+                        watcher.announced(one)
+                        announced.append(one.state)
+
+        for state, away, killed in story:
+            if killed:
+                watcher = Watcher.open(home, quiet_s=1)
+            look(state, away)
+        look(story[-1][0])
+        assert announced[-1] == story[-1][0]
+        assert all(before != after for before, after in pairwise(announced))
