@@ -207,6 +207,11 @@ class RegistrySettings(Section):
 
     name: str = Field(default="omnimri", description="registered model name")
     tolerance: float = Field(default=0.02, ge=0, description="how much worse than production a task may be, relative")
+    tolerances: dict[TaskName, float] = Field(default={}, description="of single tasks, where it is another")
+
+    def tolerance_of(self, task: str) -> float:
+        """How much worse a task may be, relative to the version in place."""
+        return {str(name): value for name, value in self.tolerances.items()}.get(task, self.tolerance)
 
 
 class Settings(Section):

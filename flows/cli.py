@@ -18,7 +18,7 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
-from flows.commands import catalog, data, jobs, model, schema
+from flows.commands import catalog, data, jobs, model, registry, schema
 from flows.commands.jobs import placement, print_objects
 from flows.environment import settle
 
@@ -35,6 +35,7 @@ app.add_typer(catalog.app, name="catalog")
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(schema.app, name="schema")
+app.add_typer(registry.app)
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]
@@ -96,7 +97,7 @@ def run(
         _print_pipeline(report)
     if report.refused:
         name, number = report.model.name, report.model.version
-        remedy = f"look at the report; omnimri models promote {number} --to staging --reason TEXT takes it all the same"
+        remedy = f"look at the report; omnimri models promote {number} --to staging --force --reason TEXT takes it all the same"
         raise GateRefused(report.refused, where=f"{name} version {number} stays candidate", remedy=remedy)
 
 
@@ -393,7 +394,8 @@ def models_show(
 def models_promote(
     version: Annotated[str, typer.Argument(help="version number or alias")],
     to: Annotated[PromotionTarget, typer.Option(help="where to")],
-    reason: Annotated[str | None, typer.Option(help="why, to force a promotion that the gate refuses; recorded")] = None,
+    reason: Annotated[str, typer.Option(help="why, for the history; no names of patients")] = "",
+    force: Annotated[bool, typer.Option("--force", help="promote past a shut gate; needs --reason")] = False,
     profile: ProfileOption = "demo",
     as_json: JsonOption = False,
 ) -> None:
@@ -402,7 +404,7 @@ def models_promote(
     from flows.output import emit
     from flows.promote import promote_model
 
-    promoted = promote_model(version, to.value, settings.registry, reason)
+    promoted = promote_model(version, to.value, settings.registry, reason, force)
     if as_json:
         emit(promoted)
     else:

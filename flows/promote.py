@@ -25,20 +25,20 @@ def register_model(
 
 @task(task_run_name="promote to {to}")
 def promote_version(
-    version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str | None
+    version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str, force: bool
 ) -> ModelVersion:
     """Open the gate or say why it stays shut."""
-    promoted = promote(version, to, Home.open().tracking_uri, settings, reason=reason)
+    promoted = promote(version, to, Home.open().tracking_uri, settings, reason, force)
     get_run_logger().info("%s version %s is now %s", promoted.name, promoted.version, to)
     return promoted
 
 
 @flow(name="promote")
 def promote_model(
-    version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str | None = None
+    version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str = "", force: bool = False
 ) -> ModelVersion:
     """Promote one registered version."""
-    return promote_version(version, to, settings, reason)
+    return promote_version(version, to, settings, reason, force)
 
 
 @flow(name="register", validate_parameters=False)
@@ -54,4 +54,4 @@ def register_and_stage(
     if refused:
         get_run_logger().warning("%s version %s stays candidate: %s", version.name, version.version, refused)
         return version, refused
-    return promote_version(version.version, "staging", settings, None), ""
+    return promote_version(version.version, "staging", settings, "", False), ""
