@@ -6,10 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import mlflow
-
 from components.curation.corpus import Corpus
 from components.evaluation import EvaluationReport, ResultRow
+from components.evaluation.cohort import cohort_of
+from components.evaluation.records import COHORT
 from components.files import write_json
 from components.home import Home
 from components.registry import Lineage, ModelVersion, register, show_version
@@ -21,6 +21,7 @@ from tests.corpora import tiny_corpus
 from tests.trained import tiny_model
 
 SETTINGS = RegistrySettings(tolerance=0.02)
+SETTINGS_JSON = load_settings("debug").model_dump_json()
 ROWS = tuple(ResultRow(task, "score", True, 0.8, {"trivial": 0.5}, "better", 4, 2) for task in TASKS)
 
 
@@ -30,14 +31,16 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.home = Home(root, root / "data")
         self.uri = f"sqlite:///{self.home.mlflow / 'mlflow.db'}"  # whatever store an earlier test set
-        corpus: Corpus = tiny_corpus(root / "corpus")
-        self.model = tiny_model(root / "model", corpus)
+        self.corpus: Corpus = tiny_corpus(root / "corpus")
+        self.model = tiny_model(root / "model", self.corpus)
+        self.client = client_of(self.uri)
         self.run = Tracking(self.uri, self.home).pipeline_run("digest", load_settings("debug"), "data", {})
         write_json(root / "report.html", {})
+        write_json(root / COHORT, cohort_of(self.corpus))
 
     def lineage(self) -> Lineage:
         stages = {stage: f"digest-{stage}" for stage in STAGES}
-        return Lineage("data", "corpus", "settings", "{}", "commit", "lock", stages, stages, validation_passed=True)
+        return Lineage("data", "corpus", "settings", SETTINGS_JSON, "commit", "lock", stages, stages, validation_passed=True)
 
     def evaluation(self, digest: str = "evaluation", score: float = 0.8) -> EvaluationReport:
         rows = tuple(replace(row, model=score) for row in ROWS)
@@ -48,10 +51,12 @@ class Store:
 
     def evaluated_again(self, digest: str, score: float) -> ModelVersion:
         """The first version's files as another version, with other figures: MLflow need not copy and try them again."""
-        client, first = client_of(self.uri), mlflow.MlflowClient(self.uri).get_model_version(SETTINGS.name, "1")
+        first = self.client.get_model_version(SETTINGS.name, "1")
         results = [[row.task, row.metric, row.higher_is_better, score] for row in ROWS]
         tags = {**first.tags, "evaluation_digest": digest, "results": json.dumps(results)}
-        made = client.create_model_version(SETTINGS.name, first.source, run_id=first.run_id, tags=tags, model_id=first.model_id)
+        made = self.client.create_model_version(
+            SETTINGS.name, first.source, run_id=first.run_id, tags=tags, model_id=first.model_id
+        )
         number = str(made.version)
         history_of(self.uri, SETTINGS.name).write(
             lambda state: Act("register", number, "candidate", (Move("candidate", state.aliases["candidate"], number),))

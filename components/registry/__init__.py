@@ -1,8 +1,10 @@
 """The registered model: where each version comes from, what lets it be promoted, and who moved it where."""
 
 from components.registry.gate import gate
+from components.registry.lineage import origin, versions_with_dataset, versions_with_patients
 from components.registry.promotion import history, promote, refusal, rollback
 from components.registry.records import Lineage, ModelVersion
+from components.registry.reproduction import reproduce
 from components.registry.versions import list_versions, register, show_version
 
 __all__ = [
@@ -11,9 +13,13 @@ __all__ = [
     "gate",
     "history",
     "list_versions",
+    "origin",
     "promote",
     "refusal",
     "register",
+    "reproduce",
     "rollback",
     "show_version",
+    "versions_with_dataset",
+    "versions_with_patients",
 ]

@@ -11,7 +11,7 @@ LIMIT_S = 300
 SCRIPT = """
 import sys
 import mlflow
-model = mlflow.pyfunc.load_model(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[1], suppress_warnings=True)
 question = model.input_example
 answer = model.predict(question)
 wanted = model.metadata.get_output_schema().input_names()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import shutil
 import tempfile
 import warnings
 from dataclasses import asdict
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("components", "model_core", "kernels")
 CARD = Path(__file__).with_name("model_card.md.j2")
+SETTINGS = "settings.json"
 
 logger = logging.getLogger(__name__)
 
@@ -131,16 +133,19 @@ def _log(model_dir: Path, evaluation: EvaluationReport, lineage: Lineage, tags: 
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        extra = Path(folder)
-        (extra / "README.md").write_text(_card(evaluation, tags))
-        (extra / "settings.json").write_text(lineage.settings)
-        write_json(extra / "evaluation.json", [asdict(row) for row in evaluation.rows])
+        about = Path(folder) / "about"
+        about.mkdir()
+        (about / "README.md").write_text(_card(evaluation, tags))
+        (about / SETTINGS).write_text(lineage.settings)
+        write_json(about / "evaluation.json", [asdict(row) for row in evaluation.rows])
+        for file in evaluation.kept:
+            shutil.copy(file, about)
         requirements = str(LOCK) if LOCK.exists() else str(REPOSITORY / "pyproject.toml")
         with _Continued(run_id):
             info = mlflow.pyfunc.log_model(
                 name=name,
                 python_model=str(Path(__file__).with_name("served.py")),
-                artifacts={"weights": str(model_dir), "about": str(extra)},
+                artifacts={"weights": str(model_dir), "about": str(about)},
                 code_paths=[str(REPOSITORY / package) for package in PACKAGES],
                 pip_requirements=[f"-r {requirements}"] if LOCK.exists() else [],
                 signature=_signature(),

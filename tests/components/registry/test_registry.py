@@ -8,7 +8,19 @@ import pytest
 
 from components.errors import BadInput, GateRefused
 from components.inference import Predictor, resolve_model
-from components.registry import ModelVersion, gate, history, list_versions, promote, refusal, rollback, show_version
+from components.registry import (
+    ModelVersion,
+    gate,
+    history,
+    list_versions,
+    origin,
+    promote,
+    refusal,
+    rollback,
+    show_version,
+    versions_with_dataset,
+    versions_with_patients,
+)
 from components.registry.answering import silent
 from components.registry.versions import _example
 from components.settings import STAGES, TASKS
@@ -50,6 +62,32 @@ def test_the_registered_model_answers_a_request(store: Store, first: ModelVersio
     served = mlflow.pyfunc.load_model(f"models:/omnimri/{first.version}")
     answer = served.predict(_example()).iloc[0]
     assert answer["task"] in TASKS and isinstance(answer["text"], str)
+
+
+def test_lineage_leads_back_to_everything_and_says_what_is_missing(store: Store, first: ModelVersion) -> None:
+    found = origin("candidate", store.uri, NAME)
+    assert found.facts["data_digest"] == "data" and found.facts["environment"] == "lock" and found.facts["container"] == "none"
+    assert [stage for stage, _, _ in found.stages] == list(STAGES) and found.missing == ("evaluation_cases",)
+    assert found.settings["profile"] == "debug"
+
+
+def test_lineage_leads_forward_from_patients_and_datasets(store: Store, first: ModelVersion) -> None:
+    by_split = {split: patient for patient, split in store.corpus.splits.items()}
+    for split, patient in by_split.items():
+        [use] = versions_with_patients({"tiny-brain": {patient}}, (), store.uri, NAME)
+        assert (use.version, use.splits, use.data_digest) == ("1", (split,), "data")
+    assert not versions_with_patients(
+        {"tiny-brain": {"p000000000bad"}, "another": set(by_split.values())}, ("data",), store.uri, NAME
+    )
+    [use] = versions_with_dataset("tiny-brain", store.uri, NAME)
+    assert "train" in use.splits and not versions_with_dataset("another", store.uri, NAME)
+
+
+def test_what_is_registered_names_no_patient(store: Store, first: ModelVersion) -> None:
+    folder = resolve_model(f"models:/{NAME}/1", store.uri).parent
+    kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"cohort" in b"".join(str(path).encode() for path in folder.rglob("*"))
+    assert not any(patient.encode() in kept for patient in store.corpus.splits)
 
 
 def test_a_version_that_is_not_there_is_an_error(store: Store, first: ModelVersion) -> None:
