@@ -309,11 +309,14 @@ def predict(
     seed: Annotated[int, typer.Option(help="seed of the image sampler")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer an instruction about images: text on standard output, images and masks as NIfTI in the input's geometry."""
+    """Answer an instruction about images: text on standard output, images and masks as NIfTI in the input's geometry.
+
+    Of a DICOM series, masks are also written as DICOM Segmentation, words and boxes as DICOM Structured Report.
+    """
     for image in images:
         if not image.exists():
             raise BadInput("no such file or folder", where=str(image), remedy="name a .nii.gz, a DICOM folder or an .h5")
-    from components.inference import Predictor, Sampling, resolve_model, save
+    from components.inference import Predictor, Sampling, resolve_model, save, save_dicom
     from flows.output import emit, relative
 
     predictor = Predictor.load(resolve_model(model, Home.open().tracking_uri))
@@ -330,7 +333,10 @@ def predict(
     else:
         predictions = predictor.predict_many([(image, instruction) for image in images], sampling)
         folders = [out / f"{number:03d}" for number in range(1, len(images) + 1)]
-    written = [save(prediction, folder) for prediction, folder in zip(predictions, folders, strict=True)]
+    written = [
+        [*save(prediction, folder), *save_dicom(prediction, instruction, image, folder)]
+        for prediction, image, folder in zip(predictions, images, folders, strict=True)
+    ]
     if as_json:
         answers = [
             {"task": prediction.task, "text": prediction.text, "boxes": prediction.boxes, "files": files}
