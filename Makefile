@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/python -m benchmarks.recuration --prepare
 	$(BIN)/python -m benchmarks.recuration
 	$(BIN)/python -m benchmarks.text
+	$(BIN)/python -m benchmarks.serving
 
 kernels-table: install
 	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv

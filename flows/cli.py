@@ -18,7 +18,7 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
-from flows.commands import catalog, data, jobs, model, registry, schema
+from flows.commands import catalog, data, jobs, model, registry, schema, serving
 from flows.commands.jobs import placement, print_objects
 from flows.environment import settle
 
@@ -36,6 +36,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(schema.app, name="schema")
 app.add_typer(registry.app)
+models.add_typer(serving.app)
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]

@@ -111,8 +111,8 @@ def _segmentation(prediction: Prediction, instruction: str, images: Sequence[Dat
         source_images=images, pixel_array=volume, segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[segment], series_instance_uid=hd.UID(), series_number=SERIES[SEGMENTATION_FILE],
         sop_instance_uid=hd.UID(), instance_number=1, manufacturer=MAKER, manufacturer_model_name=MODEL,
-        software_versions=_version(), device_serial_number=SERIAL, omit_empty_frames=bool(prediction.mask.any()), content_label="OMNIMRI",
-        series_description=f"OmniMRI: {label}"[:64],
+        software_versions=_version(), device_serial_number=SERIAL, content_label="OMNIMRI",
+        omit_empty_frames=bool(prediction.mask.any()), series_description=f"OmniMRI: {label}"[:64],
     )  # fmt: skip
 
 
