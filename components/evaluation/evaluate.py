@@ -49,7 +49,7 @@ def evaluate(model_dir: Path, corpus_root: Path, settings: EvaluationSettings, o
     rows = tuple(ResultRow(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in results["rows"])
     sweep = tuple(SweepRow(**row) for row in results["sweep"])
     groups = tuple(SubgroupRow(**row) for row in results["subgroups"])
-    return EvaluationReport(identity, folder, folder / PAGE, rows, results["cases"], sweep, groups, reused)
+    return EvaluationReport(identity, folder, folder / PAGE, rows, results["cases"], results["note"], sweep, groups, reused)
 
 
 def _evaluate(model_dir: Path, weights: str, corpus: Corpus, settings: EvaluationSettings, seed: int, folder: Path) -> None:
@@ -99,7 +99,7 @@ def _evaluate(model_dir: Path, weights: str, corpus: Corpus, settings: Evaluatio
     write_json(folder / COHORT, cohort_of(corpus))
     _write_table(folder / ROWS, rows)
     tables = {"rows": rows, "sweep": [asdict(row) for row in sweep], "subgroups": [asdict(row) for row in groups]}
-    write_json(folder / RESULTS, {**tables, "weights": weights, "corpus": corpus.digest, "cases": digest(cases)})
+    write_json(folder / RESULTS, {**tables, "note": note, "weights": weights, "corpus": corpus.digest, "cases": digest(cases)})
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:

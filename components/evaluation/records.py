@@ -68,6 +68,7 @@ class EvaluationReport:
     Attributes:
         folder: ``results.json``, ``rows.parquet``, ``cases.json`` and the page; report: the page.
         cases: digest of the list of cases; two evaluations compare only where it is the same.
+        note: what kind of patients it rests on; sweep, subgroups: what the page shows beyond the rows.
         reused: it had been made before.
     """
 
@@ -76,6 +77,7 @@ class EvaluationReport:
     report: Path
     rows: tuple[ResultRow, ...]
     cases: str = ""
+    note: str = ""
     sweep: tuple[SweepRow, ...] = ()
     subgroups: tuple[SubgroupRow, ...] = ()
     reused: bool = field(default=False, compare=False)

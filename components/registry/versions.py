@@ -16,6 +16,7 @@ from components.errors import BadInput
 from components.evaluation import EvaluationReport, weights_digest
 from components.files import write_json
 from components.provenance import REPOSITORY
+from components.registry.card import limits, model_card
 from components.registry.gate import CASES, RESULTS, figures
 from components.registry.records import LOCK, Lineage, ModelVersion
 from components.registry.trail import Act, History, Move, State
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 PACKAGES = ("components", "model_core", "kernels")
-CARD = Path(__file__).with_name("model_card.md.j2")
 SETTINGS = "settings.json"
+DESCRIPTION = """Research software. Not a medical device; not for clinical use. The model card (README.md), the report page and the
+settings are beside the weights, under artifacts/about. What the measurements say against this version:
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,9 @@ def register(
             import mlflow
 
             number = str(mlflow.register_model(uri, name, tags=tags).version)
+            client.update_model_version(
+                name, number, "\n".join([DESCRIPTION, *(f"- {limit}" for limit in limits(evaluation))])[:4900]
+            )
         move = Move("candidate", state.aliases.get("candidate", ""), number)
         return Act("register", number, "candidate", (move,), figures=figures(tags[RESULTS]), weights=weights)
 
@@ -135,7 +141,7 @@ def _log(model_dir: Path, evaluation: EvaluationReport, lineage: Lineage, tags: 
     with tempfile.TemporaryDirectory() as folder:
         about = Path(folder) / "about"
         about.mkdir()
-        (about / "README.md").write_text(_card(evaluation, tags))
+        (about / "README.md").write_text(model_card(name, evaluation, lineage.settings, tags))
         (about / SETTINGS).write_text(lineage.settings)
         write_json(about / "evaluation.json", [asdict(row) for row in evaluation.rows])
         for file in evaluation.kept:
@@ -193,11 +199,3 @@ def _example() -> Any:
     content = nib.Nifti1Image(sphere, np.diag([6.75, 6.75, 6.0, 1.0])).to_bytes()
     image = base64.b64encode(content).decode()
     return pd.DataFrame([{"image": image, "instruction": "Segment the white matter in this axial T1-weighted brain MRI."}])
-
-
-def _card(evaluation: EvaluationReport, tags: dict[str, str]) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False)  # noqa: S701 (Markdown)
-    shown = {name: value for name, value in sorted(tags.items()) if name != RESULTS}
-    return environment.from_string(CARD.read_text()).render(rows=evaluation.rows, tags=shown)

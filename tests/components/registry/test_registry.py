@@ -6,6 +6,7 @@ from dataclasses import replace
 import mlflow
 import pytest
 
+from components.catalog import load_card
 from components.errors import BadInput, GateRefused
 from components.inference import Predictor, resolve_model
 from components.registry import (
@@ -23,7 +24,7 @@ from components.registry import (
 )
 from components.registry.answering import silent
 from components.registry.versions import _example
-from components.settings import STAGES, TASKS
+from components.settings import STAGES, TASKS, load_settings
 from tests.registered import SETTINGS, Store
 
 NAME = SETTINGS.name
@@ -221,3 +222,12 @@ def test_a_version_that_cannot_answer_says_why(store: Store, first: ModelVersion
         assert silent(f"models:/{NAME}/1", store.uri).startswith("it does not answer its input example: ")
     finally:
         (folder / "away").rename(folder / "model.safetensors")
+
+
+def test_the_card_is_generated_from_what_was_measured(store: Store, first: ModelVersion) -> None:
+    card = (resolve_model(f"models:/{NAME}/1", store.uri).parent / "about" / "README.md").read_text()
+    assert "not for clinical use" in card and "`commit`" in card and "`results`" not in card
+    assert all(f"| {task} | score | 0.800 |" in card for task in TASKS)
+    assert "Report was measured on 2 patients, too few for any verdict." in card
+    assert all(f"\n| {load_card(one.card).name} |" in card for one in load_settings("debug").datasets)
+    assert "Report was measured" in store.client.get_model_version(NAME, "1").description
