@@ -269,11 +269,8 @@ def diagnosis(cases: list[Case], answerer: Answerer, corpus: Corpus, learned: Le
     def accuracy(predicted: Sequence[float], positive: Sequence[bool]) -> float:
         return float(np.mean([(p > 0.5) == t for p, t in zip(predicted, positive, strict=True)]))
 
-    def both(predicted: Sequence[float], positive: Sequence[bool]) -> float:
-        return metrics.auroc(predicted, positive) if len(set(positive)) == 2 else float("nan")
-
     result = TaskResult(roc=(scores, truth))
-    for name, score, spread in (("AUROC", metrics.auroc, both), ("accuracy", accuracy, accuracy)):
+    for name, score, spread in (("AUROC", metrics.auroc, metrics.auroc_by_ranks), ("accuracy", accuracy, accuracy)):
         base = {"majority": _of_pairs(score, always, truth)}
         ours, drawn = _of_pairs(score, scores, truth), _of_pairs(spread, scores, truth)
         result.rows.append(_row("diagnosis", name, True, ours, base, patients, len(cases), drawn))

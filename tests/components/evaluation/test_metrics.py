@@ -24,6 +24,13 @@ def _volumes() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
     return (truth + 0.05 * rng.normal(size=truth.shape)).astype(np.float32), truth
 
 
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.booleans()), min_size=2, max_size=20))
+def test_auroc_by_ranks_is_that_of_scikit_learn(pairs: list[tuple[float, bool]]) -> None:
+    scores, truth = zip(*pairs, strict=True)
+    found = metrics.auroc_by_ranks(scores, truth)
+    assert found == pytest.approx(roc_auc_score(truth, scores)) if len(set(truth)) == 2 else np.isnan(found)
+
+
 def test_hd95_is_in_millimetres_and_an_empty_mask_is_as_far_as_the_image_is_wide() -> None:
     """Beside scipy's distances of the outlines, for two discs of 1.5 mm pixels that lie 6 pixels apart."""
     rows, columns = np.mgrid[:48, :48]
