@@ -45,6 +45,7 @@ bench: install
 	$(BIN)/python -m benchmarks.recuration
 	$(BIN)/python -m benchmarks.text
 	$(BIN)/python -m benchmarks.orchestration
+	$(BIN)/python -m benchmarks.serving
 
 kernels-table: install
 	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv

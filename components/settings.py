@@ -19,6 +19,8 @@ STAGES: tuple[StageName, ...] = ("vision_pretraining", "alignment", "multimodal_
 TaskName = Literal["reconstruction", "segmentation", "detection", "diagnosis", "report"]
 TASKS: tuple[TaskName, ...] = ("reconstruction", "segmentation", "detection", "diagnosis", "report")
 
+MaskKind = Literal["random", "equispaced", "magic"]
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -200,6 +202,9 @@ class EvaluationSettings(Section):
     sampler_steps: int = Field(default=4, ge=1, description="flow-matching steps of the image decoder")
     samples: int = Field(default=2, ge=1, description="image samples averaged per case (K)")
     max_new_tokens: int = Field(default=160, ge=8, description="length limit of generated text, tokens")
+    accelerations: tuple[Annotated[int, Field(ge=2, le=16)], ...] = Field(default=(2, 4, 8), description="of the sweep over masks")
+    masks: tuple[MaskKind, ...] = Field(default=("random", "equispaced", "magic"), description="of the sweep")
+    sweep_cases: int = Field(default=4, ge=0, description="slices that every mask and acceleration is tried on; 0 = no sweep")
 
 
 class RegistrySettings(Section):
@@ -207,6 +212,11 @@ class RegistrySettings(Section):
 
     name: str = Field(default="omnimri", description="registered model name")
     tolerance: float = Field(default=0.02, ge=0, description="how much worse than production a task may be, relative")
+    tolerances: dict[TaskName, float] = Field(default={}, description="of single tasks, where it is another")
+
+    def tolerance_of(self, task: str) -> float:
+        """How much worse a task may be, relative to the version in place."""
+        return {str(name): value for name, value in self.tolerances.items()}.get(task, self.tolerance)
 
 
 class Settings(Section):

@@ -18,7 +18,7 @@ import typer
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.home import Home
 from components.settings import STAGES, Settings, load_settings
-from flows.commands import catalog, data, jobs, model, schema, serve
+from flows.commands import catalog, data, jobs, model, registry, schema, serve, serving
 from flows.commands.jobs import cluster_objects, placement, print_objects
 from flows.environment import settle
 
@@ -36,6 +36,8 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(schema.app, name="schema")
 app.add_typer(serve.app)
+app.add_typer(registry.app)
+models.add_typer(serving.app)
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting; repeatable")]
@@ -100,7 +102,7 @@ def run(
         _print_pipeline(report)
     if report.refused:
         name, number = report.model.name, report.model.version
-        remedy = f"look at the report; omnimri models promote {number} --to staging --reason TEXT takes it all the same"
+        remedy = f"look at the report; omnimri models promote {number} --to staging --force --reason TEXT takes it all the same"
         raise GateRefused(report.refused, where=f"{name} version {number} stays candidate", remedy=remedy)
 
 
@@ -337,11 +339,14 @@ def predict(
     seed: Annotated[int, typer.Option(help="seed of the image sampler")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer an instruction about images: text on standard output, images and masks as NIfTI in the input's geometry."""
+    """Answer an instruction about images: text on standard output, images and masks as NIfTI in the input's geometry.
+
+    Of a DICOM series, masks are also written as DICOM Segmentation, words and boxes as DICOM Structured Report.
+    """
     for image in images:
         if not image.exists():
             raise BadInput("no such file or folder", where=str(image), remedy="name a .nii.gz, a DICOM folder or an .h5")
-    from components.inference import Predictor, Sampling, resolve_model, save
+    from components.inference import Predictor, Sampling, resolve_model, save, save_dicom
     from flows.output import emit, relative
 
     predictor = Predictor.load(resolve_model(model, Home.open().tracking_uri))
@@ -358,7 +363,10 @@ def predict(
     else:
         predictions = predictor.predict_many([(image, instruction) for image in images], sampling)
         folders = [out / f"{number:03d}" for number in range(1, len(images) + 1)]
-    written = [save(prediction, folder) for prediction, folder in zip(predictions, folders, strict=True)]
+    written = [
+        [*save(prediction, folder), *save_dicom(prediction, instruction, image, folder)]
+        for prediction, image, folder in zip(predictions, images, folders, strict=True)
+    ]
     if as_json:
         answers = [
             {"task": prediction.task, "text": prediction.text, "boxes": prediction.boxes, "files": files}
@@ -422,7 +430,8 @@ def models_show(
 def models_promote(
     version: Annotated[str, typer.Argument(help="version number or alias")],
     to: Annotated[PromotionTarget, typer.Option(help="where to")],
-    reason: Annotated[str | None, typer.Option(help="why, to force a promotion that the gate refuses; recorded")] = None,
+    reason: Annotated[str, typer.Option(help="why, for the history; no names of patients")] = "",
+    force: Annotated[bool, typer.Option("--force", help="promote past a shut gate; needs --reason")] = False,
     profile: ProfileOption = "demo",
     as_json: JsonOption = False,
 ) -> None:
@@ -431,7 +440,7 @@ def models_promote(
     from flows.output import emit
     from flows.promote import promote_model
 
-    promoted = promote_model(version, to.value, settings.registry, reason)
+    promoted = promote_model(version, to.value, settings.registry, reason, force)
     if as_json:
         emit(promoted)
     else:

@@ -21,7 +21,7 @@ from flows.notifying import notify
 from flows.parameters import Approval, Change, Goal, Profile, Promotion
 from flows.pipeline import Stopwatch, make_candidate
 from flows.pipeline import pipeline as whole_chain
-from flows.promote import promote_version, record_approval
+from flows.promote import promote_version
 from flows.retrying import STEP
 from flows.steps import pinned, preparing
 from flows.telling import tell_promotion
@@ -121,6 +121,5 @@ def promote(profile: Profile, promotion: Promotion = Promotion()) -> ModelVersio
     answer = suspend_flow_run(wait_for_input=form, timeout=WEEK_S, key="approval")
     if not answer.approve:
         raise GateRefused(f"{answer.by} said no", where=f"{registry.name} version {answer.version}", remedy=answer.comment)
-    promoted = promote_version(answer.version, promotion.to, registry, promotion.reason)
-    record_approval(promoted, promotion.to, answer.by, answer.comment)
-    return promoted
+    words = "; ".join(word for word in (promotion.reason, f"approved by {answer.by}", answer.comment) if word)
+    return promote_version(answer.version, promotion.to, registry, words, promotion.reason is not None)

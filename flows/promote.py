@@ -12,7 +12,6 @@ from components.home import Home
 from components.locks import claim
 from components.registry import Lineage, ModelVersion, promote, refusal, register
 from components.settings import RegistrySettings
-from components.tracking.runs import client_of
 from flows.retrying import STEP
 
 
@@ -30,30 +29,22 @@ def register_model(
 
 @task(task_run_name="promote to {to}", **STEP)
 def promote_version(
-    version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str | None
+    version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str, force: bool
 ) -> ModelVersion:
     """Open the gate or say why it stays shut."""
     home, say = Home.open(), get_run_logger().info
     with claim(home.locks / "registry", waiting=say):
-        promoted = promote(version, to, home.tracking_uri, settings, reason=reason)
+        promoted = promote(version, to, home.tracking_uri, settings, reason, force)
     say("%s version %s is now %s", promoted.name, promoted.version, to)
     return promoted
 
 
-@task(name="record approval", **STEP)
-def record_approval(version: ModelVersion, to: str, by: str, comment: str) -> None:
-    """Note on a version who let it through."""
-    home = Home.open()
-    note = f"{by}: {comment}" if comment else by
-    client_of(home.tracking_uri, home).set_model_version_tag(version.name, version.version, f"approved.{to}", note[:4900])
-
-
 @flow(name="promote", flow_run_name="promote to {to}")
 def promote_model(
-    version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str | None = None
+    version: str, to: Literal["staging", "production"], settings: RegistrySettings, reason: str = "", force: bool = False
 ) -> ModelVersion:
     """Promote one registered version."""
-    return promote_version(version, to, settings, reason)
+    return promote_version(version, to, settings, reason, force)
 
 
 @flow(name="register", flow_run_name="register", validate_parameters=False)
@@ -69,4 +60,4 @@ def register_and_stage(
     if refused:
         get_run_logger().warning("%s version %s stays candidate: %s", version.name, version.version, refused)
         return version, refused
-    return promote_version(version.version, "staging", settings, None), ""
+    return promote_version(version.version, "staging", settings, "", False), ""

@@ -9,7 +9,8 @@ from typing import Any
 
 from components.curation.corpus import Corpus
 from components.errors import BadInput
-from components.evaluation.records import EvaluationReport, ResultRow
+from components.evaluation.cohort import cohort_of
+from components.evaluation.records import COHORT, EvaluationReport, ResultRow, SubgroupRow, SweepRow
 from components.files import atomic_directory, read_json, write_json
 from components.provenance import SHORT, code_digest, digest, file_md5
 from components.settings import EvaluationSettings
@@ -45,8 +46,10 @@ def evaluate(model_dir: Path, corpus_root: Path, settings: EvaluationSettings, o
         with atomic_directory(folder) as temporary:
             _evaluate(model_dir, weights, corpus, settings, seed, temporary)
     results = read_json(folder / RESULTS)
-    rows = tuple(ResultRow(**row) for row in results["rows"])
-    return EvaluationReport(identity, folder, folder / PAGE, rows, results["cases"], reused)
+    rows = tuple(ResultRow(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in results["rows"])
+    sweep = tuple(SweepRow(**row) for row in results["sweep"])
+    groups = tuple(SubgroupRow(**row) for row in results["subgroups"])
+    return EvaluationReport(identity, folder, folder / PAGE, rows, results["cases"], results["note"], sweep, groups, reused)
 
 
 def _evaluate(model_dir: Path, weights: str, corpus: Corpus, settings: EvaluationSettings, seed: int, folder: Path) -> None:
@@ -54,7 +57,9 @@ def _evaluate(model_dir: Path, weights: str, corpus: Corpus, settings: Evaluatio
     from components.evaluation.baselines import learn
     from components.evaluation.cases import choose
     from components.evaluation.page import render
+    from components.evaluation.subgroups import subgroups
     from components.evaluation.tasks import EVALUATE
+    from components.evaluation.viewer import viewer
     from model_core import OmniMRIForConditionalGeneration
     from model_core.processing import Processor
 
@@ -64,12 +69,18 @@ def _evaluate(model_dir: Path, weights: str, corpus: Corpus, settings: Evaluatio
             "no held-out instructions", where=str(corpus.root), remedy="curate at least four patients with labels or k-space"
         )
     model = OmniMRIForConditionalGeneration.from_pretrained(model_dir)
-    answerer = Answerer(model, Processor.from_pretrained(model_dir), settings, seed)
+    processor = Processor.from_pretrained(model_dir)
+    answerer = Answerer(model, processor, settings, seed)
     learned = learn(corpus)
     results = {
         task: EVALUATE[task](load_cases(corpus, records), answerer, corpus, learned, settings) for task, records in chosen.items()
     }
     rows = [asdict(row) for result in results.values() for row in result.rows]
+    sweep = [row for result in results.values() for row in result.sweep]
+    groups = [
+        row for task, result in results.items() if (unit := result.unit)
+        for row in subgroups(task, unit.metric, unit.score, unit.volumes, corpus)
+    ]  # fmt: skip
     cases = {task: [record.sample_id for record in records] for task, records in chosen.items()}
     patients = sorted({record.patient_id for records in chosen.values() for record in records})
     synthetic = all(corpus.volumes[record.volume_id].synthetic for records in chosen.values() for record in records)
@@ -83,10 +94,12 @@ def _evaluate(model_dir: Path, weights: str, corpus: Corpus, settings: Evaluatio
         "weights": weights, "corpus": corpus.digest, "cases": digest(cases), "patients": len(patients), "seed": seed,
         "settings": settings.model_dump_json(),
     }  # fmt: skip
-    (folder / PAGE).write_text(render(results, facts))
+    (folder / PAGE).write_text(render(results, facts, groups, viewer(answerer, corpus, chosen.get("segmentation", []))))
     write_json(folder / CASES, cases)
+    write_json(folder / COHORT, cohort_of(corpus))
     _write_table(folder / ROWS, rows)
-    write_json(folder / RESULTS, {"rows": rows, "weights": weights, "corpus": corpus.digest, "cases": digest(cases)})
+    tables = {"rows": rows, "sweep": [asdict(row) for row in sweep], "subgroups": [asdict(row) for row in groups]}
+    write_json(folder / RESULTS, {**tables, "note": note, "weights": weights, "corpus": corpus.digest, "cases": digest(cases)})
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -52,6 +52,22 @@ def dice(prediction_HW: NDArray[np.bool_], target_HW: NDArray[np.bool_]) -> floa
     return float(compute_dice(made, truth, include_background=True, ignore_empty=False))
 
 
+def hd95(prediction_HW: NDArray[np.bool_], target_HW: NDArray[np.bool_], spacing_mm: tuple[float, float]) -> float:
+    """95th percentile of the distances between two outlines, mm, by MONAI.
+
+    0 where both masks are empty; the diagonal of the image where one is, the worst that any mask could be.
+    """
+    import torch
+    from monai.metrics import compute_hausdorff_distance
+
+    if not prediction_HW.any() and not target_HW.any():
+        return 0.0
+    if not prediction_HW.any() or not target_HW.any():
+        return float(np.hypot(*(side * mm for side, mm in zip(target_HW.shape, spacing_mm, strict=True))))
+    made, truth = (torch.from_numpy(np.asarray(mask, dtype=np.float32))[None, None] for mask in (prediction_HW, target_HW))
+    return float(compute_hausdorff_distance(made, truth, include_background=True, percentile=95, spacing=list(spacing_mm)))
+
+
 def iou(first: TextBox, second: TextBox) -> float:
     """Intersection over union of two boxes."""
     height = min(first.row1, second.row1) - max(first.row0, second.row0)
@@ -113,6 +129,17 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     return float(roc_auc_score(positive, scores)) if len(set(positive)) == 2 else 0.5
 
 
+def auroc_by_ranks(scores: Sequence[float], positive: Sequence[bool]) -> float:
+    """The same without scikit-learn's checks, for a bootstrap of a thousand draws; no number where only one class is there."""
+    from scipy.stats import rankdata
+
+    truth = np.asarray(positive, dtype=bool)
+    ones, zeros = int(truth.sum()), int((~truth).sum())
+    if not ones or not zeros:
+        return float("nan")
+    return float((rankdata(scores)[truth].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
 def bleu(predicted: Sequence[str], truth: Sequence[str]) -> float:
     """Corpus BLEU by sacrebleu, 0 to 1."""
     import sacrebleu
@@ -122,10 +149,15 @@ def bleu(predicted: Sequence[str], truth: Sequence[str]) -> float:
 
 def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> float:
     """Mean ROUGE-L F-measure by rouge-score."""
+    return float(np.mean(rouge_l_each(predicted, truth)))
+
+
+def rouge_l_each(predicted: Sequence[str], truth: Sequence[str]) -> list[float]:
+    """ROUGE-L F-measure of every text."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"])
-    return float(np.mean([scorer.score(t, p)["rougeL"].fmeasure for p, t in zip(predicted, truth, strict=True)]))
+    return [scorer.score(t, p)["rougeL"].fmeasure for p, t in zip(predicted, truth, strict=True)]
 
 
 def field_f1(predicted: Sequence[str], truth: Sequence[str]) -> float:

@@ -1,7 +1,8 @@
 """Answering an instruction about an image: the model's answer, in the image's own geometry."""
 
+from components.inference.dicom_output import save_dicom
 from components.inference.models import resolve_model
 from components.inference.prediction import Prediction, save
 from components.inference.predictor import Predictor, Sampling
 
-__all__ = ["Prediction", "Predictor", "Sampling", "resolve_model", "save"]
+__all__ = ["Prediction", "Predictor", "Sampling", "resolve_model", "save", "save_dicom"]

@@ -1,7 +1,25 @@
-"""The registered model: where each version comes from, what lets it be promoted, and its aliases."""
+"""The registered model: where each version comes from, what lets it be promoted, and who moved it where."""
 
 from components.registry.gate import gate
+from components.registry.lineage import origin, versions_with_dataset, versions_with_patients
+from components.registry.promotion import history, promote, refusal, rollback
 from components.registry.records import Lineage, ModelVersion
-from components.registry.versions import list_versions, promote, refusal, register, show_version
+from components.registry.reproduction import reproduce
+from components.registry.versions import list_versions, register, show_version
 
-__all__ = ["Lineage", "ModelVersion", "gate", "list_versions", "promote", "refusal", "register", "show_version"]
+__all__ = [
+    "Lineage",
+    "ModelVersion",
+    "gate",
+    "history",
+    "list_versions",
+    "origin",
+    "promote",
+    "refusal",
+    "register",
+    "reproduce",
+    "rollback",
+    "show_version",
+    "versions_with_dataset",
+    "versions_with_patients",
+]

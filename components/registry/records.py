@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -25,6 +27,7 @@ class Lineage:
         git_commit: of the code; environment: md5 of the pinned package set.
         stage_digests, stage_runs: stage name -> digest of its folder, MLflow run.
         validation_passed: Great Expectations let the corpus through.
+        container: the image that trained it, "none" = no container; python: version of the interpreter.
     """
 
     data_digest: str
@@ -36,6 +39,8 @@ class Lineage:
     stage_digests: dict[str, str]
     stage_runs: dict[str, str]
     validation_passed: bool
+    container: str = "none"
+    python: str = platform.python_version()
 
     @classmethod
     def of(
@@ -52,6 +57,7 @@ class Lineage:
             stage_digests={stage.stage: stage.digest for stage in stages},
             stage_runs={stage.stage: stage.run_id for stage in stages},
             validation_passed=validation_passed,
+            container=settings.kubernetes.image if settings.launcher == "kubernetes" else os.environ.get("OMNIMRI_IMAGE", "none"),
         )
 
     def tags(self) -> dict[str, str]:
@@ -63,7 +69,14 @@ class Lineage:
         return {**plain, **staged, **{f"stage_run.{name}": value for name, value in self.stage_runs.items()}}
 
 
-NEEDED = ("data_digest", "corpus_digest", "settings_digest", "git_commit", *(f"stage_digest.{stage}" for stage in STAGES))
+NEEDED = (
+    "data_digest",
+    "corpus_digest",
+    "settings_digest",
+    "git_commit",
+    "environment",
+    *(f"stage_digest.{stage}" for stage in STAGES),
+)
 """Tags without which a version cannot be made again."""
 
 

@@ -1,12 +1,14 @@
 """The registered model as MLflow loads it (models from code: this file travels with the weights, nothing is pickled).
 
-One row in, one row out: ``image`` is a NIfTI, DICOM or fastMRI file in base64, ``instruction`` the question; the answer has
-``task``, ``text``, ``boxes`` (JSON) and ``file`` (NIfTI in base64, empty for text).
+One row in, one row out: ``image`` is a NIfTI, DICOM, MetaImage or fastMRI file in base64, ``instruction`` the question; the answer
+has ``task``, ``text``, ``boxes`` (JSON) and ``file`` (NIfTI in base64, empty for text). What cannot be answered is refused (400)
+with the reason and the remedy, whoever serves.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 import tempfile
 from dataclasses import asdict
@@ -34,18 +36,42 @@ class ServedModel(PythonModel):
         self.predictor = Predictor.load(context.artifacts["weights"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Answer every row."""
-        import pandas as pd
+        """Answer every row.
 
-        rows = [self._answer(str(row["image"]), str(row["instruction"])) for _, row in model_input.iterrows()]
+        Raises:
+            MlflowException: a row that cannot be answered; served as 400.
+        """
+        import pandas as pd
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+        from components.errors import BadInput, OmniMRIError
+        from components.inference.limits import Limits
+
+        limits = Limits()
+        try:
+            if len(model_input) > limits.images:
+                raise BadInput(f"{len(model_input)} rows", where="request", remedy=f"at most {limits.images} in a request")
+            rows = [self._answer(str(row["image"]), str(row["instruction"]), limits) for _, row in model_input.iterrows()]
+        except OmniMRIError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
         return pd.DataFrame(rows)
 
-    def _answer(self, image: str, instruction: str) -> dict[str, str]:
+    def _answer(self, image: str, instruction: str, limits: Any) -> dict[str, str]:
+        from components.errors import BadInput
         from components.inference import save
+        from components.inference.limits import require_modest
 
+        if len(instruction) > limits.instruction_characters:
+            raise BadInput("a long instruction", where="instruction", remedy=f"at most {limits.instruction_characters} characters")
+        try:
+            content = base64.b64decode(image, validate=True)
+        except (binascii.Error, ValueError):
+            raise BadInput("no base64", where="image", remedy="send the bytes of one file in base64, not its name") from None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image"
-            path.write_bytes(base64.b64decode(image, validate=True))
+            path.write_bytes(content)
+            require_modest(path, limits)
             prediction = self.predictor.predict(path, instruction)
             written = [file for file in save(prediction, Path(folder) / "out") if file.suffix == ".nii"]
             file = base64.b64encode(written[0].read_bytes()).decode() if written else ""

@@ -17,6 +17,7 @@ from components.locks import claim
 from components.settings import load_settings
 
 if TYPE_CHECKING:
+    from components.registry.lineage import Use
     from components.versioning import DataRepository
     from components.versioning.repository import LaidOut
 
@@ -27,7 +28,8 @@ FEW = 8
 """So many names are printed; of more, how many there are."""
 
 
-def _repository() -> DataRepository:
+def repository_of_home() -> DataRepository:
+    """The data and its versions."""
     from components.versioning import DataRepository
 
     home = Home.open()
@@ -50,7 +52,7 @@ def status(as_json: JsonOption = False) -> None:
     """Say what in data/ differs from its pinned version, by dataset."""
     from flows.output import emit, table
 
-    found = _repository().status()
+    found = repository_of_home().status()
     if as_json:
         emit(found)
         return
@@ -73,7 +75,7 @@ def diff(
     """Say which patients and series were added, changed or removed since a version."""
     from flows.output import emit, table
 
-    found = _repository().diff(revision)
+    found = repository_of_home().diff(revision)
     if as_json:
         emit({"datasets": found})
         return
@@ -94,7 +96,7 @@ def push(as_json: JsonOption = False) -> None:
     from flows.output import emit
 
     with _writing():
-        version = _repository().push()
+        version = repository_of_home().push()
     if as_json:
         emit(version)
         return
@@ -109,7 +111,7 @@ def pull(as_json: JsonOption = False) -> None:
     from flows.output import emit
 
     with _writing():
-        laid = _repository().pull()
+        laid = repository_of_home().pull()
     if as_json:
         emit(laid)
     else:
@@ -131,7 +133,7 @@ def checkout(
     """Bring data/ to an older version, or lay it out beside the present one."""
     from flows.output import emit
 
-    repository = _repository()
+    repository = repository_of_home()
     if to is None:
         with _writing():
             laid = repository.checkout(revision, force)
@@ -159,12 +161,12 @@ def withdraw(
     """Take a patient out of data/ for good; no later ingestion brings them back."""
     from flows.output import emit, table
 
-    home, repository = Home.open(), _repository()
-    patients = _found(patient, profile, home)
+    home, repository = Home.open(), repository_of_home()
+    patients = patients_named(patient, profile, home)
     with _writing():
         removed, version = repository.withdraw(patients)
     holding = repository.holding(patients)
-    models = _models_of(set(holding), home)
+    models = _models_of(patients, set(holding), home)
     purged = repository.purge(patients) if purge else 0
     if as_json:
         emit({"patients": patients, "removed": removed, "data_digest": version.digest, "versions": sorted(holding),
@@ -178,46 +180,45 @@ def withdraw(
     elif holding:
         print(f"{len(holding)} earlier versions in the cache still hold them; --purge deletes their files there and in the remote")
     if models:
-        cells = [[number, ", ".join(aliases), digest] for number, aliases, digest in models]
-        table("Models whose data held this patient: train them again", ["version", "aliases", "data"], cells)
+        cells = [[one.version, ", ".join(one.aliases), ", ".join(one.splits), one.data_digest] for one in models]
+        table("Models that this patient went into: train them again", ["version", "aliases", "split", "data"], cells)
 
 
-def _found(patient: str, profile: str, home: Home) -> dict[str, frozenset[str]]:
+def patients_named(patient: str, profile: str, home: Home) -> dict[str, frozenset[str]]:
     """Dataset -> pseudonym of a patient who is in data/, or has been withdrawn already."""
     from components.ingestion.keys import DEMO_KEY, Pseudonyms, load_key
     from components.ingestion.withdrawal import patients_of, withdrawals
 
-    known: dict[str, set[str]] = {name: set(found) for name, found in patients_of(home.data).items()}
+    known: dict[str, set[str]] = {name: set(there) for name, there in patients_of(home.data).items()}
     for name, gone in withdrawals(home.data).items():
         known.setdefault(name, set()).update(gone)
     if PSEUDONYM.fullmatch(patient):
-        found = {name: frozenset({patient}) for name, patients in known.items() if patient in patients}
+        matching = {name: frozenset({patient}) for name, patients in known.items() if patient in patients}
     else:
         settings = load_settings(profile).ingestion
         own = home.root / "pseudonym.key"
         keys = [load_key(settings, home)] if settings.public_demo_key or settings.key_file or own.exists() else []
         keys += [own.read_bytes()] if own.exists() else [DEMO_KEY]
-        found = {
+        matching = {
             name: names for name, patients in known.items()
             if (names := frozenset(Pseudonyms(key, name).patient(patient) for key in keys) & patients)
         }  # fmt: skip
-    if not found:
+    if not matching:
         raise BadInput(
             "no such patient in data/", where="PATIENT",
             remedy="give the pseudonym (omnimri data diff and the tables show them), or the id as in the source and the profile "
             "whose key was used",
         )  # fmt: skip
-    return found
+    return matching
 
 
-def _models_of(versions: set[str], home: Home) -> list[tuple[str, tuple[str, ...], str]]:
-    """Registered models whose data was one of these versions: (version, aliases, data digest)."""
+def _models_of(patients: dict[str, frozenset[str]], versions: set[str], home: Home) -> list[Use]:
+    """Registered models that were made of these patients, or of data versions that hold them."""
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (home.mlflow / "mlflow.db").exists():
         return []
-    from components.registry import list_versions
+    from components.registry import versions_with_patients
 
-    found = list_versions(home.tracking_uri, load_settings("demo").registry.name)
-    return [(one.version, tuple(one.aliases), digest) for one in found if (digest := one.tags.get("data_digest", "")) in versions]
+    return versions_with_patients(patients, versions, home.tracking_uri, load_settings("demo").registry.name)
 
 
 @app.command("summary", epilog="Example: omnimri data summary")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from components.evaluation import EvaluationReport, ResultRow, evaluate
 from components.evaluation.baselines import learn, total_variation
 from components.evaluation.cases import choose
 from components.evaluation.evaluate import CODE
+from components.evaluation.page import NIIVUE
 from components.evaluation.verdicts import TOO_FEW, verdict
 from components.files import read_json
 from components.provenance import digest
@@ -27,7 +30,7 @@ from components.training.samples import input_and_target
 from tests.corpora import tiny_corpus
 from tests.trained import tiny_model
 
-SETTINGS = EvaluationSettings(cases_per_task=4, sampler_steps=2, samples=1, max_new_tokens=8)
+SETTINGS = EvaluationSettings(cases_per_task=4, sampler_steps=2, samples=1, max_new_tokens=8, accelerations=(2, 8), sweep_cases=1)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,54 @@ def test_the_page_says_where_the_model_loses_and_what_it_rests_on(report: Evalua
     assert "All test patients are synthetic" in page and "Where the model loses" in page
     worse = [row for row in report.rows if row.verdict == "worse"]
     assert len(re.findall(r'class="worse"', page)) == len(worse)
-    assert page.count("data:image/png;base64,") == 3 and "http" not in page.replace("http-equiv", "")
+    assert "default-src 'none'" in page and "http" not in page.replace(NIIVUE.read_text(), "").replace("http-equiv", "")
+
+
+def test_the_page_shows_examples_curves_and_the_worst_cases_first(report: EvaluationReport) -> None:
+    page = report.report.read_text()
+    assert {f'alt="examples of {task}"' in page for task in ("reconstruction", "segmentation")} == {True}
+    assert 'alt="the worst of segmentation"' in page and page.count("<h3>Worst first</h3>") >= 4
+    assert all(
+        caption in page for caption in ("other masks and accelerations", "the line is the median", "By scanner and by person")
+    )
+    assert page.count('"base64":') == 3  # image, truth and model of the viewer
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser: apt-get install chromium")
+def test_a_browser_opens_the_page_and_shows_the_volume(report: EvaluationReport, tmp_path: Path) -> None:
+    """The page's policy forbids every request, so that whatever it shows is in the file."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+               f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000", "--dump-dom", report.report.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    [shown] = re.findall(r'<div id="viewer" ([^>]*)>', done.stdout)
+    assert 'data-state="ready"' in shown and 'data-volumes="3"' in shown
+    assert not re.search(r"Uncaught|Content Security Policy", done.stderr)
+
+
+def test_reconstruction_is_tried_under_every_mask_at_every_acceleration(report: EvaluationReport) -> None:
+    asked = {(row.mask, row.acceleration) for row in report.sweep}
+    assert asked == {(kind, acceleration) for kind in SETTINGS.masks for acceleration in SETTINGS.accelerations}
+    zero_filled = {(row.mask, row.acceleration): row.values["NMSE"]["zero-filled"] for row in report.sweep}
+    assert all(zero_filled[kind, 2] < zero_filled[kind, 8] for kind in SETTINGS.masks)
+
+
+def test_subgroups_are_parts_of_the_whole(report: EvaluationReport) -> None:
+    whole = {(row.task, row.metric): row.cases for row in report.rows}
+    by_factor: dict[tuple[str, str, str], int] = {}
+    for row in report.subgroups:
+        key = row.task, row.metric, row.factor
+        by_factor[key] = by_factor.get(key, 0) + row.cases
+    assert {factor for _, _, factor in by_factor} >= {"sequence"}
+    for (task, metric, _), cases in by_factor.items():
+        if task in ("detection", "diagnosis", "report"):
+            assert cases == whole[task, metric]
+
+
+def test_the_list_of_patients_names_nobody(report: EvaluationReport, corpus: Corpus) -> None:
+    text = (report.folder / "cohort.json").read_text()
+    assert not any(patient in text for patient in corpus.splits)
+    listed = {one for splits in json.loads(text).values() for people in splits.values() for one in people}
+    assert len(listed) == len(corpus.splits)
 
 
 def test_it_is_made_once(report: EvaluationReport, corpus: Corpus, model: Path) -> None:

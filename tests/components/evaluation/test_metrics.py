@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.spatial import KDTree
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from components.evaluation import metrics
@@ -20,6 +22,25 @@ def _volumes() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
     rng = np.random.default_rng(0)
     truth = rng.uniform(size=(3, 24, 24)).astype(np.float32)
     return (truth + 0.05 * rng.normal(size=truth.shape)).astype(np.float32), truth
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.booleans()), min_size=2, max_size=20))
+def test_auroc_by_ranks_is_that_of_scikit_learn(pairs: list[tuple[float, bool]]) -> None:
+    scores, truth = zip(*pairs, strict=True)
+    found = metrics.auroc_by_ranks(scores, truth)
+    assert found == pytest.approx(roc_auc_score(truth, scores)) if len(set(truth)) == 2 else np.isnan(found)
+
+
+def test_hd95_is_in_millimetres_and_an_empty_mask_is_as_far_as_the_image_is_wide() -> None:
+    """Beside scipy's distances of the outlines, for two discs of 1.5 mm pixels that lie 6 pixels apart."""
+    rows, columns = np.mgrid[:48, :48]
+    first, second = ((rows - 24) ** 2 + (columns - c) ** 2 < 64 for c in (18, 24))
+    edges = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * 1.5 for mask in (first, second)]
+    tree = [KDTree(edge) for edge in edges]
+    both = [np.percentile(tree[1 - i].query(edges[i])[0], 95) for i in range(2)]
+    assert metrics.hd95(first, second, (1.5, 1.5)) == pytest.approx(max(both))
+    empty = np.zeros_like(first)
+    assert metrics.hd95(empty, empty, (1.5, 1.5)) == 0 and metrics.hd95(empty, first, (1.5, 1.5)) == pytest.approx(72 * 2**0.5)
 
 
 def test_psnr_and_nmse_by_their_formulas() -> None:

@@ -1,50 +1,33 @@
-"""Versions carry their lineage, gates open for what holds, and what is served answers."""
+"""Versions carry their lineage, gates open for what holds, what is served answers, and every step is on record."""
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import mlflow
 import pytest
 
-from components.curation.corpus import Corpus
+from components.catalog import load_card
 from components.errors import BadInput, GateRefused
-from components.evaluation import EvaluationReport, ResultRow
-from components.files import write_json
-from components.home import Home
 from components.inference import Predictor, resolve_model
-from components.registry import Lineage, ModelVersion, gate, list_versions, promote, register, show_version
+from components.registry import (
+    ModelVersion,
+    gate,
+    history,
+    list_versions,
+    origin,
+    promote,
+    refusal,
+    rollback,
+    show_version,
+    versions_with_dataset,
+    versions_with_patients,
+)
+from components.registry.answering import silent
 from components.registry.versions import _example
-from components.settings import STAGES, TASKS, RegistrySettings, load_settings
-from components.tracking import Tracking
-from tests.corpora import tiny_corpus
-from tests.trained import tiny_model
+from components.settings import STAGES, TASKS, load_settings
+from tests.registered import SETTINGS, Store
 
-SETTINGS = RegistrySettings(tolerance=0.02)
-ROWS = tuple(ResultRow(task, "score", True, 0.8, {"trivial": 0.5}, "better", 4, 2) for task in TASKS)
-
-
-class Store:
-    """A real MLflow store with one model to register."""
-
-    def __init__(self, root: Path) -> None:
-        self.home = Home(root, root / "data")
-        self.uri = self.home.tracking_uri
-        corpus: Corpus = tiny_corpus(root / "corpus")
-        self.model = tiny_model(root / "model", corpus)
-        self.run = Tracking(self.uri, self.home).pipeline_run("digest", load_settings("debug"), "data", {})
-        write_json(root / "report.html", {})
-
-    def lineage(self) -> Lineage:
-        stages = {stage: f"digest-{stage}" for stage in STAGES}
-        return Lineage("data", "corpus", "settings", "{}", "commit", "lock", stages, stages, validation_passed=True)
-
-    def evaluation(self, digest: str = "evaluation", score: float = 0.8) -> EvaluationReport:
-        rows = tuple(replace(row, model=score) for row in ROWS)
-        return EvaluationReport(digest, self.home.root, self.home.root / "report.html", rows)
-
-    def register(self, digest: str = "evaluation", score: float = 0.8, lineage: Lineage | None = None) -> ModelVersion:
-        return register(self.model, self.evaluation(digest, score), lineage or self.lineage(), self.uri, self.run, "omnimri")
+NAME = SETTINGS.name
 
 
 @pytest.fixture(scope="module")
@@ -82,38 +65,30 @@ def test_the_registered_model_answers_a_request(store: Store, first: ModelVersio
     assert answer["task"] in TASKS and isinstance(answer["text"], str)
 
 
-def test_promotion_walks_through_staging_to_production_and_the_legacy_stage_follows(store: Store, first: ModelVersion) -> None:
-    with pytest.raises(GateRefused, match="only the staging version"):
-        promote(first.version, "production", store.uri, SETTINGS)
-    assert "staging" in promote(first.version, "staging", store.uri, SETTINGS).aliases
-    assert "production" in promote("staging", "production", store.uri, SETTINGS).aliases
-    client = mlflow.MlflowClient(store.uri)
-    assert client.get_model_version("omnimri", first.version).current_stage == "Production"
+def test_lineage_leads_back_to_everything_and_says_what_is_missing(store: Store, first: ModelVersion) -> None:
+    found = origin("candidate", store.uri, NAME)
+    assert found.facts["data_digest"] == "data" and found.facts["environment"] == "lock" and found.facts["container"] == "none"
+    assert [stage for stage, _, _ in found.stages] == list(STAGES) and found.missing == ("evaluation_cases",)
+    assert found.settings["profile"] == "debug"
 
 
-def test_a_worse_version_is_refused_by_how_much_and_a_reason_overrides_and_is_kept(store: Store, first: ModelVersion) -> None:
-    promote(first.version, "staging", store.uri, SETTINGS)
-    worse = store.register("another", score=0.7)
-    assert worse.version != first.version
-    with pytest.raises(GateRefused, match=r"segmentation/score: 0\.7000 is worse than 0\.8000 .* by 0\.1000, more than .* 0\.0160"):
-        promote(worse.version, "staging", store.uri, SETTINGS)
-    assert "staging" in show_version(first.version, store.uri, "omnimri").aliases
-    with pytest.raises(BadInput, match="reason"):
-        promote(worse.version, "staging", store.uri, SETTINGS, reason=" ")
-    forced = promote(worse.version, "staging", store.uri, SETTINGS, reason="the old one is withdrawn")
-    assert "staging" in forced.aliases and forced.tags["forced.staging"].startswith("the old one is withdrawn [")
+def test_lineage_leads_forward_from_patients_and_datasets(store: Store, first: ModelVersion) -> None:
+    by_split = {split: patient for patient, split in store.corpus.splits.items()}
+    for split, patient in by_split.items():
+        [use] = versions_with_patients({"tiny-brain": {patient}}, (), store.uri, NAME)
+        assert (use.version, use.splits, use.data_digest) == ("1", (split,), "data")
+    assert not versions_with_patients(
+        {"tiny-brain": {"p000000000bad"}, "another": set(by_split.values())}, ("data",), store.uri, NAME
+    )
+    [use] = versions_with_dataset("tiny-brain", store.uri, NAME)
+    assert "train" in use.splits and not versions_with_dataset("another", store.uri, NAME)
 
 
-def test_the_legacy_stage_follows_a_rollback(store: Store, first: ModelVersion) -> None:
-    """MLflow answers ``models:/omnimri/Production`` with the newest version of that stage: the withdrawn one must leave it."""
-    later = store.register("later")
-    client = mlflow.MlflowClient(store.uri)
-    for version in (later.version, first.version):
-        promote(version, "production", store.uri, SETTINGS, reason="a test")
-        assert "production" in show_version(version, store.uri, "omnimri").aliases
-        assert [str(one.version) for one in client.get_latest_versions("omnimri", ["Production"])] == [version]
-    promote(first.version, "staging", store.uri, SETTINGS, reason="a test")
-    assert client.get_model_version("omnimri", first.version).current_stage == "Production"
+def test_what_is_registered_names_no_patient(store: Store, first: ModelVersion) -> None:
+    folder = resolve_model(f"models:/{NAME}/1", store.uri).parent
+    kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"cohort" in b"".join(str(path).encode() for path in folder.rglob("*"))
+    assert not any(patient.encode() in kept for patient in store.corpus.splits)
 
 
 def test_a_version_that_is_not_there_is_an_error(store: Store, first: ModelVersion) -> None:
@@ -133,15 +108,15 @@ def test_a_version_that_is_not_there_is_an_error(store: Store, first: ModelVersi
     ],
 )
 def test_each_gate_names_its_reason(first: ModelVersion, change: dict[str, str], reason: str) -> None:
-    assert not gate(first, None, "staging", SETTINGS)
-    assert any(reason in one for one in gate(replace(first, tags={**first.tags, **change}), None, "staging", SETTINGS))
+    assert not gate(first, {}, "staging", SETTINGS)
+    assert any(reason in one for one in gate(replace(first, tags={**first.tags, **change}), {}, "staging", SETTINGS))
 
 
 def test_a_refusal_says_when_the_cases_were_not_the_same(first: ModelVersion) -> None:
     before = replace(first, version="7", tags={**first.tags, "results": first.tags["results"].replace("0.8", "0.9")})
     for cases, said in (("other", True), (first.tags["evaluation_cases"], False)):
         asked = replace(before, tags={**before.tags, "evaluation_cases": cases})
-        reasons = gate(replace(first, version="8"), asked, "staging", SETTINGS)
+        reasons = gate(replace(first, version="8"), {"staging": asked}, "staging", SETTINGS)
         assert any("0.8000 is worse than 0.9000" in reason for reason in reasons)
         assert any("staging version 7 was asked other cases" in reason for reason in reasons) is said
 
@@ -151,5 +126,108 @@ def test_lower_is_better_where_it_is(first: ModelVersion) -> None:
         rows = [[task, "score", False, value] for task in TASKS]
         return replace(first, version=number, tags={**first.tags, "results": json.dumps(rows)})
 
-    assert not gate(version(0.05, "8"), version(0.10, "7"), "staging", SETTINGS)
-    assert gate(version(0.10, "8"), version(0.05, "7"), "staging", SETTINGS)
+    assert not gate(version(0.05, "8"), {"staging": version(0.10, "7")}, "staging", SETTINGS)
+    assert gate(version(0.10, "8"), {"staging": version(0.05, "7")}, "staging", SETTINGS)
+
+
+def test_a_staging_version_is_held_against_production_too_each_task_with_its_own_tolerance(first: ModelVersion) -> None:
+    def version(number: str, report: float) -> ModelVersion:
+        rows = [[task, "score", True, report if task == "report" else 0.8] for task in TASKS]
+        return replace(first, version=number, tags={**first.tags, "results": json.dumps(rows)})
+
+    places = {"staging": version("7", report=0.1), "production": version("6", report=0.8)}
+    [reason] = gate(version("8", report=0.6), places, "staging", SETTINGS)
+    assert "report/score: 0.6000 is worse than 0.8000 of production version 6 by 0.2000" in reason
+    lenient = SETTINGS.model_copy(update={"tolerances": {"report": 0.3}})
+    assert not gate(version("8", report=0.6), places, "staging", lenient)
+
+
+def test_code_that_no_commit_holds_goes_no_further_than_staging(first: ModelVersion) -> None:
+    dirty = replace(first, aliases=("staging",), tags={**first.tags, "git_commit": "abc+dirty"})
+    assert not gate(dirty, {}, "staging", SETTINGS)
+    assert gate(dirty, {}, "production", SETTINGS) == ["lineage: the code had changes that no commit holds"]
+
+
+def places(store: Store) -> dict[str, str]:
+    return {alias: version.version for version in list_versions(store.uri, NAME) for alias in version.aliases}
+
+
+def in_production(store: Store) -> list[str]:
+    """As a client sees it that still asks for ``models:/omnimri/Production``."""
+    return [str(one.version) for one in mlflow.MlflowClient(store.uri).get_latest_versions(NAME, ["Production"])]
+
+
+def test_from_candidate_to_production_refused_forced_and_back(store: Store, first: ModelVersion) -> None:
+    with pytest.raises(GateRefused, match="only the staging version"):
+        promote("1", "production", store.uri, SETTINGS)
+    promote("1", "staging", store.uri, SETTINGS)
+    promote("staging", "production", store.uri, SETTINGS, reason="first release")
+    assert places(store) == {"candidate": "1", "staging": "1", "production": "1"} and in_production(store) == ["1"]
+
+    worse = store.evaluated_again("another", score=0.7)
+    with pytest.raises(GateRefused, match=r"segmentation/score: 0\.7000 is worse than 0\.8000 .* by 0\.1000, more than .* 0\.0160"):
+        promote(worse.version, "staging", store.uri, SETTINGS)
+    assert refusal(worse, "staging", store.uri, SETTINGS) and places(store)["staging"] == "1"
+    with pytest.raises(BadInput, match="needs a reason"):
+        promote(worse.version, "staging", store.uri, SETTINGS, reason=" ", force=True)
+    promote(worse.version, "staging", store.uri, SETTINGS, reason="version 1 is withdrawn", force=True)
+    promote(worse.version, "production", store.uri, SETTINGS, reason="version 1 is withdrawn", force=True)
+    assert places(store) == {"candidate": "2", "staging": "2", "production": "2", "archived": "1"} and in_production(store) == ["2"]
+
+    rollback("production", store.uri, SETTINGS, reason="the withdrawal was a mistake")
+    assert places(store) == {"candidate": "2", "staging": "2", "production": "1", "archived": "2"} and in_production(store) == ["1"]
+    with pytest.raises(BadInput, match="no earlier production version"):
+        rollback("production", store.uri, SETTINGS, reason="further")
+
+    entries, faults = history(store.uri, NAME)
+    told = [(entry.act.action, entry.act.version, entry.act.place) for entry in entries]
+    assert told == [
+        ("register", "1", "candidate"), ("refuse", "1", "production"), ("promote", "1", "staging"), ("promote", "1", "production"),
+        ("register", "2", "candidate"), ("refuse", "2", "staging"),
+        ("force", "2", "staging"), ("force", "2", "production"), ("rollback", "1", "production"),
+    ]  # fmt: skip
+    refused = entries[5].act
+    assert any("segmentation/score" in gate for gate in refused.gates) and ("segmentation/score", 0.7, 0.8) in refused.figures
+    assert entries[6].act.reason == "version 1 is withdrawn" and entries[6].act.gates == refused.gates
+    assert all(entry.who and entry.done for entry in entries) and not faults
+
+
+def test_weights_that_changed_after_their_evaluation_are_refused(store: Store, first: ModelVersion) -> None:
+    later = store.evaluated_again("later", score=0.9)
+    file = resolve_model(f"models:/{NAME}/{later.version}", store.uri) / "preprocessing.json"
+    before = file.read_text()
+    file.write_text(before.replace("32", "64"))
+    with pytest.raises(GateRefused, match="not those that were evaluated"):
+        promote(later.version, "staging", store.uri, SETTINGS)
+    file.write_text(before)
+    assert "staging" in promote(later.version, "staging", store.uri, SETTINGS).aliases
+
+
+def test_an_alias_moved_by_other_means_is_noticed_and_then_on_record(store: Store, first: ModelVersion) -> None:
+    client = mlflow.MlflowClient(store.uri)
+    client.set_registered_model_alias(NAME, "production", "2")
+    assert history(store.uri, NAME)[1] == ["history: production was moved from 1 to 2 by other means"]
+    newest = store.evaluated_again("newest", score=0.95)
+    entries, faults = history(store.uri, NAME)
+    assert [entry.act.action for entry in entries[-2:]] == ["outside", "register"] and not faults
+    assert show_version("production", store.uri, NAME).version == "2" and newest.aliases == ("candidate",)
+
+
+def test_a_version_that_cannot_answer_says_why(store: Store, first: ModelVersion) -> None:
+    """In a process that has imported nothing of this checkout; the version that answers was asked when it was promoted."""
+    assert all("answered" in version.tags for version in list_versions(store.uri, NAME) if version.version == "1")
+    folder = resolve_model(f"models:/{NAME}/1", store.uri)
+    (folder / "model.safetensors").rename(folder / "away")
+    try:
+        assert silent(f"models:/{NAME}/1", store.uri).startswith("it does not answer its input example: ")
+    finally:
+        (folder / "away").rename(folder / "model.safetensors")
+
+
+def test_the_card_is_generated_from_what_was_measured(store: Store, first: ModelVersion) -> None:
+    card = (resolve_model(f"models:/{NAME}/1", store.uri).parent / "about" / "README.md").read_text()
+    assert "not for clinical use" in card and "`commit`" in card and "`results`" not in card
+    assert all(f"| {task} | score | 0.800 |" in card for task in TASKS)
+    assert "Report was measured on 2 patients, too few for any verdict." in card
+    assert all(f"\n| {load_card(one.card).name} |" in card for one in load_settings("debug").datasets)
+    assert "Report was measured" in store.client.get_model_version(NAME, "1").description

@@ -1,0 +1,140 @@
+"""A served version: how long it takes for each task, and what a thousand requests that nobody should send do to it.
+
+``OMNIMRI_HOME=.omnimri python -m benchmarks.serving --version staging`` starts the server as ``omnimri models serve`` does, asks
+the five tasks about one synthetic volume of 20 slices over HTTP, then sends malformed requests (tests/malformed.py) and compares
+answers and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import nibabel as nib
+import numpy as np
+import psutil
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from benchmarks.harness import RESULTS, machine
+from components.samples.cohort import Grid, brain, magnitude
+from tests.malformed import DAMAGED, MALFORMED, Request, asked
+
+QUESTIONS = {
+    "reconstruction": "Reconstruct the image from this under-sampled MRI data.",
+    "segmentation": "Segment the white matter in this brain MRI.",
+    "detection": "Locate the lesion in this brain MRI.",
+    "diagnosis": "Is there a lesion in this image?",
+    "report": "Generate a diagnostic report based on this MRI scan.",
+}
+GRID = Grid(slices=20, pixels=108, slice_mm=6.0, pixel_mm=2.0)
+JSON = {"content-type": "application/json"}
+
+
+def volume() -> bytes:
+    """A T1 of the synthetic cohort, as NIfTI."""
+    patient = brain(0, GRID, 0)
+    voxels = magnitude(patient.images["T1-weighted"], 0, "T1-weighted").astype(np.int16)
+    content: bytes = nib.Nifti1Image(voxels.transpose(2, 1, 0), GRID.affine[:, [2, 1, 0, 3]]).to_bytes()
+    return content
+
+
+def memory_mib(process: psutil.Process) -> float:
+    """Resident memory of a process and what it started."""
+    return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 2**20
+
+
+def main() -> None:
+    """Measure, and write ``serving_cpu.csv``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--version", default="staging")
+    parser.add_argument("--malformed", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=20)
+    arguments = parser.parse_args()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "flows.cli", "models", "serve", arguments.version, "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=150) as client:
+            _await(client, server)
+            measure(client, psutil.Process(server.pid), arguments.repeats, arguments.malformed)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _await(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        try:
+            client.get("/ping").raise_for_status()
+            return
+        except httpx.TransportError:
+            if server.poll() is not None:
+                raise SystemExit("the server did not start") from None
+            time.sleep(0.2)
+
+
+def measure(client: httpx.Client, process: psutil.Process, repeats: int, malformed: int) -> None:
+    """Latencies, then malformed requests, then the same question again."""
+    image, rows = volume(), []
+    for task, question in QUESTIONS.items():
+        body, times, answered = asked(image, question), [], ""
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            answer = client.post("/invocations", content=body, headers=JSON)
+            times.append(time.perf_counter() - start)
+            answered = answer.raise_for_status().json()["predictions"][0]["task"]
+        ordered = sorted(times[1:])
+        p95 = ordered[min(round(0.95 * len(ordered)), len(ordered) - 1)]
+        rows.append([task, answered, f"{statistics.median(ordered):.3f}", f"{p95:.3f}", "", ""])
+        print(f"{task:16s} answered as {answered:16s} p50 {statistics.median(ordered):.3f} s  p95 {p95:.3f} s", flush=True)
+    before, statuses, kinds = memory_mib(process), Counter[int](), Counter[str]()
+    for request in _requests(malformed):
+        headers = {"content-type": request.content_type} if request.content_type else {}
+        answer = client.post("/invocations", content=request.body, headers=headers)
+        statuses[answer.status_code] += 1
+        kinds[request.kind] += 1
+        if answer.status_code >= 500:
+            raise SystemExit(f"{request.kind}: {answer.status_code} {answer.text[:200]}")
+    after = memory_mib(process)
+    said = " ".join(f"{status}: {count}" for status, count in sorted(statuses.items()))
+    rows.append([f"{malformed} malformed requests of {len(kinds)} kinds", said, "", "", f"{before:.0f}", f"{after:.0f}"])
+    print(f"{malformed} malformed requests: {said}; memory {before:.0f} -> {after:.0f} MiB", flush=True)
+    header = ["asked", "answered", "p50_s", "p95_s", "memory_before_mib", "memory_after_mib", "machine", "versions"]
+    about = [machine("cpu"), f"torch {torch.__version__}, 20 slices of 108 x 108"]
+    with (RESULTS / "serving_cpu.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *([*row, *about] for row in rows)])
+
+
+def _requests(count: int) -> list[Request]:
+    """So many, the same every time; every tenth an image with a damaged header, which may be answerable."""
+    made: list[Request] = []
+
+    @seed(0)
+    @settings(
+        max_examples=4 * count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(MALFORMED, DAMAGED)
+    def collect(wrong: Request, damaged: Request) -> None:
+        if len(made) < count:
+            made.append(damaged if len(made) % 10 == 9 else wrong)
+
+    collect()
+    random.Random(0).shuffle(made)
+    return made
+
+
+if __name__ == "__main__":
+    Path(RESULTS).mkdir(exist_ok=True)
+    main()

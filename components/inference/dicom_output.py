@@ -1,0 +1,213 @@
+"""An answer about a DICOM series as DICOM: a mask as Segmentation (PS3.3 A.51), words and boxes as Structured Report (A.35.3).
+
+Patient and study are those of the images that were asked about, and every object names them as its source. Reports are marked as
+unverified and partial: a machine has made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.errors import BadInput
+from components.files import atomic_file
+from components.inference.prediction import FoundBox, Prediction
+from components.ingestion.content import kind_of
+from components.ingestion.frames import LPS_TO_RAS
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MAKER, MODEL, SERIAL = "OmniMRI", "omnimri", "0"
+SEGMENTATION_FILE, REPORT_FILE = "segmentation.dcm", "report.dcm"
+SERIES = {SEGMENTATION_FILE: 9001, REPORT_FILE: 9002}
+DISCLAIMER = "Made by research software. Not a medical device; not for clinical use."
+
+
+def save_dicom(prediction: Prediction, instruction: str, source: Path, out: Path) -> list[Path]:
+    """Write ``segmentation.dcm`` of a mask, or ``report.dcm`` of words and boxes; nothing for a reconstruction.
+
+    Args:
+        source: the DICOM file or folder that was asked about; nothing is written of anything else.
+
+    Raises:
+        BadInput: the series lacks what a DICOM object must repeat (patient, study, position).
+    """
+    images = _images(source)
+    if not images or prediction.task == "reconstruction":
+        return []
+    name = SEGMENTATION_FILE if prediction.mask is not None else REPORT_FILE
+    make = _report if prediction.mask is None else _segmentation
+    try:
+        made = make(prediction, instruction, images)
+    except (AttributeError, KeyError, ValueError) as error:
+        raise BadInput(
+            f"no DICOM can be made of the answer ({type(error).__name__})", where=source.name,
+            remedy="the series needs patient, study and position in its headers; the NIfTI and JSON answers are there all the same",
+        ) from None  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out / name) as temporary:
+        made.save_as(temporary, enforce_file_format=True)
+    return [out / name]
+
+
+def _images(source: Path) -> list[Dataset]:
+    """Headers of the MR images, in the order of their positions."""
+    import pydicom
+
+    from components.ingestion.dicom import MR_CLASSES
+
+    files = [source] if source.is_file() else [file for file in sorted(source.rglob("*")) if file.is_file()]
+    found = [pydicom.dcmread(file, stop_before_pixels=True) for file in files if kind_of(file) == "dicom"]
+    images = [image for image in found if image.get("SOPClassUID") in MR_CLASSES]
+    return sorted(images, key=lambda image: int(image.get("InstanceNumber") or 0))
+
+
+def _lps(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Index (slice, row, column) -> DICOM's patient coordinates, mm."""
+    return np.asarray(np.linalg.inv(LPS_TO_RAS) @ affine, dtype=np.float64)
+
+
+def _codes(instruction: str) -> tuple[str, Any, Any]:
+    """Label, category and type (SNOMED CT) of the structure that an instruction names."""
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+
+    anatomy, abnormal = codes.SCT.AnatomicalStructure, codes.SCT.MorphologicallyAbnormalStructure
+    known = {
+        "grey matter": (anatomy, codes.SCT.GrayMatter),
+        "gray matter": (anatomy, codes.SCT.GrayMatter),
+        "white matter": (anatomy, codes.SCT.WhiteMatter),
+        "cerebrospinal fluid": (codes.SCT.BodySubstance, Code("65216001", "SCT", "Cerebrospinal fluid")),
+        "tumor": (abnormal, codes.SCT.Neoplasm),
+        "tumour": (abnormal, codes.SCT.Neoplasm),
+        "lesion": (abnormal, codes.SCT.Lesion),
+    }
+    asked = instruction.lower()
+    for name, (category, kind) in known.items():
+        if name in asked:
+            return name, category, kind
+    return "structure", anatomy, codes.SCT.AnatomicalStructure
+
+
+def _segmentation(prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> Dataset:
+    import highdicom as hd
+
+    assert prediction.mask is not None
+    label, category, kind = _codes(instruction)
+    kind_of_algorithm = hd.sr.CodedConcept("123109", "DCM", "Artificial Intelligence")
+    algorithm = hd.AlgorithmIdentificationSequence(MODEL, family=kind_of_algorithm, version=_version())
+    segment = hd.seg.SegmentDescription(
+        1, label, category, kind, hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, algorithm_identification=algorithm
+    )  # fmt: skip
+    volume = hd.Volume(
+        prediction.mask, _lps(prediction.affine), coordinate_system="PATIENT", frame_of_reference_uid=images[0].FrameOfReferenceUID
+    )
+    return hd.seg.Segmentation(
+        source_images=images, pixel_array=volume, segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[segment], series_instance_uid=hd.UID(), series_number=SERIES[SEGMENTATION_FILE],
+        sop_instance_uid=hd.UID(), instance_number=1, manufacturer=MAKER, manufacturer_model_name=MODEL,
+        software_versions=_version(), device_serial_number=SERIAL, content_label="OMNIMRI",
+        omit_empty_frames=bool(prediction.mask.any()), series_description=f"OmniMRI: {label}"[:64],
+    )  # fmt: skip
+
+
+def _report(prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> Dataset:
+    import highdicom as hd
+    from highdicom.sr import CodedConcept, ContainerContentItem, ContentSequence, RelationshipTypeValues, TextContentItem
+
+    contains = RelationshipTypeValues.CONTAINS
+    root = ContainerContentItem(CodedConcept("18748-4", "LN", "Diagnostic imaging report"))
+    findings = ContainerContentItem(CodedConcept("121070", "DCM", "Findings"), relationship_type=contains)
+    request = ContainerContentItem(CodedConcept("121062", "DCM", "Request"), relationship_type=contains)
+    note = ContainerContentItem(CodedConcept("121111", "DCM", "Summary"), relationship_type=contains)
+    request.ContentSequence = ContentSequence([TextContentItem(CodedConcept("121106", "DCM", "Comment"), instruction, contains)])
+    note.ContentSequence = ContentSequence([TextContentItem(CodedConcept("121106", "DCM", "Comment"), DISCLAIMER, contains)])
+    found = [TextContentItem(CodedConcept("121071", "DCM", "Finding"), prediction.text or "no answer", contains)]
+    found += [_box(box, prediction, images) for box in prediction.boxes]
+    findings.ContentSequence = ContentSequence(found)
+    root.ContentSequence = ContentSequence([_language(), request, findings, note])
+    return hd.sr.ComprehensiveSR(
+        evidence=images, content=root, series_instance_uid=hd.UID(), series_number=SERIES[REPORT_FILE], sop_instance_uid=hd.UID(),
+        instance_number=1, manufacturer=MAKER, is_complete=False, is_final=False, is_verified=False,
+        series_description="OmniMRI: answer",
+    )  # fmt: skip
+
+
+def _language() -> Any:
+    from highdicom.sr import CodeContentItem, CodedConcept, RelationshipTypeValues
+
+    return CodeContentItem(
+        CodedConcept("121049", "DCM", "Language of Content Item and Descendants"), CodedConcept("en", "RFC5646", "English"),
+        RelationshipTypeValues.HAS_CONCEPT_MOD,
+    )  # fmt: skip
+
+
+def _box(box: FoundBox, prediction: Prediction, images: Sequence[Dataset]) -> Any:
+    """A finding with its outline on the image that lies nearest."""
+    from highdicom.sr import (
+        CodedConcept,
+        ContentSequence,
+        ImageContentItem,
+        RelationshipTypeValues,
+        ScoordContentItem,
+        TextContentItem,
+    )
+
+    corners = [(box.row0, box.col0), (box.row0, box.col1), (box.row1, box.col1), (box.row1, box.col0), (box.row0, box.col0)]
+    index = np.array([[box.slice_index, row - 0.5, column - 0.5, 1.0] for row, column in corners])
+    points = (index @ _lps(prediction.affine).T)[:, :3]
+    image, frame, pixels = _nearest(points, images)
+    item = TextContentItem(CodedConcept("121071", "DCM", "Finding"), box.label, RelationshipTypeValues.CONTAINS)
+    outline = ScoordContentItem(CodedConcept("111030", "DCM", "Image Region"), "POLYLINE", pixels + 0.5,
+                                relationship_type=RelationshipTypeValues.INFERRED_FROM)  # fmt: skip
+    seen = ImageContentItem(
+        CodedConcept("111040", "DCM", "Original Source"), image.SOPClassUID, image.SOPInstanceUID,
+        referenced_frame_numbers=frame, relationship_type=RelationshipTypeValues.SELECTED_FROM,
+    )  # fmt: skip
+    outline.ContentSequence = ContentSequence([seen])
+    item.ContentSequence = ContentSequence([outline])
+    return item
+
+
+def _nearest(points_mm: NDArray[np.float64], images: Sequence[Dataset]) -> tuple[Dataset, int | None, NDArray[np.float64]]:
+    """The frame whose plane the points are nearest to, its number in a multi-frame image, and the points as (column, row) on it."""
+    best: tuple[float, Dataset, int | None, NDArray[np.float64]] | None = None
+    for image in images:
+        for number, (position, orientation, spacing) in _planes(image):
+            along_columns, along_rows = orientation[:3] * spacing[1], orientation[3:] * spacing[0]  # a step in column, in row
+            normal = np.cross(orientation[:3], orientation[3:])
+            offsets = points_mm - position
+            distance = float(np.abs(offsets @ normal).mean())
+            if best is None or distance < best[0]:
+                pixels = np.stack([offsets @ along_columns / spacing[1] ** 2, offsets @ along_rows / spacing[0] ** 2], axis=1)
+                best = distance, image, number, np.clip(pixels, -0.5, [image.Columns - 0.5, image.Rows - 0.5])
+    assert best is not None
+    return best[1], best[2], best[3]
+
+
+def _planes(image: Dataset) -> list[tuple[int | None, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]]:
+    """(frame number or None, (position, orientation, row and column spacing)) of every frame."""
+
+    def plane(position: Any, orientation: Any, spacing: Any) -> tuple[Any, Any, Any]:
+        return np.array(position, float), np.array(orientation, float), np.array(spacing, float)
+
+    if "PerFrameFunctionalGroupsSequence" not in image:
+        return [(None, plane(image.ImagePositionPatient, image.ImageOrientationPatient, image.PixelSpacing))]
+    shared = image.SharedFunctionalGroupsSequence[0]
+    found: list[Any] = []
+    for number, frame in enumerate(image.PerFrameFunctionalGroupsSequence, start=1):
+        turned = (frame if "PlaneOrientationSequence" in frame else shared).PlaneOrientationSequence[0].ImageOrientationPatient
+        spaced = (frame if "PixelMeasuresSequence" in frame else shared).PixelMeasuresSequence[0].PixelSpacing
+        found.append((number, plane(frame.PlanePositionSequence[0].ImagePositionPatient, turned, spaced)))
+    return found
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("omnimri")

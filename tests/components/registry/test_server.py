@@ -1,0 +1,116 @@
+"""The served model answers what it can and says no to the rest: never a crash, never another file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+
+import pandas as pd
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+
+from components.inference import Predictor
+from components.inference.limits import Limits
+from components.registry.served import ServedModel
+from components.registry.server import app_of
+from components.settings import TASKS
+from tests.corpora import tiny_corpus
+from tests.malformed import DAMAGED, LIES, MALFORMED, Request, asked, nifti
+from tests.trained import tiny_model
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    root = tmp_path_factory.mktemp("served")
+    served = ServedModel()
+    served.predictor = Predictor.load(tiny_model(root / "model", tiny_corpus(root / "corpus")))
+    return served
+
+
+@pytest.fixture(scope="module")
+def client(model: ServedModel) -> Iterator[TestClient]:
+    with TestClient(app_of(lambda rows: model.predict(None, rows)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_a_question_is_answered_in_every_form_of_the_protocol(client: TestClient) -> None:
+    row = json.loads(asked(nifti()))["dataframe_records"][0]
+    forms = [{"dataframe_records": [row]}, {"dataframe_split": {"columns": list(row), "data": [list(row.values())]}},
+             {"inputs": row}, {"instances": {key: [value] for key, value in row.items()}}]  # fmt: skip
+    answers = [client.post("/invocations", json=form) for form in forms]
+    assert all(answer.status_code == 200 for answer in answers), answers[0].text
+    [first] = answers[0].json()["predictions"]
+    assert first["task"] in TASKS and set(first) == {"task", "text", "boxes", "file"}
+    assert all(answer.json()["predictions"] == [first] for answer in answers)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(MALFORMED)
+def test_what_cannot_be_answered_is_refused_with_a_reason(client: TestClient, request_: Request) -> None:
+    refused(client, request_)
+
+
+@pytest.mark.parametrize("name", sorted(LIES))
+def test_files_that_lie_about_themselves_are_refused(client: TestClient, name: str) -> None:
+    refused(client, Request(name, "application/json", asked(LIES[name])))
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(DAMAGED)
+def test_a_damaged_image_is_answered_or_refused(client: TestClient, request_: Request) -> None:
+    answer = client.post("/invocations", content=request_.body, headers=JSON)
+    assert answer.status_code in (200, 400), answer.text
+
+
+def refused(client: TestClient, request: Request) -> None:
+    headers = {"content-type": request.content_type} if request.content_type else {}
+    answer = client.post("/invocations", content=request.body, headers=headers)
+    assert 400 <= answer.status_code < 500, (request.kind, answer.text)
+    assert answer.json()["error"]["what"] and "root:" not in answer.text
+
+
+def test_a_large_request_is_cut_short(model: ServedModel) -> None:
+    with TestClient(app_of(lambda rows: model.predict(None, rows), Limits(request_bytes=1000))) as client:
+        answer = client.post("/invocations", content=b" " * 2000, headers=JSON)
+    assert answer.status_code == 413 and "1000 bytes" in answer.json()["error"]["remedy"]
+
+
+def test_a_slow_answer_is_given_up_and_a_crowd_is_asked_to_come_again() -> None:
+    going = Event()
+
+    def slow(rows: pd.DataFrame) -> pd.DataFrame:
+        going.wait(10)
+        return rows
+
+    with TestClient(app_of(slow, Limits(seconds=0.5, queue=1))) as client:
+        found: list[int] = []
+        first = Thread(target=lambda: found.append(client.post("/invocations", content=asked(nifti()), headers=JSON).status_code))
+        first.start()
+        first.join(5)
+        assert found == [504]
+        assert client.post("/invocations", content=asked(nifti()), headers=JSON).status_code == 429
+        assert client.get("/health").status_code == 200
+        going.set()
+
+
+def test_a_failure_of_the_model_is_not_told_in_its_own_words() -> None:
+    def broken(rows: pd.DataFrame) -> pd.DataFrame:
+        raise RuntimeError("Doe^Jane")
+
+    with TestClient(app_of(broken), raise_server_exceptions=False) as client:
+        answer = client.post("/invocations", content=asked(nifti()), headers=JSON)
+    assert answer.status_code == 500 and "Doe" not in answer.text
+
+
+def test_the_model_refuses_by_itself_too_whoever_serves_it(model: ServedModel, tmp_path: Path) -> None:
+    from mlflow.exceptions import MlflowException
+
+    for image in ("../../etc/passwd", ""):
+        with pytest.raises(MlflowException) as refusal:
+            model.predict(None, pd.DataFrame([{"image": image, "instruction": "Report."}]))
+        assert refusal.value.get_http_status_code() == 400
