@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from components.errors import JobFailed
 from components.settings import StageSettings, TrainingSettings
@@ -129,15 +130,18 @@ class Engine:
         micro_batches = [batch.to(self.engine.device) for batch in micro_batches]
         whole = Step.of([self.objective.counts(batch) for batch in micro_batches])
         outputs: list[LossOutput] = []
+        own_norm = float("nan")
         for batch in micro_batches:
             output: LossOutput = self.engine(batch, whole)
             self.engine.backward(output.total, scale_wrt_gas=False)
+            if self.training.zero_stage == 0:  # DeepSpeed does not say it then
+                own_norm = float(get_total_norm([p.grad for p in self.objective.parameters() if p.grad is not None]))
             self.engine.step()
             outputs.append(output)
         if self.average is not None:
             self.average.update()
         norm = self.engine.get_global_grad_norm()
-        return self._result(micro_batches, outputs, float("nan") if norm is None else float(norm), rate)
+        return self._result(micro_batches, outputs, own_norm if norm is None else float(norm), rate)
 
     def _result(self, micro_batches: Sequence[Any], outputs: Sequence[LossOutput], norm: float, rate: float) -> StepResult:
         """Put together what micro-batches and processes have measured, in one exchange."""

@@ -25,6 +25,7 @@ def _work(path: Path, log: Path, rank: int, world: int, port: int, environment: 
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
+    sys.stdout = sys.stderr = os.fdopen(stream, "w", buffering=1)
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     alone = {"PATH": "", "TORCH_EXTENSIONS_DIR": str(log.parent / "extensions")}  # no compiler: processes talk through gloo
     os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1", **alone, **environment)
@@ -78,13 +79,15 @@ class ForkedJob:
 
 @dataclass
 class ForkedLauncher:
-    """Starts jobs so. ``started`` is called with each when it runs: to disturb it."""
+    """Starts jobs so. ``before`` is called with each before it runs, ``started`` when it does: to disturb it."""
 
+    before: Callable[[JobSpec], None] = field(default=lambda spec: None)
     started: Callable[[JobSpec, ForkedJob], None] = field(default=lambda spec, job: None)
     environment: dict[str, str] = field(default_factory=dict)
 
     def submit(self, job: JobSpec) -> ForkedJob:
         """Start a job's processes."""
+        self.before(job)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         with socket.socket() as probe:

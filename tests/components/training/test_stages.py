@@ -41,7 +41,7 @@ def after_a_checkpoint(disturb: Callable[[ForkedJob], None]) -> ForkedLauncher:
             time.sleep(0.01)
         disturb(job)
 
-    return ForkedLauncher(wait)
+    return ForkedLauncher(started=wait)
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bits(corpus_root: Path, tmp_path: Path) -> None:
