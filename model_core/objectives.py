@@ -297,6 +297,13 @@ class InstructionTuning(Objective):
         model = self.model
         return [model.vision, model.connector, model.backbone, model.lm_head, model.image_decoder]
 
+    def trainable(self) -> list[nn.Parameter]:
+        """As the base, without the token that stands for what is hidden: nothing is."""
+        hidden = self.model.vision.mask_token
+        parameters = [parameter for parameter in super().trainable() if parameter is not hidden]
+        hidden.requires_grad_(False)
+        return parameters
+
     def counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Responses, images and masks."""
         return {
@@ -320,7 +327,7 @@ class InstructionTuning(Objective):
         image_B, mask_B = self._decoder_losses(output, batch)
         losses = {"text": step.mean("text", text_B.sum()), "image": step.mean("image", image_B.sum()),
                   "mask": step.mean("mask", mask_B.sum())}  # fmt: skip
-        total = sum(losses.values(), _router_loss(output, step)) + 0.0 * self.model.vision.mask_token.sum()
+        total = sum(losses.values(), _router_loss(output, step))
         by_task = _by_task((text_B + image_B + mask_B).detach(), batch.task_B)
         return replace(_output(total, output, **losses, **_router_parts(output, step)), tasks=by_task)
 

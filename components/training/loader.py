@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from components.training.batches import BatchMaker
 
@@ -30,7 +30,7 @@ def batches(maker: BatchMaker, steps: Iterable[int], workers: int, pin: bool = F
     yield from DataLoader(
         maker,  # type: ignore[arg-type]
         batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=AHEAD, pin_memory=pin,
-        collate_fn=_as_made, worker_init_fn=_one_thread, multiprocessing_context="fork",
+        collate_fn=_as_made, worker_init_fn=_on_its_own, multiprocessing_context="fork",
     )  # fmt: skip
 
 
@@ -38,5 +38,8 @@ def _as_made(micro_batches: list[Any]) -> list[Any]:
     return micro_batches
 
 
-def _one_thread(worker: int) -> None:
+def _on_its_own(worker: int) -> None:
+    """One thread, and files that the process before the fork does not read from, too."""
     torch.set_num_threads(1)
+    maker: Any = get_worker_info().dataset  # type: ignore[union-attr]
+    maker.samples.store.forget()
