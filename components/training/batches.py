@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -23,6 +24,7 @@ from model_core.batch import IGNORE, NO_TASK, TARGET_NONE, TASKS, Batch, ImageBa
 from model_core.config import OmniMRIConfig
 from model_core.processing import Encoded, Processor
 
+KEPT_TEXTS = 4096
 BLOCK_EVERY = 4
 """Every fourth step of vision pretraining sees blocks of four slices, the others single slices: one encoder serves both."""
 
@@ -50,6 +52,10 @@ class BatchMaker:
         self.rank = rank
         self.key = int(digest(seed, stage)[:12], 16)
         self.mixture: Mixture = samples.mixture(settings.mixture, self.key)
+        # The same few texts come again every epoch; their tokens are made once.
+        self._described = lru_cache(KEPT_TEXTS)(processor.encode_description)
+        self._paired = lru_cache(KEPT_TEXTS)(processor.encode_pair)
+        self._instructed = lru_cache(KEPT_TEXTS)(processor.encode)
 
     def __getitem__(self, step: int) -> list[Any]:
         """Micro-batches of a step."""
@@ -95,7 +101,7 @@ class BatchMaker:
     def _pairs(self, draws: Sequence[Draw]) -> PairedBatch:
         refs = [self.samples.slices[draw.index] for draw in draws]
         images = [self._contrast(self.samples.image(ref), draw) for ref, draw in zip(refs, draws, strict=True)]
-        ids, mask = self.processor.pad([self.processor.encode_description(self.samples.text(ref)) for ref in refs])
+        ids, mask = self.processor.pad([self._described(self.samples.text(ref)) for ref in refs])
         return PairedBatch(torch.from_numpy(np.stack(images))[:, None, None], ids, mask, seed_B=self._seeds(draws))
 
     def _sequences(self, draws: Sequence[Draw]) -> SequenceBatch:
@@ -118,12 +124,12 @@ class BatchMaker:
             ref = self.samples.slices[draw.index]
             image = self._contrast(self.samples.image(ref), draw)
             text_first = bool(draw.before % 2)
-            encoded = self.processor.encode_pair(self.samples.text(ref), self._tokens(image), image_first=not text_first)
+            encoded = self._paired(self.samples.text(ref), self._tokens(image), image_first=not text_first)
             return encoded, image, no_target(image), text_first
         record = self.samples.instructions[name][draw.index]
         image, target = self.samples.input_and_target(record)
         image = image if name == "reconstruction" else self._contrast(image, draw)
-        encoded = self.processor.encode(record.instruction, record.response, self._tokens(image))
+        encoded = self._instructed(record.instruction, record.response, self._tokens(image))
         return encoded, image, target, False
 
     def _tokens(self, image: Image) -> int:

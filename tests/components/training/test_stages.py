@@ -1,6 +1,7 @@
 """A stage is trained once, goes on where it was killed, and comes out the same to the last bit."""
 
 import json
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -145,3 +146,39 @@ def test_a_machine_without_a_compiler_trains_all_the_same(
     result = train_stage("alignment", corpus_root, _settings("training.processes=2"), home, None, None)
     assert result.steps == 3
     assert "Going on with gloo" in (result.folder / "alignment.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_ten_times_at_random_it_ends_with_the_same_bits(corpus_root: Path, tmp_path: Path) -> None:
+    """Instruction tuning: all of the network, and the average of the image decoder."""
+    stage = "training.instruction_tuning"
+    settings = _settings(f"{stage}.steps=120", f"{stage}.checkpoint_every=4")
+    homes = [Home(tmp_path / name, tmp_path / "data") for name in ("whole", "killed")]
+    whole = train_stage("instruction_tuning", corpus_root, settings, homes[0], None, None, ForkedLauncher())
+    rng, kills = random.Random(whole.seconds), 0
+
+    def kill_somewhere(spec: JobSpec, job: ForkedJob) -> None:
+        before = _finished(spec.folder)
+        after = before + rng.randint(1, 11)
+        while _finished(spec.folder) < after and job.processes[0].exitcode is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.3))  # in the middle of a step, or of a checkpoint
+        job.kill()
+
+    while kills < 10:
+        with pytest.raises(JobFailed, match="-9"):
+            train_stage("instruction_tuning", corpus_root, settings, homes[1], None, None, ForkedLauncher(started=kill_somewhere))
+        kills += 1
+    resumed = train_stage("instruction_tuning", corpus_root, settings, homes[1], None, None, ForkedLauncher())
+    assert resumed.resumed_at is not None and resumed.steps == 120
+    ours, theirs = _weights(whole), _weights(resumed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    curves = [[point["loss"] for point in read_lines(one.folder / "curve.jsonl")] for one in (whole, resumed)]
+    assert curves[0] == curves[1]
+
+
+def _finished(folder: Path) -> int:
+    """Steps of the named checkpoint."""
+    path = folder / "checkpoint.json"
+    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
