@@ -67,3 +67,8 @@ def write_json(target: Path, value: Any) -> None:
 def read_json(source: Path) -> Any:
     """Read one JSON document."""
     return json.loads(source.read_text())
+
+
+def read_lines(source: Path) -> list[Any]:
+    """Read a document of one JSON value a line; nothing where there is none."""
+    return [json.loads(line) for line in source.read_text().splitlines()] if source.exists() else []

@@ -16,10 +16,20 @@ from components.provenance import REPOSITORY, digest
 
 StageName = Literal["vision_pretraining", "alignment", "multimodal_pretraining", "instruction_tuning"]
 STAGES: tuple[StageName, ...] = ("vision_pretraining", "alignment", "multimodal_pretraining", "instruction_tuning")
+CONTRASTIVE: tuple[StageName, ...] = ("vision_pretraining", "alignment")
+"""Stages whose losses compare the samples of a micro-step, of all processes, with each other."""
+BLOCK_SLICES = 4
+"""Slices of the blocks that vision pretraining sees beside single slices."""
 TaskName = Literal["reconstruction", "segmentation", "detection", "diagnosis", "report"]
 TASKS: tuple[TaskName, ...] = ("reconstruction", "segmentation", "detection", "diagnosis", "report")
 
 MaskKind = Literal["random", "equispaced", "magic"]
+
+
+def block_samples(together: int, processes: int) -> int:
+    """Blocks of slices that a micro-step of ``together`` single slices becomes: a quarter, at least two, equally many on each."""
+    return -(-max(together // BLOCK_SLICES, 2) // processes) * processes
+
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -131,7 +141,7 @@ class StageSettings(Section):
     """One training stage."""
 
     steps: int = Field(ge=1, description="optimizer steps")
-    micro_batch: int = Field(default=8, ge=1, description="samples per process and micro-step")
+    micro_batch: int = Field(default=8, ge=1, description="samples per process and micro-step; with fewer processes, give more")
     gradient_accumulation: int = Field(default=1, ge=1, description="micro-steps per optimizer step")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     warmup_steps: int = Field(default=10, ge=0, description="linear warm-up, steps; cosine to 10 % after")
@@ -147,10 +157,36 @@ class TrainingSettings(Section):
     processes: int = Field(default=1, ge=1, description="processes (ranks), on this machine or over all nodes")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage")
     precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="arithmetic of forward and backward")
+    activation_checkpointing: bool = Field(
+        default=False, description="compute layers again in the backward pass instead of keeping them: less memory, same result"
+    )
+    decoder_average: Fraction = Field(
+        default=0.999, description="decay of the average of the image decoder's weights that a model is used with; 0 = none"
+    )
+    loader_workers: int = Field(default=0, ge=0, description="processes of each rank that prepare batches; 0 = the rank itself")
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints kept")
+    keep_every: int = Field(default=0, ge=0, description="steps between checkpoints that are kept for good; 0 = none")
+    spike_deviations: float = Field(
+        default=12.0, ge=0, description="a loss so far above the last hundred, three times in a row, is undone; 0 = never"
+    )
+    max_rollbacks: int = Field(default=3, ge=0, description="of a stage, before it is given up")
+    pictures_every: int = Field(default=500, ge=0, description="steps between pictures of predictions; 0 = at the end only")
     vision_pretraining: StageSettings
     alignment: StageSettings
     multimodal_pretraining: StageSettings
     instruction_tuning: StageSettings
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> TrainingSettings:
+        for name in STAGES:
+            stage = self.stage(name)
+            if name in CONTRASTIVE and stage.micro_batch * self.processes < 2:
+                raise ValueError(f"{name} compares samples with each other: set {name}.micro_batch to 2 or more")
+        if self.keep_every:
+            for name in STAGES:
+                if self.keep_every % self.stage(name).checkpoint_every:
+                    raise ValueError(f"keep_every is no multiple of {name}.checkpoint_every: set it to one, or to 0")
+        return self
 
     def stage(self, name: StageName) -> StageSettings:
         """Settings of one stage."""

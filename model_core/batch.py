@@ -5,7 +5,7 @@ Shape letters: B samples, D slices, H rows, W columns, L text tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import torch
@@ -13,18 +13,33 @@ from torch import Tensor
 
 TARGET_NONE, TARGET_IMAGE, TARGET_MASK = 0, 1, 2
 IGNORE = -100
+TASKS = ("reconstruction", "segmentation", "detection", "diagnosis", "report")
+"""The tasks of instruction tuning; ``task_B`` counts them from 0."""
+NO_TASK = -1
 
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Batch:
-    """Base: knows how to move its tensors."""
+    """Base: knows how to move its tensors.
+
+    Attributes:
+        seed_B: int64, whose random numbers each sample gets, so that they depend on nothing but the sample: not on its place in the
+            batch nor on the process that has it. None = PyTorch's own generator.
+    """
+
+    seed_B: Tensor | None = None
 
     def to(self: AnyBatch, device: torch.device | str) -> AnyBatch:
-        """The same batch with every tensor on ``device``."""
-        moved = {f.name: v.to(device) if isinstance(v := getattr(self, f.name), Tensor) else v for f in fields(self)}
-        return type(self)(**moved)
+        """The same batch with every tensor on ``device``; from pinned memory, while the processor goes on."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+    def pin_memory(self: AnyBatch) -> AnyBatch:
+        """The same batch in page-locked memory, from which a GPU reads while it computes."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
 
 @dataclass
@@ -70,6 +85,7 @@ class SequenceBatch(Batch):
         target_kind_B: int64, TARGET_NONE | TARGET_IMAGE | TARGET_MASK.
         kspace_BDHW: complex64 measured single-coil k-space (centred, orthonormal FFT), zeros where not measured.
         sampling_BDHW: bool, True = measured; all False where the sample is not a reconstruction.
+        task_B: int64, index into :data:`TASKS` or :data:`NO_TASK`; None = not known.
     """
 
     input_ids_BL: Tensor
@@ -81,3 +97,4 @@ class SequenceBatch(Batch):
     target_kind_B: Tensor
     kspace_BDHW: Tensor
     sampling_BDHW: Tensor
+    task_B: Tensor | None = None

@@ -3,6 +3,9 @@
 Every parameter of :meth:`Objective.trainable` is touched by every batch on every rank, by a term of zero where there is nothing
 to learn: DeepSpeed gives wrong gradients, or hangs, otherwise.
 
+Losses are means over the whole optimizer step: :meth:`Objective.counts` says beforehand what a batch has of each, and the losses of
+micro-batches and ranks add up. Contrasts and the router's losses are those of a micro-batch, on all ranks.
+
 Shape letters: B samples, D slices, H rows, W columns, L tokens, N visual tokens, M tokens in a loss.
 """
 
@@ -10,20 +13,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, TARGET_NONE, ImageBatch, PairedBatch, SequenceBatch
+from model_core.batch import (
+    IGNORE,
+    NO_TASK,
+    TARGET_IMAGE,
+    TARGET_MASK,
+    TARGET_NONE,
+    TASKS,
+    ImageBatch,
+    PairedBatch,
+    SequenceBatch,
+)
 from model_core.flow import between
 from model_core.heads.image_decoder import Conditions
 from model_core.losses.contrastive import image_text, neighbouring_patches, standardised, volume_discrimination
-from model_core.losses.pixels import logit_normal_times, mean_per_sample, soft_dice_loss, structural_dissimilarity
-from model_core.losses.reduction import gather_with_gradient, global_mean
+from model_core.losses.pixels import mean_per_sample, soft_dice_loss, structural_dissimilarity
+from model_core.losses.reduction import Step, gather_with_gradient
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration, OmniMRIOutput
+from model_core.noise import Noise
 from model_core.sense import Measured
 
 LOAD_BALANCE_WEIGHT, Z_LOSS_WEIGHT = 0.01, 1e-3
@@ -33,10 +47,18 @@ SHARE_OF_NOISE = 0.7
 
 @dataclass(frozen=True)
 class LossOutput:
-    """The loss, with its parts (detached, float32 scalars) for the record."""
+    """A micro-batch's part of the loss, with its parts (detached, float32) for the record.
+
+    Attributes:
+        parts: what adds up over micro-batches to the step's values.
+        tasks: task -> (sum of its samples' losses, number of samples), of this rank.
+        load_layers_E: tokens of all ranks by layer and expert.
+    """
 
     total: Tensor
     parts: dict[str, Tensor]
+    tasks: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    load_layers_E: Tensor | None = None
 
 
 class Objective(nn.Module, ABC):
@@ -60,6 +82,14 @@ class Objective(nn.Module, ABC):
                 found.setdefault(id(parameter), parameter)
         return list(found.values())
 
+    def counts(self, batch: Any) -> dict[str, Tensor]:
+        """What the losses of a batch are means of, by name."""
+        return {}
+
+    @abstractmethod
+    def passes(self, batch: Any) -> dict[str, float]:
+        """Forward passes of a sample that a batch costs, by part (:class:`model_core.accounting.Cost`); a backward pass is two."""
+
     def begin(self, batches: Iterator[Any]) -> None:
         """Fit what must be fitted on training data before the first step. ``batches`` are those of this stage, from its start."""
 
@@ -80,49 +110,63 @@ class VisionPretraining(Objective):
         """Encoder and the heads of this stage."""
         return [self.model.vision, self.pixels, self.patch_projection, self.volume_projection]
 
-    def restore(self, pixel_values_B1DHW: Tensor) -> tuple[Tensor, Tensor]:
+    def restore(self, pixel_values_B1DHW: Tensor, seed_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Hide random squares of images; what is seen of them, and the images with what the encoder puts in the holes."""
-        hidden, restored = self._hide_and_restore(pixel_values_B1DHW)
+        hidden, restored = self._hide_and_restore(pixel_values_B1DHW, seed_B)
         seen = pixel_values_B1DHW * ~hidden[:, None]
         return seen, torch.where(hidden[:, None], restored[:, None], pixel_values_B1DHW)
 
-    def _hide_and_restore(self, pixel_values_B1DHW: Tensor) -> tuple[Tensor, Tensor]:
+    def _hide_and_restore(self, pixel_values_B1DHW: Tensor, seed_B: Tensor | None) -> tuple[Tensor, Tensor]:
         """Hidden pixels (B, D, H, W) bool, and the prediction of all pixels, float32."""
         config = self.model.config
-        masked = self._hidden_squares(pixel_values_B1DHW)
+        masked = self._hidden_squares(pixel_values_B1DHW, seed_B)
         features = self.model.vision(pixel_values_B1DHW, masked)
         pixels = self.pixels(features[config.connector_level]).float()
         restored = F.pixel_shuffle(pixels.flatten(0, 1).permute(0, 3, 1, 2), self.stride).unflatten(0, pixels.shape[:2])
         hidden = masked.repeat_interleave(config.vision_patch, 2).repeat_interleave(config.vision_patch, 3)
         return hidden, restored[:, :, 0]
 
-    def forward(self, batch: ImageBatch) -> LossOutput:
-        """Hide squares of every slice, reconstruct them, and compare patches and volumes of the unmasked images."""
+    def _hidden_units(self, height: int, width: int) -> tuple[int, int, int]:
+        """Squares of an image: rows, columns, how many are hidden; at least one is, and one is not."""
         config = self.model.config
-        hidden, restored = self._hide_and_restore(batch.pixel_values_B1DHW)
+        rows, columns = height // config.mask_unit, width // config.mask_unit
+        return rows, columns, min(max(round(rows * columns * config.mask_ratio), 1), rows * columns - 1)
+
+    def counts(self, batch: ImageBatch) -> dict[str, Tensor]:
+        """Hidden pixels."""
+        samples, _, depth, height, width = batch.pixel_values_B1DHW.shape
+        hidden = self._hidden_units(height, width)[2] * self.model.config.mask_unit**2
+        return {"masked_l1": torch.tensor(float(samples * depth * hidden), device=batch.pixel_values_B1DHW.device)}
+
+    def passes(self, batch: ImageBatch) -> dict[str, float]:
+        """The encoder sees every image masked and whole."""
+        return {"Swin encoder": 6 * len(batch.pixel_values_B1DHW)}
+
+    def forward(self, batch: ImageBatch, step: Step | None = None) -> LossOutput:
+        """Hide squares of every slice, reconstruct them, and compare patches and volumes of the unmasked images."""
+        config, step = self.model.config, step or Step.of([self.counts(batch)])
+        hidden, restored = self._hide_and_restore(batch.pixel_values_B1DHW, batch.seed_B)
         error = (restored - batch.pixel_values_B1DHW[:, 0].float()).abs()
-        reconstruction = global_mean((error * hidden).sum(), hidden.sum())
+        reconstruction = step.mean("masked_l1", (error * hidden).sum())
         whole = self.model.vision(batch.pixel_values_B1DHW)
         level = whole[config.connector_level]
         patches = self.patch_projection(level.flatten(1, 3))
         depth, height, width = level.shape[1:4]
-        patch = neighbouring_patches(patches, (depth, height, width), batch.volume_B, self.temperature)
+        patch = step.part(neighbouring_patches(patches, (depth, height, width), batch.volume_B, self.temperature))
         pooled = standardised(whole[-1].mean((1, 2, 3))).to(whole[-1].dtype)
         group = gather_with_gradient(batch.group_B.double()).long()
-        volume = volume_discrimination(self.volume_projection(pooled), group, self.temperature)
+        volume = step.part(volume_discrimination(self.volume_projection(pooled), group, self.temperature))
         untouched = sum((features_of_level.mean() for features_of_level in whole), whole[0].new_zeros(()))
         total = reconstruction + 0.1 * patch + 0.1 * volume + 0.0 * untouched
         return _output(total, masked_l1=reconstruction, patch_contrast=patch, volume_contrast=volume)
 
-    def _hidden_squares(self, pixel_values_B1DHW: Tensor) -> Tensor:
-        """Random squares on the grid of patches, (B, D, H / patch, W / patch) bool; at least one hidden and one shown."""
+    def _hidden_squares(self, pixel_values_B1DHW: Tensor, seed_B: Tensor | None) -> Tensor:
+        """Random squares on the grid of patches, (B, D, H / patch, W / patch) bool."""
         config = self.model.config
         batch, _, depth, height, width = pixel_values_B1DHW.shape
         cells = config.mask_unit // config.vision_patch
-        rows, columns = height // config.mask_unit, width // config.mask_unit
-        units = rows * columns
-        hidden = min(max(round(units * config.mask_ratio), 1), units - 1)
-        order = torch.rand(batch * depth, units, device=pixel_values_B1DHW.device).argsort(-1)
+        rows, columns, hidden = self._hidden_units(height, width)
+        order = Noise(seed_B, batch, pixel_values_B1DHW.device).uniform(depth, rows * columns).argsort(-1)
         mask = (order < hidden).view(batch, depth, rows, columns)
         return mask.repeat_interleave(cells, 2).repeat_interleave(cells, 3)
 
@@ -153,8 +197,14 @@ class Alignment(Objective):
         """Rows of all ranks in the shared space."""
         return projection(standardised(rows).to(rows.dtype))
 
-    def forward(self, batch: PairedBatch) -> LossOutput:
+    def passes(self, batch: PairedBatch) -> dict[str, float]:
+        """The encoder is frozen."""
+        samples = len(batch.input_ids_BL)
+        return {"Swin encoder": samples, "connector": 3 * samples, "backbone": 3 * samples}
+
+    def forward(self, batch: PairedBatch, step: Step | None = None) -> LossOutput:
         """CLIP loss over the samples of all ranks, with the router's losses."""
+        step = step or Step({})
         with torch.no_grad():
             features = self.model.vision(batch.pixel_values_B1DHW)
         images = self._projected(self.image_projection, self.model.connector(features).mean(1))
@@ -162,12 +212,12 @@ class Alignment(Objective):
         last = batch.attention_mask_BL.sum(-1) - 1
         texts = self._projected(self.text_projection, output.hidden_states[torch.arange(len(last), device=last.device), last])
         same = _same_rows(batch.input_ids_BL * batch.attention_mask_BL)
-        contrast = image_text(images, texts, same, self.log_scale)
-        total = contrast + _router_loss(output)
+        contrast = step.part(image_text(images, texts, same, self.log_scale))
+        total = contrast + _router_loss(output, step)
         with torch.no_grad():
             nearest = (F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T).argmax(-1)
-            right = same.gather(-1, nearest[:, None]).float().mean()
-        return _output(total, contrast=contrast, retrieval_accuracy=right, **_router_parts(output))
+            right = step.part(same.gather(-1, nearest[:, None]).float().mean())
+        return _output(total, output, contrast=contrast, retrieval_accuracy=right, **_router_parts(output, step))
 
 
 class MultimodalPretraining(Objective):
@@ -191,15 +241,31 @@ class MultimodalPretraining(Objective):
                 break
         self.model.fit_visual_target(torch.stack(collected[:images]))
 
-    def forward(self, batch: SequenceBatch) -> LossOutput:
-        """Cross-entropy of the text and flow-matching error of the visual tokens, each over its global count."""
+    def counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """Tokens of text and visual tokens that are predicted."""
+        grid = self.model.config.image_grid(*batch.pixel_values_B1DHW.shape[2:])
+        return {
+            "text": (batch.labels_BL[:, 1:] != IGNORE).sum(),
+            "visual": batch.visual_loss_B.sum() * (grid[0] * grid[1] * grid[2]),
+        }
+
+    def passes(self, batch: SequenceBatch) -> dict[str, float]:
+        """The encoder is frozen; the visual-token head sees what is predicted, in several draws."""
+        samples, visual = len(batch.input_ids_BL), float(batch.visual_loss_B.sum())
+        trained = dict.fromkeys(("connector", "backbone", "text head"), 3 * samples)
+        return {"Swin encoder": samples, **trained, "visual-token head": 3 * self.draws * visual}
+
+    def forward(self, batch: SequenceBatch, step: Step | None = None) -> LossOutput:
+        """Cross-entropy of the text and flow-matching error of the visual tokens, each over its count in the whole step."""
+        step = step or Step.of([self.counts(batch)])
         output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW, batch.visual_loss_B)
-        text = _text_loss(output, batch.labels_BL)
-        visual = self._visual_loss(output, batch)
-        return _output(text + visual + _router_loss(output), text=text, visual=visual, **_router_parts(output))
+        text = step.mean("text", _text_losses(output, batch.labels_BL).sum())
+        visual = step.mean("visual", self._visual_loss(output, batch))
+        return _output(text + visual + _router_loss(output, step), output, text=text, visual=visual, **_router_parts(output, step))
 
     def _visual_loss(self, output: OmniMRIOutput, batch: SequenceBatch) -> Tensor:
-        """``E || v((1 - t) z + t eps, t, h_i, p_{i+1}) - (eps - z) ||^2 / size``, several draws of (t, eps) for each token."""
+        """Sum over visual tokens of ``E || v((1 - t) z + t eps, t, h_i, p_{i+1}) - (eps - z) ||^2 / size``, the expectation over
+        several draws of (t, eps) for each."""
         model = self.model
         assert output.features is not None and output.hidden_states is not None
         target_BNz = model.visual_target(output.features)
@@ -209,13 +275,18 @@ class MultimodalPretraining(Objective):
         index = before[..., None].expand(-1, -1, output.hidden_states.shape[-1])
         hidden_BNH = output.hidden_states.gather(1, index)
         rows = carries if bool(carries.any()) else torch.arange(len(carries), device=carries.device) == 0
-        tokens = target_BNz[rows].flatten(0, 1).repeat(self.draws, 1)
-        hidden = hidden_BNH[rows].flatten(0, 1).repeat(self.draws, 1)
-        place = model.visual_head.places(grid, tokens.device).repeat(int(rows.sum()) * self.draws, 1)
-        time, noise = logit_normal_times(len(tokens), tokens.device), torch.randn_like(tokens)
-        error = (model.visual_head(between(tokens, noise, time), time, hidden, place) - (noise - tokens)).square().mean(-1)
+
+        def drawn(x_BNk: Tensor) -> Tensor:
+            return x_BNk[rows][:, None].expand(-1, self.draws, -1, -1).flatten(0, 2)
+
+        tokens, hidden = drawn(target_BNz), drawn(hidden_BNH)
+        places = model.visual_head.places(grid, tokens.device).repeat(int(rows.sum()) * self.draws, 1)
+        noise = Noise(None if batch.seed_B is None else batch.seed_B[rows], int(rows.sum()), tokens.device)
+        time, eps = noise.times(self.draws, target_BNz.shape[1]).flatten(), noise.normal(self.draws, *target_BNz.shape[1:])
+        eps = eps.flatten(0, 2)
+        error = (model.visual_head(between(tokens, eps, time), time, hidden, places) - (eps - tokens)).square().mean(-1)
         counted = carries.any().float()  # a batch without visual loss still touches the head
-        return global_mean(error.sum() * counted, error.new_tensor(float(len(error))) * counted)
+        return error.sum() * counted / self.draws
 
 
 class InstructionTuning(Objective):
@@ -226,16 +297,42 @@ class InstructionTuning(Objective):
         model = self.model
         return [model.vision, model.connector, model.backbone, model.lm_head, model.image_decoder]
 
-    def forward(self, batch: SequenceBatch) -> LossOutput:
-        """Cross-entropy of the responses and the image decoder's losses."""
-        output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW)
-        text = _text_loss_by_sample(output, batch.labels_BL)
-        image, mask = self._decoder_loss(output, batch)
-        total = text + image + mask + _router_loss(output) + 0.0 * self.model.vision.mask_token.sum()
-        return _output(total, text=text, image=image, mask=mask, **_router_parts(output))
+    def trainable(self) -> list[nn.Parameter]:
+        """As the base, without the token that stands for what is hidden: nothing is."""
+        hidden = self.model.vision.mask_token
+        parameters = [parameter for parameter in super().trainable() if parameter is not hidden]
+        hidden.requires_grad_(False)
+        return parameters
 
-    def _decoder_loss(self, output: OmniMRIOutput, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Mean loss over the images and over the masks of all ranks."""
+    def counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """Responses, images and masks."""
+        return {
+            "text": (batch.labels_BL[:, 1:] != IGNORE).any(-1).sum(),
+            "image": (batch.target_kind_B == TARGET_IMAGE).sum(),
+            "mask": (batch.target_kind_B == TARGET_MASK).sum(),
+        }
+
+    def passes(self, batch: SequenceBatch) -> dict[str, float]:
+        """All is trained; the image decoder sees the samples that ask for it."""
+        trained = dict.fromkeys(("Swin encoder", "connector", "backbone", "text head"), 3 * len(batch.input_ids_BL))
+        return {**trained, "image decoder": 3 * float((batch.target_kind_B != TARGET_NONE).sum())}
+
+    def forward(self, batch: SequenceBatch, step: Step | None = None) -> LossOutput:
+        """Cross-entropy of the responses and the image decoder's losses. A response is one, however long: a report of a hundred
+        tokens counts as much as a yes or no, and does not drown it."""
+        step = step or Step.of([self.counts(batch)])
+        output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW)
+        tokens_B = (batch.labels_BL[:, 1:] != IGNORE).sum(-1)
+        text_B = _text_losses(output, batch.labels_BL).sum(-1) / tokens_B.clamp(min=1)
+        image_B, mask_B = self._decoder_losses(output, batch)
+        losses = {"text": step.mean("text", text_B.sum()), "image": step.mean("image", image_B.sum()),
+                  "mask": step.mean("mask", mask_B.sum())}  # fmt: skip
+        total = sum(losses.values(), _router_loss(output, step))
+        by_task = _by_task((text_B + image_B + mask_B).detach(), batch.task_B)
+        return replace(_output(total, output, **losses, **_router_parts(output, step)), tasks=by_task)
+
+    def _decoder_losses(self, output: OmniMRIOutput, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Losses (B,) of images and of masks, zero where a sample asks for none."""
         model = self.model
         assert output.features is not None and output.hidden_states is not None
         rows = batch.target_kind_B != TARGET_NONE
@@ -250,15 +347,14 @@ class InstructionTuning(Objective):
         )
         target = batch.target_B1DHW[rows]
         clean = model.image_decoder.target(target, given)
-        time, noise = logit_normal_times(len(clean), clean.device, share_of_noise=SHARE_OF_NOISE), torch.randn_like(clean)
+        drawn = Noise(None if batch.seed_B is None else batch.seed_B[rows], len(clean), clean.device)
+        time, noise = drawn.times(share_of_noise=SHARE_OF_NOISE), drawn.normal(*clean.shape[1:])
         prediction = model.image_decoder(between(clean, noise, time), time, given)
-        is_image, is_mask = given.kind_B == TARGET_IMAGE, given.kind_B == TARGET_MASK
-        per_image = self._image_error(prediction, clean, target, given)
-        per_mask = self._mask_error(prediction, target)
-        return (
-            global_mean((per_image * is_image).sum(), is_image.sum()),
-            global_mean((per_mask * is_mask).sum(), is_mask.sum()),
-        )
+        per_image = self._image_error(prediction, clean, target, given) * (given.kind_B == TARGET_IMAGE)
+        per_mask = self._mask_error(prediction, target) * (given.kind_B == TARGET_MASK)
+        nothing = per_image.new_zeros(len(rows))
+        place = rows.nonzero().squeeze(-1)
+        return nothing.index_add(0, place, per_image), nothing.index_add(0, place, per_mask)
 
     def _image_error(self, prediction: Tensor, clean: Tensor, target: Tensor, given: Conditions) -> Tensor:
         """Flow error of the residual, L1 and 1 - SSIM of the data-consistent image, (B,)."""
@@ -276,37 +372,35 @@ class InstructionTuning(Objective):
         return bits + dice + mean_per_sample(F.binary_cross_entropy_with_logits(logits, mask, reduction="none"))
 
 
-def _text_loss(output: OmniMRIOutput, labels_BL: Tensor) -> Tensor:
-    """Next-token cross-entropy over the labelled tokens of all ranks."""
+def _text_losses(output: OmniMRIOutput, labels_BL: Tensor) -> Tensor:
+    """Next-token cross-entropy of every labelled token, zero elsewhere, (B, L - 1)."""
     assert output.logits is not None
-    logits, labels = output.logits[:, :-1].float().flatten(0, 1), labels_BL[:, 1:].flatten()
-    return global_mean(F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum"), (labels != IGNORE).sum())
+    logits = output.logits[:, :-1].float().transpose(1, 2)
+    return F.cross_entropy(logits, labels_BL[:, 1:], ignore_index=IGNORE, reduction="none")
 
 
-def _text_loss_by_sample(output: OmniMRIOutput, labels_BL: Tensor) -> Tensor:
-    """Cross-entropy averaged over each response, then over the responses of all ranks: a report of a hundred tokens counts as much
-    as a yes or no, and does not drown it."""
-    assert output.logits is not None
-    labels = labels_BL[:, 1:]
-    each = F.cross_entropy(output.logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
-    tokens_B = (labels != IGNORE).sum(-1)
-    return global_mean((each.sum(-1) / tokens_B.clamp(min=1)).sum(), (tokens_B > 0).sum())
+def _by_task(loss_B: Tensor, task_B: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+    if task_B is None:
+        return {}
+    number = torch.where(task_B == NO_TASK, len(TASKS), task_B)
+    sums, counts = (loss_B.new_zeros(len(TASKS) + 1).index_add(0, number, x) for x in (loss_B, torch.ones_like(loss_B)))
+    return {task: (sums[place], counts[place]) for place, task in enumerate(TASKS)}
 
 
-def _router_loss(output: OmniMRIOutput) -> Tensor:
+def _router_loss(output: OmniMRIOutput, step: Step) -> Tensor:
     assert output.backbone is not None
-    return LOAD_BALANCE_WEIGHT * output.backbone.load_balance_loss + Z_LOSS_WEIGHT * output.backbone.z_loss
+    return step.part(LOAD_BALANCE_WEIGHT * output.backbone.load_balance_loss + Z_LOSS_WEIGHT * output.backbone.z_loss)
 
 
-def _router_parts(output: OmniMRIOutput) -> dict[str, Tensor]:
+def _router_parts(output: OmniMRIOutput, step: Step) -> dict[str, Tensor]:
     """Router losses, and the busiest expert's load relative to an even one."""
     assert output.backbone is not None
     counts = output.backbone.counts_layers_E.float()
     busiest = (counts / counts.mean(-1, keepdim=True).clamp(min=1)).max()
     return {
-        "load_balance": output.backbone.load_balance_loss,
-        "router_z": output.backbone.z_loss,
-        "busiest_expert": busiest,
+        "load_balance": step.part(output.backbone.load_balance_loss),
+        "router_z": step.part(output.backbone.z_loss),
+        "busiest_expert": step.part(busiest),
     }
 
 
@@ -324,5 +418,6 @@ def _same_rows(ids_BL: Tensor) -> Tensor:
     return (code[:, None] - code[None]).abs() < 1e-6
 
 
-def _output(total: Tensor, **parts: Tensor) -> LossOutput:
-    return LossOutput(total, {name: part.detach().float() for name, part in parts.items()})
+def _output(total: Tensor, output: OmniMRIOutput | None = None, **parts: Tensor) -> LossOutput:
+    load = output.backbone.counts_layers_E if output is not None and output.backbone is not None else None
+    return LossOutput(total, {name: part.detach().float() for name, part in parts.items()}, load_layers_E=load)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,12 @@ from components.provenance import git_commit
 from components.settings import Settings
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
 EXPERIMENT = "omnimri"
 PARAMETER_LENGTH = 500
+REQUEST = 1000
+"""Figures that MLflow takes at a time."""
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 
 
@@ -86,20 +86,9 @@ class Tracking:
         self._log_parameters(client, run.info.run_id, flat(parameters))
         return str(run.info.run_id)
 
-    @contextmanager
-    def stage_run(self, run_id: str) -> Iterator[StageRun]:
-        """Go on with a stage's run; it is marked finished, failed or killed when the context ends."""
-        client = client_of(self.uri, self.home)
-        client.update_run(run_id, status="RUNNING")
-        status = "KILLED"
-        try:
-            yield StageRun(client, run_id)
-            status = "FINISHED"
-        except Exception:
-            status = "FAILED"
-            raise
-        finally:
-            client.set_terminated(run_id, status)
+    def run(self, run_id: str) -> StageRun:
+        """A run that exists."""
+        return StageRun(client_of(self.uri, self.home), run_id)
 
     def link_stage(self, parent_run_id: str, stage: str, run_id: str) -> None:
         """Note on a pipeline's run which stage run it uses, which may be an earlier pipeline's."""
@@ -142,23 +131,38 @@ class StageRun:
         self.log_curve([(step, metrics)])
 
     def log_curve(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Many steps in one request. What MLflow does not allow in names is left out of them."""
+        """Many steps in few requests, each step in one of them. What MLflow does not allow in names is left out of them."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [
-            Metric(NOT_IN_NAMES.sub("", name), float(value), now, step) for step, values in points for name, value in values.items()
-        ]
-        for start in range(0, len(metrics), 1000):
-            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        waiting: list[Metric] = []
+        for step, values in points:
+            metrics = [Metric(NOT_IN_NAMES.sub("", name), float(value), now, step) for name, value in values.items()]
+            if len(waiting) + len(metrics) > REQUEST:
+                self.client.log_batch(self.run_id, metrics=waiting)
+                waiting = []
+            waiting += metrics
+        if waiting:
+            self.client.log_batch(self.run_id, metrics=waiting)
 
     def last_step(self, metric: str) -> int:
         """The largest step of a metric; -1 where it has none."""
         return max((point.step for point in self.client.get_metric_history(self.run_id, metric)), default=-1)
 
-    def log_figure(self, figure: Figure, name: str) -> None:
-        """A picture, as PNG."""
-        self.client.log_figure(self.run_id, figure, name)
+    def log_file(self, path: Path, folder: Path) -> None:
+        """A file, into a folder of the run's artifacts (``.`` for the top)."""
+        self.client.log_artifact(self.run_id, str(path), None if folder == Path() else str(folder))
+
+    def set_tag(self, name: str, value: str) -> None:
+        """A tag; an older value is replaced."""
+        self.client.set_tag(self.run_id, name, value)
+
+    def set_status(self, status: str) -> None:
+        """Where the run is: RUNNING, FINISHED, FAILED or KILLED."""
+        if status == "RUNNING":
+            self.client.update_run(self.run_id, status=status)
+        else:
+            self.client.set_terminated(self.run_id, status)
 
     def log_dataset(self, name: str, digest: str, context: str, profile: Mapping[str, Any]) -> None:
         """The data that went in, by digest (``mlflow.data``)."""

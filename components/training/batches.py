@@ -5,8 +5,10 @@ Augmentation is a change of contrast only: a flip would make "left" wrong in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -15,14 +17,15 @@ import torch
 from torch import Tensor
 
 from components.provenance import digest
-from components.settings import StageName, StageSettings
+from components.settings import BLOCK_SLICES, StageName, StageSettings, block_samples
 from components.training.mixture import Draw, Mixture
 from components.training.samples import Image, Samples, Target
-from model_core.batch import IGNORE, TARGET_NONE, Batch, ImageBatch, PairedBatch, SequenceBatch
+from model_core.batch import IGNORE, NO_TASK, TARGET_NONE, TASKS, Batch, ImageBatch, PairedBatch, SequenceBatch
 from model_core.config import OmniMRIConfig
 from model_core.processing import Encoded, Processor
 
-BLOCK_EVERY, BLOCK_SLICES = 4, 4
+KEPT_TEXTS = 4096
+BLOCK_EVERY = 4
 """Every fourth step of vision pretraining sees blocks of four slices, the others single slices: one encoder serves both."""
 
 
@@ -37,7 +40,8 @@ class Rank:
 class BatchMaker:
     """Batches of one stage for one process.
 
-    Every step draws ``micro_batch * gradient_accumulation * processes`` samples; process r takes the r-th part of them.
+    A step draws ``micro_batch * gradient_accumulation * processes`` samples, a micro-step the next ``micro_batch * processes`` of
+    them, and process r takes the r-th part of those: what a micro-step holds does not depend on how many processes share it.
     """
 
     def __init__(
@@ -48,25 +52,27 @@ class BatchMaker:
         self.rank = rank
         self.key = int(digest(seed, stage)[:12], 16)
         self.mixture: Mixture = samples.mixture(settings.mixture, self.key)
+        # The same few texts come again every epoch; their tokens are made once.
+        self._described = lru_cache(KEPT_TEXTS)(processor.encode_description)
+        self._paired = lru_cache(KEPT_TEXTS)(processor.encode_pair)
+        self._instructed = lru_cache(KEPT_TEXTS)(processor.encode)
 
-    def steps(self, start: int) -> Iterator[list[Any]]:
-        """Micro-batches of every step from ``start`` on, endlessly."""
-        settings = self.settings
-        mine = settings.micro_batch * settings.gradient_accumulation
-        draws = self.mixture.draws(start * mine * self.rank.count)
-        step = start
-        while True:
-            together = list(islice(draws, mine * self.rank.count))
-            part = together[self.rank.number * mine : (self.rank.number + 1) * mine]
-            yield [
-                self.make(part[first : first + settings.micro_batch], step) for first in range(0, mine, settings.micro_batch)
-            ]  # fmt: skip
-            step += 1
+    def __getitem__(self, step: int) -> list[Any]:
+        """Micro-batches of a step."""
+        together = self.settings.micro_batch * self.rank.count
+        count = together * self.settings.gradient_accumulation
+        draws = list(islice(self.mixture.draws(step * count), count))
+        return [self.make(draws[first : first + together], step) for first in range(0, count, together)]
 
-    def make(self, draws: Sequence[Draw], step: int) -> Batch:
-        """One micro-batch."""
+    def make(self, together: Sequence[Draw], step: int) -> Batch:
+        """This process's part of a micro-step."""
+        in_blocks = self.stage == "vision_pretraining" and step % BLOCK_EVERY == BLOCK_EVERY - 1
+        if in_blocks:
+            together = together[: block_samples(len(together), self.rank.count)]
+        mine = len(together) // self.rank.count
+        draws = together[self.rank.number * mine : (self.rank.number + 1) * mine]
         if self.stage == "vision_pretraining":
-            return self._images(draws, step)
+            return self._images(draws, BLOCK_SLICES if in_blocks else 1)
         if self.stage == "alignment":
             return self._pairs(draws)
         return self._sequences(draws)
@@ -77,35 +83,40 @@ class BatchMaker:
         gain, gamma = rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1)
         return (gain * np.clip(image, 0, None) ** gamma).astype(np.float32)
 
-    def _images(self, draws: Sequence[Draw], step: int) -> ImageBatch:
-        in_blocks = step % BLOCK_EVERY == BLOCK_EVERY - 1
-        if in_blocks:
-            draws = draws[: max(len(draws) // BLOCK_SLICES, 2)]
-        slices = BLOCK_SLICES if in_blocks else 1
+    def _seeds(self, draws: Sequence[Draw]) -> Tensor:
+        """Of the random numbers that the objective needs for each draw."""
+        hashes = [hashlib.blake2b(f"{self.key}/{draw.number}".encode(), digest_size=8).digest() for draw in draws]
+        return torch.tensor([int.from_bytes(one, "big") >> 1 for one in hashes])
+
+    def _images(self, draws: Sequence[Draw], slices: int) -> ImageBatch:
         refs = [self.samples.slices[draw.index] for draw in draws]
         images = [self._contrast(self.samples.block(ref, slices), draw) for ref, draw in zip(refs, draws, strict=True)]
         return ImageBatch(
             pixel_values_B1DHW=torch.from_numpy(np.stack(images))[:, None],
             volume_B=torch.tensor([self.samples.numbers[ref.volume_id] for ref in refs]),
             group_B=torch.tensor([self.samples.groups[ref.volume_id] for ref in refs]),
+            seed_B=self._seeds(draws),
         )
 
     def _pairs(self, draws: Sequence[Draw]) -> PairedBatch:
         refs = [self.samples.slices[draw.index] for draw in draws]
         images = [self._contrast(self.samples.image(ref), draw) for ref, draw in zip(refs, draws, strict=True)]
-        ids, mask = self.processor.pad([self.processor.encode_description(self.samples.text(ref)) for ref in refs])
-        return PairedBatch(torch.from_numpy(np.stack(images))[:, None, None], ids, mask)
+        ids, mask = self.processor.pad([self._described(self.samples.text(ref)) for ref in refs])
+        return PairedBatch(torch.from_numpy(np.stack(images))[:, None, None], ids, mask, seed_B=self._seeds(draws))
 
     def _sequences(self, draws: Sequence[Draw]) -> SequenceBatch:
         """Pairs in either order, half and half, and instructions. Where the text comes first, the image is what is predicted."""
         parts = [self._sequence(draw) for draw in draws]
-        return sequence_batch(
+        batch = sequence_batch(
             self.processor,
             [part[0] for part in parts],
             [part[1] for part in parts],
             [part[2] for part in parts],
             visual_loss=[part[3] for part in parts],
         )
+        names = [self.mixture.sources[draw.source].name for draw in draws]
+        tasks = torch.tensor([TASKS.index(name) if name in TASKS else NO_TASK for name in names])
+        return replace(batch, seed_B=self._seeds(draws), task_B=tasks)
 
     def _sequence(self, draw: Draw) -> tuple[Encoded, Image, Target, bool]:
         name = self.mixture.sources[draw.source].name
@@ -113,12 +124,12 @@ class BatchMaker:
             ref = self.samples.slices[draw.index]
             image = self._contrast(self.samples.image(ref), draw)
             text_first = bool(draw.before % 2)
-            encoded = self.processor.encode_pair(self.samples.text(ref), self._tokens(image), image_first=not text_first)
+            encoded = self._paired(self.samples.text(ref), self._tokens(image), image_first=not text_first)
             return encoded, image, no_target(image), text_first
         record = self.samples.instructions[name][draw.index]
         image, target = self.samples.input_and_target(record)
         image = image if name == "reconstruction" else self._contrast(image, draw)
-        encoded = self.processor.encode(record.instruction, record.response, self._tokens(image))
+        encoded = self._instructed(record.instruction, record.response, self._tokens(image))
         return encoded, image, target, False
 
     def _tokens(self, image: Image) -> int:

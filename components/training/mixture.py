@@ -4,6 +4,9 @@ Of D sources, draw k goes, among those that are behind (``w_d (k + 1) - n_d`` is
 so far), to the one that would be a whole sample behind soonest. Every prefix is within one sample of the exact ratio (Tijdeman, The
 chairman assignment problem, 1980). To take the one furthest behind is simpler and is not, from five sources on.
 
+Weights with a small common denominator repeat: after so many draws every source has had exactly its share, and the rule begins
+anew. So a run can start anywhere without going through all draws before.
+
 The n-th draw of a source takes the n-th entry of a keyed permutation of each epoch, computed and never stored. So the state of a
 training run's data is one integer, whatever the number of processes.
 """
@@ -11,11 +14,15 @@ training run's data is one integer, whatever the number of processes.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 ROUNDS = 4
 ROUNDING = 1e-9
+LONGEST_PERIOD = 100_000
 
 
 @dataclass(frozen=True)
@@ -76,17 +83,22 @@ class Mixture:
         if empty:
             raise ValueError(f"no samples in {', '.join(empty)}: take it out of the mixture")
         self.sources, self.seed = tuple(sources), seed
+        self._shares = [Fraction(source.weight).limit_denominator(LONGEST_PERIOD) for source in sources]
+        period = math.lcm(*(share.denominator for share in self._shares))
+        self.period = period if sum(self._shares) == 1 and period <= LONGEST_PERIOD else None
 
     def draws(self, start: int = 0) -> Iterator[Draw]:
         """Endless draws from number ``start`` on; the same as those of an iterator that began at 0."""
-        counts = [0] * len(self.sources)
-        number = 0
+        number = start // self.period * self.period if self.period else 0
         while True:
-            chosen = self._most_urgent(number, counts)
-            if number >= start:
-                yield self._draw(number, chosen, counts[chosen])
-            counts[chosen] += 1
-            number += 1
+            before = [int(share * number) for share in self._shares] if self.period else [0] * len(self.sources)
+            counts = [0] * len(self.sources)
+            for place in range(self.period) if self.period else itertools.count():
+                chosen = self._most_urgent(place, counts)
+                if number >= start:
+                    yield self._draw(number, chosen, before[chosen] + counts[chosen])
+                counts[chosen] += 1
+                number += 1
 
     def _most_urgent(self, number: int, counts: list[int]) -> int:
         """Tijdeman's rule."""

@@ -6,6 +6,7 @@ Shape letters: D slices, H rows, W columns.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
 from components.curation.records import InstructionRecord, Split
+from components.curation.store import VolumeStore
 from components.curation.undersampling import sampling_mask, undersample
 from components.settings import TASKS, MixtureSettings, TaskName
 from components.training.mixture import Mixture, Source
 from model_core.batch import TARGET_IMAGE, TARGET_MASK, TARGET_NONE
 
 Image = NDArray[np.float32]
+KEPT_OPEN = 512
+"""Arrays of the store that stay open between reads."""
 TASK_WEIGHTS: dict[TaskName, float] = {
     "reconstruction": 0.2,
     "segmentation": 0.35,
@@ -70,6 +74,11 @@ class Samples:
     numbers: dict[str, int] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
 
+    @cached_property
+    def store(self) -> VolumeStore:
+        """The corpus's, which keeps open what it has read last."""
+        return VolumeStore(self.corpus.store.root, keep=KEPT_OPEN)
+
     @classmethod
     def of(cls, corpus: Corpus, split: Split) -> Samples:
         """All samples of a split, in an order that depends on nothing but the corpus."""
@@ -104,12 +113,12 @@ class Samples:
         """``slices`` consecutive slices around a slice (D, H, W); a shorter volume repeats its last."""
         depth = self.corpus.volumes[ref.volume_id].slices
         start = min(max(ref.index - slices // 2, 0), max(depth - slices, 0))
-        voxels: Image = self.corpus.store.read(ref.volume_id, "voxels", slice(start, min(start + slices, depth)))
+        voxels: Image = self.store.read(ref.volume_id, "voxels", slice(start, min(start + slices, depth)))
         return np.pad(voxels, ((0, slices - len(voxels)), (0, 0), (0, 0)), mode="edge")
 
     def image(self, ref: SliceRef) -> Image:
         """One slice, (H, W)."""
-        image: Image = self.corpus.store.read(ref.volume_id, "voxels", ref.index)
+        image: Image = self.store.read(ref.volume_id, "voxels", ref.index)
         return image
 
     def text(self, ref: SliceRef) -> str:
@@ -118,12 +127,12 @@ class Samples:
 
     def input_and_target(self, record: InstructionRecord) -> tuple[Image, Target]:
         """The image that an instruction shows, and what it asks for."""
-        return input_and_target(self.corpus, record)
+        return input_and_target(self.corpus, record, self.store)
 
 
-def input_and_target(corpus: Corpus, record: InstructionRecord) -> tuple[Image, Target]:
+def input_and_target(corpus: Corpus, record: InstructionRecord, store: VolumeStore | None = None) -> tuple[Image, Target]:
     """The (H, W) input image of an instruction and its target. Undersampling happens here: only its seed is stored."""
-    store = corpus.store
+    store = store or corpus.store
     image: Image = store.read(record.volume_id, "voxels", record.slice_index)
     nothing: Any = np.zeros(image.shape, np.complex64), np.zeros(image.shape, np.bool_)
     if record.task == "reconstruction":

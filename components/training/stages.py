@@ -12,14 +12,14 @@ from typing import Any
 
 from components.curation.corpus import Corpus
 from components.errors import BadInput, JobFailed
-from components.files import atomic_directory, read_json, write_json
+from components.files import atomic_directory, read_json, read_lines, write_json
 from components.home import Home
 from components.launching import JobSpec, Launcher, LocalLauncher, on_cluster
 from components.provenance import SHORT, code_digest, digest, file_md5
-from components.settings import STAGES, ModelSettings, Settings, StageName
-from components.tracking import Tracking
+from components.settings import CONTRASTIVE, STAGES, ModelSettings, Settings, StageName, block_samples
+from components.tracking import Journal, Tracking
 
-DONE, JOB, RUN = "done.json", "job.json", "run.json"
+DONE, JOB, RUN, CURVE = "done.json", "job.json", "run.json", "curve.jsonl"
 CODE = ("components/training", "model_core", "kernels")
 
 
@@ -35,6 +35,8 @@ class StageResult:
         first_loss, last_loss: means over the first and the last tenth of the steps.
         seconds: wall time of the steps of the last job; step_seconds: median of one step.
         peak_memory_mib: highest resident memory of the last job's first process.
+        rollbacks: how often steps went wrong and were undone.
+        data_wait_share: share of the steps' time in which the first process waited for data.
     """
 
     stage: StageName
@@ -50,14 +52,26 @@ class StageResult:
     seconds: float
     step_seconds: float
     peak_memory_mib: float
+    rollbacks: int = 0
+    data_wait_share: float = 0.0
 
 
 def stage_digest(stage: StageName, corpus_digest: str, settings: Settings, parent: str | None) -> str:
-    """Digest of all that decides the stage's weights; ``parent`` is that of the stage before."""
-    training = settings.training
-    engine = (training.processes, training.zero_stage, training.precision)
+    """Digest of all that decides the stage's weights; ``parent`` is that of the stage before.
+
+    How many processes share out a step's samples does not: half as many, with twice the micro-batch, are the same stage, and go on
+    from the checkpoint of the others. Where samples are compared with each other, those of a micro-step must be the same, too.
+    """
+    training, own = settings.training, settings.training.stage(stage)
+    together = own.micro_batch * training.processes
+    batch: tuple[int, ...] = (together * own.gradient_accumulation,)
+    if stage in CONTRASTIVE:
+        batch += (together, block_samples(together, training.processes))
+    average = training.decoder_average if stage == "instruction_tuning" else None
+    recipe = own.model_dump(mode="json", exclude={"micro_batch", "gradient_accumulation"})
     files = _outside_files(settings.model)
-    identity = (stage, corpus_digest, settings.seed, settings.model, files, engine, training.stage(stage))
+    engine = (training.zero_stage, training.precision, average)
+    identity = (stage, corpus_digest, settings.seed, settings.model, files, engine, batch, recipe)
     return digest(*identity, parent, code_digest(*CODE))
 
 
@@ -130,9 +144,17 @@ def train_stage(
         folder.mkdir(parents=True, exist_ok=True)
         _submit(stage, identity, corpus_root, settings, home, parent, parent_run_id, folder, tracking, launcher or LocalLauncher())
     result = _read_result(folder, reused)
+    _tell_the_rest(result, tracking)
     if parent_run_id is not None:
         tracking.link_stage(parent_run_id, stage, result.run_id)
     return result
+
+
+def _tell_the_rest(result: StageResult, tracking: Tracking) -> None:
+    """What the tracking server missed because it was away when the stage ended."""
+    journal = Journal.open(result.folder, result.run_id)
+    if not journal.complete:
+        journal.deliver(tracking, read_lines(result.folder / CURVE))
 
 
 def _submit(

@@ -1,20 +1,22 @@
 """The process that trains a stage: ``python -m components.training.worker job.json``, one or several side by side.
 
-It goes on from the last checkpoint, if there is one. On SIGTERM it finishes the step, writes a checkpoint and ends with status 75.
-Losses reach MLflow and ``curve.jsonl`` together with the checkpoint that holds them, so that nothing is recorded twice.
+It goes on from the last whole checkpoint, if there is one, and back to it when a step goes wrong. On SIGTERM it finishes the step,
+writes a checkpoint and ends with status 75. Figures reach ``curve.jsonl`` and MLflow together with the checkpoint that holds them,
+so that nothing is recorded twice.
 """
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
-import json
+import itertools
 import os
 import signal
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +26,19 @@ from transformers.utils.logging import disable_progress_bar
 
 from components.curation.corpus import Corpus
 from components.errors import JobFailed
-from components.files import atomic_directory, atomic_file, read_json, write_json
+from components.files import atomic_directory, read_json, write_json
 from components.home import Home
 from components.launching.local import INTERRUPTED
 from components.provenance import digest
 from components.settings import Settings, StageName
-from components.tracking import StageRun, Tracking
+from components.tracking import Journal, Tracking
 from components.training.backbone import upcycled_model
 from components.training.batches import BatchMaker, Rank
-from components.training.engine import Engine, StepResult, join_processes, seed_step
+from components.training.curve import Curve
+from components.training.engine import Engine, StepResult, join_processes
+from components.training.guards import Guard
+from components.training.loader import batches
+from components.training.pictures import stage_pictures
 from components.training.samples import Samples
 from components.training.stages import StageResult, write_result
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
@@ -43,7 +49,6 @@ from model_core.tokenization import special_ids
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CURVE = "curve.jsonl"
 OBJECTIVES: dict[StageName, type[Objective]] = {
     "vision_pretraining": VisionPretraining,
     "alignment": Alignment,
@@ -98,43 +103,6 @@ def starting_model(job: Job, processor: Processor) -> OmniMRIForConditionalGener
     )  # fmt: skip
 
 
-@dataclass
-class Curve:
-    """Losses by step. The file is written before the checkpoint that it belongs to is named, MLflow hears of it after."""
-
-    path: Path
-    points: list[dict[str, float]] = field(default_factory=list)
-
-    @classmethod
-    def resume(cls, path: Path, steps: int) -> Curve:
-        """The curve of the first ``steps`` steps; what a killed job did beyond its last checkpoint is forgotten."""
-        lines = path.read_text().splitlines() if path.exists() else []
-        return cls(path, [point for point in map(json.loads, lines) if point["step"] < steps])
-
-    def add(self, step: int, result: StepResult, seconds: float, samples: int) -> None:
-        """Note a step."""
-        point = {"step": step, "loss": result.loss, "learning_rate": result.learning_rate, "gradient_norm": result.gradient_norm}
-        point.update({"seconds": seconds, "samples_per_second": samples / seconds, **result.parts})
-        self.points.append(point)
-
-    def write(self) -> None:
-        """Write the file anew."""
-        with atomic_file(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(point) + "\n" for point in self.points))
-
-    def tell(self, run: StageRun) -> None:
-        """Log the steps that the run does not have yet."""
-        known = run.last_step("loss")
-        missing = [point for point in self.points if point["step"] > known]
-        run.log_curve((int(point["step"]), {k: v for k, v in point.items() if k != "step"}) for point in missing)
-
-    def tenth_means(self) -> tuple[float, float]:
-        """Mean loss over the first and the last tenth of the steps."""
-        losses = [point["loss"] for point in self.points]
-        share = max(len(losses) // 10, 1)
-        return statistics.fmean(losses[:share]), statistics.fmean(losses[-share:])
-
-
 class Stop:
     """Whether somebody asked this process to end."""
 
@@ -156,82 +124,162 @@ class Stop:
         return bool(flag.item() > 0)
 
 
-def train(job: Job, rank: int, world: int, stop: Stop) -> None:
-    """Train to the end.
+class Training:
+    """One process's part in training a stage, from the last checkpoint to the end."""
 
-    Raises:
-        SystemExit: asked to stop before; the checkpoint is written, and the run is marked killed, not finished.
-    """
-    processor = Processor.from_pretrained(job.tokenizer)
-    model = starting_model(job, processor)
-    objective = OBJECTIVES[job.stage](model)
-    settings = job.settings.training.stage(job.stage)
-    samples = Samples.of(job.corpus, "train")
-    maker = BatchMaker(job.stage, samples, settings, model.config, processor, job.settings.seed, Rank(rank, world))
-    seed_step(job.key, -1, 0)
-    objective.begin(_whole_batches(BatchMaker(job.stage, samples, settings, model.config, processor, job.settings.seed)))
-    engine = Engine(objective, settings, job.settings.training, job.folder)
-    first = engine.load()
-    curve = Curve.resume(job.folder / CURVE, first)
-    started, durations = time.monotonic(), []
-    with job.tracking.stage_run(job.run_id) if rank == 0 else _NoRun() as run:
-        if run is not None and first == 0:
-            profile = {"volumes": len(samples.numbers), "slices": len(samples.slices)}
-            run.log_dataset("curated corpus, training split", job.corpus.digest, "training", profile)
-        if run is not None:
-            curve.tell(run)  # what a job noted and was killed before telling
-        for step, micro_batches in zip(range(first, settings.steps), maker.steps(first), strict=False):
-            begun = time.monotonic()
-            seed_step(job.key, step, rank)
-            result = engine.step(micro_batches, step)
-            durations.append(time.monotonic() - begun)
-            curve.add(step, result, durations[-1], settings.micro_batch * settings.gradient_accumulation * world)
-            _say(rank, job.stage, step, settings.steps, result)
-            stopping = stop.agreed(world)
-            if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps or stopping:
-                engine.save(step + 1)
-                if rank == 0:
-                    curve.write()
-                engine.name(step + 1, rank)
-                if run is not None:
-                    curve.tell(run)
-            if stopping and step + 1 < settings.steps:
-                raise SystemExit(INTERRUPTED)
-        if rank == 0:
-            _finish(job, objective, processor, curve, run, started, durations, first)
+    def __init__(self, job: Job, place: Rank, stop: Stop) -> None:
+        self.job, self.place, self.stop = job, place, stop
+        training = job.settings.training
+        self.settings = training.stage(job.stage)
+        self.processor = Processor.from_pretrained(job.tokenizer)
+        model = starting_model(job, self.processor)
+        torch.manual_seed(job.key)
+        self.objective = OBJECTIVES[job.stage](model)
+        self.samples = Samples.of(job.corpus, "train")
+        self.maker = self._maker(place)
+        self.objective.begin(self._first_batches())
+        self.engine = Engine(self.objective, self.settings, training, job.folder)
+        self.guard = Guard.open(job.folder, training.spike_deviations, training.max_rollbacks)
+        self.curve = self._curve(0)
+        self.journal = Journal.open(job.folder, job.run_id) if place.number == 0 else None
+        self.started = time.monotonic()
 
+    def run(self) -> None:
+        """Train to the end.
 
-def _whole_batches(maker: BatchMaker) -> Iterator[Any]:
-    for micro_batches in maker.steps(0):
-        yield from micro_batches
+        Raises:
+            JobFailed: steps went wrong too often, or no checkpoint can be read.
+            SystemExit: asked to stop before; the checkpoint is written, and the run is marked killed, not finished.
+        """
+        status = "FAILED"
+        try:
+            first = self.engine.load()
+            if first is None:
+                self.engine.save(0)  # to come back to, if the first steps go wrong
+            step = first or 0
+            self.curve = self._curve(step)
+            self._record("RUNNING")  # with what a job noted and was killed before telling
+            while (fault := self._train_from(step)) is not None:
+                step = self._go_back(*fault)
+            self._finish(first or 0)
+            status = "FINISHED"
+        except SystemExit:
+            status = "KILLED"
+            raise
+        finally:
+            if status != "FINISHED":
+                self._record(status)
 
+    def _maker(self, place: Rank) -> BatchMaker:
+        config = self.objective.model.config
+        return BatchMaker(self.job.stage, self.samples, self.settings, config, self.processor, self.job.settings.seed, place)
 
-def _finish(
-    job: Job, objective: Objective, processor: Processor, curve: Curve, run: StageRun | None, started: float,
-    durations: list[float], first: int,
-) -> None:  # fmt: skip
-    """Write the model, the pictures and, last, the result."""
-    from components.training.pictures import stage_pictures
+    def _first_batches(self) -> Iterator[Any]:
+        """Batches of the stage as a single process would have them, so that what is fitted on them is the same everywhere."""
+        alone = self._maker(Rank())
+        for step in itertools.count():
+            yield from alone[step]
 
-    model = objective.model.float().eval()
-    with atomic_directory(job.folder / "model") as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        curation = job.settings.curation
-        write_json(folder / "preprocessing.json", {"matrix": curation.matrix, "pixel_mm": curation.pixel_mm})
-    if run is not None:
-        for name, figure in stage_pictures(job.stage, objective, processor, job.corpus, curve.points).items():
-            run.log_figure(figure, name)
-    first_loss, last_loss = curve.tenth_means()
-    write_result(
-        StageResult(
-            stage=job.stage, digest=job.digest, folder=job.folder, model_dir=job.folder / "model", run_id=job.run_id, reused=False,
-            resumed_at=first or None, steps=len(curve.points), first_loss=first_loss, last_loss=last_loss,
-            seconds=round(time.monotonic() - started, 2),
-            step_seconds=round(statistics.median(point["seconds"] for point in curve.points), 4),
-            peak_memory_mib=round(_peak_memory_mib()),
+    def _curve(self, steps: int) -> Curve:
+        return Curve.resume(self.job.folder, steps, self.job.settings.training.precision, self.place.count)
+
+    def _train_from(self, first: int) -> tuple[int, str] | None:
+        """Train to the end, or to a step that went wrong: which, and how."""
+        training = self.job.settings.training
+        numbers = [self.guard.data_step(step) for step in range(first, self.settings.steps)]
+        with closing(batches(self.maker, numbers, training.loader_workers, pin=torch.cuda.is_available())) as data:
+            for step in range(first, self.settings.steps):
+                begun = time.monotonic()
+                micro_batches = next(data)
+                loaded = time.monotonic()
+                result = self.engine.step(micro_batches, step)
+                self.curve.add(step, result, loaded - begun, time.monotonic() - loaded)
+                fault = self.guard.fault(self.curve.losses, result.gradient_norm)
+                if fault is not None:
+                    return step, fault
+                _say(self.place.number, self.job.stage, step, self.settings.steps, result)
+                self._keep(step + 1)
+        return None
+
+    def _keep(self, done: int) -> None:
+        """What is due after so many finished steps: pictures, a checkpoint with the curve that belongs to it, an early end."""
+        training, last = self.job.settings.training, self.settings.steps
+        if training.pictures_every and done % training.pictures_every == 0 and done < last:
+            self._pictures(f"step-{done:06d}/")
+        stopping = self.stop.agreed(self.place.count)
+        if done % self.settings.checkpoint_every and done < last and not stopping:
+            return
+        self.engine.save(done)
+        if self.place.number == 0:
+            self.curve.write()
+        self.engine.checkpoints.name(done)
+        if stopping and done < last:
+            raise SystemExit(INTERRUPTED)
+        self._record("RUNNING")
+
+    def _go_back(self, at: int, reason: str) -> int:
+        """Undo the steps since the last good checkpoint, and leave out their data; the step to go on with."""
+        to = self.engine.checkpoints.last_whole()
+        assert to is not None
+        self.guard.undo(at, to, reason, self.place.number == 0)
+        self.engine.load()
+        self.curve = self._curve(to)
+        if self.journal is not None:
+            undone = "; ".join(f"step {one.at} back to {one.to}: {one.reason}" for one in self.guard.rollbacks)
+            self.journal.tag("omnimri.rollbacks", undone)
+        return to
+
+    def _record(self, status: str) -> None:
+        if self.journal is not None:
+            self.journal.status = status
+            self.journal.deliver(self.job.tracking, self.curve.points)
+
+    def _pictures(self, folder: str = "") -> None:
+        """On all processes: ZeRO-3 needs them to compute; the first keeps the pictures."""
+        with self.engine.with_average():
+            figures = stage_pictures(self.job.stage, self.objective, self.processor, self.job.corpus, self.curve)
+        if self.journal is not None:
+            for name, figure in figures.items():
+                self.journal.picture(folder + name, figure)
+
+    def _finish(self, first: int) -> None:
+        """Write the model, the pictures and the result; then tell the tracking server whatever it does not know yet."""
+        self._pictures()
+        weights = self.engine.weights()
+        if self.journal is None:
+            return
+        job, points = self.job, self.curve.points
+        model = self.objective.model.float().eval()
+        with atomic_directory(job.folder / "model") as folder:
+            model.save_pretrained(folder, state_dict=weights)
+            self.processor.save_pretrained(folder)
+            curation = job.settings.curation
+            write_json(folder / "preprocessing.json", {"matrix": curation.matrix, "pixel_mm": curation.pixel_mm})
+        profile = {"volumes": len(self.samples.numbers), "slices": len(self.samples.slices)}
+        self.journal.input("curated corpus, training split", job.corpus.digest, "training", profile)
+        first_loss, last_loss = self.curve.tenth_means()
+        waited = sum(point["data_wait_share"] * point["seconds"] for point in points) / sum(point["seconds"] for point in points)
+        write_result(
+            StageResult(
+                stage=job.stage,
+                digest=job.digest,
+                folder=job.folder,
+                model_dir=job.folder / "model",
+                run_id=job.run_id,
+                reused=False,
+                resumed_at=first or None,
+                steps=len(points),
+                first_loss=first_loss,
+                last_loss=last_loss,
+                seconds=round(time.monotonic() - self.started, 2),
+                step_seconds=round(statistics.median(point["seconds"] for point in points), 4),
+                peak_memory_mib=round(_peak_memory_mib()),
+                rollbacks=len(self.guard.rollbacks),
+                data_wait_share=round(waited, 4),
+            )
         )
-    )  # fmt: skip
+        self.journal.status = "FINISHED"
+        self.journal.insist(job.tracking, points)
 
 
 def _peak_memory_mib() -> float:
@@ -245,16 +293,6 @@ def _say(rank: int, stage: str, step: int, steps: int, result: StepResult) -> No
         print(f"{stage} {step + 1}/{steps} loss {result.loss:.4f} gradient {result.gradient_norm:.2f}", flush=True)
 
 
-class _NoRun:
-    """The run of the processes that record nothing."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
 def main(path: Path) -> int:
     """Run one process of a job; its exit status."""
     stop = Stop()
@@ -262,14 +300,17 @@ def main(path: Path) -> int:
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     # A debugging aid of the deterministic mode, which costs a tenth of each step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # A tracking server that is away must not hold training up: what it misses is told later.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     rank, world = join_processes()
     job = Job.read(path)
     with (job.folder / f"lock-{rank}").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of those that it forks
         except OSError:
             raise JobFailed("another process trains this stage", where=str(job.folder), remedy="wait for it, or end it") from None
-        train(job, rank, world, stop)
+        Training(job, Rank(rank, world), stop).run()
     torch.distributed.destroy_process_group()
     return 0
 

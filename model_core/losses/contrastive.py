@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_core.losses.reduction import gather_with_gradient
+from model_core.losses.reduction import gather_with_gradient, rank
 
 
 def multi_positive(similarity_BB: Tensor, positive_BB: Tensor, candidate_BB: Tensor) -> Tensor:
@@ -43,19 +43,21 @@ def volume_discrimination(embedding_Bc: Tensor, group_B: Tensor, temperature: fl
 
 
 def neighbouring_patches(features_BNc: Tensor, grid: tuple[int, int, int], volume_B: Tensor, temperature: float) -> Tensor:
-    """Patch-level InfoNCE (paper section 4.1, second objective).
+    """Patch-level InfoNCE (paper section 4.1, second objective), of the patches of this rank.
 
-    The positive of a patch is its right-hand neighbour; negatives are the neighbours' patches of other volumes. Far patches of the
-    same volume are neither: anatomy repeats (left and right hemisphere).
+    The positive of a patch is its right-hand neighbour; negatives are the neighbours' patches of other volumes, on all ranks. Far
+    patches of the same volume are neither: anatomy repeats (left and right hemisphere).
     """
     depth, height, width = grid
     cells = F.normalize(features_BNc.float(), dim=-1).unflatten(1, (depth, height, width))
-    anchor, neighbour = cells[..., :-1, :].flatten(1, 3), cells[..., 1:, :].flatten(1, 3)
+    anchor, neighbour = cells[..., :-1, :].flatten(1, 3), gather_with_gradient(cells[..., 1:, :].flatten(1, 3))
     batch, places = anchor.shape[:2]
+    own = torch.arange(batch * places, device=anchor.device) + rank() * batch * places
+    mine = volume_B.repeat_interleave(places)
+    theirs = gather_with_gradient(volume_B.double()).long().repeat_interleave(places)
     similarity = anchor.flatten(0, 1) @ neighbour.flatten(0, 1).T / temperature
-    owner = volume_B.repeat_interleave(places)
-    positive = torch.eye(batch * places, dtype=torch.bool, device=anchor.device)
-    return multi_positive(similarity, positive, (owner[:, None] != owner[None]) | positive)
+    candidate = (mine[:, None] != theirs[None]).scatter(1, own[:, None], True)
+    return F.cross_entropy(similarity.masked_fill(~candidate, -1e4), own)
 
 
 def image_text(image_Bc: Tensor, text_Bc: Tensor, same_text_BB: Tensor, log_scale: Tensor) -> Tensor:

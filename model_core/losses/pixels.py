@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,9 +34,3 @@ def soft_dice_loss(logits_S1HW: Tensor, mask_S1HW: Tensor, smooth: float = 1.0) 
 def mean_per_sample(values: Tensor) -> Tensor:
     """Mean over all axes but the first, (B,)."""
     return values.flatten(1).mean(1)
-
-
-def logit_normal_times(count: int, device: torch.device, share_of_noise: float = 0.0) -> Tensor:
-    """Times t = sigmoid(N(0, 1)) (Esser et al., arXiv:2403.03206); a share of them is 1, pure noise."""
-    times = torch.randn(count, device=device).sigmoid()
-    return torch.where(torch.rand(count, device=device) < share_of_noise, torch.ones_like(times), times)

@@ -10,8 +10,8 @@ from skimage.metrics import structural_similarity
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss as clip_loss
 
 from model_core.losses.contrastive import image_text, multi_positive, neighbouring_patches, standardised, volume_discrimination
-from model_core.losses.pixels import logit_normal_times, soft_dice_loss, structural_dissimilarity
-from model_core.losses.reduction import global_mean
+from model_core.losses.pixels import soft_dice_loss, structural_dissimilarity
+from model_core.losses.reduction import Step
 
 
 def test_structural_dissimilarity_is_that_of_scikit_image() -> None:
@@ -92,18 +92,12 @@ def test_standardised_features_are_those_of_batch_norm() -> None:
     torch.testing.assert_close(standardised(rows), torch.nn.BatchNorm1d(4, eps=1e-6, affine=False)(rows))
 
 
-def test_times_are_logit_normal_with_a_share_of_pure_noise() -> None:
-    """Median 1/2, quartiles at the sigmoid of those of a normal variable."""
-    torch.manual_seed(0)
-    times = logit_normal_times(20_000, torch.device("cpu"), share_of_noise=0.3)
-    assert float((times == 1).float().mean()) == pytest.approx(0.3, abs=0.02)
-    quartiles = torch.quantile(times[times < 1], torch.tensor([0.25, 0.5, 0.75]))
-    torch.testing.assert_close(quartiles, torch.tensor([-0.6745, 0.0, 0.6745]).sigmoid(), atol=0.02, rtol=0)
-
-
-def test_a_mean_counts_what_it_is_told() -> None:
-    assert float(global_mean(torch.tensor(6.0), torch.tensor(4))) == 1.5
-    assert float(global_mean(torch.tensor(0.0), torch.tensor(0))) == 0
+def test_a_mean_is_over_the_whole_step() -> None:
+    """Two micro-batches of 1 and 3 tokens: their parts add up to the mean over all four."""
+    step = Step.of([{"text": torch.tensor(1)}, {"text": torch.tensor(3)}])
+    parts = [step.mean("text", torch.tensor(total)) for total in (2.0, 4.0)]
+    assert float(sum(parts)) == 1.5 and float(step.part(torch.tensor(1.0))) == 0.5
+    assert float(Step.of([{"text": torch.tensor(0)}]).mean("text", torch.tensor(0.0))) == 0
 
 
 def test_matched_pairs_cost_less_than_mismatched_ones() -> None:

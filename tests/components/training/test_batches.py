@@ -1,16 +1,16 @@
 """Batches are a function of the step, the same whoever computes them, and hold what the stage needs."""
 
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from components.curation.corpus import Corpus
-from components.settings import MixtureSettings, StageName, StageSettings
-from components.training.batches import BLOCK_SLICES, BatchMaker, Rank
+from components.settings import BLOCK_SLICES, MixtureSettings, StageName, StageSettings
+from components.training.batches import BatchMaker, Rank
+from components.training.loader import batches
 from components.training.samples import Samples
-from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, Batch
+from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, TASKS, Batch
 from model_core.config import OmniMRIConfig
 from model_core.fourier import fft2c, ifft2c
 from model_core.processing import Processor
@@ -36,9 +36,11 @@ def processor(corpus: Corpus) -> Processor:
     return Processor(train_tokenizer([one.text for one in corpus.descriptions.values()], 400))
 
 
-def _maker(corpus: Corpus, processor: Processor, stage: StageName, rank: Rank = ALONE, micro: int = 4) -> BatchMaker:
+def _maker(
+    corpus: Corpus, processor: Processor, stage: StageName, rank: Rank = ALONE, micro: int = 4, accumulation: int = 1
+) -> BatchMaker:
     config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
-    settings = StageSettings(steps=9, micro_batch=micro, mixture=SHARES[stage])
+    settings = StageSettings(steps=9, micro_batch=micro, gradient_accumulation=accumulation, mixture=SHARES[stage])
     return BatchMaker(stage, Samples.of(corpus, "train"), settings, config, processor, 0, rank)
 
 
@@ -48,15 +50,25 @@ def _equal(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("stage", SHARES)
 def test_a_resumed_run_sees_the_batches_of_a_whole_one(corpus: Corpus, processor: Processor, stage: StageName) -> None:
-    whole = list(islice(_maker(corpus, processor, stage).steps(0), 6))
-    again = list(islice(_maker(corpus, processor, stage).steps(3), 3))
+    whole = list(batches(_maker(corpus, processor, stage), range(6), workers=0))
+    again = list(batches(_maker(corpus, processor, stage), range(3, 6), workers=0))
     assert all(_equal(a[0], b[0]) for a, b in zip(whole[3:], again, strict=True))
 
 
-def test_two_processes_share_the_samples_of_one(corpus: Corpus, processor: Processor) -> None:
-    one = next(_maker(corpus, processor, "alignment", micro=4).steps(0))[0]
-    parts = [next(_maker(corpus, processor, "alignment", Rank(r, 2), micro=2).steps(0))[0] for r in range(2)]
-    assert torch.equal(one.pixel_values_B1DHW, torch.cat([part.pixel_values_B1DHW for part in parts]))
+def test_processes_of_their_own_make_the_same_batches(corpus: Corpus, processor: Processor) -> None:
+    maker = _maker(corpus, processor, "instruction_tuning")
+    alone, ahead = (list(batches(maker, range(5), workers)) for workers in (0, 2))
+    assert all(_equal(a[0], b[0]) for a, b in zip(alone, ahead, strict=True))
+
+
+@pytest.mark.parametrize("step", [0, 3], ids=["slices", "blocks"])
+def test_two_processes_share_the_samples_of_one(corpus: Corpus, processor: Processor, step: int) -> None:
+    """Micro-step by micro-step, with the same random numbers."""
+    one = _maker(corpus, processor, "vision_pretraining", micro=8, accumulation=2)[step]
+    parts = [_maker(corpus, processor, "vision_pretraining", Rank(r, 2), micro=4, accumulation=2)[step] for r in range(2)]
+    for whole, *shared in zip(one, *parts, strict=True):
+        for name in ("pixel_values_B1DHW", "volume_B", "seed_B"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in shared]))
 
 
 def test_only_training_patients_are_seen(corpus: Corpus) -> None:
@@ -67,14 +79,15 @@ def test_only_training_patients_are_seen(corpus: Corpus) -> None:
 
 def test_some_steps_of_vision_pretraining_see_volumes(corpus: Corpus, processor: Processor) -> None:
     depths = [
-        batches[0].pixel_values_B1DHW.shape[2] for batches in islice(_maker(corpus, processor, "vision_pretraining").steps(0), 4)
+        made[0].pixel_values_B1DHW.shape[2]
+        for made in batches(_maker(corpus, processor, "vision_pretraining"), range(4), workers=0)
     ]
     assert depths == [1, 1, 1, BLOCK_SLICES]
 
 
 def test_text_before_the_image_means_that_the_image_is_predicted(corpus: Corpus, processor: Processor) -> None:
     maker = _maker(corpus, processor, "multimodal_pretraining", micro=10)
-    batch = next(maker.steps(0))[0]
+    batch = maker[0][0]
     starts_with_image = batch.input_ids_BL[:, 1] == maker.config.image_token_id
     assert 0 < int(batch.visual_loss_B.sum()) < 10
     assert not (batch.visual_loss_B & starts_with_image).any()
@@ -82,8 +95,9 @@ def test_text_before_the_image_means_that_the_image_is_predicted(corpus: Corpus,
 
 
 def test_a_reconstruction_shows_the_zero_filled_image_and_asks_for_the_whole_one(corpus: Corpus, processor: Processor) -> None:
-    batch = next(_maker(corpus, processor, "instruction_tuning", micro=20).steps(0))[0]
+    batch = _maker(corpus, processor, "instruction_tuning", micro=20)[0][0]
     rows = batch.target_kind_B == TARGET_IMAGE
+    assert torch.equal(batch.task_B == TASKS.index("reconstruction"), rows)
     assert rows.any() and (batch.target_kind_B == TARGET_MASK).any()
     kspace, sampling = batch.kspace_BDHW[rows], batch.sampling_BDHW[rows]
     torch.testing.assert_close(ifft2c(kspace).abs(), batch.pixel_values_B1DHW[rows][:, 0], atol=1e-4, rtol=1e-4)
@@ -93,7 +107,7 @@ def test_a_reconstruction_shows_the_zero_filled_image_and_asks_for_the_whole_one
 
 
 def test_masks_are_masks(corpus: Corpus, processor: Processor) -> None:
-    batch = next(_maker(corpus, processor, "instruction_tuning", micro=20).steps(0))[0]
+    batch = _maker(corpus, processor, "instruction_tuning", micro=20)[0][0]
     masks = batch.target_B1DHW[batch.target_kind_B == TARGET_MASK]
     assert set(masks.unique().tolist()) <= {0.0, 1.0} and masks.flatten(1).any(1).all()
 

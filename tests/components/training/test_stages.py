@@ -1,7 +1,9 @@
 """A stage is trained once, goes on where it was killed, and comes out the same to the last bit."""
 
 import json
+import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from components.errors import JobFailed
+from components.files import read_lines
 from components.home import Home
 from components.launching import JobSpec, LocalLauncher
-from components.launching.local import LocalHandle
-from components.settings import Settings, load_settings
+from components.settings import Settings, StageName, load_settings
 from components.training import StageResult, stage_digest, train_stage
+from tests.components.training.forked import ForkedJob, ForkedLauncher
 from tests.corpora import tiny_corpus
 
 
@@ -31,25 +34,25 @@ def _weights(result: StageResult) -> dict[str, torch.Tensor]:
     return load_file(result.model_dir / "model.safetensors")
 
 
-class KilledLater(LocalLauncher):
-    """Kills the job, without a warning, as soon as it has written a checkpoint."""
+def after_a_checkpoint(disturb: Callable[[ForkedJob], None]) -> ForkedLauncher:
+    """Disturbs the job as soon as it has written a checkpoint."""
 
-    def submit(self, job: JobSpec) -> LocalHandle:
-        handle = super().submit(job)
-        while not (job.folder / "checkpoint.json").exists() and handle.process.poll() is None:
+    def wait(spec: JobSpec, job: ForkedJob) -> None:
+        while not (spec.folder / "checkpoint.json").exists() and job.processes[0].exitcode is None:
             time.sleep(0.01)
-        handle.process.kill()
-        return handle
+        disturb(job)
+
+    return ForkedLauncher(started=wait)
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bits(corpus_root: Path, tmp_path: Path) -> None:
     steps = ("training.vision_pretraining.steps=60", "training.vision_pretraining.checkpoint_every=20")
     settings = _settings(*steps)
     homes = [Home(tmp_path / name, tmp_path / "data") for name in ("whole", "killed")]
-    whole = train_stage("vision_pretraining", corpus_root, settings, homes[0], None, None)
-    with pytest.raises(JobFailed, match="status -9"):
-        train_stage("vision_pretraining", corpus_root, settings, homes[1], None, None, KilledLater())
-    resumed = train_stage("vision_pretraining", corpus_root, settings, homes[1], None, None)
+    whole = train_stage("vision_pretraining", corpus_root, settings, homes[0], None, None, ForkedLauncher())
+    with pytest.raises(JobFailed, match="-9"):
+        train_stage("vision_pretraining", corpus_root, settings, homes[1], None, None, after_a_checkpoint(ForkedJob.kill))
+    resumed = train_stage("vision_pretraining", corpus_root, settings, homes[1], None, None, ForkedLauncher())
     assert whole.resumed_at is None and resumed.resumed_at in (20, 40)
     ours, theirs = _weights(whole), _weights(resumed)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -70,18 +73,19 @@ def _history(home: Home, run_id: str):  # type: ignore[no-untyped-def]
     return sorted(mlflow.MlflowClient(home.tracking_uri).get_metric_history(run_id, "loss"), key=lambda point: point.step)
 
 
-def test_two_processes_have_the_loss_of_one(corpus_root: Path, tmp_path: Path) -> None:
-    """The contrast of stage 2 spans the samples of all processes, with gradients through the gather."""
-    common = ("training.alignment.steps=2",)
-    first = {}
+@pytest.mark.parametrize("stage", ["vision_pretraining", "instruction_tuning"])
+def test_two_processes_have_the_losses_of_one(corpus_root: Path, tmp_path: Path, stage: StageName) -> None:
+    """Contrasts span the samples of all processes, noise belongs to the sample, and means are over the tokens of the whole step."""
+    curves = {}
     for processes in (1, 2):
         home = Home(tmp_path / str(processes), tmp_path / "data")
-        settings = _settings(*common, f"training.processes={processes}", f"training.alignment.micro_batch={4 // processes}")
-        result = train_stage("alignment", corpus_root, settings, home, None, None)
-        first[processes] = [json.loads(line) for line in (result.folder / "curve.jsonl").open()]
-    for one, two in zip(first[1], first[2], strict=True):
-        assert two["contrast"] == pytest.approx(one["contrast"], rel=1e-3)
-        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=2e-2)
+        settings = _settings(f"training.{stage}.steps=4", f"training.processes={processes}",
+                             f"training.{stage}.micro_batch={8 // processes}")  # fmt: skip
+        result = train_stage(stage, corpus_root, settings, home, None, None, ForkedLauncher())
+        curves[processes] = read_lines(result.folder / "curve.jsonl")
+    for one, two in zip(curves[1], curves[2], strict=True):
+        for name in one.keys() & {"loss", "patch_contrast", "text", "image", "load_balance", "task/segmentation", "gradient_norm"}:
+            assert two[name] == pytest.approx(one[name], rel=1e-4), name
 
 
 def test_whatever_decides_the_weights_is_in_the_digest() -> None:
@@ -100,28 +104,28 @@ def test_whatever_decides_the_weights_is_in_the_digest() -> None:
     assert len({base, *others}) == 7
 
 
+def test_how_many_processes_share_a_step_is_not_in_the_digest() -> None:
+    def digest(stage: StageName, processes: int, micro: int, accumulation: int = 1) -> str:
+        sizes = f"training.{stage}.micro_batch={micro}", f"training.{stage}.gradient_accumulation={accumulation}"
+        return stage_digest(stage, "corpus", _settings(f"training.processes={processes}", *sizes), None)
+
+    assert digest("alignment", 2, 8) == digest("alignment", 1, 16)
+    assert digest("alignment", 2, 8) != digest("alignment", 1, 8, 2)  # fewer texts to be told apart
+    assert digest("instruction_tuning", 2, 8) == digest("instruction_tuning", 1, 8, 2)
+    assert digest("instruction_tuning", 2, 8) != digest("instruction_tuning", 2, 16)
+
+
 def test_a_failed_job_shows_its_log(tmp_path: Path) -> None:
     job = JobSpec("broken", "components.training.worker", (str(tmp_path / "missing.json"),), 1, tmp_path)
     with pytest.raises(JobFailed, match=r"missing\.json(.|\n)*broken\.log"):
         LocalLauncher().submit(job).wait()
 
 
-class StoppedLater(LocalLauncher):
-    """Asks the job to stop as soon as it has written a checkpoint."""
-
-    def submit(self, job: JobSpec) -> LocalHandle:
-        handle = super().submit(job)
-        while not (job.folder / "checkpoint.json").exists() and handle.process.poll() is None:
-            time.sleep(0.01)
-        handle.cancel()
-        return handle
-
-
 def test_asked_to_stop_it_keeps_its_last_step_and_is_not_called_finished(corpus_root: Path, tmp_path: Path) -> None:
     settings = _settings("training.vision_pretraining.steps=500", "training.vision_pretraining.checkpoint_every=2")
     home = Home(tmp_path, tmp_path / "data")
     with pytest.raises(JobFailed, match="run again"):
-        train_stage("vision_pretraining", corpus_root, settings, home, None, None, StoppedLater())
+        train_stage("vision_pretraining", corpus_root, settings, home, None, None, after_a_checkpoint(ForkedJob.terminate))
     (folder,) = home.training.glob("*/checkpoint.json")
     steps = json.loads(folder.read_text())["step"]
     assert 2 <= steps < 500 and len((folder.parent / "curve.jsonl").read_text().splitlines()) == steps
@@ -142,3 +146,39 @@ def test_a_machine_without_a_compiler_trains_all_the_same(
     result = train_stage("alignment", corpus_root, _settings("training.processes=2"), home, None, None)
     assert result.steps == 3
     assert "Going on with gloo" in (result.folder / "alignment.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_ten_times_at_random_it_ends_with_the_same_bits(corpus_root: Path, tmp_path: Path) -> None:
+    """Instruction tuning: all of the network, and the average of the image decoder."""
+    stage = "training.instruction_tuning"
+    settings = _settings(f"{stage}.steps=120", f"{stage}.checkpoint_every=4")
+    homes = [Home(tmp_path / name, tmp_path / "data") for name in ("whole", "killed")]
+    whole = train_stage("instruction_tuning", corpus_root, settings, homes[0], None, None, ForkedLauncher())
+    rng, kills = random.Random(whole.seconds), 0
+
+    def kill_somewhere(spec: JobSpec, job: ForkedJob) -> None:
+        before = _finished(spec.folder)
+        after = before + rng.randint(1, 11)
+        while _finished(spec.folder) < after and job.processes[0].exitcode is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.3))  # in the middle of a step, or of a checkpoint
+        job.kill()
+
+    while kills < 10:
+        with pytest.raises(JobFailed, match="-9"):
+            train_stage("instruction_tuning", corpus_root, settings, homes[1], None, None, ForkedLauncher(started=kill_somewhere))
+        kills += 1
+    resumed = train_stage("instruction_tuning", corpus_root, settings, homes[1], None, None, ForkedLauncher())
+    assert resumed.resumed_at is not None and resumed.steps == 120
+    ours, theirs = _weights(whole), _weights(resumed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    curves = [[point["loss"] for point in read_lines(one.folder / "curve.jsonl")] for one in (whole, resumed)]
+    assert curves[0] == curves[1]
+
+
+def _finished(folder: Path) -> int:
+    """Steps of the named checkpoint."""
+    path = folder / "checkpoint.json"
+    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
