@@ -146,7 +146,7 @@ def test_a_promotion_waits_for_a_person_without_a_process(site: Served, first: d
     promoted = mlflow.MlflowClient(site.addresses["mlflow"]).get_model_version_by_alias("omnimri", "production")
     entries, against = history(site.addresses["mlflow"], "omnimri")
     assert promoted.version == version and not against
-    assert entries[-1].act.kind == "force" and entries[-1].act.reason.endswith("approved by Dr A; seen")
+    assert entries[-1].act.action == "force" and entries[-1].act.reason.endswith("approved by Dr A; seen")
 
 
 def test_sigterm_ends_everything(site: Served) -> None:
