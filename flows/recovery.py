@@ -97,9 +97,7 @@ def _end_inner_runs(client: SyncPrefectClient, run: FlowRun) -> None:
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.states import Crashed
 
-    within = FlowRunFilter.model_validate(
-        {"root_flow_run_id": {"any_": [run.id]}, "state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
-    )
-    for inner in client.read_flow_runs(flow_run_filter=within):
-        if inner.id != run.id:
+    for inner in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run.id]}})):
+        _end_inner_runs(client, inner)
+        if inner.state is None or not inner.state.is_final():
             client.set_flow_run_state(inner.id, Crashed(message="its process is gone"), force=True)

@@ -29,6 +29,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
+def corpus(site: Served) -> None:
+    """A curated corpus: what training needs."""
+    assert site.ended(site.run("dataset update", "curate", goal="corpus"), 300) == "COMPLETED"
+
+
+@pytest.fixture(scope="module")
 def first(site: Served) -> dict[str, Any]:
     """A pipeline run that was started by hand, and what it left."""
     run = site.run("scheduled pipeline", "pipeline")
@@ -51,13 +57,14 @@ def stage_runs(site: Served) -> list[Any]:
 
     client = mlflow.MlflowClient(site.addresses["mlflow"])
     experiment = client.get_experiment_by_name("omnimri")
-    assert experiment is not None
+    if experiment is None:
+        return []
     return list(client.search_runs([experiment.experiment_id], "tags.`omnimri.stage` != ''"))
 
 
 def nothing_doubled(site: Served) -> None:
     """One MLflow run for each trained stage, every step once in its curve, and no version that repeats another."""
-    assert max(Counter(run.data.tags["omnimri.digest"] for run in stage_runs(site)).values()) == 1
+    assert set(Counter(run.data.tags["omnimri.digest"] for run in stage_runs(site)).values()) == {1}
     for curve in (site.home.root / "training").glob("*/curve.jsonl"):
         steps = [json.loads(line)["step"] for line in curve.read_text().splitlines()]
         assert steps == list(range(len(steps)))
@@ -104,7 +111,7 @@ def test_pages_and_runs_lead_to_each_other(site: Served, first: dict[str, Any]) 
         ("MLflow", "mlflow server"),
     ],
 )
-def test_kill_9_while_it_trains(site: Served, first: dict[str, Any], victim: str, words: str) -> None:
+def test_kill_9_while_it_trains(site: Served, corpus: None, victim: str, words: str) -> None:
     """Every run ends as if nothing had happened, and nothing is there twice."""
     profile = {"name": str(site.profile), "overrides": [f"seed={sum(victim.encode())}"]}
     trained = len(stage_runs(site))
@@ -122,7 +129,7 @@ def test_kill_9_while_it_trains(site: Served, first: dict[str, Any], victim: str
     assert len(stage_runs(site)) == trained + 2
 
 
-def test_cancelling_ends_the_children(site: Served, first: dict[str, Any]) -> None:
+def test_cancelling_ends_the_children(site: Served, corpus: None) -> None:
     run = site.run("training", "train", profile={"name": str(site.profile), "overrides": ["seed=21"]})
     trainer, process = site.trainer(), site.flow_process(run)
     site.ask("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})

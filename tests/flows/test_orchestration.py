@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,6 +19,7 @@ from components.home import Home
 from components.settings import load_settings
 from components.versioning.watching import Watched
 from flows.deploying import Deploying, deploy, make_pool
+from flows.recovery import recover
 from flows.steps import plan
 from flows.watching import announce
 from tests.datasets import write_patient
@@ -80,6 +83,36 @@ def test_an_update_starts_a_run_with_what_changed(server: str, deployed: dict[st
         "change": {"kind": "tag", "name": "data-*", "revision": "0123456789abcdef0123456789abcdef"},
     }
     ask(server, f"/flow_runs/{run['id']}/set_state", state={"type": "CANCELLED"}, force=True)
+
+
+def test_a_run_that_lost_its_process_is_in_line_again_four_times(server: str, deployed: dict[str, Any]) -> None:
+    """With the flows within it, which nobody else would end; one whose process lives is left alone."""
+    place = f"/deployments/{deployed['evaluate']['id']}/create_flow_run"
+    lost, alive = (ask(server, place, state={"type": "PENDING"})["id"] for _ in range(2))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    running = subprocess.Popen(["sleep", "60"], env={**os.environ, "PREFECT__FLOW_RUN_ID": alive})
+    for run, process in ((lost, gone), (alive, running)):
+        httpx.patch(f"{server}/flow_runs/{run}", json={"infrastructure_pid": str(process.pid)}, timeout=30).raise_for_status()
+    task = ask(server, "/task_runs/", flow_run_id=lost, task_key="inner", dynamic_key="0")["id"]
+    flow = ask(server, "/flows/", name="inner")["id"]
+    inner = ask(server, "/flow_runs/", flow_id=flow, parent_task_run_id=task, state={"type": "RUNNING"})["id"]
+
+    def state(run: str) -> str:
+        return str(httpx.get(f"{server}/flow_runs/{run}", timeout=30).json()["state_type"])
+
+    try:
+        for start in range(1, 5):
+            for run in {lost, alive} if start == 1 else {lost}:
+                ask(server, f"/flow_runs/{run}/set_state", state={"type": "RUNNING"}, force=True)
+            (found,) = recover("omnimri")
+            assert (found.outcome, state(lost)) == (("in line again", "SCHEDULED") if start < 4 else ("crashed", "CRASHED"))
+            assert (state(alive), state(inner)) == ("RUNNING", "CRASHED")
+    finally:
+        running.kill()
+        running.wait()
+    (found,) = recover("omnimri")
+    assert state(alive) == "SCHEDULED"
 
 
 def states(profile: Path, home: Home, *steps: str) -> list[str]:
