@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/python -m benchmarks.recuration --prepare
 	$(BIN)/python -m benchmarks.recuration
 	$(BIN)/python -m benchmarks.text
+	$(BIN)/python -m benchmarks.training_step && $(BIN)/python -m benchmarks.loader
 
 kernels-table: install
 	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv
