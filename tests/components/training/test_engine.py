@@ -115,6 +115,8 @@ def test_the_curve_says_how_fast_and_whose_tokens(tmp_path: Path) -> None:
     point = curve.points[0]
     assert point["data_wait_share"] == pytest.approx(0.05) and point["samples_per_second"] == pytest.approx(40)
     assert point["tokens_per_second"] == pytest.approx(500) and point["mfu"] == pytest.approx(1e6 / 0.2 / peak_flops("float32"))
+    curve.add(4, StepResult(float("nan"), {}, {}, 0.5, 1e-3, 8, 100, 1e6, None), 0.01, 0.19)
+    assert [one["step"] for one in curve.kept] == [0, 1, 2, 3]  # the last may be undone
     again = Curve.resume(tmp_path, 2)
     assert [one["step"] for one in again.points] == [0, 1]
     steps, share = curve.expert_load()
