@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python -m benchmarks.text
 	$(BIN)/python -m benchmarks.orchestration
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.training_step && $(BIN)/python -m benchmarks.loader
 
 kernels-table: install
 	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv

@@ -126,7 +126,7 @@ def _python(column: pa.Array) -> list[Any]:
     """A column as Python values, mappings as dictionaries; the option for these makes pyarrow five times slower on all others."""
     kind = column.type
     plain = not pa.types.is_nested(kind) or (pa.types.is_list(kind) and not pa.types.is_nested(kind.value_type))
-    return column.to_pylist() if plain else column.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
+    return column.to_pylist() if plain else column.to_pylist(maps_as_pydicts="strict")
 
 
 def read_table(root: Path, table: Table[AnyRow]) -> list[AnyRow]:

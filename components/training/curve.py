@@ -36,6 +36,7 @@ class Curve:
     world: int = 1
     points: list[dict[str, Any]] = field(default_factory=list)
     loads: list[dict[str, Any]] = field(default_factory=list)
+    written: int = 0
     _load: torch.Tensor | None = None
 
     @classmethod
@@ -43,8 +44,14 @@ class Curve:
         """The curve of the first ``steps`` steps; what came after the checkpoint that is gone on from is forgotten."""
         curve = cls(folder, precision, world)
         curve.points = [point for point in read_lines(folder / CURVE) if point["step"] < steps]
+        curve.written = len(curve.points)
         curve.loads = [one for one in read_lines(folder / LOAD) if one["step"] <= steps]
         return curve
+
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """The points that are on disk: those of a checkpoint, and not of steps that may be undone."""
+        return self.points[: self.written]
 
     @property
     def losses(self) -> list[float]:
@@ -72,6 +79,7 @@ class Curve:
             rounded = [[round(x, 5) for x in row] for row in share.tolist()]
             self.loads.append({"step": int(self.points[-1]["step"]) + 1, "load": rounded})
             self._load = None
+        self.written = len(self.points)
         for name, lines in ((CURVE, self.points), (LOAD, self.loads)):
             if lines:
                 with atomic_file(self.folder / name) as temporary:

@@ -42,6 +42,7 @@ from components.training.pictures import stage_pictures
 from components.training.samples import Samples
 from components.training.stages import StageResult, write_result
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
+from model_core.losses.reduction import summed
 from model_core.objectives import Alignment, InstructionTuning, MultimodalPretraining, Objective, VisionPretraining
 from model_core.processing import Processor
 from model_core.tokenization import special_ids
@@ -119,9 +120,8 @@ class Stop:
         """Whether any process was asked: all must stop after the same step."""
         if world == 1:
             return self.asked
-        flag = torch.tensor([float(self.asked)])
-        torch.distributed.all_reduce(flag)
-        return bool(flag.item() > 0)
+        asked = torch.tensor(float(self.asked), device="cuda" if torch.cuda.is_available() else "cpu")
+        return bool(summed(asked) > 0)
 
 
 class Training:
@@ -142,6 +142,9 @@ class Training:
         self.guard = Guard.open(job.folder, training.spike_deviations, training.max_rollbacks)
         self.curve = self._curve(0)
         self.journal = Journal.open(job.folder, job.run_id) if place.number == 0 else None
+        if self.journal is not None:
+            profile = {"volumes": len(self.samples.numbers), "slices": len(self.samples.slices)}
+            self.journal.input("curated corpus, training split", job.corpus.digest, "training", profile)
         self.started = time.monotonic()
 
     def run(self) -> None:
@@ -232,7 +235,7 @@ class Training:
     def _record(self, status: str) -> None:
         if self.journal is not None:
             self.journal.status = status
-            self.journal.deliver(self.job.tracking, self.curve.points)
+            self.journal.deliver(self.job.tracking, self.curve.kept)
 
     def _pictures(self, folder: str = "") -> None:
         """On all processes: ZeRO-3 needs them to compute; the first keeps the pictures."""
@@ -255,8 +258,6 @@ class Training:
             self.processor.save_pretrained(folder)
             curation = job.settings.curation
             write_json(folder / "preprocessing.json", {"matrix": curation.matrix, "pixel_mm": curation.pixel_mm})
-        profile = {"volumes": len(self.samples.numbers), "slices": len(self.samples.slices)}
-        self.journal.input("curated corpus, training split", job.corpus.digest, "training", profile)
         first_loss, last_loss = self.curve.tenth_means()
         waited = sum(point["data_wait_share"] * point["seconds"] for point in points) / sum(point["seconds"] for point in points)
         write_result(

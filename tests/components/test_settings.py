@@ -39,6 +39,8 @@ def test_an_override_changes_one_field_and_the_digest_of_its_section_alone() -> 
         ("curation.matrx=96", "curation.matrx"),
         ("training.alignment.mixture={paired: 0.5}", "must sum to 1"),
         ("curation={validation_fraction: 0.6, test_fraction: 0.6}", "no patients to train on"),
+        ("training.alignment.micro_batch=1", "set alignment.micro_batch to 2"),
+        ("training.keep_every=70", "no multiple of vision_pretraining.checkpoint_every"),
         ("training", "section.field=value"),
     ],
 )

@@ -38,6 +38,15 @@ def test_every_epoch_sees_every_sample_once(size: int, key: str) -> None:
     assert sorted(permuted(position, size, key) for position in range(size)) == list(range(size))
 
 
+def test_a_run_of_years_starts_as_quickly_as_a_new_one() -> None:
+    """Whole periods leave nothing behind: the order of the sources repeats, the samples do not."""
+    mixture = _mixture([0.8, 0.04, 0.07, 0.09], [11, 7, 5, 3])
+    assert mixture.period == 100
+    early, late = (list(islice(mixture.draws(start), 250)) for start in (0, 10**12))
+    assert [draw.source for draw in early] == [draw.source for draw in late]
+    assert [draw.before + round(10**12 * mixture.sources[draw.source].weight) for draw in early] == [draw.before for draw in late]
+
+
 def test_epochs_are_shuffled_unlike_each_other() -> None:
     draws = list(islice(_mixture([1.0], [50]).draws(), 100))
     first, second = [d.index for d in draws[:50]], [d.index for d in draws[50:]]
