@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -69,6 +70,7 @@ class Child:
     """A process that ought to run.
 
     Attributes:
+        keeps: what it has started goes on when it is killed (flow runs of a worker); else that ends too, and frees its port.
         groups: process groups of all its starts; what a killed child leaves behind is in one of them.
     """
 
@@ -76,6 +78,7 @@ class Child:
     command: list[str]
     environment: dict[str, str]
     log: Path
+    keeps: bool = False
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     failures: int = 0
@@ -99,6 +102,8 @@ class Child:
             return None
         now = time.monotonic()
         if self.not_before == 0.0:
+            if not self.keeps:
+                self._signal(signal.SIGKILL)
             self.failures = 0 if now - self.started > CALM_S else self.failures + 1
             pause = PAUSES_S[min(max(self.failures - 1, 0), len(PAUSES_S) - 1)]
             self.not_before = now + pause
@@ -108,14 +113,15 @@ class Child:
             self.start()
         return None
 
+    def _signal(self, number: signal.Signals) -> None:
+        for group in self.groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, number)
+
     def stop(self) -> None:
         """SIGTERM to it and all that it started, SIGKILL to what is left after a while."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for group in self.groups:
-                try:
-                    os.killpg(group, number)
-                except ProcessLookupError:
-                    continue
+            self._signal(number)
             deadline = time.monotonic() + STOP_S
             while time.monotonic() < deadline and any(_has_members(group) for group in self.groups):
                 if self.process is not None:
@@ -226,7 +232,7 @@ class Services:
         python, logs = [sys.executable, "-m"], home.root / "logs"
 
         def child(name: str, environment: dict[str, str], *words: str) -> Child:
-            return Child(name, [*python, *words], environment, logs / f"{name}.log")
+            return Child(name, [*python, *words], environment, logs / f"{name}.log", keeps=name == "worker")
 
         where = ["--host", at.host, "--port"]
         mlflow = {**servers, "MLFLOW_BACKEND_STORE_URI": store}  # not among the words of the command: it may hold a password

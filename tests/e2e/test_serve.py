@@ -117,11 +117,11 @@ def test_kill_9_while_it_trains(site: Served, corpus: None, victim: str, words: 
     trained = len(stage_runs(site))
     run = site.run("training", "train", profile=profile, until="alignment")
     site.trainer()
-    doomed = [site.child(words), site.flow_process(run) if victim.endswith("run") else None]
-    assert doomed[0] is not None
-    for process in doomed:
-        if process is not None:
-            process.kill()
+    process = site.child(words)
+    assert process is not None
+    within = [] if victim == "worker" else [site.flow_process(run)] if "run" in victim else process.children(recursive=True)
+    for one in [process, *within]:
+        one.kill()
     killed = time.monotonic()
     assert site.ended(run, 600) == "COMPLETED"
     print(f"\n{victim}: the run ended {time.monotonic() - killed:.0f} s after the kill")

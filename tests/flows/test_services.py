@@ -45,7 +45,10 @@ def pids(child: Child) -> list[int]:
     return [int(line) for line in child.log.read_text().split()]
 
 
-def test_a_killed_child_is_there_again(child: Child) -> None:
+@pytest.mark.parametrize("keeps", [False, True], ids=["a server", "a worker"])
+def test_a_killed_child_is_there_again(child: Child, keeps: bool) -> None:
+    """What a server had started ends first, since it holds its port; the runs of a worker go on."""
+    child.keeps = keeps
     assert child.process is not None and child.look_after() is None
     child.process.kill()
     child.process.wait()
@@ -53,8 +56,13 @@ def test_a_killed_child_is_there_again(child: Child) -> None:
     assert told is not None and "status -9" in told and str(child.log) in told
     wait(lambda: child.look_after() is None and child.process is not None and child.process.poll() is None)
     wait(lambda: len(pids(child)) == 2)
+    assert [alive(pid) for pid in pids(child)] == [keeps, True]
     child.stop()
-    assert not [pid for pid in pids(child) if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    assert not any(alive(pid) for pid in pids(child))
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_pauses_grow_for_a_child_that_dies_at_once(tmp_path: Path) -> None:
