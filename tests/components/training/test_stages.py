@@ -135,6 +135,7 @@ def test_asked_to_stop_it_keeps_its_last_step_and_is_not_called_finished(corpus_
     assert mlflow.MlflowClient(home.tracking_uri).get_run(run_id).info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler_trains_all_the_same(
     corpus_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
