@@ -70,7 +70,6 @@ class Child:
     """A process that ought to run.
 
     Attributes:
-        keeps: what it has started goes on when it is killed (flow runs of a worker); else that ends too, and frees its port.
         groups: process groups of all its starts; what a killed child leaves behind is in one of them.
     """
 
@@ -78,7 +77,6 @@ class Child:
     command: list[str]
     environment: dict[str, str]
     log: Path
-    keeps: bool = False
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     failures: int = 0
@@ -102,8 +100,7 @@ class Child:
             return None
         now = time.monotonic()
         if self.not_before == 0.0:
-            if not self.keeps:
-                self._signal(signal.SIGKILL)
+            self._signal(signal.SIGKILL)  # what it had started: it holds a server's port, or writes into a worker's closed pipe
             self.failures = 0 if now - self.started > CALM_S else self.failures + 1
             pause = PAUSES_S[min(max(self.failures - 1, 0), len(PAUSES_S) - 1)]
             self.not_before = now + pause
@@ -232,7 +229,7 @@ class Services:
         python, logs = [sys.executable, "-m"], home.root / "logs"
 
         def child(name: str, environment: dict[str, str], *words: str) -> Child:
-            return Child(name, [*python, *words], environment, logs / f"{name}.log", keeps=name == "worker")
+            return Child(name, [*python, *words], environment, logs / f"{name}.log")
 
         where = ["--host", at.host, "--port"]
         mlflow = {**servers, "MLFLOW_BACKEND_STORE_URI": store}  # not among the words of the command: it may hold a password
