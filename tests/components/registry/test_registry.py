@@ -216,12 +216,14 @@ def test_an_alias_moved_by_other_means_is_noticed_and_then_on_record(store: Stor
 def test_a_version_that_cannot_answer_says_why(store: Store, first: ModelVersion) -> None:
     """In a process that has imported nothing of this checkout; the version that answers was asked when it was promoted."""
     assert all("answered" in version.tags for version in list_versions(store.uri, NAME) if version.version == "1")
-    folder = resolve_model(f"models:/{NAME}/1", store.uri)
-    (folder / "model.safetensors").rename(folder / "away")
+    carried = resolve_model(f"models:/{NAME}/1", store.uri).parents[1] / "served.py"
+    before = carried.read_text()
+    carried.write_text("raise RuntimeError('the code that it carries is broken')")
     try:
-        assert silent(f"models:/{NAME}/1", store.uri).startswith("it does not answer its input example: ")
+        said = silent(f"models:/{NAME}/1", store.uri)
+        assert said.startswith("it does not answer its input example: ") and "the code that it carries is broken" in said
     finally:
-        (folder / "away").rename(folder / "model.safetensors")
+        carried.write_text(before)
 
 
 def test_the_card_is_generated_from_what_was_measured(store: Store, first: ModelVersion) -> None:
