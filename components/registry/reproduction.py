@@ -1,7 +1,7 @@
 """Making a version again from what it says of itself: its commit in a new checkout, its data, its settings; then both are compared.
 
 The old code is run by the old code's own command line, in processes of its own, so that nothing of this checkout has a part in it.
-On the same kind of CPU, with the same packages, the weights are equal to the bit; another processor may round otherwise.
+The comparison is to the bit, which the same packages on the same kind of processor should meet; another one may round otherwise.
 """
 
 from __future__ import annotations
