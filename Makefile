@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/omnimri run --profile demo
 
 test: install
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

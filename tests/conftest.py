@@ -29,8 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests that take minutes, too")
 
 
+LONG = ("e2e/test_pipeline", "kernels/test_training", "components/training", "e2e", "flows", "components/registry")
+"""Files, or folders of them, in the order of what they take."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A test that needs a GPU, or minutes, says so where it is left out."""
+    """The long files come first, so that no process ends alone; a test that needs a GPU, or minutes, says so where it is left out."""
+    items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if f"tests/{name}" in item.path.as_posix()), len(LONG)))
     if not config.getoption("--run-slow"):
         for item in items:
             if item.get_closest_marker("slow"):
