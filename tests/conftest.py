@@ -34,8 +34,8 @@ LONG = ("e2e/test_pipeline", "kernels/test_training", "components/training", "e2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The long files come first, so that no process ends alone; a test that needs a GPU, or minutes, says so where it is left out."""
-    items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if f"tests/{name}" in item.path.as_posix()), len(LONG)))
+    """A test that needs a GPU, or minutes, says so where it is left out. Long files come first, so that no process ends alone."""
+    items.sort(key=lambda item: [f"tests/{name}" not in item.path.as_posix() for name in LONG])
     if not config.getoption("--run-slow"):
         for item in items:
             if item.get_closest_marker("slow"):
