@@ -18,8 +18,8 @@ from kernels.window_attention import window_attention_reference
 from model_core.moe import SparseMoeBlock
 from model_core.swin import SwinBlock
 
-STEPS, TOLERANCE = 100, 1e-3
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+TOLERANCE = 1e-3
+RUNS = [("cpu", 15), pytest.param("cpu", 100, marks=pytest.mark.slow), pytest.param("cuda", 100, marks=pytest.mark.gpu)]
 
 
 class _Tiny(nn.Module):
@@ -43,7 +43,7 @@ class _Tiny(nn.Module):
         return hidden + moved, routed.load_balance_loss * 0.01 + routed.z_loss * 1e-3
 
 
-def _losses(device: str) -> list[float]:
+def _losses(device: str, steps: int) -> list[float]:
     """The loss of every step of learning one random field by heart."""
     torch.manual_seed(0)
     network = _Tiny().to(device)
@@ -52,7 +52,7 @@ def _losses(device: str) -> list[float]:
     target = torch.randn(1, 12, 16, generator=generator).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     losses = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         out, balance = network(x)
         loss = (out - target).square().mean() + balance
         optimizer.zero_grad()
@@ -62,16 +62,16 @@ def _losses(device: str) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_hundred_steps_end_where_the_specification_ends(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("device", "steps"), RUNS)
+def test_training_goes_where_the_specification_goes(device: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with interpreted() if device == "cpu" else contextlib.nullcontext():
-        ours = _losses(device)
+        ours = _losses(device, steps)
 
     def attention(*arguments: Any, pad_qkv: Tensor) -> Tensor:
         return window_attention_reference(*arguments, pad_qkv=pad_qkv)
 
     monkeypatch.setattr(model_core.swin, "window_attention", attention)
     monkeypatch.setattr(model_core.moe, "moe", moe_reference)
-    expected = _losses(device)
-    assert expected[-1] < 0.1 * expected[0]
+    expected = _losses(device, steps)
+    assert expected[-1] < (0.1 if steps == 100 else 1.0) * expected[0]
     assert max(abs(x - y) for x, y in zip(ours, expected, strict=True)) <= TOLERANCE
