@@ -73,7 +73,7 @@ def _history(home: Home, run_id: str):  # type: ignore[no-untyped-def]
     return sorted(mlflow.MlflowClient(home.tracking_uri).get_metric_history(run_id, "loss"), key=lambda point: point.step)
 
 
-@pytest.mark.parametrize("stage", ["vision_pretraining", "instruction_tuning"])
+@pytest.mark.parametrize("stage", [pytest.param("vision_pretraining", marks=pytest.mark.slow), "instruction_tuning"])
 def test_two_processes_have_the_losses_of_one(corpus_root: Path, tmp_path: Path, stage: StageName) -> None:
     """Contrasts span the samples of all processes, noise belongs to the sample, and means are over the tokens of the whole step."""
     curves = {}
