@@ -87,7 +87,7 @@ def _rows(count: int) -> bytes:
     return json.dumps({"instances": [{"image": "", "instruction": "?"}] * count}).encode()
 
 
-def _damaged(flips: list[tuple[int, int]]) -> bytes:
+def damaged(flips: list[tuple[int, int]]) -> bytes:
     whole = bytearray(nifti())
     for place, value in flips:
         whole[place % 348] = value
@@ -115,6 +115,6 @@ MALFORMED = st.one_of(
 )  # fmt: skip
 """Never a request that can be answered."""
 DAMAGED = st.lists(st.tuples(st.integers(0, 347), st.integers(0, 255)), min_size=1, max_size=6).map(
-    lambda flips: Request("damaged header", "application/json", asked(_damaged(flips)))
+    lambda flips: Request("damaged header", "application/json", asked(damaged(flips)))
 )
 """Images with a byte or six of the header changed: some can still be answered."""

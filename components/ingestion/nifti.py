@@ -24,13 +24,15 @@ THICK = 1.5
 """A slice axis is at least this much coarser than the finest other; else the volume counts as axial."""
 _ORIENTATION = {0: "LIP", 1: "PIL", 2: "SPL"}
 """Slice axis (0 x, 1 y, 2 z) -> where index d, h and w lead: rows run to posterior or inferior, columns to left or posterior."""
+SIDES_MM = 1e-3, 1e3
+"""Sides of a voxel that are believed; others are a damaged header."""
 
 
 def load(path: Path) -> Any:
     """Open an image.
 
     Raises:
-        BadInput: not NIfTI, or shorter than its header says.
+        BadInput: not NIfTI, shorter than its header says, or without a usable geometry.
     """
     try:
         image: Any = nib.load(path) if path.name.endswith((".nii", ".nii.gz", ".hdr")) else _from_bytes(path.read_bytes())
@@ -42,6 +44,9 @@ def load(path: Path) -> Any:
         raise BadInput(f"NIfTI cannot be read: {type(error).__name__}", where=path.name, remedy="get the file again") from None
     if len(image.shape) not in (3, 4):
         raise BadInput(f"NIfTI of {len(image.shape)} dimensions", where=path.name, remedy="give images of 3 or 4 dimensions")
+    sides = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
+    if not (np.isfinite(image.affine).all() and SIDES_MM[0] <= sides.min() and sides.max() <= SIDES_MM[1]):
+        raise BadInput("voxels of no possible size", where=path.name, remedy="export it again with its geometry")
     return image
 
 

@@ -10,7 +10,7 @@ from threading import Event, Thread
 import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from components.inference import Predictor
 from components.inference.limits import Limits
@@ -18,7 +18,7 @@ from components.registry.served import ServedModel
 from components.registry.server import app_of
 from components.settings import TASKS
 from tests.corpora import tiny_corpus
-from tests.malformed import DAMAGED, LIES, MALFORMED, Request, asked, nifti
+from tests.malformed import DAMAGED, LIES, MALFORMED, Request, asked, damaged, nifti
 from tests.trained import tiny_model
 
 JSON = {"content-type": "application/json"}
@@ -62,6 +62,7 @@ def test_files_that_lie_about_themselves_are_refused(client: TestClient, name: s
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(DAMAGED)
+@example(Request("a voxel of no size", "application/json", asked(damaged([(283, 0)]))))
 def test_a_damaged_image_is_answered_or_refused(client: TestClient, request_: Request) -> None:
     answer = client.post("/invocations", content=request_.body, headers=JSON)
     assert answer.status_code in (200, 400), answer.text
