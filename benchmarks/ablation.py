@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.stages import Row, arguments_of, home_of, summarised, tasks, trained, write_rows
+from benchmarks.harness import versions, write_rows
+from benchmarks.stages import Row, arguments_of, home_of, summarised, tasks, told, trained
 from components.curation.corpus import Corpus
 from components.settings import load_settings
 
@@ -26,7 +27,7 @@ def main() -> None:
         after, (without,) = trained(settings, home)[-1], trained(settings, home, ("instruction_tuning",))
         for name, result in (("after stages 1 to 3", after), ("without them", without)):
             rows += [{"stage": name, **row} for row in tasks(result, corpus, settings, home)]
-    write_rows(f"ablation_{arguments.profile}", list(summarised(rows)))
+    write_rows(f"ablation_{arguments.profile}", told(summarised(rows)), versions())
 
 
 if __name__ == "__main__":

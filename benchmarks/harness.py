@@ -102,6 +102,15 @@ def _peak_mib(call: Callable[[], object]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+def write_rows(name: str, rows: Iterable[Mapping[str, object]], about: str) -> None:
+    """``results/<name>.csv``: rows of the same columns, each with the machine and the versions (``about``) behind it."""
+    described = [{**row, "machine": machine("cpu"), "versions": about} for row in rows]
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(described[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(described)
+
+
 def write(name: str, rows: Iterable[Measurement]) -> None:
     """``results/<name>.csv`` and ``.png``: times of every peer, by case, relative to the first peer."""
     rows = list(rows)

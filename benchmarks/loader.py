@@ -1,4 +1,5 @@
-"""Slices for training, from the store and from MONAI's cached datasets, and how long a training step waits for its data.
+"""Slices for training, from the store and from MONAI's cached datasets. How long training waits for data, every run says itself
+(``data_wait_share``).
 
 python -m benchmarks.loader [--volumes 24]
 
@@ -10,7 +11,6 @@ the page cache, caches empty; warm are the passes after it. MONAI's CacheDataset
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import random
 import statistics
@@ -27,19 +27,11 @@ import torch
 from monai.data import CacheDataset, PersistentDataset
 from monai.transforms import Compose, EnsureTyped, LoadImaged, RandSpatialCropd
 
-from benchmarks.harness import RESULTS, machine, versions
-from components.curation.corpus import Corpus
+from benchmarks.harness import versions, write_rows
 from components.curation.store import VolumeStore
-from components.settings import STAGES, load_settings
-from components.training.batches import BatchMaker
-from components.training.samples import KEPT_OPEN, Samples
-from model_core import OmniMRIConfig
-from model_core.processing import Processor
-from model_core.tokenization import special_ids, train_tokenizer
+from components.training.samples import KEPT_OPEN
 
 SHAPE, PASSES, PER_VOLUME = (48, 256, 256), 4, 8
-STEP_SECONDS = {"vision_pretraining": 0.170, "alignment": 0.166, "multimodal_pretraining": 0.140, "instruction_tuning": 0.488}
-"""Of the demo on 2 cores of an AMD EPYC (README), for the share of time spent on data."""
 Draw = Callable[[int], torch.Tensor]
 
 
@@ -116,37 +108,13 @@ def compared(volumes: int) -> Iterator[dict[str, Any]]:
                 yield {"case": f"{case}, {volumes} volumes", "peer": name, "value": round(value, 1), "unit": "slices/s"}
 
 
-def waiting(corpus: Corpus) -> Iterator[dict[str, Any]]:
-    """Time to make a step's batches in the training process, and its share of the step."""
-    settings = load_settings("demo")
-    processor = Processor(train_tokenizer([one.text for one in corpus.descriptions.values()], settings.model.vocabulary))
-    config = OmniMRIConfig.from_preset("demo", len(processor.tokenizer), **special_ids(processor.tokenizer))
-    samples = Samples.of(corpus, "train")
-    for stage in STAGES:
-        maker = BatchMaker(stage, samples, settings.training.stage(stage), config, processor, settings.seed)
-        times = []
-        for step in range(40):
-            begun = time.perf_counter()
-            maker[step]
-            times.append(time.perf_counter() - begun)
-        made = statistics.median(times)
-        share = made / (made + STEP_SECONDS[stage])
-        print(f"{stage:24s} {1e3 * made:6.1f} ms to make a step's batch, {100 * share:.1f} % of the step", flush=True)
-        yield {"case": stage, "peer": "OmniMRI, no processes of their own", "value": round(100 * share, 2), "unit": "% of the step"}
-
-
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", type=int, default=24)
-    parser.add_argument("--corpus", type=Path, default=Path(".omnimri/curated"))
     arguments = parser.parse_args()
-    rows = [*compared(arguments.volumes), *waiting(Corpus.open(arguments.corpus))]
-    described = {"machine": machine("cpu"), "versions": f"{versions()}, monai {monai.__version__}"}
-    with (RESULTS / "loader.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *described], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **described} for row in rows)
+    rows = list(compared(arguments.volumes))
+    write_rows("loader", rows, f"{versions()}, monai {monai.__version__}")
 
 
 if __name__ == "__main__":

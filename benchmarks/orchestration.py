@@ -10,7 +10,6 @@ second run over the same folders, where every step finds its work done, shows th
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import shutil
 import statistics
@@ -21,7 +20,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.harness import RESULTS, machine, versions
+from benchmarks.harness import versions, write_rows
 from components.home import Home
 from components.provenance import digest
 from components.settings import STAGES, Settings, load_settings
@@ -135,7 +134,7 @@ def measure(profile: str, repeats: int, folder: Path) -> list[dict[str, str]]:
             "most_s": f"{max(found):.2f}", "repeats": str(len(found)),
             "beyond_plain_s": f"{statistics.median(found) - base[which]:.2f}" if which in base else "",
             "beyond_plain": f"{statistics.median(found) / base[which] - 1:.4f}" if which in base else "",
-            "profile": profile, "machine": machine("cpu"), "versions": f"prefect {version('prefect')}, {versions()}",
+            "profile": profile,
         }
         for which, way, found in rows
     ]  # fmt: skip
@@ -153,10 +152,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="omnimri-orchestration-") as folder:
         rows = measure(arguments.profile, arguments.repeats, Path(folder))
-    with (RESULTS / "orchestration.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows("orchestration", rows, f"prefect {version('prefect')}, {versions()}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ The peer of each is the full curation of the same corpus from nothing.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from benchmarks.harness import RESULTS, machine, versions
+from benchmarks.harness import versions, write_rows
 from components.catalog import load_card
 from components.files import read_json, write_json
 from components.provenance import file_md5
@@ -119,16 +118,18 @@ def run(root: Path) -> None:
         rows.append({"change": name, **timed(root)})
         print(name, rows[-1], flush=True)
     full = rows[0]
-    fields = ["change", "total", "new", "removed", "instructions", "curate_s", "process_s", "share_of_full",
-              "share_of_full_process", "machine", "versions"]  # fmt: skip
-    with (RESULTS / "recuration.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        for row in rows:
-            shares = {"share_of_full": f"{row['curate_s'] / full['curate_s']:.4f}",
-                      "share_of_full_process": f"{row['process_s'] / full['process_s']:.4f}"}  # fmt: skip
-            seconds = {name: f"{row[name]:.3f}" for name in ("curate_s", "process_s")}
-            writer.writerow({**row, **seconds, **shares, "machine": machine("cpu"), "versions": versions()})
+    counted = ("change", "total", "new", "removed", "instructions")
+    told = [
+        {
+            **{name: row.get(name, "") for name in counted},
+            "curate_s": f"{row['curate_s']:.3f}",
+            "process_s": f"{row['process_s']:.3f}",
+            "share_of_full": f"{row['curate_s'] / full['curate_s']:.4f}",
+            "share_of_full_process": f"{row['process_s'] / full['process_s']:.4f}",
+        }
+        for row in rows
+    ]
+    write_rows("recuration", told, versions())
 
 
 def main() -> None:

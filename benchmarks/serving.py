@@ -8,7 +8,6 @@ answers and memory.
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import socket
 import statistics
@@ -16,16 +15,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import httpx
 import nibabel as nib
 import numpy as np
 import psutil
-import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from benchmarks.harness import RESULTS, machine
+from benchmarks.harness import versions, write_rows
 from components.samples.cohort import Grid, brain, magnitude
 from tests.malformed import DAMAGED, MALFORMED, Request, asked
 
@@ -97,7 +94,7 @@ def measure(client: httpx.Client, process: psutil.Process, repeats: int, malform
             answered = answer.raise_for_status().json()["predictions"][0]["task"]
         ordered = sorted(times[1:])
         p95 = ordered[min(round(0.95 * len(ordered)), len(ordered) - 1)]
-        rows.append([task, answered, f"{statistics.median(ordered):.3f}", f"{p95:.3f}", "", ""])
+        rows.append({"asked": task, "answered": answered, "p50_s": f"{statistics.median(ordered):.3f}", "p95_s": f"{p95:.3f}"})
         print(f"{task:16s} answered as {answered:16s} p50 {statistics.median(ordered):.3f} s  p95 {p95:.3f} s", flush=True)
     before, statuses, kinds = memory_mib(process), Counter[int](), Counter[str]()
     for request in _requests(malformed):
@@ -109,12 +106,11 @@ def measure(client: httpx.Client, process: psutil.Process, repeats: int, malform
             raise SystemExit(f"{request.kind}: {answer.status_code} {answer.text[:200]}")
     after = memory_mib(process)
     said = " ".join(f"{status}: {count}" for status, count in sorted(statuses.items()))
-    rows.append([f"{malformed} malformed requests of {len(kinds)} kinds", said, "", "", f"{before:.0f}", f"{after:.0f}"])
+    rows = [{**row, "memory_before_mib": "", "memory_after_mib": ""} for row in rows]
+    rows.append({"asked": f"{malformed} malformed requests of {len(kinds)} kinds", "answered": said, "p50_s": "", "p95_s": "",
+                 "memory_before_mib": f"{before:.0f}", "memory_after_mib": f"{after:.0f}"})  # fmt: skip
     print(f"{malformed} malformed requests: {said}; memory {before:.0f} -> {after:.0f} MiB", flush=True)
-    header = ["asked", "answered", "p50_s", "p95_s", "memory_before_mib", "memory_after_mib", "machine", "versions"]
-    about = [machine("cpu"), f"torch {torch.__version__}, 20 slices of 108 x 108"]
-    with (RESULTS / "serving_cpu.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *([*row, *about] for row in rows)])
+    write_rows("serving_cpu", rows, versions())
 
 
 def _requests(count: int) -> list[Request]:
@@ -136,5 +132,4 @@ def _requests(count: int) -> list[Request]:
 
 
 if __name__ == "__main__":
-    Path(RESULTS).mkdir(exist_ok=True)
     main()

@@ -11,7 +11,6 @@ already are found; a demo takes nine minutes a seed on two cores, the study prof
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import statistics
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import RESULTS, machine, versions
+from benchmarks.harness import versions, write_rows
 from components.curation.corpus import Corpus
 from components.evaluation import evaluate
 from components.files import read_json
@@ -53,7 +52,7 @@ def objective_of(result: StageResult) -> Objective:
     objective = OBJECTIVES[result.stage](model)
     tag = read_json(result.folder / "checkpoint.json")["tag"]
     states = result.folder / "checkpoints" / tag / "mp_rank_00_model_states.pt"
-    objective.load_state_dict(torch.load(states, map_location="cpu", weights_only=False)["module"])
+    objective.load_state_dict(torch.load(states, map_location="cpu", weights_only=True)["module"])
     return objective.eval()
 
 
@@ -152,6 +151,13 @@ def summarised(rows: list[Row]) -> Iterator[Row]:
         yield {"stage": key[0], "figure": key[1], "seeds": len(values), **{name: round(x, 4) for name, x in spread.items()}}
 
 
+def told(rows: Iterator[Row]) -> Iterator[Row]:
+    """The same rows, a line of each on the screen."""
+    for row in rows:
+        print(*row.values(), sep="  ", flush=True)
+        yield row
+
+
 def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """What both scripts of trained stages take."""
     parser.add_argument("--profile", default="demo")
@@ -165,17 +171,6 @@ def home_of(arguments: argparse.Namespace) -> Home:
     return Home(arguments.home.resolve(), arguments.home.resolve() / "data") if arguments.home else Home.open()
 
 
-def write_rows(name: str, rows: list[Row]) -> None:
-    """``results/<name>.csv``, with machine and versions, and a line of each on the screen."""
-    for row in rows:
-        print(*row.values(), sep="  ", flush=True)
-    described = {"machine": machine("cpu"), "versions": versions()}
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *described], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **described} for row in rows)
-
-
 def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,7 +178,7 @@ def main() -> None:
     first = load_settings(arguments.profile).seed
     seeds = range(first, first + arguments.seeds)
     found = [row for seed in seeds for row in rows_of(seed, arguments.profile, home_of(arguments))]
-    write_rows(f"stages_{arguments.profile}", list(summarised(found)))
+    write_rows(f"stages_{arguments.profile}", told(summarised(found)), versions())
 
 
 if __name__ == "__main__":

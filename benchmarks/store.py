@@ -10,7 +10,6 @@ opened anew each time, as a sampler over a large corpus does it.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import shutil
@@ -198,18 +197,15 @@ def reading() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure both and write ``results/store.csv``."""
-    from benchmarks.harness import RESULTS, machine  # here, so that the processes of the peers do not load PyTorch
+    from benchmarks.harness import write_rows  # here, so that the processes of the peers do not load PyTorch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=200)
     rows = [*reading(), *throughput(parser.parse_args().series)]
     versions = f"blosc2 {blosc2.__version__}, zarr {zarr.__version__}, nibabel {nib.__version__}, numpy {np.__version__}"
-    with (RESULTS / "store.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], "machine", "versions"], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            print(row, flush=True)
-            writer.writerow({**row, "machine": machine("cpu"), "versions": versions})
+    for row in rows:
+        print(row, flush=True)
+    write_rows("store", rows, versions)
 
 
 if __name__ == "__main__":

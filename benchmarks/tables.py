@@ -8,7 +8,6 @@ Every step runs in a process of its own; memory is the highest resident size of 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import resource
 import subprocess
@@ -110,8 +109,6 @@ STEPS: dict[str, Callable[[Path], int]] = {"build": build, "load": load, "filter
 
 def main() -> None:
     """Measure every step and write ``results/tables.csv``."""
-    from benchmarks.harness import RESULTS, machine
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", choices=list(STEPS), help="one step in this process (used by the benchmark itself)")
     parser.add_argument("--folder", type=Path)
@@ -122,15 +119,17 @@ def main() -> None:
         seconds = time.perf_counter() - started
         print(json.dumps([rows, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
         return
-    with tempfile.TemporaryDirectory() as folder, (RESULTS / "tables.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["step", "rows", "seconds", "peak_mib", "machine", "versions"])
+    from benchmarks.harness import write_rows
+
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
         for step in STEPS:
             done = subprocess.run([sys.executable, "-m", "benchmarks.tables", "--step", step, "--folder", folder],
                                   check=True, capture_output=True, text=True)  # fmt: skip
             rows, seconds, mib = json.loads(done.stdout)
             print(step, rows, f"{seconds:.2f} s, {mib:.0f} MiB", flush=True)
-            writer.writerow([step, rows, f"{seconds:.2f}", f"{mib:.0f}", machine("cpu"), f"pyarrow {pa.__version__}"])
+            found.append({"step": step, "rows": rows, "seconds": f"{seconds:.2f}", "peak_mib": f"{mib:.0f}"})
+    write_rows("tables", found, f"pyarrow {pa.__version__}")
 
 
 if __name__ == "__main__":

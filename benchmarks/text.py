@@ -8,7 +8,6 @@ the median round counts.
 
 from __future__ import annotations
 
-import csv
 import os
 import statistics
 import time
@@ -22,7 +21,7 @@ import numpy as np
 import scipy
 from scipy import ndimage
 
-from benchmarks.harness import RESULTS, machine, versions
+from benchmarks.harness import versions, write_rows
 from components.curation.descriptions import describe
 from components.curation.facts import slice_facts
 from components.curation.instructions import candidates
@@ -123,15 +122,10 @@ def main() -> None:
                         "lowest": f"{min(rates):.0f}",
                         "highest": f"{max(rates):.0f}",
                         "processes": WORKERS,
-                        "machine": machine("cpu"),
-                        "versions": f"numpy {np.__version__}, scipy {scipy.__version__}, {versions()}",
                     }
                 )
                 print(rows[-1]["volume"], name, rows[-1]["volumes_per_s"], flush=True)
-    with (RESULTS / "text.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows("text", rows, f"numpy {np.__version__}, scipy {scipy.__version__}, {versions()}")
 
 
 if __name__ == "__main__":

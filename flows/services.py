@@ -208,7 +208,7 @@ class Services:
     ) -> None:
         self.home, self.addresses, self.deploying, self.say = home, addresses, deploying, say
         self.children = self._children(watch)
-        self._stopping = False
+        self._stopping = self._announced = False
 
     def _children(self, watch: list[str]) -> dict[str, Child]:
         home, at = self.home, self.addresses
@@ -257,7 +257,7 @@ class Services:
         self.home.mlflow.mkdir(parents=True, exist_ok=True)
         self.home.prefect.mkdir(parents=True, exist_ok=True)
         os.environ.update(self.addresses.environment())
-        process = psutil.Process()
+        process, self._announced = psutil.Process(), True
         write_json(self.home.root / SERVICES, {
             "pid": process.pid, "started": process.create_time(), "environment": self.addresses.environment(),
         })  # fmt: skip
@@ -320,7 +320,8 @@ class Services:
             self._recover(cut_off)
         for name in ("mlflow", "prefect"):
             self.children[name].stop()
-        (self.home.root / SERVICES).unlink(missing_ok=True)
+        if self._announced:  # else it is that of another, which runs
+            (self.home.root / SERVICES).unlink(missing_ok=True)
 
 
 def describe(addresses: Addresses) -> str:

@@ -113,7 +113,7 @@ def validate_inputs(home: Home) -> Inputs:
 def stage_inputs(stage: StageName, settings: Settings, corpus: str, parent: str) -> Inputs:
     """Inputs of a stage, by names; whether it is trained is told by its folder, which carries the digest of all of them."""
     training = settings.training
-    engine = digest(training.processes, training.zero_stage, training.precision)
+    engine = digest(training.zero_stage, training.precision, training.decoder_average)
     return {
         "corpus": corpus,
         "seed": str(settings.seed),

@@ -32,6 +32,7 @@ from components.curation.visual import Answers, VisualReport, prune
 from components.errors import BadInput, JobFailed, OmniMRIError
 from components.files import atomic_file, read_json
 from components.ingestion.volume import SourceSeries
+from components.ingestion.withdrawal import MANIFEST
 from components.progress import track
 from components.provenance import REPOSITORY, code_digest, digest, file_md5
 from components.settings import CurationSettings
@@ -235,7 +236,7 @@ def curate(
     started = time.monotonic()
     jobs = _jobs(data, cards, settings)
     if not jobs:
-        if any((data / card.id / "manifest.json").exists() for card in cards):
+        if any((data / card.id / MANIFEST).exists() for card in cards):
             shutil.rmtree(out, ignore_errors=True)  # the last patient has withdrawn, or left the source: nothing of them may stay
         raise BadInput("no ingested series", where=", ".join(card.id for card in cards), remedy="run omnimri ingest first")
     facts = {card.id: card_facts(card) for card in cards}

@@ -120,7 +120,8 @@ def compare(first: Path, second: Path) -> tuple[int, int, float]:
         if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape:
             differing, largest = differing + 1, float("inf")
         elif ours[name].dtype != theirs[name].dtype or not torch.equal(
-            ours[name].view(torch.uint8), theirs[name].view(torch.uint8)
+            ours[name].flatten().view(torch.uint8),
+            theirs[name].flatten().view(torch.uint8),  # a scalar has no view of its bytes
         ):
             differing += 1
             largest = max(largest, float((ours[name].double() - theirs[name].double()).abs().max()))

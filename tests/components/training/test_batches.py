@@ -14,8 +14,7 @@ from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, TASKS, Batch
 from model_core.config import OmniMRIConfig
 from model_core.fourier import fft2c, ifft2c
 from model_core.processing import Processor
-from model_core.tokenization import special_ids, train_tokenizer
-from tests.corpora import tiny_corpus
+from model_core.tokenization import special_ids
 
 ALONE = Rank()
 SHARES: dict[StageName, MixtureSettings] = {
@@ -24,16 +23,6 @@ SHARES: dict[StageName, MixtureSettings] = {
     "multimodal_pretraining": MixtureSettings(paired=0.8, instruction=0.2),
     "instruction_tuning": MixtureSettings(instruction=1),
 }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def processor(corpus: Corpus) -> Processor:
-    return Processor(train_tokenizer([one.text for one in corpus.descriptions.values()], 400))
 
 
 def _maker(

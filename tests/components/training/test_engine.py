@@ -23,18 +23,7 @@ from model_core.batch import SequenceBatch
 from model_core.losses.reduction import Step
 from model_core.objectives import Objective
 from model_core.processing import Processor
-from model_core.tokenization import special_ids, train_tokenizer
-from tests.corpora import tiny_corpus
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def processor(corpus: Corpus) -> Processor:
-    return Processor(train_tokenizer([one.text for one in corpus.descriptions.values()], 400))
+from model_core.tokenization import special_ids
 
 
 def _stage(corpus: Corpus, processor: Processor, stage: StageName, micro: int = 6) -> tuple[Objective, BatchMaker]:
