@@ -45,7 +45,12 @@ def version_data() -> DataVersion:
     before = repository.digest() if repository.pin.exists() else None
     version = repository.snapshot()
     if version.changed and before is not None:
-        tell_data_version(version, repository.diff(before))
+        if repository.has(before):
+            tell_data_version(version, repository.diff(before))
+        else:
+            get_run_logger().warning(
+                "data.dvc named version %s, which this machine does not have: its differences cannot be listed", before[:12]
+            )
     get_run_logger().info("data version %s: %d files", version.digest[:12], version.files)
     return version
 

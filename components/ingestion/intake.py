@@ -40,7 +40,7 @@ from components.progress import track
 from components.provenance import digest, file_md5
 
 MANIFEST, QUARANTINE, JOURNAL = "manifest.json", "quarantine.json", ".journal.jsonl"
-FORM = 2
+FORM = 3
 """To be raised with every change of what ingestion writes: everything is then written anew."""
 FEW = 150
 """So many items or fewer are worked on in this process: starting others would take longer."""

@@ -22,7 +22,7 @@ from components.files import atomic_file
 from components.fourier import fft2c, ifft2c
 from components.ingestion import headers, vocabulary
 from components.ingestion.metaimage import DEFLATE_AT_BEST
-from components.ingestion.nifti import content_md5, slice_first
+from components.ingestion.nifti import content_md5, settled, slice_first
 from components.ingestion.refusals import Unusable
 from components.ingestion.volume import Acquisition
 
@@ -107,7 +107,7 @@ def write(
         if ACQUISITION.fullmatch(acquisition):
             clean.attrs["acquisition"] = acquisition
         if affine is not None:
-            clean.attrs["affine"] = affine
+            clean.attrs["affine"] = settled(affine)
         clean.attrs["patient_id"] = patient
     return content_md5(np.ascontiguousarray(arrays["kspace"]).tobytes(), arrays["kspace"].shape)
 

@@ -78,6 +78,11 @@ def _check_size(image: Any, path: Path) -> None:
         raise BadInput("fewer voxels than the NIfTI header says", where=path.name, remedy="get the file again")
 
 
+def settled(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """An affine without what rounding leaves of products that are zero, which differs between processors: to 1e-9 mm."""
+    return np.asarray(np.round(affine, 9) + 0.0)
+
+
 def channel(image: Any, index: int) -> Any:
     """One of the images along the fourth axis, stored values and scaling as they are."""
     raw = np.asanyarray(image.dataobj.get_unscaled() if hasattr(image.dataobj, "get_unscaled") else image.dataobj)
@@ -98,7 +103,9 @@ def write_clean(image: Any, target: Path) -> str:
         BadInput: every voxel has the same value.
     """
     raw = np.asanyarray(image.dataobj.get_unscaled() if hasattr(image.dataobj, "get_unscaled") else image.dataobj)
-    clean = nib.Nifti1Image(raw, image.affine, dtype=raw.dtype)
+    clean = nib.Nifti1Image(raw, settled(image.affine), dtype=raw.dtype)
+    for name in ("b", "c", "d"):  # the quaternion, by its code not to be used: its last bits are the linear algebra library's
+        clean.header[f"quatern_{name}"] = 0
     clean.header.set_xyzt_units("mm", "sec")
     if len(image.shape) == 4:
         clean.header.set_zooms((*clean.header.get_zooms()[:3], image.header.get_zooms()[3]))

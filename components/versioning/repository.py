@@ -294,12 +294,7 @@ class DataRepository:
             BadInput: neither a version whose list is in cache or remote, nor a git revision with a pin.
         """
         if _DIGEST.fullmatch(revision):
-            with self._opened() as repo:
-                known = {path.parent.name + path.name.removesuffix(_LIST)
-                         for path in Path(repo.cache.local.path).glob(f"{revision[:2]}/*{_LIST}")}  # fmt: skip
-                if len(revision) == 32 and revision not in known and repo.config["core"].get("remote"):
-                    known |= {revision} if repo.cloud.get_remote_odb().exists(f"{revision}{_LIST}") else set()
-            matching = [digest for digest in sorted(known) if digest.startswith(revision)]
+            matching = sorted(self._known(revision))
             if len(matching) == 1:
                 return matching[0]
             if matching:
@@ -311,6 +306,19 @@ class DataRepository:
                 remedy=f"git log -- {self.pin.name} lists the revisions; models show gives the data version of a model",
             )  # fmt: skip
         return str(yaml.safe_load(text)["outs"][0]["md5"]).removesuffix(_LIST)
+
+    def has(self, digest: str) -> bool:
+        """Whether the list of a version is in cache or default remote: a new clone has a pin, and nothing of what it names."""
+        return digest in self._known(digest)
+
+    def _known(self, beginning: str) -> set[str]:
+        """Digests that begin like this, of versions whose list is in the cache; of a whole digest, the remote is asked too."""
+        with self._opened() as repo:
+            lists = Path(repo.cache.local.path).glob(f"{beginning[:2]}/*{_LIST}")
+            known = {path.parent.name + path.name.removesuffix(_LIST) for path in lists}
+            if len(beginning) == 32 and beginning not in known and repo.config["core"].get("remote"):
+                known |= {beginning} if repo.cloud.get_remote_odb().exists(f"{beginning}{_LIST}") else set()
+        return {digest for digest in known if digest.startswith(beginning)}
 
     def _git_show(self, revision: str) -> str | None:
         if revision.startswith("-") or not (self.root / ".git").exists():

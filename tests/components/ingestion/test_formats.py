@@ -20,7 +20,7 @@ from components.catalog.cards import LabelTable
 from components.curation.reports import parse_report
 from components.errors import BadInput
 from components.fourier import fft2c, ifft2c
-from components.ingestion import ingest, list_series, quarantined, read_path, read_volume
+from components.ingestion import ingest, list_series, nifti, quarantined, read_path, read_volume
 from components.ingestion.keys import DEMO_KEY
 from components.ingestion.volume import Volume
 from tests.components.ingestion import made
@@ -363,3 +363,16 @@ def test_a_path_and_an_ingested_dataset_give_the_same_volume(source: Path) -> No
     alone = read_path(source)
     np.testing.assert_array_equal(alone.voxels, ingested.voxels)
     np.testing.assert_allclose(alone.affine, ingested.affine)
+
+
+def test_what_rounding_leaves_of_zero_does_not_reach_a_file(tmp_path: Path) -> None:
+    """The last bits of a product differ between processors, and with them the bytes of a header."""
+    turned = np.array([[-2, 0, 0, 9], [0, 1.9, -0.6, -3.5], [0, 0.6, 1.9, -7], [0, 0, 0, 1.0]])
+    noise = np.zeros((4, 4))
+    noise[0, 1], noise[2, 0], noise[1, 3] = -3e-17, 8e-18, 4e-15
+    written = []
+    for affine in (turned, turned + noise):
+        nifti.write_clean(nib.Nifti1Image(np.arange(8.0, dtype=np.float32).reshape(2, 2, 2), affine), tmp_path / "one.nii")
+        written.append((tmp_path / "one.nii").read_bytes())
+    assert written[0] == written[1]
+    np.testing.assert_allclose(nib.load(tmp_path / "one.nii").affine, turned, atol=1e-6)
