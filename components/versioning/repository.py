@@ -437,8 +437,10 @@ def _move(objects: list[str], transfer: Callable[..., Any], target: Any, what: s
     Raises:
         JobFailed: some are nowhere, or could not be moved.
     """
+    from dvc_data.hashfile.db import get_index
     from dvc_data.hashfile.hash_info import HashInfo
 
+    get_index(target).clear()  # DVC's memory of what is there: a remote that was deleted since would stay empty
     for start in track(range(0, len(objects), BATCH), f"{what}, {BATCH} at a time"):
         transfer([HashInfo("md5", md5) for md5 in objects[start : start + BATCH]])
     if lacking := set(objects) - set(target.list_oids_exists(objects)):

@@ -132,6 +132,19 @@ def test_what_is_not_here_is_fetched_from_the_remote(repository: DataRepository)
     assert tree(repository.data) == whole
 
 
+@pytest.mark.parametrize("gone", [(".omnimri",), (".omnimri", ".dvc/cache")])
+def test_a_remote_that_was_deleted_is_filled_again(repository: DataRepository, gone: tuple[str, ...]) -> None:
+    for folder in gone:
+        shutil.rmtree(repository.root / folder)
+    repository.snapshot()
+    assert repository.status().pushed
+    whole = tree(repository.data)
+    for folder in (repository.root / ".dvc" / "cache", repository.data):
+        shutil.rmtree(folder)
+    repository.pull()
+    assert tree(repository.data) == whole
+
+
 def test_a_remote_without_the_files_is_named(repository: DataRepository) -> None:
     for folder in (repository.root / ".dvc" / "cache", repository.root / ".omnimri" / "dvc-remote", repository.data):
         shutil.rmtree(folder)
