@@ -62,13 +62,13 @@ def measured(one: MeasureRecord) -> str:
     count = one.count or 1
     number = _COUNTS[count] if count < len(_COUNTS) else str(count)
     parts: tuple[str | None, ...]
-    size, volume = f"{one.size_mm:.0f} mm", f"{one.volume_ml:.1f} ml"
+    size, volume = f"{one.size_mm:.0f} mm", f"{one.volume_ml:.1f} ml" if one.volume_ml is not None else None
     if count == 1:
         parts = (f"{number} {one.name}", one.side, one.inside and f"in {one.inside}", size, volume)
     else:
         name = f"{one.name}s" if one.name.endswith(_COUNTABLE) else f"areas of {one.name}"
         largest = f"largest in {one.inside}" if one.inside else "largest"
-        parts = (f"{number} {name}", one.side, f"{largest}, {size}", f"together {volume}")
+        parts = (f"{number} {name}", one.side, f"{largest}, {size}", volume and f"together {volume}")
     return ", ".join(part for part in parts if part)
 
 
@@ -84,8 +84,7 @@ def _pathology(draft: Draft, facts: SliceFacts, lesion: bool | None) -> None:
     draft.put(f"{_PATHOLOGY}.signal_abnormalities_or_fluid_collections", fluids, "label")
     draft.put(masses, "; ".join(measured(one) for one in lesions if not is_fluid(one.name)), "label")
     if not lesions:
-        boxed = {box.label for boxes in facts.boxes.values() for box in boxes}
-        draft.put(masses, ", ".join(sorted(boxed or {f.name for f in facts.findings if f.present})), "label")
+        draft.put(masses, ", ".join(sorted({f.name for f in facts.findings if f.present})), "label")
 
 
 def _impression(draft: Draft, facts: SliceFacts, lesion: bool | None) -> None:

@@ -6,7 +6,6 @@ Shape letters: D slices, H rows, W columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage
 
+from components.curation.boxed import boxed
+from components.curation.parts import FOREGROUND, Body, Part, around, connected, located, midline_in_view
 from components.curation.records import BoxRecord, MeasureRecord, Row
 from components.curation.structures import REFERENCE_TISSUES, is_lesion, lesion_name, lesion_values
-from components.curation.vocabulary import Side
 from components.ingestion.volume import Volume
 from model_core.boxes import GRID
 
 CONTENT_SHARE = 0.1
 """A slice shows something if it has at least this share of what the richest slice of the volume has."""
-FOREGROUND = 0.1
-"""Signal above this (99.5th percentile = 1) counts as tissue."""
 SIGNAL = 0.02
 """Signal above this is more than air."""
-MIDLINE = 0.05
-"""A lesion whose centre is nearer to the body's middle than this share of its width is in the midline."""
 _IN_PLANE = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
-MIDLINE_ANATOMIES = ("brain", "head", "prostate", "pelvis", "abdomen", "liver", "spine", "neck", "chest", "heart", "cardiac")
 
 
 class Finding(Row):
@@ -79,85 +74,6 @@ def _boxed_area(boxes: dict[int, list[BoxRecord]], slices: int) -> NDArray[np.in
     return area_D
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Where a structure is: its bounding box, the mask inside of it, its number of voxels (of each slice of the box, too) and its
-    mean x in RAS+ mm.
-    """
-
-    box: tuple[slice, ...]
-    mask: NDArray[np.bool_]
-    voxels: int
-    x_mm: float
-    by_slice: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, labels_DHW: NDArray[np.uint8], value: int, box: tuple[slice, ...], affine: NDArray[np.float64]) -> _Part:
-        """One label value inside of its bounding box."""
-        return cls.within(labels_DHW[box] == value, box, affine)
-
-    @classmethod
-    def within(cls, mask: NDArray[np.bool_], box: tuple[slice, ...], affine: NDArray[np.float64]) -> _Part:
-        """A mask that lies at a bounding box."""
-        by_row = mask.sum(axis=2)
-        along = (by_row.sum(axis=1), by_row.sum(axis=0), mask.sum(axis=(0, 1)))
-        voxels = int(along[0].sum())
-        index = [edge.start + float(count @ np.arange(len(count))) / voxels for edge, count in zip(box, along, strict=True)]
-        return cls(box, mask, voxels, float(affine[0, :3] @ index + affine[0, 3]), along[0])
-
-    def per_slice(self, slices: int) -> NDArray[np.int64]:
-        """Voxels in each of the volume's slices."""
-        counts_D = np.zeros(slices, np.int64)
-        counts_D[self.box[0]] = self.by_slice
-        return counts_D
-
-    def size_mm(self, spacing_mm: NDArray[np.float64]) -> float:
-        """The longest side of the bounding box."""
-        return float(max((edge.stop - edge.start) * step for edge, step in zip(self.box, spacing_mm, strict=True)))
-
-
-def _components(part: _Part, affine: NDArray[np.float64]) -> list[_Part]:
-    """The connected parts (26-neighbourhood) of a structure, largest first."""
-    regions, _ = ndimage.label(part.mask, structure=np.ones((3, 3, 3)))
-    found = []
-    for number, box in enumerate(ndimage.find_objects(regions), start=1):
-        placed = tuple(slice(o.start + b.start, o.start + b.stop) for o, b in zip(part.box, box, strict=True))
-        found.append(_Part.within(regions[box] == number, placed, affine))
-    return sorted(found, key=lambda one: -one.voxels)
-
-
-def _side(parts: list[_Part], middle_mm: float, width_mm: float) -> Side:
-    """Which side of the body's middle; both where connected parts lie clearly on either side."""
-    sides = {one.x_mm > middle_mm for one in parts if abs(one.x_mm - middle_mm) > MIDLINE * width_mm}
-    return "midline" if not sides else "bilateral" if len(sides) == 2 else "right" if True in sides else "left"
-
-
-def _surroundings(labels_DHW: NDArray[np.uint8], part: _Part, label_map: dict[int, str]) -> str | None:
-    """The labelled normal structure that most of a lesion's rim (one voxel wide) belongs to."""
-    grown = tuple(slice(max(e.start - 1, 0), min(e.stop + 1, n)) for e, n in zip(part.box, labels_DHW.shape, strict=True))
-    placed = np.zeros([e.stop - e.start for e in grown], dtype=np.bool_)
-    placed[tuple(slice(b.start - g.start, b.stop - g.start) for b, g in zip(part.box, grown, strict=True))] = part.mask
-    rim = ndimage.binary_dilation(placed) & ~placed
-    counts = np.bincount(labels_DHW[grown][rim], minlength=256)
-    normal = [value for value, name in label_map.items() if value and not is_lesion(name) and counts[value]]
-    return label_map[max(normal, key=lambda value: counts[value])].lower() if normal else None
-
-
-def located(labels_DHW: NDArray[np.uint8], label_map: dict[int, str], affine: NDArray[np.float64]) -> dict[int, _Part]:
-    """Label value -> where it is, of the values that the map names."""
-    plane_HW = np.bitwise_or.reduce(labels_DHW, axis=0)
-    shown = [np.bitwise_or.reduce(labels_DHW, axis=(1, 2)), *(np.bitwise_or.reduce(plane_HW, axis=axis) for axis in (1, 0))]
-    if not shown[0].any():
-        return {}
-    start = [int(np.flatnonzero(one)[0]) for one in shown]
-    outline = tuple(slice(first, int(np.flatnonzero(one)[-1]) + 1) for first, one in zip(start, shown, strict=True))
-    return {
-        value: _Part.of(labels_DHW, value, tuple(slice(s + e.start, s + e.stop) for s, e in zip(start, box, strict=True)), affine)
-        for value, box in enumerate(ndimage.find_objects(labels_DHW[outline]), start=1)
-        if box is not None and value in label_map
-    }
-
-
 def _median(values: NDArray[np.float32]) -> float:
     """:func:`numpy.median` of at least one value; the values are put into another order."""
     if np.isnan(values).any():
@@ -172,7 +88,7 @@ def _median(values: NDArray[np.float32]) -> float:
 def measures(
     voxels_DHW: NDArray[np.float32],
     labels_DHW: NDArray[np.uint8],
-    parts: dict[int, _Part],
+    parts: dict[int, Part],
     label_map: dict[int, str],
     affine: NDArray[np.float64],
     midline_in_view: bool,
@@ -188,17 +104,13 @@ def measures(
         return []
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    body = [part for value, part in parts.items() if not is_lesion(label_map[value])] or list(parts.values())
-    middle_mm = sum(part.x_mm * part.voxels for part in body) / sum(part.voxels for part in body)
-    across = np.abs(affine[0, :3])
-    spans = [(min(p.box[a].start for p in body), max(p.box[a].stop for p in body)) for a in range(3)]
-    width_mm = float(sum(step * (stop - start) for step, (start, stop) in zip(across, spans, strict=True)))
+    body = Body.of([part for value, part in parts.items() if not is_lesion(label_map[value])] or list(parts.values()), affine)
     medians = {value: _median(voxels_DHW[part.box][part.mask]) for value, part in parts.items()}
     reference = next((v for name in REFERENCE_TISSUES for v in parts if label_map[v].lower() == name and medians[v] > 0), None)
     found = []
     for value, part in parts.items():
         lesion = is_lesion(label_map[value])
-        pieces = _components(part, affine) if lesion else [part]
+        pieces = connected(part, affine) if lesion else [part]
         found.append(
             MeasureRecord(
                 name=label_map[value].lower(),
@@ -207,8 +119,8 @@ def measures(
                 count=len(pieces) if lesion else None,
                 volume_ml=part.voxels * voxel_ml,
                 size_mm=pieces[0].size_mm(spacing_mm),
-                side=_side(pieces, middle_mm, width_mm) if lesion and midline_in_view else None,
-                inside=_surroundings(labels_DHW, pieces[0], label_map) if lesion else None,
+                side=body.side_of(pieces) if lesion and midline_in_view else None,
+                inside=around(labels_DHW, pieces[0], label_map) if lesion else None,
                 signal=medians[value] / medians[reference] if reference is not None and value != reference else None,
                 reference=label_map[reference].lower() if reference is not None and value != reference else None,
             )
@@ -216,7 +128,7 @@ def measures(
     return found
 
 
-def _boxes_of(lesions: list[_Part], shape: tuple[int, ...], name: str) -> dict[int, list[BoxRecord]]:
+def _boxes_of(lesions: list[Part], shape: tuple[int, ...], name: str) -> dict[int, list[BoxRecord]]:
     """Boxes of the connected lesions of each slice (8-neighbourhood) of a (D, H, W) volume; kinds that touch are one lesion."""
     if not lesions:
         return {}
@@ -269,6 +181,9 @@ def slice_facts(
         boxes = _boxes_of(lesions, labels.shape, name)
     by_slice = known and (labelled or bool(own_boxes))
     sided = midline_in_view(volume.acquisition.anatomy)
+    found = measures(voxels, labels, parts, label_map, affine, sided) if labels is not None else []
+    if own_boxes and not lesions:
+        found += boxed(own_boxes, voxels, labels, label_map, affine, sided)
     return SliceFacts(
         content_slices=content,
         structure_slices=structures,
@@ -277,7 +192,7 @@ def slice_facts(
         lesion_free_slices=[index for index in content if area_D[index] == 0] if known else [],
         boxes=boxes,
         findings=[] if by_slice else [Finding(name=finding, present=is_in) for finding, is_in in sorted(volume.diagnosis.items())],
-        measures=measures(voxels, labels, parts, label_map, affine, sided) if labels is not None else [],
+        measures=found,
     )
 
 
@@ -312,8 +227,3 @@ def neighbour_correlation(image_DHW: NDArray[np.float32]) -> float | None:
             return None
         found.append(float(np.vdot(first, second)) / spread)
     return min(found)
-
-
-def midline_in_view(anatomy: str | None) -> bool:
-    """Whether an image of this body part holds the body's middle; of a knee or a breast alone, left and right cannot be told."""
-    return anatomy is not None and any(word in anatomy.lower() for word in MIDLINE_ANATOMIES)

@@ -68,10 +68,10 @@ class MeasureRecord(Row):
     """What was measured of one labelled structure: what stands behind the words of sections 3 to 5."""
 
     name: str = Field(description="of the structure or lesion, lower case")
-    label_value: int
+    label_value: int | None = Field(description="None = known by boxes only")
     lesion: bool
     count: int | None = Field(description="connected parts of a lesion (26-neighbourhood)")
-    volume_ml: float = Field(description="of all parts, millilitres")
+    volume_ml: float | None = Field(description="of all parts, millilitres; None = known by boxes only")
     size_mm: float = Field(description="longest side of the largest part's bounding box, millimetres")
     side: str | None = Field(description="left, right, bilateral or midline; None = no lesion, or the body's middle is not in view")
     inside: str | None = Field(description="the labelled structure around the largest part of a lesion")

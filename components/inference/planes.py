@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from components.curation.facts import FOREGROUND
+from components.curation.parts import FOREGROUND
 from components.curation.resampling import PlaneGrid
 from components.curation.single import gridded
 from components.fourier import fft2c

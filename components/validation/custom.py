@@ -45,8 +45,10 @@ def plausible(measures: Iterable[Mapping[str, Any]]) -> bool:
     times the number of parts.
     """
     for one in measures:
-        size_mm, volume_mm3, parts = one["size_mm"], one["volume_ml"] * 1000, one["count"] or 1
-        if not (0 < size_mm <= 600 and 0 < volume_mm3 <= size_mm**3 * parts * 1.01):
+        size_mm, volume_ml, parts = one["size_mm"], one["volume_ml"], one["count"] or 1
+        if not 0 < size_mm <= 600:
+            return False
+        if volume_ml is not None and not 0 < volume_ml * 1000 <= size_mm**3 * parts * 1.01:
             return False
         if one["signal"] is not None and not 0 <= one["signal"] <= 100:
             return False

@@ -32,7 +32,7 @@ def profile(corpus: Corpus) -> Profile:
         numbers = {
             "repetition_time": volume.repetition_time_ms, "echo_time": volume.echo_time_ms, "age": volume.age_years,
             "intensity_scale": volume.intensity_scale, "contrast": volume.voxel_deviation,
-            "labelled_volume": sum(m.volume_ml for m in described.measures) if described else None,
+            "labelled_volume": sum(m.volume_ml or 0 for m in described.measures) if described else None,
             "text_length": float(len(described.text)) if described else None,
         }  # fmt: skip
         for name, number in numbers.items():

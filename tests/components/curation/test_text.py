@@ -19,11 +19,12 @@ from scipy import ndimage
 from components.curation.corpus import Corpus
 from components.curation.descriptions import describe
 from components.curation.differentials import differential
-from components.curation.facts import SliceFacts, located, measures, normalised_box, slice_facts
+from components.curation.facts import SliceFacts, measures, normalised_box, slice_facts
 from components.curation.instructions import candidates, report_text
+from components.curation.parts import located
 from components.curation.phrasings import OPEN_DIAGNOSIS, PHRASINGS, describe_in_words
 from components.curation.preview import write_preview
-from components.curation.records import MeasureRecord
+from components.curation.records import BoxRecord, MeasureRecord
 from components.curation.reports import parse_report
 from components.curation.single import CardFacts, CuratedVolume, curate_volume
 from components.curation.store import VolumeStore
@@ -149,6 +150,29 @@ def test_measurements_are_those_of_scipy_and_the_geometry() -> None:
     assert measured(voxels, labels, midline_in_view=False)[1].side is None
     both = labels | np.ascontiguousarray(labels[..., ::-1])
     assert measured(voxels, np.where(both == 7, 4, both).astype(np.uint8))[1].side == "bilateral"
+
+
+@pytest.mark.parametrize(("anatomy", "sides"), [("brain", ("bilateral", "left")), ("knee", (None, None))])
+def test_boxes_say_where_lesions_are_whose_outline_nobody_drew(anatomy: str, sides: tuple[str | None, str | None]) -> None:
+    affine = np.array([[0, 0, -2.0, 40], [0, -2.0, 0, 40], [4.0, 0, 0, -20], [0, 0, 0, 1]])
+    voxels = np.zeros((10, 40, 40), dtype=np.float32)
+    voxels[1:9, 5:35, 5:35] = 1
+    labels = np.where(voxels > 0, 3, 0).astype(np.uint8)
+
+    def box(column: int, width: int, label: str) -> BoxRecord:
+        return normalised_box(10, column, 16, column + width, 40, 40, label)
+
+    boxes = {3: [box(8, 4, "Tear"), box(28, 3, "Tear")], 4: [box(8, 5, "Tear")], 6: [box(30, 3, "Nodule")]}
+    volume = Volume(voxels, affine, Acquisition(anatomy=anatomy), labels=labels)
+    facts = slice_facts(volume, voxels, labels, boxes, {3: "white matter"}, affine)
+    nodule, tear = [one for one in facts.measures if one.lesion]
+    assert (tear.name, tear.count, tear.size_mm, tear.inside) == ("tear", 2, 12.0, "white matter")
+    assert (nodule.name, nodule.count, nodule.volume_ml, nodule.signal) == ("nodule", 1, None, None)
+    assert (tear.side, nodule.side) == sides
+    record = describe("v", volume.acquisition, None, "", facts, lesion=True)
+    said = record.fields["pathological_findings.masses_or_suspicious_lesions"]
+    where = "left, " if sides[1] else ""
+    assert said.startswith(f"one nodule, {where}in white matter, 12 mm; two tears, ")
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(0, 4))

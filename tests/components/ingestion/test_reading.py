@@ -7,11 +7,17 @@ import dcm2niix
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.pixels import pixel_array
+from pydicom.uid import ExplicitVRLittleEndian
 
 from components.catalog import load_card
 from components.errors import BadInput
 from components.fourier import ifft2c
-from components.ingestion import list_series, read_path, read_volume
+from components.ingestion import dicom, list_series, read_path, read_volume
 from components.ingestion.headers import sequence_kind
 from components.ingestion.nifti import canonical
 from components.samples import dicom_series, kspace_files, nifti_files
@@ -104,3 +110,29 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
 )
 def test_the_sequence_follows_from_the_timing(timing: tuple[float, float, float, str], kind: str | None) -> None:
     assert sequence_kind(*timing) == kind
+
+
+@given(
+    bits=st.sampled_from([(8, 8), (16, 16), (16, 12), (16, 10)]),
+    signed=st.booleans(),
+    frames=st.integers(1, 3),
+    stray=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_plain_pixels_are_those_of_the_librarys_decoder(
+    bits: tuple[int, int], signed: bool, frames: int, stray: bool, seed: int
+) -> None:
+    """``stray``: something else in the bits beside the value's own."""
+    allocated, stored = bits
+    low, high = (0, 2**allocated) if stray else (-(2 ** (stored - 1)), 2 ** (stored - 1)) if signed else (0, 2**stored)
+    values = np.random.default_rng(seed).integers(low, high, (frames, 5, 4)).astype(f"u{allocated // 8}")
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.Rows, dataset.Columns, dataset.NumberOfFrames, dataset.SamplesPerPixel = 5, 4, frames, 1
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, stored - 1
+    dataset.PixelRepresentation, dataset.PhotometricInterpretation = int(signed), "MONOCHROME2"
+    dataset.PixelData = values.tobytes()
+    found, wanted = dicom.decoded(dataset), pixel_array(dataset, raw=True)
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    np.testing.assert_array_equal(found, wanted)
