@@ -43,12 +43,11 @@ def code_digest(*packages: str) -> str:
 
 def git_commit() -> str:
     """Commit of the checkout, with ``+dirty`` where tracked files differ, or outside of git what an image's
-    build says (``OMNIMRI_COMMIT``), or ``"unknown"``."""
+    build says (``OMNIMRI_COMMIT``), or ``"unknown"``. The pin of the data is no code: a version names its data itself."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-        state = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        )
+        status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data.dvc"]
+        state = subprocess.run(status, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("OMNIMRI_COMMIT", "unknown")
     return head.stdout.strip() + ("+dirty" if state.stdout.strip() else "")

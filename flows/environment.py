@@ -6,8 +6,10 @@ Whatever the user has set stands.
 
 from __future__ import annotations
 
+import logging
 import os
 
+from components.errors import OmniMRIError
 from components.home import Home
 from flows.services import running
 
@@ -37,3 +39,12 @@ def settle(home: Home) -> None:
         os.environ.update({name: value for name, value in services.items() if name not in os.environ})
     os.environ.setdefault("OMNIMRI_HOME", str(home.root))
     os.environ.setdefault("OMNIMRI_DATA", str(home.data))
+    for runs in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(runs).addFilter(explained)
+
+
+def explained(record: logging.LogRecord) -> bool:
+    """Take the traceback off an error that says what to do; Prefect would print it for task, flow and the flow around that."""
+    if record.exc_info and isinstance(record.exc_info[1], OmniMRIError):
+        record.exc_info = None
+    return True

@@ -40,7 +40,7 @@ from components.settings import CurationSettings
 if TYPE_CHECKING:
     from components.catalog import DatasetCard
 
-FEW = 16
+FEW = 32
 """So many volumes or fewer are curated in this process: starting others would take longer."""
 INFORMATIVE = {
     "name", "landing_page", "licence", "access", "rights", "doi", "version", "regions", "tasks", "field_strengths_t", "vendors",

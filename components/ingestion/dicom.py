@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion import headers
+from components.ingestion.elements import short
 from components.ingestion.frames import LPS_TO_RAS, Frame, affine_of, frames_of, in_order, uneven
 from components.ingestion.refusals import Refusal, Unusable
 from components.ingestion.volume import Acquisition
@@ -147,19 +149,17 @@ def decoded(dataset: Dataset) -> NDArray[Any]:
     """
     if "PixelData" not in dataset:
         raise BadInput("no pixel data", remedy="export or download it again")
-    rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
-    claimed = rows * columns * frames * int(dataset.BitsAllocated) // 8
+    rows, columns, frames = short(dataset, "Rows") or 0, short(dataset, "Columns") or 0, int(dataset.get("NumberOfFrames") or 1)
+    bits = rows * columns * frames * (short(dataset, "BitsAllocated") or 0)
+    claimed = bits // 8
     if rows * columns > _LARGEST_FRAME or claimed > len(dataset.PixelData) * _PACKED_AT_BEST:
         raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy="export or download it again")
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     if syntax is not None and not UID(syntax).is_compressed:
-        bits = rows * columns * frames * int(dataset.BitsAllocated)
         if len(dataset.PixelData) * 8 < bits:
             raise BadInput("fewer pixels than the header says", remedy="export or download it again")
-        if (
-            syntax in _AS_STORED
-            and (plain := _plain(dataset, (frames, rows, columns) if frames > 1 else (rows, columns))) is not None
-        ):
+        plain = _plain(dataset, (rows, columns) if frames == 1 else (frames, rows, columns)) if syntax in _AS_STORED else None
+        if plain is not None:
             return plain
     try:
         return np.asarray(pixel_array(dataset, raw=True, view_only=True))
@@ -174,11 +174,10 @@ def _plain(dataset: Dataset, shape: tuple[int, ...]) -> NDArray[Any] | None:
 
     What nearly every MR image is; the library's decoder, which allows for everything else, takes half as long as reading the file.
     """
-    bits, used, highest_bit, signed = (
-        dataset.get(name) for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-    )
-    usual = bits in (8, 16) and used in range(1, bits + 1) and highest_bit == used - 1 and signed in (0, 1)
-    if not usual or int(dataset.get("SamplesPerPixel") or 1) != 1 or not math.prod(shape):
+    bits, used = short(dataset, "BitsAllocated") or 0, short(dataset, "BitsStored") or 0
+    whole = bits in (8, 16) and 1 <= used <= bits and short(dataset, "HighBit") == used - 1
+    signed = short(dataset, "PixelRepresentation")
+    if not whole or signed not in (0, 1) or short(dataset, "SamplesPerPixel") not in (None, 1) or not math.prod(shape):
         return None
     values = np.frombuffer(dataset.PixelData, dtype=f"<{'i' if signed else 'u'}{bits // 8}", count=math.prod(shape))
     lowest, highest = (-(1 << used - 1), (1 << used - 1) - 1) if signed else (0, (1 << used) - 1)
@@ -244,7 +243,7 @@ def unpack_frames(path: Path, indices: Sequence[int]) -> Any:
     if all(scale == (1.0, 0.0) for scale in scales):
         voxels = np.stack([planes[index] for index in indices])
     else:
-        voxels = np.stack([_scaled(planes[index], *scale) for index, scale in zip(indices, scales, strict=True)])
+        voxels = np.stack([_scaled(planes[index], *scale) for index, scale in zip(indices, scales, strict=True)], dtype=np.float32)
     affine = affine_of([frames[index] for index in indices])
     return nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
 
@@ -261,10 +260,8 @@ def _scale(header: Dataset, index: int = 0) -> tuple[float, float]:
     return 1.0, 0.0
 
 
-def _scaled(plane: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
-    if (slope, intercept) == (1.0, 0.0):
-        return plane.astype(np.float32)
-    return np.asarray(plane.astype(np.float64) * slope + intercept, dtype=np.float32)
+def _scaled(plane: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
+    return plane if (slope, intercept) == (1.0, 0.0) else plane.astype(np.float64) * slope + intercept
 
 
 def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.float32], NDArray[np.float64], Acquisition]:
@@ -273,12 +270,14 @@ def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.
     Raises:
         BadInput: slices that make no regular volume, or without pixels.
     """
-    found = {path: pydicom.dcmread(path, force=True) for path in paths}
+    found = {path: pydicom.dcmread(BytesIO(path.read_bytes()), force=True) for path in paths}
     ordered = in_order([frame for path, dataset in found.items() for frame in frames_of(dataset, path)])
     fault = uneven(ordered) or ("slices of unlike geometry" if len({frame.kind for frame in ordered}) > 1 else None)
     if fault:
         raise BadInput(f"no regular volume: {fault}", where=paths[0].parent.name, remedy="export the whole series again")
-    voxels = np.stack([_scaled(decoded(found[frame.path]), *_scale(found[frame.path])) for frame in ordered])
+    voxels = np.empty((len(ordered), *ordered[0].shape), dtype=np.float32)
+    for plane, frame in zip(voxels, ordered, strict=True):
+        plane[:] = _scaled(decoded(found[frame.path]), *_scale(found[frame.path]))
     affine = affine_of(ordered)
     return voxels, affine, headers.from_dicom(found[paths[0]], affine, anatomy)
 

@@ -18,6 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from components.ingestion import elements
+from components.ingestion.elements import Vector
+
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_DIRECTION = 1e-3
 """Direction cosines that differ by less are the same: headers round them."""
@@ -27,7 +30,6 @@ UNEVEN = 0.02
 _COMPONENTS = {"M": "M", "MAGNITUDE": "M", "P": "P", "PHASE": "P", "R": "R", "REAL": "R", "I": "I", "IMAGINARY": "I"}
 _REPEATS = ("image_type", "b_value", "temporal_position", "acquisition", "gradient", "inversion_time", "flip_angle",
             "repetition_time", "trigger_time", "stack_id")  # fmt: skip
-Vector = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -108,32 +110,33 @@ def frames_of(header: Dataset, path: Path) -> list[Frame]:
     if "PerFrameFunctionalGroupsSequence" in header:
         shared = _item(header, keyword="SharedFunctionalGroupsSequence")
         return [_enhanced(header, own, shared, index, path) for index, own in enumerate(header.PerFrameFunctionalGroupsSequence)]
-    image_type = tuple(str(part) for part in header.get("ImageType") or ())
-    component = header.get("ComplexImageComponent") or (image_type[2] if len(image_type) > 2 else "M")
+    image_type = tuple(elements.text(header, "ImageType").split("\\"))
+    component = elements.text(header, "ComplexImageComponent") or (image_type[2] if len(image_type) > 2 else "M")
     values = {
         "image_type": image_type,
         "b_value": header.get("DiffusionBValue"),
-        "temporal_position": header.get("TemporalPositionIdentifier"),
-        "acquisition": header.get("AcquisitionNumber"),
+        "temporal_position": elements.text(header, "TemporalPositionIdentifier"),
+        "acquisition": elements.text(header, "AcquisitionNumber"),
         "gradient": _hashable(header.get("DiffusionGradientOrientation")),
-        "inversion_time": header.get("InversionTime"),
-        "flip_angle": header.get("FlipAngle"),
-        "repetition_time": header.get("RepetitionTime"),
-        "trigger_time": header.get("TriggerTime"),
-        "stack_id": header.get("StackID"),
+        "inversion_time": elements.text(header, "InversionTime"),
+        "flip_angle": elements.text(header, "FlipAngle"),
+        "repetition_time": elements.text(header, "RepetitionTime"),
+        "trigger_time": elements.text(header, "TriggerTime"),
+        "stack_id": elements.text(header, "StackID"),
     }
+    thickness_mm = elements.number(header, "SpacingBetweenSlices") or elements.number(header, "SliceThickness") or 1.0
     return [
         Frame(
             path=path,
             index=0,
-            number=int(_number(header.get("InstanceNumber"))),
-            position=_numbers(header.ImagePositionPatient),
-            orientation=_numbers(header.ImageOrientationPatient),
-            pixel_mm=_numbers(header.PixelSpacing),
-            thickness_mm=_number(header.get("SpacingBetweenSlices")) or _number(header.get("SliceThickness")) or 1.0,
-            shape=(int(header.Rows), int(header.Columns)),
-            component=_COMPONENTS.get(str(component).upper(), "M"),
-            echo_time=_number(header.get("EchoTime")),
+            number=int(elements.number(header, "InstanceNumber") or 0),
+            position=elements.numbers(header, "ImagePositionPatient"),
+            orientation=elements.numbers(header, "ImageOrientationPatient"),
+            pixel_mm=elements.numbers(header, "PixelSpacing"),
+            thickness_mm=thickness_mm,
+            shape=(elements.short(header, "Rows") or 0, elements.short(header, "Columns") or 0),
+            component=_COMPONENTS.get(component.upper(), "M"),
+            echo_time=elements.number(header, "EchoTime") or 0.0,
             repeats=tuple(_text(values[name]) for name in _REPEATS),
         )
     ]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from components.catalog import load_card
+from components.curation import curate
 from components.home import Home
+from components.ingestion import ingest
+from components.ingestion.keys import DEMO_KEY
 from components.launching.cluster import Cluster
 from components.launching.kubernetes import KubernetesLauncher
+from components.samples import build
 from components.settings import load_settings
 from components.training import StageResult, train_stage
 from tests.corpora import tiny_corpus
@@ -29,11 +35,12 @@ class Place:
 
     folder: Path
     corpus: Path
+    profile: str = "debug"
 
     def train(self, name: str, launcher: KubernetesLauncher | None, *overrides: str) -> StageResult:
         environment = f"kubernetes.environment={{OMP_NUM_THREADS: '{threads()}'}}"
         settings = load_settings(
-            "debug",
+            self.profile,
             [
                 "launcher=kubernetes", "training.processes=2", "kubernetes.nodes=2", "kubernetes.cpu='1'",
                 f"kubernetes.volumes={{state: {self.folder}}}", environment, *overrides,
@@ -68,6 +75,34 @@ def test_two_pods_train_to_the_same_bits_as_two_local_processes(place: Place) ->
     assert_same_bits(place.train("local", None), theirs)
     log = (theirs.folder / "vision_pretraining.log").read_text()
     assert "rank 0: vision_pretraining 3/3 loss" in log and "rank 1: " in log
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_stage_1_of_the_demo_has_the_same_weights_through_the_cluster(place: Place) -> None:
+    """The demo's own corpus, network and steps, two pods against two local processes."""
+    place = replace(place, profile="demo", corpus=demo_corpus(place.folder))
+    with RunningServer() as server, Controllers(server), Kubelet(server) as kubelet:
+        launcher = KubernetesLauncher(Cluster(server.client(), NAMESPACE))
+        theirs = place.train("cluster", launcher)
+        launcher.stop()
+        assert len(kubelet.started) == 2 and theirs.steps == load_settings("demo").training.vision_pretraining.steps
+    ours = place.train("local", None)
+    assert_same_bits(ours, theirs)
+    for name, result in (("local", ours), ("cluster", theirs)):
+        digest = hashlib.sha256((result.model_dir / "model.safetensors").read_bytes()).hexdigest()
+        print(f"{name}: {result.steps} steps in {result.seconds:.0f} s, {digest}")
+
+
+def demo_corpus(folder: Path) -> Path:
+    """The corpus that the demo profile is trained on."""
+    settings = load_settings("demo")
+    cards = [load_card(dataset.card) for dataset in settings.datasets]
+    for card in cards:
+        build(card.id, folder / "sources" / card.id)
+        ingest(card, folder / "sources" / card.id, folder / "data", DEMO_KEY)
+    curate(folder / "data", cards, folder / "curated", settings.curation)
+    return folder / "curated"
 
 
 @pytest.mark.slow

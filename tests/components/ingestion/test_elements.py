@@ -1,0 +1,55 @@
+"""What is converted here is what the library converts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydicom
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import Dataset
+from pydicom.data import get_testdata_files
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
+
+from components.ingestion import elements
+from components.ingestion.frames import frames_of
+
+IMAGES = [path for path in map(Path, get_testdata_files("MR*.dcm")) if "PixelSpacing" in pydicom.dcmread(path, force=True)]
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_frames_are_the_same_from_bytes_and_from_the_librarys_values(path: Path) -> None:
+    raw, converted = (pydicom.dcmread(path, force=True) for _ in range(2))
+    assert list(converted)  # going through a data set converts it
+    assert elements._bytes(raw, "PixelSpacing") is not None and elements._bytes(converted, "PixelSpacing") is None
+    assert frames_of(raw, path) == frames_of(converted, path)
+
+
+def dataset(keyword: str, representation: str, value: bytes, little: bool = True) -> Dataset:
+    tag = Tag(keyword)
+    return Dataset({tag: RawDataElement(tag, representation, len(value), value, 0, False, little)})
+
+
+@given(st.lists(st.decimals(-1000, 1000, places=3), min_size=1, max_size=6))
+def test_decimal_strings_are_read_as_the_library_reads_them(values: list[object]) -> None:
+    text = "\\".join(map(str, values))
+    header = dataset("ImageOrientationPatient", "DS", (text + " " * (len(text) % 2)).encode())
+    ours = elements.numbers(header, "ImageOrientationPatient")
+    found = header.ImageOrientationPatient
+    assert ours == tuple(map(float, found if len(values) > 1 else [found])) == elements.numbers(header, "ImageOrientationPatient")
+    assert elements.text(header, "ImageOrientationPatient") == text
+
+
+@given(st.integers(0, 2**16 - 1), st.booleans())
+def test_short_numbers_are_read_in_their_byte_order(value: int, little: bool) -> None:
+    header = dataset("Rows", "US", value.to_bytes(2, "little" if little else "big"), little)
+    assert elements.short(header, "Rows") == value == header.Rows
+
+
+@pytest.mark.parametrize("content", [b"", b"  ", b"a\\b", b"1\\2"])
+def test_what_is_no_single_number_is_none(content: bytes) -> None:
+    assert elements.number(dataset("EchoTime", "DS", content), "EchoTime") is None
+    assert elements.number(Dataset(), "EchoTime") is None and elements.short(Dataset(), "Rows") is None
+    assert elements.text(Dataset(), "ImageType") == ""
