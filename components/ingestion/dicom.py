@@ -17,6 +17,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion import headers
+from components.ingestion.content import opened
 from components.ingestion.frames import LPS_TO_RAS, Frame, affine_of, frames_of, in_order, uneven
 from components.ingestion.refusals import Refusal, Unusable
 from components.ingestion.volume import Acquisition
@@ -70,8 +71,12 @@ _LARGEST_FRAME, _PACKED_AT_BEST = 2**26, 4096
 
 
 def read_header(path: Path) -> Dataset:
-    """Header of a file, pixels left out; bare data sets are read too."""
-    return pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    """Header of a file, plain or gzipped, pixels left out; bare data sets are read too.
+
+    Raises:
+        BadInput: a gzipped file that cannot be unpacked.
+    """
+    return pydicom.dcmread(opened(path), stop_before_pixels=True, force=True)
 
 
 def refusal(header: Dataset) -> Refusal | None:
@@ -130,7 +135,7 @@ def frames_or_refusal(header: Dataset, path: Path) -> tuple[list[Frame], Refusal
 def broken(path: Path) -> Refusal | None:
     """Why the pixels of a file cannot be decoded, and the remedy; None where they can."""
     try:
-        decoded(pydicom.dcmread(path, force=True))
+        decoded(pydicom.dcmread(opened(path), force=True))
     except BadInput as error:
         return Refusal("unreadable", error.what, error.remedy)
     except Exception as error:
@@ -222,9 +227,11 @@ def unpack_mosaic(path: Path) -> Any:
         warnings.simplefilter("ignore")  # "experimental"; the tests hold it to dcm2niix
         from nibabel.nicom.dicomwrappers import wrapper_from_file
     try:
-        wrapper = wrapper_from_file(path)
+        wrapper = wrapper_from_file(opened(path))
         voxels = np.asarray(wrapper.get_data())
         affine = LPS_TO_RAS @ wrapper.affine
+    except BadInput:
+        raise
     except Exception:  # a dozen kinds, some of which quote the header
         raise BadInput(
             "a mosaic whose pixels are missing or do not fit its private header", where=path.name,
@@ -240,7 +247,7 @@ def unpack_frames(path: Path, indices: Sequence[int]) -> Any:
     header = read_header(path)
     frames = frames_of(header, path)
     scales = [_scale(header, index) for index in indices]
-    planes = dict(zip(sorted(indices), iter_pixels(path, indices=sorted(indices)), strict=True))
+    planes = dict(zip(sorted(indices), iter_pixels(opened(path), indices=sorted(indices)), strict=True))
     if all(scale == (1.0, 0.0) for scale in scales):
         voxels = np.stack([planes[index] for index in indices])
     else:
@@ -273,7 +280,7 @@ def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.
     Raises:
         BadInput: slices that make no regular volume, or without pixels.
     """
-    found = {path: pydicom.dcmread(path, force=True) for path in paths}
+    found = {path: pydicom.dcmread(opened(path), force=True) for path in paths}
     ordered = in_order([frame for path, dataset in found.items() for frame in frames_of(dataset, path)])
     fault = uneven(ordered) or ("slices of unlike geometry" if len({frame.kind for frame in ordered}) > 1 else None)
     if fault:

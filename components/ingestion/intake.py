@@ -29,6 +29,7 @@ from components.catalog import DatasetCard
 from components.errors import BadInput, OmniMRIError
 from components.files import atomic_file, read_json, write_json
 from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw, reports
+from components.ingestion.content import unpacked
 from components.ingestion.deidentify import clean_sidecar, deidentify_dicom
 from components.ingestion.keys import Pseudonyms, check_key
 from components.ingestion.plan import PlannedFile, PlannedSeries, make_plan
@@ -303,7 +304,7 @@ def _boxes(file: PlannedFile, card: DatasetCard) -> list[dict[str, Any]]:
 def _write_dicom(source: Path, target: Path, pseudonyms: Pseudonyms, labels: frozenset[str]) -> str:
     import pydicom
 
-    dataset = pydicom.dcmread(BytesIO(source.read_bytes()), force=True)
+    dataset = pydicom.dcmread(BytesIO(unpacked(source)), force=True)
     pixels = dicom.stored_pixels(dataset)
     clean = deidentify_dicom(dataset, pixels, pseudonyms, labels)
     whole = BytesIO()

@@ -105,6 +105,8 @@ def look(path: Path) -> Look:
         return Look(path, kind)
     try:
         return _look_at_dicom(path)
+    except BadInput as error:
+        return Look(path, kind, Refusal("unreadable", error.what, error.remedy))
     except Exception as error:  # library messages are not passed on: they may quote the header
         return Look(
             path, kind, Refusal("unreadable", f"a DICOM header that cannot be read ({type(error).__name__})", "get the file again")
