@@ -87,6 +87,10 @@ class Layout(_Strict):
         default_factory=dict,
         description="label value -> glob of its probability map, or of the binary mask of this structure alone",
     )
+    ignored_structures: tuple[str, ...] = Field(
+        default=(),
+        description='globs of structures in DICOM RT Structure Sets that are left out on purpose, lower case, e.g. "couch*"',
+    )
     case: str | None = Field(
         default=None,
         description="regular expression on the relative path; images and label maps with the same group 1 belong together. None = "

@@ -16,13 +16,15 @@ from pydicom.pixels import iter_pixels, pixel_array
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from components.errors import BadInput
-from components.ingestion import headers
+from components.ingestion import headers, structures
 from components.ingestion.content import opened
 from components.ingestion.frames import LPS_TO_RAS, Frame, affine_of, frames_of, in_order, uneven
 from components.ingestion.refusals import Refusal, Unusable
+from components.ingestion.structures import STRUCTURES
 from components.ingestion.volume import Acquisition
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+LABELS = frozenset({SEGMENTATION, STRUCTURES})
 MR_CLASSES = frozenset({
     "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
     "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR Image Storage
@@ -84,6 +86,8 @@ def refusal(header: Dataset) -> Refusal | None:
     kind = str(header.get("SOPClassUID", "") or "")
     if kind == SEGMENTATION:
         return None
+    if kind == STRUCTURES:
+        return structures.refusal(header)
     image_type = " ".join(str(part).upper().replace("_", " ") for part in header.get("ImageType") or ())
     if (
         kind.startswith(SECONDARY_CAPTURE)

@@ -28,8 +28,8 @@ from typing import Any
 from components.catalog import DatasetCard
 from components.errors import BadInput, OmniMRIError
 from components.files import atomic_file, read_json, write_json
-from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw, reports
-from components.ingestion.content import unpacked
+from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw, reports, structures
+from components.ingestion.content import opened, unpacked
 from components.ingestion.deidentify import clean_sidecar, deidentify_dicom
 from components.ingestion.keys import Pseudonyms, check_key
 from components.ingestion.plan import PlannedFile, PlannedSeries, make_plan
@@ -262,12 +262,14 @@ def _write(file: PlannedFile, target: Path, card: DatasetCard, pseudonyms: Pseud
         few = file.part if file.action in ("nifti", "metaimage") else ()
         return nifti.write_clean(nifti.channel(image, few[0]) if few else image, target)
     if file.action == "dicom":
-        return _write_dicom(file.source, target, pseudonyms, frozenset(name.lower() for name in card.label_map.values()))
+        return _write_dicom(file.source, target, pseudonyms, _label_names(card))
     if file.action == "kspace":
         return kspace.write_clean(file.source, target, file.patient)
     if file.action == "raw":
         return raw.write_clean(file.source, target, file.patient, file.part)
-    if file.action == "boxes":
+    if file.action == "structures":
+        _write_structures(file.source, target, card, pseudonyms)
+    elif file.action == "boxes":
         write_json(target, _boxes(file, card))
     elif file.action == "findings":
         write_json(target, findings.findings_of(file.source, card.layout.tables[file.part[0]], file.about))
@@ -301,18 +303,32 @@ def _boxes(file: PlannedFile, card: DatasetCard) -> list[dict[str, Any]]:
     return rows or []
 
 
+def _label_names(card: DatasetCard) -> frozenset[str]:
+    return frozenset(name.lower() for name in card.label_map.values())
+
+
 def _write_dicom(source: Path, target: Path, pseudonyms: Pseudonyms, labels: frozenset[str]) -> str:
     import pydicom
 
     dataset = pydicom.dcmread(BytesIO(unpacked(source)), force=True)
     pixels = dicom.stored_pixels(dataset)
-    clean = deidentify_dicom(dataset, pixels, pseudonyms, labels)
+    _save_dicom(deidentify_dicom(dataset, pixels, pseudonyms, labels), target)
+    scale = (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"), dataset.get("PixelRepresentation"))
+    return nifti.content_md5(pixels, dataset.Rows, dataset.Columns, dataset.BitsAllocated, *(str(value) for value in scale))
+
+
+def _write_structures(source: Path, target: Path, card: DatasetCard, pseudonyms: Pseudonyms) -> None:
+    import pydicom
+
+    dataset = structures.without(pydicom.dcmread(opened(source), force=True), card.layout.ignored_structures)
+    _save_dicom(deidentify_dicom(dataset, None, pseudonyms, _label_names(card)), target)
+
+
+def _save_dicom(clean: Any, target: Path) -> None:
     whole = BytesIO()
     clean.save_as(whole, enforce_file_format=True)
     with atomic_file(target) as temporary:
         temporary.write_bytes(whole.getbuffer())
-    scale = (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"), dataset.get("PixelRepresentation"))
-    return nifti.content_md5(pixels, dataset.Rows, dataset.Columns, dataset.BitsAllocated, *(str(value) for value in scale))
 
 
 def _series(dataset_id: str, planned: PlannedSeries, results: dict[str, Cleaned]) -> SourceSeries | None:

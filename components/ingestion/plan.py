@@ -12,11 +12,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from components.catalog import DatasetCard
 from components.errors import BadInput
-from components.ingestion import dicom, metaimage, nifti, raw
+from components.ingestion import dicom, metaimage, nifti, raw, structures
 from components.ingestion.content import Kind, kind_of
 from components.ingestion.frames import Frame, split
 from components.ingestion.keys import Pseudonyms
@@ -25,8 +25,9 @@ from components.ingestion.sidecars import Sidecars, stem_of
 from components.ingestion.volume import Quarantined
 
 Role = Literal["image", "label", "annotation"]
-Action = Literal["dicom", "mosaic", "frames", "dicom-sidecar", "nifti", "metaimage", "numpy", "sidecar", "kspace", "raw", "boxes",
-                 "findings", "report"]  # fmt: skip
+Action = Literal["dicom", "structures", "mosaic", "frames", "dicom-sidecar", "nifti", "metaimage", "numpy", "sidecar", "kspace",
+                 "raw", "boxes", "findings", "report"]  # fmt: skip
+Form = Literal["classic", "mosaic", "enhanced", "segmentation", "structures"]
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
 """Applies a function to items, perhaps in several processes; results in order."""
 
@@ -82,7 +83,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Look:
-    """What the header of one file tells."""
+    """What the header of one file tells.
+
+    Attributes:
+        series: UID of its series; refers_to: UIDs of the series that outlines were drawn on.
+    """
 
     path: Path
     kind: Kind
@@ -91,8 +96,9 @@ class Look:
     series: str = ""
     instance: str = ""
     frame_of_reference: str = ""
-    form: Literal["classic", "mosaic", "enhanced", "segmentation"] = "classic"
+    form: Form = "classic"
     frames: tuple[Frame, ...] = ()
+    refers_to: frozenset[str] = frozenset()
 
 
 def look(path: Path) -> Look:
@@ -116,10 +122,13 @@ def look(path: Path) -> Look:
 def _look_at_dicom(path: Path) -> Look:
     header = dicom.read_header(path)
     refused = dicom.refusal(header)
-    form: Literal["classic", "mosaic", "enhanced", "segmentation"] = "classic"
+    form: Form = "classic"
     frames: list[Frame] = []
+    frame_of_reference = str(header.get("FrameOfReferenceUID", ""))
     if header.get("SOPClassUID") == dicom.SEGMENTATION:
         form = "segmentation"
+    elif header.get("SOPClassUID") == structures.STRUCTURES:
+        form, frame_of_reference = "structures", structures.frame_of_reference(header)
     elif dicom.is_mosaic(header):
         form = "mosaic"
     elif refused is None:
@@ -127,7 +136,8 @@ def _look_at_dicom(path: Path) -> Look:
         frames, refused = dicom.frames_or_refusal(header, path)
     return Look(
         path, "dicom", refused, str(header.get("PatientID", "") or ""), str(header.get("SeriesInstanceUID", "")),
-        str(header.get("SOPInstanceUID", "")), str(header.get("FrameOfReferenceUID", "")), form, tuple(frames),
+        str(header.get("SOPInstanceUID", "")), frame_of_reference, form, tuple(frames),
+        structures.referenced_series(header) if form == "structures" else frozenset(),
     )  # fmt: skip
 
 
@@ -222,28 +232,35 @@ class _Folder:
         return files
 
 
+class _Placed(NamedTuple):
+    """A volume to be, with the header of one of its files."""
+
+    look: Look
+    series: PlannedSeries
+
+
 def _plan_dicom(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
     series: dict[tuple[str, str], list[Look]] = defaultdict(list)
-    segmentations: list[Look] = []
-    planned: list[tuple[str, PlannedSeries]] = []  # with the frame of reference
+    labels: list[Look] = []
+    planned: list[_Placed] = []
     for one in _without_copies(plan, looks):
-        if one.form == "segmentation":
-            segmentations.append(one)
+        if one.form in ("segmentation", "structures"):
+            labels.append(one)
         elif one.form == "mosaic":
-            planned.append((one.frame_of_reference, _unpacked(folder, one, one.instance, "mosaic", ())))
+            planned.append(_Placed(one, _unpacked(folder, one, one.instance, "mosaic", ())))
         elif one.form == "enhanced":
             volumes = _volumes(plan, one.frames)
             for volume in volumes:
                 name = one.instance if len(volumes) == 1 else f"{one.instance}\0{volume[0].index}"
                 indices = tuple(frame.index for frame in volume)
-                planned.append((one.frame_of_reference, _unpacked(folder, one, name, "frames", indices)))
+                planned.append(_Placed(one, _unpacked(folder, one, name, "frames", indices)))
         else:
             series[one.patient, one.series].append(one)
     for of_series in series.values():
         planned += _classic(plan, folder, of_series)
-    planned.sort(key=lambda pair: pair[1].series_id)
-    _attach_segmentations(plan, folder, segmentations, planned)
-    plan.series += [one for _, one in planned]
+    planned.sort(key=lambda one: one.series.series_id)
+    _attach_labels(plan, folder, labels, planned)
+    plan.series += [one.series for one in planned]
 
 
 def _without_copies(plan: Plan, looks: list[Look]) -> Iterator[Look]:
@@ -255,11 +272,15 @@ def _without_copies(plan: Plan, looks: list[Look]) -> Iterator[Look]:
         else:
             same[one.instance].append(one)
     for copies in same.values():
-        kept = copies[0] if len(copies) == 1 else next((one for one in copies if dicom.broken(one.path) is None), copies[0])
+        kept = copies[0] if len(copies) == 1 else next((one for one in copies if _broken(one) is None), copies[0])
         yield kept
         for one in copies:
             if one is not kept:
-                plan.leave_out([one.path], dicom.broken(one.path) or _COPY)
+                plan.leave_out([one.path], _broken(one) or _COPY)
+
+
+def _broken(one: Look) -> Refusal | None:
+    return None if one.form == "structures" else dicom.broken(one.path)  # which has no pixels
 
 
 _COPY = Refusal("duplicate", "the same SOP Instance UID as another file", "remove one of the two")
@@ -283,8 +304,8 @@ def _unpacked(folder: _Folder, one: Look, name: str, action: Action, part: tuple
     ])  # fmt: skip
 
 
-def _classic(plan: Plan, folder: _Folder, looks: list[Look]) -> list[tuple[str, PlannedSeries]]:
-    """The volumes of a series of single-frame files, each with its frame of reference."""
+def _classic(plan: Plan, folder: _Folder, looks: list[Look]) -> list[_Placed]:
+    """The volumes of a series of single-frame files."""
     by_path = {one.path: one for one in looks}
     volumes = _volumes(plan, (frame for one in looks for frame in one.frames))
     planned = []
@@ -300,22 +321,29 @@ def _classic(plan: Plan, folder: _Folder, looks: list[Look]) -> list[tuple[str, 
             files.append(PlannedFile(frame.path, f"{stem}/{number:05d}-{image[1:7]}.dcm", "image", "dicom", patient))
         files.sort(key=lambda file: file.target)
         files += folder.findings(folder.relative(first.path), first.patient, patient, stem)
-        planned.append((first.frame_of_reference, PlannedSeries(patient, name, "dicom", files)))
+        planned.append(_Placed(first, PlannedSeries(patient, name, "dicom", files)))
     return planned
 
 
-def _attach_segmentations(
-    plan: Plan, folder: _Folder, segmentations: list[Look], planned: list[tuple[str, PlannedSeries]]
-) -> None:  # fmt: skip
-    """Offer a segmentation to every volume of its patient in its frame of reference; grids are compared later."""
-    for one in segmentations:
+def _attach_labels(plan: Plan, folder: _Folder, labels: list[Look], planned: list[_Placed]) -> None:
+    """Offer a segmentation to every volume of its patient in its frame of reference, a structure set to those of them that are of
+    the series it refers to, if it does; grids are compared later.
+    """
+    for one in labels:
         patient, image = folder.pseudonyms.patient(one.patient), folder.pseudonyms.series(one.instance)
-        file = PlannedFile(one.path, f"{folder.card.id}/{patient}/{image}.seg.dcm", "label", "dicom", patient)
-        homes = [series for frame, series in planned if frame == one.frame_of_reference and series.patient == patient]
+        stem = f"{folder.card.id}/{patient}/{image}"
+        if one.form == "segmentation":
+            what, file = "a segmentation", PlannedFile(one.path, f"{stem}.seg.dcm", "label", "dicom", patient)
+        else:
+            what, file = "a structure set", PlannedFile(one.path, f"{stem}.rtstruct.dcm", "label", "structures", patient)
+        own = [other for other in planned if other.series.patient == patient]
+        own = [other for other in own if not one.refers_to or other.look.series in one.refers_to]
+        homes = [other.series for other in own if other.look.frame_of_reference == one.frame_of_reference]
         for series in homes:
             series.files.append(file)
         if not homes:
-            plan.leave_out([one.path], Refusal("label", "a segmentation of no image here", "give the images that it was made on"))
+            fault = "in another frame of reference than its image" if own and one.refers_to else "of no image here"
+            plan.leave_out([one.path], Refusal("label", f"{what} {fault}", "give the images that it was made on"))
 
 
 def _plan_images(plan: Plan, folder: _Folder, looks: list[Look]) -> None:

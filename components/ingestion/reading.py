@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from components.catalog import DatasetCard
 from components.errors import BadInput, OmniMRIError
 from components.files import read_json
-from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw
+from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw, structures
 from components.ingestion.content import kind_of
 from components.ingestion.frames import split
 from components.ingestion.intake import MANIFEST, QUARANTINE
@@ -92,6 +92,8 @@ def _read_labels(paths: list[Path], volume: Volume, card: DatasetCard) -> NDArra
     tissue = {int(path.name.split(".tissue-")[1].split(".")[0]): path for path in paths if ".tissue-" in path.name}
     if tissue:
         return nifti.read_tissue_maps(tissue, shape, volume.affine)
+    if paths[0].name.endswith(".rtstruct.dcm"):
+        return structures.read_structures(paths[0], volume.affine, shape, card.label_map)
     if paths[0].name.endswith(".seg.dcm"):
         return dicom.read_segmentation(paths[0], volume.affine, shape, card.label_map)
     return nifti.read_labels(paths[0], shape, volume.affine)
@@ -163,7 +165,7 @@ def _only_one(count: int, what: str, place: Path) -> None:
 
 def _one_series(slices: list[Path], place: Path) -> Volume:
     found = {path: dicom.read_header(path) for path in slices}
-    images = {path: header for path, header in found.items() if header.get("SOPClassUID") != dicom.SEGMENTATION}
+    images = {path: header for path, header in found.items() if header.get("SOPClassUID") not in dicom.LABELS}
     usable = {path: header for path, header in images.items() if dicom.refusal(header) is None}
     if not usable:
         reason = next((refused for header in images.values() if (refused := dicom.refusal(header))), None)
