@@ -53,7 +53,7 @@ class _Strict(BaseModel):
 
 
 class LabelTable(_Strict):
-    """A CSV table (comma, semicolon or tab) with findings or reports of patients or examinations."""
+    """A table (comma, semicolon or tab) with findings, reports, sex or age of patients or examinations."""
 
     path: str = Field(description="glob of the table")
     key: str | int = Field(
@@ -68,6 +68,8 @@ class LabelTable(_Strict):
         default_factory=dict, description="column (title or number) -> finding, e.g. {acl: acl tear}"
     )
     report: str | int | None = Field(default=None, description="column (title or number) of the radiologist's text")
+    sex: str | int | None = Field(default=None, description="column (title or number) of the sex, where headers do not say it")
+    age: str | int | None = Field(default=None, description="column (title or number) of the age in years, likewise")
     values: dict[str, bool] = Field(
         default={"0": False, "1": True, "no": False, "yes": True, "false": False, "true": True},
         description="cell, lower case -> present; any other cell = not known",
@@ -101,7 +103,7 @@ class Layout(_Strict):
         default=(),
         description="globs of lists (one name a line) of the files that were looked at for boxes: without a box, no lesion",
     )
-    tables: tuple[LabelTable, ...] = Field(default=(), description="tables of findings and reports")
+    tables: tuple[LabelTable, ...] = Field(default=(), description="tables of findings, reports, sex and age")
     patient: str | None = Field(default=None, description="regular expression on the relative path; group 1 names the patient")
     sequences: dict[str, str] = Field(default_factory=dict, description="text in the relative path -> sequence")
     channels: tuple[str, ...] = Field(

@@ -1,9 +1,9 @@
-"""Tables beside images: lesion boxes in fastMRI+'s form, and findings of patients or examinations."""
+"""Tables beside images: lesion boxes in fastMRI+'s form, and findings, sex and age of patients or examinations."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from components.catalog.cards import DatasetCard, LabelTable
 from components.errors import BadInput
 from components.ingestion import vocabulary
+from components.ingestion.deidentify import age_years, sex
 from components.ingestion.volume import Box
 
 BOX_COLUMNS = ("slice", "study_level", "x", "y", "width", "height", "label")
@@ -130,3 +131,33 @@ def findings_of(table: Path, layout: LabelTable, key: str) -> dict[str, bool]:
                 if present is not None:
                     found[finding] = found.get(finding, False) or present
     return found
+
+
+def person_of(table: Path, layout: LabelTable, key: str) -> dict[str, str | float]:
+    """Sex and age in years (90 and over as 90) of the person whom a key names, by the names of sidecars; a field that the table
+    leaves open, or about which its rows contradict each other, is not in it.
+
+    Raises:
+        BadInput: a column of the card is not in the table.
+    """
+    titles, about = matching_rows(table, layout, key)
+    readers: dict[str, tuple[str | int | None, Callable[[str], str | float | None]]] = {
+        "PatientSex": (layout.sex, sex),
+        "PatientAge": (layout.age, _years),
+    }
+    found: dict[str, str | float] = {}
+    for name, (column, read) in readers.items():
+        place = place_of(column, titles, table) if column is not None else None
+        said = {read(row[place]) for row in about if len(row) > place} - {None} if place is not None else set()
+        if len(said) == 1 and (value := said.pop()) is not None:
+            found[name] = value
+    return found
+
+
+def _years(cell: str) -> float | None:
+    """``34``, ``34.5``, ``89+`` or DICOM's ``034Y``; None for anything else."""
+    text = cell.strip().removesuffix("+")
+    try:
+        return age_years(float(text))
+    except ValueError:
+        return age_years(text)

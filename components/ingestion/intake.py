@@ -133,7 +133,7 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
         made = _with_fitting_labels(made, card, data, wanted, plan.leave_out, mapper)
         made = _without_duplicates(made, results, wanted, plan.leave_out)
     series = [one for _, one in made]
-    quarantined = sorted(plan.quarantined, key=lambda one: (one.path, one.reason))
+    quarantined = sorted(set(plan.quarantined), key=lambda one: (one.path, one.reason))
     write_json(root / QUARANTINE, [asdict(one) for one in quarantined])
     if not series:
         raise BadInput(
@@ -275,6 +275,8 @@ def _write(file: PlannedFile, target: Path, card: DatasetCard, pseudonyms: Pseud
         write_json(target, findings.findings_of(file.source, card.layout.tables[file.part[0]], file.about))
     elif file.action == "report":
         write_json(target, {"text": reports.report_of(file.source, card.layout.tables[file.part[0]], file.about)})
+    elif file.action == "person":
+        write_json(target, findings.person_of(file.source, card.layout.tables[file.part[0]], file.about))
     elif file.action == "dicom-sidecar":
         header = dicom.read_header(file.source)
         write_json(target, clean_sidecar(dicom.sidecar_fields(header, *file.part)))

@@ -26,7 +26,7 @@ from components.ingestion.volume import Quarantined
 
 Role = Literal["image", "label", "annotation"]
 Action = Literal["dicom", "structures", "mosaic", "frames", "dicom-sidecar", "nifti", "metaimage", "numpy", "sidecar", "kspace",
-                 "raw", "boxes", "findings", "report"]  # fmt: skip
+                 "raw", "boxes", "findings", "report", "person"]  # fmt: skip
 Form = Literal["classic", "mosaic", "enhanced", "segmentation", "structures"]
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
 """Applies a function to items, perhaps in several processes; results in order."""
@@ -42,7 +42,7 @@ class PlannedFile:
         role: what it is in its series.
         action: how it is cleaned.
         patient: pseudonym.
-        about: sequence (sidecar), plane (numpy), or what a table is searched for (boxes, findings, report).
+        about: sequence (sidecar), plane (numpy), or what a table is searched for (boxes, findings, report, person).
         part: what of the source: frames, counters of raw data, channel of a 4-D file, number of the card's table.
         extra: other sources of it (inherited sidecars, lists of reviewed files).
     """
@@ -219,13 +219,14 @@ class _Folder:
         return self.layout.sequences[max(fitting, key=lambda text: (len(text), text))] if fitting else ""
 
     def findings(self, relative: str, dicom_patient: str | None, patient: str, stem: str) -> list[PlannedFile]:
-        """The findings and the report of each of the card's tables that has a key for this image."""
+        """What each of the card's tables that has a key for this image says: findings, a report, sex and age."""
         files: list[PlannedFile] = []
         for number, table in self.tables:
             expression = self.layout.tables[number].image
             key = _group(expression or self.layout.patient, relative) if expression or dicom_patient is None else dicom_patient
             kinds: list[Action] = ["findings"] if self.layout.tables[number].findings else []
             kinds += ["report"] if self.layout.tables[number].report is not None else []
+            kinds += ["person"] if self.layout.tables[number].sex is not None or self.layout.tables[number].age is not None else []
             for kind in kinds if key else ():
                 target = f"{stem}.{kind}-{len(files)}.json"
                 files.append(PlannedFile(table, target, "annotation", kind, patient, about=key or "", part=(number,)))

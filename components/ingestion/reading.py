@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from components.ingestion import arrays, dicom, findings, kspace, metaimage, nif
 from components.ingestion.content import kind_of
 from components.ingestion.frames import split
 from components.ingestion.intake import MANIFEST, QUARANTINE
-from components.ingestion.volume import Quarantined, SourceFile, SourceSeries, Volume
+from components.ingestion.volume import Acquisition, Quarantined, SourceFile, SourceSeries, Volume
 
 
 def list_series(data: Path, dataset_id: str) -> list[SourceSeries]:
@@ -74,6 +74,9 @@ def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volum
         if ending.startswith("findings")
         for name, present in read_json(path).items()
     }
+    person = {
+        name: said for ending, path in beside.items() if ending.startswith("person") for name, said in read_json(path).items()
+    }
     reports = [read_json(path)["text"] for ending, path in beside.items() if ending.startswith("report")]
     if series.reader == "kspace":
         volume = _kspace_volume(paths[0], beside.get("boxes.json"), card.anatomy)
@@ -84,7 +87,16 @@ def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volum
         voxels, affine, acquisition = nifti.read(paths[0], beside.get("json"), card.anatomy)
         volume = Volume(voxels=_finite(voxels, series.series_id), affine=affine, acquisition=acquisition)
     found = _read_labels(labels, volume, card) if labels else None
-    return replace(volume, labels=found, diagnosis={**volume.diagnosis, **diagnosis}, report="\n".join(filter(None, reports)))
+    return replace(
+        volume, labels=found, diagnosis={**volume.diagnosis, **diagnosis}, report="\n".join(filter(None, reports)),
+        acquisition=_of(volume.acquisition, person),
+    )  # fmt: skip
+
+
+def _of(acquisition: Acquisition, person: Mapping[str, Any]) -> Acquisition:
+    """An acquisition with the sex and age that a table says, where its header does not."""
+    age = acquisition.age_years if acquisition.age_years is not None else person.get("PatientAge")
+    return replace(acquisition, sex=acquisition.sex or person.get("PatientSex"), age_years=age)
 
 
 def _read_labels(paths: list[Path], volume: Volume, card: DatasetCard) -> NDArray[np.uint8]:
