@@ -52,8 +52,18 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LabelTable(_Strict):
-    """A table (comma, semicolon or tab) with findings, reports, sex or age of patients or examinations."""
+def _with_one_group(expression: str | None) -> str | None:
+    try:
+        groups = re.compile(expression).groups if expression is not None else 1
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError("the expression needs exactly one group, e.g. '(sub-[^/]+)'")
+    return expression
+
+
+class Table(_Strict):
+    """A table (CSV by comma, semicolon or tab; XLSX where openpyxl is installed), whose rows are about images."""
 
     path: str = Field(description="glob of the table")
     key: str | int = Field(
@@ -64,6 +74,16 @@ class LabelTable(_Strict):
         description="regular expression on an image's relative path; group 1 is looked up in the key column. None = the card's "
         "patient expression; for DICOM, Patient ID",
     )
+
+    @field_validator("image")
+    @classmethod
+    def _has_one_group(cls, value: str | None) -> str | None:
+        return _with_one_group(value)
+
+
+class LabelTable(Table):
+    """A table with findings, reports, sex or age of patients or examinations."""
+
     findings: dict[str | int, str] = Field(
         default_factory=dict, description="column (title or number) -> finding, e.g. {acl: acl tear}"
     )
@@ -74,6 +94,18 @@ class LabelTable(_Strict):
         default={"0": False, "1": True, "no": False, "yes": True, "false": False, "true": True},
         description="cell, lower case -> present; any other cell = not known",
     )  # fmt: skip
+
+
+class BoxTable(Table):
+    """A table with a lesion's 3-D box in each row: its first and its last slice, row and column, both inside, in the order of the
+    image's file (of single-frame DICOM, that of the instance numbers).
+    """
+
+    slices: tuple[str | int, str | int] = Field(description="columns (title or number) of the first and the last slice")
+    rows: tuple[str | int, str | int] = Field(description="columns of the first and the last row")
+    columns: tuple[str | int, str | int] = Field(description="columns of the first and the last column")
+    first: Literal[0, 1] = Field(default=0, description="what the table calls the first slice, row and column: 0 or 1")
+    label: str = Field(default="lesion", description="what the boxes are of")
 
 
 class Layout(_Strict):
@@ -98,7 +130,9 @@ class Layout(_Strict):
         description="regular expression on the relative path; images and label maps with the same group 1 belong together. None = "
         "those of a patient do",
     )
-    boxes: tuple[str, ...] = Field(default=(), description="globs of lesion tables in fastMRI+'s form (CSV)")
+    boxes: tuple[str | BoxTable, ...] = Field(
+        default=(), description="tables of lesion boxes: a glob for one in fastMRI+'s form (CSV), or path and columns of another"
+    )
     reviewed: tuple[str, ...] = Field(
         default=(),
         description="globs of lists (one name a line) of the files that were looked at for boxes: without a box, no lesion",
@@ -120,18 +154,13 @@ class Layout(_Strict):
     @field_validator("patient", "case")
     @classmethod
     def _has_one_group(cls, value: str | None) -> str | None:
-        try:
-            groups = re.compile(value).groups if value is not None else 1
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        if groups != 1:
-            raise ValueError("the expression needs exactly one group, e.g. '(sub-[^/]+)'")
-        return value
+        return _with_one_group(value)
 
     def globs(self) -> Iterator[tuple[str, str]]:
         """Each glob with the field it stands in."""
-        for name in ("images", "labels", "boxes", "reviewed", "ignored"):
+        for name in ("images", "labels", "reviewed", "ignored"):
             yield from ((name, pattern) for pattern in getattr(self, name))
+        yield from (("boxes", table if isinstance(table, str) else table.path) for table in self.boxes)
         yield from ((f"tissue_maps.{value}", pattern) for value, pattern in self.tissue_maps.items())
         yield from (("tables", table.path) for table in self.tables)
 

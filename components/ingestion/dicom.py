@@ -294,6 +294,13 @@ def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.
     return voxels, affine, headers.from_dicom(found[paths[0]], affine, anatomy)
 
 
+def places(paths: Sequence[Path]) -> list[int]:
+    """For each classic image of a volume, in the order given, its slice in :func:`read_series`'s voxels."""
+    frames = [frame for path in paths for frame in frames_of(read_header(path), path)]
+    numbers = {frame.path: number for number, frame in enumerate(in_order(frames))}
+    return [numbers[path] for path in paths]
+
+
 def sidecar_fields(header: Dataset, index: int = 0) -> dict[str, object]:
     """The fields of a frame's header that a sidecar of its NIfTI may have (BIDS names and units)."""
     places = [header]

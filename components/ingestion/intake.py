@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from components.catalog import DatasetCard
+from components.catalog.cards import BoxTable
 from components.errors import BadInput, OmniMRIError
 from components.files import atomic_file, read_json, write_json
 from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw, reports, structures
@@ -298,6 +299,9 @@ _IMAGES: dict[str, Callable[[PlannedFile, DatasetCard], Any]] = {
 
 def _boxes(file: PlannedFile, card: DatasetCard) -> list[dict[str, Any]]:
     """Box rows about a file; of one that was looked at without any, a row that says so."""
+    table = card.layout.boxes[file.part[0]]
+    if isinstance(table, BoxTable):
+        return findings.block_rows(file.source, table, file.about, file.part[1:])
     rows = findings.box_rows(file.source, file.about, card)
     if rows is None and findings.is_reviewed(list(file.extra), file.about):
         blank = dict.fromkeys(findings.BOX_COLUMNS, "")

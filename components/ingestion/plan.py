@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from components.catalog import DatasetCard
+from components.catalog.cards import BoxTable, Table
 from components.errors import BadInput
-from components.ingestion import dicom, metaimage, nifti, raw, structures
+from components.ingestion import arrays, dicom, metaimage, nifti, raw, structures
 from components.ingestion.content import Kind, kind_of
 from components.ingestion.frames import Frame, split
 from components.ingestion.keys import Pseudonyms
@@ -28,6 +29,7 @@ Role = Literal["image", "label", "annotation"]
 Action = Literal["dicom", "structures", "mosaic", "frames", "dicom-sidecar", "nifti", "metaimage", "numpy", "sidecar", "kspace",
                  "raw", "boxes", "findings", "report", "person"]  # fmt: skip
 Form = Literal["classic", "mosaic", "enhanced", "segmentation", "structures"]
+Grid = tuple[int, ...]
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
 """Applies a function to items, perhaps in several processes; results in order."""
 
@@ -43,7 +45,8 @@ class PlannedFile:
         action: how it is cleaned.
         patient: pseudonym.
         about: sequence (sidecar), plane (numpy), or what a table is searched for (boxes, findings, report, person).
-        part: what of the source: frames, counters of raw data, channel of a 4-D file, number of the card's table.
+        part: what of the source: frames, counters of raw data, channel of a 4-D file, number of the card's table (of boxes: and the
+            image's slices, rows and columns, where they are known).
         extra: other sources of it (inherited sidecars, lists of reviewed files).
     """
 
@@ -196,11 +199,13 @@ class _Folder:
         self.card, self.layout, self.source, self.pseudonyms = card, card.layout, source, pseudonyms
         self.sidecars = Sidecars(source, others)
         self.used: set[Path] = set()
-        self.boxes, self.reviewed = self._matching(others, self.layout.boxes), self._matching(others, self.layout.reviewed)
+        self.reviewed = self._matching(others, self.layout.reviewed)
+        globs = [table if isinstance(table, str) else table.path for table in self.layout.boxes]
+        self.boxes = [(number, path) for number, glob in enumerate(globs) for path in self._matching(others, [glob])]
         self.tables = [
             (number, path) for number, table in enumerate(self.layout.tables) for path in self._matching(others, [table.path])
         ]
-        self.used |= {*self.boxes, *self.reviewed, *(path for _, path in self.tables)}
+        self.used |= {*self.reviewed, *(path for _, path in (*self.boxes, *self.tables))}
 
     def _matching(self, paths: list[Path], globs: Iterable[str]) -> list[Path]:
         return [path for path in paths if _matches(path.relative_to(self.source).as_posix(), globs)]
@@ -222,8 +227,7 @@ class _Folder:
         """What each of the card's tables that has a key for this image says: findings, a report, sex and age."""
         files: list[PlannedFile] = []
         for number, table in self.tables:
-            expression = self.layout.tables[number].image
-            key = _group(expression or self.layout.patient, relative) if expression or dicom_patient is None else dicom_patient
+            key = self._key(self.layout.tables[number], relative, dicom_patient)
             kinds: list[Action] = ["findings"] if self.layout.tables[number].findings else []
             kinds += ["report"] if self.layout.tables[number].report is not None else []
             kinds += ["person"] if self.layout.tables[number].sex is not None or self.layout.tables[number].age is not None else []
@@ -231,6 +235,33 @@ class _Folder:
                 target = f"{stem}.{kind}-{len(files)}.json"
                 files.append(PlannedFile(table, target, "annotation", kind, patient, about=key or "", part=(number,)))
         return files
+
+    def boxes_of(
+        self, relative: str, dicom_patient: str | None, patient: str, stem: str, grid: Grid, file_name: str = ""
+    ) -> list[PlannedFile]:
+        """The boxes of each of the card's tables that has a key for this image.
+
+        Args:
+            grid: slices, rows and columns of the image; empty where they are not known.
+            file_name: key in tables of fastMRI+'s form; none for images that they are not about.
+        """
+        files: list[PlannedFile] = []
+        for number, path in self.boxes:
+            table = self.layout.boxes[number]
+            declared = isinstance(table, BoxTable)
+            key = self._key(table, relative, dicom_patient) if isinstance(table, BoxTable) else file_name
+            if key:
+                target = f"{stem}.boxes{f'-{len(files)}' if files else ''}.json"
+                files.append(
+                    PlannedFile(path, target, "annotation", "boxes", patient, about=key, part=(number, *grid),
+                                extra=() if declared else tuple(self.reviewed))
+                )  # fmt: skip
+        return files
+
+    def _key(self, table: Table, relative: str, dicom_patient: str | None) -> str | None:
+        """What a table's key column is searched for."""
+        expression = table.image or (self.layout.patient if dicom_patient is None else None)
+        return _group(expression, relative) if expression or dicom_patient is None else dicom_patient
 
 
 class _Placed(NamedTuple):
@@ -321,7 +352,9 @@ def _classic(plan: Plan, folder: _Folder, looks: list[Look]) -> list[_Placed]:
             number = frame.number if 0 <= frame.number < 10**5 else 0
             files.append(PlannedFile(frame.path, f"{stem}/{number:05d}-{image[1:7]}.dcm", "image", "dicom", patient))
         files.sort(key=lambda file: file.target)
-        files += folder.findings(folder.relative(first.path), first.patient, patient, stem)
+        relative, grid = folder.relative(first.path), (len(volume), *volume[0].shape)
+        files += folder.findings(relative, first.patient, patient, stem)
+        files += folder.boxes_of(relative, first.patient, patient, stem, grid)
         planned.append(_Placed(first, PlannedSeries(patient, name, "dicom", files)))
     return planned
 
@@ -398,7 +431,21 @@ def _image(
         own = sidecars[-1] if sidecars else one.path.with_name(f"{stem_of(one.path)}.json")
         files.append(PlannedFile(own, f"{stem}.json", "annotation", "sidecar", patient, about=sequence, extra=sidecars[:-1]))
     files += folder.findings(relative, None, patient, stem)
+    files += folder.boxes_of(relative, None, patient, stem, _grid(one) if folder.boxes else ())
     return PlannedSeries(patient, name, "nifti", files)
+
+
+def _grid(one: Look) -> Grid:
+    """Slices, rows and columns of an image; empty where its header cannot be read, which will be told when it is."""
+    try:
+        shape = arrays.shape_of(one.path)[::-1] if one.kind == "numpy" else _shape(one)
+    except BadInput:
+        return ()
+    return tuple(shape[2::-1])
+
+
+def _shape(one: Look) -> tuple[int, ...]:
+    return metaimage.shape_of(one.path) if one.kind == "metaimage" else nifti.shape_of(one.path)
 
 
 def _beside(one: Look) -> list[Path | None]:
@@ -412,7 +459,7 @@ def _channels(folder: _Folder, one: Look) -> int:
     """How many images a 4-D file holds, where the card says what they are; 0 for one image or repeats of one."""
     if not folder.layout.channels or one.kind == "numpy":
         return 0
-    shape = metaimage.load(one.path).shape if one.kind == "metaimage" else nifti.shape_of(one.path)
+    shape = _shape(one)
     return int(shape[3]) if len(shape) == 4 else 0
 
 
@@ -430,11 +477,6 @@ def _plan_kspace(plan: Plan, folder: _Folder, paths: list[Path]) -> None:
             stem = f"{folder.card.id}/{patient}/{name}"
             action: Action = "raw" if part else "kspace"
             one = PlannedSeries(patient, name, "kspace", [PlannedFile(path, f"{stem}.h5", "image", action, patient, part=part)])
-            if not part:
-                one.files += [
-                    PlannedFile(table, f"{stem}.boxes.json", "annotation", "boxes", patient, about=path.stem,
-                                extra=tuple(folder.reviewed))
-                    for table in folder.boxes
-                ]  # fmt: skip
+            one.files += folder.boxes_of(relative, None, patient, stem, (), "" if part else path.stem)
             one.files += folder.findings(relative, None, patient, stem)
             plan.series.append(one)

@@ -19,7 +19,7 @@ from components.ingestion import arrays, dicom, findings, kspace, metaimage, nif
 from components.ingestion.content import kind_of
 from components.ingestion.frames import split
 from components.ingestion.intake import MANIFEST, QUARANTINE
-from components.ingestion.volume import Acquisition, Quarantined, SourceFile, SourceSeries, Volume
+from components.ingestion.volume import Acquisition, Box, Quarantined, SourceFile, SourceSeries, Volume
 
 
 def list_series(data: Path, dataset_id: str) -> list[SourceSeries]:
@@ -79,7 +79,7 @@ def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volum
     }
     reports = [read_json(path)["text"] for ending, path in beside.items() if ending.startswith("report")]
     if series.reader == "kspace":
-        volume = _kspace_volume(paths[0], beside.get("boxes.json"), card.anatomy)
+        volume = _kspace_volume(paths[0], card.anatomy)
     elif series.reader == "dicom":
         voxels, affine, acquisition = dicom.read_series(paths, card.anatomy)
         volume = Volume(voxels=_finite(voxels, series.series_id), affine=affine, acquisition=acquisition)
@@ -87,10 +87,25 @@ def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volum
         voxels, affine, acquisition = nifti.read(paths[0], beside.get("json"), card.anatomy)
         volume = Volume(voxels=_finite(voxels, series.series_id), affine=affine, acquisition=acquisition)
     found = _read_labels(labels, volume, card) if labels else None
+    rows = [row for ending, path in beside.items() if ending.startswith("boxes") for row in read_json(path)]
+    boxes = _boxes(rows, series.reader, paths, volume) if rows else ()
     return replace(
-        volume, labels=found, diagnosis={**volume.diagnosis, **diagnosis}, report="\n".join(filter(None, reports)),
-        acquisition=_of(volume.acquisition, person),
+        volume, labels=found, boxes=boxes, diagnosis={**findings.diagnosis_of(rows, boxes), **diagnosis},
+        report="\n".join(filter(None, reports)), acquisition=_of(volume.acquisition, person),
     )  # fmt: skip
+
+
+def _boxes(rows: list[dict[str, Any]], reader: str, paths: list[Path], volume: Volume) -> tuple[Box, ...]:
+    """Boxes that were drawn in the order of the files, on the grid of the volume."""
+    blocks = findings.blocks_of(rows)
+    if reader == "nifti":
+        turn = np.linalg.inv(volume.affine) @ nifti.stored_affine(paths[0])
+        return findings.boxes_of([block.turned(turn) for block in blocks])
+    boxes = findings.boxes_of(blocks)
+    if reader == "dicom":
+        places = dicom.places(paths)
+        return tuple(replace(box, slice_index=places[box.slice_index]) for box in boxes)
+    return boxes
 
 
 def _of(acquisition: Acquisition, person: Mapping[str, Any]) -> Acquisition:
@@ -119,12 +134,9 @@ def _finite(voxels: NDArray[Any], name: str) -> NDArray[np.float32]:
     return np.where(finite, voxels, 0).astype(np.float32)
 
 
-def _kspace_volume(path: Path, boxes_file: Path | None, anatomy: str | None) -> Volume:
+def _kspace_volume(path: Path, anatomy: str | None) -> Volume:
     voxels, lines, affine, acquisition = kspace.read(path, anatomy)
-    boxes, diagnosis = findings.boxes_and_diagnosis(read_json(boxes_file)) if boxes_file else ((), {})
-    return Volume(
-        voxels=_finite(voxels, path.stem), affine=affine, acquisition=acquisition, kspace=lines, boxes=boxes, diagnosis=diagnosis
-    )  # fmt: skip
+    return Volume(voxels=_finite(voxels, path.stem), affine=affine, acquisition=acquisition, kspace=lines)
 
 
 def read_path(path: Path) -> Volume:
@@ -146,7 +158,7 @@ def _path_volume(path: Path) -> Volume:
     if kind == "dicom":
         return _one_series([path], path)
     if kind == "hdf5":
-        return _raw_volume(path) if raw.is_raw(path) else _kspace_volume(path, None, None)
+        return _raw_volume(path) if raw.is_raw(path) else _kspace_volume(path, None)
     if kind == "nifti":
         return _image(nifti.load(path), {}, path)
     if kind == "metaimage":
@@ -167,7 +179,7 @@ def _raw_volume(path: Path) -> Volume:
     with TemporaryDirectory() as folder:
         target = Path(folder) / "image.h5"
         raw.write_clean(path, target, "", images[0])
-        return _kspace_volume(target, None, None)
+        return _kspace_volume(target, None)
 
 
 def _only_one(count: int, what: str, place: Path) -> None:
