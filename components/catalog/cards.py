@@ -142,8 +142,8 @@ class Layout(_Strict):
     sequences: dict[str, str] = Field(default_factory=dict, description="text in the relative path -> sequence")
     channels: tuple[str, ...] = Field(
         default=(),
-        description="sequences of the images along the fourth axis of a 4-D file: each becomes a volume. Empty = repeats of one "
-        "image, of which the first is used",
+        description="sequences of the images along the fourth axis of a 4-D file: each becomes a volume. Empty = a 4-D file counts "
+        "as repeats of one image, of which the first is used, if sequences says what it is; else it is refused",
     )
     planes: dict[str, Plane] = Field(default_factory=dict, description="NumPy: text in the relative path -> plane; none = axial")
     spacing_mm: tuple[float, float, float] = Field(

@@ -21,7 +21,7 @@ from components.ingestion import arrays, dicom, metaimage, nifti, raw, structure
 from components.ingestion.content import Kind, kind_of
 from components.ingestion.frames import Frame, split
 from components.ingestion.keys import Pseudonyms
-from components.ingestion.refusals import Listing, Refusal
+from components.ingestion.refusals import Listing, Refusal, Unusable
 from components.ingestion.sidecars import Sidecars, stem_of
 from components.ingestion.volume import Quarantined
 
@@ -397,15 +397,11 @@ def _plan_images(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
             labels[case].append(PlannedFile(one.path, f"{stem}.{middle}.nii", "label", action, patient))
             continue
         try:
-            count = _channels(folder, one)
+            parts = _parts(folder, one, relative)
         except BadInput as error:
-            plan.leave_out([one.path], Refusal("unreadable", error.what, error.remedy))
+            kind = error.kind if isinstance(error, Unusable) else "unreadable"
+            plan.leave_out([one.path], Refusal(kind, error.what, error.remedy))
             continue
-        if count not in (0, len(folder.layout.channels)):
-            reason = f"{count} images along the fourth axis, the card names {len(folder.layout.channels)} channels"
-            plan.leave_out([one.path], Refusal("unsupported", reason, "mend layout.channels of the card"))
-            continue
-        parts: list[tuple[int, ...]] = [(channel,) for channel in range(count)] or [()]
         for part in parts:
             images.append((case, _image(folder, one, relative, patient, action, part)))
     taken = set()
@@ -455,12 +451,32 @@ def _beside(one: Look) -> list[Path | None]:
     return [one.path.with_suffix(".img")] if one.kind == "nifti" and one.path.suffix == ".hdr" else []
 
 
-def _channels(folder: _Folder, one: Look) -> int:
-    """How many images a 4-D file holds, where the card says what they are; 0 for one image or repeats of one."""
-    if not folder.layout.channels or one.kind == "numpy":
-        return 0
+def _parts(folder: _Folder, one: Look, relative: str) -> list[tuple[int, ...]]:
+    """Which images of a file become volumes: a number along the fourth axis for each, or () for the file as one.
+
+    What a fourth axis means, no header says: the card names its channels, or one sequence for the file, which they then repeat.
+
+    Raises:
+        BadInput: a header that cannot be read.
+        Unusable: a 4-D file that the card does not explain, or explains otherwise.
+    """
+    channels = folder.layout.channels
+    if one.kind == "numpy" or (not channels and folder.sequence(relative)):
+        return [()]
     shape = _shape(one)
-    return int(shape[3]) if len(shape) == 4 else 0
+    if len(shape) != 4 or (shape[3] == 1 and not channels):
+        return [()]
+    if not channels:
+        raise Unusable(
+            "unsupported", f"{shape[3]} images along the fourth axis, and the card does not say what they are",
+            remedy="name each in layout.channels; if they repeat one image, name it in layout.sequences: the first is then used",
+        )  # fmt: skip
+    if shape[3] != len(channels):
+        raise Unusable(
+            "unsupported", f"{shape[3]} images along the fourth axis, the card names {len(channels)} channels",
+            remedy="mend layout.channels of the card",
+        )  # fmt: skip
+    return [(channel,) for channel in range(len(channels))]
 
 
 def _plan_kspace(plan: Plan, folder: _Folder, paths: list[Path]) -> None:

@@ -169,6 +169,7 @@ def _path_volume(path: Path) -> Volume:
 
 
 def _image(image: Any, fields: dict[str, object], path: Path) -> Volume:
+    _only_one(image.shape[3] if len(image.shape) == 4 else 1, "images", path)
     voxels, affine, acquisition = nifti.volume_of(image, fields, None)
     return Volume(voxels=_finite(voxels, path.name), affine=affine, acquisition=acquisition)
 
