@@ -69,7 +69,8 @@ def write_series(folder: Path, series: int) -> None:
 def ours(folder: Path, out: Path) -> None:
     """Read a series and store its volume."""
     voxels, _, _ = dicom.read_series(sorted(folder.iterdir()), None)
-    VolumeStore(out).write(f"{int(folder.name):032x}", "voxels", np.asarray(voxels) / np.float32(1000))
+    voxels /= 1000
+    VolumeStore(out).write(f"{int(folder.name):032x}", "voxels", voxels)
 
 
 def converted_into_store(folder: Path, out: Path) -> None:

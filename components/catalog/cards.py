@@ -52,8 +52,18 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LabelTable(_Strict):
-    """A CSV table (comma, semicolon or tab) with findings or reports of patients or examinations."""
+def _with_one_group(expression: str | None) -> str | None:
+    try:
+        groups = re.compile(expression).groups if expression is not None else 1
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError("the expression needs exactly one group, e.g. '(sub-[^/]+)'")
+    return expression
+
+
+class Table(_Strict):
+    """A table (CSV by comma, semicolon or tab; or XLSX), whose rows are about images."""
 
     path: str = Field(description="glob of the table")
     key: str | int = Field(
@@ -64,14 +74,38 @@ class LabelTable(_Strict):
         description="regular expression on an image's relative path; group 1 is looked up in the key column. None = the card's "
         "patient expression; for DICOM, Patient ID",
     )
+
+    @field_validator("image")
+    @classmethod
+    def _has_one_group(cls, value: str | None) -> str | None:
+        return _with_one_group(value)
+
+
+class LabelTable(Table):
+    """A table with findings, reports, sex or age of patients or examinations."""
+
     findings: dict[str | int, str] = Field(
         default_factory=dict, description="column (title or number) -> finding, e.g. {acl: acl tear}"
     )
     report: str | int | None = Field(default=None, description="column (title or number) of the radiologist's text")
+    sex: str | int | None = Field(default=None, description="column (title or number) of the sex, where headers do not say it")
+    age: str | int | None = Field(default=None, description="column (title or number) of the age in years, likewise")
     values: dict[str, bool] = Field(
         default={"0": False, "1": True, "no": False, "yes": True, "false": False, "true": True},
         description="cell, lower case -> present; any other cell = not known",
     )  # fmt: skip
+
+
+class BoxTable(Table):
+    """A table with a lesion's 3-D box in each row: its first and its last slice, row and column, both inside, in the order of the
+    image's file (of single-frame DICOM, that of the instance numbers).
+    """
+
+    slices: tuple[str | int, str | int] = Field(description="columns (title or number) of the first and the last slice")
+    rows: tuple[str | int, str | int] = Field(description="columns of the first and the last row")
+    columns: tuple[str | int, str | int] = Field(description="columns of the first and the last column")
+    first: Literal[0, 1] = Field(default=0, description="what the table calls the first slice, row and column: 0 or 1")
+    label: str = Field(default="lesion", description="what the boxes are of")
 
 
 class Layout(_Strict):
@@ -87,23 +121,29 @@ class Layout(_Strict):
         default_factory=dict,
         description="label value -> glob of its probability map, or of the binary mask of this structure alone",
     )
+    ignored_structures: tuple[str, ...] = Field(
+        default=(),
+        description='globs of structures in DICOM RT Structure Sets that are left out on purpose, lower case, e.g. "couch*"',
+    )
     case: str | None = Field(
         default=None,
         description="regular expression on the relative path; images and label maps with the same group 1 belong together. None = "
         "those of a patient do",
     )
-    boxes: tuple[str, ...] = Field(default=(), description="globs of lesion tables in fastMRI+'s form (CSV)")
+    boxes: tuple[str | BoxTable, ...] = Field(
+        default=(), description="tables of lesion boxes: a glob for one in fastMRI+'s form (CSV), or path and columns of another"
+    )
     reviewed: tuple[str, ...] = Field(
         default=(),
         description="globs of lists (one name a line) of the files that were looked at for boxes: without a box, no lesion",
     )
-    tables: tuple[LabelTable, ...] = Field(default=(), description="tables of findings and reports")
+    tables: tuple[LabelTable, ...] = Field(default=(), description="tables of findings, reports, sex and age")
     patient: str | None = Field(default=None, description="regular expression on the relative path; group 1 names the patient")
     sequences: dict[str, str] = Field(default_factory=dict, description="text in the relative path -> sequence")
     channels: tuple[str, ...] = Field(
         default=(),
-        description="sequences of the images along the fourth axis of a 4-D file: each becomes a volume. Empty = repeats of one "
-        "image, of which the first is used",
+        description="sequences of the images along the fourth axis of a 4-D file: each becomes a volume. Empty = a 4-D file counts "
+        "as repeats of one image, of which the first is used, if sequences says what it is; else it is refused",
     )
     planes: dict[str, Plane] = Field(default_factory=dict, description="NumPy: text in the relative path -> plane; none = axial")
     spacing_mm: tuple[float, float, float] = Field(
@@ -114,18 +154,13 @@ class Layout(_Strict):
     @field_validator("patient", "case")
     @classmethod
     def _has_one_group(cls, value: str | None) -> str | None:
-        try:
-            groups = re.compile(value).groups if value is not None else 1
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        if groups != 1:
-            raise ValueError("the expression needs exactly one group, e.g. '(sub-[^/]+)'")
-        return value
+        return _with_one_group(value)
 
     def globs(self) -> Iterator[tuple[str, str]]:
         """Each glob with the field it stands in."""
-        for name in ("images", "labels", "boxes", "reviewed", "ignored"):
+        for name in ("images", "labels", "reviewed", "ignored"):
             yield from ((name, pattern) for pattern in getattr(self, name))
+        yield from (("boxes", table if isinstance(table, str) else table.path) for table in self.boxes)
         yield from ((f"tissue_maps.{value}", pattern) for value, pattern in self.tissue_maps.items())
         yield from (("tables", table.path) for table in self.tables)
 

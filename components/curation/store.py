@@ -75,6 +75,14 @@ class _Checksums:
         return cls(tuple(int(side) for side in numbers[1 : 1 + axes]), numbers[1 + axes :])
 
 
+def _halved(values: NDArray[Any]) -> NDArray[np.float16]:
+    """Voxels (D, ...) as float16, what is beyond its range at its ends; a slice at a time, which stays in the cache."""
+    halved = np.empty(values.shape, dtype=np.float16)
+    for plane, target in zip(values, halved, strict=True):
+        target[...] = np.clip(plane, -_HALF_MAXIMUM, _HALF_MAXIMUM)
+    return halved
+
+
 class _Stored:
     """One open array. Chunks are fetched compressed, checked, and only then unpacked."""
 
@@ -146,9 +154,7 @@ class VolumeStore:
                 f"{array} has {values.ndim} axes, not (D, H, W) or (D, coils, H, W)", where=volume_id,
                 remedy="curate it slice axis first",
             )  # fmt: skip
-        if array == "voxels":
-            values = np.clip(values, -_HALF_MAXIMUM, _HALF_MAXIMUM)
-        stored = np.ascontiguousarray(values, dtype=STORED[array])
+        stored = _halved(values) if array == "voxels" else np.ascontiguousarray(values, dtype=STORED[array])
         chunk = (1, *stored.shape[1:])
         parameters = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, nthreads=1)
         target = self.path(volume_id, array)

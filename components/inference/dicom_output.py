@@ -57,12 +57,10 @@ def save_dicom(prediction: Prediction, instruction: str, source: Path, out: Path
 
 def _images(source: Path) -> list[Dataset]:
     """Headers of the MR images, in the order of their positions."""
-    import pydicom
-
-    from components.ingestion.dicom import MR_CLASSES
+    from components.ingestion.dicom import MR_CLASSES, read_header
 
     files = [source] if source.is_file() else [file for file in sorted(source.rglob("*")) if file.is_file()]
-    found = [pydicom.dcmread(file, stop_before_pixels=True) for file in files if kind_of(file) == "dicom"]
+    found = [read_header(file) for file in files if kind_of(file) == "dicom"]
     images = [image for image in found if image.get("SOPClassUID") in MR_CLASSES]
     return sorted(images, key=lambda image: int(image.get("InstanceNumber") or 0))
 

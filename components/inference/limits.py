@@ -83,11 +83,13 @@ def _nifti_values(path: Path, most: int) -> int:
 
 
 def _dicom_values(path: Path) -> int:
-    import pydicom
+    from components.ingestion.dicom import read_header
 
     try:
-        head = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        head = read_header(path)
         return int(head.get("Rows") or 0) * int(head.get("Columns") or 0) * int(head.get("NumberOfFrames") or 1)
+    except BadInput:
+        raise
     except Exception:  # whatever a damaged header makes of pydicom
         raise BadInput("a damaged DICOM header", where="image", remedy="get the file again") from None
 

@@ -17,6 +17,15 @@ DIRECTIONS = {
 """Plane -> where slices, rows and columns lead (RAS+), as usually shown: left is the patient's right, top front or head."""
 
 
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Shape of an array, from its header alone.
+
+    Raises:
+        BadInput: no plain array.
+    """
+    return tuple(_mapped(path).shape)
+
+
 def load(path: Path, plane: str, spacing_mm: tuple[float, float, float]) -> Any:
     """An array (slices, rows, columns) as a NIfTI image around the origin.
 
@@ -25,12 +34,7 @@ def load(path: Path, plane: str, spacing_mm: tuple[float, float, float]) -> Any:
     """
     import nibabel as nib
 
-    try:
-        values = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError):
-        raise BadInput(
-            "the NumPy file cannot be read, or holds Python objects", where=path.name, remedy="save a plain array"
-        ) from None
+    values = _mapped(path)
     if values.ndim != 3 or min(values.shape) < 1 or values.dtype.kind not in "uif":
         raise BadInput(
             f"an array of {values.shape} {values.dtype.name}, not (slices, rows, columns) of numbers", where=path.name,
@@ -44,3 +48,12 @@ def load(path: Path, plane: str, spacing_mm: tuple[float, float, float]) -> Any:
     affine[:3, :3] = directions[:, ::-1]
     affine[:3, 3] = -directions @ ((np.array(values.shape) - 1) / 2)
     return nib.Nifti1Image(values.transpose(2, 1, 0), affine, dtype=values.dtype)
+
+
+def _mapped(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError):
+        raise BadInput(
+            "the NumPy file cannot be read, or holds Python objects", where=path.name, remedy="save a plain array"
+        ) from None

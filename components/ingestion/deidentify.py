@@ -58,12 +58,15 @@ def profile() -> dict[int, str]:
     return {Tag(*tag): action for name, action in names.items() for tag in tables[name] if len(tag) == 2}
 
 
-def deidentify_dicom(dataset: Dataset, pixels: bytes, pseudonyms: Pseudonyms, labels: frozenset[str] = frozenset()) -> Dataset:
+def deidentify_dicom(
+    dataset: Dataset, pixels: bytes | None, pseudonyms: Pseudonyms, labels: frozenset[str] = frozenset()
+) -> Dataset:
     """A new, de-identified dataset in explicit little endian.
 
     Args:
-        pixels: the decoded pixel data; what is hidden in compressed frames or behind the pixels does not come along.
-        labels: names of segments that may be kept, lower case.
+        pixels: the decoded pixel data; what is hidden in compressed frames or behind the pixels does not come along. None for an
+            object without any.
+        labels: names of segments and structures that may be kept, lower case.
     """
     patient = str(dataset.get("PatientID", "") or "")
     rules = _Rules(pseudonyms, datetime.timedelta(days=pseudonyms.shift_days(patient)), labels)
@@ -74,7 +77,8 @@ def deidentify_dicom(dataset: Dataset, pixels: bytes, pseudonyms: Pseudonyms, la
     clean.LongitudinalTemporalInformationModified = "MODIFIED"
     if (age := age_years(dataset.get("PatientAge"))) is not None:
         clean.PatientAge = f"{min(int(age), OLDEST):03d}Y"
-    clean.add(DataElement(0x7FE00010, "OW" if int(dataset.BitsAllocated) > 8 else "OB", pixels + b"\0" * (len(pixels) % 2)))
+    if pixels is not None:
+        clean.add(DataElement(0x7FE00010, "OW" if int(dataset.BitsAllocated) > 8 else "OB", pixels + b"\0" * (len(pixels) % 2)))
     clean.file_meta = FileMetaDataset()
     clean.file_meta.MediaStorageSOPClassUID = clean.get("SOPClassUID", "1.2.840.10008.5.1.4.1.1.4")
     clean.file_meta.MediaStorageSOPInstanceUID = clean.SOPInstanceUID
@@ -148,6 +152,10 @@ def _terms(keyword: str) -> Callable[[Any, _Rules], Any]:
     return check
 
 
+def _known_label(value: Any, rules: _Rules) -> Any:
+    return value if str(value).strip().lower() in rules.labels else "ANONYMIZED"
+
+
 _CHECKED: dict[str, Callable[[Any, _Rules], Any]] = {
     **{keyword: _terms(keyword) for keyword in vocabulary.TERMS},
     "PatientAge": lambda value, _: None,  # set last, for the whole dataset
@@ -155,7 +163,7 @@ _CHECKED: dict[str, Callable[[Any, _Rules], Any]] = {
     "ManufacturerModelName": lambda value, _: vocabulary.scanner(value) or "",
     "BodyPartExamined": lambda value, _: (vocabulary.body_part(value) or "").upper(),
     "StackID": lambda value, _: value if re.fullmatch(r"\d{1,3}", str(value)) else "1",
-    "SegmentLabel": lambda value, rules: value if str(value).strip().lower() in rules.labels else "ANONYMIZED",
+    **dict.fromkeys(("SegmentLabel", "ROIName"), _known_label),
     "SegmentAlgorithmName": lambda value, _: "ANONYMIZED",
     "ContentLabel": lambda value, _: "SEGMENTATION",
 }

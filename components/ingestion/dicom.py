@@ -17,13 +17,16 @@ from pydicom.pixels import iter_pixels, pixel_array
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from components.errors import BadInput
-from components.ingestion import headers
+from components.ingestion import headers, structures
+from components.ingestion.content import opened, unpacked
 from components.ingestion.elements import short
 from components.ingestion.frames import LPS_TO_RAS, Frame, affine_of, frames_of, in_order, uneven
 from components.ingestion.refusals import Refusal, Unusable
+from components.ingestion.structures import STRUCTURES
 from components.ingestion.volume import Acquisition
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+LABELS = frozenset({SEGMENTATION, STRUCTURES})
 MR_CLASSES = frozenset({
     "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
     "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR Image Storage
@@ -72,8 +75,12 @@ _LARGEST_FRAME, _PACKED_AT_BEST = 2**26, 4096
 
 
 def read_header(path: Path) -> Dataset:
-    """Header of a file, pixels left out; bare data sets are read too."""
-    return pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    """Header of a file, plain or gzipped, pixels left out; bare data sets are read too.
+
+    Raises:
+        BadInput: a gzipped file that cannot be unpacked.
+    """
+    return pydicom.dcmread(opened(path), stop_before_pixels=True, force=True)
 
 
 def refusal(header: Dataset) -> Refusal | None:
@@ -81,6 +88,8 @@ def refusal(header: Dataset) -> Refusal | None:
     kind = str(header.get("SOPClassUID", "") or "")
     if kind == SEGMENTATION:
         return None
+    if kind == STRUCTURES:
+        return structures.refusal(header)
     image_type = " ".join(str(part).upper().replace("_", " ") for part in header.get("ImageType") or ())
     if (
         kind.startswith(SECONDARY_CAPTURE)
@@ -132,7 +141,7 @@ def frames_or_refusal(header: Dataset, path: Path) -> tuple[list[Frame], Refusal
 def broken(path: Path) -> Refusal | None:
     """Why the pixels of a file cannot be decoded, and the remedy; None where they can."""
     try:
-        decoded(pydicom.dcmread(path, force=True))
+        decoded(pydicom.dcmread(opened(path), force=True))
     except BadInput as error:
         return Refusal("unreadable", error.what, error.remedy)
     except Exception as error:
@@ -221,9 +230,11 @@ def unpack_mosaic(path: Path) -> Any:
         warnings.simplefilter("ignore")  # "experimental"; the tests hold it to dcm2niix
         from nibabel.nicom.dicomwrappers import wrapper_from_file
     try:
-        wrapper = wrapper_from_file(path)
+        wrapper = wrapper_from_file(opened(path))
         voxels = np.asarray(wrapper.get_data())
         affine = LPS_TO_RAS @ wrapper.affine
+    except BadInput:
+        raise
     except Exception:  # a dozen kinds, some of which quote the header
         raise BadInput(
             "a mosaic whose pixels are missing or do not fit its private header", where=path.name,
@@ -239,7 +250,7 @@ def unpack_frames(path: Path, indices: Sequence[int]) -> Any:
     header = read_header(path)
     frames = frames_of(header, path)
     scales = [_scale(header, index) for index in indices]
-    planes = dict(zip(sorted(indices), iter_pixels(path, indices=sorted(indices)), strict=True))
+    planes = dict(zip(sorted(indices), iter_pixels(opened(path), indices=sorted(indices)), strict=True))
     if all(scale == (1.0, 0.0) for scale in scales):
         voxels = np.stack([planes[index] for index in indices])
     else:
@@ -270,7 +281,7 @@ def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.
     Raises:
         BadInput: slices that make no regular volume, or without pixels.
     """
-    found = {path: pydicom.dcmread(BytesIO(path.read_bytes()), force=True) for path in paths}
+    found = {path: pydicom.dcmread(BytesIO(unpacked(path)), force=True) for path in paths}
     ordered = in_order([frame for path, dataset in found.items() for frame in frames_of(dataset, path)])
     fault = uneven(ordered) or ("slices of unlike geometry" if len({frame.kind for frame in ordered}) > 1 else None)
     if fault:
@@ -280,6 +291,13 @@ def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.
         plane[:] = _scaled(decoded(found[frame.path]), *_scale(found[frame.path]))
     affine = affine_of(ordered)
     return voxels, affine, headers.from_dicom(found[paths[0]], affine, anatomy)
+
+
+def places(paths: Sequence[Path]) -> list[int]:
+    """For each classic image of a volume, in the order given, its slice in :func:`read_series`'s voxels."""
+    frames = [frame for path in paths for frame in frames_of(read_header(path), path)]
+    numbers = {frame.path: number for number, frame in enumerate(in_order(frames))}
+    return [numbers[path] for path in paths]
 
 
 def sidecar_fields(header: Dataset, index: int = 0) -> dict[str, object]:

@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from components.catalog import DatasetCard
+from components.catalog.cards import BoxTable
 from components.errors import BadInput, OmniMRIError
 from components.files import atomic_file, read_json, write_json
-from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw, reports
+from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw, reports, structures
+from components.ingestion.content import opened, unpacked
 from components.ingestion.deidentify import clean_sidecar, deidentify_dicom
 from components.ingestion.keys import Pseudonyms, check_key
 from components.ingestion.plan import PlannedFile, PlannedSeries, make_plan
@@ -132,7 +134,7 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
         made = _with_fitting_labels(made, card, data, wanted, plan.leave_out, mapper)
         made = _without_duplicates(made, results, wanted, plan.leave_out)
     series = [one for _, one in made]
-    quarantined = sorted(plan.quarantined, key=lambda one: (one.path, one.reason))
+    quarantined = sorted(set(plan.quarantined), key=lambda one: (one.path, one.reason))
     write_json(root / QUARANTINE, [asdict(one) for one in quarantined])
     if not series:
         raise BadInput(
@@ -261,17 +263,21 @@ def _write(file: PlannedFile, target: Path, card: DatasetCard, pseudonyms: Pseud
         few = file.part if file.action in ("nifti", "metaimage") else ()
         return nifti.write_clean(nifti.channel(image, few[0]) if few else image, target)
     if file.action == "dicom":
-        return _write_dicom(file.source, target, pseudonyms, frozenset(name.lower() for name in card.label_map.values()))
+        return _write_dicom(file.source, target, pseudonyms, _label_names(card))
     if file.action == "kspace":
         return kspace.write_clean(file.source, target, file.patient)
     if file.action == "raw":
         return raw.write_clean(file.source, target, file.patient, file.part)
-    if file.action == "boxes":
+    if file.action == "structures":
+        _write_structures(file.source, target, card, pseudonyms)
+    elif file.action == "boxes":
         write_json(target, _boxes(file, card))
     elif file.action == "findings":
         write_json(target, findings.findings_of(file.source, card.layout.tables[file.part[0]], file.about))
     elif file.action == "report":
         write_json(target, {"text": reports.report_of(file.source, card.layout.tables[file.part[0]], file.about)})
+    elif file.action == "person":
+        write_json(target, findings.person_of(file.source, card.layout.tables[file.part[0]], file.about))
     elif file.action == "dicom-sidecar":
         header = dicom.read_header(file.source)
         write_json(target, clean_sidecar(dicom.sidecar_fields(header, *file.part)))
@@ -293,6 +299,9 @@ _IMAGES: dict[str, Callable[[PlannedFile, DatasetCard], Any]] = {
 
 def _boxes(file: PlannedFile, card: DatasetCard) -> list[dict[str, Any]]:
     """Box rows about a file; of one that was looked at without any, a row that says so."""
+    table = card.layout.boxes[file.part[0]]
+    if isinstance(table, BoxTable):
+        return findings.block_rows(file.source, table, file.about, file.part[1:])
     rows = findings.box_rows(file.source, file.about, card)
     if rows is None and findings.is_reviewed(list(file.extra), file.about):
         blank = dict.fromkeys(findings.BOX_COLUMNS, "")
@@ -300,18 +309,32 @@ def _boxes(file: PlannedFile, card: DatasetCard) -> list[dict[str, Any]]:
     return rows or []
 
 
+def _label_names(card: DatasetCard) -> frozenset[str]:
+    return frozenset(name.lower() for name in card.label_map.values())
+
+
 def _write_dicom(source: Path, target: Path, pseudonyms: Pseudonyms, labels: frozenset[str]) -> str:
     import pydicom
 
-    dataset = pydicom.dcmread(BytesIO(source.read_bytes()), force=True)
+    dataset = pydicom.dcmread(BytesIO(unpacked(source)), force=True)
     pixels = dicom.stored_pixels(dataset)
-    clean = deidentify_dicom(dataset, pixels, pseudonyms, labels)
+    _save_dicom(deidentify_dicom(dataset, pixels, pseudonyms, labels), target)
+    scale = (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"), dataset.get("PixelRepresentation"))
+    return nifti.content_md5(pixels, dataset.Rows, dataset.Columns, dataset.BitsAllocated, *(str(value) for value in scale))
+
+
+def _write_structures(source: Path, target: Path, card: DatasetCard, pseudonyms: Pseudonyms) -> None:
+    import pydicom
+
+    dataset = structures.without(pydicom.dcmread(opened(source), force=True), card.layout.ignored_structures)
+    _save_dicom(deidentify_dicom(dataset, None, pseudonyms, _label_names(card)), target)
+
+
+def _save_dicom(clean: Any, target: Path) -> None:
     whole = BytesIO()
     clean.save_as(whole, enforce_file_format=True)
     with atomic_file(target) as temporary:
         temporary.write_bytes(whole.getbuffer())
-    scale = (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"), dataset.get("PixelRepresentation"))
-    return nifti.content_md5(pixels, dataset.Rows, dataset.Columns, dataset.BitsAllocated, *(str(value) for value in scale))
 
 
 def _series(dataset_id: str, planned: PlannedSeries, results: dict[str, Cleaned]) -> SourceSeries | None:

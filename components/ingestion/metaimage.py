@@ -39,6 +39,18 @@ def data_file(path: Path) -> Path | None:
     return path.with_name(name) if plain else None
 
 
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Sides of an image (x, y, z and perhaps more), from its header alone.
+
+    Raises:
+        BadInput: a damaged header.
+    """
+    try:
+        return tuple(int(side) for side in _fields(path)["DimSize"].split())
+    except (KeyError, ValueError):
+        raise BadInput("a damaged MetaImage header", where=path.name, remedy=_AGAIN) from None
+
+
 def load(path: Path) -> Any:
     """A MetaImage as a NIfTI image: voxels and geometry, nothing of the header's text.
 

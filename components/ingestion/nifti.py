@@ -62,6 +62,11 @@ def shape_of(path: Path) -> tuple[int, ...]:
         return tuple(load(path).shape)
 
 
+def stored_affine(path: Path) -> NDArray[np.float64]:
+    """(slice, row, column, 1) of a file under ``data/``, as it is stored, -> RAS+ mm."""
+    return np.asarray(nib.load(path).affine[:, [2, 1, 0, 3]], dtype=np.float64)  # type: ignore[attr-defined]
+
+
 def _from_bytes(content: bytes) -> Any:
     """An image whose file name does not say what it is, which nibabel's loader goes by."""
     content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content

@@ -12,21 +12,24 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from components.catalog import DatasetCard
+from components.catalog.cards import BoxTable, Table
 from components.errors import BadInput
-from components.ingestion import dicom, metaimage, nifti, raw
+from components.ingestion import arrays, dicom, metaimage, nifti, raw, structures
 from components.ingestion.content import Kind, kind_of
 from components.ingestion.frames import Frame, split
 from components.ingestion.keys import Pseudonyms
-from components.ingestion.refusals import Listing, Refusal
+from components.ingestion.refusals import Listing, Refusal, Unusable
 from components.ingestion.sidecars import Sidecars, stem_of
 from components.ingestion.volume import Quarantined
 
 Role = Literal["image", "label", "annotation"]
-Action = Literal["dicom", "mosaic", "frames", "dicom-sidecar", "nifti", "metaimage", "numpy", "sidecar", "kspace", "raw", "boxes",
-                 "findings", "report"]  # fmt: skip
+Action = Literal["dicom", "structures", "mosaic", "frames", "dicom-sidecar", "nifti", "metaimage", "numpy", "sidecar", "kspace",
+                 "raw", "boxes", "findings", "report", "person"]  # fmt: skip
+Form = Literal["classic", "mosaic", "enhanced", "segmentation", "structures"]
+Grid = tuple[int, ...]
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
 """Applies a function to items, perhaps in several processes; results in order."""
 
@@ -41,8 +44,9 @@ class PlannedFile:
         role: what it is in its series.
         action: how it is cleaned.
         patient: pseudonym.
-        about: sequence (sidecar), plane (numpy), or what a table is searched for (boxes, findings, report).
-        part: what of the source: frames, counters of raw data, channel of a 4-D file, number of the card's table.
+        about: sequence (sidecar), plane (numpy), or what a table is searched for (boxes, findings, report, person).
+        part: what of the source: frames, counters of raw data, channel of a 4-D file, number of the card's table (of boxes: and the
+            image's slices, rows and columns, where they are known).
         extra: other sources of it (inherited sidecars, lists of reviewed files).
     """
 
@@ -82,7 +86,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Look:
-    """What the header of one file tells."""
+    """What the header of one file tells.
+
+    Attributes:
+        series: UID of its series; refers_to: UIDs of the series that outlines were drawn on.
+    """
 
     path: Path
     kind: Kind
@@ -91,8 +99,9 @@ class Look:
     series: str = ""
     instance: str = ""
     frame_of_reference: str = ""
-    form: Literal["classic", "mosaic", "enhanced", "segmentation"] = "classic"
+    form: Form = "classic"
     frames: tuple[Frame, ...] = ()
+    refers_to: frozenset[str] = frozenset()
 
 
 def look(path: Path) -> Look:
@@ -105,6 +114,8 @@ def look(path: Path) -> Look:
         return Look(path, kind)
     try:
         return _look_at_dicom(path)
+    except BadInput as error:
+        return Look(path, kind, Refusal("unreadable", error.what, error.remedy))
     except Exception as error:  # library messages are not passed on: they may quote the header
         return Look(
             path, kind, Refusal("unreadable", f"a DICOM header that cannot be read ({type(error).__name__})", "get the file again")
@@ -114,10 +125,13 @@ def look(path: Path) -> Look:
 def _look_at_dicom(path: Path) -> Look:
     header = dicom.read_header(path)
     refused = dicom.refusal(header)
-    form: Literal["classic", "mosaic", "enhanced", "segmentation"] = "classic"
+    form: Form = "classic"
     frames: list[Frame] = []
+    frame_of_reference = str(header.get("FrameOfReferenceUID", ""))
     if header.get("SOPClassUID") == dicom.SEGMENTATION:
         form = "segmentation"
+    elif header.get("SOPClassUID") == structures.STRUCTURES:
+        form, frame_of_reference = "structures", structures.frame_of_reference(header)
     elif dicom.is_mosaic(header):
         form = "mosaic"
     elif refused is None:
@@ -125,7 +139,8 @@ def _look_at_dicom(path: Path) -> Look:
         frames, refused = dicom.frames_or_refusal(header, path)
     return Look(
         path, "dicom", refused, str(header.get("PatientID", "") or ""), str(header.get("SeriesInstanceUID", "")),
-        str(header.get("SOPInstanceUID", "")), str(header.get("FrameOfReferenceUID", "")), form, tuple(frames),
+        str(header.get("SOPInstanceUID", "")), frame_of_reference, form, tuple(frames),
+        structures.referenced_series(header) if form == "structures" else frozenset(),
     )  # fmt: skip
 
 
@@ -184,11 +199,13 @@ class _Folder:
         self.card, self.layout, self.source, self.pseudonyms = card, card.layout, source, pseudonyms
         self.sidecars = Sidecars(source, others)
         self.used: set[Path] = set()
-        self.boxes, self.reviewed = self._matching(others, self.layout.boxes), self._matching(others, self.layout.reviewed)
+        self.reviewed = self._matching(others, self.layout.reviewed)
+        globs = [table if isinstance(table, str) else table.path for table in self.layout.boxes]
+        self.boxes = [(number, path) for number, glob in enumerate(globs) for path in self._matching(others, [glob])]
         self.tables = [
             (number, path) for number, table in enumerate(self.layout.tables) for path in self._matching(others, [table.path])
         ]
-        self.used |= {*self.boxes, *self.reviewed, *(path for _, path in self.tables)}
+        self.used |= {*self.reviewed, *(path for _, path in (*self.boxes, *self.tables))}
 
     def _matching(self, paths: list[Path], globs: Iterable[str]) -> list[Path]:
         return [path for path in paths if _matches(path.relative_to(self.source).as_posix(), globs)]
@@ -207,41 +224,75 @@ class _Folder:
         return self.layout.sequences[max(fitting, key=lambda text: (len(text), text))] if fitting else ""
 
     def findings(self, relative: str, dicom_patient: str | None, patient: str, stem: str) -> list[PlannedFile]:
-        """The findings and the report of each of the card's tables that has a key for this image."""
+        """What each of the card's tables that has a key for this image says: findings, a report, sex and age."""
         files: list[PlannedFile] = []
         for number, table in self.tables:
-            expression = self.layout.tables[number].image
-            key = _group(expression or self.layout.patient, relative) if expression or dicom_patient is None else dicom_patient
+            key = self._key(self.layout.tables[number], relative, dicom_patient)
             kinds: list[Action] = ["findings"] if self.layout.tables[number].findings else []
             kinds += ["report"] if self.layout.tables[number].report is not None else []
+            kinds += ["person"] if self.layout.tables[number].sex is not None or self.layout.tables[number].age is not None else []
             for kind in kinds if key else ():
                 target = f"{stem}.{kind}-{len(files)}.json"
                 files.append(PlannedFile(table, target, "annotation", kind, patient, about=key or "", part=(number,)))
         return files
 
+    def boxes_of(
+        self, relative: str, dicom_patient: str | None, patient: str, stem: str, grid: Grid, file_name: str = ""
+    ) -> list[PlannedFile]:
+        """The boxes of each of the card's tables that has a key for this image.
+
+        Args:
+            grid: slices, rows and columns of the image; empty where they are not known.
+            file_name: key in tables of fastMRI+'s form; none for images that they are not about.
+        """
+        files: list[PlannedFile] = []
+        for number, path in self.boxes:
+            table = self.layout.boxes[number]
+            declared = isinstance(table, BoxTable)
+            key = self._key(table, relative, dicom_patient) if isinstance(table, BoxTable) else file_name
+            if key:
+                target = f"{stem}.boxes{f'-{len(files)}' if files else ''}.json"
+                files.append(
+                    PlannedFile(path, target, "annotation", "boxes", patient, about=key, part=(number, *grid),
+                                extra=() if declared else tuple(self.reviewed))
+                )  # fmt: skip
+        return files
+
+    def _key(self, table: Table, relative: str, dicom_patient: str | None) -> str | None:
+        """What a table's key column is searched for."""
+        expression = table.image or (self.layout.patient if dicom_patient is None else None)
+        return _group(expression, relative) if expression or dicom_patient is None else dicom_patient
+
+
+class _Placed(NamedTuple):
+    """A volume to be, with the header of one of its files."""
+
+    look: Look
+    series: PlannedSeries
+
 
 def _plan_dicom(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
     series: dict[tuple[str, str], list[Look]] = defaultdict(list)
-    segmentations: list[Look] = []
-    planned: list[tuple[str, PlannedSeries]] = []  # with the frame of reference
+    labels: list[Look] = []
+    planned: list[_Placed] = []
     for one in _without_copies(plan, looks):
-        if one.form == "segmentation":
-            segmentations.append(one)
+        if one.form in ("segmentation", "structures"):
+            labels.append(one)
         elif one.form == "mosaic":
-            planned.append((one.frame_of_reference, _unpacked(folder, one, one.instance, "mosaic", ())))
+            planned.append(_Placed(one, _unpacked(folder, one, one.instance, "mosaic", ())))
         elif one.form == "enhanced":
             volumes = _volumes(plan, one.frames)
             for volume in volumes:
                 name = one.instance if len(volumes) == 1 else f"{one.instance}\0{volume[0].index}"
                 indices = tuple(frame.index for frame in volume)
-                planned.append((one.frame_of_reference, _unpacked(folder, one, name, "frames", indices)))
+                planned.append(_Placed(one, _unpacked(folder, one, name, "frames", indices)))
         else:
             series[one.patient, one.series].append(one)
     for of_series in series.values():
         planned += _classic(plan, folder, of_series)
-    planned.sort(key=lambda pair: pair[1].series_id)
-    _attach_segmentations(plan, folder, segmentations, planned)
-    plan.series += [one for _, one in planned]
+    planned.sort(key=lambda one: one.series.series_id)
+    _attach_labels(plan, folder, labels, planned)
+    plan.series += [one.series for one in planned]
 
 
 def _without_copies(plan: Plan, looks: list[Look]) -> Iterator[Look]:
@@ -253,11 +304,15 @@ def _without_copies(plan: Plan, looks: list[Look]) -> Iterator[Look]:
         else:
             same[one.instance].append(one)
     for copies in same.values():
-        kept = copies[0] if len(copies) == 1 else next((one for one in copies if dicom.broken(one.path) is None), copies[0])
+        kept = copies[0] if len(copies) == 1 else next((one for one in copies if _broken(one) is None), copies[0])
         yield kept
         for one in copies:
             if one is not kept:
-                plan.leave_out([one.path], dicom.broken(one.path) or _COPY)
+                plan.leave_out([one.path], _broken(one) or _COPY)
+
+
+def _broken(one: Look) -> Refusal | None:
+    return None if one.form == "structures" else dicom.broken(one.path)  # which has no pixels
 
 
 _COPY = Refusal("duplicate", "the same SOP Instance UID as another file", "remove one of the two")
@@ -281,8 +336,8 @@ def _unpacked(folder: _Folder, one: Look, name: str, action: Action, part: tuple
     ])  # fmt: skip
 
 
-def _classic(plan: Plan, folder: _Folder, looks: list[Look]) -> list[tuple[str, PlannedSeries]]:
-    """The volumes of a series of single-frame files, each with its frame of reference."""
+def _classic(plan: Plan, folder: _Folder, looks: list[Look]) -> list[_Placed]:
+    """The volumes of a series of single-frame files."""
     by_path = {one.path: one for one in looks}
     volumes = _volumes(plan, (frame for one in looks for frame in one.frames))
     planned = []
@@ -297,23 +352,32 @@ def _classic(plan: Plan, folder: _Folder, looks: list[Look]) -> list[tuple[str, 
             number = frame.number if 0 <= frame.number < 10**5 else 0
             files.append(PlannedFile(frame.path, f"{stem}/{number:05d}-{image[1:7]}.dcm", "image", "dicom", patient))
         files.sort(key=lambda file: file.target)
-        files += folder.findings(folder.relative(first.path), first.patient, patient, stem)
-        planned.append((first.frame_of_reference, PlannedSeries(patient, name, "dicom", files)))
+        relative, grid = folder.relative(first.path), (len(volume), *volume[0].shape)
+        files += folder.findings(relative, first.patient, patient, stem)
+        files += folder.boxes_of(relative, first.patient, patient, stem, grid)
+        planned.append(_Placed(first, PlannedSeries(patient, name, "dicom", files)))
     return planned
 
 
-def _attach_segmentations(
-    plan: Plan, folder: _Folder, segmentations: list[Look], planned: list[tuple[str, PlannedSeries]]
-) -> None:  # fmt: skip
-    """Offer a segmentation to every volume of its patient in its frame of reference; grids are compared later."""
-    for one in segmentations:
+def _attach_labels(plan: Plan, folder: _Folder, labels: list[Look], planned: list[_Placed]) -> None:
+    """Offer a segmentation to every volume of its patient in its frame of reference, a structure set to those of them that are of
+    the series it refers to, if it does; grids are compared later.
+    """
+    for one in labels:
         patient, image = folder.pseudonyms.patient(one.patient), folder.pseudonyms.series(one.instance)
-        file = PlannedFile(one.path, f"{folder.card.id}/{patient}/{image}.seg.dcm", "label", "dicom", patient)
-        homes = [series for frame, series in planned if frame == one.frame_of_reference and series.patient == patient]
+        stem = f"{folder.card.id}/{patient}/{image}"
+        if one.form == "segmentation":
+            what, file = "a segmentation", PlannedFile(one.path, f"{stem}.seg.dcm", "label", "dicom", patient)
+        else:
+            what, file = "a structure set", PlannedFile(one.path, f"{stem}.rtstruct.dcm", "label", "structures", patient)
+        own = [other for other in planned if other.series.patient == patient]
+        own = [other for other in own if not one.refers_to or other.look.series in one.refers_to]
+        homes = [other.series for other in own if other.look.frame_of_reference == one.frame_of_reference]
         for series in homes:
             series.files.append(file)
         if not homes:
-            plan.leave_out([one.path], Refusal("label", "a segmentation of no image here", "give the images that it was made on"))
+            fault = "in another frame of reference than its image" if own and one.refers_to else "of no image here"
+            plan.leave_out([one.path], Refusal("label", f"{what} {fault}", "give the images that it was made on"))
 
 
 def _plan_images(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
@@ -333,15 +397,11 @@ def _plan_images(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
             labels[case].append(PlannedFile(one.path, f"{stem}.{middle}.nii", "label", action, patient))
             continue
         try:
-            count = _channels(folder, one)
+            parts = _parts(folder, one, relative)
         except BadInput as error:
-            plan.leave_out([one.path], Refusal("unreadable", error.what, error.remedy))
+            kind = error.kind if isinstance(error, Unusable) else "unreadable"
+            plan.leave_out([one.path], Refusal(kind, error.what, error.remedy))
             continue
-        if count not in (0, len(folder.layout.channels)):
-            reason = f"{count} images along the fourth axis, the card names {len(folder.layout.channels)} channels"
-            plan.leave_out([one.path], Refusal("unsupported", reason, "mend layout.channels of the card"))
-            continue
-        parts: list[tuple[int, ...]] = [(channel,) for channel in range(count)] or [()]
         for part in parts:
             images.append((case, _image(folder, one, relative, patient, action, part)))
     taken = set()
@@ -367,7 +427,21 @@ def _image(
         own = sidecars[-1] if sidecars else one.path.with_name(f"{stem_of(one.path)}.json")
         files.append(PlannedFile(own, f"{stem}.json", "annotation", "sidecar", patient, about=sequence, extra=sidecars[:-1]))
     files += folder.findings(relative, None, patient, stem)
+    files += folder.boxes_of(relative, None, patient, stem, _grid(one) if folder.boxes else ())
     return PlannedSeries(patient, name, "nifti", files)
+
+
+def _grid(one: Look) -> Grid:
+    """Slices, rows and columns of an image; empty where its header cannot be read, which will be told when it is."""
+    try:
+        shape = arrays.shape_of(one.path)[::-1] if one.kind == "numpy" else _shape(one)
+    except BadInput:
+        return ()
+    return tuple(shape[2::-1])
+
+
+def _shape(one: Look) -> tuple[int, ...]:
+    return metaimage.shape_of(one.path) if one.kind == "metaimage" else nifti.shape_of(one.path)
 
 
 def _beside(one: Look) -> list[Path | None]:
@@ -377,12 +451,32 @@ def _beside(one: Look) -> list[Path | None]:
     return [one.path.with_suffix(".img")] if one.kind == "nifti" and one.path.suffix == ".hdr" else []
 
 
-def _channels(folder: _Folder, one: Look) -> int:
-    """How many images a 4-D file holds, where the card says what they are; 0 for one image or repeats of one."""
-    if not folder.layout.channels or one.kind == "numpy":
-        return 0
-    shape = metaimage.load(one.path).shape if one.kind == "metaimage" else nifti.shape_of(one.path)
-    return int(shape[3]) if len(shape) == 4 else 0
+def _parts(folder: _Folder, one: Look, relative: str) -> list[tuple[int, ...]]:
+    """Which images of a file become volumes: a number along the fourth axis for each, or () for the file as one.
+
+    What a fourth axis means, no header says: the card names its channels, or one sequence for the file, which they then repeat.
+
+    Raises:
+        BadInput: a header that cannot be read.
+        Unusable: a 4-D file that the card does not explain, or explains otherwise.
+    """
+    channels = folder.layout.channels
+    if one.kind == "numpy" or (not channels and folder.sequence(relative)):
+        return [()]
+    shape = _shape(one)
+    if len(shape) != 4 or (shape[3] == 1 and not channels):
+        return [()]
+    if not channels:
+        raise Unusable(
+            "unsupported", f"{shape[3]} images along the fourth axis, and the card does not say what they are",
+            remedy="name each in layout.channels; if they repeat one image, name it in layout.sequences: the first is then used",
+        )  # fmt: skip
+    if shape[3] != len(channels):
+        raise Unusable(
+            "unsupported", f"{shape[3]} images along the fourth axis, the card names {len(channels)} channels",
+            remedy="mend layout.channels of the card",
+        )  # fmt: skip
+    return [(channel,) for channel in range(len(channels))]
 
 
 def _plan_kspace(plan: Plan, folder: _Folder, paths: list[Path]) -> None:
@@ -399,11 +493,6 @@ def _plan_kspace(plan: Plan, folder: _Folder, paths: list[Path]) -> None:
             stem = f"{folder.card.id}/{patient}/{name}"
             action: Action = "raw" if part else "kspace"
             one = PlannedSeries(patient, name, "kspace", [PlannedFile(path, f"{stem}.h5", "image", action, patient, part=part)])
-            if not part:
-                one.files += [
-                    PlannedFile(table, f"{stem}.boxes.json", "annotation", "boxes", patient, about=path.stem,
-                                extra=tuple(folder.reviewed))
-                    for table in folder.boxes
-                ]  # fmt: skip
+            one.files += folder.boxes_of(relative, None, patient, stem, (), "" if part else path.stem)
             one.files += folder.findings(relative, None, patient, stem)
             plan.series.append(one)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from components.catalog import DatasetCard
 from components.errors import BadInput, OmniMRIError
 from components.files import read_json
-from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw
+from components.ingestion import arrays, dicom, findings, kspace, metaimage, nifti, raw, structures
 from components.ingestion.content import kind_of
 from components.ingestion.frames import split
 from components.ingestion.intake import MANIFEST, QUARANTINE
-from components.ingestion.volume import Quarantined, SourceFile, SourceSeries, Volume
+from components.ingestion.volume import Acquisition, Box, Quarantined, SourceFile, SourceSeries, Volume
 
 
 def list_series(data: Path, dataset_id: str) -> list[SourceSeries]:
@@ -74,9 +74,12 @@ def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volum
         if ending.startswith("findings")
         for name, present in read_json(path).items()
     }
+    person = {
+        name: said for ending, path in beside.items() if ending.startswith("person") for name, said in read_json(path).items()
+    }
     reports = [read_json(path)["text"] for ending, path in beside.items() if ending.startswith("report")]
     if series.reader == "kspace":
-        volume = _kspace_volume(paths[0], beside.get("boxes.json"), card.anatomy)
+        volume = _kspace_volume(paths[0], card.anatomy)
     elif series.reader == "dicom":
         voxels, affine, acquisition = dicom.read_series(paths, card.anatomy)
         volume = Volume(voxels=_finite(voxels, series.series_id), affine=affine, acquisition=acquisition)
@@ -84,7 +87,31 @@ def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volum
         voxels, affine, acquisition = nifti.read(paths[0], beside.get("json"), card.anatomy)
         volume = Volume(voxels=_finite(voxels, series.series_id), affine=affine, acquisition=acquisition)
     found = _read_labels(labels, volume, card) if labels else None
-    return replace(volume, labels=found, diagnosis={**volume.diagnosis, **diagnosis}, report="\n".join(filter(None, reports)))
+    rows = [row for ending, path in beside.items() if ending.startswith("boxes") for row in read_json(path)]
+    boxes = _boxes(rows, series.reader, paths, volume) if rows else ()
+    return replace(
+        volume, labels=found, boxes=boxes, diagnosis={**findings.diagnosis_of(rows, boxes), **diagnosis},
+        report="\n".join(filter(None, reports)), acquisition=_of(volume.acquisition, person),
+    )  # fmt: skip
+
+
+def _boxes(rows: list[dict[str, Any]], reader: str, paths: list[Path], volume: Volume) -> tuple[Box, ...]:
+    """Boxes that were drawn in the order of the files, on the grid of the volume."""
+    blocks = findings.blocks_of(rows)
+    if reader == "nifti":
+        turn = np.linalg.inv(volume.affine) @ nifti.stored_affine(paths[0])
+        return findings.boxes_of([block.turned(turn) for block in blocks])
+    boxes = findings.boxes_of(blocks)
+    if reader == "dicom":
+        places = dicom.places(paths)
+        return tuple(replace(box, slice_index=places[box.slice_index]) for box in boxes)
+    return boxes
+
+
+def _of(acquisition: Acquisition, person: Mapping[str, Any]) -> Acquisition:
+    """An acquisition with the sex and age that a table says, where its header does not."""
+    age = acquisition.age_years if acquisition.age_years is not None else person.get("PatientAge")
+    return replace(acquisition, sex=acquisition.sex or person.get("PatientSex"), age_years=age)
 
 
 def _read_labels(paths: list[Path], volume: Volume, card: DatasetCard) -> NDArray[np.uint8]:
@@ -92,6 +119,8 @@ def _read_labels(paths: list[Path], volume: Volume, card: DatasetCard) -> NDArra
     tissue = {int(path.name.split(".tissue-")[1].split(".")[0]): path for path in paths if ".tissue-" in path.name}
     if tissue:
         return nifti.read_tissue_maps(tissue, shape, volume.affine)
+    if paths[0].name.endswith(".rtstruct.dcm"):
+        return structures.read_structures(paths[0], volume.affine, shape, card.label_map)
     if paths[0].name.endswith(".seg.dcm"):
         return dicom.read_segmentation(paths[0], volume.affine, shape, card.label_map)
     return nifti.read_labels(paths[0], shape, volume.affine)
@@ -105,12 +134,9 @@ def _finite(voxels: NDArray[Any], name: str) -> NDArray[np.float32]:
     return np.where(finite, voxels, 0).astype(np.float32)
 
 
-def _kspace_volume(path: Path, boxes_file: Path | None, anatomy: str | None) -> Volume:
+def _kspace_volume(path: Path, anatomy: str | None) -> Volume:
     voxels, lines, affine, acquisition = kspace.read(path, anatomy)
-    boxes, diagnosis = findings.boxes_and_diagnosis(read_json(boxes_file)) if boxes_file else ((), {})
-    return Volume(
-        voxels=_finite(voxels, path.stem), affine=affine, acquisition=acquisition, kspace=lines, boxes=boxes, diagnosis=diagnosis
-    )  # fmt: skip
+    return Volume(voxels=_finite(voxels, path.stem), affine=affine, acquisition=acquisition, kspace=lines)
 
 
 def read_path(path: Path) -> Volume:
@@ -132,7 +158,7 @@ def _path_volume(path: Path) -> Volume:
     if kind == "dicom":
         return _one_series([path], path)
     if kind == "hdf5":
-        return _raw_volume(path) if raw.is_raw(path) else _kspace_volume(path, None, None)
+        return _raw_volume(path) if raw.is_raw(path) else _kspace_volume(path, None)
     if kind == "nifti":
         return _image(nifti.load(path), {}, path)
     if kind == "metaimage":
@@ -143,6 +169,7 @@ def _path_volume(path: Path) -> Volume:
 
 
 def _image(image: Any, fields: dict[str, object], path: Path) -> Volume:
+    _only_one(image.shape[3] if len(image.shape) == 4 else 1, "images", path)
     voxels, affine, acquisition = nifti.volume_of(image, fields, None)
     return Volume(voxels=_finite(voxels, path.name), affine=affine, acquisition=acquisition)
 
@@ -153,7 +180,7 @@ def _raw_volume(path: Path) -> Volume:
     with TemporaryDirectory() as folder:
         target = Path(folder) / "image.h5"
         raw.write_clean(path, target, "", images[0])
-        return _kspace_volume(target, None, None)
+        return _kspace_volume(target, None)
 
 
 def _only_one(count: int, what: str, place: Path) -> None:
@@ -163,7 +190,7 @@ def _only_one(count: int, what: str, place: Path) -> None:
 
 def _one_series(slices: list[Path], place: Path) -> Volume:
     found = {path: dicom.read_header(path) for path in slices}
-    images = {path: header for path, header in found.items() if header.get("SOPClassUID") != dicom.SEGMENTATION}
+    images = {path: header for path, header in found.items() if header.get("SOPClassUID") not in dicom.LABELS}
     usable = {path: header for path, header in images.items() if dicom.refusal(header) is None}
     if not usable:
         reason = next((refused for header in images.values() if (refused := dicom.refusal(header))), None)

@@ -22,7 +22,8 @@ KINDS: dict[Kind, tuple[str, str]] = {
                   "remove one of the two"),
     "unsupported": ("undersampled, echo-planar or non-Cartesian k-space; colours; a 4-D file that the card does not explain",
                     "see the entry's remedy"),
-    "label": ("a label map on another grid than every image of its case, with unknown segments, or beside one that is used",
+    "label": ("a label map on another grid than every image of its case, with unknown segments, or beside one that is used; "
+              "outlines off the slices, open, or of another frame of reference; boxes beyond the image",
               "resample it, or mend the card"),
     "no image": ("neither an image by its content, nor a sidecar or table that belongs to one", "none needed for documents; "
                  "layout.ignored of the card silences them"),

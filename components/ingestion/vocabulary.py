@@ -74,7 +74,7 @@ FINDINGS = frozenset({
 """Labels of fastMRI+'s boxes, lower case, and ``lesion``."""
 
 TERMS: Mapping[str, frozenset[str]] = {
-    "Modality": frozenset({"MR", "SEG"}),
+    "Modality": frozenset({"MR", "SEG", "RTSTRUCT"}),
     "ScanningSequence": frozenset({"SE", "IR", "GR", "EP", "RM"}),
     "SequenceVariant": frozenset({"SK", "MTC", "SS", "TRSS", "SP", "MP", "OSP", "NONE"}),
     "ScanOptions": frozenset({"PER", "RG", "CG", "PPG", "FC", "PFF", "PFP", "SP", "FS"}),
@@ -89,6 +89,7 @@ TERMS: Mapping[str, frozenset[str]] = {
     "SegmentAlgorithmType": frozenset({"AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"}),
     "SegmentsOverlap": frozenset({"YES", "NO", "UNDEFINED"}),
     "DimensionOrganizationType": frozenset({"3D", "3D_TEMPORAL", "TILED_FULL", "TILED_SPARSE"}),
+    "ContourGeometricType": frozenset({"POINT", "OPEN_PLANAR", "OPEN_NONPLANAR", "CLOSED_PLANAR", "CLOSEDPLANAR_XOR"}),
     "ImageType": _IMAGE_WORDS,
 }
 """DICOM keyword -> its defined terms (PS3.3), those that readers use."""

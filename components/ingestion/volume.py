@@ -34,7 +34,7 @@ class SourceSeries:
         series_id: stable name within the dataset.
         reader: ``"dicom"``, ``"nifti"`` or ``"kspace"``: chosen by content.
         files: image files, in the reader's order.
-        labels: label files (NIfTI mask, DICOM SEG), may be empty.
+        labels: label files (NIfTI mask, DICOM SEG or RTSTRUCT), may be empty.
         annotations: box tables or sidecars that belong to it, may be empty.
         md5: digest over the md5 sums of all of these files.
     """

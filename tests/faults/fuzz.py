@@ -186,6 +186,9 @@ def bombs() -> list[tuple[str, Seed]]:
     found.append(("gz, 4 GiB promised, 512 MiB of zeros", Seed("gz bomb", "a/image.nii.gz", zeros, "nibabel-samples")))
     nested = gzip.compress(b"\0" * 2**28 * 4, 9)
     found.append(("gz of zeros, 1 GiB", Seed("gz bomb", "a/zeros.nii.gz", nested, "nibabel-samples")))
+    sound = Path(str(get_testdata_file("MR_small.dcm", download=False))).read_bytes()
+    packed = gzip.compress(sound + b"\0" * 2**28, 1)
+    found.append(("gz of DICOM, 256 MiB", Seed("DICOM bomb", "a.dcm.gz", packed, "pydicom-samples")))
     with tempfile.TemporaryDirectory() as folder:
         for place, (shape, filled) in enumerate(
             (((100_000, 100_000, 100), False), ((400, 1024, 1024), True), ((2**20, 2**20, 2**10), False))

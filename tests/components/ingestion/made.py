@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    RTStructureSetStorage,
+    generate_uid,
+)
 
 OBLIQUE = (0.9396926, 0.3420202, 0.0, -0.2961981, 0.8137977, 0.5)
 """A row and a column direction, turned about two axes."""
@@ -81,6 +87,47 @@ def _group(**values: Any) -> list[Dataset]:
     for keyword, value in values.items():
         setattr(item, keyword, value)
     return [item]
+
+
+def structure_set(
+    path: Path, structures: dict[str, list[NDArray[np.float64]]], series_uid: str | None = "", frame_uid: str | None = None,
+    kind: str = "CLOSED_PLANAR", **values: Any,
+) -> Path:  # fmt: skip
+    """Write an RT Structure Set.
+
+    Args:
+        structures: name -> outlines (points, 3), mm LPS+.
+        series_uid: of the series it refers to: "" for that of :func:`series`, None for none.
+        frame_uid: frame of reference, None for that of :func:`series`.
+    """
+    image = _new(RTStructureSetStorage, path.name)
+    for keyword in ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+                    "FrameOfReferenceUID"):  # fmt: skip
+        delattr(image, keyword)
+    image.Modality, image.StructureSetLabel = "RTSTRUCT", "made up"
+    frame = frame_uid or generate_uid(entropy_srcs=["frame"])
+    referenced = _group(SeriesInstanceUID=series_uid or generate_uid(entropy_srcs=["series"]))
+    image.SeriesInstanceUID = generate_uid(entropy_srcs=["structures"])
+    image.ReferencedFrameOfReferenceSequence = _group(FrameOfReferenceUID=frame)
+    if series_uid is not None:
+        studies = _group(ReferencedSOPInstanceUID="1.2.3", RTReferencedSeriesSequence=referenced)
+        image.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence = studies
+    image.StructureSetROISequence = [
+        _group(ROINumber=number, ROIName=name, ReferencedFrameOfReferenceUID=frame)[0] for number, name in enumerate(structures, 1)
+    ]
+    image.ROIContourSequence = [
+        _group(ReferencedROINumber=number, ContourSequence=[
+            _group(ContourGeometricType=kind, NumberOfContourPoints=len(outline), ContourNumber=1 + place,
+                   ContourData=[f"{part:.6g}" if abs(part) > 1e-4 else "0" for part in outline.ravel()])[0]
+            for place, outline in enumerate(outlines)
+        ])[0]
+        for number, outlines in enumerate(structures.values(), 1)
+    ]  # fmt: skip
+    for keyword, value in values.items():
+        setattr(image, keyword, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save_as(path, enforce_file_format=True)
+    return path
 
 
 def enhanced(path: Path, frames: list[dict[str, Any]], orientation: tuple[float, ...] = AXIAL, **values: Any) -> Path:

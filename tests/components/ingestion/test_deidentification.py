@@ -90,6 +90,10 @@ NEEDED = {
 """What makes the file an MR image at all: with text in one of these it would not be taken in. Image Type is planted beside."""
 
 
+PASSING = ("PatientName", "PatientID", "PatientSex", "ROIName")
+"""Attributes that the profile empties and that say something all the same: a pseudonym, the sex, a name in the card's label map."""
+
+
 def _plant(dataset: Dataset, depth: int = 1) -> int:
     """Text, dates and UIDs into every attribute of the dictionary, numbers where the profile names it; returns how many."""
     planted = 0
@@ -131,6 +135,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One image in every format, with planted text wherever the format has room for it, file and folder names included."""
     folder = tmp_path_factory.mktemp("planted") / NAME
     _dicom(folder)
+    _structures(folder)
     _nifti(folder)
     _metaimage(folder)
     _kspace(folder)
@@ -171,6 +176,22 @@ def _dicom(folder: Path) -> None:
         item.PatientComments, item.ImageComments, item.FrameLabel = NAME, NAME, NAME
     image.Manufacturer, image.ManufacturerModelName, image.BodyPartExamined, image.PatientAge = NAME, NAME, NAME, "099Y"
     image.save_as(path)
+
+
+def _structures(folder: Path) -> None:
+    """Outlines on the classic image, whose frame of reference and patient are planted too."""
+    corners = np.array([[2.0, 2, 0], [2, 6, 0], [6, 6, 0], [6, 2, 0]])
+    path = made.structure_set(folder / "dicom" / "structures.dcm", {"Meniscus": [corners]}, f"{UID}.9", UID)
+    image = pydicom.dcmread(path)
+    kept = ("SOPInstanceUID", "StructureSetROISequence", "ROIContourSequence", "ReferencedFrameOfReferenceSequence")
+    own = {name: image[name] for name in kept}
+    assert _plant(image) > 2000
+    for element in own.values():
+        image.add(element)
+    for item in (*image.StructureSetROISequence, *image.ROIContourSequence, *image.ROIContourSequence[0].ContourSequence):
+        _few(item)
+        item.ROIDescription, item.ROIGenerationDescription, item.ROIObservationLabel = NAME, NAME, NAME
+    image.save_as(path, enforce_file_format=True)
 
 
 def _nifti(folder: Path) -> None:
@@ -222,6 +243,7 @@ def _kspace(folder: Path) -> None:
 
 CARD = DatasetCard(
     id="planted", name="Planted", rights="none", formats=("DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5"), synthetic=True,
+    label_map={1: "meniscus"},
     layout=Layout(
         patient="([^/]+)$", boxes=("*/boxes.csv",),
         tables=(cards.LabelTable(path="*/findings.csv", key="name", image=r"([^/]+)\.npy$", findings={"tear": "tear"}),),
@@ -258,6 +280,7 @@ def test_every_format_is_taken_in_and_nothing_planted_is_left(planted: Path) -> 
         ("tear", True),
         ("finding", True),
     }
+    assert sum(volume.labels is not None for volume in volumes) == 1  # the outlines of the structure set
     assert not _found(planted)
     assert all(volume.acquisition.vendor in (None, "Siemens") for volume in volumes)
 
@@ -309,13 +332,13 @@ def test_elements_that_are_left_say_nothing_but_numbers_and_published_words(plan
             assert not element.tag.is_private
             action = profile().get(element.tag, "")
             assert action != "X" or element.keyword == "PatientAge", element.tag
-            if action in ("Z", "X/Z") and element.VR != "DA" and element.keyword not in ("PatientName", "PatientID", "PatientSex"):
+            if action in ("Z", "X/Z") and element.VR != "DA" and element.keyword not in PASSING:
                 assert not element.value or element.VR == "SQ", element.keyword
         assert image.file_meta.MediaStorageSOPInstanceUID == image.SOPInstanceUID
         assert set(image.file_meta.dir()) <= {"FileMetaInformationGroupLength", "FileMetaInformationVersion", "TransferSyntaxUID",
                                               "MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "ImplementationClassUID",
                                               "ImplementationVersionName"}  # fmt: skip
-        assert len(image.PixelData) == image.Rows * image.Columns * 2
+        assert "PixelData" not in image or len(image.PixelData) == image.Rows * image.Columns * 2
 
 
 def test_uids_stay_consistent_and_dates_keep_their_intervals(tmp_path: Path) -> None:

@@ -300,13 +300,30 @@ def test_brats_names_give_sequences_and_the_label_map_of_the_same_time_point(sou
     assert sorted(int(one.labels.max()) for one in found if one.labels is not None) == 4 * [1] + 4 * [2]
 
 
-def test_channels_of_a_4d_file_are_volumes_repeats_are_one(source: Path) -> None:
+def test_channels_of_a_4d_file_are_volumes_repeats_of_a_named_sequence_are_one(source: Path) -> None:
     _nifti(source / "BRATS_001.nii.gz", made.pixels(8, 9, 4, 2).astype(np.int16))
     named = volumes(source, card(("NIfTI",), channels=["FLAIR", "T1-weighted"]))
     assert sorted(str(one.acquisition.sequence) for one in named) == ["FLAIR", "T1-weighted"]
     assert not np.array_equal(named[0].voxels, named[1].voxels)
-    (first,) = volumes(source, card(("NIfTI",)))
-    assert first.voxels.shape == (4, 9, 8)
+    (first,) = volumes(source, card(("NIfTI",), sequences={"BRATS": "BOLD"}))
+    assert first.voxels.shape == (4, 9, 8) and first.acquisition.sequence == "BOLD"
+
+
+@pytest.mark.parametrize("form", ["nii.gz", "nii", "mha"])
+def test_a_4d_file_that_the_card_does_not_explain_is_refused_with_the_remedy(source: Path, form: str) -> None:
+    values = made.pixels(8, 9, 4, 3).astype(np.int16)
+    if form == "mha":
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values.transpose(), isVector=False), str(source / "four.mha"))
+    else:
+        _nifti(source / f"four.{form}", values)
+    _nifti(source / "three.nii.gz", values[..., 0])
+    _nifti(source / "one-of-four.nii.gz", values[..., 1:2])
+    assert len(volumes(source, card(("NIfTI",)))) == 2
+    (entry,) = quarantined(source.parent / "data", "made-up")
+    assert (entry.kind, entry.reason) == ("unsupported", "3 images along the fourth axis, and the card does not say what they are")
+    assert "layout.channels" in entry.remedy and "layout.sequences" in entry.remedy
+    with pytest.raises(BadInput, match="3 images in one place"):
+        read_path(source / f"four.{form}")
 
 
 def test_sidecars_of_upper_folders_are_inherited_and_the_nearest_wins(source: Path) -> None:

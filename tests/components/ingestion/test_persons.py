@@ -1,0 +1,123 @@
+"""Sex, age and diagnosis out of a table of participants (BIDS), where no header says them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.catalog import DatasetCard, Layout, load_card
+from components.catalog.cards import LabelTable
+from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion.findings import person_of
+from components.ingestion.keys import DEMO_KEY, Pseudonyms
+from components.ingestion.volume import Volume
+from tests.components.ingestion import made
+
+TABLE = LabelTable(
+    path="participants.tsv", key="participant_id", sex="sex", age="age", findings={"group": "schizophrenia"},
+    values={"patient": True, "control": False},
+)  # fmt: skip
+CARD = DatasetCard(
+    id="made-up", name="Made up", rights="none", formats=("NIfTI",), synthetic=True,
+    layout=Layout(patient="(sub-[^/_]+)/", tables=(TABLE,)),
+)  # fmt: skip
+ROWS = (
+    ("participant_id", "name", "age", "sex", "group"),
+    ("sub-zwetschge", "Zwetschge, Anna", "34", "F", "patient"),
+    ("sub-2", "Quitte, Kurt", "91.5", "male", "control"),
+    ("sub-3", "", "n/a", "n/a", "n/a"),
+)
+
+
+def _write(folder: Path, rows: tuple[tuple[str, ...], ...], sidecars: dict[str, dict[str, Any]] | None = None) -> None:
+    for number, row in enumerate(rows[1:]):
+        anat = folder / row[0] / "anat"
+        anat.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(made.pixels(8, 9, 4, seed=number).astype(np.int16), np.eye(4)), anat / f"{row[0]}_T1w.nii.gz")
+        if row[0] in (sidecars or {}):
+            (anat / f"{row[0]}_T1w.json").write_text(json.dumps((sidecars or {})[row[0]]))
+    (folder / "participants.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n")
+
+
+def _taken(folder: Path, card: DatasetCard = CARD) -> dict[str, Volume]:
+    """Pseudonym -> volume."""
+    ingest(card, folder / "source", folder / "data", DEMO_KEY)
+    return {one.patient_id: read_volume(folder / "data", one, card) for one in list_series(folder / "data", card.id)}
+
+
+def test_sex_age_and_diagnosis_reach_the_volume_and_names_do_not(tmp_path: Path) -> None:
+    _write(tmp_path / "source", ROWS)
+    found = _taken(tmp_path)
+    names = Pseudonyms(DEMO_KEY, CARD.id)
+    told = {name: (one.acquisition.sex, one.acquisition.age_years, one.diagnosis) for name, one in found.items()}
+    assert told == {
+        names.patient("sub-zwetschge"): ("F", 34.0, {"schizophrenia": True}),
+        names.patient("sub-2"): ("M", 90.0, {"schizophrenia": False}),  # as the rule for headers has it
+        names.patient("sub-3"): (None, None, {}),
+    }
+    assert not quarantined(tmp_path / "data", CARD.id)
+    kept = b"".join(path.read_bytes() + path.name.encode() for path in (tmp_path / "data").rglob("*") if path.is_file())
+    assert not [word for word in (b"Zwetschge", b"zwetschge", b"Quitte", b"sub-2", b"91.5") if word in kept]
+
+
+def test_what_a_sidecar_says_counts_more(tmp_path: Path) -> None:
+    _write(tmp_path / "source", ROWS, {"sub-2": {"PatientSex": "O", "EchoTime": 0.01}, "sub-zwetschge": {"PatientAge": 35}})
+    found = _taken(tmp_path)
+    told = {(one.acquisition.sex, one.acquisition.age_years, one.acquisition.echo_time_ms) for one in found.values()}
+    assert told == {("F", 35.0, None), ("O", 90.0, 10.0), (None, None, None)}
+
+
+def test_a_corrected_table_is_read_again_and_nothing_else(tmp_path: Path) -> None:
+    _write(tmp_path / "source", ROWS)
+    _taken(tmp_path)
+    (tmp_path / "source" / "participants.tsv").write_text("participant_id\tage\tsex\tgroup\nsub-3\t8\tM\tcontrol\n")
+    report = ingest(CARD, tmp_path / "source", tmp_path / "data", DEMO_KEY)
+    assert (report.files_new, report.files_reused) == (6, 3)  # two tables' answers for each of three images
+    assert {one.acquisition.age_years for one in _taken(tmp_path).values()} == {8.0, None}
+
+
+def test_a_column_that_is_not_there_is_told_once(tmp_path: Path) -> None:
+    _write(tmp_path / "source", tuple((row[0], row[4]) for row in ROWS))
+    assert len(_taken(tmp_path)) == 3
+    assert [one.reason for one in quarantined(tmp_path / "data", CARD.id)] == ["no column 'sex'"]
+
+
+@pytest.mark.parametrize("name", ["openneuro", "spine-generic-multi-subject"])
+def test_cards_of_bids_datasets_name_the_table(tmp_path: Path, name: str) -> None:
+    _write(tmp_path / "source", ROWS)
+    card = load_card(name)
+    ingest(card, tmp_path / "source", tmp_path / "data", bytes(range(32)))
+    found = [read_volume(tmp_path / "data", one, card).acquisition for one in list_series(tmp_path / "data", name)]
+    assert {(one.sex, one.age_years) for one in found} >= {("M", 90.0), (None, None)}
+
+
+@given(st.lists(st.tuples(st.text(max_size=6), st.text(max_size=6)), max_size=3))
+def test_any_cells_give_a_sex_and_an_age_or_nothing(tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]) -> None:
+    table = tmp_path_factory.mktemp("any") / "participants.tsv"
+    lines = ["participant_id\tsex\tage\tgroup", *(f"sub-1\t{sex}\t{age}\t-" for sex, age in cells)]
+    table.write_text("\n".join(lines), errors="replace")
+    found = person_of(table, TABLE, "sub-1")
+    assert set(found) <= {"PatientSex", "PatientAge"}
+    assert found.get("PatientSex", "F") in ("F", "M", "O") and 0 <= float(found.get("PatientAge", 0)) <= 90
+
+
+YEARS = {"34": 34.0, "0.5": 0.5, "89+": 89.0, "90+": 90.0, "112": 90.0, "034Y": 34.0, "-1": None, "inf": None, "nan": None,
+         "adult": None, "": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cell", "years"), YEARS.items())
+def test_ages_are_years_and_stop_at_ninety(tmp_path: Path, cell: str, years: float | None) -> None:
+    (tmp_path / "participants.tsv").write_text(f"participant_id\tsex\tage\nsub-1\tF\t{cell}\n")
+    assert person_of(tmp_path / "participants.tsv", TABLE, "sub-1").get("PatientAge") == years
+
+
+def test_rows_that_contradict_each_other_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "participants.tsv").write_text("participant_id\tsex\tage\nsub-1\tF\t30\nsub-1\tF\t32\n")
+    assert person_of(tmp_path / "participants.tsv", TABLE, "sub-1") == {"PatientSex": "F"}
