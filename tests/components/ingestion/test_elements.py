@@ -14,6 +14,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from components.ingestion import elements
+from components.ingestion.dicom import read_slice
 from components.ingestion.frames import frames_of
 
 IMAGES = [path for path in map(Path, get_testdata_files("MR*.dcm")) if "PixelSpacing" in pydicom.dcmread(path, force=True)]
@@ -25,6 +26,14 @@ def test_frames_are_the_same_from_bytes_and_from_the_librarys_values(path: Path)
     assert list(converted)  # going through a data set converts it
     assert elements._bytes(raw, "PixelSpacing") is not None and elements._bytes(converted, "PixelSpacing") is None
     assert frames_of(raw, path) == frames_of(converted, path)
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_a_slice_is_what_the_library_reads(path: Path) -> None:
+    ours, theirs = read_slice(path), pydicom.dcmread(path, force=True)
+    assert ours == theirs and list(ours.keys()) == list(theirs.keys())
+    syntax = theirs.file_meta.get("TransferSyntaxUID")
+    assert ours.file_meta.get("TransferSyntaxUID") == syntax and ours.original_encoding == theirs.original_encoding
 
 
 def dataset(keyword: str, representation: str, value: bytes, little: bool = True) -> Dataset:
