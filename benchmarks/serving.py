@@ -96,20 +96,22 @@ def measure(client: httpx.Client, process: psutil.Process, repeats: int, malform
         p95 = ordered[min(round(0.95 * len(ordered)), len(ordered) - 1)]
         rows.append({"asked": task, "answered": answered, "p50_s": f"{statistics.median(ordered):.3f}", "p95_s": f"{p95:.3f}"})
         print(f"{task:16s} answered as {answered:16s} p50 {statistics.median(ordered):.3f} s  p95 {p95:.3f} s", flush=True)
-    before, statuses, kinds = memory_mib(process), Counter[int](), Counter[str]()
-    for request in _requests(malformed):
+    statuses, kinds, memory = Counter[int](), Counter[str](), [memory_mib(process)]
+    for count, request in enumerate(_requests(malformed), start=1):
         headers = {"content-type": request.content_type} if request.content_type else {}
         answer = client.post("/invocations", content=request.body, headers=headers)
         statuses[answer.status_code] += 1
         kinds[request.kind] += 1
         if answer.status_code >= 500:
             raise SystemExit(f"{request.kind}: {answer.status_code} {answer.text[:200]}")
-    after = memory_mib(process)
+        if count * 4 % malformed < 4:
+            memory.append(memory_mib(process))
     said = " ".join(f"{status}: {count}" for status, count in sorted(statuses.items()))
-    rows = [{**row, "memory_before_mib": "", "memory_after_mib": ""} for row in rows]
+    course = " ".join(f"{mib:.0f}" for mib in memory)
+    rows = [{**row, "memory_mib": ""} for row in rows]
     rows.append({"asked": f"{malformed} malformed requests of {len(kinds)} kinds", "answered": said, "p50_s": "", "p95_s": "",
-                 "memory_before_mib": f"{before:.0f}", "memory_after_mib": f"{after:.0f}"})  # fmt: skip
-    print(f"{malformed} malformed requests: {said}; memory {before:.0f} -> {after:.0f} MiB", flush=True)
+                 "memory_mib": course})  # fmt: skip
+    print(f"{malformed} malformed requests: {said}; memory before, and after each quarter: {course} MiB", flush=True)
     write_rows("serving_cpu", rows, versions())
 
 
