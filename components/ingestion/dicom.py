@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,15 @@ def read_slice(path: Path) -> Dataset:
     stream = BytesIO(content)
     stream.seek(end)
     dataset = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta = _explicit_meta()
     return dataset
+
+
+@cache
+def _explicit_meta() -> FileMetaDataset:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return meta
 
 
 def refusal(header: Dataset) -> Refusal | None:

@@ -22,8 +22,7 @@ def _tag(keyword: str) -> BaseTag:
 
 def _bytes(header: Dataset, keyword: str) -> tuple[bytes, bool] | None:
     """An element that the library has not converted yet: its bytes, and whether they are little endian."""
-    tag = _tag(keyword)
-    element = header.get_item(tag) if tag in header else None
+    element = header.get_item(_tag(keyword))
     if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
         return element.value, element.is_little_endian
     return None
