@@ -29,7 +29,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests that take minutes, too")
 
 
-LONG = ("e2e/test_pipeline", "kernels/test_training", "components/training", "e2e", "flows", "components/registry")
+LONG = (
+    "e2e/test_pipeline",
+    "kernels/test_training",
+    "kernels/test_compile_check",
+    "components/training",
+    "e2e",
+    "flows",
+    "components/registry",
+)
 """Files, or folders of them, in the order of what they take."""
 
 

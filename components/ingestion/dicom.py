@@ -219,8 +219,8 @@ def _plain(dataset: Dataset, shape: tuple[int, ...]) -> NDArray[Any] | None:
     if not whole or signed not in (0, 1) or short(dataset, "SamplesPerPixel") not in (None, 1) or not math.prod(shape):
         return None
     values = np.frombuffer(dataset.PixelData, dtype=f"<{'i' if signed else 'u'}{bits // 8}", count=math.prod(shape))
-    lowest, highest = (-(1 << used - 1), (1 << used - 1) - 1) if signed else (0, (1 << used) - 1)
-    if used < bits and not (lowest <= values.min() and values.max() <= highest):
+    highest = (1 << used - bool(signed)) - 1
+    if used < bits and (values.max() > highest or (signed and values.min() < -highest - 1)):
         return None
     return values.reshape(shape)
 
