@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/omnimri run --profile demo
 
-# Two processes with one thread each: with two each, two cores spend a third of the time on handing over.
+# Two processes with one thread each: with two each, threads wait for each other on two cores.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 

@@ -1,6 +1,7 @@
 """Elements of a DICOM data set, converted from their bytes here where they are plain, by the library where they are not.
 
-Reading a slice is mostly conversion of its header, an object for each value; and the slices of a series say nearly the same.
+Converting its header, an object for each value, is a third of what it takes the library to read a slice; and the slices of a series
+say nearly the same.
 """
 
 from __future__ import annotations

@@ -179,6 +179,7 @@ def at_once(root: Path, *overrides: tuple[str, ...]) -> list[dict[str, Any]]:
     for process in started:
         said, complaint = process.communicate(timeout=900)
         assert process.returncode == 1 and "reconstruction was not measured" in complaint, complaint[-3000:]
+        assert "Traceback" not in complaint
         reports.append(json.loads(said))
     return reports
 

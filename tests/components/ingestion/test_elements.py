@@ -36,6 +36,13 @@ def test_a_slice_is_what_the_library_reads(path: Path) -> None:
     assert ours.file_meta.get("TransferSyntaxUID") == syntax and ours.original_encoding == theirs.original_encoding
 
 
+def test_a_length_of_the_meta_information_that_is_wrong_is_the_librarys_to_mend(tmp_path: Path) -> None:
+    content = bytearray(next(path for path in IMAGES if path.name == "MR_small.dcm").read_bytes())
+    content[140:144] = (int.from_bytes(content[140:144], "little") + 12).to_bytes(4, "little")
+    (tmp_path / "one.dcm").write_bytes(content)
+    assert read_slice(tmp_path / "one.dcm") == pydicom.dcmread(tmp_path / "one.dcm", force=True)
+
+
 def dataset(keyword: str, representation: str, value: bytes, little: bool = True) -> Dataset:
     tag = Tag(keyword)
     return Dataset({tag: RawDataElement(tag, representation, len(value), value, 0, False, little)})
