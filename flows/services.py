@@ -158,7 +158,7 @@ def databases(url: str) -> tuple[str, str]:
             "not the address of a PostgreSQL server", where=DATABASE,
             remedy="postgresql://USER:PASSWORD@HOST:5432, without a database: it holds two of them, prefect and mlflow",
         )  # fmt: skip
-    return f"postgresql+asyncpg://{server}/prefect", f"postgresql://{server}/mlflow"
+    return f"postgresql+asyncpg://{server}/prefect", f"postgresql+psycopg2://{server}/mlflow"
 
 
 def running(home: Home) -> Mapping[str, str] | None:

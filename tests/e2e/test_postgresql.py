@@ -21,7 +21,7 @@ def _programs() -> Path | None:
     """Where PostgreSQL's programs are: on the path, or where Debian puts them."""
     found = [Path(where).parent for where in [shutil.which("postgres")] if where]
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((folder.resolve() for folder in found if (folder / "initdb").exists()), None)
+    return next((folder.resolve() for folder in found if (folder / "initdb").exists() and (folder / "createdb").exists()), None)
 
 
 @pytest.fixture
@@ -50,19 +50,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run(str(programs / "pg_ctl"), "-D", "state", "-w", "-l", "log", "-o", options, "start")
     try:
         for name in ("prefect", "mlflow"):
-            run(
-                str(programs / "psql"),
-                "-h",
-                "127.0.0.1",
-                "-p",
-                str(port),
-                "-U",
-                "omnimri",
-                "-d",
-                "postgres",
-                "-c",
-                f"create database {name}",
-            )
+            run(str(programs / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "omnimri", name)
         yield f"postgresql://omnimri:{PASSWORD}@127.0.0.1:{port}"
     finally:
         run(str(programs / "pg_ctl"), "-D", "state", "-m", "immediate", "stop")

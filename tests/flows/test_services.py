@@ -94,7 +94,7 @@ def test_the_addresses_of_services_that_run_are_found(tmp_path: Path, monkeypatc
 def test_one_variable_names_both_databases() -> None:
     assert databases("postgresql://me:word@db:5432") == (
         "postgresql+asyncpg://me:word@db:5432/prefect",
-        "postgresql://me:word@db:5432/mlflow",
+        "postgresql+psycopg2://me:word@db:5432/mlflow",
     )
 
 
