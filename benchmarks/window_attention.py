@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness import Measurement, measure, write
-from kernels.window_attention import window_attention, window_attention_reference
+from kernels.window_attention import window_attention
 from kernels.windows import (
     Triple,
     bias_table_rows,
@@ -77,29 +77,37 @@ def _windowed(case: Case, qkv: Tensor, attend: Callable[[Tensor, Tensor, Tensor]
     return out[:, : case.size[0], : case.size[1], : case.size[2]]
 
 
-def _sdpa(case: Case) -> Callable[[Tensor, Tensor], Tensor]:
-    """PyTorch's fused attention with bias and mask expanded to every window."""
+Attention = Callable[[Tensor, Tensor], Tensor]
+
+
+def _in_pytorch(case: Case, device: str, fused: bool) -> Attention:
+    """Bias and mask as tensors, added to the scores (MONAI's way) or ``fused`` by PyTorch; index and mask are kept."""
+    used, moved = fitted(case.size, case.window, case.shift)
+    code = position_codes_N(case.window, used)
+    index = (code[:, None] - code[None, :] + middle_row(case.window)).to(device)
+    forbidden = None
+    if any(moved):
+        region = regions_nN(padded_grid(case.size, used), used, moved)
+        forbidden = (region[:, None, :, None] != region[:, None, None, :]).to(device).repeat(case.batch, 1, 1, 1)
 
     def run(qkv: Tensor, table: Tensor) -> Tensor:
-        used, moved = fitted(case.size, case.window, case.shift)
-        code = position_codes_N(case.window, used).to(qkv.device)
-        index = code[:, None] - code[None, :] + middle_row(case.window)
-        bias = table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).to(qkv.dtype)
+        bias = table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).to(qkv.dtype)[None]
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            mask = bias[None]
-            if any(moved):
-                region = regions_nN(padded_grid(case.size, used), used, moved).to(q.device)
-                forbidden = region[:, None, :, None] != region[:, None, None, :]
-                mask = mask.masked_fill(forbidden, torch.finfo(q.dtype).min).repeat(case.batch, 1, 1, 1)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            if fused:
+                mask = bias if forbidden is None else bias.masked_fill(forbidden, torch.finfo(q.dtype).min)
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            scores = (q * case.head_dim**-0.5) @ k.transpose(-1, -2) + bias
+            if forbidden is not None:
+                scores = scores.masked_fill(forbidden, torch.finfo(q.dtype).min)
+            return scores.softmax(-1) @ v
 
         return _windowed(case, qkv, attend)
 
     return run
 
 
-def _flex(case: Case) -> Callable[[Tensor, Tensor], Tensor]:
+def _flex(case: Case) -> Attention:
     """FlexAttention, compiled, the bias gathered in the score function."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -119,11 +127,9 @@ def _flex(case: Case) -> Callable[[Tensor, Tensor], Tensor]:
     return run
 
 
-def _peers(case: Case, device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    def eager(qkv: Tensor, table: Tensor) -> Tensor:
-        return window_attention_reference(qkv, table, case.window, case.shift)
-
-    peers = {"eager": eager, "SDPA, expanded bias": _sdpa(case)}
+def _peers(case: Case, device: str) -> dict[str, Attention]:
+    eager = _in_pytorch(case, device, fused=False)
+    peers = {"eager": eager, "SDPA, expanded bias": _in_pytorch(case, device, fused=True)}
     if device == "cuda":
         peers |= {"torch.compile of eager": torch.compile(eager), "FlexAttention, compiled": _flex(case)}
     return peers | {"ours": lambda qkv, table: window_attention(qkv, table, case.window, case.shift)}
@@ -136,14 +142,14 @@ def run(case: Case, device: str) -> list[Measurement]:
     table = torch.randn(bias_table_rows(case.window), case.heads, device=device, requires_grad=True)
     dout = torch.randn(case.batch, *case.size, case.heads * case.head_dim, device=device, dtype=case.dtype)
 
-    def forward(op: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
+    def forward(op: Attention) -> Callable[[], object]:
         def call() -> object:
             with torch.no_grad():
                 return op(qkv, table)
 
         return call
 
-    def both(op: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
+    def both(op: Attention) -> Callable[[], object]:
         def call() -> None:
             qkv.grad = table.grad = None
             op(qkv, table).backward(dout)

@@ -70,14 +70,15 @@ def route(
     scoring: Scoring = "softmax",
     expert_bias: Tensor | None = None,
 ) -> Routing:
-    """Choose K experts per token, in float32.
+    """Choose K experts per token, in float32 (float64 where the input is).
 
     ``expert_bias`` (E,) changes who is chosen and never how much a choice counts (aux-loss-free balancing, arXiv:2408.15664).
     """
     with torch.autocast(hidden_TH.device.type, enabled=False):
-        logits = F.linear(hidden_TH.float(), router_weight_EH.float())
+        exact = torch.promote_types(hidden_TH.dtype, torch.float32)
+        logits = F.linear(hidden_TH.to(exact), router_weight_EH.to(exact))
     probabilities = logits.softmax(-1) if scoring == "softmax" else logits.sigmoid()
-    preference = probabilities if expert_bias is None else probabilities + expert_bias.float()
+    preference = probabilities if expert_bias is None else probabilities + expert_bias.to(exact)
     experts = preference.topk(top_k, dim=-1).indices
     weights = probabilities.gather(-1, experts)
     if norm_topk_prob:

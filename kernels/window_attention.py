@@ -235,19 +235,19 @@ class _CpuLayout:
         token_wN: token in the flattened batch of each place of the w = n * B windows, 0 for padding.
         hidden_wN: places that are padding.
         place_BT: for every token its place in the flattened windows.
-        windows_P: windows of each pattern; codes_PN: its codes.
+        windows_P: windows of each pattern; regions_PN: its regions.
     """
 
     token_wN: Tensor
     hidden_wN: Tensor
     place_BT: Tensor
     windows_P: list[int]
-    codes_PN: Tensor
+    regions_PN: Tensor
 
 
 @lru_cache(maxsize=4)
 def _cpu_layout(where: Geometry, batch: int, tokens: int) -> _CpuLayout:
-    codes_PN, pattern_n, counts_P = where.codes_nN.unique(dim=0, return_inverse=True, return_counts=True)
+    regions_PN, pattern_n, counts_P = where.regions_nN.unique(dim=0, return_inverse=True, return_counts=True)
     rows_nN = where.rows_nN.long()
     if where.shifted:
         rows_nN = rows_nN[pattern_n.argsort(stable=True)]
@@ -257,20 +257,17 @@ def _cpu_layout(where: Geometry, batch: int, tokens: int) -> _CpuLayout:
     hidden = (rows_nN < 0)[:, None].expand(-1, batch, -1).flatten(0, 1)
     place = torch.empty(batch * tokens, dtype=torch.long)
     place[token[~hidden]] = torch.arange(token.numel()).view(token.shape)[~hidden]
-    return _CpuLayout(token.masked_fill(hidden, 0), hidden, place, (counts_P * batch).tolist(), codes_PN)
+    return _CpuLayout(token.masked_fill(hidden, 0), hidden, place, (counts_P * batch).tolist(), regions_PN)
 
 
 def _cpu_chunks(
     layout: _CpuLayout, table: Tensor, where: Geometry, dtype: torch.dtype, size: int | None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Windows of one pattern, ``size`` at a time, and their bias (h, N, N), -inf between regions."""
-    start = 0
-    for windows, code_N in zip(layout.windows_P, layout.codes_PN, strict=True):
-        index_NN = code_N[:, None] - code_N[None, :] + middle_row(where.window)
-        allowed_NN = (index_NN >= 0) & (index_NN < len(table))
-        index = index_NN.clamp(0, len(table) - 1).flatten()
-        bias = table[index].view(*index_NN.shape, -1).masked_fill(~allowed_NN[..., None], -torch.inf)
-        bias_hNN = bias.permute(2, 0, 1).to(dtype).contiguous()
+    start, everywhere_hNN = 0, _bias_hNN(table, where.window, where.used).to(dtype).contiguous()
+    for windows, region_N in zip(layout.windows_P, layout.regions_PN, strict=True):
+        forbidden_NN = region_N[:, None] != region_N[None, :]
+        bias_hNN = everywhere_hNN.masked_fill(forbidden_NN, -torch.inf) if where.shifted else everywhere_hNN
         step = size or max(1, windows)
         for first in range(start, start + windows, step):
             yield slice(first, min(first + step, start + windows)), bias_hNN

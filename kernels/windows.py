@@ -80,14 +80,15 @@ class Geometry:
 
     Attributes:
         rows_nN: int32, the token of each place within its sample, -1 for padding.
-        codes_nN: int32 :func:`position_codes_N`; with shifted windows plus a multiple of the region so large that the difference of
-            two regions leads off the bias table. One row if no window is shifted.
+        codes_N: int32 :func:`position_codes_N`, the same for all windows.
+        regions_nN: int32 :func:`regions_nN`; one row of zeros if no window is shifted.
         window: of the bias table; used: of the grid, smaller where an axis is.
         padded: some places are padding; shifted: some pairs may not attend.
     """
 
     rows_nN: Tensor
-    codes_nN: Tensor
+    codes_N: Tensor
+    regions_nN: Tensor
     window: Triple
     used: Triple
     padded: bool
@@ -102,12 +103,12 @@ def geometry(size: Triple, window: Triple, shift: Triple, device: torch.device) 
     tokens = torch.full(grid, -1)
     tokens[: size[0], : size[1], : size[2]] = torch.arange(size[0] * size[1] * size[2]).view(size)
     rolled = tokens.roll([-step for step in moved], dims=(0, 1, 2))
-    codes = position_codes_N(window, used)[None]
-    if any(moved):
-        codes = codes + regions_nN(grid, used, moved) * (2 * bias_table_rows(window) + 1)
+    codes = position_codes_N(window, used)
+    regions = regions_nN(grid, used, moved) if any(moved) else torch.zeros_like(codes)[None]
     return Geometry(
         rows_nN=partition(rolled[None, ..., None], used).squeeze(-1).int().contiguous().to(device),
-        codes_nN=codes.int().contiguous().to(device),
+        codes_N=codes.int().contiguous().to(device),
+        regions_nN=regions.int().contiguous().to(device),
         window=window,
         used=used,
         padded=grid != size,

@@ -22,6 +22,11 @@ def observe(observer: Observer | None) -> None:
     _observer = observer
 
 
+def observed() -> bool:
+    """Whether launches go to an observer."""
+    return _observer is not None
+
+
 def launch(
     kernel: Any,
     grid: Grid,

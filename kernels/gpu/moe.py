@@ -15,11 +15,12 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.launch import launch
+from kernels.gpu.launch import launch, observed
 
 
 @dataclass(frozen=True)
@@ -194,30 +195,49 @@ def _swizzled(tiles_m, TILES_N: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _tile(pointers, row_within, column_within, ROWS_FIT: tl.constexpr, COLUMNS_FIT: tl.constexpr):
+    """A tile of an operand, zero outside; bounds are checked only where the tiles do not fit."""
+    if ROWS_FIT and COLUMNS_FIT:
+        tile = tl.load(pointers)
+    elif ROWS_FIT:
+        tile = tl.load(pointers, mask=column_within[None, :], other=0.0)
+    elif COLUMNS_FIT:
+        tile = tl.load(pointers, mask=row_within[:, None], other=0.0)
+    else:
+        tile = tl.load(pointers, mask=row_within[:, None] & column_within[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
 def _up_kernel(
     hidden, gate_up, order, ends, pre, activation, rows,
     HIDDEN: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr, EXPERTS: tl.constexpr, EXPERTS_PAD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Rows of tokens times gate and up weights of their expert; keeps both and writes silu(gate) * up."""
+    """Rows of tokens times gate and up weights of their expert; keeps both and writes silu(gate) * up.
+
+    Both are one product: a row of gate and the same row of up take turns as its columns, so that they end in the same thread.
+    """
     TILES_N: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
+    FITS: tl.constexpr = HIDDEN % BLOCK_C == 0
     tile_m, tile_n = _swizzled(tl.cdiv(rows, BLOCK_M) + EXPERTS, TILES_N, 8)
     expert, first, end = _tile_of_expert(ends, tile_m, EXPERTS, EXPERTS_PAD, BLOCK_M)
     if first >= end:
         return
     row, column = first + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     real_M, real_N = row < end, column < WIDTH
-    token = tl.load(order + row, mask=real_M, other=0) // TOP_K
+    token = tl.load(order + row, mask=real_M, other=0) // TOP_K  # rows past the end read a token in vain
     x_M = hidden + token.to(tl.int64) * HIDDEN
-    gate_up += expert.to(tl.int64) * (2 * WIDTH * HIDDEN)
-    gate, up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    turn = tl.arange(0, 2 * BLOCK_N)
+    source = turn % 2 * WIDTH + tl.minimum(tile_n * BLOCK_N + turn // 2, WIDTH - 1)
+    w_N = gate_up + expert.to(tl.int64) * (2 * WIDTH * HIDDEN) + source.to(tl.int64) * HIDDEN
+    acc = tl.zeros([BLOCK_M, 2 * BLOCK_N], tl.float32)
     for start in range(0, HIDDEN, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        x = tl.load(x_M[:, None] + c[None, :], mask=real_M[:, None] & (c < HIDDEN)[None, :], other=0.0)
-        mask = real_N[None, :] & (c < HIDDEN)[:, None]
-        w = column[None, :] * HIDDEN + c[:, None]
-        gate = tl.dot(x, tl.load(gate_up + w, mask=mask, other=0.0), gate, input_precision="ieee")
-        up = tl.dot(x, tl.load(gate_up + WIDTH * HIDDEN + w, mask=mask, other=0.0), up, input_precision="ieee")
+        x = _tile(x_M[:, None] + c[None, :], real_M, c < HIDDEN, True, FITS)
+        w = _tile(w_N[None, :] + c[:, None], c < HIDDEN, turn >= 0, FITS, True)
+        acc = tl.dot(x, w, acc, input_precision="ieee")
+    gate, up = tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_N, 2)))
     mask = real_M[:, None] & real_N[None, :]
     dtype = pre.dtype.element_ty
     local = tl.arange(0, BLOCK_M)[:, None]
@@ -237,24 +257,25 @@ def _grouped_kernel(
 ):  # fmt: skip
     """Sorted rows (S, C) times the matrix of their expert, (S, N)."""
     TILES_N: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
+    FITS_C: tl.constexpr = CONTRACTED % BLOCK_C == 0
+    FITS_N: tl.constexpr = COLUMNS % BLOCK_N == 0
     tile_m, tile_n = _swizzled(tl.cdiv(rows, BLOCK_M) + EXPERTS, TILES_N, 8)
     expert, first, end = _tile_of_expert(ends, tile_m, EXPERTS, EXPERTS_PAD, BLOCK_M)
     if first >= end:
         return
     row, column = first + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     real_M, real_N = row < end, column < COLUMNS
-    local = tl.arange(0, BLOCK_M)[:, None]
-    left += first.to(tl.int64) * CONTRACTED
+    left_M = left + tl.minimum(row, end - 1).to(tl.int64) * CONTRACTED  # rows past the end read the last in vain
     right += expert.to(tl.int64) * (COLUMNS * CONTRACTED)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, CONTRACTED, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        a = tl.load(left + local * CONTRACTED + c[None, :], mask=real_M[:, None] & (c < CONTRACTED)[None, :], other=0.0)
-        b = tl.load(right + column[None, :] * STRIDE_N + c[:, None] * STRIDE_C, mask=real_N[None, :] & (c < CONTRACTED)[:, None],
-                    other=0.0)  # fmt: skip
+        a = _tile(left_M[:, None] + c[None, :], real_M, c < CONTRACTED, True, FITS_C)
+        b = _tile(right + column[None, :] * STRIDE_N + c[:, None] * STRIDE_C, c < CONTRACTED, real_N, FITS_C, FITS_N)
         acc = tl.dot(a, b, acc, input_precision="ieee")
     out += first.to(tl.int64) * COLUMNS
-    tl.store(out + local * COLUMNS + column[None, :], acc.to(out.dtype.element_ty), mask=real_M[:, None] & real_N[None, :])
+    place = tl.arange(0, BLOCK_M)[:, None] * COLUMNS + column[None, :]
+    tl.store(out + place, acc.to(out.dtype.element_ty), mask=real_M[:, None] & real_N[None, :])
 
 
 @triton.jit
@@ -279,73 +300,72 @@ def _combine_kernel(
 
 @triton.jit
 def _activation_backward_kernel(
-    dout, down, order, ends, weights, pre, dpre, weighted, dweights, rows,
-    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr, EXPERTS: tl.constexpr, EXPERTS_PAD: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    dact, order, weights, pre, dpre, weighted, dweights, rows,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the pre-activations; on the way the weighted activations again, and this tile's share of the weights' gradient.
+    """From the gradient of the unweighted activations: weighted activations, gradients of the pre-activations and of the weights.
 
     A weight's gradient is dout . (down act) = (downT dout) . act: the experts' outputs need not be kept.
     """
-    TILES_N: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
-    tile_m, tile_n = _swizzled(tl.cdiv(rows, BLOCK_M) + EXPERTS, TILES_N, 8)
-    expert, first, end = _tile_of_expert(ends, tile_m, EXPERTS, EXPERTS_PAD, BLOCK_M)
-    if first >= end:
-        return
-    row, column = first + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    real_M, real_N = row < end, column < WIDTH
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    real_M = row < rows
     pair = tl.load(order + row, mask=real_M, other=0)
-    dout_M = dout + (pair // TOP_K).to(tl.int64) * HIDDEN
-    down += expert.to(tl.int64) * (HIDDEN * WIDTH)
-    dact = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, HIDDEN, BLOCK_C):
-        c = start + tl.arange(0, BLOCK_C)
-        d = tl.load(dout_M[:, None] + c[None, :], mask=real_M[:, None] & (c < HIDDEN)[None, :], other=0.0)
-        w = tl.load(down + column[None, :] + c[:, None] * WIDTH, mask=real_N[None, :] & (c < HIDDEN)[:, None], other=0.0)
-        dact = tl.dot(d, w, dact, input_precision="ieee")
-    mask = real_M[:, None] & real_N[None, :]
-    begin = first.to(tl.int64) * (2 * WIDTH)
-    place = tl.arange(0, BLOCK_M)[:, None] * (2 * WIDTH) + column[None, :]
-    gate = tl.load(pre + begin + place, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(pre + begin + WIDTH + place, mask=mask, other=0.0).to(tl.float32)
-    sigmoid = tl.sigmoid(gate)
-    silu = gate * sigmoid
-    tl.store(dweights + row.to(tl.int64) * TILES_N + tile_n, tl.sum(dact * silu * up, 1), mask=real_M)
     weight = tl.load(weights + pair, mask=real_M, other=0.0)[:, None]
     dtype = dpre.dtype.element_ty
-    weighted += first.to(tl.int64) * WIDTH
-    local = tl.arange(0, BLOCK_M)[:, None] * WIDTH + column[None, :]
-    tl.store(weighted + local, (weight * silu * up).to(dtype), mask=mask)
-    dact *= weight
-    tl.store(dpre + begin + place, (dact * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))).to(dtype), mask=mask)
-    tl.store(dpre + begin + WIDTH + place, (dact * silu).to(dtype), mask=mask)
+    long = row.to(tl.int64)[:, None]
+    dweight_M = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, WIDTH, BLOCK_N):
+        column = start + tl.arange(0, BLOCK_N)
+        mask = real_M[:, None] & (column < WIDTH)[None, :]
+        narrow, wide = long * WIDTH + column[None, :], long * (2 * WIDTH) + column[None, :]
+        gradient = tl.load(dact + narrow, mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(pre + wide, mask=mask, other=0.0).to(tl.float32)
+        up = tl.load(pre + WIDTH + wide, mask=mask, other=0.0).to(tl.float32)
+        sigmoid = tl.sigmoid(gate)
+        silu = gate * sigmoid
+        dweight_M += tl.sum(gradient * silu * up, 1)
+        tl.store(weighted + narrow, (weight * silu * up).to(dtype), mask=mask)
+        gradient *= weight
+        tl.store(dpre + wide, (gradient * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))).to(dtype), mask=mask)
+        tl.store(dpre + WIDTH + wide, (gradient * silu).to(dtype), mask=mask)
+    tl.store(dweights + pair, dweight_M, mask=real_M)
+
+
+@triton.jit
+def _weight_gradient_step(
+    acc, start, end, left, right, m, n,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr, FITS_M: tl.constexpr, FITS_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    row = start + tl.arange(0, BLOCK_C)
+    real, long = row < end, row.to(tl.int64)
+    a = _tile(left + long[None, :] * ROWS + m[:, None], m < ROWS, real, FITS_M, WHOLE)
+    b = _tile(right + long[:, None] * COLUMNS + n[None, :], real, n < COLUMNS, WHOLE, FITS_N)
+    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
 def _weight_gradient_kernel(
-    left, right, order, ends, out,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOP_K: tl.constexpr, GATHER_LEFT: tl.constexpr, EXPERTS: tl.constexpr,
+    left, right, ends, out,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXPERTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Sum over an expert's rows of left (rows, M) transposed times right (rows, N); one side is read through the sort."""
+    """Sum over an expert's rows of left (S, M) transposed times right (S, N)."""
     TILES_N: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
     TILES: tl.constexpr = TILES_N * ((ROWS + BLOCK_M - 1) // BLOCK_M)
+    FITS_M: tl.constexpr = ROWS % BLOCK_M == 0
+    FITS_N: tl.constexpr = COLUMNS % BLOCK_N == 0
     expert, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
     m = tile // TILES_N * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile % TILES_N * BLOCK_N + tl.arange(0, BLOCK_N)
     end = tl.load(ends + expert)
     begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(begin, end, BLOCK_C):
-        row = start + tl.arange(0, BLOCK_C)
-        real = row < end
-        token = (tl.load(order + row, mask=real, other=0) // TOP_K).to(tl.int64)
-        row = row.to(tl.int64)
-        a_row = token if GATHER_LEFT else row
-        b_row = row if GATHER_LEFT else token
-        a = tl.load(left + a_row[None, :] * ROWS + m[:, None], mask=real[None, :] & (m < ROWS)[:, None], other=0.0)
-        b = tl.load(right + b_row[:, None] * COLUMNS + n[None, :], mask=real[:, None] & (n < COLUMNS)[None, :], other=0.0)
-        acc = tl.dot(a, b, acc, input_precision="ieee")
+    whole = begin + (end - begin) // BLOCK_C * BLOCK_C
+    for start in range(begin, whole, BLOCK_C):
+        acc = _weight_gradient_step(acc, start, end, left, right, m, n, ROWS, COLUMNS, True, FITS_M, FITS_N, BLOCK_C)
+    if whole < end:
+        acc = _weight_gradient_step(acc, whole, end, left, right, m, n, ROWS, COLUMNS, False, FITS_M, FITS_N, BLOCK_C)
     place = expert.to(tl.int64) * (ROWS * COLUMNS) + m[:, None] * COLUMNS + n[None, :]
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=(m < ROWS)[:, None] & (n < COLUMNS)[None, :])
 
@@ -446,7 +466,7 @@ def experts_forward(
         {"hidden": hidden, "gate_up": gate_up, "order": order, "ends": ends, "pre": pre, "activation": activation},
         HIDDEN=hidden_size, WIDTH=width, TOP_K=top_k, **sizes,
     )  # fmt: skip
-    out = _grouped(activation, down, ends, hidden_size, stride_c=1, stride_n=width)
+    out = _product(activation, down.transpose(1, 2), ends)
     return _combine(out, place, weights), pre
 
 
@@ -462,32 +482,47 @@ def experts_backward(
     pre: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``hidden``, ``weights``, ``gate_up`` and ``down``."""
-    (experts, hidden_size, width), top_k, rows = down.shape, place.shape[1], len(order)
-    sizes = _expert_sizes(experts)
-    dpre, weighted = torch.empty_like(pre), pre.new_empty(rows, width)
-    column_tile = 64 if hidden.dtype != torch.float32 else 32
-    shares = torch.empty(rows, triton.cdiv(width, column_tile), dtype=torch.float32, device=hidden.device)
-    _launch_rows(
-        _activation_backward_kernel, rows, experts, width, ACTIVATION_BACKWARD_TILES, hidden.dtype,
-        {"dout": dout, "down": down, "order": order, "ends": ends, "weights": weights, "pre": pre, "dpre": dpre,
-         "weighted": weighted, "dweights": shares},
-        HIDDEN=hidden_size, WIDTH=width, TOP_K=top_k, **sizes,
+    width, top_k, rows = down.shape[2], place.shape[1], len(order)
+    token = order // top_k
+    dout, hidden = dout.index_select(0, token), hidden.index_select(0, token)  # a row for each sorted choice
+    dact = _product(dout, down, ends)
+    dpre, weighted, dweights = torch.empty_like(pre), torch.empty_like(dact), torch.empty_like(weights)
+    launch(
+        _activation_backward_kernel,
+        lambda c: (triton.cdiv(rows, c["BLOCK_M"]),),
+        [triton.Config({"BLOCK_M": 1, "BLOCK_N": 1024}, num_warps=4)],
+        (),
+        {"dact": dact, "order": order, "weights": weights, "pre": pre, "dpre": dpre, "weighted": weighted, "dweights": dweights,
+         "rows": rows},
+        WIDTH=width,
     )  # fmt: skip
-    dweights = shares.sum(1)[place.flatten().long()].view(weights.shape)
-    drows = _grouped(dpre, gate_up, ends, hidden_size, stride_c=hidden_size, stride_n=1)
-    dhidden = _combine(drows, place, None)
-    dgate_up = _weight_gradient(dpre, hidden, order, ends, gate_up, top_k, gather_left=False)
-    ddown = _weight_gradient(dout, weighted, order, ends, down, top_k, gather_left=True)
-    return dhidden, dweights, dgate_up, ddown
+    dhidden = _combine(_product(dpre, gate_up, ends), place, None)
+    return dhidden, dweights, _weight_gradient(dpre, hidden, ends), _weight_gradient(dout, weighted, ends)
 
 
-def _grouped(left: Tensor, right: Tensor, ends: Tensor, columns: int, stride_c: int, stride_n: int) -> Tensor:
-    experts = len(right)
-    out = left.new_empty(len(left), columns)
+def _pytorchs(x: Tensor, columns: int) -> bool:
+    """Whether PyTorch's grouped products (CUTLASS) take these rows: from Hopper on they are the faster (benchmarks/results)."""
+    return (
+        x.is_cuda
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(x.device) >= (9, 0)
+        and x.dtype == torch.bfloat16
+        and x.shape[1] % 8 == columns % 8 == 0
+        and len(x) > 0
+        and not observed()
+    )
+
+
+def _product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Sorted rows (S, C) times their expert's matrix (E, C, N), of which one of C and N is contiguous."""
+    experts, contracted, columns = weight.shape
+    if _pytorchs(rows, columns):
+        return F.grouped_mm(rows, weight, offs=ends)
+    out = rows.new_empty(len(rows), columns)
     _launch_rows(
-        _grouped_kernel, len(left), experts, columns, GROUPED_TILES, left.dtype,
-        {"left": left, "right": right, "ends": ends, "out": out},
-        COLUMNS=columns, CONTRACTED=left.shape[1], STRIDE_C=stride_c, STRIDE_N=stride_n, **_expert_sizes(experts),
+        _grouped_kernel, len(rows), experts, columns, GROUPED_TILES, rows.dtype,
+        {"left": rows, "right": weight, "ends": ends, "out": out},
+        COLUMNS=columns, CONTRACTED=contracted, STRIDE_C=weight.stride(1), STRIDE_N=weight.stride(2), **_expert_sizes(experts),
     )  # fmt: skip
     return out
 
@@ -506,19 +541,20 @@ def _combine(rows: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
     return out
 
 
-def _weight_gradient(
-    left: Tensor, right: Tensor, order: Tensor, ends: Tensor, weight: Tensor, top_k: int, gather_left: bool
-) -> Tensor:
-    experts, rows, columns = weight.shape
-    out = torch.empty_like(weight)
+def _weight_gradient(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    """(E, M, N): of each expert's rows, left (S, M) transposed times right (S, N)."""
+    experts, rows, columns = len(ends), left.shape[1], right.shape[1]
+    if _pytorchs(left, columns):
+        return F.grouped_mm(left.t(), right, offs=ends)
+    out = left.new_empty(experts, rows, columns)
     launch(
         _weight_gradient_kernel,
         lambda c: (experts * triton.cdiv(rows, c["BLOCK_M"]) * triton.cdiv(columns, c["BLOCK_N"]),),
         _configs(WEIGHT_GRADIENT_TILES, left.dtype),
         ("ROWS", "COLUMNS", "EXPERTS"),
-        {"left": left, "right": right, "order": order, "ends": ends, "out": out},
-        size=len(order),
-        ROWS=rows, COLUMNS=columns, TOP_K=top_k, GATHER_LEFT=gather_left, EXPERTS=experts,
+        {"left": left, "right": right, "ends": ends, "out": out},
+        size=len(left),
+        ROWS=rows, COLUMNS=columns, EXPERTS=experts,
     )  # fmt: skip
     return out
 
@@ -555,10 +591,9 @@ def _expert_sizes(experts: int) -> dict[str, int]:
 
 # Tiles as (rows, columns, contracted, warps, stages), the first being the safe choice; float32 products run on the scalar units.
 Tiles = tuple[tuple[int, int, int, int, int], ...]
-UP_TILES: Tiles = ((64, 64, 32, 4, 3), (128, 64, 64, 8, 3), (128, 64, 32, 8, 4), (64, 128, 64, 8, 3))
-GROUPED_TILES: Tiles = ((64, 64, 32, 4, 3), (128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (64, 128, 64, 4, 3))
-ACTIVATION_BACKWARD_TILES: Tiles = ((64, 64, 32, 8, 3), (64, 64, 64, 8, 3), (64, 64, 64, 8, 4))
-WEIGHT_GRADIENT_TILES: Tiles = ((64, 64, 32, 4, 3), (128, 128, 64, 8, 3), (128, 128, 64, 8, 5))
+UP_TILES: Tiles = ((64, 64, 32, 4, 3), (128, 128, 64, 8, 3), (128, 64, 64, 8, 3), (128, 64, 64, 4, 3), (64, 128, 64, 8, 3))
+GROUPED_TILES: Tiles = ((64, 64, 32, 4, 3), (128, 256, 64, 8, 3), (128, 128, 64, 4, 3), (64, 128, 64, 4, 3))
+WEIGHT_GRADIENT_TILES: Tiles = ((64, 64, 32, 4, 3), (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 32, 4, 4))
 FLOAT32_TILES: Tiles = ((32, 32, 32, 4, 2),)
 
 

@@ -36,12 +36,15 @@ WINDOWS: list[tuple[Triple, Triple, Triple, int, int]] = [
     ((1, 40, 40), (1, 16, 16), (0, 8, 8), 2, 48),
     ((3, 3, 3), (8, 8, 8), (4, 4, 4), 2, 32),
 ]
-LAYERS = [(1000, 8, 2, 256, 320), (777, 7, 7, 136, 72), (4096, 128, 8, 256, 192), (1, 4, 1, 64, 64), (300, 64, 1, 72, 40)]
+LAYERS = [(1000, 8, 2, 256, 320), (777, 7, 7, 136, 72), (4096, 128, 8, 256, 192), (1, 4, 2, 64, 64), (300, 64, 1, 72, 40)]
 
 
-@pytest.fixture(params=range(MOST_CONFIGS), ids=lambda index: f"config{index}")
+@pytest.fixture(params=[*range(MOST_CONFIGS), None], ids=lambda index: "tuned" if index is None else f"config{index}")
 def every_config(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Launch each kernel with its configuration of one number."""
+    """Launch each kernel with its configuration of one number, or as it is in use: tuned, and with PyTorch's grouped products."""
+    if request.param is None:
+        yield
+        return
 
     def run(kernel: Any, grid: Any, configs: Sequence[Any], arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
         config = configs[min(request.param, len(configs) - 1)]
@@ -68,8 +71,10 @@ def _compare(
     for index, (x, y, theirs) in enumerate(zip(ours, expected, eager, strict=True)):
         bar = forward if index == 0 else gradient
         assert torch.isfinite(x).all()
-        assert _error(x, y) <= max(bar, 1e-6), (index, _error(x, y), _error(theirs, y))
-        if dtype != torch.float32:
+        if dtype == torch.float32:  # where a gradient is a small difference of large numbers, PyTorch's own error is larger
+            assert _error(x, y) <= max(bar, 2 * _error(theirs, y)), (index, _error(x, y), _error(theirs, y))
+        else:
+            assert _error(x, y) <= bar, (index, _error(x, y), _error(theirs, y))
             assert _error(x, y) <= max(2 * _error(theirs, y), 1e-3), (index, _error(x, y), _error(theirs, y))
 
 
