@@ -22,7 +22,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from components.errors import BadInput
 from components.ingestion import headers, structures
 from components.ingestion.content import opened, unpacked
-from components.ingestion.elements import short
+from components.ingestion.elements import content, numbers, short, text
 from components.ingestion.frames import LPS_TO_RAS, Frame, affine_of, frames_of, in_order, uneven
 from components.ingestion.refusals import Refusal, Unusable
 from components.ingestion.structures import STRUCTURES
@@ -97,12 +97,12 @@ def read_slice(path: Path) -> Dataset:
     information: the library makes a data set of its own of that, a quarter of the time. Where its length does not lead to
     group 0008, the library looks for the way.
     """
-    content = unpacked(path)
-    end = _META + int.from_bytes(content[140:_META], "little")
-    plain = content[128:140] == _META_HEAD and content.find(_EXPLICIT, _META, end) > 0 and content[end : end + 2] == _FIRST_GROUP
+    file = unpacked(path)
+    end = _META + int.from_bytes(file[140:_META], "little")
+    plain = file[128:140] == _META_HEAD and file.find(_EXPLICIT, _META, end) > 0 and file[end : end + 2] == _FIRST_GROUP
     if not plain:
-        return pydicom.dcmread(BytesIO(content), force=True)
-    stream = BytesIO(content)
+        return pydicom.dcmread(BytesIO(file), force=True)
+    stream = BytesIO(file)
     stream.seek(end)
     dataset = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)
     dataset.file_meta = _explicit_meta()
@@ -189,18 +189,20 @@ def decoded(dataset: Dataset) -> NDArray[Any]:
         BadInput: no pixels, or fewer than the header says.
         Exception: what the decoders raise.
     """
-    if "PixelData" not in dataset:
+    pixels = content(dataset, "PixelData")
+    if not pixels:
         raise BadInput("no pixel data", remedy="export or download it again")
     rows, columns, frames = short(dataset, "Rows") or 0, short(dataset, "Columns") or 0, int(dataset.get("NumberOfFrames") or 1)
     bits = rows * columns * frames * (short(dataset, "BitsAllocated") or 0)
     claimed = bits // 8
-    if rows * columns > _LARGEST_FRAME or claimed > len(dataset.PixelData) * _PACKED_AT_BEST:
+    if rows * columns > _LARGEST_FRAME or claimed > len(pixels) * _PACKED_AT_BEST:
         raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy="export or download it again")
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     if syntax is not None and not UID(syntax).is_compressed:
-        if len(dataset.PixelData) * 8 < bits:
+        if len(pixels) * 8 < bits:
             raise BadInput("fewer pixels than the header says", remedy="export or download it again")
-        plain = _plain(dataset, (rows, columns) if frames == 1 else (frames, rows, columns)) if syntax in _AS_STORED else None
+        shape = (rows, columns) if frames == 1 else (frames, rows, columns)
+        plain = _plain(dataset, pixels, shape) if syntax in _AS_STORED else None
         if plain is not None:
             return plain
     try:
@@ -211,7 +213,7 @@ def decoded(dataset: Dataset) -> NDArray[Any]:
         raise BadInput("pixels that do not decode", remedy="export or download it again") from None
 
 
-def _plain(dataset: Dataset, shape: tuple[int, ...]) -> NDArray[Any] | None:
+def _plain(dataset: Dataset, pixels: bytes, shape: tuple[int, ...]) -> NDArray[Any] | None:
     """Pixels that are stored as an array is: whole words of one sample each, no bit beside the value's own. Else None.
 
     What nearly every MR image is; the library's decoder, which allows for everything else, takes as long as reading the file.
@@ -221,7 +223,7 @@ def _plain(dataset: Dataset, shape: tuple[int, ...]) -> NDArray[Any] | None:
     signed = short(dataset, "PixelRepresentation")
     if not whole or signed not in (0, 1) or short(dataset, "SamplesPerPixel") not in (None, 1) or not math.prod(shape):
         return None
-    values = np.frombuffer(dataset.PixelData, dtype=f"<{'i' if signed else 'u'}{bits // 8}", count=math.prod(shape))
+    values = np.frombuffer(pixels, dtype=f"<{'i' if signed else 'u'}{bits // 8}", count=math.prod(shape))
     highest = (1 << used - bool(signed)) - 1
     if used < bits and (values.max() > highest or (signed and values.min() < -highest - 1)):
         return None
@@ -299,8 +301,10 @@ def _scale(header: Dataset, index: int = 0) -> tuple[float, float]:
         groups = (header.PerFrameFunctionalGroupsSequence[index], *header.get("SharedFunctionalGroupsSequence", ()))
         places = [item for group in groups for item in group.get("PixelValueTransformationSequence", ())] + places
     for place in places:
-        if place.get("RescaleSlope") is not None:
-            return float(place.RescaleSlope), float(place.get("RescaleIntercept") or 0)
+        if text(place, "RescaleSlope"):
+            return numbers(place, "RescaleSlope")[0], numbers(place, "RescaleIntercept")[0] if text(
+                place, "RescaleIntercept"
+            ) else 0.0
     return 1.0, 0.0
 
 

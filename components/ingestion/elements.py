@@ -72,6 +72,12 @@ def text(header: Dataset, keyword: str) -> str:
     return "\\".join(map(str, value)) if hasattr(value, "__iter__") and not isinstance(value, str) else str(value)
 
 
+def content(header: Dataset, keyword: str) -> bytes:
+    """The bytes of a binary element (OB, OW); b"" where it is absent."""
+    raw = _bytes(header, keyword)
+    return raw[0] if raw is not None else bytes(header.get(keyword) or b"")
+
+
 def short(header: Dataset, keyword: str) -> int | None:
     """An unsigned 16-bit number (US); None where it is absent or empty."""
     raw = _bytes(header, keyword)
