@@ -145,7 +145,7 @@ def table(seconds: dict[tuple[str, str], list[float]], profile: str) -> list[dic
 
 
 def main() -> None:
-    """Measure and write ``results/orchestration.csv``."""
+    """Measure and write ``results/orchestration_PROFILE.csv``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="debug")
     parser.add_argument("--repeats", type=int, default=1)
@@ -156,7 +156,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="omnimri-orchestration-") as folder:
         rows = measure(arguments.profile, arguments.repeats, Path(folder))
-    write_rows("orchestration", rows, f"prefect {version('prefect')}, {versions()}")
+    write_rows(f"orchestration_{arguments.profile}", rows, f"prefect {version('prefect')}, {versions()}")
 
 
 if __name__ == "__main__":
