@@ -583,7 +583,7 @@ def _backward_tiles(
     launch(
         _backward_keys_kernel,
         lambda c: (batch_windows * heads * triton.cdiv(places, c["BLOCK_K"]),),
-        _configs(KEY_BACKWARD_TILES, places, dtype),
+        _configs(KEY_BACKWARD_TILES if head_dim <= 32 else WIDE_KEY_BACKWARD_TILES, places, dtype),
         KEY,
         {**arguments, "bias": bias_by_key, "dqkv": dqkv, "dpad": dpad, "head_scale": head_scale},
         size=batch_windows,
@@ -675,6 +675,8 @@ KEY = ("N", "HEAD_DIM", "HEADS", "PADDED", "SHIFTED")
 FORWARD_TILES: Tiles = ((64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 2), (128, 32, 4, 3))
 QUERY_BACKWARD_TILES: Tiles = ((64, 32, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 1))
 KEY_BACKWARD_TILES: Tiles = ((32, 64, 4, 1), (64, 64, 4, 1), (32, 64, 4, 3), (32, 128, 4, 1))
+WIDE_KEY_BACKWARD_TILES: Tiles = ((32, 64, 4, 1), (32, 64, 4, 3))
+"""For heads of more than 32 numbers, with which the larger tiles spill on an sm_80."""
 BIAS_BACKWARD_TILES: Tiles = ((64, 64, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2))
 FLOAT32_TILES: Tiles = ((32, 16, 8, 1),)
 SMALLEST_KEYS = 16
