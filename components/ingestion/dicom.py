@@ -302,9 +302,8 @@ def _scale(header: Dataset, index: int = 0) -> tuple[float, float]:
         places = [item for group in groups for item in group.get("PixelValueTransformationSequence", ())] + places
     for place in places:
         if text(place, "RescaleSlope"):
-            return numbers(place, "RescaleSlope")[0], numbers(place, "RescaleIntercept")[0] if text(
-                place, "RescaleIntercept"
-            ) else 0.0
+            intercept = numbers(place, "RescaleIntercept")[0] if text(place, "RescaleIntercept") else 0.0
+            return numbers(place, "RescaleSlope")[0], intercept
     return 1.0, 0.0
 
 

@@ -509,7 +509,7 @@ def _pytorchs(x: Tensor, columns: int) -> bool:
         and x.dtype == torch.bfloat16
         and x.shape[1] % 8 == columns % 8 == 0
         and len(x) > 0
-        and not observed()
+        and not observed()  # an observer is there to see our kernels
     )
 
 
