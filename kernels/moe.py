@@ -356,10 +356,10 @@ def _route_op(
     hidden: Tensor, router: Tensor, expert_bias: Tensor | None, valid: Tensor, top_k: int, normalised: bool, sigmoid: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Weights (T, K), load-balance loss, z-loss, experts (T, K), order (S,), place (T, K), ends, counts (E,), logits (T, E)."""
-    from kernels.gpu import moe as gpu
+    from kernels.gpu import routing
 
     bias = None if expert_bias is None else expert_bias.contiguous()
-    routed = gpu.route(hidden.contiguous(), router.contiguous(), bias, valid.contiguous(), top_k, normalised, sigmoid)
+    routed = routing.route(hidden.contiguous(), router.contiguous(), bias, valid.contiguous(), top_k, normalised, sigmoid)
     total = valid.sum().clamp(min=1)
     balance = len(router) * (routed.counts_E / total * (routed.probabilities_E / total)).sum()
     return (routed.weights_TK, balance, routed.z / total, routed.experts_TK, routed.order_S, routed.place_TK, routed.ends_E,
@@ -392,14 +392,14 @@ def _route_backward_op(
     logits: Tensor, normalised: bool, sigmoid: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of the hidden states and of the router's weights."""
-    from kernels.gpu import moe as gpu
+    from kernels.gpu import routing
 
     total = valid.sum().clamp(min=1)
     load = len(router) * counts / total.square()
     dtype = torch.promote_types(hidden.dtype, router.dtype)
     dtype = torch.float32 if dtype == torch.float16 else dtype  # gradients of the losses are below float16's smallest number
     gradients = load.float(), dweights, dbalance.float(), (dz / total).float()
-    dlogits = gpu.route_backward(
+    dlogits = routing.route_backward(
         logits, experts, valid.contiguous(), *gradients, normalised=normalised, sigmoid=sigmoid, dtype=dtype
     )
     with torch.autocast(hidden.device.type, enabled=False):
@@ -441,11 +441,9 @@ def _experts_op(
     hidden: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Tensor, place: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Combined output (T, H) and the pre-activations (S, 2 I), which are all that the backward pass needs of the experts."""
-    from kernels.gpu import moe as gpu
+    from kernels.gpu import experts
 
-    return gpu.experts_forward(
-        hidden.contiguous(), weights.contiguous(), gate_up.contiguous(), down.contiguous(), order, place, ends
-    )
+    return experts.forward(hidden.contiguous(), weights.contiguous(), gate_up.contiguous(), down.contiguous(), order, place, ends)
 
 
 @_experts_op.register_fake
@@ -468,10 +466,10 @@ def _experts_backward_op(
     pre: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the hidden states, the weights and the experts' two matrices."""
-    from kernels.gpu import moe as gpu
+    from kernels.gpu import experts
 
     flat = dout.contiguous(), hidden.contiguous(), weights.contiguous(), gate_up.contiguous(), down.contiguous()
-    return gpu.experts_backward(*flat, order, place, ends, pre)
+    return experts.backward(*flat, order, place, ends, pre)
 
 
 @_experts_backward_op.register_fake

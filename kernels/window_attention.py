@@ -141,9 +141,9 @@ def _window_attention_op(
     """Output (B, D, H, W, h, d) and log-sum-exp for the backward pass: by token and to base 2 from Triton, else by window."""
     where = _geometry(qkv, window, shift)
     if uses_triton(qkv):
-        from kernels.gpu import window_attention as gpu
+        from kernels.gpu import window_forward
 
-        out, lse = gpu.forward(qkv.contiguous().flatten(1, 3), bias_table, pad, where)
+        out, lse = window_forward.forward(qkv.contiguous().flatten(1, 3), bias_table, pad, where)
     else:
         out, lse = _cpu_forward(qkv.flatten(1, 3), bias_table, pad, where)
     return out.view(*qkv.shape[:4], *qkv.shape[5:]), lse
@@ -180,9 +180,9 @@ def _window_attention_backward_op(
     where = _geometry(qkv, window, shift)
     flat = dout.contiguous().flatten(1, 3), qkv.contiguous().flatten(1, 3), bias_table, pad, out.flatten(1, 3), lse
     if uses_triton(qkv):
-        from kernels.gpu import window_attention as gpu
+        from kernels.gpu import window_backward
 
-        dqkv, dtable, dpad = gpu.backward(*flat, where)
+        dqkv, dtable, dpad = window_backward.backward(*flat, where)
     else:
         with torch.autocast(qkv.device.type, enabled=False):
             dqkv, dtable, dpad = _cpu_backward(*flat, where)

@@ -24,7 +24,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime.driver import driver
 
-from kernels.gpu import launch, moe, window_attention
+from kernels.gpu import experts as experts_of_mixture
+from kernels.gpu import launch, routing, window_backward, window_forward
 from kernels.windows import bias_table_rows, geometry
 
 TARGETS = {
@@ -69,8 +70,8 @@ def _window_case(name: str, size: tuple[int, int, int], side: tuple[int, int, in
         qkv = torch.empty(batch, tokens, 3, heads, head_dim, dtype=dtype, device="meta")
         table = torch.empty(bias_table_rows(side), heads, device="meta")
         pad = torch.empty(3, heads, head_dim, dtype=dtype, device="meta")
-        out, lse = window_attention.forward(qkv, table, pad, where)
-        window_attention.backward(out, qkv, table, pad, out, lse, where)
+        out, lse = window_forward.forward(qkv, table, pad, where)
+        window_backward.backward(out, qkv, table, pad, out, lse, where)
 
     return Case(f"window_attention {name} {str(dtype).removeprefix('torch.')}", run)
 
@@ -86,13 +87,15 @@ def _moe_case(
         gate_up, down = empty(experts, 2 * width, hidden_size), empty(experts, hidden_size, width)
         valid = empty(tokens, dtype=torch.bool)
         bias = empty(experts, dtype=torch.float32) if sigmoid else None
-        routed = moe.route(hidden, router, bias, valid, top_k, True, sigmoid)
+        routed = routing.route(hidden, router, bias, valid, top_k, True, sigmoid)
         number = empty(dtype=torch.float32)
-        moe.route_backward(routed.logits_TE, routed.experts_TK, valid, routed.probabilities_E, routed.weights_TK, number, number,
-                           normalised=True, sigmoid=sigmoid, dtype=dtype)  # fmt: skip
+        gradients = routed.probabilities_E, routed.weights_TK, number, number
+        routing.route_backward(
+            routed.logits_TE, routed.experts_TK, valid, *gradients, normalised=True, sigmoid=sigmoid, dtype=dtype
+        )
         sort = routed.order_S, routed.place_TK, routed.ends_E
-        out, pre = moe.experts_forward(hidden, routed.weights_TK, gate_up, down, *sort)
-        moe.experts_backward(out, hidden, routed.weights_TK, gate_up, down, *sort, pre)
+        out, pre = experts_of_mixture.forward(hidden, routed.weights_TK, gate_up, down, *sort)
+        experts_of_mixture.backward(out, hidden, routed.weights_TK, gate_up, down, *sort, pre)
 
     return Case(f"moe E{experts} K{top_k} H{hidden_size} I{width} {str(dtype).removeprefix('torch.')}", run)
 

@@ -1,0 +1,177 @@
+"""What the forward and the backward pass of window attention share: how a tile is read, the dense bias, arguments and tiles.
+
+Roll, partition, mask and reverse are address arithmetic; no window tensor and no score tensor is made. Two small integer tables,
+shared by all samples and heads, carry the geometry:
+
+- ``rows`` (n, N): the token of each place of each window within its sample, -1 for padding.
+- ``regions`` (n or 1, N): places of different regions of a shifted window may not attend.
+
+The bias of every pair of places is laid out once a call, (h, P, P), since a gather from the table for every score is the slowest
+thing that a score can need: it took three quarters of the time (benchmarks/results). Its columns past the window hold -inf, so
+keys need no bounds check. Float16 and bfloat16 have it in float16, whose rounding is below that of their scores.
+
+Everything is computed in base 2 (exp2, log2): the scale and the bias carry a factor log2(e).
+
+Shape letters: B samples, n windows of a sample, N tokens of a window, P N rounded up to tiles, T tokens of a sample, h heads,
+d head size, R bias rows.
+In the kernels M is the query tile and K the key tile. No atomics: results do not depend on the order of programs.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.gpu.launch import launch
+from kernels.windows import Geometry, middle_row
+
+LOG2E: float = 1.4426950408889634
+ONE_TILE, ONE_TILE_FLOAT32 = 64, 32
+"""Windows of up to so many tokens are computed in one tile; float32 needs twice the registers."""
+# Tiles as (queries, keys, warps, stages), the first being the safe choice. Float32 has tiles of its own: its products run on the
+# scalar units, where large tiles do not fit the registers. None of them spills (kernels/gpu/compile_check.py).
+Tiles = tuple[tuple[int, int, int, int], ...]
+FLOAT32_TILES: Tiles = ((32, 16, 8, 1),)
+SMALLEST_KEYS = 16
+"""No tile has fewer keys."""
+KEY = ("N", "HEAD_DIM", "HEADS", "PADDED", "SHIFTED")
+"""What the choice of a tile may depend on."""
+
+
+@triton.jit
+def place_of_program(pid, windows, HEADS: tl.constexpr, TILES: tl.constexpr):
+    """Tile, head, window of the batch, window of the sample, sample."""
+    tile = pid % TILES
+    head = pid // TILES % HEADS
+    batch_window = pid // (TILES * HEADS)
+    return tile, head, batch_window % windows, (batch_window // windows).to(tl.int64)
+
+
+@triton.jit
+def load_tokens(base, row, dim, pad, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):
+    """(places, d) of the tokens ``row``; padding reads the vector ``pad``."""
+    known = dim[None, :] < HEAD_DIM
+    if PADDED:
+        x = tl.load(base + row[:, None] * STRIDE + dim[None, :], mask=known & (row >= 0)[:, None], other=0.0)
+        padding = tl.load(pad + dim, mask=dim < HEAD_DIM, other=0.0)
+        x = tl.where((row < 0)[:, None], padding[None, :], x)
+    else:
+        x = tl.load(base + row[:, None] * STRIDE + dim[None, :], mask=known, other=0.0)
+    return x
+
+
+@triton.jit
+def load_places(rows, regions, start, BLOCK: tl.constexpr, N: tl.constexpr):
+    """Token, region and existence of BLOCK places from ``start``; places past the window repeat its last."""
+    place = start + tl.arange(0, BLOCK)
+    within = place < N
+    place = tl.minimum(place, N - 1)
+    return tl.load(rows + place), tl.load(regions + place), within
+
+
+@triton.jit
+def load_pairs(bias, first_row, first_column, P: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Bias of a tile of pairs."""
+    row, column = first_row + tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS)
+    return tl.load(bias + row[:, None] * P + column[None, :])
+
+
+@triton.jit
+def masked_scores(scores, row_regions, column_regions, SHIFTED: tl.constexpr):
+    """Scores of pairs within a region."""
+    if SHIFTED:
+        scores = tl.where(row_regions[:, None] == column_regions[None, :], scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def _dense_bias_kernel(
+    table, codes, dense,
+    N: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, MIDDLE: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One tile of the bias of every pair of places, queries by keys or the other way round, times log2(e)."""
+    SIDE: tl.constexpr = P // BLOCK
+    tile, head = tl.program_id(0) % (SIDE * SIDE), tl.program_id(0) // (SIDE * SIDE)
+    row, column = tile // SIDE * BLOCK + tl.arange(0, BLOCK), tile % SIDE * BLOCK + tl.arange(0, BLOCK)
+    row_code, column_code = tl.load(codes + tl.minimum(row, N - 1)), tl.load(codes + tl.minimum(column, N - 1))
+    if TRANSPOSED:
+        index = column_code[None, :] - row_code[:, None] + MIDDLE
+        key_within = (row < N)[:, None] & (column >= 0)[None, :]
+    else:
+        index = row_code[:, None] - column_code[None, :] + MIDDLE
+        key_within = (row >= 0)[:, None] & (column < N)[None, :]
+    bias = tl.load(table + index * HEADS + head).to(tl.float32) * 1.4426950408889634
+    if dense.dtype.element_ty == tl.float16:
+        bias = tl.minimum(tl.maximum(bias, -6e4), 6e4)
+    bias = tl.where(key_within, bias, float("-inf"))
+    place = row[:, None] * P + column[None, :]
+    tl.store(dense + head * P * P + place, bias.to(dense.dtype.element_ty))
+
+
+def dense_bias(table: Tensor, dtype: torch.dtype, geometry: Geometry, transposed: bool = False) -> Tensor:
+    """(h, P, P), queries by keys or ``transposed``, for inputs of ``dtype``."""
+    places, heads = geometry.rows_nN.shape[1], table.shape[1]
+    side = _pitch(places, dtype)
+    dense = torch.empty(heads, side, side, dtype=torch.float32 if dtype == torch.float32 else torch.float16, device=table.device)
+    launch(
+        _dense_bias_kernel,
+        lambda c: (heads * (side // c["BLOCK"]) ** 2,),
+        [triton.Config({"BLOCK": min(64, side)}, num_warps=4)],
+        (),
+        {"table": table.contiguous(), "codes": geometry.codes_N, "dense": dense},
+        N=places, P=side, HEADS=heads, MIDDLE=middle_row(geometry.window), TRANSPOSED=transposed,
+    )  # fmt: skip
+    return dense
+
+
+def common(qkv: Tensor, pad: Tensor, geometry: Geometry) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments and constants of every kernel."""
+    _, tokens, _, heads, head_dim = qkv.shape
+    windows, places = geometry.rows_nN.shape
+    long = tokens * 3 * heads * head_dim >= 2**31
+    arguments = {
+        "qkv": qkv,
+        "pad": pad.to(qkv.dtype).contiguous(),
+        "rows": geometry.rows_nN.long() if long else geometry.rows_nN,
+        "regions": geometry.regions_nN,
+        "tokens": tokens,
+        "windows": windows,
+        "scale": head_dim**-0.5 * LOG2E,
+    }
+    constants = {
+        "HEADS": heads,
+        "HEAD_DIM": head_dim,
+        "DIM": max(16, triton.next_power_of_2(head_dim)),
+        "N": places,
+        "P": _pitch(places, qkv.dtype),
+        "PADDED": geometry.padded,
+        "SHIFTED": geometry.shifted,
+    }
+    return arguments, constants
+
+
+def in_one_tile(places: int, dtype: torch.dtype) -> bool:
+    """Whether a window of so many tokens is computed at once."""
+    return places <= (ONE_TILE_FLOAT32 if dtype == torch.float32 else ONE_TILE)
+
+
+def _pitch(places: int, dtype: torch.dtype) -> int:
+    """Side of the dense bias: no tile of pairs reaches beyond."""
+    return max(16, triton.next_power_of_2(places)) if in_one_tile(places, dtype) else triton.cdiv(places, 128) * 128
+
+
+@cache
+def configs(tiles: Tiles, places: int, dtype: torch.dtype) -> tuple[triton.Config, ...]:
+    """Configurations that suit a window of so many places, without repetition."""
+    whole = max(16, triton.next_power_of_2(places))
+    found: dict[str, triton.Config] = {}
+    for queries, keys, warps, stages in FLOAT32_TILES if dtype == torch.float32 else tiles:
+        blocks = {"BLOCK_M": min(queries, whole), "BLOCK_K": min(keys, whole)}
+        config = triton.Config(blocks, num_warps=warps, num_stages=stages)
+        found.setdefault(str(config), config)
+    return tuple(found.values())
