@@ -153,7 +153,7 @@ class VisionPretraining(Objective):
         patches = self.patch_projection(level.flatten(1, 3))
         depth, height, width = level.shape[1:4]
         patch = step.part(neighbouring_patches(patches, (depth, height, width), batch.volume_B, self.temperature))
-        pooled = standardised(whole[-1].mean((1, 2, 3))).to(whole[-1].dtype)
+        pooled = standardised(whole[-1].float().mean((1, 2, 3))).to(whole[-1].dtype)
         group = gather_with_gradient(batch.group_B.double()).long()
         volume = step.part(volume_discrimination(self.volume_projection(pooled), group, self.temperature))
         untouched = sum((features_of_level.mean() for features_of_level in whole), whole[0].new_zeros(()))
@@ -195,7 +195,7 @@ class Alignment(Objective):
 
     def _projected(self, projection: nn.Linear, rows: Tensor) -> Tensor:
         """Rows of all ranks in the shared space."""
-        return projection(standardised(rows).to(rows.dtype))
+        return projection(standardised(rows).to(projection.weight.dtype))
 
     def passes(self, batch: PairedBatch) -> dict[str, float]:
         """The encoder is frozen."""
@@ -207,7 +207,7 @@ class Alignment(Objective):
         step = step or Step({})
         with torch.no_grad():
             features = self.model.vision(batch.pixel_values_B1DHW)
-        images = self._projected(self.image_projection, self.model.connector(features).mean(1))
+        images = self._projected(self.image_projection, self.model.connector(features).float().mean(1))
         output = self.model(batch.input_ids_BL, batch.attention_mask_BL)
         last = batch.attention_mask_BL.sum(-1) - 1
         texts = self._projected(self.text_projection, output.hidden_states[torch.arange(len(last), device=last.device), last])

@@ -1,0 +1,82 @@
+"""Training in bfloat16: what float32 learns within rounding, resumed to the bit, exported as the optimizer keeps it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.errors import JobFailed
+from components.files import read_lines
+from components.home import Home
+from components.settings import Settings, StageName, load_settings
+from components.training import StageResult, train_stage
+from tests.components.training.forked import ForkedJob, ForkedLauncher
+from tests.components.training.test_stages import after_a_checkpoint
+from tests.corpora import tiny_corpus
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_corpus(tmp_path_factory.mktemp("corpus")).root
+
+
+def _settings(stage: StageName, precision: str, zero_stage: int) -> Settings:
+    steps = f"training.{stage}.steps={STEPS}", f"training.{stage}.checkpoint_every=4"
+    return load_settings("debug", [*steps, f"training.precision={precision}", f"training.zero_stage={zero_stage}"])
+
+
+def _trained(corpus_root: Path, home: Home, stage: StageName, precision: str, zero_stage: int) -> StageResult:
+    return train_stage(stage, corpus_root, _settings(stage, precision, zero_stage), home, None, None, ForkedLauncher())
+
+
+def _losses(result: StageResult) -> list[float]:
+    return [point["loss"] for point in read_lines(result.folder / "curve.jsonl")]
+
+
+def _weights(result: StageResult) -> dict[str, torch.Tensor]:
+    return load_file(result.model_dir / "model.safetensors")
+
+
+ZERO = [pytest.param(zero, marks=[] if zero == 1 else pytest.mark.slow, id=f"zero-{zero}") for zero in range(4)]
+
+
+@pytest.mark.parametrize("zero_stage", ZERO)
+def test_killed_in_the_middle_it_ends_with_the_same_bits(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
+    stage: StageName = "instruction_tuning"
+    homes = [Home(tmp_path / name, tmp_path / "data") for name in ("whole", "killed")]
+    whole = _trained(corpus_root, homes[0], stage, "bfloat16", zero_stage)
+    with pytest.raises(JobFailed, match="-9"):
+        settings = _settings(stage, "bfloat16", zero_stage)
+        train_stage(stage, corpus_root, settings, homes[1], None, None, after_a_checkpoint(ForkedJob.kill))
+    resumed = _trained(corpus_root, homes[1], stage, "bfloat16", zero_stage)
+    assert resumed.resumed_at in (4, 8) and _losses(whole) == _losses(resumed)
+    ours, theirs = _weights(whole), _weights(resumed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("stage", [pytest.param("multimodal_pretraining", marks=pytest.mark.slow), "instruction_tuning"])
+def test_it_learns_what_float32_learns_within_rounding(corpus_root: Path, tmp_path: Path, stage: StageName) -> None:
+    """Not so the contrasts of stages 1 and 2 in their first steps: a fresh network hardly tells images apart, and they stretch
+    what difference there is, rounding included."""
+    home = Home(tmp_path / "home", tmp_path / "data")
+    half, single = (_trained(corpus_root, home, stage, precision, 1) for precision in ("bfloat16", "float32"))
+    for ours, theirs in zip(_losses(half), _losses(single), strict=True):
+        assert ours == pytest.approx(theirs, rel=0.01)
+    weights = _weights(half)
+    assert all(
+        tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point()
+    )
+
+
+@pytest.mark.parametrize("zero_stage", ZERO)
+def test_exported_weights_are_those_that_the_optimizer_keeps(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
+    """And not their copies in eight bits of precision, but for ZeRO-0, which keeps nothing else."""
+    result = _trained(corpus_root, Home(tmp_path, tmp_path / "data"), "vision_pretraining", "bfloat16", zero_stage)
+    trained = {name: tensor for name, tensor in _weights(result).items() if name.startswith("vision.") and tensor.ndim > 1}
+    rounded = [name for name, tensor in trained.items() if torch.equal(tensor, tensor.bfloat16().float())]
+    assert bool(rounded) == (zero_stage == 0)
