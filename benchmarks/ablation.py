@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.harness import versions, write_rows
-from benchmarks.stages import Row, arguments_of, home_of, summarised, tasks, told, trained
+from benchmarks.stages import Row, arguments_of, home_of, seeds_of, summarised, tasks, told, trained
 from components.curation.corpus import Corpus
 from components.settings import load_settings
 
@@ -20,9 +20,9 @@ def main() -> None:
     """Train, measure, write."""
     arguments = arguments_of(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
     home = home_of(arguments)
-    corpus, first = Corpus.open(home.curated), load_settings(arguments.profile).seed
+    corpus = Corpus.open(home.curated)
     rows: list[Row] = []
-    for seed in range(first, first + arguments.seeds):
+    for seed in seeds_of(arguments):
         settings = load_settings(arguments.profile, [f"seed={seed}"])
         after, (without,) = trained(settings, home)[-1], trained(settings, home, ("instruction_tuning",))
         for name, result in (("after stages 1 to 3", after), ("without them", without)):

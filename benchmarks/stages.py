@@ -162,8 +162,15 @@ def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """What both scripts of trained stages take."""
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=None, help="first of the seeds; else the profile's own")
     parser.add_argument("--home", type=Path, default=None, help="an installation with a curated corpus; else OMNIMRI_HOME")
     return parser.parse_args()
+
+
+def seeds_of(arguments: argparse.Namespace) -> range:
+    """The seeds to train with."""
+    first = load_settings(arguments.profile).seed if arguments.first is None else arguments.first
+    return range(first, first + arguments.seeds)
 
 
 def home_of(arguments: argparse.Namespace) -> Home:
@@ -175,9 +182,7 @@ def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments = arguments_of(parser)
-    first = load_settings(arguments.profile).seed
-    seeds = range(first, first + arguments.seeds)
-    found = [row for seed in seeds for row in rows_of(seed, arguments.profile, home_of(arguments))]
+    found = [row for seed in seeds_of(arguments) for row in rows_of(seed, arguments.profile, home_of(arguments))]
     write_rows(f"stages_{arguments.profile}", told(summarised(found)), versions())
 
 

@@ -2,37 +2,41 @@
 
 python -m benchmarks.training_step [--corpus .omnimri/curated]
 
-Both train stage 4 on the same batches of eight instructions of the demo's corpus: forward, backward, clipping, fused AdamW. The
-references are the plain PyTorch that states what the kernels compute: attention by masks and gathered biases, experts in loops.
+Both train on the same batches: forward, backward, clipping, fused AdamW. The references are the plain PyTorch that states what the
+kernels compute: attention by masks and gathered biases, experts in loops. Two cases: stage 4 on eight instructions of the demo's
+corpus, whose windows of 36 tokens and four experts are so small that on a CPU the kernels are their references; and stage 1 on
+volumes, with the windows of 512 tokens that the larger presets have.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 import model_core.moe
 import model_core.swin
-from benchmarks.harness import RESULTS, machine, measure, versions, write
+from benchmarks.harness import RESULTS, Measurement, machine, measure, versions, write
 from components.curation.corpus import Corpus
-from components.settings import load_settings
+from components.settings import StageSettings, load_settings
 from components.training.batches import BatchMaker
 from components.training.engine import parameter_groups
 from components.training.samples import Samples
-from kernels.moe import moe_reference
-from kernels.window_attention import window_attention_reference
+from kernels.moe import moe, moe_reference
+from kernels.window_attention import window_attention, window_attention_reference
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.objectives import InstructionTuning
+from model_core.batch import ImageBatch
+from model_core.objectives import InstructionTuning, Objective, VisionPretraining
 from model_core.processing import Processor
 from model_core.tokenization import special_ids, train_tokenizer
 
-BATCHES, PROFILED = 4, 6
+BATCHES, PROFILED = 4, 8
 
 
 @contextmanager
@@ -43,56 +47,94 @@ def eager() -> Iterator[None]:
         yield
 
 
-def step_of(corpus: Corpus) -> Callable[[], float]:
-    """One optimizer step, on the next of a few batches."""
+def steps_of(objective: Objective, stage: StageSettings, batches: Sequence[Any]) -> Callable[[], float]:
+    """An optimizer step on each of the batches, which are the same every time."""
+    groups = parameter_groups(objective, stage.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
+    trained = [parameter for group in groups for parameter in group["params"]]
+
+    def steps() -> float:
+        for batch in batches:
+            loss = objective(batch).total
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        return float(loss.detach())
+
+    return steps
+
+
+def on_instructions(corpus: Corpus) -> Callable[[], float]:
+    """Stage 4. The batches differ in how many images they ask for."""
     settings = load_settings("demo")
     texts = [text for one in corpus.instructions if one.split == "train" for text in (one.instruction, one.response)]
     processor = Processor(train_tokenizer(texts, settings.model.vocabulary))
     torch.manual_seed(0)
     ids = special_ids(processor.tokenizer)
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("demo", len(processor.tokenizer), **ids))
-    objective, stage = InstructionTuning(model), settings.training.instruction_tuning
-    groups = parameter_groups(objective, stage.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
-    trained = [parameter for group in groups for parameter in group["params"]]
+    stage = settings.training.instruction_tuning
     maker = BatchMaker("instruction_tuning", Samples.of(corpus, "train"), stage, model.config, processor, settings.seed)
-    batches, number = [maker[step][0] for step in range(BATCHES)], iter(range(10**9))
-
-    def step() -> float:
-        loss = objective(batches[next(number) % BATCHES]).total
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
-
-    return step
+    return steps_of(InstructionTuning(model), stage, [maker[step][0] for step in range(BATCHES)])
 
 
-def where_time_goes(step: Callable[[], float]) -> str:
-    """PyTorch's own table: operations by the time that they take themselves, all steps together."""
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        for _ in range(PROFILED):
-            step()
-    return str(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48))
+def on_volumes() -> Callable[[], float]:
+    """Stage 1 with windows of 8 x 8 x 8 tokens, on two volumes of noise of 8 x 128 x 128 voxels."""
+    torch.manual_seed(0)
+    model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("demo", vision_window=(8, 8, 8)))
+    two = torch.arange(2)
+    batch = ImageBatch(pixel_values_B1DHW=torch.rand(2, 1, 8, 128, 128), volume_B=two, group_B=two, seed_B=two)
+    return steps_of(VisionPretraining(model), load_settings("demo").training.vision_pretraining, [batch])
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Both operations under a name of their own in the profile, their gradients not."""
+
+    def under(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **more: Any) -> Any:
+            with record_function(f"omnimri::{name} (forward, all in all)"):
+                return call(*args, **more)
+
+        return run
+
+    with patch.object(model_core.swin, "window_attention", under("window_attention", window_attention)), \
+            patch.object(model_core.moe, "moe", under("moe", moe)):  # fmt: skip
+        yield
+
+
+def where_time_goes(steps: Callable[[], float]) -> str:
+    """The share of both operations' forward passes, and PyTorch's own table: operations by the time that they take themselves."""
+    with named(), profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(PROFILED // BATCHES):
+            steps()
+    averages = recorded.key_averages()
+    total = sum(one.self_cpu_time_total for one in averages)
+    shares = [f"{one.key}: {one.cpu_time_total / total:.1%}" for one in averages if one.key.startswith("omnimri::")]
+    return "\n".join([*shares, averages.table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48)])
+
+
+def compared(case: str, steps: Callable[[], float], repeats: int) -> list[Measurement]:
+    """The steps with the references and with the kernels, in turns."""
+
+    def with_references() -> float:
+        with eager():
+            return steps()
+
+    return measure(case, "training", {"eager references": with_references, "OmniMRI": steps}, "cpu", repeats)
 
 
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=Path(".omnimri/curated"))
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
-    step = step_of(Corpus.open(arguments.corpus))
-
-    def with_references() -> float:
-        with eager():
-            return step()
-
-    peers = {"eager references": with_references, "OmniMRI": step}
-    rows = measure("stage 4, demo preset, batch of 8", "training step", peers, "cpu", arguments.repeats)
+    instructions = on_instructions(Corpus.open(arguments.corpus))
+    rows = compared("stage 4, demo preset: 4 steps of 8 instructions", instructions, arguments.repeats)
+    rows += compared("stage 1, windows of 8^3: a step of 2 volumes", on_volumes(), arguments.repeats)
     write("training_step_cpu", rows)
-    table = where_time_goes(step)
+    table = where_time_goes(instructions)
     (RESULTS / "training_step_profile.txt").write_text(f"{machine('cpu')}; {versions()}; {PROFILED} steps\n{table}")
 
 
