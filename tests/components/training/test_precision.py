@@ -1,4 +1,4 @@
-"""Training in bfloat16: what float32 learns within rounding, resumed to the bit, exported as the optimizer keeps it."""
+"""Training at every precision and ZeRO stage: resumed to the bit, exported as the optimizer keeps it, alike within rounding."""
 
 from __future__ import annotations
 
@@ -42,18 +42,26 @@ def _weights(result: StageResult) -> dict[str, torch.Tensor]:
     return load_file(result.model_dir / "model.safetensors")
 
 
-ZERO = [pytest.param(zero, marks=[] if zero == 1 else pytest.mark.slow, id=f"zero-{zero}") for zero in range(4)]
+PROFILES = {("float32", 0), ("bfloat16", 1)}
+"""Of the demo, and of a single GPU."""
+KINDS = [
+    pytest.param(precision, zero, marks=[] if (precision, zero) in PROFILES else pytest.mark.slow, id=f"{precision}-zero-{zero}")
+    for precision in ("float32", "bfloat16")
+    for zero in range(4)
+]
 
 
-@pytest.mark.parametrize("zero_stage", ZERO)
-def test_killed_in_the_middle_it_ends_with_the_same_bits(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
+@pytest.mark.parametrize(("precision", "zero_stage"), KINDS)
+def test_killed_in_the_middle_it_ends_with_the_same_bits(
+    corpus_root: Path, tmp_path: Path, precision: str, zero_stage: int
+) -> None:
     stage: StageName = "instruction_tuning"
     homes = [Home(tmp_path / name, tmp_path / "data") for name in ("whole", "killed")]
-    whole = _trained(corpus_root, homes[0], stage, "bfloat16", zero_stage)
+    whole = _trained(corpus_root, homes[0], stage, precision, zero_stage)
     with pytest.raises(JobFailed, match="-9"):
-        settings = _settings(stage, "bfloat16", zero_stage)
+        settings = _settings(stage, precision, zero_stage)
         train_stage(stage, corpus_root, settings, homes[1], None, None, after_a_checkpoint(ForkedJob.kill))
-    resumed = _trained(corpus_root, homes[1], stage, "bfloat16", zero_stage)
+    resumed = _trained(corpus_root, homes[1], stage, precision, zero_stage)
     assert resumed.resumed_at in (4, 8) and _losses(whole) == _losses(resumed)
     ours, theirs = _weights(whole), _weights(resumed)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -73,9 +81,9 @@ def test_it_learns_what_float32_learns_within_rounding(corpus_root: Path, tmp_pa
     )
 
 
-@pytest.mark.parametrize("zero_stage", ZERO)
+@pytest.mark.parametrize("zero_stage", [pytest.param(zero, marks=[] if zero == 1 else pytest.mark.slow) for zero in range(4)])
 def test_exported_weights_are_those_that_the_optimizer_keeps(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
-    """And not their copies in eight bits of precision, but for ZeRO-0, which keeps nothing else."""
+    """And not their copies in bfloat16, but for ZeRO-0, which keeps nothing else."""
     result = _trained(corpus_root, Home(tmp_path, tmp_path / "data"), "vision_pretraining", "bfloat16", zero_stage)
     trained = {name: tensor for name, tensor in _weights(result).items() if name.startswith("vision.") and tensor.ndim > 1}
     rounded = [name for name, tensor in trained.items() if torch.equal(tensor, tensor.bfloat16().float())]
