@@ -15,8 +15,9 @@ from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
 
 from benchmarks.harness import Measurement, measure, write
-from kernels import moe as module
-from kernels.moe import experts_grouped, moe, route
+from kernels import moe_ops
+from kernels.experts import experts_grouped
+from kernels.moe import moe, route
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _router(case: Case, inputs: list[Tensor]) -> list[Measurement]:
         return order, counts, balance, routing.logits_TE.logsumexp(-1).square().mean()
 
     def ours() -> object:
-        return module._route_op(hidden, router, None, valid, case.top_k, True, False)
+        return moe_ops.route_op(hidden, router, None, valid, case.top_k, True, False)
 
     return measure(case.name, "router and sort", {"eager": eager, "ours": ours}, "cuda")
 

@@ -132,11 +132,11 @@ def test_moe(case: tuple[int, int, int, int, int], dtype: torch.dtype, scoring: 
 
 
 def test_the_sort_is_stable_and_exact() -> None:
-    from kernels import moe as module
+    from kernels import moe_ops
 
     hidden, router, *_ = (x.cuda() for x in _layer(5000, 128, 64, 8))
     valid = torch.ones(5000, dtype=torch.bool, device="cuda")
-    _, _, _, chosen, order, place, ends, counts, _ = module._route_op(hidden, router, None, valid, 8, True, False)
+    _, _, _, chosen, order, place, ends, counts, _ = moe_ops.route_op(hidden, router, None, valid, 8, True, False)
     expected = chosen.flatten().argsort(stable=True)
     assert torch.equal(order.long(), expected)
     assert torch.equal(place.flatten().long()[expected], torch.arange(40000, device="cuda"))
