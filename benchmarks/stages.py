@@ -5,7 +5,7 @@ python -m benchmarks.stages --profile study --seeds 3 [--home .omnimri]
 Stage 1: mean absolute error of hidden squares, against the mean of what is seen. Stage 2: recall of a slice's own description among
 those of all held-out volumes, against chance. Stage 3: perplexity of a token and flow-matching error of visual tokens, against an
 untrained backbone. Stage 4: the five tasks as ``omnimri evaluate`` measures them, against its baselines. Stages that are trained
-already are found; a demo takes nine minutes a seed on two cores, the study profile fifty.
+already are found; a demo takes seven minutes a seed on two cores, the study profile fifty.
 """
 
 from __future__ import annotations
