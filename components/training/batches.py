@@ -18,12 +18,16 @@ from torch import Tensor
 
 from components.provenance import digest
 from components.settings import BLOCK_SLICES, StageName, StageSettings, block_samples
+from components.training.augmentation import Movement
 from components.training.mixture import Draw, Mixture
 from components.training.samples import Image, Samples, Target
 from model_core.batch import IGNORE, NO_TASK, TARGET_NONE, TASKS, Batch, ImageBatch, PairedBatch, SequenceBatch
+from model_core.boxes import format_boxes, parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.processing import Encoded, Processor
 
+MOVED = {"segmentation", "detection", "diagnosis"}
+"""Tasks whose images are moved. Not reconstruction, whose k-space stays; not reports, which state sizes and places."""
 KEPT_TEXTS = 4096
 BLOCK_EVERY = 4
 """Every fourth step of vision pretraining sees blocks of four slices, the others single slices: one encoder serves both."""
@@ -128,8 +132,15 @@ class BatchMaker:
             return encoded, image, no_target(image), text_first
         record = self.samples.instructions[name][draw.index]
         image, target = self.samples.input_and_target(record)
+        response = record.response
+        if name in MOVED:
+            movement = Movement.drawn(np.random.default_rng([self.key, draw.number, 1]))
+            if boxes := parse_boxes(response):
+                movement = movement.keeping(boxes)
+                response = format_boxes(movement.boxes(boxes))
+            image, target = movement.image(image), replace(target, image=movement.image(target.image, nearest=True))
         image = image if name == "reconstruction" else self._contrast(image, draw)
-        encoded = self._instructed(record.instruction, record.response, self._tokens(image))
+        encoded = self._instructed(record.instruction, response, self._tokens(image))
         return encoded, image, target, False
 
     def _tokens(self, image: Image) -> int:

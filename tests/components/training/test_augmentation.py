@@ -1,0 +1,63 @@
+"""What is said about an image moves with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter, rotate
+
+from components.training.augmentation import ANGLE, SCALE, SHIFT, Movement
+from model_core.boxes import GRID, TextBox
+
+SIDE = 96
+shifts = st.floats(-SHIFT, SHIFT)
+upright = st.builds(Movement, st.floats(1 - SCALE, 1 + SCALE), shifts, shifts)
+movements = st.builds(Movement, st.floats(1 - SCALE, 1 + SCALE), shifts, shifts, st.floats(-ANGLE, ANGLE))
+edges = st.integers(20, 60)
+
+
+def _box(row: int, column: int, rows: int, columns: int) -> TextBox:
+    at = [round(edge * GRID / SIDE) for edge in (row, column, row + rows, column + columns)]
+    return TextBox("lesion", *at)
+
+
+@given(movement=upright, row=edges, column=edges, rows=st.integers(4, 14), columns=st.integers(4, 14))
+def test_a_box_stays_around_its_lesion(movement: Movement, row: int, column: int, rows: int, columns: int) -> None:
+    mask = np.zeros((SIDE, SIDE), np.float32)
+    mask[row : row + rows, column : column + columns] = 1
+    (box,) = movement.boxes([_box(row, column, rows, columns)])
+    down, right = np.nonzero(movement.image(mask, nearest=True))
+    found = [down.min(), right.min(), down.max() + 1, right.max() + 1]
+    assert [edge * SIDE / GRID for edge in (box.row0, box.col0, box.row1, box.col1)] == pytest.approx(found, abs=1)
+
+
+@given(movement=movements)
+def test_a_mask_stays_a_mask(movement: Movement) -> None:
+    mask = (np.random.default_rng(0).random((SIDE, SIDE)) > 0.5).astype(np.float32)
+    assert set(np.unique(movement.image(mask, nearest=True))) <= {0, 1}
+
+
+def test_no_movement_changes_nothing() -> None:
+    image = np.random.default_rng(0).random((SIDE, SIDE)).astype(np.float32)
+    np.testing.assert_allclose(Movement().image(image), image, atol=1e-5)
+    assert Movement().boxes([_box(30, 40, 10, 10)]) == [_box(30, 40, 10, 10)]
+
+
+def test_no_box_leaves_the_image() -> None:
+    border, middle = _box(0, 40, 10, 10), _box(40, 40, 10, 10)
+    up = Movement(1.0, -0.05, 0.0)
+    assert up.keeping([middle]) == up and up.keeping([]) == up
+    assert up.keeping([middle, border]) == Movement()
+
+
+def test_a_turned_image_is_that_of_scipy() -> None:
+    image = gaussian_filter(np.random.default_rng(0).random((SIDE, SIDE)).astype(np.float32), 3)
+    turned = rotate(image, 10, reshape=False, order=1)
+    inside = np.s_[20:-20, 20:-20]
+    np.testing.assert_allclose(Movement(degrees=10.0).image(image)[inside], turned[inside], atol=1e-5)
+
+
+def test_boxes_are_not_turned() -> None:
+    assert Movement(1.1, 0.01, 0.02, 10.0).keeping([_box(40, 40, 10, 10)]) == Movement(1.1, 0.01, 0.02)
