@@ -39,8 +39,8 @@ class Movement:
     @classmethod
     def drawn(cls, rng: np.random.Generator) -> Movement:
         """At random, evenly."""
-        shifts = rng.uniform(-SHIFT, SHIFT, 2)
-        return cls(1 + rng.uniform(-SCALE, SCALE), *shifts, rng.uniform(-ANGLE, ANGLE))
+        scale, down, right, degrees = rng.uniform(-1, 1, 4) * (SCALE, SHIFT, SHIFT, ANGLE)
+        return cls(1 + scale, down, right, degrees)
 
     def keeping(self, boxes: Iterable[TextBox]) -> Movement:
         """This movement without its turn, or none if it would take a part of a box out of the image."""

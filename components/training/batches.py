@@ -1,6 +1,7 @@
 """The batches of each stage, each a pure function of the step's number.
 
-Augmentation is a change of contrast only: a flip would make "left" wrong in the text.
+Images vary in contrast and place, so that the few patients of a small corpus are not learnt by heart. Those of reconstruction do
+not: their k-space is what was measured.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from model_core.boxes import format_boxes, parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.processing import Encoded, Processor
 
-MOVED = {"segmentation", "detection", "diagnosis"}
-"""Tasks whose images are moved. Not reconstruction, whose k-space stays; not reports, which state sizes and places."""
+SIZED = {"paired", "report"}
+"""Whose texts state sizes in millimetres: their images are moved, not magnified."""
 KEPT_TEXTS = 4096
 BLOCK_EVERY = 4
 """Every fourth step of vision pretraining sees blocks of four slices, the others single slices: one encoder serves both."""
@@ -87,6 +88,17 @@ class BatchMaker:
         gain, gamma = rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1)
         return (gain * np.clip(image, 0, None) ** gamma).astype(np.float32)
 
+    def movement(self, name: str, draw: Draw) -> Movement:
+        """Random shift, turn and magnification of a draw."""
+        movement = Movement.drawn(np.random.default_rng([self.key, draw.number, 1]))
+        return replace(movement, scale=1.0) if name in SIZED else movement
+
+    def _pair(self, draw: Draw) -> tuple[Image, str]:
+        """A slice, varied, and its description."""
+        ref = self.samples.slices[draw.index]
+        image = self.movement("paired", draw).image(self.samples.image(ref))
+        return self._contrast(image, draw), self.samples.text(ref)
+
     def _seeds(self, draws: Sequence[Draw]) -> Tensor:
         """Of the random numbers that the objective needs for each draw."""
         hashes = [hashlib.blake2b(f"{self.key}/{draw.number}".encode(), digest_size=8).digest() for draw in draws]
@@ -103,9 +115,8 @@ class BatchMaker:
         )
 
     def _pairs(self, draws: Sequence[Draw]) -> PairedBatch:
-        refs = [self.samples.slices[draw.index] for draw in draws]
-        images = [self._contrast(self.samples.image(ref), draw) for ref, draw in zip(refs, draws, strict=True)]
-        ids, mask = self.processor.pad([self._described(self.samples.text(ref)) for ref in refs])
+        images, texts = zip(*(self._pair(draw) for draw in draws), strict=True)
+        ids, mask = self.processor.pad([self._described(text) for text in texts])
         return PairedBatch(torch.from_numpy(np.stack(images))[:, None, None], ids, mask, seed_B=self._seeds(draws))
 
     def _sequences(self, draws: Sequence[Draw]) -> SequenceBatch:
@@ -125,21 +136,20 @@ class BatchMaker:
     def _sequence(self, draw: Draw) -> tuple[Encoded, Image, Target, bool]:
         name = self.mixture.sources[draw.source].name
         if name == "paired":
-            ref = self.samples.slices[draw.index]
-            image = self._contrast(self.samples.image(ref), draw)
+            image, text = self._pair(draw)
             text_first = bool(draw.before % 2)
-            encoded = self._paired(self.samples.text(ref), self._tokens(image), image_first=not text_first)
+            encoded = self._paired(text, self._tokens(image), image_first=not text_first)
             return encoded, image, no_target(image), text_first
         record = self.samples.instructions[name][draw.index]
         image, target = self.samples.input_and_target(record)
-        response = record.response
-        if name in MOVED:
-            movement = Movement.drawn(np.random.default_rng([self.key, draw.number, 1]))
-            if boxes := parse_boxes(response):
-                movement = movement.keeping(boxes)
-                response = format_boxes(movement.boxes(boxes))
-            image, target = movement.image(image), replace(target, image=movement.image(target.image, nearest=True))
-        image = image if name == "reconstruction" else self._contrast(image, draw)
+        if name == "reconstruction":
+            return self._instructed(record.instruction, record.response, self._tokens(image)), image, target, False
+        movement, response = self.movement(name, draw), record.response
+        if boxes := parse_boxes(response):
+            movement = movement.keeping(boxes)
+            response = format_boxes(movement.boxes(boxes))
+        image = self._contrast(movement.image(image), draw)
+        target = replace(target, image=movement.image(target.image, nearest=True))
         encoded = self._instructed(record.instruction, response, self._tokens(image))
         return encoded, image, target, False
 

@@ -1,5 +1,6 @@
 """Batches are a function of the step, the same whoever computes them, and hold what the stage needs."""
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,15 @@ def test_masks_are_masks(corpus: Corpus, processor: Processor) -> None:
     batch = _maker(corpus, processor, "instruction_tuning", micro=20)[0][0]
     masks = batch.target_B1DHW[batch.target_kind_B == TARGET_MASK]
     assert set(masks.unique().tolist()) <= {0.0, 1.0} and masks.flatten(1).any(1).all()
+
+
+def test_images_are_moved_and_keep_their_size_where_the_text_states_sizes(corpus: Corpus, processor: Processor) -> None:
+    maker = _maker(corpus, processor, "instruction_tuning")
+    draws = list(islice(maker.mixture.draws(0), 8))
+    moved = {name: [maker.movement(name, draw) for draw in draws] for name in ("paired", "report", "segmentation", "diagnosis")}
+    assert all(len(set(movements)) == len(draws) for movements in moved.values())
+    for name, movements in moved.items():
+        assert ({one.scale for one in movements} == {1.0}) == (name in ("paired", "report"))
 
 
 def test_an_empty_corpus_of_instructions_is_refused(corpus: Corpus, processor: Processor, tmp_path: Path) -> None:
