@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from components.training.samples import Image
 from model_core.boxes import GRID, TextBox
 
-SHIFT, SCALE, ANGLE = 0.08, 0.15, 15.0
+SHIFT, SCALE, ANGLE = 0.04, 0.08, 8.0
 """Largest shift, of the image's side; largest change of size, relative; largest turn, degrees."""
 
 
