@@ -8,10 +8,12 @@ import torch
 
 from components.curation.corpus import Corpus
 from components.settings import BLOCK_SLICES, MixtureSettings, StageName, StageSettings
+from components.training.augmentation import Movement
 from components.training.batches import BatchMaker, Rank
 from components.training.loader import batches
 from components.training.samples import Samples
 from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, TASKS, Batch
+from model_core.boxes import parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.fourier import fft2c, ifft2c
 from model_core.processing import Processor
@@ -109,6 +111,21 @@ def test_images_are_moved_and_keep_their_size_where_the_text_states_sizes(corpus
     assert all(len(set(movements)) == len(draws) for movements in moved.values())
     for name, movements in moved.items():
         assert ({one.scale for one in movements} == {1.0}) == (name in ("paired", "report"))
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_what_an_instruction_asks_for_moves_with_its_image(corpus: Corpus, processor: Processor, task: str) -> None:
+    maker = _maker(corpus, processor, "instruction_tuning", micro=1)
+    draws = [one for one in islice(maker.mixture.draws(0), 400) if maker.mixture.sources[one.source].name == task]
+    records = [maker.samples.instructions[task][one.index] for one in draws]
+    draw, record = next((one, record) for one, record in zip(draws, records, strict=True) if task == "segmentation" or record.boxes)
+    batch, (_, target) = maker.make([draw], 0), maker.samples.input_and_target(record)
+    boxes, movement = parse_boxes(record.response), maker.movement(task, draw)
+    movement = movement.keeping(boxes) if boxes else movement
+    assert movement != Movement()
+    torch.testing.assert_close(batch.target_B1DHW[0, 0, 0], torch.from_numpy(movement.image(target.image, nearest=True)))
+    answered = processor.tokenizer.decode(batch.labels_BL[0][batch.labels_BL[0] != IGNORE])
+    assert parse_boxes(answered) == movement.boxes(boxes)
 
 
 def test_an_empty_corpus_of_instructions_is_refused(corpus: Corpus, processor: Processor, tmp_path: Path) -> None:
