@@ -22,7 +22,7 @@ from components.settings import BLOCK_SLICES, StageName, StageSettings, block_sa
 from components.training.augmentation import Movement
 from components.training.mixture import Draw, Mixture
 from components.training.samples import Image, Samples, Target
-from model_core.batch import IGNORE, NO_TASK, TARGET_NONE, TASKS, Batch, ImageBatch, PairedBatch, SequenceBatch
+from model_core.batch import IGNORE, NO_TASK, TARGET_MASK, TARGET_NONE, TASKS, Batch, ImageBatch, PairedBatch, SequenceBatch
 from model_core.boxes import format_boxes, parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.processing import Encoded, Processor
@@ -149,7 +149,8 @@ class BatchMaker:
             movement = movement.keeping(boxes)
             response = format_boxes(movement.boxes(boxes))
         image = self._contrast(movement.image(image), draw)
-        target = replace(target, image=movement.image(target.image, nearest=True))
+        if target.kind == TARGET_MASK:
+            target = replace(target, image=movement.image(target.image, nearest=True))
         encoded = self._instructed(record.instruction, response, self._tokens(image))
         return encoded, image, target, False
 
