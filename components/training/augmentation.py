@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Movement:
     @classmethod
     def drawn(cls, rng: np.random.Generator) -> Movement:
         """At random, evenly."""
-        scale, down, right, degrees = rng.uniform(-1, 1, 4) * (SCALE, SHIFT, SHIFT, ANGLE)
+        scale, down, right, degrees = (rng.uniform(-1, 1, 4) * (SCALE, SHIFT, SHIFT, ANGLE)).tolist()
         return cls(1 + scale, down, right, degrees)
 
     def keeping(self, boxes: Iterable[TextBox]) -> Movement:
@@ -62,16 +63,18 @@ class Movement:
 
     def image(self, image_HW: Image, nearest: bool = False) -> Image:
         """The moved image, zero where nothing was; ``nearest`` for masks."""
-        # Where each place (x, y) of the result comes from, in [-1, 1]. F.affine_grid makes the same in seven times the time of sampling.
-        height, width = image_HW.shape
-        x, y = _centres(width) - 2 * self.right, (_centres(height) - 2 * self.down)[:, None]
+        # Where each place (x, y) of the result comes from, in [-1, 1]. F.affine_grid makes the same, ten times as slowly.
         cos, sin = math.cos(math.radians(self.degrees)) / self.scale, math.sin(math.radians(self.degrees)) / self.scale
-        grid = torch.stack([cos * x - sin * y, sin * x + cos * y], -1)[None]
+        right, down = 2 * self.right, 2 * self.down
+        back = torch.tensor([[cos, -sin, sin * down - cos * right], [sin, cos, -sin * right - cos * down]])
+        grid = (back @ _places(*image_HW.shape)).view(2, *image_HW.shape).permute(1, 2, 0)[None]
         mode = "nearest" if nearest else "bilinear"
         moved = F.grid_sample(torch.from_numpy(image_HW)[None, None], grid, mode=mode, align_corners=False)
         return np.asarray(moved[0, 0].numpy())
 
 
-def _centres(pixels: int) -> torch.Tensor:
-    """Of the pixels of a side that goes from -1 to 1."""
-    return (2 * torch.arange(pixels) + 1) / pixels - 1
+@lru_cache(16)
+def _places(height: int, width: int) -> torch.Tensor:
+    """x, y and 1 of every pixel's centre, the image going from -1 to 1; (3, H * W)."""
+    y, x = ((2 * torch.arange(pixels) + 1) / pixels - 1 for pixels in (height, width))
+    return torch.stack([x.repeat(height), y.repeat_interleave(width), torch.ones(height * width)])
