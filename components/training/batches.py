@@ -19,7 +19,7 @@ from torch import Tensor
 
 from components.provenance import digest
 from components.settings import BLOCK_SLICES, StageName, StageSettings, block_samples
-from components.training.augmentation import Movement
+from components.training.augmentation import Contrast, Movement, moved_together
 from components.training.mixture import Draw, Mixture
 from components.training.samples import Image, Samples, Target
 from model_core.batch import IGNORE, NO_TASK, TARGET_MASK, TARGET_NONE, TASKS, Batch, ImageBatch, PairedBatch, SequenceBatch
@@ -82,22 +82,11 @@ class BatchMaker:
             return self._pairs(draws)
         return self._sequences(draws)
 
-    def _contrast(self, image: Image, draw: Draw) -> Image:
-        """Random gain and gamma of a draw."""
+    def variation(self, name: str, draw: Draw) -> tuple[Movement, Contrast]:
+        """Of a draw's image, at random."""
         rng = np.random.default_rng([self.key, draw.number])
-        gain, gamma = rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1)
-        return (gain * np.clip(image, 0, None) ** gamma).astype(np.float32)
-
-    def movement(self, name: str, draw: Draw) -> Movement:
-        """Random shift, turn and magnification of a draw."""
-        movement = Movement.drawn(np.random.default_rng([self.key, draw.number, 1]))
-        return replace(movement, scale=1.0) if name in SIZED else movement
-
-    def _pair(self, draw: Draw) -> tuple[Image, str]:
-        """A slice, varied, and its description."""
-        ref = self.samples.slices[draw.index]
-        image = self.movement("paired", draw).image(self.samples.image(ref))
-        return self._contrast(image, draw), self.samples.text(ref)
+        movement, contrast = Movement.drawn(rng), Contrast.drawn(rng)
+        return (replace(movement, scale=1.0) if name in SIZED else movement), contrast
 
     def _seeds(self, draws: Sequence[Draw]) -> Tensor:
         """Of the random numbers that the objective needs for each draw."""
@@ -106,7 +95,8 @@ class BatchMaker:
 
     def _images(self, draws: Sequence[Draw], slices: int) -> ImageBatch:
         refs = [self.samples.slices[draw.index] for draw in draws]
-        images = [self._contrast(self.samples.block(ref, slices), draw) for ref, draw in zip(refs, draws, strict=True)]
+        contrasts = [self.variation("image_only", draw)[1] for draw in draws]
+        images = [contrast.image(self.samples.block(ref, slices)) for ref, contrast in zip(refs, contrasts, strict=True)]
         return ImageBatch(
             pixel_values_B1DHW=torch.from_numpy(np.stack(images))[:, None],
             volume_B=torch.tensor([self.samples.numbers[ref.volume_id] for ref in refs]),
@@ -115,8 +105,11 @@ class BatchMaker:
         )
 
     def _pairs(self, draws: Sequence[Draw]) -> PairedBatch:
-        images, texts = zip(*(self._pair(draw) for draw in draws), strict=True)
-        ids, mask = self.processor.pad([self._described(text) for text in texts])
+        refs = [self.samples.slices[draw.index] for draw in draws]
+        movements, contrasts = zip(*(self.variation("paired", draw) for draw in draws), strict=True)
+        moved = moved_together(np.stack([self.samples.image(ref) for ref in refs]), movements)
+        images = [contrast.image(image) for image, contrast in zip(moved, contrasts, strict=True)]
+        ids, mask = self.processor.pad([self._described(self.samples.text(ref)) for ref in refs])
         return PairedBatch(torch.from_numpy(np.stack(images))[:, None, None], ids, mask, seed_B=self._seeds(draws))
 
     def _sequences(self, draws: Sequence[Draw]) -> SequenceBatch:
@@ -135,20 +128,22 @@ class BatchMaker:
 
     def _sequence(self, draw: Draw) -> tuple[Encoded, Image, Target, bool]:
         name = self.mixture.sources[draw.source].name
+        movement, contrast = self.variation(name, draw)
         if name == "paired":
-            image, text = self._pair(draw)
+            ref = self.samples.slices[draw.index]
+            image = contrast.image(movement.image(self.samples.image(ref)))
             text_first = bool(draw.before % 2)
-            encoded = self._paired(text, self._tokens(image), image_first=not text_first)
+            encoded = self._paired(self.samples.text(ref), self._tokens(image), image_first=not text_first)
             return encoded, image, no_target(image), text_first
         record = self.samples.instructions[name][draw.index]
         image, target = self.samples.input_and_target(record)
         if name == "reconstruction":
             return self._instructed(record.instruction, record.response, self._tokens(image)), image, target, False
-        movement, response = self.movement(name, draw), record.response
+        response = record.response
         if boxes := parse_boxes(response):
             movement = movement.keeping(boxes)
             response = format_boxes(movement.boxes(boxes))
-        image = self._contrast(movement.image(image), draw)
+        image = contrast.image(movement.image(image))
         if target.kind == TARGET_MASK:
             target = replace(target, image=movement.image(target.image, nearest=True))
         encoded = self._instructed(record.instruction, response, self._tokens(image))

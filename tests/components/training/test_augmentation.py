@@ -1,4 +1,4 @@
-"""What is said about an image moves with it."""
+"""What is said about an image moves with it; contrast changes alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, rotate
+from skimage.exposure import adjust_gamma
 
-from components.training.augmentation import ANGLE, SCALE, SHIFT, Movement
+from components.training.augmentation import ANGLE, CONTRAST, SCALE, SHIFT, Contrast, Movement, moved_together
 from model_core.boxes import GRID, TextBox
 
 SIDE = 96
@@ -59,5 +60,28 @@ def test_a_turned_image_is_that_of_scipy() -> None:
     np.testing.assert_allclose(Movement(degrees=10.0).image(image)[inside], turned[inside], atol=1e-5)
 
 
+def test_each_image_has_its_own_movement() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.random((3, SIDE, SIDE - 16)).astype(np.float32)
+    three = [Movement.drawn(rng) for _ in images]
+    alone = [movement.image(image) for movement, image in zip(three, images, strict=True)]
+    np.testing.assert_array_equal(moved_together(images, three), alone)
+
+
 def test_boxes_are_not_turned() -> None:
     assert Movement(1.1, 0.01, 0.02, 10.0).keeping([_box(40, 40, 10, 10)]) == Movement(1.1, 0.01, 0.02)
+
+
+def test_contrast_is_that_of_scikit_image() -> None:
+    image = np.random.default_rng(0).random((SIDE, SIDE)).astype(np.float32)
+    image[:30] = 0
+    changed = Contrast(1.05, 0.93).image(image)
+    assert changed.dtype == np.float32
+    np.testing.assert_allclose(changed, adjust_gamma(image, 0.93, 1.05), rtol=1e-5)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_contrast_changes_little_and_shows_nothing_below_zero(seed: int) -> None:
+    contrast = Contrast.drawn(np.random.default_rng(seed))
+    assert abs(contrast.gain - 1) <= CONTRAST and abs(contrast.gamma - 1) <= CONTRAST
+    assert contrast.image(np.array([-0.5, 0.0, 1.0], np.float32)).tolist() == pytest.approx([0, 0, contrast.gain])

@@ -107,7 +107,7 @@ def test_masks_are_masks(corpus: Corpus, processor: Processor) -> None:
 def test_images_are_moved_and_keep_their_size_where_the_text_states_sizes(corpus: Corpus, processor: Processor) -> None:
     maker = _maker(corpus, processor, "instruction_tuning")
     draws = list(islice(maker.mixture.draws(0), 8))
-    moved = {name: [maker.movement(name, draw) for draw in draws] for name in ("paired", "report", "segmentation", "diagnosis")}
+    moved = {name: [maker.variation(name, draw)[0] for draw in draws] for name in ("paired", "report", "segmentation", "diagnosis")}
     assert all(len(set(movements)) == len(draws) for movements in moved.values())
     for name, movements in moved.items():
         assert ({one.scale for one in movements} == {1.0}) == (name in ("paired", "report"))
@@ -120,7 +120,7 @@ def test_what_an_instruction_asks_for_moves_with_its_image(corpus: Corpus, proce
     records = [maker.samples.instructions[task][one.index] for one in draws]
     draw, record = next((one, record) for one, record in zip(draws, records, strict=True) if task == "segmentation" or record.boxes)
     batch, (_, target) = maker.make([draw], 0), maker.samples.input_and_target(record)
-    boxes, movement = parse_boxes(record.response), maker.movement(task, draw)
+    boxes, movement = parse_boxes(record.response), maker.variation(task, draw)[0]
     movement = movement.keeping(boxes) if boxes else movement
     assert movement != Movement()
     torch.testing.assert_close(batch.target_B1DHW[0, 0, 0], torch.from_numpy(movement.image(target.image, nearest=True)))
