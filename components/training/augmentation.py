@@ -100,8 +100,8 @@ class Contrast:
 
     def image(self, image: Image) -> Image:
         """An image of any shape, changed."""
-        # Zeros, of which there are many, take NumPy four times as long as other numbers.
-        return np.asarray(self.gain * np.power(image, self.gamma, where=image > 0, out=np.zeros_like(image)), np.float32)
+        # Zeros, of which there are many, take NumPy four times as long as other numbers. NaN stays NaN: guards look for it.
+        return np.asarray(self.gain * np.power(image, self.gamma, where=~(image <= 0), out=np.zeros_like(image)), np.float32)
 
 
 @lru_cache(16)

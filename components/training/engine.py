@@ -193,9 +193,12 @@ class Engine:
             return None
         elsewhere = self.checkpoints.manifest(step)["world"] != ranks() and self.training.zero_stage > 0
         tag = self.checkpoints.universal(step) if elsewhere else tag_of(step)
+        decays = [group["weight_decay"] for group in self.engine.optimizer.param_groups]
         self.engine._config.load_universal_checkpoint = elsewhere
         path, _ = self.engine.load_checkpoint(str(self.checkpoints.root), tag=tag)
         self.engine._config.load_universal_checkpoint = False
+        if elsewhere:
+            self._undo_sharing(decays)
         if path is None:
             raise JobFailed(
                 f"checkpoint {tag} cannot be read", where=str(self.checkpoints.root), remedy="remove this folder and run again"
@@ -203,6 +206,15 @@ class Engine:
         if self.average is not None:
             self.average.load(load_file(self.checkpoints.root / tag_of(step) / AVERAGE, device=str(self.engine.device)))
         return step
+
+    def _undo_sharing(self, decays: Sequence[float]) -> None:
+        """DeepSpeed's ZeRO-3 loads a universal checkpoint with the first group's settings for every group, and with one counter of
+        steps that each of them then counts up (0.19.8)."""
+        for group, decay in zip(self.engine.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in self.engine.optimizer.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].clone()
 
     def with_average(self) -> AbstractContextManager[None]:
         """The model as it will be used, while this is open."""

@@ -85,3 +85,8 @@ def test_contrast_changes_little_and_shows_nothing_below_zero(seed: int) -> None
     contrast = Contrast.drawn(np.random.default_rng(seed))
     assert abs(contrast.gain - 1) <= CONTRAST and abs(contrast.gamma - 1) <= CONTRAST
     assert contrast.image(np.array([-0.5, 0.0, 1.0], np.float32)).tolist() == pytest.approx([0, 0, contrast.gain])
+
+
+def test_what_is_no_number_does_not_become_one() -> None:
+    image = np.full((SIDE, SIDE), np.nan, np.float32)
+    assert np.isnan(Contrast(1.0, 1.1).image(image)).all() and np.isnan(Movement().image(image)).all()

@@ -107,9 +107,10 @@ def _assert_same_training(moved: StageResult, whole: StageResult) -> None:
         torch.testing.assert_close(ours[name], weights, atol=2e-4, rtol=1e-3, msg=name)
 
 
-def test_begun_by_two_processes_it_is_gone_on_with_by_one(corpus_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_begun_by_two_processes_it_is_gone_on_with_by_one(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
     """The losses are those of an undisturbed run, and so are the weights and the decoder's average."""
-    _assert_same_training(*_continued(corpus_root, tmp_path, zero_stage=1, before=2, after=1))
+    _assert_same_training(*_continued(corpus_root, tmp_path, zero_stage, before=2, after=1))
 
 
 @pytest.mark.slow
