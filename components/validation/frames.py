@@ -212,7 +212,8 @@ def _instruction_row(corpus: Corpus, one: InstructionRecord, shares: dict[tuple[
     areas = [(box.row1 - box.row0) * (box.col1 - box.col0) / (GRID - 1) ** 2 for box in one.boxes]
     return {
         "sample_id": one.sample_id,
-        "question": f"{one.volume_id}/{one.slice_index}/{one.task}/{digest(one.instruction)[:12]}",
+        # One slice is shown at several accelerations: another image, so another question in the same words.
+        "question": f"{one.volume_id}/{one.slice_index}/{one.task}/{one.acceleration}/{digest(one.instruction)[:12]}",
         "task": one.task,
         "split": one.split,
         "volume_known": volume is not None,

@@ -154,6 +154,13 @@ def test_every_planted_defect_is_caught_by_its_rule(
     assert keys[defect.name] in found.get(defect.rule, set())
 
 
+def test_a_slice_shown_at_two_accelerations_is_asked_about_twice(corpus: Corpus) -> None:
+    asked = [one for one in corpus.instructions if one.task == "reconstruction"]
+    faster = [one.model_copy(update={"sample_id": digest(one.sample_id)[:32], "acceleration": 8}) for one in asked]
+    seen = _seen(corpus, Tables(list(corpus.volumes.values()), list(corpus.descriptions.values()), [*asked, *faster], [], []))
+    assert asked and frames(seen)["instructions"]["question"].is_unique
+
+
 def test_no_personal_text_reaches_results_or_data_docs(spoilt: tuple[dict[str, set[str]], dict[str, str], Path]) -> None:
     _, _, project = spoilt
     for path in project.rglob("*"):
