@@ -102,9 +102,9 @@ def _peak_mib(call: Callable[[], object]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def write_rows(name: str, rows: Iterable[Mapping[str, object]], about: str) -> None:
+def write_rows(name: str, rows: Iterable[Mapping[str, object]], about: str, device: str = "cpu") -> None:
     """``results/<name>.csv``: rows of the same columns, each with the machine and the versions (``about``) behind it."""
-    described = [{**row, "machine": machine("cpu"), "versions": about} for row in rows]
+    described = [{**row, "machine": machine(device), "versions": about} for row in rows]
     with (RESULTS / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(described[0]), lineterminator="\n")
         writer.writeheader()

@@ -87,11 +87,12 @@ def _route_setup(ctx: Any, inputs: tuple[Any, ...], output: Routed) -> None:
 def _route_differentiate(
     ctx: Any, dweights: Tensor | None, dbalance: Tensor | None, dz: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:
-    hidden, experts = ctx.saved_tensors[0], ctx.saved_tensors[3]
+    saved = ctx.saved_tensors  # once: whoever computes a layer again in the backward pass gives them out a single time
+    hidden, experts = saved[0], saved[3]
     zero = hidden.new_zeros((), dtype=torch.float32)
     dweights = hidden.new_zeros(experts.shape, dtype=torch.float32) if dweights is None else dweights
     dbalance, dz = (zero if gradient is None else gradient for gradient in (dbalance, dz))
-    dhidden, drouter = _route_backward_op(dweights, dbalance, dz, *ctx.saved_tensors, ctx.normalised, ctx.sigmoid)
+    dhidden, drouter = _route_backward_op(dweights, dbalance, dz, *saved, ctx.normalised, ctx.sigmoid)
     return dhidden, drouter, None, None, None, None, None
 
 

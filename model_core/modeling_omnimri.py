@@ -32,7 +32,7 @@ class OmniMRIOutput(ModelOutput):
     """Result of :meth:`OmniMRIForConditionalGeneration.forward`.
 
     Attributes:
-        logits: (B, L, V).
+        logits: (B, L, V), or (M, V) of the tokens that were asked for.
         hidden_states: (B, L, hidden size), normalised.
         past_key_values: cache, where one was asked for.
         features: Swin features of the image, every level; None in a step that brings no image.
@@ -121,6 +121,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         image_grid: Triple | None = None,
         logits_to_keep: int = 0,
+        logits_of_BL: Tensor | None = None,
         **_: Any,
     ) -> OmniMRIOutput:
         """Hidden states and logits of interleaved sequences.
@@ -132,6 +133,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             visual_loss_B: bool, samples whose image block must stay causal; None = none.
             image_grid: grid of the visual tokens; taken from ``pixel_values`` where those are given.
             logits_to_keep: logits of so many last tokens only; 0 = of all.
+            logits_of_BL: bool, logits of these tokens only, (M, V) in their order: training asks for few, of a large vocabulary.
         """
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         valid_BL = valid.bool()
@@ -154,7 +156,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             allowed = attention_mask_of(is_image, valid_BL, ~causal_only.to(input_ids.device), grid)[:, :, cached:]
         hidden, routed = self.backbone(embeddings, where, allowed, valid_BL[:, cached:], past_key_values)
         return OmniMRIOutput(
-            logits=self.lm_head(hidden[:, -logits_to_keep:]),
+            logits=self.lm_head(hidden[:, -logits_to_keep:] if logits_of_BL is None else hidden[logits_of_BL]),
             hidden_states=hidden,
             past_key_values=past_key_values,
             features=features,

@@ -208,7 +208,7 @@ class Alignment(Objective):
         with torch.no_grad():
             features = self.model.vision(batch.pixel_values_B1DHW)
         images = self._projected(self.image_projection, self.model.connector(features).float().mean(1))
-        output = self.model(batch.input_ids_BL, batch.attention_mask_BL)
+        output = self.model(batch.input_ids_BL, batch.attention_mask_BL, logits_to_keep=1)  # none are asked for
         last = batch.attention_mask_BL.sum(-1) - 1
         texts = self._projected(self.text_projection, output.hidden_states[torch.arange(len(last), device=last.device), last])
         same = _same_rows(batch.input_ids_BL * batch.attention_mask_BL)
@@ -252,13 +252,17 @@ class MultimodalPretraining(Objective):
     def passes(self, batch: SequenceBatch) -> dict[str, float]:
         """The encoder is frozen; the visual-token head sees what is predicted, in several draws."""
         samples, visual = len(batch.input_ids_BL), float(batch.visual_loss_B.sum())
-        trained = dict.fromkeys(("connector", "backbone", "text head"), 3 * samples)
-        return {"Swin encoder": samples, **trained, "visual-token head": 3 * self.draws * visual}
+        trained = dict.fromkeys(("connector", "backbone"), 3 * samples)
+        text = {"text head": 3 * samples * _share_predicted(batch.labels_BL)}
+        return {"Swin encoder": samples, **trained, **text, "visual-token head": 3 * self.draws * visual}
 
     def forward(self, batch: SequenceBatch, step: Step | None = None) -> LossOutput:
         """Cross-entropy of the text and flow-matching error of the visual tokens, each over its count in the whole step."""
         step = step or Step.of([self.counts(batch)])
-        output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW, batch.visual_loss_B)
+        output = self.model(
+            batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW, batch.visual_loss_B,
+            logits_of_BL=_is_predicted(batch.labels_BL),
+        )  # fmt: skip
         text = step.mean("text", _text_losses(output, batch.labels_BL).sum())
         visual = step.mean("visual", self._visual_loss(output, batch))
         return _output(text + visual + _router_loss(output, step), output, text=text, visual=visual, **_router_parts(output, step))
@@ -314,14 +318,16 @@ class InstructionTuning(Objective):
 
     def passes(self, batch: SequenceBatch) -> dict[str, float]:
         """All is trained; the image decoder sees the samples that ask for it."""
-        trained = dict.fromkeys(("Swin encoder", "connector", "backbone", "text head"), 3 * len(batch.input_ids_BL))
-        return {**trained, "image decoder": 3 * float((batch.target_kind_B != TARGET_NONE).sum())}
+        samples, decoded = len(batch.input_ids_BL), float((batch.target_kind_B != TARGET_NONE).sum())
+        trained = dict.fromkeys(("Swin encoder", "connector", "backbone"), 3 * samples)
+        return {**trained, "text head": 3 * samples * _share_predicted(batch.labels_BL), "image decoder": 3 * decoded}
 
     def forward(self, batch: SequenceBatch, step: Step | None = None) -> LossOutput:
         """Cross-entropy of the responses and the image decoder's losses. A response is one, however long: a report of a hundred
         tokens counts as much as a yes or no, and does not drown it."""
         step = step or Step.of([self.counts(batch)])
-        output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW)
+        asked = _is_predicted(batch.labels_BL)
+        output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW, logits_of_BL=asked)
         tokens_B = (batch.labels_BL[:, 1:] != IGNORE).sum(-1)
         text_B = _text_losses(output, batch.labels_BL).sum(-1) / tokens_B.clamp(min=1)
         image_B, mask_B = self._decoder_losses(output, batch)
@@ -372,11 +378,23 @@ class InstructionTuning(Objective):
         return bits + dice + mean_per_sample(F.binary_cross_entropy_with_logits(logits, mask, reduction="none"))
 
 
+def _is_predicted(labels_BL: Tensor) -> Tensor:
+    """Tokens after which a labelled one comes, (B, L)."""
+    return F.pad(labels_BL[:, 1:] != IGNORE, (0, 1))
+
+
+def _share_predicted(labels_BL: Tensor) -> float:
+    """Of the tokens, those that the text head sees."""
+    return float(_is_predicted(labels_BL).float().mean())
+
+
 def _text_losses(output: OmniMRIOutput, labels_BL: Tensor) -> Tensor:
-    """Next-token cross-entropy of every labelled token, zero elsewhere, (B, L - 1)."""
+    """Next-token cross-entropy of every labelled token, at the token before it, zero elsewhere, (B, L). ``output`` has the logits
+    of those tokens only."""
     assert output.logits is not None
-    logits = output.logits[:, :-1].float().transpose(1, 2)
-    return F.cross_entropy(logits, labels_BL[:, 1:], ignore_index=IGNORE, reduction="none")
+    predicted_BL = _is_predicted(labels_BL)
+    losses_M = F.cross_entropy(output.logits.float(), labels_BL.roll(-1, 1)[predicted_BL], reduction="none")
+    return losses_M.new_zeros(labels_BL.shape).masked_scatter(predicted_BL, losses_M)
 
 
 def _by_task(loss_B: Tensor, task_B: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:

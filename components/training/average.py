@@ -6,7 +6,7 @@ arXiv:2312.02696). The window grows with the steps taken, up to that of the deca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -24,16 +24,17 @@ class Average:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        def mean(averages: Sequence[Tensor], currents: Sequence[Tensor], steps: Tensor | int) -> None:
-            kept = min(decay, float(1 + steps) / float(10 + steps))
-            for average, current in zip(averages, currents, strict=True):
-                average.lerp_(current.to(average.dtype), 1 - kept)
+        # One weight at a time: PyTorch does not take lists in two dtypes together on a GPU (2.11, bfloat16 weights).
+        def mean(average: Tensor, current: Tensor, _steps: Tensor | int) -> Tensor:
+            return average.lerp(current.to(average.dtype), 1 - self._kept)
 
-        self.module = module
-        self.averaged = AveragedModel(module, multi_avg_fn=mean).float()
+        self.module, self.decay, self._kept = module, decay, 0.0
+        self.averaged = AveragedModel(module, avg_fn=mean).float()
 
     def update(self) -> None:
         """Take the module's weights after a step into account."""
+        steps = int(self.averaged.n_averaged)
+        self._kept = min(self.decay, (1 + steps) / (10 + steps))
         with torch.no_grad(), _whole(self.module):
             self.averaged.update_parameters(self.module)
 

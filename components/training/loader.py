@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator, Iterable
 from typing import Any
 
@@ -39,7 +40,10 @@ def _as_made(micro_batches: list[Any]) -> list[Any]:
 
 
 def _on_its_own(worker: int) -> None:
-    """One thread, and files that the process before the fork does not read from, too."""
+    """One thread, and files that the process before the fork does not read from, too. Whoever asks a whole group of processes to
+    stop (Ctrl-C, a batch system) asks the one that trains: it still needs the batches of its last step."""
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, signal.SIG_IGN)
     torch.set_num_threads(1)
     maker: Any = get_worker_info().dataset  # type: ignore[union-attr]
     maker.samples.store.forget()

@@ -1,8 +1,8 @@
 """The process that trains a stage: ``python -m components.training.worker job.json``, one or several side by side.
 
-It goes on from the last whole checkpoint, if there is one, and back to it when a step goes wrong. On SIGTERM it finishes the step,
-writes a checkpoint and ends with status 75. Figures reach ``curve.jsonl`` and MLflow together with the checkpoint that holds them,
-so that nothing is recorded twice.
+It goes on from the last whole checkpoint, if there is one, and back to it when a step goes wrong. On SIGTERM or Ctrl-C it finishes
+the step, writes a checkpoint and ends with status 75. Figures reach ``curve.jsonl`` and MLflow together with the checkpoint that
+holds them, so that nothing is recorded twice.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        for asked in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(asked, self._ask)
         if sys.platform == "linux":  # end with the process that started this one
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

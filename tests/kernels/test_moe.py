@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock, load_balancing_loss_func
 
@@ -312,6 +313,19 @@ def test_a_loss_of_the_router_alone_has_gradients() -> None:
         gradients.append(leaves[:2])
     for ours, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(ours.grad, expected.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_a_layer_can_be_computed_again_in_the_backward_pass() -> None:
+    """Activation checkpointing gives what was saved out a single time."""
+    inputs = _inputs(9, 4, 16, 8)
+    gradients = []
+    for again in (False, True):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with interpreted():
+            out = checkpoint(moe, *leaves, 2, use_reentrant=False) if again else moe(*leaves, 2)
+            (out.hidden_TH.sum() + out.load_balance_loss + out.z_loss).backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    assert all(torch.equal(ours, expected) for ours, expected in zip(*gradients, strict=True))
 
 
 def test_unlike_dtypes_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from kernels import window_attention as module
 from kernels.dispatch import interpreted
@@ -206,6 +208,22 @@ def test_the_triton_kernels_in_half_precision() -> None:
         ours = _results(_the_op(window, shift), qkv, table, pad, dout)
     for x, y, bar in zip(ours, expected, [5e-3, 8e-3, 8e-3, 8e-3], strict=True):
         assert (x.float() - y).norm() <= bar * y.norm()
+
+
+@pytest.mark.parametrize("on_triton", [False, True], ids=["cpu", "triton"])
+def test_a_block_can_be_computed_again_in_the_backward_pass(on_triton: bool) -> None:
+    """Activation checkpointing gives what was saved out a single time."""
+    window, shift = ((1, 4, 4), (0, 2, 2)) if on_triton else ((1, 15, 15), (0, 6, 6))
+    qkv, table, pad, _ = _inputs((1, 5, 6) if on_triton else (1, 17, 16), window, 1, 8, batch=1)
+    gradients = []
+    for again in (False, True):
+        leaves = [x.clone().requires_grad_() for x in (qkv, table, pad)]
+        with interpreted() if on_triton else contextlib.nullcontext():
+            op = module.window_attention
+            arguments = (leaves[0], leaves[1], window, shift, leaves[2])
+            (checkpoint(op, *arguments, use_reentrant=False) if again else op(*arguments)).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    assert all(torch.equal(ours, expected) for ours, expected in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("on_triton", [False, True], ids=["cpu", "triton"])

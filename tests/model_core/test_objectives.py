@@ -1,11 +1,21 @@
 """Each stage trains what it says, touches all of it in every batch, and learns."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
+import model_core.moe
+import model_core.objectives
+import model_core.swin
+from kernels.moe import moe_reference
+from kernels.window_attention import window_attention_reference
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, TARGET_NONE, ImageBatch, PairedBatch, SequenceBatch
 from model_core.fourier import fft2c, ifft2c
+from model_core.noise import Noise
 from model_core.objectives import Alignment, InstructionTuning, MultimodalPretraining, Objective, VisionPretraining
 from model_core.processing import Processor
 from model_core.tokenization import special_ids, train_tokenizer
@@ -47,7 +57,7 @@ def _sequences(model: OmniMRIForConditionalGeneration, processor: Processor, kin
     return SequenceBatch(ids, mask, labels, pixels, torch.tensor([True, False] * 2), target, kind, kspace, sampling)
 
 
-def _cases(model: OmniMRIForConditionalGeneration, processor: Processor) -> list[tuple[Objective, object]]:
+def _cases(model: OmniMRIForConditionalGeneration, processor: Processor) -> list[tuple[Objective, Any]]:
     ids, mask = processor.pad([processor.encode_description("T1" if i % 2 else "T2 lesion") for i in range(BATCH)])
     return [
         (VisionPretraining(model), ImageBatch(_images(), torch.arange(BATCH), torch.arange(BATCH) % 2)),
@@ -68,6 +78,49 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(
     assert all(parameter.grad is not None for parameter in parameters)
     trained = {id(parameter) for parameter in parameters}
     assert all(parameter.grad is None for parameter in objective.parameters() if id(parameter) not in trained)
+
+
+def _moved(noise: Noise, device: torch.device) -> None:
+    """A CPU's random numbers, wherever they are used: a GPU's own are others."""
+    made = [(name, getattr(noise, name)) for name in ("normal", "uniform")]
+    for name, make in made:
+        setattr(noise, name, lambda *shape, make=make: make(*shape).to(device))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", range(4))
+def test_a_gpu_computes_the_loss_and_the_gradients_of_a_cpu(
+    model: OmniMRIForConditionalGeneration, processor: Processor, stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, with the Triton kernels; as well as with the specifications there, which are 1e-4 off where a gradient is a
+    difference of nearly equal numbers (the contrast of stage 2 at its start)."""
+
+    class FromACPU(Noise):
+        def __init__(self, seed_B: Tensor | None, count: int, device: torch.device) -> None:
+            super().__init__(seed_B, count, torch.device("cpu"))
+            _moved(self, device)
+
+    monkeypatch.setattr(model_core.objectives, "Noise", FromACPU)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    objective, batch = _cases(model, processor)[stage]
+    batch = replace(batch, seed_B=torch.arange(BATCH))
+    parameters = objective.trainable()
+    objective.begin(iter([batch]))
+
+    def computed(device: str) -> tuple[float, Tensor]:
+        loss = objective.to(device)(batch.to(torch.device(device))).total
+        objective.zero_grad()
+        loss.backward()
+        return float(loss.detach()), torch.cat([parameter.grad.double().cpu().flatten() for parameter in parameters])
+
+    loss, gradient = computed("cpu")
+    on_gpu, gradient_on_gpu = computed("cuda")
+    monkeypatch.setattr(model_core.swin, "window_attention", window_attention_reference)
+    monkeypatch.setattr(model_core.moe, "moe", moe_reference)
+    _, specified = computed("cuda")
+    assert on_gpu == pytest.approx(loss, rel=1e-5)
+    bar = max(1e-4, 2 * float((specified - gradient).norm() / gradient.norm()))
+    assert float((gradient_on_gpu - gradient).norm() / gradient.norm()) < bar < 1e-3
 
 
 def test_a_batch_without_image_targets_still_touches_everything(

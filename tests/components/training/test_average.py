@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -29,6 +30,21 @@ def test_it_is_the_exponential_mean_whose_window_grows_with_the_steps() -> None:
         kept = min(0.9, (1 + step) / (10 + step))
         mean = kept * mean + (1 - kept) * weight
     torch.testing.assert_close(average.weights()["weight"], mean)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_is_the_same_mean_of_rounded_weights() -> None:
+    averages = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        module = nn.Linear(3, 2).to(device, torch.bfloat16)
+        average = Average(module, decay=0.9)
+        for _ in range(20):
+            with torch.no_grad():
+                module.weight.add_(torch.randn(2, 3).to(device, torch.bfloat16))
+            average.update()
+        averages.append(average.weights()["weight"].cpu())
+    torch.testing.assert_close(*averages)
 
 
 def test_it_stands_in_for_the_weights_and_leaves_them_as_they_were() -> None:

@@ -1,8 +1,11 @@
 """Batches are a function of the step, the same whoever computes them, and hold what the stage needs."""
 
+import signal
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -51,6 +54,17 @@ def test_processes_of_their_own_make_the_same_batches(corpus: Corpus, processor:
     maker = _maker(corpus, processor, "instruction_tuning")
     alone, ahead = (list(batches(maker, range(5), workers)) for workers in (0, 2))
     assert all(_equal(a[0], b[0]) for a, b in zip(alone, ahead, strict=True))
+
+
+def test_they_go_on_when_a_whole_group_of_processes_is_asked_to_stop(corpus: Corpus, processor: Processor) -> None:
+    """The process that trains finishes its step and writes a checkpoint."""
+    maker = _maker(corpus, processor, "alignment")
+    with closing(batches(maker, range(6), 1)) as made:
+        next(made)
+        for child in psutil.Process().children():
+            child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGINT)
+        assert len(list(made)) == 5
 
 
 @pytest.mark.parametrize("step", [0, 3], ids=["slices", "blocks"])

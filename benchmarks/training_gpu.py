@@ -1,0 +1,168 @@
+"""Training of every stage on one GPU: the engine that trains, the loader that feeds it, our kernels and their eager references.
+
+python -m benchmarks.training_gpu --profile single_gpu [--corpus .omnimri/curated] [--steps 8]
+
+Each stage runs in a process of its own, through DeepSpeed, as `omnimri train` would train it with this profile (batches, precision,
+activation checkpointing, processes that load), but from new weights and without checkpoints. The same engine then goes on with the
+references in place of the kernels: attention by masks and gathered biases, experts in a loop. The first steps of both, in which
+kernels are compiled and tuned, are not counted. Whoever runs out of memory has that for a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.harness import RESULTS, machine, versions, write_rows
+from benchmarks.training_step import eager
+from components.curation.corpus import Corpus
+from components.settings import STAGES, Settings, StageName, load_settings
+from components.training.batches import BatchMaker
+from components.training.cost import peak_flops
+from components.training.engine import Engine, join_processes
+from components.training.loader import batches
+from components.training.samples import Samples
+from components.training.worker import OBJECTIVES
+from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
+from model_core.processing import Processor
+from model_core.tokenization import special_ids, train_tokenizer
+
+UNCOUNTED = 4
+"""First steps of a peer. Of four steps of stage 1, one has blocks of slices."""
+PEERS: dict[str, Callable[[], AbstractContextManager[None]]] = {"OmniMRI": nullcontext, "eager references": eager}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Steps of a stage; ``note`` says why there are none. Memory is what PyTorch's allocator held at most (GiB of the GPU);
+    ``parameters`` of the whole network, in millions."""
+
+    profile: str
+    stage: StageName
+    peer: str
+    step_ms: float | None = None
+    samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    data_wait_share: float | None = None
+    peak_gib: float | None = None
+    loss: float | None = None
+    parameters: int | None = None
+    note: str = ""
+
+
+def engine_of(stage: StageName, settings: Settings, corpus: Corpus, folder: Path) -> tuple[Engine, BatchMaker]:
+    """A new network under the stage's objective, and what makes its batches."""
+    samples = Samples.of(corpus, "train")
+    texts = [text for one in corpus.instructions if one.split == "train" for text in (one.instruction, one.response)]
+    processor = Processor(train_tokenizer(texts, min(settings.model.vocabulary, 1024)))
+    # As many entries as the profile asks for, whatever this corpus can fill.
+    ids = special_ids(processor.tokenizer)
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(settings.model.preset, settings.model.vocabulary, **ids))
+        objective = OBJECTIVES[stage](model)
+    maker = BatchMaker(stage, samples, settings.training.stage(stage), model.config, processor, settings.seed)
+    return Engine(objective, settings.training.stage(stage), settings.training, folder), maker
+
+
+def timed(engine: Engine, data: Iterator[Any], steps: int, precision: str) -> dict[str, float]:
+    """Steps after those that are not counted."""
+    waited = tokens = samples = flops = 0.0
+    cuda = torch.cuda.is_available()
+    for number in range(UNCOUNTED + steps):
+        if number == UNCOUNTED:
+            waited = tokens = samples = flops = 0.0
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            begun = time.perf_counter()
+        asked = time.perf_counter()
+        micro_batches = next(data)
+        waited += time.perf_counter() - asked
+        result = engine.step(micro_batches, number)
+        tokens, samples, flops = tokens + result.tokens, samples + result.samples, flops + result.flops
+        if cuda:
+            torch.cuda.synchronize()
+    seconds = time.perf_counter() - begun
+    return {
+        "step_ms": round(seconds / steps * 1e3, 1),
+        "samples_per_second": round(samples / seconds, 1),
+        "tokens_per_second": round(tokens / seconds),
+        "mfu": round(flops / seconds / peak_flops(precision), 4),
+        "data_wait_share": round(waited / seconds, 4),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else 0.0,
+        "loss": round(result.loss, 4),
+    }
+
+
+def where_time_goes(engine: Engine, micro_batches: list[Any]) -> str:
+    """PyTorch's table of one step: operations by the time that they take themselves on the device."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=activities) as recorded:
+        engine.step(micro_batches, 1)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return recorded.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60)
+
+
+def of_stage(stage: StageName, name: str, corpus: Path, steps: int) -> tuple[list[Trained], str]:
+    """Both peers on one stage, and where the time of ours goes."""
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29711")
+    join_processes()
+    settings = load_settings(name)
+    rows, table = [], ""
+    with tempfile.TemporaryDirectory() as folder:
+        engine, maker = engine_of(stage, settings, Corpus.open(corpus), Path(folder))
+        parameters = sum(p.numel() for p in engine.objective.model.parameters()) // 10**6
+        precision, workers = settings.training.precision, settings.training.loader_workers
+        for peer, kernels in PEERS.items():
+            needed = range(2 * UNCOUNTED + steps)
+            try:
+                with kernels(), closing(batches(maker, needed, workers, pin=torch.cuda.is_available())) as data:
+                    measured = timed(engine, data, steps, precision)
+                    row = Trained(settings.profile, stage, peer, **measured, parameters=parameters)  # type: ignore[arg-type]
+                    if peer == "OmniMRI":
+                        table = where_time_goes(engine, next(data))
+            except Exception as error:  # a peer that cannot do this is a result, not a crash
+                first = (str(error).splitlines() or [""])[0]
+                row = Trained(settings.profile, stage, peer, parameters=parameters, note=f"{type(error).__name__}: {first[:120]}")
+            print(row, flush=True)
+            rows.append(row)
+    return rows, table
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="single_gpu")
+    parser.add_argument("--corpus", type=Path, default=Path(".omnimri/curated"))
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    arguments = parser.parse_args()
+    found: list[Trained] = []
+    tables = []
+    name = load_settings(arguments.profile).profile
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for stage in arguments.stages:
+            rows, table = pool.submit(of_stage, stage, arguments.profile, arguments.corpus, arguments.steps).result()
+            found, tables = found + rows, [*tables, f"{name}, {stage}, one step\n{table}"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    write_rows(f"training_{name}", [asdict(row) for row in found], versions(), device)
+    (RESULTS / f"training_{name}_profile.txt").write_text(f"{machine(device)}; {versions()}\n" + "\n".join(tables))
+
+
+if __name__ == "__main__":
+    main()
