@@ -280,7 +280,9 @@ def join_processes() -> tuple[int, int]:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
 
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():  # before the first exchange, or all processes of a machine meet on its first GPU
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    else:
         _shared_memory_where_it_helps()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     return rank(), ranks()

@@ -7,11 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import model_core.moe
 import model_core.objectives
-import model_core.swin
-from kernels.moe import moe_reference
-from kernels.window_attention import window_attention_reference
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, TARGET_NONE, ImageBatch, PairedBatch, SequenceBatch
 from model_core.fourier import fft2c, ifft2c
@@ -58,7 +54,7 @@ def _sequences(model: OmniMRIForConditionalGeneration, processor: Processor, kin
 
 
 def _cases(model: OmniMRIForConditionalGeneration, processor: Processor) -> list[tuple[Objective, Any]]:
-    ids, mask = processor.pad([processor.encode_description("T1" if i % 2 else "T2 lesion") for i in range(BATCH)])
+    ids, mask = processor.pad([processor.encode_description(text) for text in ("T1", "T2 lesion", "Segment", "grey matter")])
     return [
         (VisionPretraining(model), ImageBatch(_images(), torch.arange(BATCH), torch.arange(BATCH) % 2)),
         (Alignment(model), PairedBatch(_images(), ids, mask)),
@@ -92,8 +88,8 @@ def _moved(noise: Noise, device: torch.device) -> None:
 def test_a_gpu_computes_the_loss_and_the_gradients_of_a_cpu(
     model: OmniMRIForConditionalGeneration, processor: Processor, stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32, with the Triton kernels; as well as with the specifications there, which are 1e-4 off where a gradient is a
-    difference of nearly equal numbers (the contrast of stage 2 at its start)."""
+    """With the Triton kernels, in float32; on the CPU the specifications. Weights are twice as large as new ones, with which all
+    images look alike: their contrast would be a difference of nearly equal numbers."""
 
     class FromACPU(Noise):
         def __init__(self, seed_B: Tensor | None, count: int, device: torch.device) -> None:
@@ -103,24 +99,20 @@ def test_a_gpu_computes_the_loss_and_the_gradients_of_a_cpu(
     monkeypatch.setattr(model_core.objectives, "Noise", FromACPU)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     objective, batch = _cases(model, processor)[stage]
+    with torch.no_grad():
+        torch._foreach_mul_([parameter for parameter in objective.parameters() if parameter.ndim >= 2], 2)
     batch = replace(batch, seed_B=torch.arange(BATCH))
     parameters = objective.trainable()
     objective.begin(iter([batch]))
-
-    def computed(device: str) -> tuple[float, Tensor]:
+    found = {}
+    for device in ("cpu", "cuda"):
         loss = objective.to(device)(batch.to(torch.device(device))).total
         objective.zero_grad()
         loss.backward()
-        return float(loss.detach()), torch.cat([parameter.grad.double().cpu().flatten() for parameter in parameters])
-
-    loss, gradient = computed("cpu")
-    on_gpu, gradient_on_gpu = computed("cuda")
-    monkeypatch.setattr(model_core.swin, "window_attention", window_attention_reference)
-    monkeypatch.setattr(model_core.moe, "moe", moe_reference)
-    _, specified = computed("cuda")
+        found[device] = loss.item(), torch.cat([parameter.grad.double().cpu().flatten() for parameter in parameters])
+    (loss, gradient), (on_gpu, gradient_on_gpu) = found["cpu"], found["cuda"]
     assert on_gpu == pytest.approx(loss, rel=1e-5)
-    bar = max(1e-4, 2 * float((specified - gradient).norm() / gradient.norm()))
-    assert float((gradient_on_gpu - gradient).norm() / gradient.norm()) < bar < 1e-3
+    assert float((gradient_on_gpu - gradient).norm() / gradient.norm()) < 1e-4
 
 
 def test_a_batch_without_image_targets_still_touches_everything(
