@@ -53,7 +53,7 @@ kernels-table: install
 	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv
 
 gpu-test:
-	$(GPU_PYTHON) -m pytest tests/kernels/test_gpu.py tests/kernels/test_training.py -m gpu
+	$(GPU_PYTHON) -m pytest tests/kernels/test_gpu.py tests/kernels/test_training.py tests/model_core/test_objectives.py -m gpu
 
 gpu-bench:
 	$(GPU_PYTHON) -m benchmarks.window_attention --device cuda
