@@ -68,9 +68,9 @@ def engine_of(stage: StageName, settings: Settings, corpus: Corpus, folder: Path
     samples = Samples.of(corpus, "train")
     texts = [text for one in corpus.instructions if one.split == "train" for text in (one.instruction, one.response)]
     processor = Processor(train_tokenizer(texts, min(settings.model.vocabulary, 1024)))
-    # As many entries as the profile asks for, whatever this corpus can fill.
     ids = special_ids(processor.tokenizer)
     torch.manual_seed(0)
+    # As many entries as the profile asks for, whatever this corpus can fill.
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(settings.model.preset, settings.model.vocabulary, **ids))
         objective = OBJECTIVES[stage](model)

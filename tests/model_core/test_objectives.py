@@ -76,11 +76,18 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(
     assert all(parameter.grad is None for parameter in objective.parameters() if id(parameter) not in trained)
 
 
-def _moved(noise: Noise, device: torch.device) -> None:
+class _NoiseOfACPU(Noise):
     """A CPU's random numbers, wherever they are used: a GPU's own are others."""
-    made = [(name, getattr(noise, name)) for name in ("normal", "uniform")]
-    for name, make in made:
-        setattr(noise, name, lambda *shape, make=make: make(*shape).to(device))
+
+    def __init__(self, seed_B: Tensor | None, count: int, device: torch.device) -> None:
+        super().__init__(seed_B, count, torch.device("cpu"))
+        self.used_on = device
+
+    def normal(self, *shape: int) -> Tensor:
+        return super().normal(*shape).to(self.used_on)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return super().uniform(*shape).to(self.used_on)
 
 
 @pytest.mark.gpu
@@ -90,17 +97,12 @@ def test_a_gpu_computes_the_loss_and_the_gradients_of_a_cpu(
 ) -> None:
     """With the Triton kernels, in float32; on the CPU the specifications. Weights are twice as large as new ones, with which all
     images look alike: their contrast would be a difference of nearly equal numbers."""
-
-    class FromACPU(Noise):
-        def __init__(self, seed_B: Tensor | None, count: int, device: torch.device) -> None:
-            super().__init__(seed_B, count, torch.device("cpu"))
-            _moved(self, device)
-
-    monkeypatch.setattr(model_core.objectives, "Noise", FromACPU)
+    monkeypatch.setattr(model_core.objectives, "Noise", _NoiseOfACPU)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     objective, batch = _cases(model, processor)[stage]
     with torch.no_grad():
-        torch._foreach_mul_([parameter for parameter in objective.parameters() if parameter.ndim >= 2], 2)
+        for parameter in objective.parameters():
+            parameter.mul_(2 if parameter.ndim >= 2 else 1)
     batch = replace(batch, seed_B=torch.arange(BATCH))
     parameters = objective.trainable()
     objective.begin(iter([batch]))
@@ -127,6 +129,18 @@ def test_a_batch_without_image_targets_still_touches_everything(
         loss.total.backward()
         assert all(parameter.grad is not None for parameter in parameters)
         assert loss.parts.get("visual", loss.parts.get("mask")) == 0
+
+
+@pytest.mark.parametrize("kind", [MultimodalPretraining, InstructionTuning])
+def test_a_batch_without_text_to_predict_still_touches_everything(
+    model: OmniMRIForConditionalGeneration, processor: Processor, kind: type[Objective]
+) -> None:
+    objective, batch = kind(model), _sequences(model, processor, [TARGET_IMAGE] * BATCH)
+    batch.labels_BL = torch.full_like(batch.labels_BL, IGNORE)
+    parameters = objective.trainable()
+    loss = objective(batch)
+    loss.total.backward()
+    assert loss.parts["text"] == 0 and all(parameter.grad is not None for parameter in parameters)
 
 
 @pytest.mark.parametrize("stage", range(4))
