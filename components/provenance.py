@@ -5,10 +5,12 @@ A digest is the hex SHA-256 of the canonical JSON of what went in, or of bytes. 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,31 @@ def file_md5(path: Path) -> str:
 
 @cache
 def code_digest(*packages: str) -> str:
-    """Digest of the Python sources of repository folders, such as ``"components/curation"``.
+    """Return the digest of what the Python sources of repository folders (or single files) do, such as ``"components/curation"``.
 
-    Steps carry this rather than the git commit, so that a commit elsewhere does not void their work.
+    Steps carry this digest rather than the git commit, so that a commit elsewhere does not invalidate their results. Docstrings,
+    comments and layout are not part of it; every name, constant and statement is.
     """
-    sources = sorted(path for package in packages for path in (REPOSITORY / package).rglob("*.py"))
-    return digest([(str(path.relative_to(REPOSITORY)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in sources])
+    sources = sorted(path for package in packages for path in _sources(REPOSITORY / package))
+    return digest([(path.relative_to(REPOSITORY).as_posix(), source_digest(path.read_bytes())) for path in sources])
+
+
+def _sources(place: Path) -> Iterable[Path]:
+    return place.rglob("*.py") if place.is_dir() else [place]
+
+
+def source_digest(source: bytes) -> str:
+    """Return the SHA-256 of a module's syntax tree without docstrings, comments and line numbers (64 hex characters)."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [statement for statement in body if not _is_docstring(statement)]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_docstring(statement: ast.AST) -> bool:
+    """Return whether a statement is a bare string: the docstring of a module, class or function, or of the attribute above it."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
 
 
 def git_commit() -> str:

@@ -34,12 +34,14 @@ from components.files import atomic_file, read_json
 from components.ingestion.volume import SourceSeries
 from components.ingestion.withdrawal import MANIFEST
 from components.progress import track
-from components.provenance import REPOSITORY, code_digest, digest, file_md5
+from components.provenance import code_digest, digest
 from components.settings import CurationSettings
 
 if TYPE_CHECKING:
     from components.catalog import DatasetCard
 
+CODE = ("components/curation", "components/ingestion", "model_core/boxes.py")
+"""Sources that decide what a curated volume and its texts are."""
 FEW = 32
 """So many volumes or fewer are curated in this process: starting others would take longer."""
 INFORMATIVE = {
@@ -82,7 +84,7 @@ Runner = Callable[[list[Job], Place], None]
 
 def code_version() -> str:
     """Digest of the code that decides what a curated volume and its texts are."""
-    return digest(code_digest("components/curation", "components/ingestion"), file_md5(REPOSITORY / "model_core" / "boxes.py"))
+    return code_digest(*CODE)
 
 
 def card_digest(card: DatasetCard) -> str:

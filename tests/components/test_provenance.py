@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.provenance import code_digest, digest, file_md5, git_commit
+from components.curation.incremental import code_version
+from components.evaluation.evaluate import CODE as EVALUATION_CODE
+from components.provenance import REPOSITORY, code_digest, digest, file_md5, git_commit, source_digest
+from components.training.stages import CODE as TRAINING_CODE
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -40,6 +45,51 @@ def test_the_md5_of_a_file_is_the_one_that_dvc_records(tmp_path: Path) -> None:
 
 def test_code_of_another_room_does_not_count() -> None:
     assert code_digest("components/curation") != code_digest("components/training")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the sources that digests are taken of; edits go there."""
+    for package in ("components", "model_core", "kernels"):
+        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "datasets"))
+    monkeypatch.setattr("components.provenance.REPOSITORY", tmp_path)
+    code_digest.cache_clear()
+    yield tmp_path
+    code_digest.cache_clear()
+
+
+def step_digests() -> dict[str, str]:
+    """Code digest of each step whose results are found again by it."""
+    code_digest.cache_clear()
+    return {
+        "curate": code_version(),
+        "validate": code_digest("components/validation", "components/curation"),
+        "train": code_digest(*TRAINING_CODE),
+        "evaluate": code_digest(*EVALUATION_CODE),
+    }
+
+
+def test_an_edited_docstring_or_comment_changes_no_digest(checkout: Path) -> None:
+    before = step_digests()
+    edited = checkout / "components/curation/store.py"
+    text = edited.read_text()
+    edited.write_text("# a remark\n" + text.replace('"""', '"""Reworded: ', 1).replace("\nclass ", "\n\n# and another\n\nclass "))
+    assert step_digests() == before
+
+
+def test_an_edited_constant_changes_the_digest_of_every_step_downstream(checkout: Path) -> None:
+    before = step_digests()
+    edited = checkout / "model_core/boxes.py"
+    edited.write_text(edited.read_text().replace("GRID = 1000", "GRID = 999"))
+    after = step_digests()
+    assert {step for step in before if after[step] != before[step]} == {"curate", "train", "evaluate"}
+
+
+@given(st.sampled_from(["def f(x):", "class C:", "async def f(x):"]), st.text(alphabet="abc 012", max_size=12))
+def test_docstrings_are_blind_and_returned_strings_are_not(head: str, words: str) -> None:
+    bare = f"{head}\n    y = 1\n"
+    assert source_digest(f"{head}\n    '{words}'\n    y = 1\n".encode()) == source_digest(bare.encode())
+    assert source_digest(f"{head}\n    y = '{words}'\n".encode()) != source_digest(bare.encode())
 
 
 def test_changed_code_is_in_no_commit_and_a_changed_pin_of_the_data_is_no_code(
