@@ -102,9 +102,17 @@ def waited(jobs: int, runs: bool, way: str, window_s: float, result: Any) -> Non
     handles = []
     for number in range(jobs):
         job = JobSpec(
-            f"job {number}", "module", (str(number),), processes=2, nodes=2, folder=folder / str(number), image="image",
-            volumes=(SharedVolume("state", folder),), image_limit_s=3600, pending_limit_s=3600,
-        )  # fmt: skip
+            f"job {number}",
+            "module",
+            (str(number),),
+            processes=2,
+            nodes=2,
+            folder=folder / str(number),
+            image="image",
+            volumes=(SharedVolume("state", folder),),
+            image_limit_s=3600,
+            pending_limit_s=3600,
+        )
         handles.append(launcher.submit(job))
     memory = this.memory_info().rss
     (by_watch if way == "watch" else by_poll)(launcher, handles)
@@ -117,10 +125,15 @@ def waited(jobs: int, runs: bool, way: str, window_s: float, result: Any) -> Non
     calls, cpu, begun = counted.value, sum(this.cpu_times()[:2]), time.monotonic()
     time.sleep(window_s)
     seconds = time.monotonic() - begun
-    result.send((
-        (counted.value - calls) / seconds * 60, (sum(this.cpu_times()[:2]) - cpu) / seconds * 100,
-        (this.memory_info().rss - memory) / 2**20, this.num_threads(), seconds,
-    ))  # fmt: skip
+    result.send(
+        (
+            (counted.value - calls) / seconds * 60,
+            (sum(this.cpu_times()[:2]) - cpu) / seconds * 100,
+            (this.memory_info().rss - memory) / 2**20,
+            this.num_threads(),
+            seconds,
+        )
+    )
     server.kill()
     os._exit(0)
 
@@ -132,17 +145,30 @@ def main() -> None:
     machine = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     versions = f"Python {platform.python_version()}, kubernetes {version('kubernetes')}, kmock {version('kmock')}"
     for jobs, runs, way, window_s in [
-        (1, True, "watch", 10), (200, False, "watch", 10), (200, True, "watch", 60), (200, True, "poll", 15)
-    ]:  # fmt: skip
+        (1, True, "watch", 10),
+        (200, False, "watch", 10),
+        (200, True, "watch", 60),
+        (200, True, "poll", 15),
+    ]:
         ours, result = context.Pipe()
         process = context.Process(target=waited, args=(jobs, runs, way, window_s, result))
         process.start()
         calls, cpu, memory, threads, seconds = ours.recv()
         process.join()
         rows.append(
-            Row(jobs, runs, way, round(seconds, 1), round(calls, 2), round(cpu, 2), round(memory, 1), threads,
-                f"{machine}, {os.cpu_count()} cores", versions)
-        )  # fmt: skip
+            Row(
+                jobs,
+                runs,
+                way,
+                round(seconds, 1),
+                round(calls, 2),
+                round(cpu, 2),
+                round(memory, 1),
+                threads,
+                f"{machine}, {os.cpu_count()} cores",
+                versions,
+            )
+        )
         print(rows[-1], flush=True)
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / "kubernetes_waiting.csv").open("w", newline="") as file:

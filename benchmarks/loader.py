@@ -63,8 +63,13 @@ def of_monai(make: Callable[[list[dict[str, str]], Compose], Any]) -> Callable[[
     """Load, make a tensor, cut a random slice: what comes before the random transform is what the datasets cache."""
 
     def drawn(folder: Path, volumes: int) -> Draw:
-        transforms = Compose([LoadImaged("image", ensure_channel_first=True), EnsureTyped("image"),
-                              RandSpatialCropd("image", (1, *SHAPE[1:]), random_size=False)])  # fmt: skip
+        transforms = Compose(
+            [
+                LoadImaged("image", ensure_channel_first=True),
+                EnsureTyped("image"),
+                RandSpatialCropd("image", (1, *SHAPE[1:]), random_size=False),
+            ]
+        )
         dataset = make([{"image": str(folder / f"{number}.nii.gz")} for number in range(volumes)], transforms)
         return lambda number: dataset[number]["image"][0, 0]
 

@@ -34,8 +34,10 @@ class Case:
     @property
     def name(self) -> str:
         """For tables."""
-        return (f"T{self.tokens} E{self.experts} K{self.top_k} H{self.hidden_size} I{self.width} "
-                f"{str(self.dtype).removeprefix('torch.')}")  # fmt: skip
+        return (
+            f"T{self.tokens} E{self.experts} K{self.top_k} H{self.hidden_size} I{self.width} "
+            f"{str(self.dtype).removeprefix('torch.')}"
+        )
 
 
 CUDA = [
@@ -56,8 +58,13 @@ Layer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def _transformers(case: Case, implementation: str) -> Layer:
     """Our float32 router before transformers' experts, so that only the experts differ."""
-    config = Qwen2MoeConfig(hidden_size=case.hidden_size, moe_intermediate_size=case.width, num_experts=case.experts,
-                            num_experts_per_tok=case.top_k, experts_implementation=implementation)  # fmt: skip
+    config = Qwen2MoeConfig(
+        hidden_size=case.hidden_size,
+        moe_intermediate_size=case.width,
+        num_experts=case.experts,
+        num_experts_per_tok=case.top_k,
+        experts_implementation=implementation,
+    )
     with torch.device("meta"):
         experts = Qwen2MoeExperts(config)
 
@@ -112,8 +119,12 @@ def _peers(case: Case, device: str) -> dict[str, Layer]:
 def run(case: Case, device: str) -> list[Measurement]:
     """Forward without gradients, then forward and backward; on a GPU also router and sort alone."""
     torch.manual_seed(0)
-    shapes = ((case.tokens, case.hidden_size), (case.experts, case.hidden_size),
-              (case.experts, 2 * case.width, case.hidden_size), (case.experts, case.hidden_size, case.width))  # fmt: skip
+    shapes = (
+        (case.tokens, case.hidden_size),
+        (case.experts, case.hidden_size),
+        (case.experts, 2 * case.width, case.hidden_size),
+        (case.experts, case.hidden_size, case.width),
+    )
     inputs = [(torch.randn(shape, device=device) * shape[-1] ** -0.5).to(case.dtype).requires_grad_() for shape in shapes]
     dout = torch.randn(case.tokens, case.hidden_size, device=device, dtype=case.dtype)
 

@@ -136,11 +136,19 @@ def table(seconds: dict[tuple[str, str], list[float]], profile: str) -> list[dic
     for (which, way), found in seconds.items():
         plain = seconds.get((which, "plainly"))
         beyond = statistics.median(x - y for x, y in zip(found, plain, strict=True)) if plain else None
-        rows.append({
-            "run": which, "way": way, "median_s": f"{statistics.median(found):.2f}", "least_s": f"{min(found):.2f}",
-            "most_s": f"{max(found):.2f}", "repeats": str(len(found)), "beyond_plain_s": "" if beyond is None else f"{beyond:.2f}",
-            "beyond_plain": f"{beyond / statistics.median(plain):.4f}" if plain and beyond is not None else "", "profile": profile,
-        })  # fmt: skip
+        rows.append(
+            {
+                "run": which,
+                "way": way,
+                "median_s": f"{statistics.median(found):.2f}",
+                "least_s": f"{min(found):.2f}",
+                "most_s": f"{max(found):.2f}",
+                "repeats": str(len(found)),
+                "beyond_plain_s": "" if beyond is None else f"{beyond:.2f}",
+                "beyond_plain": f"{beyond / statistics.median(plain):.4f}" if plain and beyond is not None else "",
+                "profile": profile,
+            }
+        )
     return rows
 
 

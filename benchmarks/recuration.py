@@ -71,8 +71,12 @@ def curate_here(root: Path, out: str) -> None:
 def timed(root: Path, out: str = "curated") -> dict[str, float]:
     """One curation in a new process."""
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "benchmarks.recuration", "--curate", out, "--folder", str(root)],
-                          check=True, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.recuration", "--curate", out, "--folder", str(root)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return {**json.loads(done.stdout), "process_s": time.perf_counter() - started}
 
 

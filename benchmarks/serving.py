@@ -109,8 +109,15 @@ def measure(client: httpx.Client, process: psutil.Process, repeats: int, malform
     said = " ".join(f"{status}: {count}" for status, count in sorted(statuses.items()))
     course = " ".join(f"{mib:.0f}" for mib in memory)
     rows = [{**row, "memory_mib": ""} for row in rows]
-    rows.append({"asked": f"{malformed} malformed requests of {len(kinds)} kinds", "answered": said, "p50_s": "", "p95_s": "",
-                 "memory_mib": course})  # fmt: skip
+    rows.append(
+        {
+            "asked": f"{malformed} malformed requests of {len(kinds)} kinds",
+            "answered": said,
+            "p50_s": "",
+            "p95_s": "",
+            "memory_mib": course,
+        }
+    )
     print(f"{malformed} malformed requests: {said}; memory before, and after each quarter: {course} MiB", flush=True)
     write_rows("serving_cpu", rows, versions())
 

@@ -118,8 +118,10 @@ def next_tokens(result: StageResult, corpus: Corpus, settings: Settings) -> Iter
     figures: dict[str, list[float]] = {}
     for name, model in (("value", trained_model), ("trivial", untrained)):
         parts = [OBJECTIVES[result.stage](model)(batch).parts for step in range(BATCHES) for batch in maker[step]]
-        figures[name] = [math.exp(statistics.fmean(float(part["text"]) for part in parts)),
-                         statistics.fmean(float(part["visual"]) for part in parts)]  # fmt: skip
+        figures[name] = [
+            math.exp(statistics.fmean(float(part["text"]) for part in parts)),
+            statistics.fmean(float(part["visual"]) for part in parts),
+        ]
     for place, figure in enumerate(("perplexity of a token", "flow error of a visual token")):
         yield {"figure": figure, "value": figures["value"][place], "trivial": figures["trivial"][place]}
 

@@ -123,8 +123,15 @@ def throughput(series: int) -> list[dict[str, Any]]:
     rows = []
     for name, seconds in times.items():
         median, spread = statistics.median(seconds), f"{min(seconds):.2f} to {max(seconds):.2f}, {ROUNDS} rounds"
-        rows.append({"case": f"{series * SLICES} slices in, 2 processes", "peer": name, "value": round(series * SLICES / median, 1),
-                     "unit": "slices/s", "more": f"{megabytes / median:.1f} MB/s, {median:.2f} s ({spread})"})  # fmt: skip
+        rows.append(
+            {
+                "case": f"{series * SLICES} slices in, 2 processes",
+                "peer": name,
+                "value": round(series * SLICES / median, 1),
+                "unit": "slices/s",
+                "more": f"{megabytes / median:.1f} MB/s, {median:.2f} s ({spread})",
+            }
+        )
     return rows
 
 
@@ -160,8 +167,13 @@ def reading() -> list[dict[str, Any]]:
         values = image(number, READ_SHAPE)
         scaled = (values / np.float32(1000)).astype(np.float32)
         store.write(f"{number:032x}", "voxels", scaled)
-        blosc2.asarray(scaled[None], urlpath=str(root / f"{number}.b2nd"), chunks=chunks, blocks=blocks,
-                       cparams=blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=8, nthreads=1))  # fmt: skip
+        blosc2.asarray(
+            scaled[None],
+            urlpath=str(root / f"{number}.b2nd"),
+            chunks=chunks,
+            blocks=blocks,
+            cparams=blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=8, nthreads=1),
+        )
         nib.save(nib.Nifti1Image(values.transpose(2, 1, 0), np.eye(4)), root / f"{number}.nii.gz")
         half = scaled.astype(np.float16)
         form: dict[str, Any] = {"shape": half.shape, "dtype": half.dtype, "chunks": (1, *half.shape[1:]), "zarr_format": 3}
@@ -172,10 +184,11 @@ def reading() -> list[dict[str, Any]]:
         "Zarr v3, a chunk a slice": (lambda n, k: zarr.open_array(root / f"{n}.zarr", mode="r")[k], "*.zarr/**/*"),
         "Zarr v3, one shard": (lambda n, k: zarr.open_array(root / f"{n}.sharded", mode="r")[k], "*.sharded/**/*"),
         "nnU-Net's blosc2 layout": (
-            lambda n, k: blosc2.open(str(root / f"{n}.b2nd"), mode="r", mmap_mode="r", dparams={"nthreads": 1})[0, k], "*.b2nd"
+            lambda n, k: blosc2.open(str(root / f"{n}.b2nd"), mode="r", mmap_mode="r", dparams={"nthreads": 1})[0, k],
+            "*.b2nd",
         ),
         "OmniMRI (checksummed)": (lambda n, k: store.read(f"{n:032x}", "voxels", k), "ours/**/*.b2nd"),
-    }  # fmt: skip
+    }
     rng = np.random.default_rng(0)
     places = [(int(rng.integers(READ_VOLUMES)), int(rng.integers(READ_SHAPE[0]))) for _ in range(READS)]
     times: dict[str, list[float]] = {name: [] for name in peers}

@@ -45,18 +45,43 @@ def records() -> Iterator[VolumeRecord]:
         patient = number % PATIENTS
         place = f"dataset-{patient % DATASETS:02d}/p{patient:012x}"
         yield VolumeRecord(
-            volume_id=f"{number * 2654435761 % 2**32:08x}{number:024x}", dataset_id=f"dataset-{patient % DATASETS:02d}",
-            patient_id=f"p{patient:012x}", series_id=f"s{number:012x}", split="train", synthetic=False,
-            source_files=[f"{place}/s{number:012x}.nii"], source_md5=f"{number:032x}", reader="nifti", slices=int(counts[number]),
-            rows=256, columns=256, affine=[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1], intensity_scale=900.0 + number % 100,
-            voxel_minimum=0.0, voxel_maximum=1.7, voxel_deviation=0.3, finite=True, has_kspace=number % 5 == 0,
-            has_labels=number % 2 == 0, label_values=[1, 2, 3] if number % 2 == 0 else [], modality="MR",
-            sequence=("T1-weighted", "T2-weighted", "FLAIR", None)[number % 4], plane="axial", anatomy=ANATOMIES[patient % 7],
-            repetition_time_ms=500.0 + number % 4000, echo_time_ms=10.0 + number % 90, inversion_time_ms=None, flip_angle_deg=90.0,
-            field_strength_t=(1.5, 3.0)[number % 2], vendor=("Siemens", "GE", "Philips")[number % 3], scanner=None,
-            sex=("F", "M")[number % 2], age_years=1.0 + number % 87, lesion=(True, False, None)[number % 3],
+            volume_id=f"{number * 2654435761 % 2**32:08x}{number:024x}",
+            dataset_id=f"dataset-{patient % DATASETS:02d}",
+            patient_id=f"p{patient:012x}",
+            series_id=f"s{number:012x}",
+            split="train",
+            synthetic=False,
+            source_files=[f"{place}/s{number:012x}.nii"],
+            source_md5=f"{number:032x}",
+            reader="nifti",
+            slices=int(counts[number]),
+            rows=256,
+            columns=256,
+            affine=[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+            intensity_scale=900.0 + number % 100,
+            voxel_minimum=0.0,
+            voxel_maximum=1.7,
+            voxel_deviation=0.3,
+            finite=True,
+            has_kspace=number % 5 == 0,
+            has_labels=number % 2 == 0,
+            label_values=[1, 2, 3] if number % 2 == 0 else [],
+            modality="MR",
+            sequence=("T1-weighted", "T2-weighted", "FLAIR", None)[number % 4],
+            plane="axial",
+            anatomy=ANATOMIES[patient % 7],
+            repetition_time_ms=500.0 + number % 4000,
+            echo_time_ms=10.0 + number % 90,
+            inversion_time_ms=None,
+            flip_angle_deg=90.0,
+            field_strength_t=(1.5, 3.0)[number % 2],
+            vendor=("Siemens", "GE", "Philips")[number % 3],
+            scanner=None,
+            sex=("F", "M")[number % 2],
+            age_years=1.0 + number % 87,
+            lesion=(True, False, None)[number % 3],
             content_md5=f"{number:032x}",
-        )  # fmt: skip
+        )
 
 
 def build(root: Path) -> int:
@@ -65,8 +90,15 @@ def build(root: Path) -> int:
     write_table(root, VOLUMES, records())
     names = read_arrow(root, VOLUMES, ["volume_id", "slices"])
     ids, counts = names.column(0).to_pylist(), names.column(1).to_pylist()
-    facts = [SliceFacts(content_slices=list(range(2, n - 2)), structure_slices={}, lesion_slices=list(range(5, 9)),
-                        lesion_free_slices=list(range(9, n - 2))) for n in range(200)]  # fmt: skip
+    facts = [
+        SliceFacts(
+            content_slices=list(range(2, n - 2)),
+            structure_slices={},
+            lesion_slices=list(range(5, 9)),
+            lesion_free_slices=list(range(9, n - 2)),
+        )
+        for n in range(200)
+    ]
     blocks = range(0, len(ids), BLOCK)
     parts = [SliceTable.of((ids[k], counts[k], facts[counts[k]]) for k in range(b, min(b + BLOCK, len(ids)))) for b in blocks]
     SliceTable.joined(parts).write(root)
@@ -85,8 +117,10 @@ def choose(root: Path) -> int:
 
     columns = ["volume_id", "anatomy", "sequence", "field_strength_t"]
     table = read_arrow(root, VOLUMES, columns)
-    wanted = pc.and_(pc.and_(pc.equal(table["anatomy"], "knee"), pc.equal(table["sequence"], "T2-weighted")),
-                     pc.equal(table["field_strength_t"], pa.scalar(3.0)))  # fmt: skip
+    wanted = pc.and_(
+        pc.and_(pc.equal(table["anatomy"], "knee"), pc.equal(table["sequence"], "T2-weighted")),
+        pc.equal(table["field_strength_t"], pa.scalar(3.0)),
+    )
     chosen = table.filter(wanted).column("volume_id").to_pylist()
     return len(SliceTable.read(root).take(chosen).that_show())
 
@@ -124,8 +158,12 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for step in STEPS:
-            done = subprocess.run([sys.executable, "-m", "benchmarks.tables", "--step", step, "--folder", folder],
-                                  check=True, capture_output=True, text=True)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.tables", "--step", step, "--folder", folder],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             rows, seconds, mib = json.loads(done.stdout)
             print(step, rows, f"{seconds:.2f} s, {mib:.0f} MiB", flush=True)
             found.append({"step": step, "rows": rows, "seconds": f"{seconds:.2f}", "peak_mib": f"{mib:.0f}"})

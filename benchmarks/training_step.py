@@ -42,8 +42,10 @@ BATCHES, PROFILED = 4, 8
 @contextmanager
 def eager() -> Iterator[None]:
     """The references in place of the kernels."""
-    with patch.object(model_core.swin, "window_attention", window_attention_reference), \
-            patch.object(model_core.moe, "moe", moe_reference):  # fmt: skip
+    with (
+        patch.object(model_core.swin, "window_attention", window_attention_reference),
+        patch.object(model_core.moe, "moe", moe_reference),
+    ):
         yield
 
 
@@ -98,8 +100,10 @@ def named() -> Iterator[None]:
 
         return run
 
-    with patch.object(model_core.swin, "window_attention", under("window_attention", window_attention)), \
-            patch.object(model_core.moe, "moe", under("moe", moe)):  # fmt: skip
+    with (
+        patch.object(model_core.swin, "window_attention", under("window_attention", window_attention)),
+        patch.object(model_core.moe, "moe", under("moe", moe)),
+    ):
         yield
 
 

@@ -100,9 +100,11 @@ def _compiler() -> Finding:
     missing = [tool for tool in ("g++", "ninja") if not shutil.which(tool) and not shutil.which(tool, path=beside_python)]
     if missing:
         return Finding(
-            "compiler", "warning", f"missing: {', '.join(missing)}",
+            "compiler",
+            "warning",
+            f"missing: {', '.join(missing)}",
             "install a C++ compiler and ninja: DeepSpeed builds its CPU communication for several processes with them",
-        )  # fmt: skip
+        )
     return Finding("compiler", "ok", "g++ and ninja")
 
 

@@ -197,7 +197,7 @@ def ingest(
     if strict and report.quarantined:
         raise GateRefused(
             f"{len(report.quarantined)} inputs in quarantine", where=dataset, remedy=f"reasons: {report.root / 'quarantine.json'}"
-        )  # fmt: skip
+        )
 
 
 @app.command(epilog="Example: omnimri curate --profile demo --json")

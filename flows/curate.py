@@ -76,9 +76,13 @@ def _on_dask(settings: Settings, scheduler: str | None) -> CurationReport:
 def _say(report: CurationReport) -> None:
     get_run_logger().info(
         "%d volumes (%d new, %d reused, %d removed), %d descriptions, %d instructions",
-        report.volumes_total, report.volumes_new, report.volumes_reused, report.volumes_removed,
-        report.descriptions, report.instructions,
-    )  # fmt: skip
+        report.volumes_total,
+        report.volumes_new,
+        report.volumes_reused,
+        report.volumes_removed,
+        report.descriptions,
+        report.instructions,
+    )
 
 
 @task(name="validate", **STEP)

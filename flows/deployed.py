@@ -28,8 +28,11 @@ from flows.telling import tell_promotion
 from flows.train import cancel_jobs, train_stages
 
 WATCHED: dict[str, Any] = {
-    "on_completion": [notify], "on_failure": [notify], "on_crashed": [notify], "on_cancellation": [cancel_jobs, notify],
-}  # fmt: skip
+    "on_completion": [notify],
+    "on_failure": [notify],
+    "on_crashed": [notify],
+    "on_cancellation": [cancel_jobs, notify],
+}
 QUIET: dict[str, Any] = {**WATCHED, "on_cancellation": [notify]}
 WEEK_S = 7 * 24 * 3600
 

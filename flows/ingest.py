@@ -32,8 +32,13 @@ def ingest_dataset(dataset: DatasetSettings, settings: IngestionSettings) -> Ing
     remember(home, f"read {dataset.card}", inputs, manifest(dataset, home))
     get_run_logger().info(
         "%s: %d series of %d patients, %d files new, %d reused, %d in quarantine",
-        dataset.card, report.series, report.patients, report.files_new, report.files_reused, len(report.quarantined),
-    )  # fmt: skip
+        dataset.card,
+        report.series,
+        report.patients,
+        report.files_new,
+        report.files_reused,
+        len(report.quarantined),
+    )
     return report
 
 

@@ -88,9 +88,14 @@ class Child:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(
-                self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-                start_new_session=True, cwd=self.log.parent,
-            )  # fmt: skip
+                self.command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self.log.parent,
+            )
         self.groups.append(self.process.pid)
         self.started = time.monotonic()
 
@@ -155,9 +160,10 @@ def databases(url: str) -> tuple[str, str]:
     server, _, database = rest.partition("/")
     if not found or scheme not in ("postgresql", "postgres") or not server.rpartition("@")[2] or database:
         raise BadInput(
-            "not the address of a PostgreSQL server", where=DATABASE,
+            "not the address of a PostgreSQL server",
+            where=DATABASE,
             remedy="postgresql://USER:PASSWORD@HOST:5432, without a database: it holds two of them, prefect and mlflow",
-        )  # fmt: skip
+        )
     return f"postgresql+asyncpg://{server}/prefect", f"postgresql+psycopg2://{server}/mlflow"
 
 
@@ -235,12 +241,34 @@ class Services:
         mlflow = {**servers, "MLFLOW_BACKEND_STORE_URI": store}  # not among the words of the command: it may hold a password
         return {
             "prefect": child("prefect", servers, "prefect", "server", "start", *where, str(at.prefect_port)),
-            "mlflow": child("mlflow", mlflow, "mlflow", "server", *where, str(at.mlflow_port), "--workers", "1",
-                            "--no-serve-artifacts", "--default-artifact-root", (home.mlflow / "artifacts").as_uri()),
-            "worker": child("worker", clients, "prefect", "worker", "start", "--pool", self.deploying.pool, "--type", "process",
-                            "--name", f"omnimri-{socket.gethostname()}"),
+            "mlflow": child(
+                "mlflow",
+                mlflow,
+                "mlflow",
+                "server",
+                *where,
+                str(at.mlflow_port),
+                "--workers",
+                "1",
+                "--no-serve-artifacts",
+                "--default-artifact-root",
+                (home.mlflow / "artifacts").as_uri(),
+            ),
+            "worker": child(
+                "worker",
+                clients,
+                "prefect",
+                "worker",
+                "start",
+                "--pool",
+                self.deploying.pool,
+                "--type",
+                "process",
+                "--name",
+                f"omnimri-{socket.gethostname()}",
+            ),
             "watcher": child("watcher", clients, "flows.cli", "watch", "--profile", self.deploying.profile, *watch),
-        }  # fmt: skip
+        }
 
     def start(self) -> None:
         """Start everything, in the order of need.
@@ -258,9 +286,14 @@ class Services:
         self.home.prefect.mkdir(parents=True, exist_ok=True)
         os.environ.update(self.addresses.environment())
         process, self._announced = psutil.Process(), True
-        write_json(self.home.root / SERVICES, {
-            "pid": process.pid, "started": process.create_time(), "environment": self.addresses.environment(),
-        })  # fmt: skip
+        write_json(
+            self.home.root / SERVICES,
+            {
+                "pid": process.pid,
+                "started": process.create_time(),
+                "environment": self.addresses.environment(),
+            },
+        )
         for name in ("prefect", "mlflow"):
             self.children[name].start()
         self._await("prefect", f"{self.addresses.prefect_api}/health")

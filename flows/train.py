@@ -38,8 +38,12 @@ def run_stage(stage: StageName, settings: Settings, parent: StageResult | None, 
     tell_stage(result)
     say(
         "%s: loss %.3f -> %.3f in %d steps, %s",
-        stage, result.first_loss, result.last_loss, result.steps, "reused" if result.reused else f"{result.seconds:.0f} s",
-    )  # fmt: skip
+        stage,
+        result.first_loss,
+        result.last_loss,
+        result.steps,
+        "reused" if result.reused else f"{result.seconds:.0f} s",
+    )
     return result
 
 

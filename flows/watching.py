@@ -94,9 +94,14 @@ def announce(one: Watched) -> None:
 
 
 def watch(
-    settings: Callable[[], Settings], home: Home, every_s: float, quiet_s: float, say: Callable[[str], object],
-    look: Callable[[tuple, Home], list[Watched]] = observe, stop: Callable[[], bool] = lambda: False,
-) -> None:  # fmt: skip
+    settings: Callable[[], Settings],
+    home: Home,
+    every_s: float,
+    quiet_s: float,
+    say: Callable[[str], object],
+    look: Callable[[tuple, Home], list[Watched]] = observe,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Look, and announce what has settled, until asked to stop.
 
     Args:

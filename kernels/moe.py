@@ -190,8 +190,9 @@ def _check(
     }
     for name, (tensor, shape) in wanted.items():
         if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}, {experts} experts on {size} hidden numbers of {tokens} tokens need "
-                             f"{shape}")  # fmt: skip
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)}, {experts} experts on {size} hidden numbers of {tokens} tokens need {shape}"
+            )
 
 
 def _layer(

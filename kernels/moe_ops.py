@@ -24,8 +24,17 @@ def route_op(
     routed = routing.route(hidden.contiguous(), router.contiguous(), bias, valid.contiguous(), top_k, normalised, sigmoid)
     total = valid.sum().clamp(min=1)
     balance = len(router) * (routed.counts_E / total * (routed.probabilities_E / total)).sum()
-    return (routed.weights_TK, balance, routed.z / total, routed.experts_TK, routed.order_S, routed.place_TK, routed.ends_E,
-            routed.counts_E, routed.logits_TE)  # fmt: skip
+    return (
+        routed.weights_TK,
+        balance,
+        routed.z / total,
+        routed.experts_TK,
+        routed.order_S,
+        routed.place_TK,
+        routed.ends_E,
+        routed.counts_E,
+        routed.logits_TE,
+    )
 
 
 @route_op.register_fake
@@ -50,9 +59,18 @@ def _(
 
 @torch.library.custom_op("omnimri::moe_route_backward", mutates_args=())
 def _route_backward_op(
-    dweights: Tensor, dbalance: Tensor, dz: Tensor, hidden: Tensor, router: Tensor, valid: Tensor, experts: Tensor, counts: Tensor,
-    logits: Tensor, normalised: bool, sigmoid: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dweights: Tensor,
+    dbalance: Tensor,
+    dz: Tensor,
+    hidden: Tensor,
+    router: Tensor,
+    valid: Tensor,
+    experts: Tensor,
+    counts: Tensor,
+    logits: Tensor,
+    normalised: bool,
+    sigmoid: bool,
+) -> tuple[Tensor, Tensor]:
     """Gradients of the hidden states and of the router's weights."""
     from kernels.gpu import routing
 
@@ -70,9 +88,18 @@ def _route_backward_op(
 
 @_route_backward_op.register_fake
 def _(
-    dweights: Tensor, dbalance: Tensor, dz: Tensor, hidden: Tensor, router: Tensor, valid: Tensor, experts: Tensor, counts: Tensor,
-    logits: Tensor, normalised: bool, sigmoid: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dweights: Tensor,
+    dbalance: Tensor,
+    dz: Tensor,
+    hidden: Tensor,
+    router: Tensor,
+    valid: Tensor,
+    experts: Tensor,
+    counts: Tensor,
+    logits: Tensor,
+    normalised: bool,
+    sigmoid: bool,
+) -> tuple[Tensor, Tensor]:
     return hidden.new_empty(hidden.shape), router.new_empty(router.shape)
 
 

@@ -68,8 +68,9 @@ def window_attention(
     if pad_qkv is not None and pad_qkv.shape != (3, heads, head_dim):
         raise ValueError(f"pad_qkv is {tuple(pad_qkv.shape)}, {heads} heads of {head_dim} need {(3, heads, head_dim)}")
     if bias_table.shape != (bias_table_rows(window), heads):
-        raise ValueError(f"bias table is {tuple(bias_table.shape)}, window {window} with {heads} heads needs "
-                         f"{(bias_table_rows(window), heads)}")  # fmt: skip
+        raise ValueError(
+            f"bias table is {tuple(bias_table.shape)}, window {window} with {heads} heads needs {(bias_table_rows(window), heads)}"
+        )
     if any(not 0 <= step < side for step, side in zip(shift, window, strict=True)):
         raise ValueError(f"shift {shift} must be at least 0 and below the window {window}")
     if uses_triton(qkv_BDHW3hd) and head_dim > LARGEST_HEAD:

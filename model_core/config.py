@@ -130,8 +130,10 @@ class OmniMRIConfig(PreTrainedConfig):
             ValueError: height or width is no multiple of :attr:`in_plane_multiple`.
         """
         if height % self.in_plane_multiple or width % self.in_plane_multiple:
-            raise ValueError(f"an image of {height} x {width} pixels does not fit this network: height and width must be multiples "
-                             f"of {self.in_plane_multiple}; pad or resample it")  # fmt: skip
+            raise ValueError(
+                f"an image of {height} x {width} pixels does not fit this network: height and width must be multiples "
+                f"of {self.in_plane_multiple}; pad or resample it"
+            )
         stride = self.vision_patch * 2**self.connector_level
         return (-(-depth // self.depth_pool) if depth > 1 else 1, height // stride, width // stride)
 
@@ -160,24 +162,74 @@ class OmniMRIConfig(PreTrainedConfig):
             raise ValueError(f"connector_level {self.connector_level} must be a Swin level, 0 to {self.levels - 1}")
 
 
-_QWEN = {"vocab_size": 151936, "rope_theta": 1e6, "connector_level": 3, "vision_width": 96, "vision_depths": (2, 2, 6, 2),
-         "vision_heads": (3, 6, 12, 24), "vision_window": (8, 8, 8), "mask_unit": 32, "num_experts": 8, "flow_width": 1024,
-         "flow_depth": 6, "decoder_width": 48}  # fmt: skip
+_QWEN = {
+    "vocab_size": 151936,
+    "rope_theta": 1e6,
+    "connector_level": 3,
+    "vision_width": 96,
+    "vision_depths": (2, 2, 6, 2),
+    "vision_heads": (3, 6, 12, 24),
+    "vision_window": (8, 8, 8),
+    "mask_unit": 32,
+    "num_experts": 8,
+    "flow_width": 1024,
+    "flow_depth": 6,
+    "decoder_width": 48,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
-        "vision_width": 16, "vision_depths": (1, 1, 1), "vision_heads": (1, 2, 4), "vision_window": (2, 4, 4), "mask_unit": 8,
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "num_experts": 4,
-        "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "rope_sections": (2, 3, 3), "flow_width": 32,
-        "flow_depth": 1, "visual_target_size": 8, "decoder_width": 8, "connector_level": 1,
+        "vision_width": 16,
+        "vision_depths": (1, 1, 1),
+        "vision_heads": (1, 2, 4),
+        "vision_window": (2, 4, 4),
+        "mask_unit": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_experts": 4,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "rope_sections": (2, 3, 3),
+        "flow_width": 32,
+        "flow_depth": 1,
+        "visual_target_size": 8,
+        "decoder_width": 8,
+        "connector_level": 1,
     },
     "demo": {},
-    "0.5b": {**_QWEN, "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-             "moe_intermediate_size": 4864, "shared_expert_intermediate_size": 4864, "rope_sections": (8, 12, 12)},
-    "1.5b": {**_QWEN, "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
-             "moe_intermediate_size": 8960, "shared_expert_intermediate_size": 8960, "rope_sections": (16, 24, 24)},
-    "7b": {**_QWEN, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-           "moe_intermediate_size": 18944, "shared_expert_intermediate_size": 18944, "rope_sections": (16, 24, 24),
-           "vocab_size": 152064, "tie_word_embeddings": False},
-}  # fmt: skip
+    "0.5b": {
+        **_QWEN,
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 4864,
+        "shared_expert_intermediate_size": 4864,
+        "rope_sections": (8, 12, 12),
+    },
+    "1.5b": {
+        **_QWEN,
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 8960,
+        "shared_expert_intermediate_size": 8960,
+        "rope_sections": (16, 24, 24),
+    },
+    "7b": {
+        **_QWEN,
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 18944,
+        "shared_expert_intermediate_size": 18944,
+        "rope_sections": (16, 24, 24),
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+}
 """Sizes by name. ``debug`` trains in seconds and ``demo`` in minutes on a CPU; the others have the backbone of that Qwen2.5 (the
 7-B one does not tie its embeddings; its expert width is that of the dense model, as upcycling needs)."""

@@ -260,9 +260,12 @@ class MultimodalPretraining(Objective):
         """Cross-entropy of the text and flow-matching error of the visual tokens, each over its count in the whole step."""
         step = step or Step.of([self.counts(batch)])
         output = self.model(
-            batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW, batch.visual_loss_B,
+            batch.input_ids_BL,
+            batch.attention_mask_BL,
+            batch.pixel_values_B1DHW,
+            batch.visual_loss_B,
             logits_of_BL=_is_predicted(batch.labels_BL),
-        )  # fmt: skip
+        )
         text = step.mean("text", _text_losses(output, batch.labels_BL).sum())
         visual = step.mean("visual", self._visual_loss(output, batch))
         return _output(text + visual + _router_loss(output, step), output, text=text, visual=visual, **_router_parts(output, step))
@@ -331,8 +334,11 @@ class InstructionTuning(Objective):
         tokens_B = (batch.labels_BL[:, 1:] != IGNORE).sum(-1)
         text_B = _text_losses(output, batch.labels_BL).sum(-1) / tokens_B.clamp(min=1)
         image_B, mask_B = self._decoder_losses(output, batch)
-        losses = {"text": step.mean("text", text_B.sum()), "image": step.mean("image", image_B.sum()),
-                  "mask": step.mean("mask", mask_B.sum())}  # fmt: skip
+        losses = {
+            "text": step.mean("text", text_B.sum()),
+            "image": step.mean("image", image_B.sum()),
+            "mask": step.mean("mask", mask_B.sum()),
+        }
         total = sum(losses.values(), _router_loss(output, step))
         by_task = _by_task((text_B + image_B + mask_B).detach(), batch.task_B)
         return replace(_output(total, output, **losses, **_router_parts(output, step)), tasks=by_task)

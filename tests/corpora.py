@@ -42,13 +42,21 @@ def tiny_volume(seed: int, sequence: str = "T1-weighted", lesion: bool = False, 
         voxels=np.abs(image).astype(np.float32),
         affine=affine,
         acquisition=Acquisition(
-            sequence=sequence, plane="axial", anatomy="brain", repetition_time_ms=600.0 if sequence[:2] == "T1" else 4000.0,
-            echo_time_ms=12.0 if sequence[:2] == "T1" else 90.0, flip_angle_deg=90.0, field_strength_t=3.0,
-            vendor="Siemens", scanner="Prisma", sex="F" if seed % 2 else "M", age_years=40.0 + seed % 30,
+            sequence=sequence,
+            plane="axial",
+            anatomy="brain",
+            repetition_time_ms=600.0 if sequence[:2] == "T1" else 4000.0,
+            echo_time_ms=12.0 if sequence[:2] == "T1" else 90.0,
+            flip_angle_deg=90.0,
+            field_strength_t=3.0,
+            vendor="Siemens",
+            scanner="Prisma",
+            sex="F" if seed % 2 else "M",
+            age_years=40.0 + seed % 30,
         ),
         kspace=fft2c(image)[:, None] if kspace else None,
         labels=labels,
-    )  # fmt: skip
+    )
 
 
 def tiny_series(name: str, patient: str, reader: str = "nifti", dataset_id: str = "tiny-brain") -> SourceSeries:

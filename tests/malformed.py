@@ -79,7 +79,7 @@ _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_names, inner),
     max_leaves=8,
-)  # fmt: skip
+)
 _forms = st.sampled_from(["dataframe_split", "dataframe_records", "inputs", "instances", "dataframe", ""])
 
 
@@ -101,9 +101,9 @@ MALFORMED = st.one_of(
     ),
     st.builds(lambda form, value: Request("form", "application/json", json.dumps({form: value}).encode()), _forms, _json),
     _json.map(lambda value: Request("form", "application/json", json.dumps(value).encode())),
-    st.text(max_size=60).filter(lambda text: len(text) % 4 or not text.isascii()).map(
-        lambda text: Request("no base64", "application/json", asked(text))
-    ),
+    st.text(max_size=60)
+    .filter(lambda text: len(text) % 4 or not text.isascii())
+    .map(lambda text: Request("no base64", "application/json", asked(text))),
     st.binary(max_size=400).map(lambda content: Request("no image", "application/json", asked(content))),
     st.sampled_from(sorted(LIES)).map(lambda name: Request(name, "application/json", asked(LIES[name]))),
     st.sampled_from(["../../etc/passwd", "file:///etc/passwd", "C:\\windows\\system32"]).map(
@@ -112,7 +112,7 @@ MALFORMED = st.one_of(
     st.sampled_from(["", " \n", "x" * 5000]).map(lambda text: Request("instruction", "application/json", asked(nifti(), text))),
     st.integers(5, 50).map(lambda rows: Request("rows", "application/json", _rows(rows))),
     st.integers(1000, 100_000).map(lambda depth: Request("depth", "application/json", b"[" * depth)),
-)  # fmt: skip
+)
 """Never a request that can be answered."""
 DAMAGED = st.lists(st.tuples(st.integers(0, 347), st.integers(0, 255)), min_size=1, max_size=6).map(
     lambda flips: Request("damaged header", "application/json", asked(damaged(flips)))

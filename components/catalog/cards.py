@@ -30,7 +30,7 @@ READ = ("DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5", "ISMRMRD")
 """Formats that ingestion reads; a card of other formats only describes."""
 Format = Literal[
     "DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5", "ISMRMRD", "HDF5", "MATLAB", "NRRD", "PNG", "pickle", "other"
-]  # fmt: skip
+]
 """Formats of the cards: ``k-space HDF5`` is fastMRI's form, ``HDF5`` any other."""
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".mha", ".mhd", ".npy", ".h5", ".hdf5")
@@ -93,7 +93,7 @@ class LabelTable(Table):
     values: dict[str, bool] = Field(
         default={"0": False, "1": True, "no": False, "yes": True, "false": False, "true": True},
         description="cell, lower case -> present; any other cell = not known",
-    )  # fmt: skip
+    )
 
 
 class BoxTable(Table):
@@ -403,9 +403,10 @@ def filtered(
         if word is not None and word not in get_args(words):
             raise BadInput(f"no such {name}: {word}", where=f"--{name}", remedy=f"one of: {', '.join(get_args(words))}")
     return [
-        card for card in cards
+        card
+        for card in cards
         if (anatomy is None or card.anatomy == anatomy)
         and (task is None or task in card.tasks)
         and (access is None or card.access == access)
         and (file_format is None or file_format in card.formats)
-    ]  # fmt: skip
+    ]

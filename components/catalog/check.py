@@ -106,10 +106,15 @@ def _against(path: Path, card: DatasetCard, folder: Path) -> Checked:
     for one in globs:
         found_by[_part(one)] += one.files
     faults = [
-        Fault(str(path), f"layout.{one.field}", f"{one.pattern!r} finds nothing among {len(files)} files",
-              "mend the glob (it is relative to the folder; * goes across folders), or name the folder above or below")
-        for one in globs if not found_by[_part(one)] and one.field != "ignored"
-    ]  # fmt: skip
+        Fault(
+            str(path),
+            f"layout.{one.field}",
+            f"{one.pattern!r} finds nothing among {len(files)} files",
+            "mend the glob (it is relative to the folder; * goes across folders), or name the folder above or below",
+        )
+        for one in globs
+        if not found_by[_part(one)] and one.field != "ignored"
+    ]
     patterns = [pattern for _, pattern in card.layout.globs()]
     found = [file for file in files if matches(file, patterns)]
     patients = None

@@ -59,11 +59,17 @@ def _cards(cards: list[DatasetCard]) -> str:
     rows = [
         [
             f"[{card.id}]({card.landing_page})" if card.landing_page else card.id,
-            card.anatomy or "", ", ".join(card.tasks), _formats(card), card.access or "", card.licence or "",
-            *(_figure(card, name) for name in COUNTS), ", ".join(card.overlaps),
+            card.anatomy or "",
+            ", ".join(card.tasks),
+            _formats(card),
+            card.access or "",
+            card.licence or "",
+            *(_figure(card, name) for name in COUNTS),
+            ", ".join(card.overlaps),
         ]
-        for card in cards if card.counts
-    ]  # fmt: skip
+        for card in cards
+        if card.counts
+    ]
     return _table(["card", "anatomy", "supervises", "formats", "access", "licence", *COUNTS, "overlaps"], rows)
 
 

@@ -108,7 +108,7 @@ def summarise(cards: Iterable[DatasetCard], without: Collection[str] = ()) -> Su
             people = sum(patients[card.id] for card in members)
             made[name] = Share(
                 len(members), people, _percent(people, everybody), _percent(len(members), len(whole)), paper.get(name)
-            )  # fmt: skip
+            )
         return dict(
             sorted(made.items(), key=lambda item: (item[0] in (SEVERAL, UNSTATED, IMAGES_ONLY), -item[1].patients, item[0]))
         )

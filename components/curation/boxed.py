@@ -63,8 +63,10 @@ def _masks(boxes: dict[int, list[BoxRecord]], shape: tuple[int, ...]) -> dict[st
     for index, of_slice in boxes.items():
         for box in of_slice:
             edges = (box.row0, box.row1, shape[1]), (box.col0, box.col1, shape[2])
-            pixels = [slice(round(first * size / GRID), max(round(last * size / GRID), round(first * size / GRID) + 1))
-                      for first, last, size in edges]  # fmt: skip
+            pixels = [
+                slice(round(first * size / GRID), max(round(last * size / GRID), round(first * size / GRID) + 1))
+                for first, last, size in edges
+            ]
             masks[box.label.lower()][index, pixels[0], pixels[1]] = True
     return masks
 

@@ -57,9 +57,7 @@ def normalised_box(row0: int, col0: int, row1: int, col1: int, rows: int, column
     def edge(pixel: int, size: int) -> int:
         return min(round(pixel * GRID / size), GRID - 1)
 
-    return BoxRecord(
-        row0=edge(row0, rows), col0=edge(col0, columns), row1=edge(row1, rows), col1=edge(col1, columns), label=label
-    )  # fmt: skip
+    return BoxRecord(row0=edge(row0, rows), col0=edge(col0, columns), row1=edge(row1, rows), col1=edge(col1, columns), label=label)
 
 
 def _rich(amount_D: NDArray[np.integer[Any]]) -> list[int]:

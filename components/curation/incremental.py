@@ -45,10 +45,30 @@ CODE = ("components/curation", "components/ingestion", "model_core/boxes.py")
 FEW = 32
 """So many volumes or fewer are curated in this process: starting others would take longer."""
 INFORMATIVE = {
-    "name", "landing_page", "licence", "access", "rights", "doi", "version", "regions", "tasks", "field_strengths_t", "vendors",
-    "sequences", "patients", "scans", "volumes", "slices", "male", "female", "age_years", "mean_age_years", "overlaps", "sources",
+    "name",
+    "landing_page",
+    "licence",
+    "access",
+    "rights",
+    "doi",
+    "version",
+    "regions",
+    "tasks",
+    "field_strengths_t",
+    "vendors",
+    "sequences",
+    "patients",
+    "scans",
+    "volumes",
+    "slices",
+    "male",
+    "female",
+    "age_years",
+    "mean_age_years",
+    "overlaps",
+    "sources",
     "notes",
-}  # fmt: skip
+}
 """What a card says to people. An edit of it changes no volume."""
 _NAMES = ("patient_id", "series_id", "source_md5")
 
@@ -109,9 +129,15 @@ def volume_id(series: SourceSeries, card: str, settings: CurationSettings) -> st
 def card_facts(card: DatasetCard) -> CardFacts:
     """What curation takes from a card."""
     return CardFacts(
-        dataset_id=card.id, name=card.name, anatomy=card.anatomy, synthetic=card.synthetic, label_map=dict(card.label_map or {}),
-        tasks=card.tasks, patients=card.patients, volumes=card.volumes,
-    )  # fmt: skip
+        dataset_id=card.id,
+        name=card.name,
+        anatomy=card.anatomy,
+        synthetic=card.synthetic,
+        label_map=dict(card.label_map or {}),
+        tasks=card.tasks,
+        patients=card.patients,
+        volumes=card.volumes,
+    )
 
 
 def sidecar(store: VolumeStore, volume_id: str) -> Path:
@@ -158,8 +184,9 @@ def curate_job(job: Job, place: Place) -> None:
     except Exception as error:
         raise JobFailed(
             f"curation failed: {type(error).__name__}: {error}",
-            where=f"{job.series.dataset_id}/{job.series.series_id}", remedy="ingest the dataset again; then curate",
-        ) from error  # fmt: skip
+            where=f"{job.series.dataset_id}/{job.series.series_id}",
+            remedy="ingest the dataset again; then curate",
+        ) from error
     nobody = curated.record.model_copy(update=dict.fromkeys(_NAMES, "") | {"source_files": []})
     with atomic_file(sidecar(store, job.volume_id)) as temporary:
         temporary.write_text(curated.model_copy(update={"record": nobody}).model_dump_json())
@@ -188,12 +215,10 @@ def _warn_of_empty_splits(summary: dict[str, Any], settings: CurationSettings) -
         if fraction > 0 and not summary["counts"]["splits"][name]:
             logger.warning(
                 "no patient is in the %s split: datasets of fewer than four patients all go to train; add patients", name
-            )  # fmt: skip
+            )
 
 
-def _report(
-    summary: dict[str, Any], new: int, removed: int, started: float, visual: VisualReport | None = None
-) -> CurationReport:  # fmt: skip
+def _report(summary: dict[str, Any], new: int, removed: int, started: float, visual: VisualReport | None = None) -> CurationReport:
     counts = summary["counts"]
     return CurationReport(
         digest=summary["digest"],
@@ -243,8 +268,11 @@ def curate(
         raise BadInput("no ingested series", where=", ".join(card.id for card in cards), remedy="run omnimri ingest first")
     facts = {card.id: card_facts(card) for card in cards}
     made_by = digest(settings.model_dump(mode="json", exclude={"workers"}), code_version())
-    inputs = digest(sorted([job.volume_id, job.series.patient_id, job.series.series_id, job.series.md5] for job in jobs),
-                    {name: facts[name].model_dump(mode="json") for name in sorted(facts)}, made_by)  # fmt: skip
+    inputs = digest(
+        sorted([job.volume_id, job.series.patient_id, job.series.series_id, job.series.md5] for job in jobs),
+        {name: facts[name].model_dump(mode="json") for name in sorted(facts)},
+        made_by,
+    )
     if (out / SUMMARY).exists() and (summary := read_json(out / SUMMARY))["inputs"] == inputs:
         return _report(summary, new=0, removed=0, started=started)
     store = VolumeStore(out / STORE)

@@ -79,9 +79,15 @@ def _reconstruction(curated: CuratedVolume, settings: CurationSettings) -> Itera
         for acceleration in settings.accelerations:
             seed = int(digest(curated.record.dataset_id, curated.record.series_id, slice_index, acceleration)[:15], 16)
             yield _ask(
-                curated, "reconstruction", slice_index, IMAGE_RESPONSE, {"acceleration": str(acceleration)},
-                acceleration=acceleration, centre_fraction=centre_fraction_of(acceleration), mask_seed=seed % _LARGEST_SEED,
-            )  # fmt: skip
+                curated,
+                "reconstruction",
+                slice_index,
+                IMAGE_RESPONSE,
+                {"acceleration": str(acceleration)},
+                acceleration=acceleration,
+                centre_fraction=centre_fraction_of(acceleration),
+                mask_seed=seed % _LARGEST_SEED,
+            )
 
 
 def _segmentation(curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> Iterator[InstructionRecord]:
@@ -136,10 +142,19 @@ def _open_diagnosis(
     ]
     where = f", {seen[0]}" if seen and seen[0] else ""
     response = f"yes{where}. Differential: {', '.join(considered)}. Most likely: {name}." if positive else f"no, no {name}"
-    yield positive, _ask(
-        curated, "diagnosis", slice_index, response, {"finding": name}, OPEN_DIAGNOSIS,
-        positive=positive, differential=considered if positive else [],
-    )  # fmt: skip
+    yield (
+        positive,
+        _ask(
+            curated,
+            "diagnosis",
+            slice_index,
+            response,
+            {"finding": name},
+            OPEN_DIAGNOSIS,
+            positive=positive,
+            differential=considered if positive else [],
+        ),
+    )
 
 
 def report_text(description: DescriptionRecord, anatomy: str | None) -> str:

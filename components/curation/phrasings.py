@@ -143,21 +143,36 @@ def describe_in_words(fields: dict[str, str]) -> list[str]:
     seen, signal, wrong, means = (
         "; ".join(by_section.get(section, ()))
         for section in (
-            "visible_anatomical_structures", "tissue_signal_characteristics", "pathological_findings", "diagnostic_impression",
+            "visible_anatomical_structures",
+            "tissue_signal_characteristics",
+            "pathological_findings",
+            "diagnostic_impression",
         )
-    )  # fmt: skip
+    )
     quality = fields.get("image_modality_sequence.acquisition_quality_or_artifacts", "")
     prose = [
-        f"{scan[0].upper()}{scan[1:]}.", quality and f"Image quality: {quality}.", seen and f"It shows {seen}.",
-        signal and f"The signal is: {signal}.", wrong and f"There is {wrong}.", means and f"Impression: {means}.",
-    ]  # fmt: skip
+        f"{scan[0].upper()}{scan[1:]}.",
+        quality and f"Image quality: {quality}.",
+        seen and f"It shows {seen}.",
+        signal and f"The signal is: {signal}.",
+        wrong and f"There is {wrong}.",
+        means and f"Impression: {means}.",
+    ]
     report = [
-        f"TECHNIQUE: {scan}.", quality and f"QUALITY: {quality}.", (seen or signal or wrong) and "FINDINGS:",
-        seen and f"Visible: {seen}.", signal and f"Signal: {signal}.", wrong and f"Abnormal: {wrong}.",
+        f"TECHNIQUE: {scan}.",
+        quality and f"QUALITY: {quality}.",
+        (seen or signal or wrong) and "FINDINGS:",
+        seen and f"Visible: {seen}.",
+        signal and f"Signal: {signal}.",
+        wrong and f"Abnormal: {wrong}.",
         means and f"IMPRESSION: {means}.",
-    ]  # fmt: skip
+    ]
     caption = [
-        scan, quality and f"({quality})", seen and f"of {seen}", wrong and f"with {wrong}", signal and f"({signal})",
+        scan,
+        quality and f"({quality})",
+        seen and f"of {seen}",
+        wrong and f"with {wrong}",
+        signal and f"({signal})",
         means and f"- {means}",
-    ]  # fmt: skip
+    ]
     return [" ".join(part for part in parts if part) for parts in (prose, report, caption)]

@@ -151,9 +151,10 @@ class VolumeStore:
         """Store one array, slice axis first, atomically; the same values give the same bytes. Returns the MD5 of the file."""
         if values.ndim not in (3, 4):
             raise BadInput(
-                f"{array} has {values.ndim} axes, not (D, H, W) or (D, coils, H, W)", where=volume_id,
+                f"{array} has {values.ndim} axes, not (D, H, W) or (D, coils, H, W)",
+                where=volume_id,
                 remedy="curate it slice axis first",
-            )  # fmt: skip
+            )
         stored = _halved(values) if array == "voxels" else np.ascontiguousarray(values, dtype=STORED[array])
         chunk = (1, *stored.shape[1:])
         parameters = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, nthreads=1)

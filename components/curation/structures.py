@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 LESION_WORDS = (
-    "lesion", "tumor", "tumour", "edema", "oedema", "necro", "enhancing", "infarct", "stroke", "haemorrhage", "hemorrhage",
-    "metasta", "hyperintens", "cancer", "carcinoma", "tear", "cyst", "myopathology", "scar",
-)  # fmt: skip
+    "lesion",
+    "tumor",
+    "tumour",
+    "edema",
+    "oedema",
+    "necro",
+    "enhancing",
+    "infarct",
+    "stroke",
+    "haemorrhage",
+    "hemorrhage",
+    "metasta",
+    "hyperintens",
+    "cancer",
+    "carcinoma",
+    "tear",
+    "cyst",
+    "myopathology",
+    "scar",
+)
 FLUID_WORDS = ("edema", "oedema", "effusion", "haemorrhage", "hemorrhage", "cyst")
 REFERENCE_TISSUES = ("white matter", "muscle")
 """Signals are stated relative to the first of these that is labelled."""

@@ -150,5 +150,6 @@ def _checked(batch: pa.RecordBatch, table: Table[AnyRow], root: Path) -> list[An
         place, *field = fault["loc"]
         raise BadInput(
             f"{table.key} {rows[int(place)].get(table.key)}, {'.'.join(map(str, field))}: {fault['msg']}",
-            where=str(table.path(root)), remedy="curate again",
-        ) from None  # fmt: skip
+            where=str(table.path(root)),
+            remedy="curate again",
+        ) from None

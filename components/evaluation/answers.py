@@ -69,11 +69,18 @@ class Answerer:
             ]
             ids, mask = self.processor.pad(prompts)
             result = self.model.generate_image(
-                ids, mask, self._pixels(batch), torch.tensor([case.target.kind for case in batch]),
-                measured=Measured(stacked([case.target.kspace for case in batch])[:, None, None],
-                                  stacked([case.target.sampling for case in batch])[:, None]),
-                seeds=[int(digest(self.seed, case.record.sample_id)[:12], 16) for case in batch], steps=steps, draws=samples,
-            )  # fmt: skip
+                ids,
+                mask,
+                self._pixels(batch),
+                torch.tensor([case.target.kind for case in batch]),
+                measured=Measured(
+                    stacked([case.target.kspace for case in batch])[:, None, None],
+                    stacked([case.target.sampling for case in batch])[:, None],
+                ),
+                seeds=[int(digest(self.seed, case.record.sample_id)[:12], 16) for case in batch],
+                steps=steps,
+                draws=samples,
+            )
             made.extend(result[:, 0, 0].numpy())
         return made
 

@@ -78,22 +78,31 @@ def _evaluate(model_dir: Path, weights: str, corpus: Corpus, settings: Evaluatio
     rows = [asdict(row) for result in results.values() for row in result.rows]
     sweep = [row for result in results.values() for row in result.sweep]
     groups = [
-        row for task, result in results.items() if (unit := result.unit)
+        row
+        for task, result in results.items()
+        if (unit := result.unit)
         for row in subgroups(task, unit.metric, unit.score, unit.volumes, corpus)
-    ]  # fmt: skip
+    ]
     cases = {task: [record.sample_id for record in records] for task, records in chosen.items()}
     patients = sorted({record.patient_id for records in chosen.values() for record in records})
     synthetic = all(corpus.volumes[record.volume_id].synthetic for records in chosen.values() for record in records)
-    note = "All test patients are synthetic: the numbers say that the machinery works, nothing about patients." if synthetic else (
-        "Part of the test patients are real scans; see the dataset cards for their rights."
-    )  # fmt: skip
+    note = (
+        "All test patients are synthetic: the numbers say that the machinery works, nothing about patients."
+        if synthetic
+        else ("Part of the test patients are real scans; see the dataset cards for their rights.")
+    )
     unseen = sum(record.held_out_phrasing for records in chosen.values() for record in records)
     phrasings = f"{unseen} of {sum(map(len, chosen.values()))} questions in words that were never trained on"
     facts = {
-        "note": note, "phrasings": phrasings,
-        "weights": weights, "corpus": corpus.digest, "cases": digest(cases), "patients": len(patients), "seed": seed,
+        "note": note,
+        "phrasings": phrasings,
+        "weights": weights,
+        "corpus": corpus.digest,
+        "cases": digest(cases),
+        "patients": len(patients),
+        "seed": seed,
         "settings": settings.model_dump_json(),
-    }  # fmt: skip
+    }
     (folder / PAGE).write_text(render(results, facts, groups, viewer(answerer, corpus, chosen.get("segmentation", []))))
     write_json(folder / CASES, cases)
     write_json(folder / COHORT, cohort_of(corpus))

@@ -34,9 +34,14 @@ def interval(score: Score, patients: Sequence[str], seed: int = 0) -> tuple[floa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a constant metric has no distribution, and scipy says so
         found = bootstrap(
-            (np.arange(len(names)),), drawn, vectorized=False, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile",
+            (np.arange(len(names)),),
+            drawn,
+            vectorized=False,
+            n_resamples=RESAMPLES,
+            confidence_level=LEVEL,
+            method="percentile",
             rng=np.random.default_rng(seed),
-        )  # fmt: skip
+        )
     values = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
     if not values.size:
         return None

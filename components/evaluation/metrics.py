@@ -98,9 +98,7 @@ def detection_f1(predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequenc
     return 2 * hits / total if total else 1.0
 
 
-def average_precision(
-    predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequence[TextBox]], scores: Sequence[float]
-) -> float:  # fmt: skip
+def average_precision(predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequence[TextBox]], scores: Sequence[float]) -> float:
     """AP of boxes at an overlap of one half, without interpolation; every box has the score of the answer that it stands in.
 
     scikit-learn's average precision (boxes of equal score enter together) times the recall that all boxes reach, since lesions

@@ -17,9 +17,13 @@ UNKNOWN = "not known"
 def _age(volume: VolumeRecord) -> str:
     if volume.age_years is None:
         return UNKNOWN
-    return f"below {AGES[0]}" if volume.age_years < AGES[0] else f"{AGES[0]} to {AGES[1] - 1}" if volume.age_years < AGES[1] else (
-        f"{AGES[1]} and above"
-    )  # fmt: skip
+    return (
+        f"below {AGES[0]}"
+        if volume.age_years < AGES[0]
+        else f"{AGES[0]} to {AGES[1] - 1}"
+        if volume.age_years < AGES[1]
+        else (f"{AGES[1]} and above")
+    )
 
 
 FACTORS: dict[str, Callable[[VolumeRecord], str]] = {

@@ -82,9 +82,15 @@ def _worst(scores: Sequence[float]) -> list[int]:
 
 
 def _row(
-    task: str, metric: str, higher: bool, model: Score, baselines: Mapping[str, Score], patients: Sequence[str], cases: int,
+    task: str,
+    metric: str,
+    higher: bool,
+    model: Score,
+    baselines: Mapping[str, Score],
+    patients: Sequence[str],
+    cases: int,
     spread: Score | None = None,
-) -> ResultRow:  # fmt: skip
+) -> ResultRow:
     """Evaluate the scores on all units, compare with the best baseline, and bootstrap ``spread`` where it is given."""
     everything = range(len(patients))
     values = {name: score(everything) for name, score in baselines.items()}
@@ -137,13 +143,20 @@ def reconstruction(
         if metric is metrics.psnr:
             title = f"{name}, mean of {settings.samples} samples"
             result.rows.append(_row("reconstruction", title, higher, sampled, scores, patients, len(cases)))
-    each = [metrics.ssim(made["model"][i][None], case.target.image[None], float(case.target.image.max()) or 1.0)
-            for i, case in enumerate(cases)]  # fmt: skip
+    each = [
+        metrics.ssim(made["model"][i][None], case.target.image[None], float(case.target.image.max()) or 1.0)
+        for i, case in enumerate(cases)
+    ]
 
     def panels(i: int, title: str) -> list[Panel]:
         truth, ours = cases[i].target.image, made["model"][i]
-        return [Panel("zero-filled", cases[i].image), Panel("total variation", made["total variation"][i]), Panel(title, ours),
-                Panel("truth", truth), Panel(f"error x {ERROR_GAIN}", np.abs(ours - truth) * ERROR_GAIN)]  # fmt: skip
+        return [
+            Panel("zero-filled", cases[i].image),
+            Panel("total variation", made["total variation"][i]),
+            Panel(title, ours),
+            Panel("truth", truth),
+            Panel(f"error x {ERROR_GAIN}", np.abs(ours - truth) * ERROR_GAIN),
+        ]
 
     result.pictures = [panels(i, "model") for i in range(min(PICTURES, len(cases)))]
     result.worst_pictures = [panels(i, f"model, SSIM {each[i]:.2f}") for i in _worst(each)]
@@ -206,8 +219,13 @@ def segmentation(
 
     def panels(i: int, title: str) -> list[Panel]:
         wrong = Panel("wrong", masks[i] ^ truth[i])
-        return [Panel(str(cases[i].record.structure), cases[i].image), Panel("atlas", atlas[i]), Panel(title, masks[i]),
-                Panel("truth", truth[i]), wrong]  # fmt: skip
+        return [
+            Panel(str(cases[i].record.structure), cases[i].image),
+            Panel("atlas", atlas[i]),
+            Panel(title, masks[i]),
+            Panel("truth", truth[i]),
+            wrong,
+        ]
 
     result.pictures = [panels(i, "model") for i in range(min(PICTURES, len(cases)))]
     result.worst_pictures = [panels(i, f"model, Dice {overlaps[i]:.2f}") for i in _worst(overlaps)]

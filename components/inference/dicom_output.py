@@ -46,9 +46,10 @@ def save_dicom(prediction: Prediction, instruction: str, source: Path, out: Path
         made = make(prediction, instruction, images)
     except (AttributeError, KeyError, ValueError) as error:
         raise BadInput(
-            f"no DICOM can be made of the answer ({type(error).__name__})", where=source.name,
+            f"no DICOM can be made of the answer ({type(error).__name__})",
+            where=source.name,
             remedy="the series needs patient, study and position in its headers; the NIfTI and JSON answers are there all the same",
-        ) from None  # fmt: skip
+        ) from None
     out.mkdir(parents=True, exist_ok=True)
     with atomic_file(out / name) as temporary:
         made.save_as(temporary, enforce_file_format=True)
@@ -101,17 +102,27 @@ def _segmentation(prediction: Prediction, instruction: str, images: Sequence[Dat
     algorithm = hd.AlgorithmIdentificationSequence(MODEL, family=kind_of_algorithm, version=_version())
     segment = hd.seg.SegmentDescription(
         1, label, category, kind, hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, algorithm_identification=algorithm
-    )  # fmt: skip
+    )
     volume = hd.Volume(
         prediction.mask, _lps(prediction.affine), coordinate_system="PATIENT", frame_of_reference_uid=images[0].FrameOfReferenceUID
     )
     return hd.seg.Segmentation(
-        source_images=images, pixel_array=volume, segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[segment], series_instance_uid=hd.UID(), series_number=SERIES[SEGMENTATION_FILE],
-        sop_instance_uid=hd.UID(), instance_number=1, manufacturer=MAKER, manufacturer_model_name=MODEL,
-        software_versions=_version(), device_serial_number=SERIAL, content_label="OMNIMRI",
-        omit_empty_frames=bool(prediction.mask.any()), series_description=f"OmniMRI: {label}"[:64],
-    )  # fmt: skip
+        source_images=images,
+        pixel_array=volume,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[segment],
+        series_instance_uid=hd.UID(),
+        series_number=SERIES[SEGMENTATION_FILE],
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer=MAKER,
+        manufacturer_model_name=MODEL,
+        software_versions=_version(),
+        device_serial_number=SERIAL,
+        content_label="OMNIMRI",
+        omit_empty_frames=bool(prediction.mask.any()),
+        series_description=f"OmniMRI: {label}"[:64],
+    )
 
 
 def _report(prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> Dataset:
@@ -130,19 +141,28 @@ def _report(prediction: Prediction, instruction: str, images: Sequence[Dataset])
     findings.ContentSequence = ContentSequence(found)
     root.ContentSequence = ContentSequence([_language(), request, findings, note])
     return hd.sr.ComprehensiveSR(
-        evidence=images, content=root, series_instance_uid=hd.UID(), series_number=SERIES[REPORT_FILE], sop_instance_uid=hd.UID(),
-        instance_number=1, manufacturer=MAKER, is_complete=False, is_final=False, is_verified=False,
+        evidence=images,
+        content=root,
+        series_instance_uid=hd.UID(),
+        series_number=SERIES[REPORT_FILE],
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer=MAKER,
+        is_complete=False,
+        is_final=False,
+        is_verified=False,
         series_description="OmniMRI: answer",
-    )  # fmt: skip
+    )
 
 
 def _language() -> Any:
     from highdicom.sr import CodeContentItem, CodedConcept, RelationshipTypeValues
 
     return CodeContentItem(
-        CodedConcept("121049", "DCM", "Language of Content Item and Descendants"), CodedConcept("en", "RFC5646", "English"),
+        CodedConcept("121049", "DCM", "Language of Content Item and Descendants"),
+        CodedConcept("en", "RFC5646", "English"),
         RelationshipTypeValues.HAS_CONCEPT_MOD,
-    )  # fmt: skip
+    )
 
 
 def _box(box: FoundBox, prediction: Prediction, images: Sequence[Dataset]) -> Any:
@@ -161,12 +181,19 @@ def _box(box: FoundBox, prediction: Prediction, images: Sequence[Dataset]) -> An
     points = (index @ _lps(prediction.affine).T)[:, :3]
     image, frame, pixels = _nearest(points, images)
     item = TextContentItem(CodedConcept("121071", "DCM", "Finding"), box.label, RelationshipTypeValues.CONTAINS)
-    outline = ScoordContentItem(CodedConcept("111030", "DCM", "Image Region"), "POLYLINE", pixels + 0.5,
-                                relationship_type=RelationshipTypeValues.INFERRED_FROM)  # fmt: skip
+    outline = ScoordContentItem(
+        CodedConcept("111030", "DCM", "Image Region"),
+        "POLYLINE",
+        pixels + 0.5,
+        relationship_type=RelationshipTypeValues.INFERRED_FROM,
+    )
     seen = ImageContentItem(
-        CodedConcept("111040", "DCM", "Original Source"), image.SOPClassUID, image.SOPInstanceUID,
-        referenced_frame_numbers=frame, relationship_type=RelationshipTypeValues.SELECTED_FROM,
-    )  # fmt: skip
+        CodedConcept("111040", "DCM", "Original Source"),
+        image.SOPClassUID,
+        image.SOPInstanceUID,
+        referenced_frame_numbers=frame,
+        relationship_type=RelationshipTypeValues.SELECTED_FROM,
+    )
     outline.ContentSequence = ContentSequence([seen])
     item.ContentSequence = ContentSequence([outline])
     return item

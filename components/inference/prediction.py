@@ -77,8 +77,12 @@ def save(prediction: Prediction, out: Path) -> list[Path]:
         if (values := getattr(prediction, name)) is not None:
             written.append(_save_nifti(out / f"{name}.nii", values, prediction))
     written.append(_save_picture(prediction, out / "picture.png"))
-    answer = {"task": prediction.task, "text": prediction.text, "slices": prediction.slices,
-              "boxes": [asdict(box) for box in prediction.boxes]}  # fmt: skip
+    answer = {
+        "task": prediction.task,
+        "text": prediction.text,
+        "slices": prediction.slices,
+        "boxes": [asdict(box) for box in prediction.boxes],
+    }
     write_json(out / "answer.json", answer)
     return [*written, out / "answer.json"]
 
@@ -101,7 +105,7 @@ def _save_picture(prediction: Prediction, path: Path) -> Path:
         for box in (box for box in prediction.boxes if box.slice_index == middle):
             right.add_patch(
                 Rectangle((box.col0, box.row0), box.col1 - box.col0, box.row1 - box.row0, fill=False, edgecolor="orange")
-            )  # fmt: skip
+            )
     right.set_title(prediction.text[:60], fontsize=9)
     for axis in (left, right):
         axis.set_axis_off()

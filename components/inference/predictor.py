@@ -72,9 +72,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.samples < 1 or self.sampler not in SAMPLERS:
             raise BadInput(
-                "nothing to sample", where=f"{self.samples} samples of {self.steps} steps by {self.sampler}",
+                "nothing to sample",
+                where=f"{self.samples} samples of {self.steps} steps by {self.sampler}",
                 remedy=f"at least one sample of one step, by {' or '.join(SAMPLERS)}",
-            )  # fmt: skip
+            )
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Predictor:
 
     def predict(
         self, source: Path | Volume, instruction: str, sampling: Sampling = Sampling(), say: Callable[[str], None] | None = None
-    ) -> Prediction:  # fmt: skip
+    ) -> Prediction:
         """Answer an instruction about one volume.
 
         Args:
@@ -226,10 +227,16 @@ class Predictor:
         for part in _batches(views):
             ids, mask = self.processor.pad([prompt] * len(part))
             draws_KB1DMM = self.model.generate_images(
-                ids, mask, _pixels([planes.seen(view) for view in part]), torch.full((len(part),), kind), planes.measured_of(part),
+                ids,
+                mask,
+                _pixels([planes.seen(view) for view in part]),
+                torch.full((len(part),), kind),
+                planes.measured_of(part),
                 seeds=[int(digest(sampling.seed, view.index, view.row, view.column)[:12], 16) for view in part],
-                steps=sampling.steps, sampler=sampling.sampler, draws=sampling.samples,
-            )  # fmt: skip
+                steps=sampling.steps,
+                sampler=sampling.sampler,
+                draws=sampling.samples,
+            )
             made.extend(draws_KB1DMM[:, :, 0, 0].transpose(0, 1).numpy())
         text = answer.removeprefix(marker).strip() or f"{task} of {depth} slices"
         if task == "segmentation":

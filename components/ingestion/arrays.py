@@ -37,9 +37,10 @@ def load(path: Path, plane: str, spacing_mm: tuple[float, float, float]) -> Any:
     values = _mapped(path)
     if values.ndim != 3 or min(values.shape) < 1 or values.dtype.kind not in "uif":
         raise BadInput(
-            f"an array of {values.shape} {values.dtype.name}, not (slices, rows, columns) of numbers", where=path.name,
+            f"an array of {values.shape} {values.dtype.name}, not (slices, rows, columns) of numbers",
+            where=path.name,
             remedy="give one examination in each file",
-        )  # fmt: skip
+        )
     values = np.asarray(values)
     if values.dtype in (np.float16, np.int64, np.uint64):
         values = values.astype(np.float32)

@@ -53,8 +53,17 @@ def profile() -> dict[int, str]:
     from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
 
     tables = dicom_anonymization_database_selector(EDITION)
-    names = {"D_TAGS": "D", "Z_TAGS": "Z", "X_TAGS": "X", "U_TAGS": "U", "Z_D_TAGS": "Z/D", "X_Z_TAGS": "X/Z", "X_D_TAGS": "X/D",
-             "X_Z_D_TAGS": "X/Z/D", "X_Z_U_STAR_TAGS": "X/Z/U*"}  # fmt: skip
+    names = {
+        "D_TAGS": "D",
+        "Z_TAGS": "Z",
+        "X_TAGS": "X",
+        "U_TAGS": "U",
+        "Z_D_TAGS": "Z/D",
+        "X_Z_TAGS": "X/Z",
+        "X_D_TAGS": "X/D",
+        "X_Z_D_TAGS": "X/Z/D",
+        "X_Z_U_STAR_TAGS": "X/Z/U*",
+    }
     return {Tag(*tag): action for name, action in names.items() for tag in tables[name] if len(tag) == 2}
 
 

@@ -30,11 +30,13 @@ from components.ingestion.volume import Acquisition
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABELS = frozenset({SEGMENTATION, STRUCTURES})
-MR_CLASSES = frozenset({
-    "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
-    "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR Image Storage
-    "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR Image Storage
-})  # fmt: skip
+MR_CLASSES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
+        "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR Image Storage
+        "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR Image Storage
+    }
+)
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _MODALITIES = frozenset(
     [
@@ -157,11 +159,15 @@ def frames_or_refusal(header: Dataset, path: Path) -> tuple[list[Frame], Refusal
     try:
         frames = frames_of(header, path)
         sound = all(
-            len(frame.position) == 3 and len(frame.orientation) == 6 and len(frame.pixel_mm) == 2 and min(frame.pixel_mm) > 0
-            and min(frame.shape) > 0 and np.isfinite([*frame.position, *frame.orientation]).all()
+            len(frame.position) == 3
+            and len(frame.orientation) == 6
+            and len(frame.pixel_mm) == 2
+            and min(frame.pixel_mm) > 0
+            and min(frame.shape) > 0
+            and np.isfinite([*frame.position, *frame.orientation]).all()
             and abs(float(np.linalg.norm(frame.normal)) - 1) < 0.01
             for frame in frames
-        )  # fmt: skip
+        )
     except (KeyError, AttributeError, ValueError, TypeError, IndexError, OverflowError):
         sound, frames = False, []
     if not frames or not sound:
@@ -272,9 +278,10 @@ def unpack_mosaic(path: Path) -> Any:
         raise
     except Exception:  # a dozen kinds, some of which quote the header
         raise BadInput(
-            "a mosaic whose pixels are missing or do not fit its private header", where=path.name,
+            "a mosaic whose pixels are missing or do not fit its private header",
+            where=path.name,
             remedy="export it as single slices",
-        ) from None  # fmt: skip
+        ) from None
     return nib.Nifti1Image(voxels, affine)
 
 
@@ -400,9 +407,11 @@ def read_segmentation(
         found = segmentation.get_volume(combine_segments=True, dtype=np.uint8).match_geometry(grid)
     except (RuntimeError, ValueError) as error:
         raise Unusable(
-            "label", f"the segmentation lies on another grid, or its segments overlap ({type(error).__name__})", where=path.name,
+            "label",
+            f"the segmentation lies on another grid, or its segments overlap ({type(error).__name__})",
+            where=path.name,
             remedy="give one on the image's grid",
-        ) from None  # fmt: skip
+        ) from None
     table = np.zeros(256, dtype=np.uint8)
     for number, value in values.items():
         table[number] = value

@@ -178,8 +178,9 @@ def boxes_of(blocks: list[Block]) -> tuple[Box, ...]:
     """A box for each slice of each block; of equal ones, one."""
     every = (
         Box(number, block.start[1], block.start[2], block.stop[1], block.stop[2], block.label)
-        for block in blocks for number in range(block.start[0], block.stop[0])
-    )  # fmt: skip
+        for block in blocks
+        for number in range(block.start[0], block.stop[0])
+    )
     return tuple(dict.fromkeys(every))
 
 

@@ -28,8 +28,18 @@ SAME_PLACE_MM = 0.01
 UNEVEN = 0.02
 """A step between slices may differ from the median by this share of it."""
 _COMPONENTS = {"M": "M", "MAGNITUDE": "M", "P": "P", "PHASE": "P", "R": "R", "REAL": "R", "I": "I", "IMAGINARY": "I"}
-_REPEATS = ("image_type", "b_value", "temporal_position", "acquisition", "gradient", "inversion_time", "flip_angle",
-            "repetition_time", "trigger_time", "stack_id")  # fmt: skip
+_REPEATS = (
+    "image_type",
+    "b_value",
+    "temporal_position",
+    "acquisition",
+    "gradient",
+    "inversion_time",
+    "flip_angle",
+    "repetition_time",
+    "trigger_time",
+    "stack_id",
+)
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
     if not series:
         raise BadInput(
             f"no readable MR image; {len(quarantined)} files refused", where=str(source), remedy=f"reasons: {root / QUARANTINE}"
-        )  # fmt: skip
+        )
     kept = {file.path for one in series for file in (*one.files, *one.labels, *one.annotations)}
     reused = {target for target in kept if results[target] is before.get(target)}
     write_json(
@@ -190,9 +190,14 @@ _PARTS = ("files", "labels", "annotations")
 
 
 def _clean_all(
-    files: list[PlannedFile], before: dict[str, Cleaned], data: Path, card: DatasetCard, pseudonyms: Pseudonyms, made_by: str,
+    files: list[PlannedFile],
+    before: dict[str, Cleaned],
+    data: Path,
+    card: DatasetCard,
+    pseudonyms: Pseudonyms,
+    made_by: str,
     mapper: _Workers,
-) -> dict[str, Cleaned]:  # fmt: skip
+) -> dict[str, Cleaned]:
     """Clean what is not there yet; results by target, those of before where nothing changed."""
     results: dict[str, Cleaned] = {}
     todo: list[PlannedFile] = []
@@ -347,10 +352,15 @@ def _series(dataset_id: str, planned: PlannedSeries, results: dict[str, Cleaned]
         return None
     return _summed(
         SourceSeries(
-            dataset_id, planned.patient, planned.series_id, planned.reader, tuple(parts["image"]), tuple(parts["label"]),
+            dataset_id,
+            planned.patient,
+            planned.series_id,
+            planned.reader,
+            tuple(parts["image"]),
+            tuple(parts["label"]),
             tuple(parts["annotation"]),
         )
-    )  # fmt: skip
+    )
 
 
 def _summed(series: SourceSeries) -> SourceSeries:
@@ -378,7 +388,7 @@ def _whole(made: Made, wanted: dict[str, PlannedFile], leave_out: LeaveOut) -> M
 
 def _with_fitting_labels(
     made: Made, card: DatasetCard, data: Path, wanted: dict[str, PlannedFile], leave_out: LeaveOut, mapper: _Workers
-) -> Made:  # fmt: skip
+) -> Made:
     """Each series with the label map on its grid, if there is one; label maps that fit no image are left out."""
     todo = [series for _, series in made if series.labels]
     if not todo:
@@ -421,9 +431,7 @@ def _fitting(series: SourceSeries, card: DatasetCard, data: Path) -> tuple[tuple
     return fitting, unfit
 
 
-def _without_duplicates(
-    made: Made, results: dict[str, Cleaned], wanted: dict[str, PlannedFile], leave_out: LeaveOut
-) -> Made:  # fmt: skip
+def _without_duplicates(made: Made, results: dict[str, Cleaned], wanted: dict[str, PlannedFile], leave_out: LeaveOut) -> Made:
     """Without the series that show the same voxels as another; of equals the one with labels stays, else the first."""
     first: dict[str, int] = {}
     order = sorted(range(len(made)), key=lambda number: (not made[number][1].labels, number))

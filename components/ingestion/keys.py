@@ -31,9 +31,10 @@ def load_key(settings: IngestionSettings, home: Home) -> bytes:
     if settings.key_file is not None:
         if not settings.key_file.is_file() or len(settings.key_file.read_bytes()) < KEY_BYTES:
             raise BadInput(
-                f"the key file must hold at least {KEY_BYTES} bytes", where=str(settings.key_file),
+                f"the key file must hold at least {KEY_BYTES} bytes",
+                where=str(settings.key_file),
                 remedy=f"head -c {KEY_BYTES} /dev/urandom > the file; keep it secret and safe",
-            )  # fmt: skip
+            )
         return settings.key_file.read_bytes()
     return _own_key(home.root / "pseudonym.key")
 
@@ -55,9 +56,10 @@ def check_key(key: bytes, card: DatasetCard) -> None:
     """
     if key == DEMO_KEY and not (card.synthetic or card.public_sample):
         raise BadInput(
-            "the published demo key would not protect these patients", where=f"ingestion.public_demo_key ({card.id})",
+            "the published demo key would not protect these patients",
+            where=f"ingestion.public_demo_key ({card.id})",
             remedy="set it to false: a secret key is then made and kept in the home folder",
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)

@@ -31,15 +31,29 @@ DATASETS = ("kspace", "reconstruction_rss", "reconstruction_esc")
 ACQUISITION = re.compile(r"(?:AX|COR|SAG)(?:T1|T2|PD|FLAIR|DIFF)(?:FS)?(?:PRE|POST)?(?:_FBK)?")
 """fastMRI's names of acquisitions. Other text in this attribute is not copied: it may name the patient."""
 SEQUENCES = {"T1": "T1-weighted", "T2": "T2-weighted", "FLAIR": "T2-FLAIR", "PD": "PD-weighted"}
-_MATRICES = tuple(f"encoding/{space}Space/{what}/{axis}" for space in ("encoded", "recon")
-                  for what in ("matrixSize", "fieldOfView_mm") for axis in "xyz")  # fmt: skip
-_LIMITS = tuple(f"encoding/encodingLimits/{axis}/{what}" for axis in ("kspace_encoding_step_1", "kspace_encoding_step_2")
-                for what in ("minimum", "maximum", "center"))  # fmt: skip
+_MATRICES = tuple(
+    f"encoding/{space}Space/{what}/{axis}"
+    for space in ("encoded", "recon")
+    for what in ("matrixSize", "fieldOfView_mm")
+    for axis in "xyz"
+)
+_LIMITS = tuple(
+    f"encoding/encodingLimits/{axis}/{what}"
+    for axis in ("kspace_encoding_step_1", "kspace_encoding_step_2")
+    for what in ("minimum", "maximum", "center")
+)
 KEPT = (
-    "acquisitionSystemInformation/systemVendor", "acquisitionSystemInformation/systemModel",
-    "acquisitionSystemInformation/systemFieldStrength_T", "acquisitionSystemInformation/receiverChannels", *_MATRICES, *_LIMITS,
-    "sequenceParameters/TR", "sequenceParameters/TE", "sequenceParameters/TI", "sequenceParameters/flipAngle_deg",
-)  # fmt: skip
+    "acquisitionSystemInformation/systemVendor",
+    "acquisitionSystemInformation/systemModel",
+    "acquisitionSystemInformation/systemFieldStrength_T",
+    "acquisitionSystemInformation/receiverChannels",
+    *_MATRICES,
+    *_LIMITS,
+    "sequenceParameters/TR",
+    "sequenceParameters/TE",
+    "sequenceParameters/TI",
+    "sequenceParameters/flipAngle_deg",
+)
 """Of an ISMRMRD header: two published words and numbers."""
 _WORDS = {KEPT[0]: vocabulary.vendor, KEPT[1]: vocabulary.scanner}
 
@@ -65,14 +79,17 @@ def check(path: Path) -> None:
         raise BadInput("an empty array, or one that claims more than the file holds", where=path.name, remedy="get the file again")
     if shape is None or len(shape) not in (3, 4) or not complex_values:
         raise BadInput(
-            f"'kspace' must be complex of (slices, [coils,] rows, columns), found {shape}", where=path.name,
+            f"'kspace' must be complex of (slices, [coils,] rows, columns), found {shape}",
+            where=path.name,
             remedy="give files in fastMRI's form, or ISMRMRD",
-        )  # fmt: skip
+        )
     if undersampled:
         raise Unusable(
-            "unsupported", "undersampled k-space (a test file with a mask): there is no reference image", where=path.name,
+            "unsupported",
+            "undersampled k-space (a test file with a mask): there is no reference image",
+            where=path.name,
             remedy="give the training and validation files",
-        )  # fmt: skip
+        )
 
 
 def write_clean(source: Path, target: Path, patient: str) -> str:
@@ -90,9 +107,14 @@ def write_clean(source: Path, target: Path, patient: str) -> str:
 
 
 def write(
-    target: Path, arrays: dict[str, NDArray[Any]], header: dict[str, list[str]], patient: str, *, acquisition: str = "",
+    target: Path,
+    arrays: dict[str, NDArray[Any]],
+    header: dict[str, list[str]],
+    patient: str,
+    *,
+    acquisition: str = "",
     affine: NDArray[np.float64] | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Write a k-space file; returns the MD5 of the k-space.
 
     Args:

@@ -11,8 +11,20 @@ from components.errors import BadInput
 from components.ingestion.frames import LPS_TO_RAS
 
 _HEADER = 1 << 16
-_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4, "LONG_LONG": 8,
-          "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}  # fmt: skip
+_BYTES = {
+    "CHAR": 1,
+    "UCHAR": 1,
+    "SHORT": 2,
+    "USHORT": 2,
+    "INT": 4,
+    "UINT": 4,
+    "LONG": 4,
+    "ULONG": 4,
+    "LONG_LONG": 8,
+    "ULONG_LONG": 8,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+}
 DEFLATE_AT_BEST = 1032
 """Deflate packs no more than so many bytes into one: a file that claims more is damaged or means harm."""
 _AGAIN = "get the file again"

@@ -26,8 +26,23 @@ from components.ingestion.sidecars import Sidecars, stem_of
 from components.ingestion.volume import Quarantined
 
 Role = Literal["image", "label", "annotation"]
-Action = Literal["dicom", "structures", "mosaic", "frames", "dicom-sidecar", "nifti", "metaimage", "numpy", "sidecar", "kspace",
-                 "raw", "boxes", "findings", "report", "person"]  # fmt: skip
+Action = Literal[
+    "dicom",
+    "structures",
+    "mosaic",
+    "frames",
+    "dicom-sidecar",
+    "nifti",
+    "metaimage",
+    "numpy",
+    "sidecar",
+    "kspace",
+    "raw",
+    "boxes",
+    "findings",
+    "report",
+    "person",
+]
 Form = Literal["classic", "mosaic", "enhanced", "segmentation", "structures"]
 Grid = tuple[int, ...]
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
@@ -138,10 +153,17 @@ def _look_at_dicom(path: Path) -> Look:
         form = "enhanced" if "PerFrameFunctionalGroupsSequence" in header else "classic"
         frames, refused = dicom.frames_or_refusal(header, path)
     return Look(
-        path, "dicom", refused, str(header.get("PatientID", "") or ""), str(header.get("SeriesInstanceUID", "")),
-        str(header.get("SOPInstanceUID", "")), frame_of_reference, form, tuple(frames),
+        path,
+        "dicom",
+        refused,
+        str(header.get("PatientID", "") or ""),
+        str(header.get("SeriesInstanceUID", "")),
+        str(header.get("SOPInstanceUID", "")),
+        frame_of_reference,
+        form,
+        tuple(frames),
         structures.referenced_series(header) if form == "structures" else frozenset(),
-    )  # fmt: skip
+    )
 
 
 def in_this_process(function: Callable[[Any], Any], items: Sequence[Any], _: str) -> Iterator[Any]:
@@ -253,9 +275,17 @@ class _Folder:
             if key:
                 target = f"{stem}.boxes{f'-{len(files)}' if files else ''}.json"
                 files.append(
-                    PlannedFile(path, target, "annotation", "boxes", patient, about=key, part=(number, *grid),
-                                extra=() if declared else tuple(self.reviewed))
-                )  # fmt: skip
+                    PlannedFile(
+                        path,
+                        target,
+                        "annotation",
+                        "boxes",
+                        patient,
+                        about=key,
+                        part=(number, *grid),
+                        extra=() if declared else tuple(self.reviewed),
+                    )
+                )
         return files
 
     def _key(self, table: Table, relative: str, dicom_patient: str | None) -> str | None:
@@ -329,11 +359,16 @@ def _unpacked(folder: _Folder, one: Look, name: str, action: Action, part: tuple
     """A volume out of one file, which becomes NIfTI with a sidecar."""
     patient, series_id = folder.pseudonyms.patient(one.patient), folder.pseudonyms.series(name)
     stem = f"{folder.card.id}/{patient}/{series_id}"
-    return PlannedSeries(patient, series_id, "nifti", [
-        PlannedFile(one.path, f"{stem}.nii", "image", action, patient, part=part),
-        PlannedFile(one.path, f"{stem}.json", "annotation", "dicom-sidecar", patient, part=part[:1]),
-        *folder.findings(folder.relative(one.path), one.patient, patient, stem),
-    ])  # fmt: skip
+    return PlannedSeries(
+        patient,
+        series_id,
+        "nifti",
+        [
+            PlannedFile(one.path, f"{stem}.nii", "image", action, patient, part=part),
+            PlannedFile(one.path, f"{stem}.json", "annotation", "dicom-sidecar", patient, part=part[:1]),
+            *folder.findings(folder.relative(one.path), one.patient, patient, stem),
+        ],
+    )
 
 
 def _classic(plan: Plan, folder: _Folder, looks: list[Look]) -> list[_Placed]:
@@ -414,9 +449,7 @@ def _plan_images(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
     plan.series += [series for _, series in images]
 
 
-def _image(
-    folder: _Folder, one: Look, relative: str, patient: str, action: Action, part: tuple[int, ...]
-) -> PlannedSeries:  # fmt: skip
+def _image(folder: _Folder, one: Look, relative: str, patient: str, action: Action, part: tuple[int, ...]) -> PlannedSeries:
     name = folder.pseudonyms.series(f"{relative}\0{part[0]}" if part else relative)
     stem = f"{folder.card.id}/{patient}/{name}"
     plane = next((plane for text, plane in sorted(folder.layout.planes.items()) if text in relative), "axial")
@@ -468,14 +501,16 @@ def _parts(folder: _Folder, one: Look, relative: str) -> list[tuple[int, ...]]:
         return [()]
     if not channels:
         raise Unusable(
-            "unsupported", f"{shape[3]} images along the fourth axis, and the card does not say what they are",
+            "unsupported",
+            f"{shape[3]} images along the fourth axis, and the card does not say what they are",
             remedy="name each in layout.channels; if they repeat one image, name it in layout.sequences: the first is then used",
-        )  # fmt: skip
+        )
     if shape[3] != len(channels):
         raise Unusable(
-            "unsupported", f"{shape[3]} images along the fourth axis, the card names {len(channels)} channels",
+            "unsupported",
+            f"{shape[3]} images along the fourth axis, the card names {len(channels)} channels",
             remedy="mend layout.channels of the card",
-        )  # fmt: skip
+        )
     return [(channel,) for channel in range(len(channels))]
 
 

@@ -163,9 +163,11 @@ def _check_sampling(source: Path, count: NDArray[np.int32]) -> None:
         missing = int(sampled[-1] - sampled[0] + 1 - len(sampled))
         if missing:
             raise Unusable(
-                "unsupported", f"undersampled k-space ({missing} lines missing): there is no reference image", where=source.name,
+                "unsupported",
+                f"undersampled k-space ({missing} lines missing): there is no reference image",
+                where=source.name,
                 remedy="give fully sampled data",
-            )  # fmt: skip
+            )
 
 
 def _affine(

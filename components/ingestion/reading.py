@@ -90,9 +90,13 @@ def _series_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volum
     rows = [row for ending, path in beside.items() if ending.startswith("boxes") for row in read_json(path)]
     boxes = _boxes(rows, series.reader, paths, volume) if rows else ()
     return replace(
-        volume, labels=found, boxes=boxes, diagnosis={**findings.diagnosis_of(rows, boxes), **diagnosis},
-        report="\n".join(filter(None, reports)), acquisition=_of(volume.acquisition, person),
-    )  # fmt: skip
+        volume,
+        labels=found,
+        boxes=boxes,
+        diagnosis={**findings.diagnosis_of(rows, boxes), **diagnosis},
+        report="\n".join(filter(None, reports)),
+        acquisition=_of(volume.acquisition, person),
+    )
 
 
 def _boxes(rows: list[dict[str, Any]], reader: str, paths: list[Path], volume: Volume) -> tuple[Box, ...]:

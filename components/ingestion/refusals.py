@@ -11,30 +11,94 @@ from components.ingestion.volume import Quarantined
 
 Kind = Literal["unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "label", "no image"]
 KINDS: dict[Kind, tuple[str, str]] = {
-    "unreadable": ("damaged, truncated or empty; a header that claims more than the file holds; pixels that do not decode",
-                   "get the file again"),
+    "unreadable": (
+        "damaged, truncated or empty; a header that claims more than the file holds; pixels that do not decode",
+        "get the file again",
+    ),
     "not MR": ("another modality, a report, a presentation state, spectroscopy", "leave it out"),
-    "burnt-in": ("Burned In Annotation is YES, a secondary capture or a screen save: the pixels may show a name",
-                 "give the image itself"),
-    "geometry": ("position or orientation missing; slices missing, doubled, turned or out of line; an incomplete repeat",
-                 "export the whole series again"),
-    "duplicate": ("the SOP Instance UID of another file, or the voxels of another series under another name",
-                  "remove one of the two"),
-    "unsupported": ("undersampled, echo-planar or non-Cartesian k-space; colours; a 4-D file that the card does not explain",
-                    "see the entry's remedy"),
-    "label": ("a label map on another grid than every image of its case, with unknown segments, or beside one that is used; "
-              "outlines off the slices, open, or of another frame of reference; boxes beyond the image",
-              "resample it, or mend the card"),
-    "no image": ("neither an image by its content, nor a sidecar or table that belongs to one", "none needed for documents; "
-                 "layout.ignored of the card silences them"),
-}  # fmt: skip
+    "burnt-in": (
+        "Burned In Annotation is YES, a secondary capture or a screen save: the pixels may show a name",
+        "give the image itself",
+    ),
+    "geometry": (
+        "position or orientation missing; slices missing, doubled, turned or out of line; an incomplete repeat",
+        "export the whole series again",
+    ),
+    "duplicate": (
+        "the SOP Instance UID of another file, or the voxels of another series under another name",
+        "remove one of the two",
+    ),
+    "unsupported": (
+        "undersampled, echo-planar or non-Cartesian k-space; colours; a 4-D file that the card does not explain",
+        "see the entry's remedy",
+    ),
+    "label": (
+        "a label map on another grid than every image of its case, with unknown segments, or beside one that is used; "
+        "outlines off the slices, open, or of another frame of reference; boxes beyond the image",
+        "resample it, or mend the card",
+    ),
+    "no image": (
+        "neither an image by its content, nor a sidecar or table that belongs to one",
+        "none needed for documents; layout.ignored of the card silences them",
+    ),
+}
 """Kind -> (what is meant, usual remedy). The table in docs/data.md is this one."""
-_SUFFIXES = frozenset({
-    ".bin", ".bval", ".bvec", ".cfl", ".csv", ".dcm", ".dicom", ".doc", ".docx", ".gif", ".gz", ".h5", ".hdf5", ".hdr", ".htm",
-    ".html", ".ima", ".img", ".jpeg", ".jpg", ".json", ".log", ".mat", ".md", ".mha", ".mhd", ".mnc", ".mrd", ".nii", ".npy",
-    ".npz", ".nrrd", ".par", ".parquet", ".pdf", ".pkl", ".png", ".rec", ".raw", ".tar", ".tgz", ".tif", ".tiff", ".tsv",
-    ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip", ".zraw",
-})  # fmt: skip
+_SUFFIXES = frozenset(
+    {
+        ".bin",
+        ".bval",
+        ".bvec",
+        ".cfl",
+        ".csv",
+        ".dcm",
+        ".dicom",
+        ".doc",
+        ".docx",
+        ".gif",
+        ".gz",
+        ".h5",
+        ".hdf5",
+        ".hdr",
+        ".htm",
+        ".html",
+        ".ima",
+        ".img",
+        ".jpeg",
+        ".jpg",
+        ".json",
+        ".log",
+        ".mat",
+        ".md",
+        ".mha",
+        ".mhd",
+        ".mnc",
+        ".mrd",
+        ".nii",
+        ".npy",
+        ".npz",
+        ".nrrd",
+        ".par",
+        ".parquet",
+        ".pdf",
+        ".pkl",
+        ".png",
+        ".rec",
+        ".raw",
+        ".tar",
+        ".tgz",
+        ".tif",
+        ".tiff",
+        ".tsv",
+        ".txt",
+        ".xls",
+        ".xlsx",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".zip",
+        ".zraw",
+    }
+)
 """Endings that are shown; any other may be part of a name."""
 
 

@@ -21,10 +21,25 @@ _HEADINGS = {
     "impression": ("impression", "conclusion", "diagnosis", "assessment", "summary", "opinion"),
     "recommendation": ("recommendation", "recommendations", "plan", "advice"),
     "other": (
-        "clinical information", "clinical history", "history", "indication", "comparison", "patient", "name", "date", "exam",
-        "reason for exam", "referring physician", "radiologist", "signed", "dictated by", "mrn", "dob", "accession",
+        "clinical information",
+        "clinical history",
+        "history",
+        "indication",
+        "comparison",
+        "patient",
+        "name",
+        "date",
+        "exam",
+        "reason for exam",
+        "referring physician",
+        "radiologist",
+        "signed",
+        "dictated by",
+        "mrn",
+        "dob",
+        "accession",
     ),
-}  # fmt: skip
+}
 _SECTION_OF = {word: section for section, words in _HEADINGS.items() for word in words}
 _HEADING = re.compile(
     r"(?im)^[ \t]*(?:\*\*|#+ *)?("

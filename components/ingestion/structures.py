@@ -121,15 +121,19 @@ def _outlines(dataset: Dataset, to_index: NDArray[np.float64], label_map: dict[i
         number = int(one.ReferencedROINumber)
         if contours and names.get(number) not in by_name:
             raise Unusable(
-                "label", f"structure {number}'s name is not in the card's label map", where=name,
+                "label",
+                f"structure {number}'s name is not in the card's label map",
+                where=name,
                 remedy="add it there, or to layout.ignored_structures",
-            )  # fmt: skip
+            )
         for contour in contours:
             if contour.get("ContourGeometricType") not in _CLOSED:
                 raise Unusable(
-                    "label", f"structure {number} has an outline that is not closed", where=name,
+                    "label",
+                    f"structure {number} has an outline that is not closed",
+                    where=name,
                     remedy="export closed outlines (CLOSED_PLANAR), or leave it out: layout.ignored_structures",
-                )  # fmt: skip
+                )
             found.setdefault(by_name[names[number]], []).append(_indices(contour, to_index, name))
     return found
 

@@ -14,11 +14,30 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-VENDORS = {"siemens": "Siemens", "ge": "GE", "philips": "Philips", "canon": "Canon", "toshiba": "Toshiba", "hitachi": "Hitachi",
-           "fujifilm": "Fujifilm", "uih": "United Imaging", "united": "United Imaging", "esaote": "Esaote", "bruker": "Bruker",
-           "varian": "Varian", "agilent": "Agilent", "hyperfine": "Hyperfine", "marconi": "Marconi", "picker": "Picker",
-           "elscint": "Elscint", "fonar": "Fonar", "neusoft": "Neusoft", "paramed": "Paramed", "anke": "Anke",
-           "xingaoyi": "Xingaoyi"}  # fmt: skip
+VENDORS = {
+    "siemens": "Siemens",
+    "ge": "GE",
+    "philips": "Philips",
+    "canon": "Canon",
+    "toshiba": "Toshiba",
+    "hitachi": "Hitachi",
+    "fujifilm": "Fujifilm",
+    "uih": "United Imaging",
+    "united": "United Imaging",
+    "esaote": "Esaote",
+    "bruker": "Bruker",
+    "varian": "Varian",
+    "agilent": "Agilent",
+    "hyperfine": "Hyperfine",
+    "marconi": "Marconi",
+    "picker": "Picker",
+    "elscint": "Elscint",
+    "fonar": "Fonar",
+    "neusoft": "Neusoft",
+    "paramed": "Paramed",
+    "anke": "Anke",
+    "xingaoyi": "Xingaoyi",
+}
 """First word of a manufacturer's name, lower case -> one spelling for each."""
 
 _SCANNERS = _words(
@@ -56,21 +75,63 @@ _IMAGE_WORDS = _words(
     """
 )
 
-FINDINGS = frozenset({
-    "absent septum pellucidum", "artifact", "bone - lesion", "bone- subchondral edema", "bone-fracture/contusion/dislocation",
-    "cartilage - full thickness loss/defect", "cartilage - partial thickness loss/defect", "colpocephaly", "craniectomy",
-    "craniectomy with cranioplasty", "craniotomy", "displaced meniscal tissue", "dural thickening", "edema", "encephalomalacia",
-    "enlarged ventricles", "extra-axial collection", "extra-axial mass", "global ischemia",
-    "global label: small vessel chronic white matter ischemic change", "global white matter disease",
-    "innumerable bilateral focal brain lesions", "intraventricular substance", "joint bodies", "joint effusion",
-    "lacunar infarct", "lcl complex - low-mod grade sprain", "lcl complex- high grade sprain", "lesion",
-    "ligament - acl high grade sprain", "ligament - acl low grade sprain", "ligament - mcl high grade sprain",
-    "ligament - mcl low-mod grade sprain", "ligament - pcl high grade", "ligament - pcl low-mod grade sprain", "likely cysts",
-    "mass", "meniscus tear", "motion artifact", "muscle strain", "nonspecific lesion", "nonspecific white matter lesion",
-    "normal for age", "normal variant", "paranasal sinus opacification", "patellar retinaculum - high grade sprain",
-    "periarticular cysts", "pineal cyst", "possible artifact", "possible demyelinating disease", "posttreatment change",
-    "resection cavity", "soft tissue lesion",
-})  # fmt: skip
+FINDINGS = frozenset(
+    {
+        "absent septum pellucidum",
+        "artifact",
+        "bone - lesion",
+        "bone- subchondral edema",
+        "bone-fracture/contusion/dislocation",
+        "cartilage - full thickness loss/defect",
+        "cartilage - partial thickness loss/defect",
+        "colpocephaly",
+        "craniectomy",
+        "craniectomy with cranioplasty",
+        "craniotomy",
+        "displaced meniscal tissue",
+        "dural thickening",
+        "edema",
+        "encephalomalacia",
+        "enlarged ventricles",
+        "extra-axial collection",
+        "extra-axial mass",
+        "global ischemia",
+        "global label: small vessel chronic white matter ischemic change",
+        "global white matter disease",
+        "innumerable bilateral focal brain lesions",
+        "intraventricular substance",
+        "joint bodies",
+        "joint effusion",
+        "lacunar infarct",
+        "lcl complex - low-mod grade sprain",
+        "lcl complex- high grade sprain",
+        "lesion",
+        "ligament - acl high grade sprain",
+        "ligament - acl low grade sprain",
+        "ligament - mcl high grade sprain",
+        "ligament - mcl low-mod grade sprain",
+        "ligament - pcl high grade",
+        "ligament - pcl low-mod grade sprain",
+        "likely cysts",
+        "mass",
+        "meniscus tear",
+        "motion artifact",
+        "muscle strain",
+        "nonspecific lesion",
+        "nonspecific white matter lesion",
+        "normal for age",
+        "normal variant",
+        "paranasal sinus opacification",
+        "patellar retinaculum - high grade sprain",
+        "periarticular cysts",
+        "pineal cyst",
+        "possible artifact",
+        "possible demyelinating disease",
+        "posttreatment change",
+        "resection cavity",
+        "soft tissue lesion",
+    }
+)
 """Labels of fastMRI+'s boxes, lower case, and ``lesion``."""
 
 TERMS: Mapping[str, frozenset[str]] = {

@@ -34,15 +34,19 @@ def on_cluster(job: JobSpec, settings: KubernetesSettings) -> JobSpec:
     if job.processes % settings.nodes:
         raise BadInput(
             f"{job.processes} processes do not divide over {settings.nodes} nodes",
-            where="training.processes, kubernetes.nodes", remedy="training.processes = nodes times processes of each",
-        )  # fmt: skip
+            where="training.processes, kubernetes.nodes",
+            remedy="training.processes = nodes times processes of each",
+        )
     return replace(
         job,
         image=settings.image,
         nodes=settings.nodes,
         resources=Resources(
-            cpu=settings.cpu, memory=settings.memory, gpus=settings.gpus_per_node,
-            shared_memory=settings.shared_memory, scratch=settings.scratch,
+            cpu=settings.cpu,
+            memory=settings.memory,
+            gpus=settings.gpus_per_node,
+            shared_memory=settings.shared_memory,
+            scratch=settings.scratch,
         ),
         volumes=tuple(SharedVolume(claim, path) for claim, path in settings.volumes.items()),
         environment={**settings.environment, **job.environment},
@@ -59,4 +63,4 @@ def on_cluster(job: JobSpec, settings: KubernetesSettings) -> JobSpec:
         pending_limit_s=settings.pending_limit_min * 60,
         image_limit_s=settings.image_limit_min * 60,
         keep_s=round(settings.keep_hours * 3600),
-    )  # fmt: skip
+    )

@@ -28,9 +28,11 @@ Object = dict[str, Any]
 TRANSIENT = frozenset({0, 408, 429, 500, 502, 503, 504})
 BROKEN = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
 KEEP_ALIVE = [
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-]  # fmt: skip
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+]
 GONE, CONFLICT, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, UNPROCESSABLE = 410, 409, 401, 403, 404, 422
 
 
@@ -99,9 +101,10 @@ class Cluster:
                 config.load_kube_config(context=context, client_configuration=configuration)
             except config.ConfigException as error:
                 raise JobFailed(
-                    f"no cluster is configured: {error}", where="kubernetes",
+                    f"no cluster is configured: {error}",
+                    where="kubernetes",
                     remedy="set KUBECONFIG or kubernetes.context, or run inside the cluster",
-                ) from None  # fmt: skip
+                ) from None
         configuration.retries = False  # ours know which errors pass by themselves
         configuration.connection_pool_maxsize = 512
         return cls(client.ApiClient(configuration), namespace, patience)
@@ -109,9 +112,15 @@ class Cluster:
     # ---- requests
 
     def request(
-        self, method: str, path: str, *, query: dict[str, Any] | None = None, body: Object | None = None,
-        content: str = "application/json", verb: str = "",
-    ) -> Object:  # fmt: skip
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, Any] | None = None,
+        body: Object | None = None,
+        content: str = "application/json",
+        verb: str = "",
+    ) -> Object:
         """One request, tried until it is answered.
 
         Raises:
@@ -153,31 +162,40 @@ class Cluster:
         limit: tuple[float, float | None],
     ) -> Any:
         return self.api.call_api(
-            path, method, query_params=list((query or {}).items()), body=body, auth_settings=["BearerToken"],
+            path,
+            method,
+            query_params=list((query or {}).items()),
+            body=body,
+            auth_settings=["BearerToken"],
             header_params={"Accept": "application/json", "Content-Type": content},
-            _preload_content=False, _return_http_data_only=True, _request_timeout=limit,
-        )  # fmt: skip
+            _preload_content=False,
+            _return_http_data_only=True,
+            _request_timeout=limit,
+        )
 
     def unknown(self) -> JobFailed:
         """What a 401 is to the user."""
         return JobFailed(
-            "the API server does not know us (401)", where=self.api.configuration.host,
+            "the API server does not know us (401)",
+            where=self.api.configuration.host,
             remedy="log in again, or renew the kubeconfig; jobs that run go on, and are found again",
-        )  # fmt: skip
+        )
 
     def untrusted(self) -> JobFailed:
         """What a certificate of another authority is to the user: trying again would not change it."""
         return JobFailed(
-            "the API server's certificate is not one of the cluster's authority", where=self.api.configuration.host,
+            "the API server's certificate is not one of the cluster's authority",
+            where=self.api.configuration.host,
             remedy="check certificate-authority of the kubeconfig, or the pod's ca.crt; nothing was sent",
-        )  # fmt: skip
+        )
 
     def given_up(self, fault: str) -> JobFailed:
         """What an API server is that did not answer within the limit."""
         return JobFailed(
-            f"the API server {fault}, for {self.patience.limit / 60:.0f} min", where=self.api.configuration.host,
+            f"the API server {fault}, for {self.patience.limit / 60:.0f} min",
+            where=self.api.configuration.host,
             remedy="run again when it answers: jobs that run go on without it, and are found again",
-        )  # fmt: skip
+        )
 
     def renderings(self) -> list[RenderingName]:
         """What this cluster can run, best first, by the API groups that it serves."""
@@ -237,9 +255,12 @@ class Cluster:
         """
         seconds = self.patience.watch * random.uniform(0.8, 1.0)  # noqa: S311  (clients must not all come back at once)
         query = {
-            "labelSelector": SELECTOR, "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version,
+            "labelSelector": SELECTOR,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
             "timeoutSeconds": max(int(seconds), 1),
-        }  # fmt: skip
+        }
         path = resource.path(self.namespace)
         response = self._send("GET", path, query, None, "application/json", (self.patience.connect, seconds + self.patience.read))
         opened(response)
@@ -291,9 +312,10 @@ def forbidden(error: ApiException, verb: str, path: str) -> JobFailed:
     if "exceeded quota" in message:
         return JobFailed(message, where="quota", remedy="wait for other jobs, lower kubernetes.nodes or memory, or raise the quota")
     return JobFailed(
-        f"may not {verb} {path}: {message}", where="permissions",
+        f"may not {verb} {path}: {message}",
+        where="permissions",
         remedy="apply k8s/base/rbac.yaml, or ask for the verbs of the table in docs/kubernetes.md",
-    )  # fmt: skip
+    )
 
 
 def hang_up(response: Any) -> None:

@@ -112,9 +112,10 @@ def failure_of(pod: Object) -> Failure | None:
         ended = container.get("state", {}).get("terminated") or {}
         if ended.get("reason") == "OOMKilled":
             return Failure(
-                FailureKind.out_of_memory, f"{name}: the memory limit was exceeded",
+                FailureKind.out_of_memory,
+                f"{name}: the memory limit was exceeded",
                 "raise kubernetes.memory, or lower training.<stage>.micro_batch; run again: it goes on from its last checkpoint",
-            )  # fmt: skip
+            )
         if ended and ended.get("exitCode", 0) != 0:
             message = (ended.get("message") or "").strip()
             what = f"{name}: ended with status {ended['exitCode']}" + (f":\n{message}" if message else "")
@@ -139,20 +140,23 @@ def trouble_of(pod: Object) -> Failure | None:
         reason, message = waiting.get("reason", ""), waiting.get("message") or ""
         if reason in _IMAGE:
             return Failure(
-                FailureKind.image, f"{name}: {reason}: {container.get('image', 'image')}: {message}".rstrip(": "),
+                FailureKind.image,
+                f"{name}: {reason}: {container.get('image', 'image')}: {message}".rstrip(": "),
                 "check kubernetes.image and kubernetes.pull_secrets, and that the nodes reach the registry",
-            )  # fmt: skip
+            )
         if reason in _CONFIGURATION:
             return Failure(
-                FailureKind.configuration, f"{name}: {reason}: {message}",
+                FailureKind.configuration,
+                f"{name}: {reason}: {message}",
                 "a Secret, a claim or a mount that the pod names is missing: see kubernetes.secrets and kubernetes.volumes",
-            )  # fmt: skip
+            )
     for scheduled in status.get("conditions") or []:
         if scheduled.get("type") == "PodScheduled" and scheduled.get("status") == "False":
             return Failure(
-                FailureKind.unschedulable, f"{name}: {scheduled.get('message') or scheduled.get('reason')}",
+                FailureKind.unschedulable,
+                f"{name}: {scheduled.get('message') or scheduled.get('reason')}",
                 "lower kubernetes.nodes, gpus_per_node, cpu or memory, check kubernetes.node_selector, or add machines",
-            )  # fmt: skip
+            )
     return None
 
 
@@ -209,9 +213,10 @@ def _why(ended: Object, pods: list[Object]) -> Failure:
     reason, message = ended.get("reason", ""), ended.get("message", "")
     if reason == "DeadlineExceeded":
         return Failure(
-            FailureKind.deadline, f"ran into its time limit: {message}",
+            FailureKind.deadline,
+            f"ran into its time limit: {message}",
             "raise kubernetes.time_limit_hours; run again: it goes on from its last checkpoint",
-        )  # fmt: skip
+        )
     newest = {index_of(pod): pod for pod in sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))}
     found = worst(map(failure_of, newest.values()))
     return found or Failure(FailureKind.program, f"{reason}: {message}", "see the log")

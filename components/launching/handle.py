@@ -115,9 +115,11 @@ class KubernetesHandle:
 
         def begin(pod: Object) -> None:
             followers[pod["metadata"]["uid"]] = Follower(
-                self.launcher.cluster, pod, lambda: not follow or self.log.ended(pod),
+                self.launcher.cluster,
+                pod,
+                lambda: not follow or self.log.ended(pod),
                 lambda line: lines.put(prefixed(line, index_of(pod), nodes, processes)),
-            )  # fmt: skip
+            )
             followers[pod["metadata"]["uid"]].start()
 
         def attend() -> None:

@@ -29,7 +29,7 @@ from components.launching.rendering import (
     Rendered,
     RenderingName,
     render,
-)  # fmt: skip
+)
 from components.launching.watching import Watches
 
 Object = dict[str, Any]
@@ -122,8 +122,12 @@ class KubernetesLauncher:
     # ---- making
 
     def _mains(self) -> list[Object]:
-        return [main for name in self.cluster.renderings() for main in self.cluster.collection(MAIN[name])[0]
-                if not _made_by_another_controller(main)]  # fmt: skip
+        return [
+            main
+            for name in self.cluster.renderings()
+            for main in self.cluster.collection(MAIN[name])[0]
+            if not _made_by_another_controller(main)
+        ]
 
     @staticmethod
     def _rendering_of(main: Object) -> RenderingName:
@@ -161,9 +165,13 @@ class KubernetesLauncher:
     def _own(self, rendered: Rendered, main: Object) -> None:
         """Apply what belongs to the job, owned by it: whoever deletes the job deletes all of it."""
         owner = {
-            "apiVersion": rendered.main["apiVersion"], "kind": rendered.main["kind"], "name": main["metadata"]["name"],
-            "uid": main["metadata"]["uid"], "controller": False, "blockOwnerDeletion": False,
-        }  # fmt: skip
+            "apiVersion": rendered.main["apiVersion"],
+            "kind": rendered.main["kind"],
+            "name": main["metadata"]["name"],
+            "uid": main["metadata"]["uid"],
+            "controller": False,
+            "blockOwnerDeletion": False,
+        }
         for thing in (*rendered.before, *rendered.after):
             try:
                 self.cluster.apply({**thing, "metadata": {**thing["metadata"], "ownerReferences": [owner]}})

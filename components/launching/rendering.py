@@ -91,22 +91,27 @@ def _check(job: JobSpec) -> None:
     if job.resources.gpus and job.resources.gpus != job.processes_per_node:
         raise BadInput(
             f"{job.processes_per_node} processes on each node need as many GPUs, not {job.resources.gpus}",
-            where="kubernetes.gpus_per_node", remedy="one process for each GPU, or 0 GPUs to train on the CPU",
-        )  # fmt: skip
+            where="kubernetes.gpus_per_node",
+            remedy="one process for each GPU, or 0 GPUs to train on the CPU",
+        )
     if not job.image:
         raise BadInput("no image is named", where="kubernetes.image", remedy="name the image that the Dockerfile makes")
     if not any(job.folder.is_relative_to(volume.path) for volume in job.volumes):
         raise BadInput(
-            "the pods would not see this folder", where=str(job.folder),
+            "the pods would not see this folder",
+            where=str(job.folder),
             remedy="set OMNIMRI_HOME to a folder on a shared volume, and name its claim in kubernetes.volumes",
-        )  # fmt: skip
+        )
 
 
 def _labels(job: JobSpec) -> dict[str, str]:
     return {
-        MANAGED: MANAGER, "app.kubernetes.io/part-of": "omnimri", "app.kubernetes.io/name": "training",
-        "app.kubernetes.io/component": "training", JOB_LABEL: job.key,
-    }  # fmt: skip
+        MANAGED: MANAGER,
+        "app.kubernetes.io/part-of": "omnimri",
+        "app.kubernetes.io/name": "training",
+        "app.kubernetes.io/component": "training",
+        JOB_LABEL: job.key,
+    }
 
 
 def _main_metadata(job: JobSpec, namespace: str) -> Object:
@@ -119,50 +124,62 @@ def _main_metadata(job: JobSpec, namespace: str) -> Object:
 
 def _indexed_job(job: JobSpec, namespace: str) -> Rendered:
     main = {
-        "apiVersion": JOBS.api_version, "kind": JOBS.kind, "metadata": _main_metadata(job, namespace),
+        "apiVersion": JOBS.api_version,
+        "kind": JOBS.kind,
+        "metadata": _main_metadata(job, namespace),
         "spec": {
             **_job_spec(job, namespace, host=f"{job.key}-0", subdomain=job.key),
             "ttlSecondsAfterFinished": job.keep_s,
         },
-    }  # fmt: skip
+    }
     service = {
-        "apiVersion": "v1", "kind": SERVICES.kind,
+        "apiVersion": "v1",
+        "kind": SERVICES.kind,
         "metadata": {"name": job.key, "namespace": namespace, "labels": _labels(job)},
         "spec": {
-            "clusterIP": "None", "publishNotReadyAddresses": True, "selector": {JOB_LABEL: job.key},
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {JOB_LABEL: job.key},
             "ports": [{"name": "meeting", "port": pod.PORT, "targetPort": pod.PORT, "protocol": "TCP"}],
         },
-    }  # fmt: skip
+    }
     return Rendered("job", main, after=(service,))
 
 
 def _jobset(job: JobSpec, namespace: str) -> Rendered:
     main = {
-        "apiVersion": JOBSETS.api_version, "kind": JOBSETS.kind, "metadata": _main_metadata(job, namespace),
+        "apiVersion": JOBSETS.api_version,
+        "kind": JOBSETS.kind,
+        "metadata": _main_metadata(job, namespace),
         "spec": {**_jobset_spec(job, namespace), "ttlSecondsAfterFinished": job.keep_s},
-    }  # fmt: skip
+    }
     return Rendered("jobset", main)
 
 
 def _trainjob(job: JobSpec, namespace: str) -> Rendered:
     runtime = {
-        "apiVersion": RUNTIMES.api_version, "kind": RUNTIMES.kind,
+        "apiVersion": RUNTIMES.api_version,
+        "kind": RUNTIMES.kind,
         "metadata": {"name": job.key, "namespace": namespace, "labels": _labels(job)},
         "spec": {"mlPolicy": {"numNodes": job.nodes}, "template": {"spec": _jobset_spec(job, namespace, step="trainer")}},
-    }  # fmt: skip
+    }
     main = {
-        "apiVersion": TRAINJOBS.api_version, "kind": TRAINJOBS.kind, "metadata": _main_metadata(job, namespace),
+        "apiVersion": TRAINJOBS.api_version,
+        "kind": TRAINJOBS.kind,
+        "metadata": _main_metadata(job, namespace),
         "spec": {
             "runtimeRef": {"apiGroup": RUNTIMES.group, "kind": RUNTIMES.kind, "name": job.key},
             "trainer": {"numNodes": job.nodes},
         },
-    }  # fmt: skip
+    }
     return Rendered("trainjob", main, before=(runtime,))
 
 
 _RENDERINGS: dict[RenderingName, Callable[[JobSpec, str], Rendered]] = {
-    "job": _indexed_job, "jobset": _jobset, "trainjob": _trainjob,
-}  # fmt: skip
+    "job": _indexed_job,
+    "jobset": _jobset,
+    "trainjob": _trainjob,
+}
 
 
 def _jobset_spec(job: JobSpec, namespace: str, step: str = "") -> Object:
@@ -178,26 +195,35 @@ def _jobset_spec(job: JobSpec, namespace: str, step: str = "") -> Object:
             ],
         },
         "replicatedJobs": [{"name": REPLICAS, "replicas": 1, "template": template}],
-    }  # fmt: skip
+    }
 
 
 def _job_spec(job: JobSpec, namespace: str, host: str, subdomain: str | None, service: str = "") -> Object:
     """An Indexed Job: a pod for each node, replaced under the same index and name."""
     meeting = f"{host}.{subdomain or service}.{namespace}.svc:{pod.PORT}"
     return {
-        "completionMode": "Indexed", "completions": job.nodes, "parallelism": job.nodes, "backoffLimit": job.restarts,
-        "activeDeadlineSeconds": job.time_limit_s, "podReplacementPolicy": "Failed",
+        "completionMode": "Indexed",
+        "completions": job.nodes,
+        "parallelism": job.nodes,
+        "backoffLimit": job.restarts,
+        "activeDeadlineSeconds": job.time_limit_s,
+        "podReplacementPolicy": "Failed",
         # In this order: a disruption counts for nothing, however the container ended.
         "podFailurePolicy": {
             "rules": [
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                {"action": "FailJob", "onExitCodes": {
-                    "containerName": CONTAINER, "operator": "In", "values": [pod.BAD_CONFIGURATION, KILLED],
-                }},
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": CONTAINER,
+                        "operator": "In",
+                        "values": [pod.BAD_CONFIGURATION, KILLED],
+                    },
+                },
             ]
         },
         "template": _pod_template(job, meeting, subdomain),
-    }  # fmt: skip
+    }
 
 
 def _pod_template(job: JobSpec, meeting: str, subdomain: str | None) -> Object:
@@ -209,21 +235,33 @@ def _pod_template(job: JobSpec, meeting: str, subdomain: str | None) -> Object:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": job.grace_s,
         "securityContext": {
-            "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
-            "weight": 100, "podAffinityTerm": {
-                "labelSelector": {"matchLabels": {JOB_LABEL: job.key}}, "topologyKey": "topology.kubernetes.io/zone",
-            },
-        }]}},
+        "affinity": {
+            "podAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "weight": 100,
+                        "podAffinityTerm": {
+                            "labelSelector": {"matchLabels": {JOB_LABEL: job.key}},
+                            "topologyKey": "topology.kubernetes.io/zone",
+                        },
+                    }
+                ]
+            }
+        },
         "containers": [_container(job, meeting)],
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.resources.shared_memory}},
             {"name": "scratch", "emptyDir": {"sizeLimit": job.resources.scratch}},
             *({"name": v.claim, "persistentVolumeClaim": {"claimName": v.claim}} for v in job.volumes),
         ],
-    }  # fmt: skip
+    }
     if subdomain:
         spec["subdomain"] = subdomain
     if gpus:
@@ -243,7 +281,7 @@ def _container(job: JobSpec, meeting: str) -> Object:
         amounts["nvidia.com/gpu"] = str(job.resources.gpus)
     words = pod.arguments(
         [job.module, *job.arguments], job.nodes, job.processes_per_node, meeting, job.key, job.restarts, job.grace_s
-    )  # fmt: skip
+    )
     container: Object = {
         "name": CONTAINER,
         "image": job.image,
@@ -255,7 +293,9 @@ def _container(job: JobSpec, meeting: str) -> Object:
         ],
         "resources": {"requests": dict(amounts), "limits": dict(amounts)},
         "securityContext": {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "runAsNonRoot": True,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -264,7 +304,7 @@ def _container(job: JobSpec, meeting: str) -> Object:
             {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108
             *({"name": volume.claim, "mountPath": str(volume.path)} for volume in job.volumes),
         ],
-    }  # fmt: skip
+    }
     if job.secrets:
         container["envFrom"] = [{"secretRef": {"name": name}} for name in job.secrets]
     return container
@@ -274,9 +314,12 @@ def _environment(job: JobSpec) -> dict[str, str]:
     """Caches go to the scratch volume; threads follow the CPU limit; NCCL says what is wrong and gives up on a dead peer."""
     cores = max(int(float(job.resources.cpu.removesuffix("m")) / (1000 if job.resources.cpu.endswith("m") else 1)), 1)
     common = {
-        "HOME": "/tmp", "TRITON_CACHE_DIR": "/tmp/triton", "TORCH_EXTENSIONS_DIR": "/tmp/torch", "PYTHONUNBUFFERED": "1",  # noqa: S108
+        "HOME": "/tmp",
+        "TRITON_CACHE_DIR": "/tmp/triton",
+        "TORCH_EXTENSIONS_DIR": "/tmp/torch",
+        "PYTHONUNBUFFERED": "1",  # noqa: S108
         "OMP_NUM_THREADS": str(max(cores // job.processes_per_node, 1)),
-    }  # fmt: skip
+    }
     if job.resources.gpus:
         common |= {"NCCL_DEBUG": "WARN", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
     return {**common, **job.environment}

@@ -31,8 +31,12 @@ def silent(model_uri: str, tracking_uri: str) -> str:
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-c", SCRIPT, model_uri],
-                cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S,
-            )  # fmt: skip
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_S,
+            )
         except subprocess.TimeoutExpired:
             return f"it did not answer its input example within {LIMIT_S} s"
     if done.returncode == 0:

@@ -66,7 +66,7 @@ def results(version: ModelVersion) -> dict[str, tuple[bool, float]]:
 
 def _worse(
     ours: dict[str, tuple[bool, float]], theirs: dict[str, tuple[bool, float]], settings: RegistrySettings, name: str
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Metrics that fall behind by more than the tolerance of their task, relative to the incumbent's value."""
     reasons = []
     for metric, (higher, before) in theirs.items():
@@ -76,6 +76,8 @@ def _worse(
         allowed = settings.tolerance_of(metric.partition("/")[0]) * abs(before)
         loss = (before - ours[metric][1]) * (1 if higher else -1)
         if loss > allowed:
-            reasons.append(f"{metric}: {ours[metric][1]:.4f} is worse than {before:.4f} of {name} by {loss:.4f}, "
-                           f"more than the tolerance of {allowed:.4f}")  # fmt: skip
+            reasons.append(
+                f"{metric}: {ours[metric][1]:.4f} is worse than {before:.4f} of {name} by {loss:.4f}, "
+                f"more than the tolerance of {allowed:.4f}"
+            )
     return reasons

@@ -55,8 +55,19 @@ class Use:
     splits: tuple[str, ...]
 
 
-FACTS = ("data_digest", "corpus_digest", "settings_digest", "git_commit", "environment", "python", "container", "weights_digest",
-         "evaluation_digest", "evaluation_cases", "validation_passed")  # fmt: skip
+FACTS = (
+    "data_digest",
+    "corpus_digest",
+    "settings_digest",
+    "git_commit",
+    "environment",
+    "python",
+    "container",
+    "weights_digest",
+    "evaluation_digest",
+    "evaluation_cases",
+    "validation_passed",
+)
 
 
 def origin(version: str, tracking_uri: str, name: str) -> Origin:
@@ -91,7 +102,7 @@ def settings_of(version: ModelVersion, tracking_uri: str) -> dict[str, Any]:
 
 def versions_with_patients(
     patients: Mapping[str, Collection[str]], holding: Collection[str], tracking_uri: str, name: str
-) -> list[Use]:  # fmt: skip
+) -> list[Use]:
     """Versions that patients (dataset -> pseudonyms) went into, newest first.
 
     Args:

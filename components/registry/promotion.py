@@ -64,15 +64,24 @@ def promote(
         if shut and not force:
             return _refused(now, to, state, shut, tracking_uri)
         moves = (Move(to, before, now.version), *_archived(state, to, now.version))
-        return Act("force" if shut else "promote", now.version, to, moves, reason.strip(), tuple(shut),
-                   _figures(now, to, state, tracking_uri), now.tags.get("weights_digest", ""))  # fmt: skip
+        return Act(
+            "force" if shut else "promote",
+            now.version,
+            to,
+            moves,
+            reason.strip(),
+            tuple(shut),
+            _figures(now, to, state, tracking_uri),
+            now.tags.get("weights_digest", ""),
+        )
 
     trail.write(decide)
     if shut and not force:
         raise GateRefused(
-            "; ".join(shut), where=f"{name} version {candidate.version} to {to}",
+            "; ".join(shut),
+            where=f"{name} version {candidate.version} to {to}",
             remedy="train or evaluate again; --force --reason TEXT promotes all the same, and is recorded",
-        )  # fmt: skip
+        )
     return version_of(client, name, candidate.version)
 
 
@@ -113,14 +122,14 @@ def history(tracking_uri: str, name: str) -> tuple[tuple[Entry, ...], list[str]]
     if not list_versions(tracking_uri, name):
         raise BadInput("no such model", where=name, remedy="omnimri run registers one")
     state = history_of(tracking_uri, name).read()
-    outside = [f"history: {move.place} was moved from {move.before or 'none'} to {move.after or 'none'} by other means"
-               for move in state.moved_outside]  # fmt: skip
+    outside = [
+        f"history: {move.place} was moved from {move.before or 'none'} to {move.after or 'none'} by other means"
+        for move in state.moved_outside
+    ]
     return state.entries, [*state.faults, *outside]
 
 
-def reasons(
-    candidate: ModelVersion, to: Place, state: State, tracking_uri: str, settings: RegistrySettings
-) -> list[str]:  # fmt: skip
+def reasons(candidate: ModelVersion, to: Place, state: State, tracking_uri: str, settings: RegistrySettings) -> list[str]:
     """Everything against a promotion: history, records, weights, and whether the version answers."""
     client = client_of(tracking_uri)
     incumbents = {place: version_of(client, settings.name, number) for place, number in state.aliases.items()}
@@ -173,7 +182,13 @@ def _figures(candidate: ModelVersion, to: str, state: State, tracking_uri: str) 
 
 def _refused(candidate: ModelVersion, to: Place, state: State, shut: list[str], tracking_uri: str) -> Act | None:
     """The refusal as an entry; none where the last word about this version and place was the same."""
-    act = Act("refuse", candidate.version, to, gates=tuple(shut),
-              figures=_figures(candidate, to, state, tracking_uri), weights=candidate.tags.get("weights_digest", ""))  # fmt: skip
+    act = Act(
+        "refuse",
+        candidate.version,
+        to,
+        gates=tuple(shut),
+        figures=_figures(candidate, to, state, tracking_uri),
+        weights=candidate.tags.get("weights_digest", ""),
+    )
     last = next((one.act for one in reversed(state.entries) if one.act.version == candidate.version), None)
     return None if last == act else act

@@ -69,9 +69,10 @@ def reproduce(version: str, home: Home, name: str, keep: Path | None = None) -> 
     commit, data = found.tags.get("git_commit", ""), found.tags.get("data_digest", "")
     if not commit or commit == "unknown" or commit.endswith("+dirty"):
         raise BadInput(
-            "its code is in no commit", where=f"{name} {found.version}, commit {commit or 'not recorded'}",
+            "its code is in no commit",
+            where=f"{name} {found.version}, commit {commit or 'not recorded'}",
             remedy="only what was trained from a committed checkout can be made again",
-        )  # fmt: skip
+        )
     settings = settings_of(found, home.tracking_uri)
     if keep is not None:
         return _reproduced(found.version, commit, data, settings, home, name, keep)
@@ -81,7 +82,7 @@ def reproduce(version: str, home: Home, name: str, keep: Path | None = None) -> 
 
 def _reproduced(
     version: str, commit: str, data: str, settings: dict[str, Any], home: Home, name: str, folder: Path
-) -> Reproduction:  # fmt: skip
+) -> Reproduction:
     seconds: dict[str, float] = {}
     checkout, profile = folder / "checkout", folder / "settings.yaml"
     start = time.monotonic()
@@ -93,8 +94,13 @@ def _reproduced(
     seconds["data"] = time.monotonic() - start
     profile.write_text(json.dumps(settings))  # JSON is YAML
     clean = {key: value for key, value in os.environ.items() if not key.startswith(INHERITED)}
-    environment = {**clean, "OMNIMRI_HOME": str(folder / "home"), "OMNIMRI_DATA": str(checkout / "data"),
-                   "OMNIMRI_CARDS": str(home.cards), "PYTHONPATH": str(checkout)}  # fmt: skip
+    environment = {
+        **clean,
+        "OMNIMRI_HOME": str(folder / "home"),
+        "OMNIMRI_DATA": str(checkout / "data"),
+        "OMNIMRI_CARDS": str(home.cards),
+        "PYTHONPATH": str(checkout),
+    }
     start = time.monotonic()
     _run(checkout, environment, "curate", "--profile", str(profile), "--json")
     seconds["curate"] = time.monotonic() - start
@@ -104,9 +110,17 @@ def _reproduced(
     ours = resolve_model(f"models:/{name}/{version}", home.tracking_uri) / WEIGHTS
     tensors, differing, largest = compare(ours, Path(stages[-1]["model_dir"]) / WEIGHTS)
     return Reproduction(
-        version, commit, data, differing == 0, tensors, differing, largest, other_packages(checkout / "constraints.txt"),
-        laid.withdrawn.series, {step: round(value, 1) for step, value in seconds.items()},
-    )  # fmt: skip
+        version,
+        commit,
+        data,
+        differing == 0,
+        tensors,
+        differing,
+        largest,
+        other_packages(checkout / "constraints.txt"),
+        laid.withdrawn.series,
+        {step: round(value, 1) for step, value in seconds.items()},
+    )
 
 
 def compare(first: Path, second: Path) -> tuple[int, int, float]:
@@ -156,7 +170,8 @@ def _run(checkout: Path, environment: Mapping[str, str], *words: str) -> Any:
     done = subprocess.run([*COMMAND, *words], cwd=checkout, env=dict(environment), capture_output=True, text=True)
     if done.returncode:
         raise JobFailed(
-            f"the old code's `omnimri {words[0]}` failed: {' '.join(done.stderr.split())[-600:]}", where=str(checkout),
+            f"the old code's `omnimri {words[0]}` failed: {' '.join(done.stderr.split())[-600:]}",
+            where=str(checkout),
             remedy="omnimri reproduce --keep FOLDER leaves everything there",
-        )  # fmt: skip
+        )
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -53,9 +53,12 @@ def rows_of(body: bytes, limits: Limits) -> list[dict[str, str]]:
 def _records(value: Any, form: str) -> list[Any]:
     if form == "dataframe_split":
         columns, data = (value.get("columns"), value.get("data")) if isinstance(value, dict) else (None, None)
-        if not isinstance(columns, list) or not isinstance(data, list) or not all(
-            isinstance(row, list) and len(row) == len(columns) for row in data
-        ) or not all(isinstance(column, str) for column in columns):  # fmt: skip
+        if (
+            not isinstance(columns, list)
+            or not isinstance(data, list)
+            or not all(isinstance(row, list) and len(row) == len(columns) for row in data)
+            or not all(isinstance(column, str) for column in columns)
+        ):
             raise BadInput("no table", where=form, remedy='{"columns": ["image", "instruction"], "data": [[..., ...]]}')
         return [dict(zip(columns, row, strict=True)) for row in data]
     if isinstance(value, dict):  # one row, or columns of equal length

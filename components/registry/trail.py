@@ -185,9 +185,10 @@ class History:
             parameters = self.client.get_run(run_id).data.params if run_id else {}
         except MlflowException:
             raise JobFailed(
-                "the run that holds the history is gone", where=f"{self.name}, MLflow run {run_id}",
+                "the run that holds the history is gone",
+                where=f"{self.name}, MLflow run {run_id}",
                 remedy="restore MLflow's store from its backup",
-            ) from None  # fmt: skip
+            ) from None
         entries = [_entry(_whole(key, parameters), f"{key}{DONE}" in parameters) for key in sorted(parameters) if key.isdigit()]
         aliases = {place: str(version) for place, version in self.client.get_registered_model(self.name).aliases.items()}
         return State(tuple(entries), head, {place: version for place, version in aliases.items() if place in PLACES})
@@ -328,7 +329,11 @@ def _entry(text: str, done: bool) -> Entry:
     plain = json.loads(text)
     act = plain["act"]
     act = Act(
-        **{**act, "moves": tuple(Move(**move) for move in act["moves"]), "gates": tuple(act["gates"]),
-           "figures": tuple((name, ours, theirs) for name, ours, theirs in act["figures"])}
-    )  # fmt: skip
+        **{
+            **act,
+            "moves": tuple(Move(**move) for move in act["moves"]),
+            "gates": tuple(act["gates"]),
+            "figures": tuple((name, ours, theirs) for name, ours, theirs in act["figures"]),
+        }
+    )
     return Entry(**{**plain, "act": act}, done=done)

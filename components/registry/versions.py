@@ -48,7 +48,7 @@ def version_of(client: MlflowClient, name: str, number: str) -> ModelVersion:
     aliases = client.get_registered_model(name).aliases
     return ModelVersion(
         name, str(found.version), tuple(sorted(alias for alias, at in aliases.items() if str(at) == str(number))), dict(found.tags)
-    )  # fmt: skip
+    )
 
 
 def list_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
@@ -80,9 +80,12 @@ def register(
     """Register an evaluated model as candidate. The same weights, evaluation and lineage keep the version that they have."""
     weights = weights_digest(model_dir)
     tags = {
-        "weights_digest": weights, "evaluation_digest": evaluation.digest, CASES: evaluation.cases, **lineage.tags(),
+        "weights_digest": weights,
+        "evaluation_digest": evaluation.digest,
+        CASES: evaluation.cases,
+        **lineage.tags(),
         RESULTS: json.dumps([[row.task, row.metric, row.higher_is_better, row.model] for row in evaluation.rows]),
-    }  # fmt: skip
+    }
     same = ("weights_digest", "evaluation_digest", "data_digest", "settings_digest")
     for found in list_versions(tracking_uri, name):
         if all(found.tags.get(tag) == tags[tag] for tag in same):

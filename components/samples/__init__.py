@@ -30,9 +30,10 @@ def build(dataset_id: str, destination: Path, patients: int | None = None) -> Pa
     """
     if dataset_id not in SAMPLES:
         raise BadInput(
-            "OmniMRI has no sample of this dataset", where=dataset_id,
+            "OmniMRI has no sample of this dataset",
+            where=dataset_id,
             remedy=f"name its folder in the profile (datasets: path), or choose one of {', '.join(SAMPLES)}",
-        )  # fmt: skip
+        )
     if destination.exists():
         return destination
     with atomic_directory(destination) as folder:

@@ -72,9 +72,12 @@ def _slice(patient: Brain, sequence: str, series: int, index: int, pixels: NDArr
 
 def _segment(number: int, label: str, category: Any, kind: Any) -> hd.seg.SegmentDescription:
     return hd.seg.SegmentDescription(
-        segment_number=number, segment_label=label, segmented_property_category=category, segmented_property_type=kind,
+        segment_number=number,
+        segment_label=label,
+        segmented_property_category=category,
+        segmented_property_type=kind,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.MANUAL,
-    )  # fmt: skip
+    )
 
 
 def _segmentation(patient: Brain, images: list[FileDataset]) -> hd.seg.Segmentation:
@@ -85,11 +88,19 @@ def _segmentation(patient: Brain, images: list[FileDataset]) -> hd.seg.Segmentat
         _segment(LESION, "lesion", codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion),
     ]
     result = hd.seg.Segmentation(
-        source_images=images, pixel_array=patient.labels, segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments[: 3 if patient.has_lesion else 2], series_instance_uid=_uid("seg-series", patient.number),
-        series_number=9, sop_instance_uid=_uid("seg", patient.number), instance_number=1, manufacturer="OmniMRI",
-        manufacturer_model_name="sample", software_versions="1", device_serial_number="1",
-    )  # fmt: skip
+        source_images=images,
+        pixel_array=patient.labels,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments[: 3 if patient.has_lesion else 2],
+        series_instance_uid=_uid("seg-series", patient.number),
+        series_number=9,
+        sop_instance_uid=_uid("seg", patient.number),
+        instance_number=1,
+        manufacturer="OmniMRI",
+        manufacturer_model_name="sample",
+        software_versions="1",
+        device_serial_number="1",
+    )
     result.ContentDate = result.InstanceCreationDate = result.SeriesDate = DATE
     result.ContentTime = result.InstanceCreationTime = result.SeriesTime = TIME
     for item in result.ContributingEquipmentSequence:

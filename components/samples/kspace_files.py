@@ -73,10 +73,21 @@ def _boxes(patient: Brain, name: str) -> list[dict[str, Any]]:
     for index, labels in enumerate(patient.labels):
         regions, _ = ndimage.label(labels == LESION, structure=np.ones((3, 3)))
         for height, width in ndimage.find_objects(regions):
-            rows.append({"file": name, "slice": index, "study_level": "No", "x": width.start, "y": height.start,
-                         "width": width.stop - width.start, "height": height.stop - height.start, "label": "lesion"})  # fmt: skip
-    return rows or [{"file": name, "slice": "", "study_level": "Yes", "x": "", "y": "", "width": "", "height": "",
-                     "label": "Normal for age"}]  # fmt: skip
+            rows.append(
+                {
+                    "file": name,
+                    "slice": index,
+                    "study_level": "No",
+                    "x": width.start,
+                    "y": height.start,
+                    "width": width.stop - width.start,
+                    "height": height.stop - height.start,
+                    "label": "lesion",
+                }
+            )
+    return rows or [
+        {"file": name, "slice": "", "study_level": "Yes", "x": "", "y": "", "width": "", "height": "", "label": "Normal for age"}
+    ]
 
 
 def write_kspace_cohort(folder: Path, patients: int) -> None:
@@ -89,7 +100,7 @@ def write_kspace_cohort(folder: Path, patients: int) -> None:
         reconstruction = _reconstruction(kspace)
         header = _HEADER.format(
             number=number, sex=patient.sex, coils=COILS, pixels=GRID.pixels, fov=GRID.pixels * GRID.pixel_mm, slice_mm=GRID.slice_mm
-        )  # fmt: skip
+        )
         with h5py.File(folder / f"{name}.h5", "w", libver="earliest") as file:
             file.create_dataset("kspace", data=kspace, track_times=False)
             file.create_dataset("reconstruction_rss", data=reconstruction, track_times=False)

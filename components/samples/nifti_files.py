@@ -27,12 +27,22 @@ def _sidecar(patient: Brain, sequence: str) -> dict[str, Any]:
     """A sidecar as a careless converter leaves it, names and dates included: ingestion must remove them."""
     _, repetition, echo = TIMES[sequence]
     return {
-        "Modality": "MR", "MagneticFieldStrength": 1.5 if patient.number % 2 else 3.0, "Manufacturer": "GE",
-        "ManufacturersModelName": "SIGNA Artist", "RepetitionTime": repetition / 1000, "EchoTime": echo / 1000, "FlipAngle": 90,
-        "BodyPartExamined": "BRAIN", "SeriesDescription": f"AX {sequence[:2]}", "PatientName": f"Doe^Nifti{patient.number:02d}",
-        "PatientID": f"NIF-{patient.number:04d}", "PatientBirthDate": "19700203", "AcquisitionDateTime": "2024-05-06T07:08:09",
-        "PatientSex": patient.sex, "PatientAge": patient.age_years,
-    }  # fmt: skip
+        "Modality": "MR",
+        "MagneticFieldStrength": 1.5 if patient.number % 2 else 3.0,
+        "Manufacturer": "GE",
+        "ManufacturersModelName": "SIGNA Artist",
+        "RepetitionTime": repetition / 1000,
+        "EchoTime": echo / 1000,
+        "FlipAngle": 90,
+        "BodyPartExamined": "BRAIN",
+        "SeriesDescription": f"AX {sequence[:2]}",
+        "PatientName": f"Doe^Nifti{patient.number:02d}",
+        "PatientID": f"NIF-{patient.number:04d}",
+        "PatientBirthDate": "19700203",
+        "AcquisitionDateTime": "2024-05-06T07:08:09",
+        "PatientSex": patient.sex,
+        "PatientAge": patient.age_years,
+    }
 
 
 def write_nifti_cohort(folder: Path, patients: int) -> None:

@@ -68,9 +68,13 @@ class Tracking:
         run = client.create_run(
             experiment,
             run_name=f"pipeline-{settings.profile}-{digest[:8]}",
-            tags={"omnimri.digest": digest, "omnimri.data_digest": data_digest, "omnimri.git_commit": git_commit(),
-                  **{f"omnimri.{name}": value for name, value in tags.items()}},
-        )  # fmt: skip
+            tags={
+                "omnimri.digest": digest,
+                "omnimri.data_digest": data_digest,
+                "omnimri.git_commit": git_commit(),
+                **{f"omnimri.{name}": value for name, value in tags.items()},
+            },
+        )
         self._log_parameters(client, run.info.run_id, flat(settings.model_dump(mode="json", exclude={"datasets"})))
         StageRun(client, run.info.run_id).log_dataset("data", data_digest, "source", {"datasets": len(settings.datasets)})
         client.set_tag(run.info.run_id, "omnimri.datasets", ", ".join(dataset.card for dataset in settings.datasets))

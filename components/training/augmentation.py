@@ -59,10 +59,15 @@ class Movement:
             return round(((edge / GRID - 0.5) * self.scale + 0.5 + shift) * GRID)
 
         return [
-            TextBox(box.label, moved(box.row0, self.down), moved(box.col0, self.right),
-                    moved(box.row1, self.down), moved(box.col1, self.right))
+            TextBox(
+                box.label,
+                moved(box.row0, self.down),
+                moved(box.col0, self.right),
+                moved(box.row1, self.down),
+                moved(box.col1, self.right),
+            )
             for box in boxes
-        ]  # fmt: skip
+        ]
 
     def image(self, image_HW: Image, nearest: bool = False) -> Image:
         """The moved image, zero where nothing was; ``nearest`` for masks."""

@@ -50,9 +50,15 @@ class BatchMaker:
     """
 
     def __init__(
-        self, stage: StageName, samples: Samples, settings: StageSettings, config: OmniMRIConfig, processor: Processor, seed: int,
+        self,
+        stage: StageName,
+        samples: Samples,
+        settings: StageSettings,
+        config: OmniMRIConfig,
+        processor: Processor,
+        seed: int,
         rank: Rank = Rank(),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.stage, self.samples, self.settings, self.config, self.processor = stage, samples, settings, config, processor
         self.rank = rank
         self.key = int(digest(seed, stage)[:12], 16)

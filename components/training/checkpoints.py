@@ -139,8 +139,11 @@ class Checkpoints:
     def _damaged(self, step: int) -> list[str]:
         """Files of a checkpoint that are missing or other than written, on all processes."""
         place, files = self.root / tag_of(step), self.manifest(step)["files"]
-        own = [name for name in sorted(files)[self.rank :: self.world]
-               if not (place / name).is_file() or _sha256(place / name) != files[name]]  # fmt: skip
+        own = [
+            name
+            for name in sorted(files)[self.rank :: self.world]
+            if not (place / name).is_file() or _sha256(place / name) != files[name]
+        ]
         parts: list[Any] = [own]
         if self.world > 1:
             parts = [None] * self.world

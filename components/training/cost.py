@@ -17,9 +17,18 @@ from model_core.config import OmniMRIConfig
 from model_core.objectives import Objective
 
 PEAKS = {
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "MI300X": 1307e12, "L40S": 362e12,
-    "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "V100": 125e12,
-}  # fmt: skip
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+    "MI300X": 1307e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "V100": 125e12,
+}
 """Dense bfloat16 operations a second (float16 for V100), from the makers' data sheets; the first name that fits."""
 TEXT_STEP = 64
 """Texts are counted by this many tokens, so that few lengths are ever costed."""

@@ -65,9 +65,12 @@ class Curve:
         point |= {"learning_rate": result.learning_rate, "gradient_norm": result.gradient_norm}
         point |= {**result.parts, **{f"task/{name}": loss for name, loss in result.tasks.items()}}
         point |= {
-            "seconds": seconds, "samples_per_second": result.samples / seconds, "tokens_per_second": result.tokens / seconds,
-            "mfu": result.flops / seconds / (peak_flops(self.precision) * self.world), "data_wait_share": waited_s / seconds,
-        }  # fmt: skip
+            "seconds": seconds,
+            "samples_per_second": result.samples / seconds,
+            "tokens_per_second": result.tokens / seconds,
+            "mfu": result.flops / seconds / (peak_flops(self.precision) * self.world),
+            "data_wait_share": waited_s / seconds,
+        }
         self.points.append({**point, **_system()})
         if result.load_layers_E is not None:
             self._load = result.load_layers_E if self._load is None else self._load + result.load_layers_E

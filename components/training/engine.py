@@ -95,9 +95,12 @@ class Engine:
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
         exact = [(buffer, buffer.clone()) for buffer in objective.buffers()]
         self.engine, _, _, _ = deepspeed.initialize(
-            model=objective, optimizer=optimizer, model_parameters=[p for group in groups for p in group["params"]],
-            config=self._config(training, sum(p.numel() for group in groups for p in group["params"])), dist_init_required=False,
-        )  # fmt: skip
+            model=objective,
+            optimizer=optimizer,
+            model_parameters=[p for group in groups for p in group["params"]],
+            config=self._config(training, sum(p.numel() for group in groups for p in group["params"])),
+            dist_init_required=False,
+        )
         for buffer, value in exact:  # DeepSpeed has rounded them with the weights
             buffer.data = value.to(self.engine.device)
         if self.average is not None:
@@ -162,13 +165,16 @@ class Engine:
         sums, counts = (together[1 + len(parts) + place * len(tasks) :][: len(tasks)].tolist() for place in (0, 1))
         loads = [output.load_layers_E for output in outputs if output.load_layers_E is not None]
         return StepResult(
-            loss=means[0], parts=dict(zip(parts, means[1:], strict=True)),
+            loss=means[0],
+            parts=dict(zip(parts, means[1:], strict=True)),
             tasks={name: total / count for name, total, count in zip(tasks, sums, counts, strict=True) if count},
-            gradient_norm=norm, learning_rate=rate,
+            gradient_norm=norm,
+            learning_rate=rate,
             samples=self.settings.micro_batch * self.settings.gradient_accumulation * ranks(),
-            tokens=int(together[-2]), flops=float(together[-1]),
+            tokens=int(together[-2]),
+            flops=float(together[-1]),
             load_layers_E=torch.stack(loads).sum(0).cpu() if loads else None,
-        )  # fmt: skip
+        )
 
     def save(self, step: int) -> None:
         """Write a checkpoint of ``step`` finished steps, complete and on disk. It counts once :meth:`Checkpoints.name` names it

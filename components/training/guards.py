@@ -82,9 +82,10 @@ class Guard:
         if len(self.rollbacks) >= self.limit:
             steps = ", ".join(str(one.at) for one in self.rollbacks) or "none"
             raise JobFailed(
-                f"step {at} went wrong: {reason}. Rolled back before at steps: {steps}", where=str(self.path),
+                f"step {at} went wrong: {reason}. Rolled back before at steps: {steps}",
+                where=str(self.path),
                 remedy="lower this stage's learning_rate or lengthen warmup_steps; run omnimri validate if the data are suspect",
-            )  # fmt: skip
+            )
         self.rollbacks.append(Rollback(at, to, reason))
         if first_process:
             write_json(self.path, [asdict(one) for one in self.rollbacks])

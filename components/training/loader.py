@@ -30,9 +30,15 @@ def batches(maker: BatchMaker, steps: Iterable[int], workers: int, pin: bool = F
     # Forked: the corpus is shared, not copied. These processes touch neither the GPU nor the process group.
     yield from DataLoader(
         maker,  # type: ignore[arg-type]
-        batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=AHEAD, pin_memory=pin,
-        collate_fn=_as_made, worker_init_fn=_on_its_own, multiprocessing_context="fork",
-    )  # fmt: skip
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        pin_memory=pin,
+        collate_fn=_as_made,
+        worker_init_fn=_on_its_own,
+        multiprocessing_context="fork",
+    )
 
 
 def _as_made(micro_batches: list[Any]) -> list[Any]:

@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 
 SHOWN = 4
 PARTS = {
-    "masked_l1", "patch_contrast", "volume_contrast", "contrast", "text", "visual", "image", "mask", "load_balance", "router_z",
-}  # fmt: skip
+    "masked_l1",
+    "patch_contrast",
+    "volume_contrast",
+    "contrast",
+    "text",
+    "visual",
+    "image",
+    "mask",
+    "load_balance",
+    "router_z",
+}
 
 
 def stage_pictures(stage: StageName, objective: Objective, processor: Processor, corpus: Corpus, curve: Curve) -> dict[str, Figure]:
@@ -116,10 +125,15 @@ def decoded_images(objective: Objective, processor: Processor, samples: Samples)
             tokens = objective.model.image_tokens_for(1, *image.shape)
             ids, mask = processor.pad([processor.encode_answer_prefix(record.instruction, record.response, tokens)])
             made = objective.model.generate_image(
-                ids.to(device), mask.to(device), pixels, torch.tensor([kind], device=device),
-                measured=Measured(torch.from_numpy(target.kspace)[None, None, None].to(device),
-                                  torch.from_numpy(target.sampling.copy())[None, None].to(device)),
-            )  # fmt: skip
+                ids.to(device),
+                mask.to(device),
+                pixels,
+                torch.tensor([kind], device=device),
+                measured=Measured(
+                    torch.from_numpy(target.kspace)[None, None, None].to(device),
+                    torch.from_numpy(target.sampling.copy())[None, None].to(device),
+                ),
+            )
             name = record.structure or "image"
             rows.append([("input", image), (name, target.image), ("predicted", F.relu(made)[0, 0, 0].cpu().numpy())])
     return _grid(rows)

@@ -158,9 +158,17 @@ def _tell_the_rest(result: StageResult, tracking: Tracking) -> None:
 
 
 def _submit(
-    stage: StageName, identity: str, corpus_root: Path, settings: Settings, home: Home, parent: StageResult | None,
-    parent_run_id: str | None, folder: Path, tracking: Tracking, launcher: Launcher,
-) -> None:  # fmt: skip
+    stage: StageName,
+    identity: str,
+    corpus_root: Path,
+    settings: Settings,
+    home: Home,
+    parent: StageResult | None,
+    parent_run_id: str | None,
+    folder: Path,
+    tracking: Tracking,
+    launcher: Launcher,
+) -> None:
     """Write the job's description and run it to its end."""
     tokenizer = prepare(corpus_root, settings, home)
     if settings.model.backbone is not None:
@@ -168,11 +176,21 @@ def _submit(
     if not (folder / RUN).exists():
         parameters = settings.training.stage(stage).model_dump(mode="json")
         write_json(folder / RUN, {"run_id": tracking.create_stage_run(stage, identity, parent_run_id, parameters)})
-    write_json(folder / JOB, {
-        "stage": stage, "digest": identity, "corpus_root": corpus_root, "settings": settings.model_dump(mode="json"),
-        "tokenizer": tokenizer, "parent_model": parent.model_dir if parent else None,
-        "home": home.root, "data": home.data, "tracking_uri": home.tracking_uri, "run_id": read_json(folder / RUN)["run_id"],
-    })  # fmt: skip
+    write_json(
+        folder / JOB,
+        {
+            "stage": stage,
+            "digest": identity,
+            "corpus_root": corpus_root,
+            "settings": settings.model_dump(mode="json"),
+            "tokenizer": tokenizer,
+            "parent_model": parent.model_dir if parent else None,
+            "home": home.root,
+            "data": home.data,
+            "tracking_uri": home.tracking_uri,
+            "run_id": read_json(folder / RUN)["run_id"],
+        },
+    )
     handle = launcher.submit(stage_job(stage, identity, settings, folder))
     handle.wait()
     if not (folder / DONE).exists():  # the job's record outlived a folder that somebody removed
@@ -183,9 +201,13 @@ def _submit(
 def stage_job(stage: StageName, identity: str, settings: Settings, folder: Path) -> JobSpec:
     """The job that trains a stage."""
     job = JobSpec(
-        name=stage, module="components.training.worker", arguments=(str(folder / JOB),),
-        processes=settings.training.processes, folder=folder, identity=identity,
-    )  # fmt: skip
+        name=stage,
+        module="components.training.worker",
+        arguments=(str(folder / JOB),),
+        processes=settings.training.processes,
+        folder=folder,
+        identity=identity,
+    )
     return on_cluster(job, settings.kubernetes) if settings.launcher == "kubernetes" else job
 
 

@@ -79,10 +79,16 @@ class Job:
         raw = read_json(path)
         tracking = Tracking(raw["tracking_uri"], Home(Path(raw["home"]), Path(raw["data"])))
         return cls(
-            stage=raw["stage"], digest=raw["digest"], folder=path.parent, corpus=Corpus.open(Path(raw["corpus_root"])),
-            settings=Settings.model_validate(raw["settings"]), tokenizer=Path(raw["tokenizer"]),
-            parent_model=Path(raw["parent_model"]) if raw["parent_model"] else None, run_id=raw["run_id"], tracking=tracking,
-        )  # fmt: skip
+            stage=raw["stage"],
+            digest=raw["digest"],
+            folder=path.parent,
+            corpus=Corpus.open(Path(raw["corpus_root"])),
+            settings=Settings.model_validate(raw["settings"]),
+            tokenizer=Path(raw["tokenizer"]),
+            parent_model=Path(raw["parent_model"]) if raw["parent_model"] else None,
+            run_id=raw["run_id"],
+            tracking=tracking,
+        )
 
     @property
     def key(self) -> int:
@@ -99,9 +105,7 @@ def starting_model(job: Job, processor: Processor) -> OmniMRIForConditionalGener
     if job.settings.model.backbone is not None:
         return upcycled_model(job.settings.model.backbone, job.settings.model.preset, processor.tokenizer)
     ids = special_ids(processor.tokenizer)
-    return OmniMRIForConditionalGeneration(
-        OmniMRIConfig.from_preset(job.settings.model.preset, len(processor.tokenizer), **ids)
-    )  # fmt: skip
+    return OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(job.settings.model.preset, len(processor.tokenizer), **ids))
 
 
 class Stop:

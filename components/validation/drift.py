@@ -30,11 +30,14 @@ def profile(corpus: Corpus) -> Profile:
         found["lesions"].append(str(volume.lesion))
         described = corpus.descriptions.get(volume.volume_id)
         numbers = {
-            "repetition_time": volume.repetition_time_ms, "echo_time": volume.echo_time_ms, "age": volume.age_years,
-            "intensity_scale": volume.intensity_scale, "contrast": volume.voxel_deviation,
+            "repetition_time": volume.repetition_time_ms,
+            "echo_time": volume.echo_time_ms,
+            "age": volume.age_years,
+            "intensity_scale": volume.intensity_scale,
+            "contrast": volume.voxel_deviation,
             "labelled_volume": sum(m.volume_ml or 0 for m in described.measures) if described else None,
             "text_length": float(len(described.text)) if described else None,
-        }  # fmt: skip
+        }
         for name, number in numbers.items():
             if number is not None and math.isfinite(number) and number > 0:
                 found[name].append(number)

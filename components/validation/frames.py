@@ -33,8 +33,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HEADER_NUMBERS = (
-    "repetition_time_ms", "echo_time_ms", "inversion_time_ms", "flip_angle_deg", "field_strength_t", "age_years",
-)  # fmt: skip
+    "repetition_time_ms",
+    "echo_time_ms",
+    "inversion_time_ms",
+    "flip_angle_deg",
+    "field_strength_t",
+    "age_years",
+)
 STATISTICS = ("intensity_scale", "voxel_minimum", "voxel_maximum", "voxel_deviation")
 _PSEUDONYM = re.compile(r"^p[0-9a-f]{12}$")
 _NAME = re.compile(IDENTIFYING_NAME)

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 REPORT, ACCEPTED = "report.json", "accepted.json"
 SHOWN_ROWS = 3
 KEYS = {
-    "volumes": "volume_id", "descriptions": "volume_id", "instructions": "sample_id", "splits": "patient_id", "cards": "dataset_id",
+    "volumes": "volume_id",
+    "descriptions": "volume_id",
+    "instructions": "sample_id",
+    "splits": "patient_id",
+    "cards": "dataset_id",
     "drift": "dataset_id",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,10 @@ class ValidationReport:
         if not self.passed:
             failures = [failure for table in self.tables for failure in table.failures]
             raise GateRefused(
-                "; ".join(str(failure) for failure in failures), where="validation",
+                "; ".join(str(failure) for failure in failures),
+                where="validation",
                 remedy=f"see {self.data_docs}; mend or leave out the sources, then curate again",
-            )  # fmt: skip
+            )
 
 
 def validate(corpus_root: Path, project: Path, accept_drift: str | None = None) -> ValidationReport:
@@ -136,9 +141,14 @@ def _stored_report(stored: dict[str, Any]) -> ValidationReport:
         for one in stored["tables"]
     )
     return ValidationReport(
-        stored["corpus_digest"], stored["passed"], tables, Path(stored["data_docs"]), stored["quarantined"],
-        stored["compared_with"], reused=True,
-    )  # fmt: skip
+        stored["corpus_digest"],
+        stored["passed"],
+        tables,
+        Path(stored["data_docs"]),
+        stored["quarantined"],
+        stored["compared_with"],
+        reused=True,
+    )
 
 
 def _run(
@@ -171,10 +181,12 @@ def _run(
         name = definition.name
         checkpoint = context.checkpoints.add_or_update(
             gx.Checkpoint(
-                name=name, validation_definitions=[definition], actions=[UpdateDataDocsAction(name="docs")],
+                name=name,
+                validation_definitions=[definition],
+                actions=[UpdateDataDocsAction(name="docs")],
                 result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [KEYS[name]]},
             )
-        )  # fmt: skip
+        )
         run = checkpoint.run(batch_parameters={"dataframe": tables[name]})
         result, rows = _table_result(name, len(tables[name]), next(iter(run.run_results.values())))
         checked.append(result)
@@ -198,7 +210,7 @@ def _table_result(name: str, rows: int, result: Any) -> tuple[TableResult, dict[
         if one.exception_info and _raised(one.exception_info):
             raise JobFailed(
                 f"{one.expectation_config.type} could not be evaluated", where=name, remedy="report this with the Data Docs"
-            )  # fmt: skip
+            )
         found, config = one.result or {}, one.expectation_config
         column = config.kwargs.get("column") or config.kwargs.get("column_A")
         keys = [str(row[KEYS[name]]) for row in found.get("unexpected_index_list") or []]

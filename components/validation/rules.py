@@ -115,28 +115,45 @@ def _volumes() -> list[Rule]:
         rule("statistics_are_there", "The intensity statistics are numbers.", _is_true("statistics_known")),
         rule("voxels_are_numbers", "Every voxel is a finite number.", _is_true("finite"), FEW),
         rule("image_is_not_constant", "The image shows something.", _between("voxel_deviation", 1e-4), FEW),
-        rule("neighbours_agree", "Pixels resemble their neighbours: it is an image, not noise.",
-             _between("neighbour_correlation", 0.15), FEW),
+        rule(
+            "neighbours_agree",
+            "Pixels resemble their neighbours: it is an image, not noise.",
+            _between("neighbour_correlation", 0.15),
+            FEW,
+        ),
         rule("signal_reaches_the_scale", "The brightest tissue is near 1.", _between("voxel_maximum", 0.5, 500), FEW),
         rule("no_large_negative_signal", "Magnitude images have no large negative signal.", _between("voxel_minimum", -5.0), FEW),
         rule("intensity_scale_is_positive", "The intensity scale is above zero.", _between("intensity_scale", 1e-12)),
         rule("modality_is_mr", "The modality is MR.", _among("modality", ["MR"])),
         rule("header_numbers_are_finite", "Numbers of the header are finite.", _is_true("header_numbers_finite")),
-        rule("repetition_time_in_ms", "The repetition time is one of MRI, in milliseconds.",
-             _between("repetition_time_ms", 1.5, 30_000), FEW),
+        rule(
+            "repetition_time_in_ms",
+            "The repetition time is one of MRI, in milliseconds.",
+            _between("repetition_time_ms", 1.5, 30_000),
+            FEW,
+        ),
         rule("echo_time_in_ms", "The echo time is one of MRI, in milliseconds.", _between("echo_time_ms", 0.3, 1_000), FEW),
-        rule("inversion_time_in_ms", "The inversion time is one of MRI, in milliseconds.",
-             _between("inversion_time_ms", 5, 10_000), FEW),
+        rule(
+            "inversion_time_in_ms",
+            "The inversion time is one of MRI, in milliseconds.",
+            _between("inversion_time_ms", 5, 10_000),
+            FEW,
+        ),
         rule("flip_angle_in_degrees", "The flip angle is in degrees.", _between("flip_angle_deg", 1.6, 180), FEW),
         rule("field_strength_in_tesla", "The field strength is in tesla.", _between("field_strength_t", 0.01, 21), FEW),
-        rule("echo_before_repetition", "The echo comes before the repetition.",
-             _greater("repetition_time_ms", "echo_time_ms"), FEW),
+        rule(
+            "echo_before_repetition", "The echo comes before the repetition.", _greater("repetition_time_ms", "echo_time_ms"), FEW
+        ),
         rule("age_in_years", "The age is in years, 90 at most.", _between("age_years", 0, 90), FEW),
         rule("sequence_in_vocabulary", "The sequence is one of the vocabulary.", _is_true("sequence_known"), 0.1),
         rule("sequence_as_timing", "The sequence's name does not contradict its timing.", _is_true("sequence_as_timing"), 0.1),
         rule("plane_as_geometry", "The plane is that of the direction cosines.", _same("plane", "plane_of_affine"), FEW),
-        rule("right_way_up", "Slices and rows lead as stored, and left is left.",
-             partial(ExpectColumnAffinesToBeRightWayUp, column="affine"), FEW),
+        rule(
+            "right_way_up",
+            "Slices and rows lead as stored, and left is left.",
+            partial(ExpectColumnAffinesToBeRightWayUp, column="affine"),
+            FEW,
+        ),
         rule("spacing_in_mm", "Voxels are between 0.05 and 50 millimetres.", _is_true("spacing_plausible"), FEW),
         rule("has_slices", "There is at least one slice.", _between("slices", 1)),
         rule("has_rows_of_pixels", "Slices have at least 8 rows.", _between("rows", 8)),
@@ -147,7 +164,7 @@ def _volumes() -> list[Rule]:
         rule("arrays_as_recorded", "Image, mask and k-space are stored, in the recorded shape.", _is_true("shape_in_store")),
         rule("is_described", "Every volume has a description.", _is_true("described")),
         rule("same_side_in_all_sequences", "A patient's lesion is on one side in all sequences.", _is_true("side_agrees"), FEW),
-    ]  # fmt: skip
+    ]
 
 
 def _descriptions() -> list[Rule]:
@@ -162,17 +179,27 @@ def _descriptions() -> list[Rule]:
         rule("has_all_fields", "All 19 fields of the template are there, and no other.", _is_true("fields_complete")),
         rule("has_every_source", "Every text says where it comes from.", _is_true("provenance_complete")),
         rule("sources_are_known", "The sources are those of the template.", _is_true("provenance_known")),
-        rule("words_in_vocabulary", "Sequence, plane and grading are in the words of the template.",
-             partial(ExpectColumnDescriptionsToBeInVocabulary, column="fields")),
+        rule(
+            "words_in_vocabulary",
+            "Sequence, plane and grading are in the words of the template.",
+            partial(ExpectColumnDescriptionsToBeInVocabulary, column="fields"),
+        ),
         rule("text_is_its_fields", "The paragraph says what the fields say.", _is_true("text_is_fields")),
         rule("header_fields_as_header", "Sequence and plane are those of the header.", _is_true("fields_as_header")),
         rule("side_as_measured", "Left and right in the text are those of the labels.", _is_true("side_as_measured")),
-        rule("lesion_as_known", "The text names a lesion where there is one, and none where there is none.",
-             _is_true("lesion_as_known")),
-        rule("measures_are_plausible", "Sizes are in mm and volumes in ml, and they fit each other.",
-             partial(ExpectColumnMeasuresToBePlausible, column="measures"), FEW),
+        rule(
+            "lesion_as_known",
+            "The text names a lesion where there is one, and none where there is none.",
+            _is_true("lesion_as_known"),
+        ),
+        rule(
+            "measures_are_plausible",
+            "Sizes are in mm and volumes in ml, and they fit each other.",
+            partial(ExpectColumnMeasuresToBePlausible, column="measures"),
+            FEW,
+        ),
         rule("model_is_named", "Where a vision-language model answered, it is named.", _is_true("model_named")),
-    ]  # fmt: skip
+    ]
 
 
 def _instructions() -> list[Rule]:
@@ -192,22 +219,30 @@ def _instructions() -> list[Rule]:
         rule("response_is_not_empty", "There is an answer.", _between("response_length", 1, 4_000)),
         rule("no_placeholder_is_left", "No placeholder is left in the question.", _is_true("no_placeholder")),
         rule("names_nobody", "Nothing asked or answered could name a patient.", _is_true("names_nobody")),
-        rule("boxes_are_inside", "Boxes lie inside of the image, corner before corner.",
-             partial(ExpectColumnBoxesToBeInsideTheImage, column="boxes")),
+        rule(
+            "boxes_are_inside",
+            "Boxes lie inside of the image, corner before corner.",
+            partial(ExpectColumnBoxesToBeInsideTheImage, column="boxes"),
+        ),
         rule("boxes_are_not_the_image", "No box is as good as the whole image.", _between("largest_box_share", None, 0.95), FEW),
         rule("acceleration_is_usual", "The acceleration is between 1 and 32.", _between("acceleration", 1, 32)),
-        rule("centre_fraction_is_a_share", "The fully sampled share is above 0 and at most 1.",
-             _between("centre_fraction", 1e-3, 1)),
+        rule(
+            "centre_fraction_is_a_share", "The fully sampled share is above 0 and at most 1.", _between("centre_fraction", 1e-3, 1)
+        ),
         rule("has_what_its_task_needs", "Mask, k-space or truth that the task needs is there.", _is_true("complete")),
         rule("response_is_of_its_task", "The answer has the form of its task.", _is_true("response_of_task")),
         rule("answer_as_known", "Yes is answered where there is a lesion, no where there is none.", _is_true("answer_as_known")),
         rule("structure_as_on_card", "A structure is called what the card calls it.", _is_true("structure_as_card")),
-        rule("kept_phrasings_are_not_trained", "Phrasings kept for evaluation are not trained on.",
-             _among("held_out_but_trained", [False])),
+        rule(
+            "kept_phrasings_are_not_trained",
+            "Phrasings kept for evaluation are not trained on.",
+            _among("held_out_but_trained", [False]),
+        ),
         rule("phrasing_is_as_marked", "A phrasing is marked as kept exactly if it is.", _is_true("phrasing_as_marked")),
-        rule("yes_and_no_are_balanced", "About half of a dataset's diagnostic answers are yes.",
-             _between("share_of_yes", 0.4, 0.6)),
-    ]  # fmt: skip
+        rule(
+            "yes_and_no_are_balanced", "About half of a dataset's diagnostic answers are yes.", _between("share_of_yes", 0.4, 0.6)
+        ),
+    ]
 
 
 def _splits() -> list[Rule]:
@@ -263,7 +298,11 @@ TABLES = ("volumes", "descriptions", "instructions", "splits", "cards", "drift")
 def rules() -> dict[str, list[Rule]]:
     """Table -> its rules, the one about its being filled first (but for drift, which needs a version before)."""
     made = {
-        "volumes": _volumes(), "descriptions": _descriptions(), "instructions": _instructions(), "splits": _splits(),
-        "cards": _cards(), "drift": _drift(),
-    }  # fmt: skip
+        "volumes": _volumes(),
+        "descriptions": _descriptions(),
+        "instructions": _instructions(),
+        "splits": _splits(),
+        "cards": _cards(),
+        "drift": _drift(),
+    }
     return {table: found if table == "drift" else [_filled(table), *found] for table, found in made.items()}

@@ -213,9 +213,10 @@ class DataRepository:
             )
             if strangers := sorted(path for path in there - wanted.keys() if not path.endswith(".tmp")):
                 raise BadInput(
-                    f"{len(strangers)} files that are not of this version", where=str(folder / strangers[0]),
+                    f"{len(strangers)} files that are not of this version",
+                    where=str(folder / strangers[0]),
                     remedy="name an empty folder",
-                )  # fmt: skip
+                )
             todo = {path: md5 for path, md5 in wanted.items() if path not in there or file_md5(folder / path) != md5}
             self._fetch(repo, set(todo.values()))
             for path, md5 in track(todo.items(), "writing files", total=len(todo)):
@@ -302,9 +303,10 @@ class DataRepository:
         text = self._git_show(revision)
         if text is None:
             raise BadInput(
-                "neither a data version nor a git revision with one", where=revision,
+                "neither a data version nor a git revision with one",
+                where=revision,
                 remedy=f"git log -- {self.pin.name} lists the revisions; models show gives the data version of a model",
-            )  # fmt: skip
+            )
         return str(yaml.safe_load(text)["outs"][0]["md5"]).removesuffix(_LIST)
 
     def has(self, digest: str) -> bool:
@@ -331,9 +333,10 @@ class DataRepository:
         gone = withdrawals(self.data)
         if not force and self._pinned() is not None and self.data.exists() and not self._only_missing():
             raise BadInput(
-                "the folder has changes that no version holds", where=str(self.data),
+                "the folder has changes that no version holds",
+                where=str(self.data),
                 remedy="omnimri data push keeps them as a version; --force gives them up",
-            )  # fmt: skip
+            )
         with self._opened() as repo:
             files = self._files(repo, digest)
             objects = set(files.values())
@@ -341,9 +344,10 @@ class DataRepository:
             self._fetch(repo, objects - lost)
             if any(not repo.cache.local.exists(md5) for md5 in lost):
                 raise BadInput(
-                    "files of withdrawn patients in this version have been purged", where=digest,
+                    "files of withdrawn patients in this version have been purged",
+                    where=digest,
                     remedy="omnimri data checkout REV --to FOLDER lays out the rest",
-                )  # fmt: skip
+                )
             size = sum(Path(repo.cache.local.oid_to_path(md5)).stat().st_size for md5 in files.values())
             pinned = {"md5": f"{digest}{_LIST}", "size": size, "nfiles": len(files), "hash": "md5", "path": self.data.name}
             with atomic_file(self.pin) as temporary:
@@ -445,6 +449,7 @@ def _move(objects: list[str], transfer: Callable[..., Any], target: Any, what: s
         transfer([HashInfo("md5", md5) for md5 in objects[start : start + BATCH]])
     if lacking := set(objects) - set(target.list_oids_exists(objects)):
         raise JobFailed(
-            f"{len(lacking)} of {len(objects)} objects could not be moved", where=min(lacking),
+            f"{len(lacking)} of {len(objects)} objects could not be moved",
+            where=min(lacking),
             remedy="run it again; if it stays so, the remote is incomplete: push from a machine that has the version",
-        )  # fmt: skip
+        )

@@ -128,11 +128,15 @@ def _print(summed: Summary) -> None:
     ]
     table(
         f"{summed.cards} datasets (the paper: {summed.paper_cards})",
-        ["", "at least", "at most", "paper", "stated by", "null", "read"], rows,
-    )  # fmt: skip
+        ["", "at least", "at most", "paper", "stated by", "null", "read"],
+        rows,
+    )
     for title, shares in (
-        ("Regions", summed.regions), ("Anatomies", summed.anatomies), ("Supervision", summed.tasks), ("Access", summed.access)
-    ):  # fmt: skip
+        ("Regions", summed.regions),
+        ("Anatomies", summed.anatomies),
+        ("Supervision", summed.tasks),
+        ("Access", summed.access),
+    ):
         table(title, ["", "cards", "% of cards", "patients, at most", "% of patients", "paper, %"], _share_rows(shares))
     print(f"{summed.figures_checked} of {summed.figures} figures were read at their source when the card was written.")
     print(summed.meaning)
@@ -140,7 +144,13 @@ def _print(summed: Summary) -> None:
 
 def _share_rows(shares: dict[str, Share]) -> list[list[str]]:
     return [
-        [name, str(one.cards), f"{one.card_percent:.1f}", f"{one.patients:,}", f"{one.percent:.1f}",
-         "" if one.paper is None else f"{one.paper:.1f}"]
+        [
+            name,
+            str(one.cards),
+            f"{one.card_percent:.1f}",
+            f"{one.patients:,}",
+            f"{one.percent:.1f}",
+            "" if one.paper is None else f"{one.paper:.1f}",
+        ]
         for name, one in shares.items()
-    ]  # fmt: skip
+    ]

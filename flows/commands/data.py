@@ -169,8 +169,16 @@ def withdraw(
     models = _models_of(patients, set(holding), home)
     purged = repository.purge(patients) if purge else 0
     if as_json:
-        emit({"patients": patients, "removed": removed, "data_digest": version.digest, "versions": sorted(holding),
-              "models": models, "purged_files": purged})  # fmt: skip
+        emit(
+            {
+                "patients": patients,
+                "removed": removed,
+                "data_digest": version.digest,
+                "versions": sorted(holding),
+                "models": models,
+                "purged_files": purged,
+            }
+        )
         return
     who = ", ".join(f"{name} ({dataset})" for dataset, names in patients.items() for name in sorted(names))
     print(f"{who}: {removed.series} series, {removed.files} files removed; data version {version.digest}")
@@ -200,15 +208,17 @@ def patients_named(patient: str, profile: str, home: Home) -> dict[str, frozense
         keys = [load_key(settings, home)] if settings.public_demo_key or settings.key_file or own.exists() else []
         keys += [own.read_bytes()] if own.exists() else [DEMO_KEY]
         matching = {
-            name: names for name, patients in known.items()
+            name: names
+            for name, patients in known.items()
             if (names := frozenset(Pseudonyms(key, name).patient(patient) for key in keys) & patients)
-        }  # fmt: skip
+        }
     if not matching:
         raise BadInput(
-            "no such patient in data/", where="PATIENT",
+            "no such patient in data/",
+            where="PATIENT",
             remedy="give the pseudonym (omnimri data diff and the tables show them), or the id as in the source and the profile "
             "whose key was used",
-        )  # fmt: skip
+        )
     return matching
 
 
@@ -232,8 +242,10 @@ def summary(as_json: JsonOption = False) -> None:
         emit({"shares": shares})
         return
     columns = ["dataset", "split", "patients", "volumes", "slices", "showing something", "with a lesion"]
-    cells = [[one.dataset_id, one.split, *(f"{n:,}" for n in (one.patients, one.volumes, one.slices, one.showing, one.lesions))]
-             for one in shares]  # fmt: skip
+    cells = [
+        [one.dataset_id, one.split, *(f"{n:,}" for n in (one.patients, one.volumes, one.slices, one.showing, one.lesions))]
+        for one in shares
+    ]
     table("Curated corpus", columns, cells)
 
 

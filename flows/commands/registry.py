@@ -148,6 +148,7 @@ def reproduce(
             print(f"{made.withdrawn} series were left out: their patients have withdrawn")
     if not made.equal:
         raise GateRefused(
-            f"{made.differing} of {made.tensors} tensors differ", where=f"{name} version {made.version}",
+            f"{made.differing} of {made.tensors} tensors differ",
+            where=f"{name} version {made.version}",
             remedy="see the packages and withdrawals above; another kind of processor rounds otherwise",
-        )  # fmt: skip
+        )

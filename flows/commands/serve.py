@@ -61,9 +61,7 @@ def serve(
     from flows.deploying import Deploying
     from flows.services import Addresses, Services, describe
 
-    deploying = Deploying(
-        profile=_profile(profile), train_on_update=train_on_update, gpu_limit=gpu_runs, timezone=timezone
-    )  # fmt: skip
+    deploying = Deploying(profile=_profile(profile), train_on_update=train_on_update, gpu_limit=gpu_runs, timezone=timezone)
     watch_words = ["--every", str(every), "--quiet", str(quiet), "--tags", tags, "--fetch" if fetch else "--no-fetch"]
     addresses = Addresses(host, port, mlflow_port)
     services = Services(Home.open(), addresses, deploying, watch_words, lambda text: print(text, file=sys.stderr, flush=True))

@@ -61,8 +61,16 @@ class Row:
     shared: int
 
 
-def _window_case(name: str, size: tuple[int, int, int], side: tuple[int, int, int], shifted: bool, heads: int, head_dim: int,
-                 dtype: torch.dtype, batch: int = 2) -> Case:  # fmt: skip
+def _window_case(
+    name: str,
+    size: tuple[int, int, int],
+    side: tuple[int, int, int],
+    shifted: bool,
+    heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    batch: int = 2,
+) -> Case:
     def run() -> None:
         shift = (side[0] // 2, side[1] // 2, side[2] // 2) if shifted else (0, 0, 0)
         where = geometry(size, side, shift, torch.device("cpu"))

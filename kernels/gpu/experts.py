@@ -67,10 +67,22 @@ def _tile(pointers, row_within, column_within, ROWS_FIT: tl.constexpr, COLUMNS_F
 
 @triton.jit
 def _up_kernel(
-    hidden, gate_up, order, ends, pre, activation, rows,
-    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr, EXPERTS: tl.constexpr, EXPERTS_PAD: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    gate_up,
+    order,
+    ends,
+    pre,
+    activation,
+    rows,
+    HIDDEN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TOP_K: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    EXPERTS_PAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Rows of tokens times gate and up weights of their expert; keeps both and writes silu(gate) * up.
 
     Both are one product: a row of gate and the same row of up take turns as its columns, so that they end in the same thread.
@@ -108,10 +120,21 @@ def _up_kernel(
 
 @triton.jit
 def _grouped_kernel(
-    left, right, ends, out, rows,
-    COLUMNS: tl.constexpr, CONTRACTED: tl.constexpr, STRIDE_C: tl.constexpr, STRIDE_N: tl.constexpr, EXPERTS: tl.constexpr,
-    EXPERTS_PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    left,
+    right,
+    ends,
+    out,
+    rows,
+    COLUMNS: tl.constexpr,
+    CONTRACTED: tl.constexpr,
+    STRIDE_C: tl.constexpr,
+    STRIDE_N: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    EXPERTS_PAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Sorted rows (S, C) times the matrix of their expert, (S, N)."""
     TILES_N: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
     FITS_C: tl.constexpr = CONTRACTED % BLOCK_C == 0
@@ -137,9 +160,17 @@ def _grouped_kernel(
 
 @triton.jit
 def _combine_kernel(
-    rows, place, weights, out, tokens,
-    HIDDEN: tl.constexpr, TOP_K: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    rows,
+    place,
+    weights,
+    out,
+    tokens,
+    HIDDEN: tl.constexpr,
+    TOP_K: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """Sum over a token's K rows, in the order of its choices."""
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -157,9 +188,18 @@ def _combine_kernel(
 
 @triton.jit
 def _activation_backward_kernel(
-    dact, order, weights, pre, dpre, weighted, dweights, rows,
-    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    dact,
+    order,
+    weights,
+    pre,
+    dpre,
+    weighted,
+    dweights,
+    rows,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """From the gradient of the unweighted activations: weighted activations, gradients of the pre-activations and of the weights.
 
     A weight's gradient is dout . (down act) = (downT dout) . act: the experts' outputs need not be kept.
@@ -190,10 +230,20 @@ def _activation_backward_kernel(
 
 @triton.jit
 def _weight_gradient_step(
-    acc, start, end, left, right, m, n,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr, FITS_M: tl.constexpr, FITS_N: tl.constexpr,
+    acc,
+    start,
+    end,
+    left,
+    right,
+    m,
+    n,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    FITS_M: tl.constexpr,
+    FITS_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     row = start + tl.arange(0, BLOCK_C)
     real, long = row < end, row.to(tl.int64)
     a = _tile(left + long[None, :] * ROWS + m[:, None], m < ROWS, real, FITS_M, WHOLE)
@@ -203,10 +253,17 @@ def _weight_gradient_step(
 
 @triton.jit
 def _weight_gradient_kernel(
-    left, right, ends, out,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXPERTS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    left,
+    right,
+    ends,
+    out,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Sum over an expert's rows of left (S, M) transposed times right (S, N)."""
     TILES_N: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
     TILES: tl.constexpr = TILES_N * ((ROWS + BLOCK_M - 1) // BLOCK_M)
@@ -236,10 +293,18 @@ def forward(
     activation = hidden.new_empty(rows, width)
     sizes = _expert_sizes(experts)
     _launch_rows(
-        _up_kernel, rows, experts, width, UP_TILES, hidden.dtype,
+        _up_kernel,
+        rows,
+        experts,
+        width,
+        UP_TILES,
+        hidden.dtype,
         {"hidden": hidden, "gate_up": gate_up, "order": order, "ends": ends, "pre": pre, "activation": activation},
-        HIDDEN=hidden_size, WIDTH=width, TOP_K=top_k, **sizes,
-    )  # fmt: skip
+        HIDDEN=hidden_size,
+        WIDTH=width,
+        TOP_K=top_k,
+        **sizes,
+    )
     out = _product(activation, down.transpose(1, 2), ends)
     return _combine(out, place, weights), pre
 
@@ -266,10 +331,18 @@ def backward(
         lambda c: (triton.cdiv(rows, c["BLOCK_M"]),),
         [triton.Config({"BLOCK_M": 1, "BLOCK_N": 1024}, num_warps=4)],
         (),
-        {"dact": dact, "order": order, "weights": weights, "pre": pre, "dpre": dpre, "weighted": weighted, "dweights": dweights,
-         "rows": rows},
+        {
+            "dact": dact,
+            "order": order,
+            "weights": weights,
+            "pre": pre,
+            "dpre": dpre,
+            "weighted": weighted,
+            "dweights": dweights,
+            "rows": rows,
+        },
         WIDTH=width,
-    )  # fmt: skip
+    )
     dhidden = _combine(_product(dpre, gate_up, ends), place, None)
     return dhidden, dweights, _weight_gradient(dpre, hidden, ends), _weight_gradient(dout, weighted, ends)
 
@@ -294,10 +367,19 @@ def _product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         return F.grouped_mm(rows, weight, offs=ends)
     out = rows.new_empty(len(rows), columns)
     _launch_rows(
-        _grouped_kernel, len(rows), experts, columns, GROUPED_TILES, rows.dtype,
+        _grouped_kernel,
+        len(rows),
+        experts,
+        columns,
+        GROUPED_TILES,
+        rows.dtype,
         {"left": rows, "right": weight, "ends": ends, "out": out},
-        COLUMNS=columns, CONTRACTED=contracted, STRIDE_C=weight.stride(1), STRIDE_N=weight.stride(2), **_expert_sizes(experts),
-    )  # fmt: skip
+        COLUMNS=columns,
+        CONTRACTED=contracted,
+        STRIDE_C=weight.stride(1),
+        STRIDE_N=weight.stride(2),
+        **_expert_sizes(experts),
+    )
     return out
 
 
@@ -310,8 +392,10 @@ def _combine(rows: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
         [triton.Config({"BLOCK_T": 8, "BLOCK_N": 256}, num_warps=4)],
         (),
         {"rows": rows, "place": place, "weights": place if weights is None else weights, "out": out, "tokens": tokens},
-        HIDDEN=hidden_size, TOP_K=top_k, WEIGHTED=weights is not None,
-    )  # fmt: skip
+        HIDDEN=hidden_size,
+        TOP_K=top_k,
+        WEIGHTED=weights is not None,
+    )
     return out
 
 
@@ -328,8 +412,10 @@ def _weight_gradient(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
         ("ROWS", "COLUMNS", "EXPERTS"),
         {"left": left, "right": right, "ends": ends, "out": out},
         size=len(left),
-        ROWS=rows, COLUMNS=columns, EXPERTS=experts,
-    )  # fmt: skip
+        ROWS=rows,
+        COLUMNS=columns,
+        EXPERTS=experts,
+    )
     return out
 
 

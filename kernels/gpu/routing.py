@@ -60,10 +60,29 @@ def _scores(logits_TE, known_E, SIGMOID: tl.constexpr):
 
 @triton.jit
 def _route_kernel(
-    hidden, router, expert_bias, valid, logits, weights, experts, ranks, members, counts, sums, z, tokens,
-    HIDDEN: tl.constexpr, EXPERTS: tl.constexpr, EXPERTS_PAD: tl.constexpr, TOP_K: tl.constexpr, NORMALISED: tl.constexpr,
-    SIGMOID: tl.constexpr, BIASED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    router,
+    expert_bias,
+    valid,
+    logits,
+    weights,
+    experts,
+    ranks,
+    members,
+    counts,
+    sums,
+    z,
+    tokens,
+    HIDDEN: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    EXPERTS_PAD: tl.constexpr,
+    TOP_K: tl.constexpr,
+    NORMALISED: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    BIASED: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """One tile of tokens: logits, choice, weights, rank of each choice within the tile and expert, and sums for the losses."""
     tile = tl.program_id(0)
     token, expert = tile * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, EXPERTS_PAD)
@@ -118,8 +137,9 @@ def _route_kernel(
 
 
 @triton.jit
-def _place_kernel(experts, ranks, bases, order, place, pairs, tiles, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr,
-                  BLOCK: tl.constexpr):  # fmt: skip
+def _place_kernel(
+    experts, ranks, bases, order, place, pairs, tiles, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK: tl.constexpr
+):
     """Row of each (token, choice) pair, and pair of each row, from where a tile's rows of an expert begin."""
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = pair < pairs
@@ -132,10 +152,22 @@ def _place_kernel(experts, ranks, bases, order, place, pairs, tiles, TOP_K: tl.c
 
 @triton.jit
 def _route_backward_kernel(
-    logits, experts, dweights, valid, load, dbalance, dz, dlogits, tokens,
-    EXPERTS: tl.constexpr, EXPERTS_PAD: tl.constexpr, TOP_K: tl.constexpr, NORMALISED: tl.constexpr, SIGMOID: tl.constexpr,
+    logits,
+    experts,
+    dweights,
+    valid,
+    load,
+    dbalance,
+    dz,
+    dlogits,
+    tokens,
+    EXPERTS: tl.constexpr,
+    EXPERTS_PAD: tl.constexpr,
+    TOP_K: tl.constexpr,
+    NORMALISED: tl.constexpr,
+    SIGMOID: tl.constexpr,
     BLOCK_T: tl.constexpr,
-):  # fmt: skip
+):
     """Gradient of the logits from those of the weights and of the two losses."""
     token, expert = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, EXPERTS_PAD)
     real_T, known_E = token < tokens, expert < EXPERTS
@@ -200,14 +232,29 @@ def route(
         [triton.Config({"BLOCK_C": 32 if hidden.dtype == torch.float32 else 64}, num_warps=8 if padded > 128 else 4, num_stages=4)],
         (),
         {
-            "hidden": hidden, "router": router, "valid": valid,
+            "hidden": hidden,
+            "router": router,
+            "valid": valid,
             "expert_bias": router if expert_bias is None else expert_bias.float(),
-            "logits": logits, "weights": weights, "experts": chosen, "ranks": ranks, "members": members, "counts": counts,
-            "sums": sums, "z": z, "tokens": tokens,
+            "logits": logits,
+            "weights": weights,
+            "experts": chosen,
+            "ranks": ranks,
+            "members": members,
+            "counts": counts,
+            "sums": sums,
+            "z": z,
+            "tokens": tokens,
         },
-        HIDDEN=hidden_size, EXPERTS=experts, EXPERTS_PAD=padded, TOP_K=top_k, NORMALISED=normalised, SIGMOID=sigmoid,
-        BIASED=expert_bias is not None, BLOCK_T=tile,
-    )  # fmt: skip
+        HIDDEN=hidden_size,
+        EXPERTS=experts,
+        EXPERTS_PAD=padded,
+        TOP_K=top_k,
+        NORMALISED=normalised,
+        SIGMOID=sigmoid,
+        BIASED=expert_bias is not None,
+        BLOCK_T=tile,
+    )
     through = members.cumsum(0, dtype=torch.int32)  # by expert, then by tile: one scan gives both levels
     ends = through.view(experts, tiles)[:, -1].contiguous()
     order = torch.empty(tokens * top_k, dtype=torch.int32, device=device)
@@ -216,17 +263,34 @@ def route(
         lambda c: (triton.cdiv(tokens * top_k, c["BLOCK"]),),
         [triton.Config({"BLOCK": 512}, num_warps=4)],
         (),
-        {"experts": chosen, "ranks": ranks, "bases": through - members, "order": order, "place": place,
-         "pairs": tokens * top_k, "tiles": tiles},
-        TOP_K=top_k, BLOCK_T=tile,
-    )  # fmt: skip
+        {
+            "experts": chosen,
+            "ranks": ranks,
+            "bases": through - members,
+            "order": order,
+            "place": place,
+            "pairs": tokens * top_k,
+            "tiles": tiles,
+        },
+        TOP_K=top_k,
+        BLOCK_T=tile,
+    )
     return Routed(weights, chosen, order, place, ends, counts.sum(0), sums.sum(0), z.sum(), logits)
 
 
 def route_backward(
-    logits: Tensor, experts: Tensor, valid: Tensor, load: Tensor, dweights: Tensor, dbalance: Tensor, dz: Tensor, *,
-    normalised: bool, sigmoid: bool, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    logits: Tensor,
+    experts: Tensor,
+    valid: Tensor,
+    load: Tensor,
+    dweights: Tensor,
+    dbalance: Tensor,
+    dz: Tensor,
+    *,
+    normalised: bool,
+    sigmoid: bool,
+    dtype: torch.dtype,
+) -> Tensor:
     """Gradient of the logits, (T, E) of ``dtype``.
 
     Args:
@@ -242,9 +306,20 @@ def route_backward(
         [triton.Config({"BLOCK_T": 16 if padded > 64 else 32}, num_warps=4)],
         (),
         {
-            "logits": logits, "experts": experts, "dweights": dweights.contiguous(), "valid": valid, "load": load,
-            "dbalance": dbalance, "dz": dz, "dlogits": dlogits, "tokens": tokens,
+            "logits": logits,
+            "experts": experts,
+            "dweights": dweights.contiguous(),
+            "valid": valid,
+            "load": load,
+            "dbalance": dbalance,
+            "dz": dz,
+            "dlogits": dlogits,
+            "tokens": tokens,
         },
-        EXPERTS=count, EXPERTS_PAD=padded, TOP_K=experts.shape[1], NORMALISED=normalised, SIGMOID=sigmoid,
-    )  # fmt: skip
+        EXPERTS=count,
+        EXPERTS_PAD=padded,
+        TOP_K=experts.shape[1],
+        NORMALISED=normalised,
+        SIGMOID=sigmoid,
+    )
     return dlogits

@@ -41,9 +41,18 @@ ONE_TILE_BACKWARD = ((4, 1), (4, 2), (4, 3))
 
 @triton.jit
 def _queries(
-    q_base, q_pad, out_base, dout_base, lse_base, row, within, dim,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
+    q_base,
+    q_pad,
+    out_base,
+    dout_base,
+    lse_base,
+    row,
+    within,
+    dim,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+):
     """What the backward pass needs of its queries: q, gradient of the output, log-sum-exp and delta = sum(out * gradient).
 
     A query that is padding, or past the window, has an infinite log-sum-exp: its probabilities are zero.
@@ -66,10 +75,31 @@ def _store(base, row, real, dim, x, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr
 
 @triton.jit
 def _backward_one_tile_kernel(
-    qkv, bias, pad, rows, regions, lse, dout, dqkv, dbias, dpad, tokens, windows, batch_windows, group, scale, head_scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
-    PADDED: tl.constexpr, SHIFTED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    bias,
+    pad,
+    rows,
+    regions,
+    lse,
+    dout,
+    dqkv,
+    dbias,
+    dpad,
+    tokens,
+    windows,
+    batch_windows,
+    group,
+    scale,
+    head_scale,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A program differentiates a group of windows, each in one tile, and sums their bias gradient in registers.
 
     Scores are computed keys by queries, so that all three products take them as they are. With all keys at hand, delta is
@@ -95,8 +125,11 @@ def _backward_one_tile_kernel(
         q = load_tokens(qkv + base, row, dim, pad, STRIDE, HEAD_DIM, PADDED)
         k = load_tokens(qkv + base + HEADS * HEAD_DIM, row, dim, k_pad, STRIDE, HEAD_DIM, PADDED)
         v = load_tokens(qkv + base + 2 * HEADS * HEAD_DIM, row, dim, v_pad, STRIDE, HEAD_DIM, PADDED)
-        do = tl.load(dout + sample * tokens * HEADS * HEAD_DIM + head * HEAD_DIM + row[:, None] * (HEADS * HEAD_DIM) + dim[None, :],
-                     mask=real[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)  # fmt: skip
+        do = tl.load(
+            dout + sample * tokens * HEADS * HEAD_DIM + head * HEAD_DIM + row[:, None] * (HEADS * HEAD_DIM) + dim[None, :],
+            mask=real[:, None] & (dim < HEAD_DIM)[None, :],
+            other=0.0,
+        )
         lse_M = tl.load(lse + sample * tokens * HEADS + head + row * HEADS, mask=real, other=float("inf"))
         scores_KM = masked_scores(tl.dot(k, tl.trans(q), input_precision="ieee") * scale + pairs_KM, region, region, SHIFTED)
         p_KM = tl.exp2(scores_KM - lse_M[None, :])
@@ -126,10 +159,28 @@ def _backward_one_tile_kernel(
 
 @triton.jit
 def _score_gradient(
-    q, do, lse_M, delta_M, region_q, pairs, start, rows, regions, k_base, v_base, k_pad, v_pad, dim, scale,
-    N: tl.constexpr, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, SHIFTED: tl.constexpr,
+    q,
+    do,
+    lse_M,
+    delta_M,
+    region_q,
+    pairs,
+    start,
+    rows,
+    regions,
+    k_base,
+    v_base,
+    k_pad,
+    v_pad,
+    dim,
+    scale,
+    N: tl.constexpr,
+    STRIDE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHIFTED: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):  # fmt: skip
+):
     """Gradient of the scores of one key tile, queries by keys, and the keys."""
     row, region, _ = load_places(rows, regions, start, BLOCK_K, N)
     k = load_tokens(k_base, row, dim, k_pad, STRIDE, HEAD_DIM, PADDED)
@@ -142,10 +193,30 @@ def _score_gradient(
 
 @triton.jit
 def _backward_queries_kernel(
-    qkv, bias, pad, rows, regions, out, lse, dout, dqkv, delta, tokens, windows, scale, head_scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
-    PADDED: tl.constexpr, SHIFTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    bias,
+    pad,
+    rows,
+    regions,
+    out,
+    lse,
+    dout,
+    dqkv,
+    delta,
+    tokens,
+    windows,
+    scale,
+    head_scale,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """dQ of one tile of queries of one window and head, and delta for the kernels after it."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     TILES: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
@@ -162,25 +233,67 @@ def _backward_queries_kernel(
     out_base = sample * tokens * HEADS * HEAD_DIM + head * HEAD_DIM
     stat_base = sample * tokens * HEADS + head
     row, region, within = load_places(rows, regions, tile * BLOCK_M, BLOCK_M, N)
-    q, do, lse_M, delta_M = _queries(qkv + base, pad, out + out_base, dout + out_base, lse + stat_base, row, within, dim,
-                                     HEADS, HEAD_DIM, PADDED)  # fmt: skip
+    q, do, lse_M, delta_M = _queries(
+        qkv + base, pad, out + out_base, dout + out_base, lse + stat_base, row, within, dim, HEADS, HEAD_DIM, PADDED
+    )
     real = within & (row >= 0)
     tl.store(delta + stat_base + row * HEADS, delta_M, mask=real)
     dq = tl.zeros([BLOCK_M, DIM], tl.float32)
     for start in range(0, N, BLOCK_K):
         pairs = load_pairs(bias, tile * BLOCK_M, start, P, BLOCK_M, BLOCK_K)
-        ds, k = _score_gradient(q, do, lse_M, delta_M, region, pairs, start, rows, regions, k_base, v_base, k_pad, v_pad, dim,
-                                scale, N, STRIDE, HEAD_DIM, PADDED, SHIFTED, BLOCK_K)  # fmt: skip
+        ds, k = _score_gradient(
+            q,
+            do,
+            lse_M,
+            delta_M,
+            region,
+            pairs,
+            start,
+            rows,
+            regions,
+            k_base,
+            v_base,
+            k_pad,
+            v_pad,
+            dim,
+            scale,
+            N,
+            STRIDE,
+            HEAD_DIM,
+            PADDED,
+            SHIFTED,
+            BLOCK_K,
+        )
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
     _store(dqkv + base, row, real, dim, dq * head_scale, STRIDE, HEAD_DIM)
 
 
 @triton.jit
 def _backward_bias_kernel(
-    qkv, bias, pad, rows, regions, lse, delta, dout, dbias, tokens, windows, batch_windows, group, scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
-    PADDED: tl.constexpr, SHIFTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    bias,
+    pad,
+    rows,
+    regions,
+    lse,
+    delta,
+    dout,
+    dbias,
+    tokens,
+    windows,
+    batch_windows,
+    group,
+    scale,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """Score gradients of one tile of pairs, summed over a group of windows in registers."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     TILES_K: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K
@@ -200,13 +313,42 @@ def _backward_bias_kernel(
         base = sample * tokens * STRIDE + head * HEAD_DIM
         stat_base = sample * tokens * HEADS + head
         row, region, within = load_places(rows + window * N, window_regions, first_query, BLOCK_M, N)
-        q, do, lse_M, delta_M = _known_queries(qkv + base, pad, dout + sample * tokens * HEADS * HEAD_DIM + head * HEAD_DIM,
-                                               lse + stat_base, delta + stat_base, row, within, dim, HEADS, HEAD_DIM,
-                                               PADDED)  # fmt: skip
-        ds, _ = _score_gradient(q, do, lse_M, delta_M, region, pairs, first_key, rows + window * N, window_regions,
-                                qkv + base + HEADS * HEAD_DIM, qkv + base + 2 * HEADS * HEAD_DIM, pad + HEADS * HEAD_DIM,
-                                pad + 2 * HEADS * HEAD_DIM, dim, scale, N, STRIDE, HEAD_DIM, PADDED, SHIFTED,
-                                BLOCK_K)  # fmt: skip
+        q, do, lse_M, delta_M = _known_queries(
+            qkv + base,
+            pad,
+            dout + sample * tokens * HEADS * HEAD_DIM + head * HEAD_DIM,
+            lse + stat_base,
+            delta + stat_base,
+            row,
+            within,
+            dim,
+            HEADS,
+            HEAD_DIM,
+            PADDED,
+        )
+        ds, _ = _score_gradient(
+            q,
+            do,
+            lse_M,
+            delta_M,
+            region,
+            pairs,
+            first_key,
+            rows + window * N,
+            window_regions,
+            qkv + base + HEADS * HEAD_DIM,
+            qkv + base + 2 * HEADS * HEAD_DIM,
+            pad + HEADS * HEAD_DIM,
+            pad + 2 * HEADS * HEAD_DIM,
+            dim,
+            scale,
+            N,
+            STRIDE,
+            HEAD_DIM,
+            PADDED,
+            SHIFTED,
+            BLOCK_K,
+        )
         dbias_MK += ds
     query, key = first_query + tl.arange(0, BLOCK_M), first_key + tl.arange(0, BLOCK_K)
     dbias += (part * HEADS + head).to(tl.int64) * N * N
@@ -215,9 +357,18 @@ def _backward_bias_kernel(
 
 @triton.jit
 def _known_queries(
-    q_base, q_pad, dout_base, lse_base, delta_base, row, within, dim,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
+    q_base,
+    q_pad,
+    dout_base,
+    lse_base,
+    delta_base,
+    row,
+    within,
+    dim,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+):
     """As :func:`_queries`, where delta is there already."""
     q = load_tokens(q_base, row, dim, q_pad, 3 * HEADS * HEAD_DIM, HEAD_DIM, PADDED)
     real = within & (row >= 0)
@@ -229,14 +380,37 @@ def _known_queries(
 
 @triton.jit
 def _key_gradients(
-    k, v, region_k, dk, dv, start, rows, regions, q_base, q_pad, dout_base, lse_base, delta_base, bias, first_key, dim, scale,
-    N: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, SHIFTED: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
+    k,
+    v,
+    region_k,
+    dk,
+    dv,
+    start,
+    rows,
+    regions,
+    q_base,
+    q_pad,
+    dout_base,
+    lse_base,
+    delta_base,
+    bias,
+    first_key,
+    dim,
+    scale,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """dK and dV so far, with one more tile of queries; scores are keys by queries, so that nothing is transposed."""
     row, region, within = load_places(rows, regions, start, BLOCK_M, N)
-    q, do, lse_M, delta_M = _known_queries(q_base, q_pad, dout_base, lse_base, delta_base, row, within, dim, HEADS, HEAD_DIM,
-                                           PADDED)  # fmt: skip
+    q, do, lse_M, delta_M = _known_queries(
+        q_base, q_pad, dout_base, lse_base, delta_base, row, within, dim, HEADS, HEAD_DIM, PADDED
+    )
     scores_KM = tl.dot(k, tl.trans(q), input_precision="ieee") * scale
     scores_KM = masked_scores(scores_KM + load_pairs(bias, first_key, start, P, BLOCK_K, BLOCK_M), region_k, region, SHIFTED)
     p_KM = tl.exp2(scores_KM - lse_M[None, :])
@@ -248,10 +422,31 @@ def _key_gradients(
 
 @triton.jit
 def _backward_keys_kernel(
-    qkv, bias, pad, rows, regions, lse, delta, dout, dqkv, dpad, tokens, windows, scale, head_scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
-    PADDED: tl.constexpr, SHIFTED: tl.constexpr, PAD_TILES: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    bias,
+    pad,
+    rows,
+    regions,
+    lse,
+    delta,
+    dout,
+    dqkv,
+    dpad,
+    tokens,
+    windows,
+    scale,
+    head_scale,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    PAD_TILES: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """dK and dV of one tile of keys of one window and head."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     TILES: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K
@@ -270,9 +465,33 @@ def _backward_keys_kernel(
     v = load_tokens(qkv + base + 2 * HEADS * HEAD_DIM, row, dim, pad + 2 * HEADS * HEAD_DIM, STRIDE, HEAD_DIM, PADDED)
     dk, dv = tl.zeros([BLOCK_K, DIM], tl.float32), tl.zeros([BLOCK_K, DIM], tl.float32)
     for start in range(0, N, BLOCK_M):
-        dk, dv = _key_gradients(k, v, region, dk, dv, start, rows, regions, qkv + base, pad, dout, lse + stat_base,
-                                delta + stat_base, bias, tile * BLOCK_K, dim, scale, N, P, HEADS, HEAD_DIM, PADDED, SHIFTED,
-                                BLOCK_K, BLOCK_M)  # fmt: skip
+        dk, dv = _key_gradients(
+            k,
+            v,
+            region,
+            dk,
+            dv,
+            start,
+            rows,
+            regions,
+            qkv + base,
+            pad,
+            dout,
+            lse + stat_base,
+            delta + stat_base,
+            bias,
+            tile * BLOCK_K,
+            dim,
+            scale,
+            N,
+            P,
+            HEADS,
+            HEAD_DIM,
+            PADDED,
+            SHIFTED,
+            BLOCK_K,
+            BLOCK_M,
+        )
     dk *= head_scale
     real = within & (row >= 0)
     _store(dqkv + base + HEADS * HEAD_DIM, row, real, dim, dk, STRIDE, HEAD_DIM)
@@ -289,10 +508,22 @@ def _backward_keys_kernel(
 
 @triton.jit
 def _table_gradient_kernel(
-    dbias, dtable, query_stride, key_stride,
-    N: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, MIDDLE: tl.constexpr, SPAN_H: tl.constexpr, SPAN_W: tl.constexpr,
-    USED_D: tl.constexpr, USED_H: tl.constexpr, USED_W: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    dbias,
+    dtable,
+    query_stride,
+    key_stride,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    HEADS: tl.constexpr,
+    MIDDLE: tl.constexpr,
+    SPAN_H: tl.constexpr,
+    SPAN_W: tl.constexpr,
+    USED_D: tl.constexpr,
+    USED_H: tl.constexpr,
+    USED_W: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """Some rows of the table: each is the sum over the pairs (query, key) of a window that are that offset apart."""
     TILES: tl.constexpr = (R + BLOCK_R - 1) // BLOCK_R
     head = tl.program_id(0) // TILES
@@ -339,9 +570,16 @@ def backward(
         [triton.Config({"BLOCK_R": 32, "BLOCK_K": 64}, num_warps=4)],
         (),
         {"dbias": dbias.sum(0), "dtable": dtable, "query_stride": query_stride, "key_stride": key_stride},
-        N=places, R=len(table), HEADS=heads, MIDDLE=middle_row(window),
-        SPAN_H=2 * window[1] - 1, SPAN_W=2 * window[2] - 1, USED_D=used[0], USED_H=used[1], USED_W=used[2],
-    )  # fmt: skip
+        N=places,
+        R=len(table),
+        HEADS=heads,
+        MIDDLE=middle_row(window),
+        SPAN_H=2 * window[1] - 1,
+        SPAN_W=2 * window[2] - 1,
+        USED_D=used[0],
+        USED_H=used[1],
+        USED_W=used[2],
+    )
     dpad = torch.zeros_like(pad)
     if geometry.padded:
         dpad[1:] = dpad_kv.to(pad.dtype).permute(1, 0, 2)

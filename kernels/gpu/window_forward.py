@@ -35,10 +35,31 @@ ONE_TILE_FORWARD = ((4, 4, 1), (8, 4, 2), (8, 4, 3), (2, 4, 1))
 
 @triton.jit
 def _attend(
-    q, region_q, peak, total, acc, start, rows, regions, k_base, v_base, k_pad, v_pad, bias, first_query, dim, scale,
-    N: tl.constexpr, P: tl.constexpr, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, SHIFTED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    q,
+    region_q,
+    peak,
+    total,
+    acc,
+    start,
+    rows,
+    regions,
+    k_base,
+    v_base,
+    k_pad,
+    v_pad,
+    bias,
+    first_query,
+    dim,
+    scale,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    STRIDE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """One key tile of the online softmax."""
     row, region, _ = load_places(rows, regions, start, BLOCK_K, N)
     k = load_tokens(k_base, row, dim, k_pad, STRIDE, HEAD_DIM, PADDED)
@@ -55,10 +76,26 @@ def _attend(
 
 @triton.jit
 def _forward_kernel(
-    qkv, bias, pad, rows, regions, out, lse, tokens, windows, scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
-    PADDED: tl.constexpr, SHIFTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    bias,
+    pad,
+    rows,
+    regions,
+    out,
+    lse,
+    tokens,
+    windows,
+    scale,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """A program computes one tile of queries of one window and head."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     TILES: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
@@ -79,9 +116,32 @@ def _forward_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, DIM], tl.float32)
     for start in range(0, N, BLOCK_K):
-        peak, total, acc = _attend(q, region, peak, total, acc, start, rows, regions, k_base, v_base, k_pad, v_pad, bias,
-                                   tile * BLOCK_M, dim, scale, N, P, STRIDE, HEAD_DIM, PADDED, SHIFTED, BLOCK_M,
-                                   BLOCK_K)  # fmt: skip
+        peak, total, acc = _attend(
+            q,
+            region,
+            peak,
+            total,
+            acc,
+            start,
+            rows,
+            regions,
+            k_base,
+            v_base,
+            k_pad,
+            v_pad,
+            bias,
+            tile * BLOCK_M,
+            dim,
+            scale,
+            N,
+            P,
+            STRIDE,
+            HEAD_DIM,
+            PADDED,
+            SHIFTED,
+            BLOCK_M,
+            BLOCK_K,
+        )
     _store_out(out, lse, acc, peak, total, row, within, dim, sample * tokens, head, HEADS, HEAD_DIM)
 
 
@@ -96,10 +156,27 @@ def _store_out(out, lse, acc, peak, total, row, within, dim, first_token, head, 
 
 @triton.jit
 def _forward_one_tile_kernel(
-    qkv, bias, pad, rows, regions, out, lse, tokens, windows, batch_windows, scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
-    PADDED: tl.constexpr, SHIFTED: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    bias,
+    pad,
+    rows,
+    regions,
+    out,
+    lse,
+    tokens,
+    windows,
+    batch_windows,
+    scale,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """A program computes GROUP windows of one head, each in one tile, with their bias in registers."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     head, part = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS

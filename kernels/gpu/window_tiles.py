@@ -91,9 +91,16 @@ def masked_scores(scores, row_regions, column_regions, SHIFTED: tl.constexpr):
 
 @triton.jit
 def _dense_bias_kernel(
-    table, codes, dense,
-    N: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, MIDDLE: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    table,
+    codes,
+    dense,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    HEADS: tl.constexpr,
+    MIDDLE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One tile of the bias of every pair of places, queries by keys or the other way round, times log2(e)."""
     SIDE: tl.constexpr = P // BLOCK
     tile, head = tl.program_id(0) % (SIDE * SIDE), tl.program_id(0) // (SIDE * SIDE)
@@ -124,8 +131,12 @@ def dense_bias(table: Tensor, dtype: torch.dtype, geometry: Geometry, transposed
         [triton.Config({"BLOCK": min(64, side)}, num_warps=4)],
         (),
         {"table": table.contiguous(), "codes": geometry.codes_N, "dense": dense},
-        N=places, P=side, HEADS=heads, MIDDLE=middle_row(geometry.window), TRANSPOSED=transposed,
-    )  # fmt: skip
+        N=places,
+        P=side,
+        HEADS=heads,
+        MIDDLE=middle_row(geometry.window),
+        TRANSPOSED=transposed,
+    )
     return dense
 
 

@@ -22,8 +22,9 @@ def hold(path: Path, kind: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize(("theirs", "ours", "waits"), [("alone", False, True), ("shared", False, True), ("alone", True, True),
-                                                       ("shared", True, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("theirs", "ours", "waits"), [("alone", False, True), ("shared", False, True), ("alone", True, True), ("shared", True, False)]
+)
 def test_writers_are_alone_and_readers_share(tmp_path: Path, theirs: str, ours: bool, waits: bool) -> None:
     told: list[str] = []
     other = hold(tmp_path / "lock", theirs)

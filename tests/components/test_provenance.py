@@ -94,7 +94,7 @@ def test_docstrings_are_blind_and_returned_strings_are_not(head: str, words: str
 
 def test_changed_code_is_in_no_commit_and_a_changed_pin_of_the_data_is_no_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     def git(*words: str) -> None:
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=tmp_path, check=True, capture_output=True)
 

@@ -27,10 +27,14 @@ from kubernetes import client
 Object = dict[str, Any]
 Key = tuple[str, str]  # plural, name
 CLUSTER_KINDS = {
-    "v1/pods": "Pod", "v1/services": "Service", "v1/events": "Event", "batch/v1/jobs": "Job",
-    "jobset.x-k8s.io/v1alpha2/jobsets": "JobSet", "trainer.kubeflow.org/v1alpha1/trainjobs": "TrainJob",
+    "v1/pods": "Pod",
+    "v1/services": "Service",
+    "v1/events": "Event",
+    "batch/v1/jobs": "Job",
+    "jobset.x-k8s.io/v1alpha2/jobsets": "JobSet",
+    "trainer.kubeflow.org/v1alpha1/trainjobs": "TrainJob",
     "trainer.kubeflow.org/v1alpha1/trainingruntimes": "TrainingRuntime",
-}  # fmt: skip
+}
 NAMESPACE = "omnimri"
 
 

@@ -90,10 +90,14 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
             return self._reply(
                 200,
                 {
-                    "id": "chatcmpl-1", "object": "chat.completion", "created": int(time.time()), "model": body["model"],
-                    "choices": [choice], "usage": tokens,
+                    "id": "chatcmpl-1",
+                    "object": "chat.completion",
+                    "created": int(time.time()),
+                    "model": body["model"],
+                    "choices": [choice],
+                    "usage": tokens,
                 },
-            )  # fmt: skip
+            )
 
         def log_message(self, *_: object) -> None:
             """Nothing of a request is written down."""

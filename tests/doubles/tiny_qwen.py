@@ -22,9 +22,13 @@ from components.curation.vocabulary import STRUCTURES
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TEXT = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
-}  # fmt: skip
+}
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -52,23 +56,35 @@ def tiny_qwen(folder: Path, family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5
         "vision_end_token_id": ids["<|vision_end|>"],
     }
     common = {
-        **TEXT, "vocab_size": len(tokenizer) + 5, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+        **TEXT,
+        "vocab_size": len(tokenizer) + 5,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
-    }  # fmt: skip
+    }
     torch.manual_seed(seed)
     if family == "qwen2_5_vl":
         vision = {
-            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32,
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 32,
             "fullatt_block_indexes": [1],
-        }  # fmt: skip
+        }
         text = common
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **shared))
         patch = 14
     else:
         vision = {
-            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32,
-            "deepstack_visual_indexes": [0], "num_position_embeddings": 64,
-        }  # fmt: skip
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "deepstack_visual_indexes": [0],
+            "num_position_embeddings": 64,
+        }
         text = {**common, "head_dim": 8}
         model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **shared))
         patch = 16

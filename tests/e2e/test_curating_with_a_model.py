@@ -23,11 +23,7 @@ from tests.doubles.openai_server import serving
 from tests.doubles.tiny_qwen import tiny_qwen
 
 PATIENTS, CHARACTERS = 4, 12
-FREE = [
-    f"{section}.{leaf}"
-    for section, fields in answer_schema(CHARACTERS)["properties"].items()
-    for leaf in fields["properties"]
-]  # fmt: skip
+FREE = [f"{section}.{leaf}" for section, fields in answer_schema(CHARACTERS)["properties"].items() for leaf in fields["properties"]]
 
 
 class Installation:

@@ -86,8 +86,10 @@ def test_a_changed_file_becomes_a_candidate_without_a_hand(site: Served, first: 
     assert any(line["message"].startswith("8 volumes (1 new, 7 reused, 1 removed)") for line in logs)
     created, started = (time.mktime(time.strptime(run[name][:19], "%Y-%m-%dT%H:%M:%S")) for name in ("created", "start_time"))
     zone = time.mktime(time.gmtime(changed)) - changed
-    print(f"\nfrom change: run created {created - zone - changed:.0f} s, started {started - zone - changed:.0f} s, "
-          f"candidate {candidate - changed:.0f} s")  # fmt: skip
+    print(
+        f"\nfrom change: run created {created - zone - changed:.0f} s, started {started - zone - changed:.0f} s, "
+        f"candidate {candidate - changed:.0f} s"
+    )
 
 
 def test_pages_and_runs_lead_to_each_other(site: Served, first: dict[str, Any]) -> None:

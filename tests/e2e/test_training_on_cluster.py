@@ -42,10 +42,15 @@ class Place:
         settings = load_settings(
             self.profile,
             [
-                "launcher=kubernetes", "training.processes=2", "kubernetes.nodes=2", "kubernetes.cpu='1'",
-                f"kubernetes.volumes={{state: {self.folder}}}", environment, *overrides,
+                "launcher=kubernetes",
+                "training.processes=2",
+                "kubernetes.nodes=2",
+                "kubernetes.cpu='1'",
+                f"kubernetes.volumes={{state: {self.folder}}}",
+                environment,
+                *overrides,
             ],
-        )  # fmt: skip
+        )
         home = Home(self.folder / name, self.folder / "data")
         return train_stage("vision_pretraining", self.corpus, settings, home, None, None, launcher)
 

@@ -355,9 +355,17 @@ def summary(found: list[tuple[str, str, Outcome]]) -> list[dict[str, Any]]:
         here = [one for k, name, one in found if k == kind and (name if name in MUTATIONS else "bomb") == mutation]
         results = Counter(one.result for one in here)
         failed = len(here) - results["read"] - results["refused"]
-        rows.append({"kind": kind, "mutation": mutation, "inputs": len(here), "read": results["read"],
-                     "refused": results["refused"], "failed": failed,
-                     "slowest_s": round(max(one.seconds for one in here), 2)})  # fmt: skip
+        rows.append(
+            {
+                "kind": kind,
+                "mutation": mutation,
+                "inputs": len(here),
+                "read": results["read"],
+                "refused": results["refused"],
+                "failed": failed,
+                "slowest_s": round(max(one.seconds for one in here), 2),
+            }
+        )
     return rows
 
 

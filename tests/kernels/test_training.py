@@ -29,9 +29,15 @@ class _Tiny(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(SwinBlock(16, 1, (1, 2, 2), shifted) for shifted in (False, True))
         self.experts = SparseMoeBlock(
-            Qwen2MoeConfig(hidden_size=16, moe_intermediate_size=16, shared_expert_intermediate_size=8, num_experts=4,
-                           num_experts_per_tok=2, norm_topk_prob=True)
-        )  # fmt: skip
+            Qwen2MoeConfig(
+                hidden_size=16,
+                moe_intermediate_size=16,
+                shared_expert_intermediate_size=8,
+                num_experts=4,
+                num_experts_per_tok=2,
+                norm_topk_prob=True,
+            )
+        )
         for parameter in self.experts.parameters():
             nn.init.normal_(parameter, std=0.2)
 

@@ -37,7 +37,7 @@ def test_with_one_positive_it_is_cross_entropy() -> None:
     eye, every = torch.eye(5, dtype=torch.bool), torch.ones(5, 5, dtype=torch.bool)
     torch.testing.assert_close(
         multi_positive(similarity, eye, every), torch.nn.functional.cross_entropy(similarity, torch.arange(5))
-    )  # fmt: skip
+    )
 
 
 def test_with_two_views_of_each_image_it_is_the_contrastive_loss_of_monai() -> None:

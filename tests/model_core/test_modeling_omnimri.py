@@ -151,7 +151,12 @@ def test_coils_and_their_maps_enter_a_reconstruction(model: OmniMRIForConditiona
     ids, mask = processor.pad([processor.encode_answer_prefix("Reconstruct", "<image>", tokens)])
     for sampler in SAMPLERS:
         found = model.generate_image(
-            ids, mask, 0.5 * image[:, None], torch.tensor([TARGET_IMAGE]), measured=Measured(kspace, sampling, maps),
-            steps=2, sampler=sampler,
-        )  # fmt: skip
+            ids,
+            mask,
+            0.5 * image[:, None],
+            torch.tensor([TARGET_IMAGE]),
+            measured=Measured(kspace, sampling, maps),
+            steps=2,
+            sampler=sampler,
+        )
         torch.testing.assert_close(found[:, 0], image, atol=1e-4, rtol=1e-4)

@@ -30,9 +30,10 @@ def check_address(url: str, allowed: Collection[str] = ()) -> str:
     if _is_loopback(host) or host == "localhost" or host.endswith(_CLUSTER) or host in allowed:
         return url.rstrip("/")
     raise BadInput(
-        f"{host} is outside of this machine and its cluster; images would leave it", where="curation.visual.server",
+        f"{host} is outside of this machine and its cluster; images would leave it",
+        where="curation.visual.server",
         remedy=f"if that is meant, name it: curation.visual.allow_hosts: [{host}]",
-    )  # fmt: skip
+    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -118,7 +118,7 @@ def parse_answer(text: str, schema: dict[str, Any]) -> dict[str, str]:
     if next(Draft202012Validator(schema).iter_errors(answer), None) is not None:
         raise BadInput(
             "the model's answer is not of the schema", where="curation.visual", remedy="serve it with schema-guided decoding"
-        )  # fmt: skip
+        )
     found = {f"{section}.{leaf}": text for section, fields in answer.items() for leaf, text in fields.items()}
     return {
         name: "" if identifies(text) else ", ".join(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -73,9 +73,10 @@ class LocalModel:
             )
         except (OSError, ValueError) as error:
             raise BadInput(
-                f"no checkpoint of a vision-language model ({type(error).__name__})", where=str(folder),
+                f"no checkpoint of a vision-language model ({type(error).__name__})",
+                where=str(folder),
                 remedy="put a Qwen-VL checkpoint in safetensors there, with its tokenizer and image processor",
-            ) from None  # fmt: skip
+            ) from None
         self.tokenizer = tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Any = model.to(self.device).eval()

@@ -86,7 +86,7 @@ class ServedModel:
         if choice.get("finish_reason") != "stop":
             raise JobFailed(
                 f"the answer ended by {choice.get('finish_reason')}", where=ask.volume_id, remedy="give the server a longer context"
-            )  # fmt: skip
+            )
         return str(choice["message"]["content"])
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
@@ -112,9 +112,10 @@ class ServedModel:
             except ValueError:
                 raise BadInput("the server does not speak JSON", where=path, remedy="give an OpenAI-compatible address") from None
         raise JobFailed(
-            f"no answer after {self._settings.retries + 1} attempts: {fault}", where=str(self._settings.server),
+            f"no answer after {self._settings.retries + 1} attempts: {fault}",
+            where=str(self._settings.server),
             remedy="see that the server runs, then curate again: what is answered is kept",
-        )  # fmt: skip
+        )
 
     def _wait_s(self, attempt: int, asked_s: float) -> float:
         """Doubling, with jitter so that many clients do not come back together; at least what the server asked for."""

@@ -77,7 +77,7 @@ def test_the_least_a_card_can_say_leaves_everything_else_unknown(tmp_path: Path)
         ({"patients": 9, "male": 5, "female": 5, "sources": dict.fromkeys(("patients", "male", "female"), READ_THERE)}, "", "men"),
         ({"overlaps": {"mine": "all"}}, "", "itself"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_field_is_named(tmp_path: Path, fields: dict[str, Any], field: str, what: str) -> None:
     (fault,) = _faults(_write(tmp_path, **fields))
     assert fault.field == field

@@ -20,57 +20,115 @@ SHAPE = (10, 9, 8)
 # card; path -> what lies there (an image, a mask of one value, or so many channels as the imaginary part says); (sequence, highest
 # label) of the volumes to come; patients
 DATASETS = [
-    ("brats-men-2023", {
-        "T/BraTS-MEN-00004-000/BraTS-MEN-00004-000-t1c.nii.gz": "image",
-        "T/BraTS-MEN-00004-000/BraTS-MEN-00004-000-t2f.nii.gz": "image",
-        "T/BraTS-MEN-00004-000/BraTS-MEN-00004-000-seg.nii.gz": 3,
-        "T/BraTS-MEN-00004-001/BraTS-MEN-00004-001-t2w.nii.gz": "image",
-        "T/BraTS-MEN-00004-001/BraTS-MEN-00004-001-seg.nii.gz": 1,
-        "V/BraTS-MEN-00009-000/BraTS-MEN-00009-000-t1n.nii.gz": "image",
-    }, [("T1-weighted post-contrast", 3), ("FLAIR", 3), ("T2-weighted", 1), ("T1-weighted", None)], 2),
-    ("acdc", {
-        "training/patient001/patient001_4d.nii.gz": "image",
-        "training/patient001/patient001_frame01.nii.gz": "image",
-        "training/patient001/patient001_frame01_gt.nii.gz": 1,
-        "training/patient001/patient001_frame12.nii.gz": "image",
-        "training/patient001/patient001_frame12_gt.nii.gz": 2,
-    }, [("cine", 1), ("cine", 2)], 1),
-    ("hnts-mrg-2024", {
-        "train/2/midRT/2_midRT_T2.nii.gz": "image",
-        "train/2/midRT/2_midRT_mask.nii.gz": 2,
-        "train/2/midRT/2_preRT_T2_registered.nii.gz": "image",
-        "train/2/midRT/2_preRT_mask_registered.nii.gz": 1,
-        "train/2/preRT/2_preRT_T2.nii.gz": "image",
-        "train/2/preRT/2_preRT_mask.nii.gz": 1,
-    }, [("T2-weighted", 1), ("T2-weighted", 2)], 1),
-    ("msd-prostate", {
-        "imagesTr/prostate_00.nii.gz": 2j,
-        "labelsTr/prostate_00.nii.gz": 2,
-        "imagesTs/prostate_03.nii.gz": 2j,
-    }, [("T2-weighted", 2), ("ADC", 2), ("T2-weighted", None), ("ADC", None)], 2),
-    ("isles-2022", {
-        "sub-strokecase0001/ses-0001/dwi/sub-strokecase0001_ses-0001_adc.nii.gz": "image",
-        "sub-strokecase0001/ses-0001/dwi/sub-strokecase0001_ses-0001_dwi.nii.gz": "image",
-        "derivatives/sub-strokecase0001/ses-0001/sub-strokecase0001_ses-0001_msk.nii.gz": 1,
-    }, [("ADC", 1), ("DWI", 1)], 1),
-    ("totalsegmentator-mri", {
-        "s0001/mri.nii.gz": "image",
-        "s0001/segmentations/liver.nii.gz": 1,
-        "s0001/segmentations/autochthon_left.nii.gz": 1,
-    }, [(None, 5)], 1),
-    ("spider", {
-        "images/1_t1.mha": "image", "images/1_t2.mha": "image", "masks/1_t1.mha": 100, "masks/1_t2.mha": 201,
-    }, [("T1-weighted", 100), ("T2-weighted", 201)], 1),
-    ("promise12", {
-        "training_data/Case00.mhd": "image", "training_data/Case00_segmentation.mhd": 1, "test_data/Case01.mhd": "image",
-    }, [("T2-weighted", 1), ("T2-weighted", None)], 2),
-    ("mrnet", {
-        "train/axial/0000.npy": "image", "train/sagittal/0000.npy": "image", "valid/coronal/1130.npy": "image",
-    }, [("PD-weighted", None), ("T2-weighted", None), ("T1-weighted", None)], 2),
-    ("fastmri-knee", {
-        "singlecoil_train/file1000001.h5": "image", "multicoil_test/file1000082.h5": "image",
-    }, [("PD-weighted", None), ("PD-weighted", None)], 2),
-]  # fmt: skip
+    (
+        "brats-men-2023",
+        {
+            "T/BraTS-MEN-00004-000/BraTS-MEN-00004-000-t1c.nii.gz": "image",
+            "T/BraTS-MEN-00004-000/BraTS-MEN-00004-000-t2f.nii.gz": "image",
+            "T/BraTS-MEN-00004-000/BraTS-MEN-00004-000-seg.nii.gz": 3,
+            "T/BraTS-MEN-00004-001/BraTS-MEN-00004-001-t2w.nii.gz": "image",
+            "T/BraTS-MEN-00004-001/BraTS-MEN-00004-001-seg.nii.gz": 1,
+            "V/BraTS-MEN-00009-000/BraTS-MEN-00009-000-t1n.nii.gz": "image",
+        },
+        [("T1-weighted post-contrast", 3), ("FLAIR", 3), ("T2-weighted", 1), ("T1-weighted", None)],
+        2,
+    ),
+    (
+        "acdc",
+        {
+            "training/patient001/patient001_4d.nii.gz": "image",
+            "training/patient001/patient001_frame01.nii.gz": "image",
+            "training/patient001/patient001_frame01_gt.nii.gz": 1,
+            "training/patient001/patient001_frame12.nii.gz": "image",
+            "training/patient001/patient001_frame12_gt.nii.gz": 2,
+        },
+        [("cine", 1), ("cine", 2)],
+        1,
+    ),
+    (
+        "hnts-mrg-2024",
+        {
+            "train/2/midRT/2_midRT_T2.nii.gz": "image",
+            "train/2/midRT/2_midRT_mask.nii.gz": 2,
+            "train/2/midRT/2_preRT_T2_registered.nii.gz": "image",
+            "train/2/midRT/2_preRT_mask_registered.nii.gz": 1,
+            "train/2/preRT/2_preRT_T2.nii.gz": "image",
+            "train/2/preRT/2_preRT_mask.nii.gz": 1,
+        },
+        [("T2-weighted", 1), ("T2-weighted", 2)],
+        1,
+    ),
+    (
+        "msd-prostate",
+        {
+            "imagesTr/prostate_00.nii.gz": 2j,
+            "labelsTr/prostate_00.nii.gz": 2,
+            "imagesTs/prostate_03.nii.gz": 2j,
+        },
+        [("T2-weighted", 2), ("ADC", 2), ("T2-weighted", None), ("ADC", None)],
+        2,
+    ),
+    (
+        "isles-2022",
+        {
+            "sub-strokecase0001/ses-0001/dwi/sub-strokecase0001_ses-0001_adc.nii.gz": "image",
+            "sub-strokecase0001/ses-0001/dwi/sub-strokecase0001_ses-0001_dwi.nii.gz": "image",
+            "derivatives/sub-strokecase0001/ses-0001/sub-strokecase0001_ses-0001_msk.nii.gz": 1,
+        },
+        [("ADC", 1), ("DWI", 1)],
+        1,
+    ),
+    (
+        "totalsegmentator-mri",
+        {
+            "s0001/mri.nii.gz": "image",
+            "s0001/segmentations/liver.nii.gz": 1,
+            "s0001/segmentations/autochthon_left.nii.gz": 1,
+        },
+        [(None, 5)],
+        1,
+    ),
+    (
+        "spider",
+        {
+            "images/1_t1.mha": "image",
+            "images/1_t2.mha": "image",
+            "masks/1_t1.mha": 100,
+            "masks/1_t2.mha": 201,
+        },
+        [("T1-weighted", 100), ("T2-weighted", 201)],
+        1,
+    ),
+    (
+        "promise12",
+        {
+            "training_data/Case00.mhd": "image",
+            "training_data/Case00_segmentation.mhd": 1,
+            "test_data/Case01.mhd": "image",
+        },
+        [("T2-weighted", 1), ("T2-weighted", None)],
+        2,
+    ),
+    (
+        "mrnet",
+        {
+            "train/axial/0000.npy": "image",
+            "train/sagittal/0000.npy": "image",
+            "valid/coronal/1130.npy": "image",
+        },
+        [("PD-weighted", None), ("T2-weighted", None), ("T1-weighted", None)],
+        2,
+    ),
+    (
+        "fastmri-knee",
+        {
+            "singlecoil_train/file1000001.h5": "image",
+            "multicoil_test/file1000082.h5": "image",
+        },
+        [("PD-weighted", None), ("PD-weighted", None)],
+        2,
+    ),
+]
 
 
 def _lay(path: Path, what: str | int | complex, seed: int) -> None:

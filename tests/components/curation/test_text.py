@@ -37,15 +37,21 @@ from tests.corpora import card, tiny_corpus, tiny_series, tiny_settings, tiny_vo
 FIG_2 = {
     "image_modality_sequence": ("modality", "sequence", "plane", "acquisition_quality_or_artifacts"),
     "visible_anatomical_structures": (
-        "bony_structures", "articular_structures", "soft_tissues_and_musculature", "organs_or_central_structures",
-        "neurovascular_or_connective_structures", "spaces_or_cavities_or_joint_compartments",
+        "bony_structures",
+        "articular_structures",
+        "soft_tissues_and_musculature",
+        "organs_or_central_structures",
+        "neurovascular_or_connective_structures",
+        "spaces_or_cavities_or_joint_compartments",
     ),
     "tissue_signal_characteristics": ("normal_signal_appearance", "abnormal_signal_patterns", "symmetry_and_structural_integrity"),
     "pathological_findings": (
-        "structural_abnormalities", "signal_abnormalities_or_fluid_collections", "masses_or_suspicious_lesions",
+        "structural_abnormalities",
+        "signal_abnormalities_or_fluid_collections",
+        "masses_or_suspicious_lesions",
     ),
     "diagnostic_impression": ("suggestive_of", "severity_or_grading", "recommendation"),
-}  # fmt: skip
+}
 REPORT = """MRI KNEE. Patient: John Doe, born 01.02.1970
 CLINICAL HISTORY: Pain, seen by Dr. Miller.
 FINDINGS:
@@ -58,9 +64,11 @@ IMPRESSION:
 2. Osteoarthritis, KL grade III. Recommend orthopaedic follow-up in 6 weeks.
 """
 TABLE_2 = {
-    "vision pretraining": (1.0, 0.0, 0.0), "alignment": (0.0, 1.0, 0.0), "multimodal pretraining": (0.0, 0.8, 0.2),
+    "vision pretraining": (1.0, 0.0, 0.0),
+    "alignment": (0.0, 1.0, 0.0),
+    "multimodal pretraining": (0.0, 0.8, 0.2),
     "instruction tuning": (0.0, 0.0, 1.0),
-}  # fmt: skip
+}
 
 
 def test_the_template_is_that_of_figure_2() -> None:
@@ -90,10 +98,18 @@ def test_a_paragraph_can_be_read_back(fields: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "canonical"),
-    [("BIRADS 4", "BI-RADS 4"), ("BI-RADS category 4a", "BI-RADS 4A"), ("PIRADS 5 lesion", "PI-RADS 5"), ("PI-RADS 7", None),
-     ("WHO grade IV", "WHO grade 4"), ("Kellgren-Lawrence grade 3.", "Kellgren-Lawrence grade 3"), ("LR-5", "LI-RADS 5"),
-     ("moderate effusion", "moderate"), ("no abnormality", None)],
-)  # fmt: skip
+    [
+        ("BIRADS 4", "BI-RADS 4"),
+        ("BI-RADS category 4a", "BI-RADS 4A"),
+        ("PIRADS 5 lesion", "PI-RADS 5"),
+        ("PI-RADS 7", None),
+        ("WHO grade IV", "WHO grade 4"),
+        ("Kellgren-Lawrence grade 3.", "Kellgren-Lawrence grade 3"),
+        ("LR-5", "LI-RADS 5"),
+        ("moderate effusion", "moderate"),
+        ("no abnormality", None),
+    ],
+)
 def test_gradings_are_read_in_their_scale(text: str, canonical: str | None) -> None:
     assert severity(text) == canonical
 
@@ -194,8 +210,10 @@ def test_facts_are_those_of_a_pass_over_the_volume_for_each(seed: int, slices: i
             assert found[0].signal == np.median(voxels[labels == value]) / reference
     for index in range(slices):
         lesions = np.isin(labels[index], (2, 3))
-        boxes = [normalised_box(r.start, c.start, r.stop, c.stop, *lesions.shape, "lesion")
-                 for r, c in ndimage.find_objects(ndimage.label(lesions, np.ones((3, 3)))[0])]  # fmt: skip
+        boxes = [
+            normalised_box(r.start, c.start, r.stop, c.stop, *lesions.shape, "lesion")
+            for r, c in ndimage.find_objects(ndimage.label(lesions, np.ones((3, 3)))[0])
+        ]
         assert facts.boxes.get(index, []) == boxes
 
 

@@ -74,8 +74,18 @@ def test_the_page_shows_examples_curves_and_the_worst_cases_first(report: Evalua
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser: apt-get install chromium")
 def test_a_browser_opens_the_page_and_shows_the_volume(report: EvaluationReport, tmp_path: Path) -> None:
     """The page's policy forbids every request, so that whatever it shows is in the file."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-               f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000", "--dump-dom", report.report.as_uri()]  # fmt: skip
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+        report.report.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     [shown] = re.findall(r'<div id="viewer" ([^>]*)>', done.stdout)
     assert 'data-state="ready"' in shown and 'data-volumes="3"' in shown

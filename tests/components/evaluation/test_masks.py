@@ -12,9 +12,11 @@ from components.evaluation.masks import mask_of
 
 
 @given(
-    kind=st.sampled_from(["equispaced", "magic"]), columns=st.integers(64, 400), acceleration=st.sampled_from([2, 3, 4, 6, 8]),
+    kind=st.sampled_from(["equispaced", "magic"]),
+    columns=st.integers(64, 400),
+    acceleration=st.sampled_from([2, 3, 4, 6, 8]),
     seed=st.integers(0, 2**32),
-)  # fmt: skip
+)
 def test_the_centre_is_measured_and_the_acceleration_kept(kind: str, columns: int, acceleration: int, seed: int) -> None:
     mask = mask_of(kind, columns, acceleration, seed)  # type: ignore[arg-type]
     centre = round(columns * centre_fraction_of(acceleration))

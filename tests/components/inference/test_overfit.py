@@ -86,8 +86,12 @@ def _reconstruction() -> list[Lesson]:
         given = replace(volume, kspace=measured[None, None], voxels=np.abs(ifft2c(measured))[None].astype(np.float32))
         shown = _shown(given)
         scale = float(given.voxels.max() / shown.max())
-        target = Target(TARGET_IMAGE, volume.voxels[0] / scale, (measured / scale).astype(np.complex64),
-                        np.broadcast_to(columns, (MATRIX, MATRIX)))  # fmt: skip
+        target = Target(
+            TARGET_IMAGE,
+            volume.voxels[0] / scale,
+            (measured / scale).astype(np.complex64),
+            np.broadcast_to(columns, (MATRIX, MATRIX)),
+        )
         lessons.append(Lesson(given, "Reconstruct this image.", "<image>", shown, target))
     return lessons
 

@@ -76,9 +76,7 @@ def test_a_mask_lies_on_the_grid_of_the_image(
     assert json.loads((tmp_path / "answer.json").read_text())["task"] == "segmentation"
 
 
-def test_an_untrained_decoder_gives_the_image_back(
-    predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_an_untrained_decoder_gives_the_image_back(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its output starts as zero residual, so only the way to the model's grid and back changes anything."""
     _answering(predictor, monkeypatch, "<image>")
     prediction = predictor.predict(volume, "Reconstruct this image.")

@@ -69,17 +69,29 @@ def slice_(folder: Path, name: str, number: int, position: Vector, plane: NDArra
 
 
 def series(
-    folder: Path, name: str, voxels: NDArray[np.uint16], orientation: tuple[float, ...] = AXIAL, step_mm: float = 4.0,
-    order: Iterable[int] | None = None, first: int = 1, **values: Any,
-) -> list[Path]:  # fmt: skip
+    folder: Path,
+    name: str,
+    voxels: NDArray[np.uint16],
+    orientation: tuple[float, ...] = AXIAL,
+    step_mm: float = 4.0,
+    order: Iterable[int] | None = None,
+    first: int = 1,
+    **values: Any,
+) -> list[Path]:
     """Write a stack (slices, rows, columns) along its normal; ``order`` are the slices that are written, in order."""
     normal = np.cross(orientation[:3], orientation[3:])
     chosen = list(order) if order is not None else list(range(len(voxels)))
     return [
-        slice_(folder, f"{name}-{index}", first + number, np.array([-30.0, -20, 10]) + normal * step_mm * index, voxels[index],
-               **{"ImageOrientationPatient": list(orientation), **values})
+        slice_(
+            folder,
+            f"{name}-{index}",
+            first + number,
+            np.array([-30.0, -20, 10]) + normal * step_mm * index,
+            voxels[index],
+            **{"ImageOrientationPatient": list(orientation), **values},
+        )
         for number, index in enumerate(chosen)
-    ]  # fmt: skip
+    ]
 
 
 def _group(**values: Any) -> list[Dataset]:
@@ -90,9 +102,13 @@ def _group(**values: Any) -> list[Dataset]:
 
 
 def structure_set(
-    path: Path, structures: dict[str, list[NDArray[np.float64]]], series_uid: str | None = "", frame_uid: str | None = None,
-    kind: str = "CLOSED_PLANAR", **values: Any,
-) -> Path:  # fmt: skip
+    path: Path,
+    structures: dict[str, list[NDArray[np.float64]]],
+    series_uid: str | None = "",
+    frame_uid: str | None = None,
+    kind: str = "CLOSED_PLANAR",
+    **values: Any,
+) -> Path:
     """Write an RT Structure Set.
 
     Args:
@@ -101,8 +117,15 @@ def structure_set(
         frame_uid: frame of reference, None for that of :func:`series`.
     """
     image = _new(RTStructureSetStorage, path.name)
-    for keyword in ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-                    "FrameOfReferenceUID"):  # fmt: skip
+    for keyword in (
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "FrameOfReferenceUID",
+    ):
         delattr(image, keyword)
     image.Modality, image.StructureSetLabel = "RTSTRUCT", "made up"
     frame = frame_uid or generate_uid(entropy_srcs=["frame"])
@@ -116,13 +139,20 @@ def structure_set(
         _group(ROINumber=number, ROIName=name, ReferencedFrameOfReferenceUID=frame)[0] for number, name in enumerate(structures, 1)
     ]
     image.ROIContourSequence = [
-        _group(ReferencedROINumber=number, ContourSequence=[
-            _group(ContourGeometricType=kind, NumberOfContourPoints=len(outline), ContourNumber=1 + place,
-                   ContourData=[f"{part:.6g}" if abs(part) > 1e-4 else "0" for part in outline.ravel()])[0]
-            for place, outline in enumerate(outlines)
-        ])[0]
+        _group(
+            ReferencedROINumber=number,
+            ContourSequence=[
+                _group(
+                    ContourGeometricType=kind,
+                    NumberOfContourPoints=len(outline),
+                    ContourNumber=1 + place,
+                    ContourData=[f"{part:.6g}" if abs(part) > 1e-4 else "0" for part in outline.ravel()],
+                )[0]
+                for place, outline in enumerate(outlines)
+            ],
+        )[0]
         for number, outlines in enumerate(structures.values(), 1)
-    ]  # fmt: skip
+    ]
     for keyword, value in values.items():
         setattr(image, keyword, value)
     path.parent.mkdir(parents=True, exist_ok=True)

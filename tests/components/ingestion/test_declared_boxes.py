@@ -25,13 +25,21 @@ from tests.components.ingestion import made
 KEY = bytes(range(32))
 TITLES = ("Patient ID", "Start Row", "End Row", "Start Column", "End Column", "Start Slice", "End Slice")
 TABLE = BoxTable(
-    path="boxes.csv", key="Patient ID", slices=("Start Slice", "End Slice"), rows=("Start Row", "End Row"),
-    columns=("Start Column", "End Column"), label="Tumour",
-)  # fmt: skip
+    path="boxes.csv",
+    key="Patient ID",
+    slices=("Start Slice", "End Slice"),
+    rows=("Start Row", "End Row"),
+    columns=("Start Column", "End Column"),
+    label="Tumour",
+)
 CARD = DatasetCard(
-    id="made-up", name="Made up", rights="none", formats=("NIfTI", "NumPy"), synthetic=True,
+    id="made-up",
+    name="Made up",
+    rights="none",
+    formats=("NIfTI", "NumPy"),
+    synthetic=True,
     layout=Layout(patient="([^/.]+)[^/]*$", boxes=(TABLE,)),
-)  # fmt: skip
+)
 BRIGHT = 60_000
 
 
@@ -59,8 +67,15 @@ def test_the_table_of_duke_is_read_by_its_card(tmp_path: Path, order: list[int],
         voxels = made.pixels(6, 12, 14, seed=number)
         for slice_number in (2, 3, 4):  # the third to the fifth file
             voxels[order[slice_number - 1], 4:8, 5:11] = BRIGHT
-        made.series(study / f"{number}.000000-{name}-1", name, voxels, orientation, order=order, PatientID="Breast_MRI_001",
-                    SeriesInstanceUID=f"1.2.{number}")  # fmt: skip
+        made.series(
+            study / f"{number}.000000-{name}-1",
+            name,
+            voxels,
+            orientation,
+            order=order,
+            PatientID="Breast_MRI_001",
+            SeriesInstanceUID=f"1.2.{number}",
+        )
     _table(source / "Annotation_Boxes.csv", ("Breast_MRI_002", 1, 2, 1, 2, 1, 2), ("Breast_MRI_001", 5, 8, 6, 11, 2, 4))
     ingest(card, source, tmp_path / "data", KEY)
     found = [read_volume(tmp_path / "data", one, card) for one in list_series(tmp_path / "data", card.id)]
@@ -74,9 +89,12 @@ def test_the_table_of_duke_is_read_by_its_card(tmp_path: Path, order: list[int],
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.permutations([0, 1, 2]), st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3), st.tuples(*[st.floats(0.5, 6)] * 3),
-    st.integers(0, 2**32 - 1), st.sampled_from([0, 1]),
-)  # fmt: skip
+    st.permutations([0, 1, 2]),
+    st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
+    st.tuples(*[st.floats(0.5, 6)] * 3),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0, 1]),
+)
 def test_boxes_turn_with_the_image(
     tmp_path: Path, axes: list[int], signs: tuple[float, ...], sides: tuple[float, ...], seed: int, first: int
 ) -> None:

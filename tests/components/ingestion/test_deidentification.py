@@ -230,9 +230,18 @@ def _kspace(folder: Path) -> None:
     texts = "".join(
         f"<{section}><patientName>{NAME}</patientName><systemVendor>{NAME}</systemVendor><systemModel>{NAME}</systemModel>"
         f"<TR>{NAME}</TR><institutionName>{NAME}</institutionName><trajectory>cartesian</trajectory></{section}>"
-        for section in ("subjectInformation", "studyInformation", "acquisitionSystemInformation", "encoding", "sequenceParameters",
-                        "measurementInformation", "userParameters", "waveformInformation", NAME)
-    )  # fmt: skip
+        for section in (
+            "subjectInformation",
+            "studyInformation",
+            "acquisitionSystemInformation",
+            "encoding",
+            "sequenceParameters",
+            "measurementInformation",
+            "userParameters",
+            "waveformInformation",
+            NAME,
+        )
+    )
     header = f'<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><!-- {NAME} -->{texts}</ismrmrdHeader>'
     with h5py.File(folder / f"{NAME}_kspace.h5", "w") as file:
         file["kspace"] = (rng.standard_normal((3, 2, 8, 8)) + 1j * rng.standard_normal((3, 2, 8, 8))).astype(np.complex64)
@@ -242,13 +251,18 @@ def _kspace(folder: Path) -> None:
 
 
 CARD = DatasetCard(
-    id="planted", name="Planted", rights="none", formats=("DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5"), synthetic=True,
+    id="planted",
+    name="Planted",
+    rights="none",
+    formats=("DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5"),
+    synthetic=True,
     label_map={1: "meniscus"},
     layout=Layout(
-        patient="([^/]+)$", boxes=("*/boxes.csv",),
+        patient="([^/]+)$",
+        boxes=("*/boxes.csv",),
         tables=(cards.LabelTable(path="*/findings.csv", key="name", image=r"([^/]+)\.npy$", findings={"tear": "tear"}),),
     ),
-)  # fmt: skip
+)
 
 
 def _found(folder: Path) -> list[str]:
@@ -286,17 +300,27 @@ def test_every_format_is_taken_in_and_nothing_planted_is_left(planted: Path) -> 
 
 
 def test_nothing_planted_is_in_tables_or_messages(
-    source: Path, planted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str],
+    source: Path,
+    planted: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
     recwarn: pytest.WarningsRecorder,
-) -> None:  # fmt: skip
+) -> None:
     """Ingested again beside, and curated, with every logger open."""
     caplog.set_level(logging.DEBUG)
     with pytest.raises(BadInput) as refused:
         ingest(CARD.model_copy(update={"layout": Layout(ignored=("*",))}), source, tmp_path / "none", DEMO_KEY)
     report = ingest(CARD, source, tmp_path / "data", DEMO_KEY, workers=2)
     curate(tmp_path / "data", [CARD], tmp_path / "curated", CurationSettings(matrix=32, workers=1))
-    messages = [str(report), caplog.text, *capfd.readouterr(), *(str(one.message) for one in recwarn), refused.value.what,
-                *(str(one) for one in quarantined(planted, CARD.id))]  # fmt: skip
+    messages = [
+        str(report),
+        caplog.text,
+        *capfd.readouterr(),
+        *(str(one.message) for one in recwarn),
+        refused.value.what,
+        *(str(one) for one in quarantined(planted, CARD.id)),
+    ]
     assert len(report.quarantined) == 2 and not [text for text in PLANTED if any(text in message for message in messages)]
     assert not _found(tmp_path / "data") and not _found(tmp_path / "curated")
 
@@ -335,9 +359,15 @@ def test_elements_that_are_left_say_nothing_but_numbers_and_published_words(plan
             if action in ("Z", "X/Z") and element.VR != "DA" and element.keyword not in PASSING:
                 assert not element.value or element.VR == "SQ", element.keyword
         assert image.file_meta.MediaStorageSOPInstanceUID == image.SOPInstanceUID
-        assert set(image.file_meta.dir()) <= {"FileMetaInformationGroupLength", "FileMetaInformationVersion", "TransferSyntaxUID",
-                                              "MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "ImplementationClassUID",
-                                              "ImplementationVersionName"}  # fmt: skip
+        assert set(image.file_meta.dir()) <= {
+            "FileMetaInformationGroupLength",
+            "FileMetaInformationVersion",
+            "TransferSyntaxUID",
+            "MediaStorageSOPClassUID",
+            "MediaStorageSOPInstanceUID",
+            "ImplementationClassUID",
+            "ImplementationVersionName",
+        }
         assert "PixelData" not in image or len(image.PixelData) == image.Rows * image.Columns * 2
 
 

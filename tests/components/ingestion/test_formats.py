@@ -31,9 +31,15 @@ DIRECTIONS = np.stack([*OBLIQUE, np.cross(*OBLIQUE)], axis=1)  # columns: along 
 
 def card(formats: tuple[str, ...], label_map: dict[int, str] | None = None, **layout: object) -> DatasetCard:
     return DatasetCard(
-        id="made-up", name="Made up", rights="none", formats=formats, synthetic=True, anatomy="knee",  # type: ignore[arg-type]
-        layout=Layout(**layout), label_map=label_map or {},  # type: ignore[arg-type]
-    )  # fmt: skip
+        id="made-up",
+        name="Made up",
+        rights="none",
+        formats=formats,
+        synthetic=True,
+        anatomy="knee",  # type: ignore[arg-type]
+        layout=Layout(**layout),
+        label_map=label_map or {},  # type: ignore[arg-type]
+    )
 
 
 def volumes(source: Path, one: DatasetCard) -> list[Volume]:
@@ -94,17 +100,22 @@ def test_mrnet_arrays_get_plane_sequence_and_findings_from_the_card(source: Path
         for finding, text in (("acl", "acl tear"), ("meniscus", "meniscal tear"))
     ]
     mrnet = card(
-        ("NumPy",), patient=r"(\w+/)\w+/\d+\.npy$", tables=tables, planes={"coronal/": "coronal", "sagittal/": "sagittal"},
-        sequences={"coronal/": "T1-weighted", "sagittal/": "T2-weighted", "axial/": "PD-weighted"}, spacing_mm=(3.0, 0.6, 0.6),
-    )  # fmt: skip
+        ("NumPy",),
+        patient=r"(\w+/)\w+/\d+\.npy$",
+        tables=tables,
+        planes={"coronal/": "coronal", "sagittal/": "sagittal"},
+        sequences={"coronal/": "T1-weighted", "sagittal/": "T2-weighted", "axial/": "PD-weighted"},
+        spacing_mm=(3.0, 0.6, 0.6),
+    )
     found = volumes(source, mrnet)
     assert sorted((one.acquisition.plane, one.acquisition.sequence) for one in found) == sorted(
         2 * [("axial", "PD-weighted"), ("coronal", "T1-weighted"), ("sagittal", "T2-weighted")]
     )
     assert all(one.spacing_mm == pytest.approx((3.0, 0.6, 0.6)) for one in found)
     assert {tuple(sorted(one.diagnosis.items())) for one in found} == {
-        (("acl tear", True), ("meniscal tear", False)), (("acl tear", False),)  # the second table says nothing about the second
-    }  # fmt: skip
+        (("acl tear", True), ("meniscal tear", False)),
+        (("acl tear", False),),  # the second table says nothing about the second
+    }
     arrays = {made.pixels(4, 8, 8, seed=seed).astype(np.uint8).tobytes() for seed in range(6)}
     assert {one.voxels.astype(np.uint8).tobytes() for one in found} == arrays  # shown as they are stored
 
@@ -139,8 +150,9 @@ def test_a_tables_reports_are_taken_in_without_whom_they_are_about_and_reach_the
     assert found == [
         "FINDINGS:\nThere is a 14 mm enhancing lesion in the left frontal lobe.\nNo midline shift.\n"
         "IMPRESSION:\nGlioma is suspected.\nRECOMMENDATION:\nFollow-up in 6 weeks.",
-        "", "",
-    ]  # fmt: skip
+        "",
+        "",
+    ]
     assert parse_report(found[0]) == {
         "pathological_findings.masses_or_suspicious_lesions": "There is a 14 mm enhancing lesion in the left frontal lobe",
         "tissue_signal_characteristics.symmetry_and_structural_integrity": "No midline shift",
@@ -220,14 +232,15 @@ def _raw(path: Path, images: NDArray[np.complex128], contrasts: int = 1, skip: i
         encoding=[
             ismrmrd.xsd.encodingType(
                 trajectory=ismrmrd.xsd.trajectoryType.CARTESIAN,
-                encodedSpace=_space(readout, phase, 48.0, 16.0), reconSpace=_space(readout // 2, phase, 24.0, 16.0),
+                encodedSpace=_space(readout, phase, 48.0, 16.0),
+                reconSpace=_space(readout // 2, phase, 24.0, 16.0),
                 encodingLimits=ismrmrd.xsd.encodingLimitsType(
                     kspace_encoding_step_1=ismrmrd.xsd.limitType(minimum=0, maximum=phase - 1, center=phase // 2)
                 ),
             )
         ],
         sequenceParameters=ismrmrd.xsd.sequenceParametersType(TR=[500.0], TE=[12.0, 80.0][:contrasts], flipAngle_deg=[90.0]),
-    )  # fmt: skip
+    )
     dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
     dataset.write_xml_header(header.toXML("utf-8"))
     noise = ismrmrd.Acquisition.from_array(np.ones((coils, readout), dtype=np.complex64))
@@ -289,10 +302,13 @@ def test_brats_names_give_sequences_and_the_label_map_of_the_same_time_point(sou
         labels[0] = 0
         _nifti(source / f"BraTS-GLI-00005-{visit}" / f"BraTS-GLI-00005-{visit}-seg.nii.gz", labels)
     brats = card(
-        ("NIfTI",), {1: "necrotic core", 2: "oedema"}, labels=["*-seg.nii.gz"], patient=r"(BraTS-GLI-\d+)-",
+        ("NIfTI",),
+        {1: "necrotic core", 2: "oedema"},
+        labels=["*-seg.nii.gz"],
+        patient=r"(BraTS-GLI-\d+)-",
         case=r"(BraTS-GLI-\d+-\d+)-",
         sequences={"-t1n.": "T1-weighted", "-t1c.": "T1-weighted post contrast", "-t2w.": "T2-weighted", "-t2f.": "FLAIR"},
-    )  # fmt: skip
+    )
     found = volumes(source, brats)
     assert sorted(str(one.acquisition.sequence) for one in found) == sorted(
         2 * ["T1-weighted", "T1-weighted post contrast", "T2-weighted", "FLAIR"]
@@ -363,8 +379,10 @@ def test_enhanced_echoes_and_times_become_volumes_of_one_patient(source: Path) -
     voxels = made.pixels(2, 2, 3, 8, 9)
     frames = [
         {"plane": voxels[echo, time, place], "offset": 4.0 * place, "echo": (12, 80)[echo], "time": time + 1}
-        for place in range(3) for time in range(2) for echo in range(2)
-    ]  # fmt: skip
+        for place in range(3)
+        for time in range(2)
+        for echo in range(2)
+    ]
     made.enhanced(source / "e.dcm", frames)
     found = volumes(source, card(("DICOM",)))
     assert {one.voxels.astype(np.uint16).tobytes() for one in found} == {

@@ -14,8 +14,18 @@ from hypothesis import strategies as st
 from components.ingestion.frames import Frame, affine_of, split
 from tests.components.ingestion.made import AXIAL, CORONAL, OBLIQUE, SAGITTAL
 
-NAMES = ("image_type", "b_value", "temporal_position", "acquisition", "gradient", "inversion_time", "flip_angle", "repetition_time",
-         "trigger_time", "stack_id")  # fmt: skip
+NAMES = (
+    "image_type",
+    "b_value",
+    "temporal_position",
+    "acquisition",
+    "gradient",
+    "inversion_time",
+    "flip_angle",
+    "repetition_time",
+    "trigger_time",
+    "stack_id",
+)
 LEANING = (0.9848078, 0.1736482, 0.0, -0.1736482, 0.9848078, 0.0)
 """Axial, turned by ten degrees in its plane."""
 TILTED = (1.0, 0, 0, 0, 0.9848078, 0.1736482)
@@ -25,10 +35,18 @@ TILTED = (1.0, 0, 0, 0, 0.9848078, 0.1736482)
 def frame(number: int, place: float, orientation: tuple[float, ...] = AXIAL, echo: float = 12.0, **repeats: object) -> Frame:
     normal = np.cross(orientation[:3], orientation[3:])
     return Frame(
-        path=Path(f"{number:04d}"), index=0, number=number, position=tuple(5 + normal * 3.0 * place), orientation=orientation,
-        pixel_mm=(1.0, 1.0), thickness_mm=3.0, shape=(8, 8), component="M", echo_time=echo,
+        path=Path(f"{number:04d}"),
+        index=0,
+        number=number,
+        position=tuple(5 + normal * 3.0 * place),
+        orientation=orientation,
+        pixel_mm=(1.0, 1.0),
+        thickness_mm=3.0,
+        shape=(8, 8),
+        component="M",
+        echo_time=echo,
         repeats=tuple(repeats.get(name, "") for name in NAMES),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def stack(count: int = 5, orientation: tuple[float, ...] = AXIAL, first: int = 1, **values: object) -> list[Frame]:
@@ -49,12 +67,13 @@ def test_slices_in_any_order_make_one_volume_in_order_of_place(order: list[int],
 @given(
     st.lists(st.sampled_from(NAMES[1:7]), min_size=1, max_size=2, unique=True),
     st.randoms(use_true_random=False),
-)  # fmt: skip
+)
 def test_repeats_are_told_apart_by_whatever_tells_them_apart(names: list[str], random: object) -> None:
     frames = [
         frame(1, place, **dict(zip(names, map(str, values), strict=True)))
-        for place in range(4) for values in product(range(2), repeat=len(names))
-    ]  # fmt: skip
+        for place in range(4)
+        for values in product(range(2), repeat=len(names))
+    ]
     random.shuffle(frames)  # type: ignore[attr-defined]
     frames = [replace(one, number=number) for number, one in enumerate(frames)]
     volumes, refused = split(frames)
@@ -88,12 +107,15 @@ def test_an_attribute_that_differs_within_a_volume_does_not_part_it() -> None:
         ([*stack(5), frame(9, 5, TILTED)], "slices turned against the others: 1 of 6", 0),
         ([*stack(2), frame(5, 2, TILTED), frame(6, 3), frame(7, 4)], "slices turned against the others", 0),
         ([*stack(5), frame(9, 5, LEANING)], "slices turned against the others", 0),
-        ([*stack(5, acquisition="1"), *stack(5, first=6, acquisition="2"), *stack(3, first=11, acquisition="3")],
-         "an incomplete repeat: 3 of 5 slices", 2),
+        (
+            [*stack(5, acquisition="1"), *stack(5, first=6, acquisition="2"), *stack(3, first=11, acquisition="3")],
+            "an incomplete repeat: 3 of 5 slices",
+            2,
+        ),
         ([replace(one, position=(one.position[0] + 2.0 * one.number, *one.position[1:])) for one in stack(5)], "out of line", 0),
         ([replace(frame(1, 0), position=(0.0, 0.0, 0.0)), replace(frame(2, 0), position=(40.0, 0.0, 0.0))], "side by side", 0),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_regular_volume_is_refused_with_the_reason(frames: list[Frame], reason: str, volumes: int) -> None:
     found, refused = split(frames)
     assert len(found) == volumes

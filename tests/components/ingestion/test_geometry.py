@@ -47,8 +47,15 @@ def _echoes(folder: Path) -> None:
 
 def _times(folder: Path) -> None:
     for time in (1, 2, 3):
-        made.series(folder, f"t{time}", made.pixels(5, 10, 12, seed=time), made.OBLIQUE, first=10 * time, AcquisitionNumber=time,
-                    TemporalPositionIdentifier=time)  # fmt: skip
+        made.series(
+            folder,
+            f"t{time}",
+            made.pixels(5, 10, 12, seed=time),
+            made.OBLIQUE,
+            first=10 * time,
+            AcquisitionNumber=time,
+            TemporalPositionIdentifier=time,
+        )
 
 
 def _planes(folder: Path) -> None:
@@ -107,10 +114,12 @@ def _compare(source: Path, folder: Path) -> None:
         turned = volume.voxels.transpose(2, 1, 0).astype(np.float64)
         voxels, affine = canonical(nib.Nifti1Image(turned, volume.affine[:, [2, 1, 0, 3]]))
         same = [
-            number for number, (their_voxels, their_affine) in enumerate(theirs)
-            if their_voxels.shape == voxels.shape and np.abs(their_affine - affine).max() < 1e-3
+            number
+            for number, (their_voxels, their_affine) in enumerate(theirs)
+            if their_voxels.shape == voxels.shape
+            and np.abs(their_affine - affine).max() < 1e-3
             and np.allclose(their_voxels, voxels, rtol=1e-6, atol=0)
-        ]  # fmt: skip
+        ]
         assert len(same) == 1, volume.affine
         theirs.pop(same[0])
 

@@ -14,8 +14,21 @@ from components.ingestion import ingest, list_series, quarantined, read_volume
 from components.ingestion.keys import DEMO_KEY
 from components.samples import SAMPLES
 
-IDENTIFYING = (b"Doe", b"DCM-00", b"NIF-00", b"KSP-00", b"19700203", b"1970-02-03", b"Referrer", b"Sample Hospital", b"ACC0000",
-               b"45123", b"20240506", b"2024-05-06", b"070809")  # fmt: skip
+IDENTIFYING = (
+    b"Doe",
+    b"DCM-00",
+    b"NIF-00",
+    b"KSP-00",
+    b"19700203",
+    b"1970-02-03",
+    b"Referrer",
+    b"Sample Hospital",
+    b"ACC0000",
+    b"45123",
+    b"20240506",
+    b"2024-05-06",
+    b"070809",
+)
 """What the generated sources carry on purpose: names, numbers, birth and study dates, institution, serial number."""
 
 

@@ -21,13 +21,21 @@ from components.ingestion.volume import Volume
 from tests.components.ingestion import made
 
 TABLE = LabelTable(
-    path="participants.tsv", key="participant_id", sex="sex", age="age", findings={"group": "schizophrenia"},
+    path="participants.tsv",
+    key="participant_id",
+    sex="sex",
+    age="age",
+    findings={"group": "schizophrenia"},
     values={"patient": True, "control": False},
-)  # fmt: skip
+)
 CARD = DatasetCard(
-    id="made-up", name="Made up", rights="none", formats=("NIfTI",), synthetic=True,
+    id="made-up",
+    name="Made up",
+    rights="none",
+    formats=("NIfTI",),
+    synthetic=True,
     layout=Layout(patient="(sub-[^/_]+)/", tables=(TABLE,)),
-)  # fmt: skip
+)
 ROWS = (
     ("participant_id", "name", "age", "sex", "group"),
     ("sub-zwetschge", "Zwetschge, Anna", "34", "F", "patient"),
@@ -108,8 +116,19 @@ def test_any_cells_give_a_sex_and_an_age_or_nothing(tmp_path_factory: pytest.Tem
     assert found.get("PatientSex", "F") in ("F", "M", "O") and 0 <= float(found.get("PatientAge", 0)) <= 90
 
 
-YEARS = {"34": 34.0, "0.5": 0.5, "89+": 89.0, "90+": 90.0, "112": 90.0, "034Y": 34.0, "-1": None, "inf": None, "nan": None,
-         "adult": None, "": None}  # fmt: skip
+YEARS = {
+    "34": 34.0,
+    "0.5": 0.5,
+    "89+": 89.0,
+    "90+": 90.0,
+    "112": 90.0,
+    "034Y": 34.0,
+    "-1": None,
+    "inf": None,
+    "nan": None,
+    "adult": None,
+    "": None,
+}
 
 
 @pytest.mark.parametrize(("cell", "years"), YEARS.items())

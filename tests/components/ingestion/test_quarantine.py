@@ -97,15 +97,32 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
     "no position": (lambda f: _bad(f, ImagePositionPatient=None), "geometry", "without ImagePositionPatient", 5),
     "no direction": (lambda f: _bad(f, ImageOrientationPatient=[0, 0, 0, 0, 0, 0]), "geometry", "missing or wrong", 5),
     "a slice missing": (lambda f: _bad(f, order=[0, 1, 3, 4]), "geometry", "slices missing: 1 of 3 gaps", 1),
-    "a slice doubled": (lambda f: (_bad(f), made.slice_(f, "twice", 9, (-30, -20, 18), made.pixels(8, 9, seed=8))), "geometry",
-                        "doubled slices: 6 images at 5 positions", 1),
-    "a slice turned": (lambda f: (_bad(f, order=[0, 1, 3, 4]), made.slice_(f, "turned", 9, (-30, -20, 18), made.pixels(8, 9),
-                                  ImageOrientationPatient=[0.9848078, 0.1736482, 0, -0.1736482, 0.9848078, 0])),
-                       "geometry", "slices turned against the others: 1 of 5", 1),
+    "a slice doubled": (
+        lambda f: (_bad(f), made.slice_(f, "twice", 9, (-30, -20, 18), made.pixels(8, 9, seed=8))),
+        "geometry",
+        "doubled slices: 6 images at 5 positions",
+        1,
+    ),
+    "a slice turned": (
+        lambda f: (
+            _bad(f, order=[0, 1, 3, 4]),
+            made.slice_(
+                f,
+                "turned",
+                9,
+                (-30, -20, 18),
+                made.pixels(8, 9),
+                ImageOrientationPatient=[0.9848078, 0.1736482, 0, -0.1736482, 0.9848078, 0],
+            ),
+        ),
+        "geometry",
+        "slices turned against the others: 1 of 5",
+        1,
+    ),
     "the same instance twice": (lambda f: shutil.copytree(f.parent / "sound", f), "duplicate", "the same SOP Instance UID", 5),
     "the same voxels under other names": (_copies_of_pixels, "duplicate", "the same voxels as another series", 1),
     "a document": (lambda f: (f.mkdir(), (f / "notes.txt").write_text("hello")), "no image", "nothing that belongs to one", 1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -133,12 +150,17 @@ def test_a_whole_copy_takes_the_place_of_a_broken_one(source: Path) -> None:
 def test_labels_that_fit_no_image_are_listed_and_the_image_is_kept(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     for name, values, shift in (
-        ("p1", made.pixels(8, 9, 4), 0.0), ("p1-seg", made.pixels(8, 9, 4) % 3, 0.0), ("p2", made.pixels(8, 9, 4, seed=2), 0.0),
-        ("p2-seg", made.pixels(8, 9, 5) % 3, 0.0), ("p3", made.pixels(8, 9, 4, seed=3), 0.0),
-        ("p3-seg", made.pixels(8, 9, 4) % 2, 9.0), ("p4", made.pixels(8, 9, 4, seed=4), 0.0),
-        ("p4-seg", made.pixels(8, 9, 4) % 3, 0.0), ("p4-b-seg", made.pixels(8, 9, 4) % 2, 0.0),
+        ("p1", made.pixels(8, 9, 4), 0.0),
+        ("p1-seg", made.pixels(8, 9, 4) % 3, 0.0),
+        ("p2", made.pixels(8, 9, 4, seed=2), 0.0),
+        ("p2-seg", made.pixels(8, 9, 5) % 3, 0.0),
+        ("p3", made.pixels(8, 9, 4, seed=3), 0.0),
+        ("p3-seg", made.pixels(8, 9, 4) % 2, 9.0),
+        ("p4", made.pixels(8, 9, 4, seed=4), 0.0),
+        ("p4-seg", made.pixels(8, 9, 4) % 3, 0.0),
+        ("p4-b-seg", made.pixels(8, 9, 4) % 2, 0.0),
         ("p5-seg", made.pixels(8, 9, 4) % 3, 0.0),
-    ):  # fmt: skip
+    ):
         affine = np.diag([1.0, 1, 4, 1])
         affine[0, 3] = shift
         nib.save(nib.Nifti1Image(values.astype(np.int16), affine), tmp_path / "source" / f"{name}.nii")

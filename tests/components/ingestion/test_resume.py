@@ -90,5 +90,6 @@ def test_the_manifest_says_what_every_file_was_made_of(data: Path) -> None:
         files = {file["path"] for one in manifest["series"] for part in ("files", "labels", "annotations") for file in one[part]}
         assert files == set(manifest["sources"]) and set(manifest["contents"]) <= files
         assert {file.relative_to(data).as_posix() for file in path.parent.rglob("*") if file.is_file()} == files | {
-            f"{path.parent.name}/manifest.json", f"{path.parent.name}/quarantine.json"
-        }  # fmt: skip
+            f"{path.parent.name}/manifest.json",
+            f"{path.parent.name}/quarantine.json",
+        }

@@ -28,31 +28,69 @@ FILES: tuple[tuple[Path, str, str], ...] = (
 """Scanners' own files, with the name that the operator gave the protocol: the label, which the rules do not see."""
 
 PUBLISHED: tuple[tuple[str, Timing, str, str], ...] = (
-    ("MPRAGE, Trio", Timing(2250, 2.98, 900, 9, frozenset({GR, IR}), frozenset({"SP", "MP", "OSP"}), frozenset({"IR", "PFP"})),
-     "T1-weighted", "OpenNeuro ds000117, acq-mprage_T1w.json"),
-    ("MPRAGE, Prisma", Timing(3000, 2.56, 1100, 7, frozenset({GR, IR}), frozenset({"SK", "SP", "MP"}), frozenset({"IR"})),
-     "T1-weighted", "huggingface.co/datasets/Fudan-fMRI/fMRI-Shape, sub-0008_t1w_T1w.json"),
-    ("T2 SPACE, Prisma", Timing(3200, 563, None, 120, frozenset({SE}), frozenset({"SK", "SP"}), frozenset({"PFP"})),
-     "T2-weighted", "huggingface.co/datasets/Fudan-fMRI/fMRI-Shape, sub-0011_t2w_T2w.json"),
-    ("fMRI, Prisma", Timing(800, 37, None, 52, frozenset({EP}), frozenset({"SK"}), frozenset({"FS"})),
-     "T2*-weighted", "huggingface.co/datasets/Fudan-fMRI/fMRI-Shape, sub-0004_task-shape_run-22_bold.json"),
-    ("MPRAGE, Allegra", Timing(2500, 3.93, 900, 8),
-     "T1-weighted", "huggingface.co/datasets/xenificity/FlankerTask, T1w.json"),
-    ("T1 turbo gradient echo, Philips Intera 1.5 T", Timing(8.1, 3.7, 764, 8),
-     "T1-weighted", "OpenNeuro ds001378, description"),
-    ("diffusion EPI, Philips Intera 1.5 T", Timing(9394, 89, technique=frozenset({EP}), b_value=1000),
-     "DWI", "OpenNeuro ds001378, description"),
-    ("HCP young adult, resting state, gradient-echo EPI", Timing(720, 33.1, None, 52, frozenset({EP, GR})),
-     "T2*-weighted", "humanconnectome.org/hcp-protocols-ya-3t-imaging"),
-    ("psychosis HCP, T2w turbo spin echo SPACE", Timing(3200, 564, technique=frozenset({SE})),
-     "T2-weighted", "10.1016/j.neuroimage.2021.118439, table 4"),
-    ("psychosis HCP, resting-state fMRI", Timing(800, 37, None, 52, frozenset({EP})),
-     "T2*-weighted", "10.1016/j.neuroimage.2021.118439, table 4"),
-    ("prostate, T2 turbo spin echo, Verio", Timing(5800, 100, technique=frozenset({SE})),
-     "T2-weighted", "authorea.com/users/419517/articles/525992, methods"),
-    ("prostate, diffusion up to b 1500, Verio", Timing(3900, 75, b_value=1500),
-     "DWI", "authorea.com/users/419517/articles/525992, methods"),
-)  # fmt: skip
+    (
+        "MPRAGE, Trio",
+        Timing(2250, 2.98, 900, 9, frozenset({GR, IR}), frozenset({"SP", "MP", "OSP"}), frozenset({"IR", "PFP"})),
+        "T1-weighted",
+        "OpenNeuro ds000117, acq-mprage_T1w.json",
+    ),
+    (
+        "MPRAGE, Prisma",
+        Timing(3000, 2.56, 1100, 7, frozenset({GR, IR}), frozenset({"SK", "SP", "MP"}), frozenset({"IR"})),
+        "T1-weighted",
+        "huggingface.co/datasets/Fudan-fMRI/fMRI-Shape, sub-0008_t1w_T1w.json",
+    ),
+    (
+        "T2 SPACE, Prisma",
+        Timing(3200, 563, None, 120, frozenset({SE}), frozenset({"SK", "SP"}), frozenset({"PFP"})),
+        "T2-weighted",
+        "huggingface.co/datasets/Fudan-fMRI/fMRI-Shape, sub-0011_t2w_T2w.json",
+    ),
+    (
+        "fMRI, Prisma",
+        Timing(800, 37, None, 52, frozenset({EP}), frozenset({"SK"}), frozenset({"FS"})),
+        "T2*-weighted",
+        "huggingface.co/datasets/Fudan-fMRI/fMRI-Shape, sub-0004_task-shape_run-22_bold.json",
+    ),
+    ("MPRAGE, Allegra", Timing(2500, 3.93, 900, 8), "T1-weighted", "huggingface.co/datasets/xenificity/FlankerTask, T1w.json"),
+    ("T1 turbo gradient echo, Philips Intera 1.5 T", Timing(8.1, 3.7, 764, 8), "T1-weighted", "OpenNeuro ds001378, description"),
+    (
+        "diffusion EPI, Philips Intera 1.5 T",
+        Timing(9394, 89, technique=frozenset({EP}), b_value=1000),
+        "DWI",
+        "OpenNeuro ds001378, description",
+    ),
+    (
+        "HCP young adult, resting state, gradient-echo EPI",
+        Timing(720, 33.1, None, 52, frozenset({EP, GR})),
+        "T2*-weighted",
+        "humanconnectome.org/hcp-protocols-ya-3t-imaging",
+    ),
+    (
+        "psychosis HCP, T2w turbo spin echo SPACE",
+        Timing(3200, 564, technique=frozenset({SE})),
+        "T2-weighted",
+        "10.1016/j.neuroimage.2021.118439, table 4",
+    ),
+    (
+        "psychosis HCP, resting-state fMRI",
+        Timing(800, 37, None, 52, frozenset({EP})),
+        "T2*-weighted",
+        "10.1016/j.neuroimage.2021.118439, table 4",
+    ),
+    (
+        "prostate, T2 turbo spin echo, Verio",
+        Timing(5800, 100, technique=frozenset({SE})),
+        "T2-weighted",
+        "authorea.com/users/419517/articles/525992, methods",
+    ),
+    (
+        "prostate, diffusion up to b 1500, Verio",
+        Timing(3900, 75, b_value=1500),
+        "DWI",
+        "authorea.com/users/419517/articles/525992, methods",
+    ),
+)
 """(Name, header, what its publishers call it, where the values stand). Codes are given only where the source gives them."""
 
 TYPICAL: tuple[tuple[str, Timing, str], ...] = (
@@ -81,7 +119,7 @@ TYPICAL: tuple[tuple[str, Timing, str], ...] = (
     ("TOF angiography", Timing(22, 3.7, None, 18, frozenset({GR}), angio=True), "MRA"),
     ("SWI, 3 T", Timing(28, 20, None, 15, frozenset({GR}), frozenset({"SP"})), "T2*-weighted"),
     ("T1 spin echo, brain 1.5 T", Timing(500, 14, None, 90, frozenset({SE})), "T1-weighted"),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("path", "protocol", "kind"), FILES, ids=[path.name for path, _, _ in FILES])

@@ -25,9 +25,14 @@ from components.ingestion.volume import Volume
 from tests.components.ingestion import made
 
 CARD = DatasetCard(
-    id="made-up", name="Made up", rights="none", formats=("DICOM",), synthetic=True, label_map={1: "tumour", 2: "Oedema"},
+    id="made-up",
+    name="Made up",
+    rights="none",
+    formats=("DICOM",),
+    synthetic=True,
+    label_map={1: "tumour", 2: "Oedema"},
     layout=Layout(ignored_structures=("couch*",)),
-)  # fmt: skip
+)
 SHAPE, PIXEL, STEP = (5, 40, 48), (0.9, 1.1), 4.0
 
 
@@ -101,8 +106,9 @@ def test_outlines_found_around_any_mask_give_the_mask_back(tmp_path: Path, seed:
     to_lps = LPS_TO_RAS @ affine
     drawn = [
         np.insert(points - 1, 0, number, axis=1) @ to_lps[:3, :3].T + to_lps[:3, 3]
-        for number, plane in enumerate(mask) for points in find_contours(np.pad(plane, 1).astype(float), 0.5)
-    ]  # fmt: skip
+        for number, plane in enumerate(mask)
+        for points in find_contours(np.pad(plane, 1).astype(float), 0.5)
+    ]
     path = made.structure_set(tmp_path / "rt.dcm", {"tumour": drawn}, kind=kind)
     columns = [*axes, 3]
     labels = read_structures(path, affine[:, columns], tuple(np.array(mask.shape)[axes]), {7: "tumour"})
@@ -161,7 +167,7 @@ WRONG = {
     "an open line": Wrong("structure 1 has an outline that is not closed", outline(square(5, 9), 2), more={"kind": "OPEN_PLANAR"}),
     "a name that the card lacks": Wrong("structure 1's name is not in the card's", outline(square(5, 9), 2), name="Zwetschge"),
     "nothing left": Wrong("no outline of a structure in the card's label map", outline(square(5, 9), 2), name="couch"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -42,9 +42,16 @@ class World:
 
     def job(self, name: str = "a_stage", nodes: int = 2, **changes: object) -> JobSpec:
         return JobSpec(
-            name, "some.module", ("argument",), processes=nodes, nodes=nodes, folder=self.folder / name, image="image",
-            volumes=(SharedVolume("state", self.folder),), **{"pending_limit_s": 0.3, "image_limit_s": 0.3, **changes},
-        )  # fmt: skip
+            name,
+            "some.module",
+            ("argument",),
+            processes=nodes,
+            nodes=nodes,
+            folder=self.folder / name,
+            image="image",
+            volumes=(SharedVolume("state", self.folder),),
+            **{"pending_limit_s": 0.3, "image_limit_s": 0.3, **changes},
+        )
 
 
 @pytest.fixture

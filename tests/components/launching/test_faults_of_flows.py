@@ -151,8 +151,9 @@ def test_what_is_left_is_listed_and_cleaned_up(world: World) -> None:
     two = launcher.submit(world.job("two"))
     until(lambda: running(world))
     assert [(status.key, status.state, status.nodes) for status in launcher.jobs()] == [
-        (world.job("one").key, JobState.succeeded, 2), (two.key, JobState.running, 2),
-    ]  # fmt: skip
+        (world.job("one").key, JobState.succeeded, 2),
+        (two.key, JobState.running, 2),
+    ]
     assert launcher.clean_up() == [world.job("one").key]
     until(lambda: {thing["metadata"]["labels"]["omnimri.dev/job"] for thing in ours(world)} == {two.key})
     assert world.launcher().find(two.key).status().state is JobState.running
@@ -195,10 +196,18 @@ def _kubeconfig(world: World) -> Path:
     """A kubeconfig of the world's server, with a token."""
     path = world.folder / "kubeconfig"
     context = {"name": "here", "context": {"cluster": "c", "user": "u"}}
-    path.write_text(yaml.safe_dump({
-        "apiVersion": "v1", "kind": "Config", "contexts": [context], "current-context": "here",
-        "clusters": [{"name": "c", "cluster": {"server": world.server.url}}], "users": [{"name": "u", "user": {"token": "t0ken"}}],
-    }))  # fmt: skip
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "contexts": [context],
+                "current-context": "here",
+                "clusters": [{"name": "c", "cluster": {"server": world.server.url}}],
+                "users": [{"name": "u", "user": {"token": "t0ken"}}],
+            }
+        )
+    )
     return path
 
 

@@ -17,7 +17,7 @@ from tests.doubles.kubelet import Script, Stuck
 @pytest.mark.parametrize(
     ("reason", "said"),
     [("EvictionByEvictionAPI", "evicted"), ("DeletionByTaintManager", "node lost"), ("PreemptionByScheduler", "preempted")],
-)  # fmt: skip
+)
 def test_a_pod_that_lost_its_machine_is_replaced_and_the_job_ends_well(
     world: World, rendering: RenderingName, reason: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,10 +134,17 @@ def test_a_configuration_error_is_not_tried_again(world: World) -> None:
 def test_pods_that_nobody_makes_are_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("components.launching.handle.NO_PODS_S", 0.05)
     monkeypatch.setattr(world.controllers, "_pod", lambda job, index: _nothing())
-    world.server.put("events", {
-        "kind": "Event", "type": "Warning", "metadata": {"name": "e"}, "reason": "FailedCreate",
-        "involvedObject": {"name": world.job().key}, "message": "serviceaccount \"training\" not found",
-    })  # fmt: skip
+    world.server.put(
+        "events",
+        {
+            "kind": "Event",
+            "type": "Warning",
+            "metadata": {"name": "e"},
+            "reason": "FailedCreate",
+            "involvedObject": {"name": world.job().key},
+            "message": 'serviceaccount "training" not found',
+        },
+    )
     with pytest.raises(JobFailed, match='serviceaccount "training" not found'):
         world.launcher().submit(world.job()).wait()
 

@@ -52,10 +52,16 @@ def exercise(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         world.server.put(plural, {"kind": kind, "metadata": {"name": "lost", "labels": labels}})
     launcher.clean_up()
     monkeypatch.setattr(world.controllers, "_pod", lambda job, index: _nothing())
-    world.server.put("events", {
-        "kind": "Event", "type": "Warning", "metadata": {"name": "e"},
-        "involvedObject": {"name": world.job("no pods").key}, "message": "no service account",
-    })  # fmt: skip
+    world.server.put(
+        "events",
+        {
+            "kind": "Event",
+            "type": "Warning",
+            "metadata": {"name": "e"},
+            "involvedObject": {"name": world.job("no pods").key},
+            "message": "no service account",
+        },
+    )
     with pytest.raises(JobFailed, match="no service account"):
         world.launcher().submit(world.job("no pods")).wait()
 

@@ -19,14 +19,28 @@ from tests.k8s.checks import NEWEST, house_faults, pod_specs, schema_faults, sec
 
 STATE = SharedVolume("omnimri-state", Path("/state"))
 SMALL = JobSpec(
-    "vision_pretraining", "components.training.worker", ("/state/training/0123/job.json",), processes=2, nodes=2,
-    folder=Path("/state/training/0123"), identity="0123456789abcdef", image="omnimri@sha256:" + "0" * 64, volumes=(STATE,),
-)  # fmt: skip
+    "vision_pretraining",
+    "components.training.worker",
+    ("/state/training/0123/job.json",),
+    processes=2,
+    nodes=2,
+    folder=Path("/state/training/0123"),
+    identity="0123456789abcdef",
+    image="omnimri@sha256:" + "0" * 64,
+    volumes=(STATE,),
+)
 LARGE = replace(
-    SMALL, processes=32, nodes=4, resources=Resources(cpu="96", memory="1Ti", gpus=8, shared_memory="64Gi", scratch="500Gi"),
-    queue="training", priority="omnimri-training", secrets=("mlflow",), pull_secrets=("registry",),
-    node_selector={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}, environment={"NCCL_IB_HCA": "mlx5"},
-)  # fmt: skip
+    SMALL,
+    processes=32,
+    nodes=4,
+    resources=Resources(cpu="96", memory="1Ti", gpus=8, shared_memory="64Gi", scratch="500Gi"),
+    queue="training",
+    priority="omnimri-training",
+    secrets=("mlflow",),
+    pull_secrets=("registry",),
+    node_selector={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+    environment={"NCCL_IB_HCA": "mlx5"},
+)
 RENDERINGS: tuple[RenderingName, ...] = ("jobset", "job", "trainjob")
 
 

@@ -182,10 +182,16 @@ def test_from_candidate_to_production_refused_forced_and_back(store: Store, firs
     entries, faults = history(store.uri, NAME)
     told = [(entry.act.action, entry.act.version, entry.act.place) for entry in entries]
     assert told == [
-        ("register", "1", "candidate"), ("refuse", "1", "production"), ("promote", "1", "staging"), ("promote", "1", "production"),
-        ("register", "2", "candidate"), ("refuse", "2", "staging"),
-        ("force", "2", "staging"), ("force", "2", "production"), ("rollback", "1", "production"),
-    ]  # fmt: skip
+        ("register", "1", "candidate"),
+        ("refuse", "1", "production"),
+        ("promote", "1", "staging"),
+        ("promote", "1", "production"),
+        ("register", "2", "candidate"),
+        ("refuse", "2", "staging"),
+        ("force", "2", "staging"),
+        ("force", "2", "production"),
+        ("rollback", "1", "production"),
+    ]
     refused = entries[5].act
     assert any("segmentation/score" in gate for gate in refused.gates) and ("segmentation/score", 0.7, 0.8) in refused.figures
     assert entries[6].act.reason == "version 1 is withdrawn" and entries[6].act.gates == refused.gates

@@ -40,8 +40,12 @@ def client(model: ServedModel) -> Iterator[TestClient]:
 
 def test_a_question_is_answered_in_every_form_of_the_protocol(client: TestClient) -> None:
     row = json.loads(asked(nifti()))["dataframe_records"][0]
-    forms = [{"dataframe_records": [row]}, {"dataframe_split": {"columns": list(row), "data": [list(row.values())]}},
-             {"inputs": row}, {"instances": {key: [value] for key, value in row.items()}}]  # fmt: skip
+    forms = [
+        {"dataframe_records": [row]},
+        {"dataframe_split": {"columns": list(row), "data": [list(row.values())]}},
+        {"inputs": row},
+        {"instances": {key: [value] for key, value in row.items()}},
+    ]
     answers = [client.post("/invocations", json=form) for form in forms]
     assert all(answer.status_code == 200 for answer in answers), answers[0].text
     [first] = answers[0].json()["predictions"]

@@ -50,8 +50,15 @@ def test_whatever_is_changed_left_out_or_cut_off_is_found(acts: list[Act], data:
 
 
 def test_a_place_remembers_whom_it_had() -> None:
-    entries = chain([moved("production", "", "1"), moved("production", "1", "2"), moved("staging", "", "3"),
-                     moved("production", "2", "1", "rollback"), moved("production", "1", "4")])  # fmt: skip
+    entries = chain(
+        [
+            moved("production", "", "1"),
+            moved("production", "1", "2"),
+            moved("staging", "", "3"),
+            moved("production", "2", "1", "rollback"),
+            moved("production", "1", "4"),
+        ]
+    )
     assert placements(entries) == {"production": "4", "staging": "3"}
     assert held(entries, "production") == ["1", "4"] and held(entries[:4], "production") == ["1"]
 

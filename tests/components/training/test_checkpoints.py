@@ -35,8 +35,9 @@ def _written(folder: Path, steps: list[int], **rule: int) -> Checkpoints:
     return checkpoints
 
 
-@pytest.mark.parametrize(("rule", "kept"), [({"newest": 1}, [50]), ({"newest": 3}, [50, 40, 30]),
-                                            ({"newest": 2, "every": 20}, [50, 40, 20])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "kept"), [({"newest": 1}, [50]), ({"newest": 3}, [50, 40, 30]), ({"newest": 2, "every": 20}, [50, 40, 20])]
+)
 def test_the_newest_are_kept_and_one_of_every_so_many(tmp_path: Path, rule: dict[str, int], kept: list[int]) -> None:
     assert _written(tmp_path, [10, 20, 30, 40, 50], **rule).complete() == kept
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(tag_of(step) for step in kept)
@@ -83,8 +84,16 @@ def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _instructions(processes: int, zero_stage: int, steps: int = 12) -> Settings:
     """Eight samples a step, however many processes share them."""
     stage = "training.instruction_tuning"
-    return load_settings("debug", [f"{stage}.steps={steps}", f"{stage}.checkpoint_every=4", f"{stage}.micro_batch={8 // processes}",
-                                   f"training.processes={processes}", f"training.zero_stage={zero_stage}"])  # fmt: skip
+    return load_settings(
+        "debug",
+        [
+            f"{stage}.steps={steps}",
+            f"{stage}.checkpoint_every=4",
+            f"{stage}.micro_batch={8 // processes}",
+            f"training.processes={processes}",
+            f"training.zero_stage={zero_stage}",
+        ],
+    )
 
 
 def _continued(corpus_root: Path, folder: Path, zero_stage: int, before: int, after: int) -> tuple[StageResult, StageResult]:

@@ -21,8 +21,10 @@ def _noisy(count: int, seed: int = 0) -> list[float]:
     return [2 + 0.2 * rng.gauss(0, 1) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("loss", "norm", "what"), [(float("nan"), 1.0, "loss"), (float("inf"), 1.0, "loss"),
-                                                    (1.0, float("nan"), "gradient"), (1.0, -1.0, "gradient")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("loss", "norm", "what"),
+    [(float("nan"), 1.0, "loss"), (float("inf"), 1.0, "loss"), (1.0, float("nan"), "gradient"), (1.0, -1.0, "gradient")],
+)
 def test_a_number_that_is_none_is_a_fault_from_the_first_step_on(loss: float, norm: float, what: str) -> None:
     assert f"the {what} is not finite" in str(_guard().fault([loss], norm))
 

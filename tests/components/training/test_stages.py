@@ -79,8 +79,9 @@ def test_two_processes_have_the_losses_of_one(corpus_root: Path, tmp_path: Path,
     curves = {}
     for processes in (1, 2):
         home = Home(tmp_path / str(processes), tmp_path / "data")
-        settings = _settings(f"training.{stage}.steps=4", f"training.processes={processes}",
-                             f"training.{stage}.micro_batch={8 // processes}")  # fmt: skip
+        settings = _settings(
+            f"training.{stage}.steps=4", f"training.processes={processes}", f"training.{stage}.micro_batch={8 // processes}"
+        )
         result = train_stage(stage, corpus_root, settings, home, None, None, ForkedLauncher())
         curves[processes] = read_lines(result.folder / "curve.jsonl")
     for one, two in zip(curves[1], curves[2], strict=True):

@@ -8,15 +8,30 @@ from components.curation.visual.addresses import check_address
 from components.errors import BadInput
 
 NEAR = [
-    "http://127.0.0.1:8000/v1", "http://127.3.4.5/v1", "http://localhost:8000/v1/", "https://LOCALHOST/v1", "http://[::1]:8000/v1",
-    "http://vllm.omnimri.svc:8000/v1", "http://vllm.omnimri.svc.cluster.local/v1",
-]  # fmt: skip
+    "http://127.0.0.1:8000/v1",
+    "http://127.3.4.5/v1",
+    "http://localhost:8000/v1/",
+    "https://LOCALHOST/v1",
+    "http://[::1]:8000/v1",
+    "http://vllm.omnimri.svc:8000/v1",
+    "http://vllm.omnimri.svc.cluster.local/v1",
+]
 FAR = [
-    "https://api.openai.com/v1", "http://8.8.8.8/v1", "http://10.0.0.7:8000/v1", "http://localhost.example.org/v1",
-    "http://127.0.0.1.example.org/v1", "http://localhost@example.org/v1", "http://user:word@127.0.0.1/v1", "http://svc/v1",
-    "http://vllm.svc.example.org/v1", "http://0.0.0.0:8000/v1", "http://[::ffff:8.8.8.8]/v1",
-    "ftp://127.0.0.1/v1", "127.0.0.1:8000", "",
-]  # fmt: skip
+    "https://api.openai.com/v1",
+    "http://8.8.8.8/v1",
+    "http://10.0.0.7:8000/v1",
+    "http://localhost.example.org/v1",
+    "http://127.0.0.1.example.org/v1",
+    "http://localhost@example.org/v1",
+    "http://user:word@127.0.0.1/v1",
+    "http://svc/v1",
+    "http://vllm.svc.example.org/v1",
+    "http://0.0.0.0:8000/v1",
+    "http://[::ffff:8.8.8.8]/v1",
+    "ftp://127.0.0.1/v1",
+    "127.0.0.1:8000",
+    "",
+]
 
 
 @pytest.mark.parametrize("url", NEAR)
