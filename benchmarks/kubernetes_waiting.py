@@ -25,10 +25,10 @@ from typing import Any
 import psutil
 
 from components.launching import JobSpec, SharedVolume
-from components.launching.cluster import Cluster, Patience
-from components.launching.handle import KubernetesHandle
-from components.launching.kubernetes import KubernetesLauncher
-from components.launching.rendering import JOBS, PODS
+from components.launching.kubernetes.api_client import Cluster, Patience
+from components.launching.kubernetes.job_handle import KubernetesHandle
+from components.launching.kubernetes.launcher import KubernetesLauncher
+from components.launching.kubernetes.manifests import JOBS, PODS
 
 RESULTS = Path(__file__).parent / "results"
 POLL_EVERY_S = 5.0

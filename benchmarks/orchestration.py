@@ -32,7 +32,7 @@ def plainly(settings: Settings) -> None:
     from components.curation import curate
     from components.evaluation import evaluate
     from components.ingestion import ingest
-    from components.ingestion.keys import load_key
+    from components.ingestion.deidentification.pseudonyms import load_key
     from components.launching import open_launcher
     from components.registry import Lineage, promote, refusal, register
     from components.tracking import Tracking
@@ -85,7 +85,7 @@ class Server:
     """A Prefect server over SQLite, and how long it took to start."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        from flows.services import answers
+        from flows.server.supervisor import answers
 
         self.address = f"http://127.0.0.1:{port}/api"
         settings = {**environment(folder, None), "PREFECT_HOME": str(folder / "prefect")}
@@ -112,7 +112,7 @@ def measure(profile: str, repeats: int, folder: Path) -> list[dict[str, str]]:
         if dataset.path is None:
             build(dataset.card, folder / "sources" / dataset.card)
     server = Server(folder / "server", 4377)
-    flow, plain = ["flows.cli", "run", "--profile", profile], ["benchmarks.orchestration", "--plainly", "--profile", profile]
+    flow, plain = ["flows.cli.main", "run", "--profile", profile], ["benchmarks.orchestration", "--plainly", "--profile", profile]
     ways = {"plainly": (plain, None), "flow": (flow, server.address)}
     seconds: dict[tuple[str, str], list[float]] = {}
     try:

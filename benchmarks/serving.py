@@ -1,8 +1,8 @@
 """A served version: how long it takes for each task, and what a thousand requests that nobody should send do to it.
 
 ``OMNIMRI_HOME=.omnimri python -m benchmarks.serving --version staging`` starts the server as ``omnimri models serve`` does, asks
-the five tasks about one synthetic volume of 20 slices over HTTP, then sends malformed requests (tests/malformed.py) and compares
-answers and memory.
+the five tasks about one synthetic volume of 20 slices over HTTP, then sends malformed requests (tests/helpers/malformed.py) and
+compares answers and memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from benchmarks.harness import versions, write_rows
 from components.samples.cohort import Grid, brain, magnitude
-from tests.malformed import DAMAGED, MALFORMED, Request, asked
+from tests.helpers.malformed import DAMAGED, MALFORMED, Request, asked
 
 QUESTIONS = {
     "reconstruction": "Reconstruct the image from this under-sampled MRI data.",
@@ -60,7 +60,7 @@ def main() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "flows.cli", "models", "serve", arguments.version, "--port", str(port)]
+    command = [sys.executable, "-m", "flows.cli.main", "models", "serve", arguments.version, "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=150) as client:

@@ -32,7 +32,7 @@ from components.settings import STAGES, Settings, StageName, load_settings
 from components.training import StageResult, train_stage
 from components.training.batches import BatchMaker
 from components.training.samples import Samples
-from components.training.worker import OBJECTIVES
+from components.training.trainer import OBJECTIVES
 from model_core import OmniMRIForConditionalGeneration
 from model_core.losses.contrastive import standardised
 from model_core.objectives import Alignment, Objective, VisionPretraining

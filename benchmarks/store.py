@@ -30,7 +30,7 @@ import numpy as np
 import zarr
 
 from components.curation.store import VolumeStore
-from components.ingestion import dicom
+from components.ingestion.formats.dicom import reader as dicom_reader
 from components.samples.cohort import Brain, Grid, brain, magnitude
 from components.samples.dicom_series import _slice
 
@@ -68,7 +68,7 @@ def write_series(folder: Path, series: int) -> None:
 
 def ours(folder: Path, out: Path) -> None:
     """Read a series and store its volume."""
-    voxels, _, _ = dicom.read_series(sorted(folder.iterdir()), None)
+    voxels, _, _ = dicom_reader.read_series(sorted(folder.iterdir()), None)
     voxels /= 1000
     VolumeStore(out).write(f"{int(folder.name):032x}", "voxels", voxels)
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from components.curation.facts import SliceFacts
+from components.curation.measure.volume_facts import SliceFacts
 from components.curation.overview import overview
-from components.curation.records import SplitRecord, VolumeRecord
-from components.curation.slices import BLOCK, SliceTable
+from components.curation.slice_table import BLOCK, SliceTable
 from components.curation.splits import Patient, split_patients
+from components.curation.table_rows import SplitRecord, VolumeRecord
 from components.curation.tables import SPLITS, VOLUMES, read_arrow, read_table, write_table
 
 VOLUMES_TOTAL, PATIENTS, SLICES, DATASETS = 224_194, 47_917, 19_000_000, 60

@@ -22,15 +22,15 @@ import scipy
 from scipy import ndimage
 
 from benchmarks.harness import versions, write_rows
-from components.curation.descriptions import describe
-from components.curation.facts import slice_facts
-from components.curation.instructions import candidates
-from components.curation.records import VolumeRecord
-from components.curation.single import CardFacts, CuratedVolume, curate_volume
+from components.curation.curate_volume import CardFacts, CuratedVolume, curate_volume
+from components.curation.measure.volume_facts import slice_facts
 from components.curation.store import VolumeStore
+from components.curation.table_rows import VolumeRecord
+from components.curation.text.descriptions import describe
+from components.curation.text.instructions import candidates
 from components.ingestion.volume import Volume
 from components.settings import CurationSettings
-from tests.corpora import card, tiny_series, tiny_volume
+from tests.helpers.corpora import card, tiny_series, tiny_volume
 
 SECONDS, ROUNDS, WORKERS = 1.2, 5, 2
 SIZES = ((20, 96), (96, 96), (20, 256))

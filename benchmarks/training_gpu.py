@@ -34,7 +34,7 @@ from components.training.cost import peak_flops
 from components.training.engine import Engine, join_processes
 from components.training.loader import batches
 from components.training.samples import Samples
-from components.training.worker import OBJECTIVES
+from components.training.trainer import OBJECTIVES
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 from model_core.tokenization import special_ids, train_tokenizer

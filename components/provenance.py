@@ -38,10 +38,13 @@ def code_digest(*packages: str) -> str:
     """Return the digest of what the Python sources of repository folders (or single files) do, such as ``"components/curation"``.
 
     Steps carry this digest rather than the git commit, so that a commit elsewhere does not invalidate their results. Docstrings,
-    comments and layout are not part of it; every name, constant and statement is.
+    comments and layout are not part of it; every name, constant and statement is, those of plugins too.
     """
+    from components.registries import plugin_sources
+
     sources = sorted(path for package in packages for path in _sources(REPOSITORY / package))
-    return digest([(path.relative_to(REPOSITORY).as_posix(), source_digest(path.read_bytes())) for path in sources])
+    plugins = [source_digest(path.read_bytes()) for path in plugin_sources()]
+    return digest([(path.relative_to(REPOSITORY).as_posix(), source_digest(path.read_bytes())) for path in sources], *plugins)
 
 
 def _sources(place: Path) -> Iterable[Path]:

@@ -11,16 +11,16 @@ from prefect.futures import wait
 from components.catalog import load_card
 from components.curation import curate
 from components.curation.corpus import SUMMARY, Corpus
-from components.curation.incremental import Job, Place, curate_job
+from components.curation.curate_corpus import Job, Place, curate_job
 from components.curation.preview import write_preview
-from components.curation.records import CurationReport
+from components.curation.table_rows import CurationReport
 from components.home import Home
 from components.settings import Settings
 from components.validation import ValidationReport, validate
-from components.validation.gate import REPORT
-from flows.retrying import STEP
+from components.validation.validation_gate import REPORT
+from flows.artifacts import tell_validation
+from flows.retries import STEP
 from flows.steps import curate_inputs, remember, validate_inputs, writing
-from flows.telling import tell_validation
 
 TaskRunner = Literal["processes", "dask"]
 BATCH = 16

@@ -11,7 +11,7 @@ import os
 
 from components.errors import OmniMRIError
 from components.home import Home
-from flows.services import running
+from flows.server.supervisor import running
 
 QUIET = {
     "DO_NOT_TRACK": "1",

@@ -11,9 +11,9 @@ from components.evaluation import EvaluationReport, evaluate
 from components.home import Home
 from components.locks import claim
 from components.settings import EvaluationSettings
-from flows.retrying import STEP
+from flows.artifacts import tell_evaluation
+from flows.retries import STEP
 from flows.steps import evaluate_inputs, reading, remember
-from flows.telling import tell_evaluation
 
 
 @task(name="evaluate", **STEP)

@@ -7,14 +7,14 @@ from prefect import flow, get_run_logger, task
 from components.catalog import load_card
 from components.home import Home
 from components.ingestion import ingest
-from components.ingestion.keys import load_key
+from components.ingestion.deidentification.pseudonyms import load_key
 from components.ingestion.volume import IngestReport
 from components.settings import DatasetSettings, IngestionSettings
 from components.versioning import DataRepository, DataVersion
-from components.versioning.watching import source_folder
-from flows.retrying import STEP
+from components.versioning.source_state import source_folder
+from flows.artifacts import tell_data_version
+from flows.retries import STEP
 from flows.steps import manifest, read_inputs, remember, writing
-from flows.telling import tell_data_version
 
 
 @task(task_run_name="read {dataset.card}", **STEP)

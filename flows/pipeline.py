@@ -11,7 +11,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 
 from components.curation.corpus import Corpus
-from components.curation.records import CurationReport
+from components.curation.table_rows import CurationReport
 from components.evaluation import EvaluationReport, ResultRow
 from components.home import Home
 from components.locks import claim
@@ -22,12 +22,12 @@ from components.settings import Settings
 from components.tracking import Tracking
 from components.tracking.runs import client_of
 from components.validation import ValidationReport
+from flows.artifacts import flow_run_link, tell_registration
 from flows.curate import curate_corpus
 from flows.evaluate import evaluate_model
 from flows.ingest import ingest_datasets
 from flows.promote import register_and_stage
 from flows.steps import evaluate_inputs, preparing, register_inputs, remember
-from flows.telling import flow_run_link, tell_registration
 from flows.train import cancel_jobs, train_stages
 
 FLOW_RUN_TAG = "prefect.flow_run"

@@ -12,7 +12,7 @@ from components.home import Home
 from components.locks import claim
 from components.registry import Lineage, ModelVersion, promote, refusal, register
 from components.settings import RegistrySettings
-from flows.retrying import STEP
+from flows.retries import STEP
 
 
 @task(name="register", **STEP)

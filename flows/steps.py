@@ -16,12 +16,12 @@ from typing import Literal
 
 from components.catalog import load_card
 from components.curation.corpus import SUMMARY, Corpus
-from components.curation.incremental import card_digest, code_version
+from components.curation.curate_corpus import card_digest, code_version
 from components.errors import BadInput
 from components.files import read_json, write_json
 from components.home import Home
-from components.ingestion.intake import MANIFEST, recipe
-from components.ingestion.keys import load_key
+from components.ingestion.deidentification.pseudonyms import load_key
+from components.ingestion.ingest_dataset import MANIFEST, recipe
 from components.ingestion.withdrawal import withdrawn
 from components.locks import claim
 from components.provenance import SHORT, code_digest, digest, file_md5
@@ -30,7 +30,7 @@ from components.training import stage_jobs
 from components.training.stages import CODE as TRAINING_CODE
 from components.training.stages import DONE
 from components.versioning import DataRepository
-from components.versioning.watching import folder_state, source_folder
+from components.versioning.source_state import folder_state, source_folder
 
 State = Literal["reused", "runs", "depends"]
 Inputs = Mapping[str, str]

@@ -13,10 +13,10 @@ from components.locks import claim
 from components.settings import STAGES, Settings, StageName
 from components.training import StageResult, stage_jobs, train_stage
 from components.training.stages import DONE
+from flows.artifacts import tell_stage
 from flows.parameters import Profile
-from flows.retrying import STEP
+from flows.retries import STEP
 from flows.steps import reading, remember, stage_inputs
-from flows.telling import tell_stage
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun

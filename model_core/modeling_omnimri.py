@@ -23,7 +23,7 @@ from model_core.heads.connector import Connector
 from model_core.heads.image_decoder import Conditions, ImageDecoder
 from model_core.heads.modulated import ZeroConv2d, ZeroLinear
 from model_core.heads.visual_tokens import VisualTarget, VisualTokenHead
-from model_core.sense import Measured
+from model_core.mri_physics.sense import Measured
 from model_core.swin import SwinEncoder, WindowAttention
 
 

@@ -37,8 +37,8 @@ from model_core.losses.contrastive import image_text, neighbouring_patches, stan
 from model_core.losses.pixels import mean_per_sample, soft_dice_loss, structural_dissimilarity
 from model_core.losses.reduction import Step, gather_with_gradient
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration, OmniMRIOutput
+from model_core.mri_physics.sense import Measured
 from model_core.noise import Noise
-from model_core.sense import Measured
 
 LOAD_BALANCE_WEIGHT, Z_LOSS_WEIGHT = 0.01, 1e-3
 SHARE_OF_NOISE = 0.7

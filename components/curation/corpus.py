@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from components.curation.records import DescriptionRecord, InstructionRecord, Split, VolumeRecord
-from components.curation.slices import SliceTable
+from components.curation.slice_table import SliceTable
 from components.curation.store import VolumeStore
+from components.curation.table_rows import DescriptionRecord, InstructionRecord, Split, VolumeRecord
 from components.curation.tables import DESCRIPTIONS, INSTRUCTIONS, SPLITS, VOLUMES, read_table
 from components.errors import BadInput
 from components.files import read_json

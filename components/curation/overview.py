@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from components.curation.slices import YES, SliceTable
+from components.curation.slice_table import YES, SliceTable
 from components.curation.tables import VOLUMES, read_arrow
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
-from components.curation.instructions import spread
-from components.curation.records import InstructionRecord, VolumeRecord
+from components.curation.table_rows import InstructionRecord, VolumeRecord
+from components.curation.text.instructions import spread
 from components.curation.undersampling import sampling_mask, undersample
 from components.files import atomic_file
 from components.provenance import digest

@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from components.curation.records import Split
+from components.curation.table_rows import Split
 
 SMALLEST_CUT = 4
 

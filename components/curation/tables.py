@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from components.curation.records import DescriptionRecord, InstructionRecord, Row, SplitRecord, VolumeRecord
+from components.curation.table_rows import DescriptionRecord, InstructionRecord, Row, SplitRecord, VolumeRecord
 from components.errors import BadInput
 from components.files import atomic_file
 

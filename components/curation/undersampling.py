@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import BadInput
-from components.fourier import ifft2c
+from model_core.mri_physics.fourier_numpy import ifft2c
 
 CENTRE_BUDGET = 0.32
 """centre fraction x acceleration: .08 at 4x and .04 at 8x, as in the fastMRI challenge."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.curation.corpus import STORE, SUMMARY
-from components.curation.incremental import load, sidecar
+from components.curation.curate_corpus import load, sidecar
 from components.curation.store import VolumeStore
 from components.errors import BadInput
 from components.progress import track

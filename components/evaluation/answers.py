@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from components.curation.corpus import Corpus
-from components.curation.records import InstructionRecord
+from components.curation.table_rows import InstructionRecord
 from components.progress import track
 from components.provenance import digest
 from components.settings import EvaluationSettings
 from components.training.samples import Image, Target, input_and_target
 from model_core import OmniMRIForConditionalGeneration
+from model_core.mri_physics.sense import Measured
 from model_core.processing import Processor
-from model_core.sense import Measured
 
 BATCH = 8
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
-from components.curation.records import InstructionRecord, VolumeRecord
+from components.curation.table_rows import InstructionRecord, VolumeRecord
 from model_core.boxes import TextBox
 
 TV_WEIGHT, TV_ITERATIONS = 0.001, 600

@@ -6,7 +6,7 @@ from collections import defaultdict
 from itertools import zip_longest
 
 from components.curation.corpus import Corpus
-from components.curation.records import InstructionRecord
+from components.curation.table_rows import InstructionRecord
 from components.provenance import digest
 from components.settings import TASKS
 

@@ -10,7 +10,7 @@ from typing import Any
 from components.curation.corpus import Corpus
 from components.errors import BadInput
 from components.evaluation.cohort import cohort_of
-from components.evaluation.records import COHORT, EvaluationReport, ResultRow, SubgroupRow, SweepRow
+from components.evaluation.results import COHORT, EvaluationReport, ResultRow, SubgroupRow, SweepRow
 from components.files import atomic_directory, read_json, write_json
 from components.provenance import SHORT, code_digest, digest, file_md5
 from components.settings import EvaluationSettings

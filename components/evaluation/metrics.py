@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.curation.template import parse_paragraph
+from components.curation.text.template import parse_paragraph
 from model_core.boxes import TextBox
 
 Array = NDArray[np.floating[Any]]

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.evaluation.records import ResultRow, SubgroupRow, SweepRow
+from components.evaluation.results import ResultRow, SubgroupRow, SweepRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

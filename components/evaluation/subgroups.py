@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from components.curation.corpus import Corpus
-from components.curation.records import VolumeRecord
-from components.evaluation.records import SubgroupRow
+from components.curation.table_rows import VolumeRecord
+from components.evaluation.results import SubgroupRow
 from components.evaluation.verdicts import Score
 
 AGES = (40, 60)

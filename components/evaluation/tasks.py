@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
-from components.curation.records import VolumeRecord
+from components.curation.table_rows import VolumeRecord
 from components.curation.undersampling import undersample
 from components.evaluation import metrics
 from components.evaluation.answers import Answerer, Case
 from components.evaluation.baselines import Learned, total_variation
 from components.evaluation.intervals import interval
 from components.evaluation.masks import mask_of
-from components.evaluation.records import ResultRow, SweepRow
+from components.evaluation.results import ResultRow, SweepRow
 from components.evaluation.verdicts import Score, verdict
 from components.provenance import digest
 from components.settings import EvaluationSettings

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
-from components.curation.records import InstructionRecord
+from components.curation.table_rows import InstructionRecord
 from components.evaluation.answers import Answerer, load_cases
 
 

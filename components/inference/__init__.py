@@ -1,7 +1,7 @@
 """Answering an instruction about an image: the model's answer, in the image's own geometry."""
 
 from components.inference.dicom_output import save_dicom
-from components.inference.models import resolve_model
+from components.inference.model_uri import resolve_model
 from components.inference.prediction import Prediction, save
 from components.inference.predictor import Predictor, Sampling
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from components.curation.single import low_resolution_sensitivities
+from components.curation.curate_volume import low_resolution_sensitivities
 
 KERNEL, CALIBRATION = 6, 24
 """ESPIRiT's kernel and the side of its calibration region, k-space points (sigpy's defaults)."""

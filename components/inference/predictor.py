@@ -23,9 +23,9 @@ from transformers import TextIteratorStreamer
 
 from components.errors import BadInput
 from components.files import read_json
-from components.inference.models import PREPROCESSING
-from components.inference.planes import Planes, View, batches_of_slices
+from components.inference.model_uri import PREPROCESSING
 from components.inference.prediction import FoundBox, Prediction
+from components.inference.sliding_window import Planes, View, batches_of_slices
 from components.ingestion.volume import Volume
 from components.provenance import digest
 from components.settings import TaskName
@@ -33,8 +33,8 @@ from model_core import OmniMRIForConditionalGeneration
 from model_core.batch import TARGET_IMAGE, TARGET_MASK
 from model_core.boxes import BOX_TOKEN, NO_LESION, parse_boxes
 from model_core.flow import SAMPLERS, Sampler
+from model_core.mri_physics.sense import consistent
 from model_core.processing import Processor
-from model_core.sense import consistent
 from model_core.tokenization import IMAGE, SEG
 
 BATCH, DIAGNOSIS_SLICES, LONGEST_ANSWER = 8, 12, 200
@@ -282,8 +282,8 @@ class Predictor:
 def _read(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
     """A volume, and the affine of its file where that is NIfTI."""
     from components.ingestion import read_path
-    from components.ingestion.content import kind_of
-    from components.ingestion.nifti import load
+    from components.ingestion.formats.nifti import load
+    from components.ingestion.formats.sniff import kind_of
 
     volume = read_path(path)
     return volume, np.asarray(load(path).affine) if path.is_file() and kind_of(path) == "nifti" else None

@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from components.ingestion.intake import ingest
-    from components.ingestion.reading import list_series, quarantined, read_path, read_volume
+    from components.ingestion.ingest_dataset import ingest
+    from components.ingestion.volume_reader import list_series, quarantined, read_path, read_volume
 
-_HOMES = {"ingest": "intake", "list_series": "reading", "quarantined": "reading", "read_path": "reading", "read_volume": "reading"}
+_HOMES = {
+    "ingest": "ingest_dataset",
+    "list_series": "volume_reader",
+    "quarantined": "volume_reader",
+    "read_path": "volume_reader",
+    "read_volume": "volume_reader",
+}
 __all__ = ["ingest", "list_series", "quarantined", "read_path", "read_volume"]
 
 

@@ -137,11 +137,11 @@ class Quarantined:
     """An input that was not taken in.
 
     Attributes:
-        path: its number among the files of the source folder (see :class:`~components.ingestion.refusals.Listing`): its name may be
-            the patient's.
+        path: its number among the files of the source folder (see :class:`~components.ingestion.quarantine.Listing`): its name may
+            be the patient's.
         reason: what is wrong with it.
         remedy: what to do.
-        kind: one of :data:`~components.ingestion.refusals.KINDS`.
+        kind: one of :data:`~components.ingestion.quarantine.KINDS`.
     """
 
     path: str

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.launching.cluster import Cluster, say
-from components.launching.failures import disruption
 from components.launching.job import JobSpec
-from components.launching.logs import Follower, KeptLog, merged
-from components.launching.rendering import JOB_LABEL, PODS
-from components.launching.watching import Watches
+from components.launching.kubernetes.api_client import Cluster, say
+from components.launching.kubernetes.failures import disruption
+from components.launching.kubernetes.job_watch import Watches
+from components.launching.kubernetes.manifests import JOB_LABEL, PODS
+from components.launching.kubernetes.pod_logs import Follower, KeptLog, merged
 
 Object = dict[str, Any]
 SAY_EVERY_S = 10.0

@@ -1,11 +1,11 @@
 """The registered model: where each version comes from, what lets it be promoted, and who moved it where."""
 
-from components.registry.gate import gate
 from components.registry.lineage import origin, versions_with_dataset, versions_with_patients
+from components.registry.model_version import Lineage, ModelVersion
 from components.registry.promotion import history, promote, refusal, rollback
-from components.registry.records import Lineage, ModelVersion
+from components.registry.promotion_gate import gate
+from components.registry.registration import list_versions, register, show_version
 from components.registry.reproduction import reproduce
-from components.registry.versions import list_versions, register, show_version
 
 __all__ = [
     "Lineage",

@@ -14,10 +14,10 @@ from typing import Any
 
 from components.errors import BadInput
 from components.evaluation.cohort import person
-from components.evaluation.records import COHORT
+from components.evaluation.results import COHORT
 from components.files import read_json
-from components.registry.records import ModelVersion
-from components.registry.versions import SETTINGS, list_versions, show_version
+from components.registry.model_version import ModelVersion
+from components.registry.registration import SETTINGS, list_versions, show_version
 from components.settings import STAGES
 
 UNKNOWN = "unknown"

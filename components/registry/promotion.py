@@ -8,11 +8,11 @@ from components.errors import BadInput, GateRefused
 from components.evaluation import weights_digest
 from components.inference import resolve_model
 from components.provenance import code_digest, digest, file_md5
-from components.registry.answering import silent
-from components.registry.gate import RESULTS, figures, gate
-from components.registry.records import LOCK, ModelVersion
-from components.registry.trail import Act, Entry, Move, State, held
-from components.registry.versions import PACKAGES, client_of, history_of, list_versions, show_version, version_of
+from components.registry.audit_log import Act, Entry, Move, State, held
+from components.registry.model_version import LOCK, ModelVersion
+from components.registry.promotion_gate import RESULTS, figures, gate
+from components.registry.registration import PACKAGES, client_of, history_of, list_versions, show_version, version_of
+from components.registry.smoke_test import silent
 from components.settings import RegistrySettings
 
 Place = Literal["staging", "production"]

@@ -23,10 +23,10 @@ from components.home import Home
 from components.inference import resolve_model
 from components.provenance import REPOSITORY
 from components.registry.lineage import settings_of
-from components.registry.versions import show_version
+from components.registry.registration import show_version
 from components.versioning import DataRepository
 
-COMMAND = (sys.executable, "-m", "flows.cli")
+COMMAND = (sys.executable, "-m", "flows.cli.main")
 INHERITED = ("PREFECT_", "MLFLOW_", "OMNIMRI_")
 WEIGHTS = "model.safetensors"
 

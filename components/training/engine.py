@@ -22,9 +22,9 @@ from torch.nn.utils import get_total_norm
 
 from components.errors import JobFailed
 from components.settings import StageSettings, TrainingSettings
-from components.training.average import Average
 from components.training.checkpoints import Checkpoints, tag_of
 from components.training.cost import batch_flops, batch_tokens
+from components.training.ema import Average
 from model_core.losses.reduction import Step, rank, ranks, summed
 from model_core.objectives import InstructionTuning, LossOutput, Objective
 from model_core.swin import WindowAttention

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
-from components.curation.records import InstructionRecord, Split
 from components.curation.store import VolumeStore
+from components.curation.table_rows import InstructionRecord, Split
 from components.curation.undersampling import sampling_mask, undersample
 from components.settings import TASKS, MixtureSettings, TaskName
 from components.training.mixture import Mixture, Source

@@ -110,7 +110,7 @@ def _tokenizer(corpus: Corpus, model: ModelSettings) -> Any:
 
 def _require_backbone(model: ModelSettings, backbone: Path, tokenizer: Path) -> None:
     """Refuse a checkpoint that does not fit here, before a job is started."""
-    from components.training.backbone import DenseCheckpoint
+    from components.training.dense_checkpoint import DenseCheckpoint
     from model_core.processing import Processor
 
     DenseCheckpoint.open(backbone).require_fit(model.preset, Processor.from_pretrained(tokenizer).tokenizer)
@@ -202,7 +202,7 @@ def stage_job(stage: StageName, identity: str, settings: Settings, folder: Path)
     """The job that trains a stage."""
     job = JobSpec(
         name=stage,
-        module="components.training.worker",
+        module="components.training.trainer",
         arguments=(str(folder / JOB),),
         processes=settings.training.processes,
         folder=folder,

@@ -1,5 +1,5 @@
 """Great Expectations over the curated tables: the gate before training, and the Data Docs."""
 
-from components.validation.gate import TableResult, ValidationReport, validate
+from components.validation.validation_gate import TableResult, ValidationReport, validate
 
 __all__ = ["TableResult", "ValidationReport", "validate"]

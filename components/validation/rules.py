@@ -98,7 +98,7 @@ def _filled(table: str) -> Rule:
 
 
 def _volumes() -> list[Rule]:
-    from components.validation.custom import ExpectColumnAffinesToBeRightWayUp
+    from components.validation.expectations import ExpectColumnAffinesToBeRightWayUp
 
     rule = partial(Rule, "volumes")
     return [
@@ -168,7 +168,7 @@ def _volumes() -> list[Rule]:
 
 
 def _descriptions() -> list[Rule]:
-    from components.validation.custom import ExpectColumnDescriptionsToBeInVocabulary, ExpectColumnMeasuresToBePlausible
+    from components.validation.expectations import ExpectColumnDescriptionsToBeInVocabulary, ExpectColumnMeasuresToBePlausible
 
     rule = partial(Rule, "descriptions")
     return [
@@ -203,7 +203,7 @@ def _descriptions() -> list[Rule]:
 
 
 def _instructions() -> list[Rule]:
-    from components.validation.custom import ExpectColumnBoxesToBeInsideTheImage
+    from components.validation.expectations import ExpectColumnBoxesToBeInsideTheImage
 
     rule = partial(Rule, "instructions")
     return [

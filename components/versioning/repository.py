@@ -25,7 +25,7 @@ from components.files import atomic_file
 from components.ingestion.withdrawal import Removed, withdraw, withdrawals
 from components.progress import track
 from components.provenance import file_md5
-from components.versioning.differences import DatasetDifference, Version, differences
+from components.versioning.version_diff import DatasetDifference, Version, differences
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

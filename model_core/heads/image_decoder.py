@@ -24,7 +24,7 @@ from model_core.batch import TARGET_MASK
 from model_core.config import OmniMRIConfig
 from model_core.flow import Sampler, integrate, noise_of
 from model_core.heads.modulated import TimeEmbedding, ZeroConv2d, ZeroLinear
-from model_core.sense import Measured, consistent
+from model_core.mri_physics.sense import Measured, consistent
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from components.launching.pod import PORT
+from components.launching.kubernetes.pod_entrypoint import PORT
 from components.provenance import REPOSITORY
 from tests.doubles.apiserver import Object, RunningServer, now
 from tests.doubles.controllers import ENDED, start_pod_status

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from components.curation.visual.asking import Ask
+from components.curation.vlm.prompt import Ask
 
 
 class Answers(Protocol):

@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.models.qwen2_vl import Qwen2VLImageProcessorPil
 
-from components.curation.visual.asking import answer_schema
-from components.curation.vocabulary import STRUCTURES
+from components.curation.text.controlled_vocabulary import STRUCTURES
+from components.curation.vlm.prompt import answer_schema
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TEXT = {

@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from components.curation.corpus import Corpus
-from components.curation.template import HierarchicalDescription
-from components.curation.visual.asking import answer_schema
-from components.curation.visual.local import LocalModel
+from components.curation.text.template import HierarchicalDescription
+from components.curation.vlm.local_model import LocalModel
+from components.curation.vlm.prompt import answer_schema
 from components.settings import VisualSettings
-from tests.datasets import write_cohort
 from tests.doubles.openai_server import serving
 from tests.doubles.tiny_qwen import tiny_qwen
+from tests.helpers.datasets import write_cohort
 
 PATIENTS, CHARACTERS = 4, 12
 FREE = [f"{section}.{leaf}" for section, fields in answer_schema(CHARACTERS)["properties"].items() for leaf in fields["properties"]]
@@ -41,7 +41,7 @@ class Installation:
         self.omnimri("ingest", "synthetic-brain-nifti", str(source))
 
     def omnimri(self, *arguments: str) -> Any:
-        command = [sys.executable, "-m", "flows.cli", *arguments, "--profile", str(self.profile), "--json"]
+        command = [sys.executable, "-m", "flows.cli.main", *arguments, "--profile", str(self.profile), "--json"]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout)

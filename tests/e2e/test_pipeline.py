@@ -12,7 +12,7 @@ import pytest
 
 from components.settings import TASKS
 
-OMNIMRI = [sys.executable, "-m", "flows.cli"]
+OMNIMRI = [sys.executable, "-m", "flows.cli.main"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.served import free_port, served
+from tests.helpers.served import free_port, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PASSWORD = "a-secret-word"

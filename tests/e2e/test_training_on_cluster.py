@@ -17,16 +17,16 @@ from components.catalog import load_card
 from components.curation import curate
 from components.home import Home
 from components.ingestion import ingest
-from components.ingestion.keys import DEMO_KEY
-from components.launching.cluster import Cluster
-from components.launching.kubernetes import KubernetesLauncher
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY
+from components.launching.kubernetes.api_client import Cluster
+from components.launching.kubernetes.launcher import KubernetesLauncher
 from components.samples import build
 from components.settings import load_settings
 from components.training import StageResult, train_stage
-from tests.corpora import tiny_corpus
 from tests.doubles.apiserver import NAMESPACE, RunningServer
 from tests.doubles.controllers import Controllers
 from tests.doubles.kubelet import Kubelet
+from tests.helpers.corpora import tiny_corpus
 
 
 @dataclass

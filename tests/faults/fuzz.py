@@ -77,7 +77,7 @@ def seeds(folder: Path) -> list[Seed]:
     from pydicom.data import get_testdata_file
 
     from components.samples import build
-    from tests.datasets import write_patient
+    from tests.helpers.datasets import write_patient
 
     found = []
     build("synthetic-brain-kspace", folder / "kspace", patients=2)
@@ -264,7 +264,7 @@ def take_in(seed: Seed, content: bytes, folder: Path) -> Outcome:
 
 def _work(connection: Any) -> None:
     """Take in what the parent sends, until it sends None."""
-    import components.ingestion.reading  # noqa: F401  (what the libraries need is not the inputs' doing)
+    import components.ingestion.volume_reader  # noqa: F401  (what the libraries need is not the inputs' doing)
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_BYTES, used + LIMIT_BYTES))

@@ -15,9 +15,14 @@ import pytest
 from components.curation import curate
 from components.ingestion import ingest
 from components.settings import CurationSettings
-from tests.datasets import KEY, tiny_card, tree, write_cohort, write_patient
+from tests.helpers.datasets import KEY, tiny_card, tree, write_cohort, write_patient
 
-PRELOADED = ["components.curation.incremental", "components.ingestion.intake", "components.ingestion.reading", "tests.datasets"]
+PRELOADED = [
+    "components.curation.curate_corpus",
+    "components.ingestion.ingest_dataset",
+    "components.ingestion.volume_reader",
+    "tests.helpers.datasets",
+]
 
 
 def follow(root: Path, workers: int) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows.services import answers
-from tests.served import free_port, wait
+from flows.server.supervisor import answers
+from tests.helpers.served import free_port, wait
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,15 @@ import pytest
 
 from components.home import Home
 from components.launching import JobState
-from components.launching.cluster import Cluster
-from components.launching.kubernetes import KubernetesLauncher
+from components.launching.kubernetes.api_client import Cluster
+from components.launching.kubernetes.launcher import KubernetesLauncher
 from components.settings import STAGES, load_settings
 from components.training import stage_jobs
 from flows import train
-from tests.corpora import tiny_corpus
 from tests.doubles.apiserver import NAMESPACE, RunningServer
 from tests.doubles.controllers import Controllers
 from tests.doubles.kubelet import Kubelet, Script
+from tests.helpers.corpora import tiny_corpus
 
 
 def test_a_cancelled_run_ends_its_own_jobs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from components.errors import BadInput
-from flows.cli import app
+from flows.cli.main import app
 
 
 def _run(*arguments: str, code: int = 0) -> str:

@@ -11,7 +11,7 @@ from components.errors import BadInput
 from components.ingestion import ingest
 from components.settings import CurationSettings, DatasetSettings, Settings, load_settings
 from flows.curate import _on_dask
-from tests.datasets import KEY, tiny_card, tree, write_cohort
+from tests.helpers.datasets import KEY, tiny_card, tree, write_cohort
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from components.errors import BadInput, JobFailed
 from components.ingestion import ingest
 from components.settings import CurationSettings
 from components.versioning import DataRepository
-from flows.commands.data import app
-from tests.datasets import KEY, tiny_card, write_cohort, write_patient
+from flows.cli.data import app
+from tests.helpers.datasets import KEY, tiny_card, write_cohort, write_patient
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from components.errors import BadInput
-from flows.cli import app
-from tests.k8s.checks import NEWEST, pod_specs, schema_faults, security_faults
+from flows.cli.main import app
+from tests.helpers.manifest_checks import NEWEST, pod_specs, schema_faults, security_faults
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from components.errors import BadInput
-from flows.cli import app
+from flows.cli.main import app
 
 SMALL = ["model", "summary", "--preset", "debug", "--side", "32", "--slices", "4", "--text", "8"]
 

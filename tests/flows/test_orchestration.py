@@ -17,13 +17,13 @@ import pytest
 from components.errors import GateRefused
 from components.home import Home
 from components.settings import load_settings
-from components.versioning.watching import Watched
-from flows.deploying import Deploying, deploy, make_pool
-from flows.recovery import recover
+from components.versioning.source_state import Watched
+from flows.server.deploy import Deploying, deploy, make_pool
+from flows.server.recovery import recover
+from flows.server.watcher import announce
 from flows.steps import plan
-from flows.watching import announce
-from tests.datasets import write_patient
-from tests.served import tiny_profile, wait
+from tests.helpers.datasets import write_patient
+from tests.helpers.served import tiny_profile, wait
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def states(profile: Path, home: Home, *steps: str) -> list[str]:
 
 def test_what_the_plan_says_is_what_happens(server: str, home: Home, tmp_path: Path) -> None:
     """A dataset is followed from its first reading through a change of one file, as the automation would."""
-    from flows.deployed import curate
+    from flows.deployments import curate
     from flows.parameters import Change, Profile
 
     profile = tiny_profile(tmp_path, patients=4)
@@ -170,7 +170,7 @@ def test_people_are_told_by_a_block_and_told_no_details(
 ) -> None:
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
-    from flows.deployed import train
+    from flows.deployments import train
     from flows.parameters import Profile
 
     address, received = letters
@@ -188,7 +188,7 @@ def test_people_are_told_by_a_block_and_told_no_details(
 
 
 def test_a_corpus_that_fails_its_rules_stops_the_update(server: str, home: Home, tmp_path: Path) -> None:
-    from flows.deployed import curate
+    from flows.deployments import curate
     from flows.parameters import Profile
 
     profile = tiny_profile(tmp_path, patients=4)

@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from components.errors import BadInput, GateRefused
-from components.registry.trail import Act, Move, State
-from components.registry.versions import history_of
-from flows.commands.registry import app
+from components.registry.audit_log import Act, Move, State
+from components.registry.registration import history_of
+from flows.cli.registry import app
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import requests
 from mlflow.exceptions import RestException
 
 from components.errors import BadInput, GateRefused, JobFailed
-from flows.retrying import passes
+from flows.retries import passes
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1")
 

@@ -15,7 +15,7 @@ from components.errors import BadInput
 from components.files import write_json
 from components.home import Home
 from flows.environment import settle
-from flows.services import SERVICES, Child, databases, running
+from flows.server.supervisor import SERVICES, Child, databases, running
 
 PARENT = """
 import subprocess, sys, time

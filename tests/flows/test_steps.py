@@ -10,7 +10,7 @@ from components.home import Home
 from components.settings import STAGES, Settings, load_settings
 from components.training import stage_jobs
 from flows.steps import plan, reasons, remember, stage_inputs
-from tests.corpora import tiny_corpus
+from tests.helpers.corpora import tiny_corpus
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.home import Home
-from components.versioning.watching import Watched
-from flows.watching import Watcher
+from components.versioning.source_state import Watched
+from flows.server.watcher import Watcher
 
 
 def seen(state: str, name: str = "cohort") -> list[Watched]:

@@ -75,6 +75,6 @@ def test_only_named_files_enter_the_build() -> None:
 
 
 def test_user_and_group_are_those_of_the_pods() -> None:
-    from components.launching.rendering import USER
+    from components.launching.kubernetes.manifests import USER
 
     assert f"useradd --uid {USER} --gid {USER} " in TEXT

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.provenance import REPOSITORY
-from tests.k8s.checks import NEWEST, Object, house_faults, kustomize, pod_specs, schema_faults, security_faults
+from tests.helpers.manifest_checks import NEWEST, Object, house_faults, kustomize, pod_specs, schema_faults, security_faults
 
 OVERLAYS = ("k8s/overlays/kind", "k8s/overlays/onprem-gpu", "k8s/overlays/cloud", "k8s/run")
 

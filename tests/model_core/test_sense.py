@@ -6,7 +6,7 @@ import sigpy
 import torch
 from sigpy.mri.linop import Sense
 
-from model_core.sense import ITERATIONS, Measured, consistent
+from model_core.mri_physics.sense import ITERATIONS, Measured, consistent
 
 COILS, SIZE = 4, 24
 

@@ -128,7 +128,7 @@ def test_fastmri_with_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_corrected_figure_does_not_read_the_dataset_again(tmp_path: Path) -> None:
-    from components.ingestion.intake import recipe
+    from components.ingestion.ingest_dataset import recipe
 
     card = load_card("isles-2022")
     assert recipe(card.model_copy(update={"patients": 1, "rights": "others"}), KEY) == recipe(card, KEY)

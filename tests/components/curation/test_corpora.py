@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from components.curation.corpus import Corpus
-from components.curation.instructions import spread
+from components.curation.text.instructions import spread
 from components.errors import BadInput
-from components.fourier import ifft2c
 from components.settings import TASKS
-from tests.corpora import LABEL_MAP, tiny_corpus
+from model_core.mri_physics.fourier_numpy import ifft2c
+from tests.helpers.corpora import LABEL_MAP, tiny_corpus
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ import pytest
 
 from components.curation import curate
 from components.curation.corpus import Corpus
-from components.curation.incremental import Job, Place, in_processes
+from components.curation.curate_corpus import Job, Place, in_processes
 from components.curation.overview import overview
-from components.curation.records import CurationReport
-from components.curation.slices import NO, YES
+from components.curation.slice_table import NO, YES
+from components.curation.table_rows import CurationReport
 from components.curation.verify import verify
 from components.errors import BadInput
 from components.ingestion import ingest
 from components.ingestion.withdrawal import patients_of, withdraw
 from components.settings import CurationSettings
-from tests.datasets import KEY, tiny_card, tree, write_cohort, write_patient
+from tests.helpers.datasets import KEY, tiny_card, tree, write_cohort, write_patient
 
 SETTINGS = CurationSettings(matrix=32, pixel_mm=6.75, slices_per_volume=2, workers=1)
 
@@ -97,7 +97,7 @@ def test_the_last_patient_takes_the_corpus_along(bench: Bench) -> None:
 
 
 def _pseudonym(bench: Bench, folder: Path) -> str:
-    from components.ingestion.keys import Pseudonyms
+    from components.ingestion.deidentification.pseudonyms import Pseudonyms
 
     return Pseudonyms(KEY, tiny_card().id).patient(folder.name)
 

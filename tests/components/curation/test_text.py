@@ -17,22 +17,22 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from components.curation.corpus import Corpus
-from components.curation.descriptions import describe
-from components.curation.differentials import differential
-from components.curation.facts import SliceFacts, measures, normalised_box, slice_facts
-from components.curation.instructions import candidates, report_text
-from components.curation.parts import located
-from components.curation.phrasings import OPEN_DIAGNOSIS, PHRASINGS, describe_in_words
+from components.curation.curate_volume import CardFacts, CuratedVolume, curate_volume
+from components.curation.measure.regions import located
+from components.curation.measure.volume_facts import SliceFacts, measures, normalised_box, slice_facts
 from components.curation.preview import write_preview
-from components.curation.records import BoxRecord, MeasureRecord
-from components.curation.reports import parse_report
-from components.curation.single import CardFacts, CuratedVolume, curate_volume
 from components.curation.store import VolumeStore
-from components.curation.template import FIELD_NAMES, HierarchicalDescription, paragraph, parse_paragraph
-from components.curation.vocabulary import DEGREES, SCALES, laterality, severity
+from components.curation.table_rows import BoxRecord, MeasureRecord
+from components.curation.text.controlled_vocabulary import DEGREES, SCALES, laterality, severity
+from components.curation.text.descriptions import describe
+from components.curation.text.differentials import differential
+from components.curation.text.instructions import candidates, report_text
+from components.curation.text.phrasings import OPEN_DIAGNOSIS, PHRASINGS, describe_in_words
+from components.curation.text.report_phrases import parse_report
+from components.curation.text.template import FIELD_NAMES, HierarchicalDescription, paragraph, parse_paragraph
 from components.ingestion.volume import Acquisition, Volume
 from components.training.mixture import Mixture, Source
-from tests.corpora import card, tiny_corpus, tiny_series, tiny_settings, tiny_volume
+from tests.helpers.corpora import card, tiny_corpus, tiny_series, tiny_settings, tiny_volume
 
 FIG_2 = {
     "image_modality_sequence": ("modality", "sequence", "plane", "acquisition_quality_or_artifacts"),
@@ -77,7 +77,9 @@ def test_the_template_is_that_of_figure_2() -> None:
 
 
 def test_the_schema_that_the_command_prints_accepts_what_is_written_and_no_other_word() -> None:
-    done = subprocess.run([sys.executable, "-m", "flows.cli", "schema", "description"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli.main", "schema", "description"], capture_output=True, text=True, check=True
+    )
     schema = Draft202012Validator(json.loads(done.stdout))
     good = HierarchicalDescription.of(
         {"image_modality_sequence.plane": "axial", "diagnostic_impression.severity_or_grading": "BI-RADS 4"}

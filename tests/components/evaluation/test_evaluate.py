@@ -27,8 +27,8 @@ from components.files import read_json
 from components.provenance import digest
 from components.settings import TASKS, EvaluationSettings
 from components.training.samples import input_and_target
-from tests.corpora import tiny_corpus
-from tests.trained import tiny_model
+from tests.helpers.corpora import tiny_corpus
+from tests.helpers.trained import tiny_model
 
 SETTINGS = EvaluationSettings(cases_per_task=4, sampler_steps=2, samples=1, max_new_tokens=8, accelerations=(2, 8), sweep_cases=1)
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from components.curation.curate_volume import gridded
 from components.curation.resampling import PlaneGrid
-from components.curation.single import gridded
 from components.curation.undersampling import sampling_mask, undersample
 from components.evaluation.metrics import dice, iou, psnr
-from components.fourier import ifft2c
 from components.inference import Predictor, Sampling
 from components.ingestion.volume import Volume
 from components.training.batches import no_target, sequence_batch
@@ -24,10 +23,11 @@ from components.training.samples import Image, Target
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import TARGET_IMAGE, TARGET_MASK, SequenceBatch
 from model_core.boxes import GRID, TextBox, format_boxes
+from model_core.mri_physics.fourier_numpy import ifft2c
 from model_core.objectives import InstructionTuning
 from model_core.processing import Processor
 from model_core.tokenization import special_ids, train_tokenizer
-from tests.corpora import EXTENT_MM, tiny_volume
+from tests.helpers.corpora import EXTENT_MM, tiny_volume
 
 MATRIX, PIXEL_MM = 32, EXTENT_MM / 32
 LESION, WHITE_MATTER = 4, 3

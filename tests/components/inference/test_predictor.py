@@ -16,15 +16,15 @@ from scipy.spatial.transform import Rotation
 from components.curation.corpus import Corpus
 from components.errors import BadInput
 from components.evaluation.metrics import psnr
-from components.fourier import fft2c, ifft2c
 from components.inference import Predictor, Sampling, resolve_model, save
 from components.inference.coils import calibration_width, measured_columns, sensitivities
-from components.inference.planes import Planes
 from components.inference.prediction import FoundBox
 from components.inference.predictor import distinct, task_of
+from components.inference.sliding_window import Planes
 from components.ingestion.volume import Acquisition, Volume
-from tests.corpora import tiny_corpus, tiny_volume
-from tests.trained import tiny_model
+from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
+from tests.helpers.corpora import tiny_corpus, tiny_volume
+from tests.helpers.trained import tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from components.catalog import load_card
 from components.ingestion import ingest
-from components.ingestion.keys import DEMO_KEY
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.samples import SAMPLES, build
 
 

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from components.catalog import DatasetCard, Layout, load_card
 from components.catalog.cards import BoxTable
 from components.errors import BadInput
-from components.ingestion import findings, ingest, list_series, quarantined, read_volume
-from components.ingestion.keys import DEMO_KEY
+from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion.annotations import finding_tables
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.volume import Volume
-from tests.components.ingestion import made
+from tests.helpers import made_images
 
 KEY = bytes(range(32))
 TITLES = ("Patient ID", "Start Row", "End Row", "Start Column", "End Column", "Start Slice", "End Slice")
@@ -58,16 +59,16 @@ def _boxed(volume: Volume) -> NDArray[np.bool_]:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 2, 4, 1, 3, 5]])
-@pytest.mark.parametrize("orientation", [made.AXIAL, made.SAGITTAL])
+@pytest.mark.parametrize("orientation", [made_images.AXIAL, made_images.SAGITTAL])
 def test_the_table_of_duke_is_read_by_its_card(tmp_path: Path, order: list[int], orientation: tuple[float, ...]) -> None:
     """Slices count from one in the order of the instance numbers, which may lead up or down; only dynamic series are boxed."""
     card, source = load_card("duke-breast-cancer-mri"), tmp_path / "source"
     study = source / "Duke-Breast-Cancer-MRI" / "Breast_MRI_001" / "01-01-1990-NA-MRI BREAST"
     for number, name in enumerate(("ax dyn 1st pass", "ax t1", "Ax Vibrant MultiPhase")):
-        voxels = made.pixels(6, 12, 14, seed=number)
+        voxels = made_images.pixels(6, 12, 14, seed=number)
         for slice_number in (2, 3, 4):  # the third to the fifth file
             voxels[order[slice_number - 1], 4:8, 5:11] = BRIGHT
-        made.series(
+        made_images.series(
             study / f"{number}.000000-{name}-1",
             name,
             voxels,
@@ -120,7 +121,7 @@ def test_boxes_turn_with_the_image(
 
 
 def test_several_boxes_and_arrays_without_a_header(tmp_path: Path) -> None:
-    values = made.pixels(5, 8, 9)
+    values = made_images.pixels(5, 8, 9)
     values[1:3, 2:4, 5:7] = values[4, 6:8, 0:2] = BRIGHT
     (tmp_path / "source").mkdir()
     np.save(tmp_path / "source" / "exam7.npy", values)
@@ -143,7 +144,7 @@ def test_several_boxes_and_arrays_without_a_header(tmp_path: Path) -> None:
 )
 def test_a_box_that_cannot_be_is_told_and_the_image_kept(tmp_path: Path, row: tuple[object, ...], reason: str) -> None:
     (tmp_path / "source").mkdir()
-    np.save(tmp_path / "source" / "exam7.npy", made.pixels(5, 8, 9))
+    np.save(tmp_path / "source" / "exam7.npy", made_images.pixels(5, 8, 9))
     _table(tmp_path / "source" / "boxes.csv", row)
     ingest(CARD, tmp_path / "source", tmp_path / "data", DEMO_KEY)
     (volume,) = [read_volume(tmp_path / "data", one, CARD) for one in list_series(tmp_path / "data", CARD.id)]
@@ -156,7 +157,7 @@ def test_a_workbook_is_read_like_the_table_that_is_in_it(tmp_path: Path) -> None
     for row in (TITLES, ("exam7", 2, 3, 5, None, 1.0, 2)):
         book.active.append(row)
     book.save(tmp_path / "boxes.xlsx")
-    titles, row = findings.rows(tmp_path / "boxes.xlsx")
+    titles, row = finding_tables.rows(tmp_path / "boxes.xlsx")
     assert titles == TITLES and row[:4] == ("exam7", "2", "3", "5") and row[4] == "" and float(row[5]) == 1
 
 
@@ -164,6 +165,6 @@ def test_a_workbook_that_means_harm_is_refused(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "boxes.xlsx"
     with zipfile.ZipFile(path, "w") as parts:
         parts.writestr("xl/workbook.xml", bytes(2000))
-    monkeypatch.setattr(findings, "UNPACKED_AT_MOST", 1000)
+    monkeypatch.setattr(finding_tables, "UNPACKED_AT_MOST", 1000)
     with pytest.raises(BadInput, match="more than is believed"):
-        findings.rows(path)
+        finding_tables.rows(path)

@@ -13,9 +13,9 @@ from pydicom.data import get_testdata_files
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
-from components.ingestion import elements
-from components.ingestion.dicom import read_slice
-from components.ingestion.frames import frames_of
+from components.ingestion.formats.dicom import fast_elements
+from components.ingestion.formats.dicom.reader import read_slice
+from components.ingestion.formats.dicom.series_splitting import frames_of
 
 IMAGES = [path for path in map(Path, get_testdata_files("MR*.dcm")) if "PixelSpacing" in pydicom.dcmread(path, force=True)]
 
@@ -24,7 +24,7 @@ IMAGES = [path for path in map(Path, get_testdata_files("MR*.dcm")) if "PixelSpa
 def test_frames_are_the_same_from_bytes_and_from_the_librarys_values(path: Path) -> None:
     raw, converted = (pydicom.dcmread(path, force=True) for _ in range(2))
     assert list(converted)  # going through a data set converts it
-    assert elements._bytes(raw, "PixelSpacing") is not None and elements._bytes(converted, "PixelSpacing") is None
+    assert fast_elements._bytes(raw, "PixelSpacing") is not None and fast_elements._bytes(converted, "PixelSpacing") is None
     assert frames_of(raw, path) == frames_of(converted, path)
 
 
@@ -52,20 +52,22 @@ def dataset(keyword: str, representation: str, value: bytes, little: bool = True
 def test_decimal_strings_are_read_as_the_library_reads_them(values: list[object]) -> None:
     text = "\\".join(map(str, values))
     header = dataset("ImageOrientationPatient", "DS", (text + " " * (len(text) % 2)).encode())
-    ours = elements.numbers(header, "ImageOrientationPatient")
+    ours = fast_elements.numbers(header, "ImageOrientationPatient")
     found = header.ImageOrientationPatient
-    assert ours == tuple(map(float, found if len(values) > 1 else [found])) == elements.numbers(header, "ImageOrientationPatient")
-    assert elements.text(header, "ImageOrientationPatient") == text
+    assert (
+        ours == tuple(map(float, found if len(values) > 1 else [found])) == fast_elements.numbers(header, "ImageOrientationPatient")
+    )
+    assert fast_elements.text(header, "ImageOrientationPatient") == text
 
 
 @given(st.integers(0, 2**16 - 1), st.booleans())
 def test_short_numbers_are_read_in_their_byte_order(value: int, little: bool) -> None:
     header = dataset("Rows", "US", value.to_bytes(2, "little" if little else "big"), little)
-    assert elements.short(header, "Rows") == value == header.Rows
+    assert fast_elements.short(header, "Rows") == value == header.Rows
 
 
 @pytest.mark.parametrize("content", [b"", b"  ", b"a\\b", b"1\\2"])
 def test_what_is_no_single_number_is_none(content: bytes) -> None:
-    assert elements.number(dataset("EchoTime", "DS", content), "EchoTime") is None
-    assert elements.number(Dataset(), "EchoTime") is None and elements.short(Dataset(), "Rows") is None
-    assert elements.text(Dataset(), "ImageType") == ""
+    assert fast_elements.number(dataset("EchoTime", "DS", content), "EchoTime") is None
+    assert fast_elements.number(Dataset(), "EchoTime") is None and fast_elements.short(Dataset(), "Rows") is None
+    assert fast_elements.text(Dataset(), "ImageType") == ""

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.ingestion.frames import Frame, affine_of, split
-from tests.components.ingestion.made import AXIAL, CORONAL, OBLIQUE, SAGITTAL
+from components.ingestion.formats.dicom.series_splitting import Frame, affine_of, split
+from tests.helpers.made_images import AXIAL, CORONAL, OBLIQUE, SAGITTAL
 
 NAMES = (
     "image_type",

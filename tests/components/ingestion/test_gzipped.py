@@ -18,21 +18,24 @@ from hypothesis import strategies as st
 
 from components.catalog import DatasetCard
 from components.errors import BadInput
-from components.inference.limits import Limits, require_modest
-from components.ingestion import content, ingest, quarantined, read_path
-from components.ingestion.keys import DEMO_KEY
+from components.inference.untrusted_input import Limits, require_modest
+from components.ingestion import ingest, quarantined, read_path
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY
+from components.ingestion.formats import sniff
 from components.samples.packages import package_folder
-from tests.components.ingestion import made
+from tests.helpers import made_images
 
 CARD = DatasetCard(id="made-up", name="Made up", rights="none", formats=("DICOM",), synthetic=True)
 
 
 def _classic(folder: Path) -> None:
-    made.series(folder, "slice", made.pixels(4, 8, 9), made.OBLIQUE)
+    made_images.series(folder, "slice", made_images.pixels(4, 8, 9), made_images.OBLIQUE)
 
 
 def _enhanced(folder: Path) -> None:
-    made.enhanced(folder / "e.dcm", [{"plane": plane, "offset": 4.0 * place} for place, plane in enumerate(made.pixels(3, 8, 9))])
+    made_images.enhanced(
+        folder / "e.dcm", [{"plane": plane, "offset": 4.0 * place} for place, plane in enumerate(made_images.pixels(3, 8, 9))]
+    )
 
 
 def _mosaic(folder: Path) -> None:
@@ -40,7 +43,7 @@ def _mosaic(folder: Path) -> None:
     folder.mkdir()
     packed = package_folder("nibabel") / "nicom" / "tests" / "data" / "siemens_dwi_0.dcm.gz"
     image = pydicom.dcmread(BytesIO(gzip.decompress(packed.read_bytes())))
-    image.PixelData = made.pixels(image.Rows, image.Columns).tobytes()
+    image.PixelData = made_images.pixels(image.Rows, image.Columns).tobytes()
     image.save_as(folder / "mosaic.dcm")
 
 
@@ -67,9 +70,9 @@ def test_gzipped_and_plain_files_leave_the_same_bytes(tmp_path: Path, make: Call
 
 def test_a_bomb_is_refused_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sound header and a gibibyte of zeros would do it; the bound is lowered here, so that the test is quick."""
-    monkeypatch.setattr(content, "UNPACKED_AT_MOST", 2**21)
-    paths = made.series(tmp_path / "source", "slice", made.pixels(4, 8, 9))
-    bomb = made.slice_(tmp_path, "bomb", 1, (0, 0, 0), made.pixels(8, 9)).read_bytes() + bytes(2**21)
+    monkeypatch.setattr(sniff, "UNPACKED_AT_MOST", 2**21)
+    paths = made_images.series(tmp_path / "source", "slice", made_images.pixels(4, 8, 9))
+    bomb = made_images.slice_(tmp_path, "bomb", 1, (0, 0, 0), made_images.pixels(8, 9)).read_bytes() + bytes(2**21)
     (tmp_path / "source" / "bomb.dcm.gz").write_bytes(gzip.compress(bomb))
     report = ingest(CARD, tmp_path / "source", tmp_path / "data", DEMO_KEY)
     assert report.series == 1 and len(paths) == report.files_new
@@ -85,8 +88,8 @@ def test_a_bomb_is_refused_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pyt
 def test_a_damaged_gzipped_file_is_read_or_refused_with_a_reason(tmp_path: Path, data: st.DataObject) -> None:
     source = tmp_path / "source"
     if not source.exists():
-        made.series(source, "sound", made.pixels(2, 8, 9), SeriesInstanceUID="1.2.3.1")
-        made.slice_(tmp_path, "whole", 1, (0, 0, 0), made.pixels(8, 9, seed=1))
+        made_images.series(source, "sound", made_images.pixels(2, 8, 9), SeriesInstanceUID="1.2.3.1")
+        made_images.slice_(tmp_path, "whole", 1, (0, 0, 0), made_images.pixels(8, 9, seed=1))
     broken = bytearray(gzip.compress((tmp_path / "whole.dcm").read_bytes(), mtime=0))
     for place in data.draw(st.lists(st.integers(0, len(broken) - 1), max_size=3)):
         broken[place] = data.draw(st.integers(0, 255))

@@ -11,7 +11,7 @@ from pydicom.data import get_testdata_file
 from components.catalog import load_card
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, quarantined, read_volume
-from components.ingestion.keys import DEMO_KEY
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.samples import SAMPLES
 
 IDENTIFYING = (

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from components.catalog import DatasetCard, Layout, load_card
 from components.catalog.cards import LabelTable
 from components.ingestion import ingest, list_series, quarantined, read_volume
-from components.ingestion.findings import person_of
-from components.ingestion.keys import DEMO_KEY, Pseudonyms
+from components.ingestion.annotations.finding_tables import person_of
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonyms
 from components.ingestion.volume import Volume
-from tests.components.ingestion import made
+from tests.helpers import made_images
 
 TABLE = LabelTable(
     path="participants.tsv",
@@ -48,7 +48,9 @@ def _write(folder: Path, rows: tuple[tuple[str, ...], ...], sidecars: dict[str, 
     for number, row in enumerate(rows[1:]):
         anat = folder / row[0] / "anat"
         anat.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(made.pixels(8, 9, 4, seed=number).astype(np.int16), np.eye(4)), anat / f"{row[0]}_T1w.nii.gz")
+        nib.save(
+            nib.Nifti1Image(made_images.pixels(8, 9, 4, seed=number).astype(np.int16), np.eye(4)), anat / f"{row[0]}_T1w.nii.gz"
+        )
         if row[0] in (sidecars or {}):
             (anat / f"{row[0]}_T1w.json").write_text(json.dumps((sidecars or {})[row[0]]))
     (folder / "participants.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n")

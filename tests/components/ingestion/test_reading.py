@@ -16,12 +16,13 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from components.catalog import load_card
 from components.errors import BadInput
-from components.fourier import ifft2c
-from components.ingestion import dicom, list_series, read_path, read_volume
-from components.ingestion.headers import sequence_kind
-from components.ingestion.nifti import canonical
+from components.ingestion import list_series, read_path, read_volume
+from components.ingestion.acquisition_headers import sequence_kind
+from components.ingestion.formats.dicom import reader as dicom_reader
+from components.ingestion.formats.nifti import canonical
 from components.samples import dicom_series, kspace_files, nifti_files
 from components.samples.cohort import LESION, brain
+from model_core.mri_physics.fourier_numpy import ifft2c
 
 
 def test_dicom_geometry_is_that_of_dcm2niix(sources: Path, tmp_path: Path) -> None:
@@ -133,6 +134,6 @@ def test_plain_pixels_are_those_of_the_librarys_decoder(
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, stored - 1
     dataset.PixelRepresentation, dataset.PhotometricInterpretation = int(signed), "MONOCHROME2"
     dataset.PixelData = values.tobytes()
-    found, wanted = dicom.decoded(dataset), pixel_array(dataset, raw=True)
+    found, wanted = dicom_reader.decoded(dataset), pixel_array(dataset, raw=True)
     assert found.dtype == wanted.dtype and found.shape == wanted.shape
     np.testing.assert_array_equal(found, wanted)

@@ -15,21 +15,22 @@ import pytest
 
 from components.catalog import load_card
 from components.ingestion import ingest
-from components.ingestion.intake import JOURNAL
-from components.ingestion.keys import DEMO_KEY
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY
+from components.ingestion.ingest_dataset import JOURNAL
 
 SLOWED = """
 import sys, time
 from pathlib import Path
 from components.catalog import load_card
-from components.ingestion import ingest, intake
-from components.ingestion.keys import DEMO_KEY
+from components.ingestion import ingest
+from components.ingestion import ingest_dataset
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 
-clean = intake._clean
+clean = ingest_dataset._clean
 def slow(*arguments, **more):
     time.sleep(0.02)
     return clean(*arguments, **more)
-intake._clean = slow
+ingest_dataset._clean = slow
 ingest(load_card(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), DEMO_KEY)
 """
 """Ingestion with a pause at each file, so that there is a moment to kill it at."""
@@ -68,7 +69,7 @@ def test_after_a_kill_the_rest_is_done_and_the_bytes_are_the_same(sources: Path,
 def test_many_processes_write_the_same_bytes_as_one(
     sources: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.ingestion.intake.FEW", 8)
+    monkeypatch.setattr("components.ingestion.ingest_dataset.FEW", 8)
     name = "synthetic-brain-dicom"
     ingest(load_card(name), sources / name, tmp_path, DEMO_KEY, workers=2)
     assert _bytes(tmp_path / name) == _bytes(data / name)

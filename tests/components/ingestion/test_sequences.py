@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.ingestion.headers import from_dicom
-from components.ingestion.sequences import SEQUENCES, Timing, canonical_sequence, classify
+from components.ingestion.acquisition_headers import from_dicom
+from components.ingestion.sequence_classification import SEQUENCES, Timing, canonical_sequence, classify
 
 SE, GR, EP, IR = "SE", "GR", "EP", "IR"
 NIBABEL, PYDICOM = (Path(module.__file__).parent for module in (nibabel, pydicom))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from components.launching import JobSpec, SharedVolume
-from components.launching.cluster import Cluster, Patience
-from components.launching.kubernetes import KubernetesLauncher
-from components.launching.rendering import RenderingName
+from components.launching.kubernetes.api_client import Cluster, Patience
+from components.launching.kubernetes.launcher import KubernetesLauncher
+from components.launching.kubernetes.manifests import RenderingName
 from tests.doubles.apiserver import NAMESPACE, RunningServer
 from tests.doubles.controllers import Controllers
 from tests.doubles.kubelet import Fate, Kubelet, Script

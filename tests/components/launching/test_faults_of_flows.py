@@ -14,15 +14,15 @@ import yaml
 
 from components.errors import JobFailed
 from components.launching import JobState
-from components.launching.cluster import Cluster, Patience
-from components.launching.handle import KubernetesHandle
-from components.launching.kubernetes import KubernetesLauncher
-from components.launching.rendering import MAIN, RenderingName
+from components.launching.kubernetes.api_client import Cluster, Patience
+from components.launching.kubernetes.job_handle import KubernetesHandle
+from components.launching.kubernetes.launcher import KubernetesLauncher
+from components.launching.kubernetes.manifests import MAIN, RenderingName
 from components.provenance import REPOSITORY
 from tests.components.launching.conftest import QUICK, SCALE, World
-from tests.components.launching.faults import RENDERINGS, RUNS_ON, ours, running, until, waiting
 from tests.doubles.apiserver import NAMESPACE, RunningServer
 from tests.doubles.kubelet import Script, Stuck
+from tests.helpers.cluster_faults import RENDERINGS, RUNS_ON, ours, running, until, waiting
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
@@ -76,8 +76,8 @@ WAITING = """
 import sys
 from pathlib import Path
 from components.launching import JobSpec, SharedVolume
-from components.launching.cluster import Cluster
-from components.launching.kubernetes import KubernetesLauncher
+from components.launching.kubernetes.api_client import Cluster
+from components.launching.kubernetes.launcher import KubernetesLauncher
 folder = Path(sys.argv[1])
 job = JobSpec("a_stage", "some.module", ("argument",), processes=2, nodes=2, folder=folder / "a_stage", image="image",
               volumes=(SharedVolume("state", folder),))

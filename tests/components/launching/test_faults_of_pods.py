@@ -7,10 +7,10 @@ import time
 import pytest
 
 from components.errors import JobFailed
-from components.launching.rendering import RenderingName
+from components.launching.kubernetes.manifests import RenderingName
 from tests.components.launching.conftest import World
-from tests.components.launching.faults import RENDERINGS, RUNS_ON, running, until, waiting
 from tests.doubles.kubelet import Script, Stuck
+from tests.helpers.cluster_faults import RENDERINGS, RUNS_ON, running, until, waiting
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
@@ -132,7 +132,7 @@ def test_a_configuration_error_is_not_tried_again(world: World) -> None:
 
 
 def test_pods_that_nobody_makes_are_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.launching.handle.NO_PODS_S", 0.05)
+    monkeypatch.setattr("components.launching.kubernetes.job_handle.NO_PODS_S", 0.05)
     monkeypatch.setattr(world.controllers, "_pod", lambda job, index: _nothing())
     world.server.put(
         "events",

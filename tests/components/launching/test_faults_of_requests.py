@@ -8,10 +8,10 @@ import kmock
 import pytest
 
 from components.errors import JobFailed
-from components.launching.cluster import Patience
+from components.launching.kubernetes.api_client import Patience
 from tests.components.launching.conftest import SCALE, World
-from tests.components.launching.faults import RUNS_ON, lists, ours, running, until, waiting
 from tests.doubles.kubelet import Script
+from tests.helpers.cluster_faults import RUNS_ON, lists, ours, running, until, waiting
 
 
 def test_forbidden_names_the_verb_the_path_and_the_remedy(world: World) -> None:

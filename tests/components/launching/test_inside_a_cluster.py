@@ -14,8 +14,8 @@ from kubernetes.config import incluster_config
 
 from components.errors import JobFailed
 from components.launching import JobSpec, SharedVolume
-from components.launching.cluster import Cluster, Patience
-from components.launching.kubernetes import KubernetesLauncher
+from components.launching.kubernetes.api_client import Cluster, Patience
+from components.launching.kubernetes.launcher import KubernetesLauncher
 from tests.components.launching.conftest import QUICK
 from tests.doubles.apiserver import NAMESPACE, RunningServer
 from tests.doubles.authority import Authority

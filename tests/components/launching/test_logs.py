@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.launching.logs import KeptLog, Place, merged
+from components.launching.kubernetes.pod_logs import KeptLog, Place, merged
 
 
 def stamped(seconds: list[float]) -> list[str]:

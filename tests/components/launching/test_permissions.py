@@ -7,11 +7,11 @@ import re
 import pytest
 
 from components.errors import JobFailed
-from components.launching.rendering import RenderingName
+from components.launching.kubernetes.manifests import RenderingName
 from components.provenance import REPOSITORY
 from tests.components.launching.conftest import World
 from tests.doubles.kubelet import Script
-from tests.k8s.checks import kustomize
+from tests.helpers.manifest_checks import kustomize
 
 VERBS = {"LIST": "list", "WATCH": "watch", "FETCH": "get", "UPDATE": "patch", "DELETE": "delete"}
 Grant = tuple[str, str, str]  # group, resource, verb
@@ -36,7 +36,7 @@ def granted() -> set[Grant]:
 
 def exercise(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that the launcher can do, in every rendering."""
-    monkeypatch.setattr("components.launching.handle.NO_PODS_S", 0.05)
+    monkeypatch.setattr("components.launching.kubernetes.job_handle.NO_PODS_S", 0.05)
     renderings: tuple[RenderingName, ...] = ("job", "jobset", "trainjob")
     for rendering in renderings:
         launcher = world.launcher(rendering)

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from components.errors import BadInput
 from components.launching import JobSpec, Resources, SharedVolume
-from components.launching.pod import arguments
-from components.launching.rendering import JOB_LABEL, RenderingName, render
-from tests.k8s.checks import NEWEST, house_faults, pod_specs, schema_faults, security_faults
+from components.launching.kubernetes.manifests import JOB_LABEL, RenderingName, render
+from components.launching.kubernetes.pod_entrypoint import arguments
+from tests.helpers.manifest_checks import NEWEST, house_faults, pod_specs, schema_faults, security_faults
 
 STATE = SharedVolume("omnimri-state", Path("/state"))
 SMALL = JobSpec(
     "vision_pretraining",
-    "components.training.worker",
+    "components.training.trainer",
     ("/state/training/0123/job.json",),
     processes=2,
     nodes=2,
@@ -94,7 +94,13 @@ def test_the_nodes_meet_at_the_stable_name_of_the_first(rendering: RenderingName
     key = SMALL.key
     assert key == "vision-pretraining-0123456789"
     assert words == arguments(
-        ["components.training.worker", "/state/training/0123/job.json"], 2, 1, f"{key}-{first}.{key}.omnimri.svc:29400", key, 3, 120
+        ["components.training.trainer", "/state/training/0123/job.json"],
+        2,
+        1,
+        f"{key}-{first}.{key}.omnimri.svc:29400",
+        key,
+        3,
+        120,
     )
 
 

@@ -22,10 +22,10 @@ from components.registry import (
     versions_with_dataset,
     versions_with_patients,
 )
-from components.registry.answering import silent
-from components.registry.versions import _example
+from components.registry.registration import _example
+from components.registry.smoke_test import silent
 from components.settings import STAGES, TASKS, load_settings
-from tests.registered import SETTINGS, Store
+from tests.helpers.registered import SETTINGS, Store
 
 NAME = SETTINGS.name
 

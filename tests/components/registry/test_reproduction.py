@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from components.errors import BadInput
 from components.provenance import git_commit
 from components.registry.reproduction import compare, other_packages, reproduce
-from tests.registered import SETTINGS, Store
+from tests.helpers.registered import SETTINGS, Store
 
-OMNIMRI = [sys.executable, "-m", "flows.cli"]
+OMNIMRI = [sys.executable, "-m", "flows.cli.main"]
 
 
 def test_weights_are_compared_to_the_bit(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, example, given, settings
 
 from components.inference import Predictor
-from components.inference.limits import Limits
-from components.registry.served import ServedModel
-from components.registry.server import app_of
+from components.inference.untrusted_input import Limits
+from components.registry.http_server import app_of
+from components.registry.pyfunc_model import ServedModel
 from components.settings import TASKS
-from tests.corpora import tiny_corpus
-from tests.malformed import DAMAGED, LIES, MALFORMED, Request, asked, damaged, nifti
-from tests.trained import tiny_model
+from tests.helpers.corpora import tiny_corpus
+from tests.helpers.malformed import DAMAGED, LIES, MALFORMED, Request, asked, damaged, nifti
+from tests.helpers.trained import tiny_model
 
 JSON = {"content-type": "application/json"}
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from components.provenance import digest
-from components.registry import trail
-from components.registry.trail import FIRST, Act, Entry, History, Move, State, faults, held, placements
+from components.registry import audit_log
+from components.registry.audit_log import FIRST, Act, Entry, History, Move, State, faults, held, placements
 
 
 def chain(acts: Sequence[Act]) -> tuple[Entry, ...]:
@@ -26,7 +26,7 @@ def chain(acts: Sequence[Act]) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def moved(place: str, before: str, after: str, action: trail.Action = "promote") -> Act:
+def moved(place: str, before: str, after: str, action: audit_log.Action = "promote") -> Act:
     return Act(action, after, place, (Move(place, before, after),))
 
 
@@ -78,7 +78,7 @@ def model(database: Path, request: pytest.FixtureRequest) -> tuple[MlflowClient,
     return client, name
 
 
-def promotion(version: str) -> trail.Callable[[State], Act]:
+def promotion(version: str) -> audit_log.Callable[[State], Act]:
     return lambda state: moved("production", state.aliases.get("production", ""), version)
 
 
@@ -102,7 +102,7 @@ def test_what_a_dead_writer_began_the_next_one_ends(model: tuple[MlflowClient, s
     with pytest.raises(KeyboardInterrupt):
         History(*model, dies).write(promotion("1"))
     assert not History(*model).read().entries[0].done
-    monkeypatch.setattr(trail, "LEASE_S", 0.0)
+    monkeypatch.setattr(audit_log, "LEASE_S", 0.0)
     state = History(*model).write(promotion("2"))
     assert state.aliases["production"] == "2" and all(entry.done for entry in state.entries) and not state.faults
 

@@ -7,7 +7,7 @@ import pytest
 from components.curation.corpus import Corpus
 from model_core.processing import Processor
 from model_core.tokenization import train_tokenizer
-from tests.corpora import tiny_corpus
+from tests.helpers.corpora import tiny_corpus
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from components.training.average import Average
+from components.training.ema import Average
 
 
 def _walk(module: nn.Linear, average: Average, steps: int) -> list[torch.Tensor]:

@@ -18,9 +18,9 @@ from components.launching import JobSpec
 from components.settings import Settings, load_settings
 from components.training import StageResult, train_stage
 from components.training.checkpoints import Checkpoints, tag_of
-from tests.components.training.forked import ForkedJob, ForkedLauncher
 from tests.components.training.test_stages import after_a_checkpoint
-from tests.corpora import tiny_corpus
+from tests.helpers.corpora import tiny_corpus
+from tests.helpers.forked import ForkedJob, ForkedLauncher
 
 
 def _written(folder: Path, steps: list[int], **rule: int) -> Checkpoints:

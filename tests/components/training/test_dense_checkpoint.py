@@ -15,13 +15,13 @@ from components.home import Home
 from components.settings import ModelSettings, load_settings
 from components.tracking import Tracking
 from components.training import train_stage
-from components.training.backbone import DenseCheckpoint, upcycled_model
+from components.training.dense_checkpoint import DenseCheckpoint, upcycled_model
 from components.training.stages import prepare
-from components.training.worker import Job, starting_model
+from components.training.trainer import Job, starting_model
 from model_core import OmniMRIConfig
 from model_core.processing import Processor
 from model_core.tokenization import IMAGE, SEG, SPECIAL_TOKENS, add_special_tokens, train_tokenizer
-from tests.corpora import tiny_corpus
+from tests.helpers.corpora import tiny_corpus
 
 QWENS_OWN = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 SPARE = 11

@@ -13,10 +13,10 @@ from components.curation.corpus import Corpus
 from components.settings import StageName, load_settings
 from components.training.batches import BatchMaker
 from components.training.cost import batch_flops, batch_tokens, peak_flops
-from components.training.curve import Curve
 from components.training.engine import StepResult, learning_rate, parameter_groups
+from components.training.metrics_log import Curve
 from components.training.samples import Samples
-from components.training.worker import OBJECTIVES
+from components.training.trainer import OBJECTIVES
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.accounting import SampleSize, costs
 from model_core.batch import SequenceBatch

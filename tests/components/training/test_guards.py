@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from components.errors import JobFailed
 from components.files import read_json
-from components.training.guards import IN_A_ROW, Guard, Rollback
+from components.training.loss_spikes import IN_A_ROW, Guard, Rollback
 
 
 def _guard(folder: Path = Path("nowhere"), deviations: float = 12, limit: int = 3) -> Guard:

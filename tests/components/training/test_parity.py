@@ -19,8 +19,8 @@ from components.training import StageResult, prepare, train_stage
 from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 from model_core.tokenization import special_ids
-from tests.components.training.forked import ForkedLauncher
-from tests.corpora import tiny_corpus
+from tests.helpers.corpora import tiny_corpus
+from tests.helpers.forked import ForkedLauncher
 
 SAMPLES: dict[StageName, int] = {"vision_pretraining": 8, "alignment": 8, "multimodal_pretraining": 4, "instruction_tuning": 2}
 

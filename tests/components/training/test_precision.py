@@ -13,9 +13,9 @@ from components.files import read_lines
 from components.home import Home
 from components.settings import Settings, StageName, load_settings
 from components.training import StageResult, train_stage
-from tests.components.training.forked import ForkedJob, ForkedLauncher
 from tests.components.training.test_stages import after_a_checkpoint
-from tests.corpora import tiny_corpus
+from tests.helpers.corpora import tiny_corpus
+from tests.helpers.forked import ForkedJob, ForkedLauncher
 
 STEPS = 12
 

@@ -17,8 +17,8 @@ from components.home import Home
 from components.launching import JobSpec, LocalLauncher
 from components.settings import Settings, StageName, load_settings
 from components.training import StageResult, stage_digest, train_stage
-from tests.components.training.forked import ForkedJob, ForkedLauncher
-from tests.corpora import tiny_corpus
+from tests.helpers.corpora import tiny_corpus
+from tests.helpers.forked import ForkedJob, ForkedLauncher
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_how_many_processes_share_a_step_is_not_in_the_digest() -> None:
 
 
 def test_a_failed_job_shows_its_log(tmp_path: Path) -> None:
-    job = JobSpec("broken", "components.training.worker", (str(tmp_path / "missing.json"),), 1, tmp_path)
+    job = JobSpec("broken", "components.training.trainer", (str(tmp_path / "missing.json"),), 1, tmp_path)
     with pytest.raises(JobFailed, match=r"missing\.json(.|\n)*broken\.log"):
         LocalLauncher().submit(job).wait()
 

@@ -13,18 +13,19 @@ import pandas as pd
 import pytest
 
 from components.curation.corpus import QUARANTINE, Corpus
-from components.curation.records import InstructionRecord, SplitRecord, VolumeRecord
 from components.curation.store import ArrayName
+from components.curation.table_rows import InstructionRecord, SplitRecord, VolumeRecord
 from components.errors import BadInput, GateRefused
 from components.files import read_json
-from components.identifying import IDENTIFYING
+from components.phi_patterns import IDENTIFYING
 from components.provenance import digest
 from components.validation import validate
+from components.validation.dataframes import frames
 from components.validation.drift import drift, profile
-from components.validation.frames import frames
-from components.validation.gate import ValidationReport, _run
 from components.validation.rules import DRIFTS, rules
-from tests.components.validation.defects import (
+from components.validation.validation_gate import ValidationReport, _run
+from tests.helpers.corpora import tiny_corpus
+from tests.helpers.defects import (
     DEFECTS,
     DRIFTED,
     PIXEL_DEFECTS,
@@ -34,7 +35,6 @@ from tests.components.validation.defects import (
     as_markdown,
     rules_as_markdown,
 )
-from tests.corpora import tiny_corpus
 
 PAGE = Path(__file__).parents[3] / "docs" / "text-and-validation.md"
 ARRAYS: tuple[ArrayName, ...] = ("voxels", "labels", "kspace")
@@ -243,7 +243,7 @@ def test_at_least_forty_kinds_are_planted_and_every_one_names_a_rule_that_exists
 
 
 def test_the_table_of_the_documentation_is_up_to_date() -> None:
-    assert as_markdown() in PAGE.read_text(), "python -m tests.components.validation.defects prints it"
+    assert as_markdown() in PAGE.read_text(), "python -m tests.helpers.defects prints it"
     assert rules_as_markdown() in PAGE.read_text()
 
 

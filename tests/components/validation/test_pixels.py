@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.curation.assembly import write_corpus
 from components.curation.corpus import STORE, Corpus
-from components.curation.facts import neighbour_correlation
-from components.curation.single import CuratedVolume, curate_volume
+from components.curation.corpus_writer import write_corpus
+from components.curation.curate_volume import CuratedVolume, curate_volume
+from components.curation.measure.volume_facts import neighbour_correlation
 from components.curation.store import VolumeStore
 from components.ingestion.volume import Volume
 from components.provenance import digest
-from components.validation.frames import frames
-from components.validation.gate import _run
-from tests.components.validation.defects import PIXEL_DEFECTS, PixelDefect
-from tests.corpora import SEQUENCES, card, tiny_series, tiny_settings, tiny_volume
+from components.validation.dataframes import frames
+from components.validation.validation_gate import _run
+from tests.helpers.corpora import SEQUENCES, card, tiny_series, tiny_settings, tiny_volume
+from tests.helpers.defects import PIXEL_DEFECTS, PixelDefect
 
 GOOD = 6
 

@@ -15,11 +15,11 @@ from components.curation import curate
 from components.curation.corpus import Corpus
 from components.errors import BadInput, JobFailed
 from components.ingestion import ingest, list_series
-from components.ingestion.keys import Pseudonyms
+from components.ingestion.deidentification.pseudonyms import Pseudonyms
 from components.ingestion.withdrawal import withdrawn
 from components.settings import CurationSettings
 from components.versioning import DataRepository
-from tests.datasets import KEY, tiny_card, tree, write_cohort, write_patient
+from tests.helpers.datasets import KEY, tiny_card, tree, write_cohort, write_patient
 
 CARD = tiny_card().id
 

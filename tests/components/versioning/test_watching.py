@@ -13,7 +13,7 @@ from components.errors import BadInput
 from components.home import Home
 from components.settings import DatasetSettings
 from components.versioning import DataRepository
-from components.versioning.watching import folder_state, observe, require_git_pattern
+from components.versioning.source_state import folder_state, observe, require_git_pattern
 
 
 def same_size(folder: Path) -> None:

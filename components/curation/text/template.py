@@ -1,0 +1,155 @@
+"""The hierarchical description template of the paper's Fig. 2: five sections, 19 fields, the figure's exact names.
+
+:class:`HierarchicalDescription` in JSON is the figure's form exactly: names and plain texts, ``""`` where nothing is known. Where
+each text comes from stands beside it (:class:`Draft`). The paragraph form ("Modality: MRI. Sequence: T1-weighted. ...") is what the
+network reads and writes; :func:`parse_paragraph` is its inverse, for metrics over fields.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.curation.text.controlled_vocabulary import MODALITIES, PLANES, severity_pattern
+from components.ingestion.sequence_classification import SEQUENCES
+
+Provenance = Literal["header", "label", "report", "statistics", "vlm", "card", "none"]
+PROVENANCES: tuple[Provenance, ...] = ("header", "label", "report", "statistics", "vlm", "card", "none")
+
+
+def _one_of(words: tuple[str, ...]) -> Any:
+    """A text of a controlled vocabulary, or nothing."""
+    return Field(
+        default="", pattern="^(|" + "|".join(re.escape(word) for word in words) + ")$", json_schema_extra={"enum": ["", *words]}
+    )
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageModalitySequence(_Section):
+    """Level 1: what was acquired, and how."""
+
+    modality: str = _one_of(MODALITIES)
+    sequence: str = _one_of(SEQUENCES)
+    plane: str = _one_of(PLANES)
+    acquisition_quality_or_artifacts: str = ""
+
+
+class VisibleAnatomicalStructures(_Section):
+    """Level 2: what is seen."""
+
+    bony_structures: str = ""
+    articular_structures: str = ""
+    soft_tissues_and_musculature: str = ""
+    organs_or_central_structures: str = ""
+    neurovascular_or_connective_structures: str = ""
+    spaces_or_cavities_or_joint_compartments: str = ""
+
+
+class TissueSignalCharacteristics(_Section):
+    """Level 3: how it looks."""
+
+    normal_signal_appearance: str = ""
+    abnormal_signal_patterns: str = ""
+    symmetry_and_structural_integrity: str = ""
+
+
+class PathologicalFindings(_Section):
+    """Level 4: what is wrong."""
+
+    structural_abnormalities: str = ""
+    signal_abnormalities_or_fluid_collections: str = ""
+    masses_or_suspicious_lesions: str = ""
+
+
+class DiagnosticImpression(_Section):
+    """Level 5: what it means."""
+
+    suggestive_of: str = ""
+    severity_or_grading: Annotated[str, Field(pattern=severity_pattern())] = ""
+    recommendation: str = ""
+
+
+class HierarchicalDescription(_Section):
+    """The whole template; ``model_json_schema()`` is its JSON schema."""
+
+    image_modality_sequence: ImageModalitySequence = ImageModalitySequence()
+    visible_anatomical_structures: VisibleAnatomicalStructures = VisibleAnatomicalStructures()
+    tissue_signal_characteristics: TissueSignalCharacteristics = TissueSignalCharacteristics()
+    pathological_findings: PathologicalFindings = PathologicalFindings()
+    diagnostic_impression: DiagnosticImpression = DiagnosticImpression()
+
+    @classmethod
+    def of(cls, fields: dict[str, str]) -> HierarchicalDescription:
+        """From ``"section.field"`` -> text.
+
+        Raises:
+            pydantic.ValidationError: a name that Fig. 2 does not have, or a word outside its vocabulary.
+        """
+        sections: dict[str, dict[str, str]] = {}
+        for name, text in fields.items():
+            section, _, leaf = name.partition(".")
+            sections.setdefault(section, {})[leaf] = text
+        return cls.model_validate(sections)
+
+    def fields(self) -> dict[str, str]:
+        """``"section.field"`` -> text, in the order of Fig. 2."""
+        return {
+            f"{section}.{name}": getattr(getattr(self, section), name)
+            for section in type(self).model_fields
+            for name in type(getattr(self, section)).model_fields
+        }
+
+    def paragraph(self) -> str:
+        """The known fields as one paragraph."""
+        return paragraph(self.fields())
+
+
+FIELD_NAMES: tuple[str, ...] = tuple(HierarchicalDescription().fields())
+"""``"section.field"``, all 19, in the order of Fig. 2."""
+
+
+@dataclass
+class Draft:
+    """A description in the making: the first source that answers a field keeps it, so ask the most trusted first."""
+
+    texts: dict[str, str] = field(default_factory=lambda: dict.fromkeys(FIELD_NAMES, ""))
+    provenance: dict[str, Provenance] = field(default_factory=lambda: dict.fromkeys(FIELD_NAMES, "none"))
+
+    def put(self, name: str, text: str | None, provenance: Provenance) -> None:
+        """Fill one ``"section.field"`` unless it is filled; nothing for no text."""
+        if text and not self.texts[name]:
+            self.texts[name], self.provenance[name] = text, provenance
+
+
+def paragraph(fields: dict[str, str]) -> str:
+    """``"section.field"`` -> text as one paragraph, in the order of Fig. 2; empty fields are left out."""
+    return " ".join(f"{_label(name)}: {fields[name]}." for name in FIELD_NAMES if fields.get(name))
+
+
+def _label(name: str) -> str:
+    return name.partition(".")[2].replace("_", " ").capitalize()
+
+
+KNEE_ORGANS: tuple[str, ...] = ("joint_space", "menisci", "cartilage", "bone", "soft_tissues")
+"""The order of the paper's knee reports (section 5); impression and recommendation follow."""
+_LABELS = {_label(name): name for name in FIELD_NAMES} | {_label(f"knee.{organ}"): f"knee.{organ}" for organ in KNEE_ORGANS}
+_START = re.compile("(?:^|(?<=[. ]))(" + "|".join(re.escape(label) for label in _LABELS) + "): ")
+
+
+def parse_paragraph(text: str) -> dict[str, str]:
+    """``"section.field"`` -> text of every field found in a paragraph or report; the first wins where one is repeated.
+
+    The organs of knee reports are found under ``knee.<organ>``.
+    """
+    starts = list(_START.finditer(text))
+    found: dict[str, str] = {}
+    for this, following in zip(starts, [*starts[1:], None], strict=False):
+        value = text[this.end() : following.start() if following else len(text)].strip().removesuffix(".")
+        found.setdefault(_LABELS[this.group(1)], value)
+    return found

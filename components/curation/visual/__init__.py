@@ -1,5 +1,0 @@
-"""Sections 2 and 3 of the template from a locally hosted Qwen-VL: behind an OpenAI-compatible server, or in this process."""
-
-from components.curation.visual.run import Answers, VisualReport, prune
-
-__all__ = ["Answers", "VisualReport", "prune"]

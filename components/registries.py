@@ -1,0 +1,94 @@
+"""The things that OmniMRI can be given more of: formats, tasks and training stages. Each is one file and one entry here.
+
+An entry is a name and where its object lies (``"module:attribute"``). Names are known without an import, so that settings and
+``--help`` stay fast; an object is imported when it is first looked up. Code outside of this repository registers its own entries
+from a plugin: a module that ``OMNIMRI_PLUGINS`` names (several: separated by commas), imported by every process of a run::
+
+    from components.registries import TASKS
+
+    TASKS.add("bone_age", "my_lab.bone_age:TASK")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from components.errors import BadInput
+
+if TYPE_CHECKING:
+    Format = Task = Stage = Any  # each registry's own package defines its type
+
+PLUGINS = "OMNIMRI_PLUGINS"
+T = TypeVar("T")
+_imported: dict[str, ModuleType] = {}
+
+
+def plugins() -> tuple[ModuleType, ...]:
+    """Import the plugin modules that the environment names, each once, and return them in that order.
+
+    Raises:
+        BadInput: a module cannot be found.
+    """
+    names = [name.strip() for name in os.environ.get(PLUGINS, "").split(",") if name.strip()]
+    for name in names:
+        if name not in _imported:
+            try:
+                _imported[name] = import_module(name)
+            except ModuleNotFoundError as error:
+                remedy = "install the package that holds it, or put its folder on PYTHONPATH"
+                raise BadInput(f"no such module: {error.name}", where=f"{PLUGINS}={name}", remedy=remedy) from None
+    return tuple(_imported[name] for name in names)
+
+
+def plugin_sources() -> list[Path]:
+    """Return the files of the plugins: they decide results as the code of this repository does, and count in its digests."""
+    return [Path(module.__file__) for module in plugins() if module.__file__]
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Objects by name, imported at first use, in the order of their registration."""
+
+    def __init__(self, kind: str, entries: dict[str, str]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+        self._objects: dict[str, T] = {}
+
+    def add(self, name: str, location: str) -> None:
+        """Register an object: its name, and ``"module:attribute"``.
+
+        Raises:
+            BadInput: the name is taken by another object.
+        """
+        if self._entries.setdefault(name, location) != location:
+            raise BadInput(f"two {self.kind}s are called {name}", where=location, remedy="rename one of them")
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._objects:
+            if name not in self._names():
+                raise KeyError(name)
+            module, _, attribute = self._entries[name].partition(":")
+            self._objects[name] = getattr(import_module(module), attribute)
+        return self._objects[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def _names(self) -> dict[str, str]:
+        plugins()
+        return self._entries
+
+
+FORMATS: Registry[Format] = Registry("format", {})
+"""Image formats, in the order in which a file's content is tried against them."""
+TASKS: Registry[Task] = Registry("task", {})
+"""What a model can be asked for (instructions of curation, batches of training, decoding of an answer, evaluation)."""
+STAGES: Registry[Stage] = Registry("stage", {})
+"""Training stages in the order in which they are trained, each starting from the weights of the one before."""

@@ -1,0 +1,82 @@
+"""The registered model as MLflow loads it (models from code: this file travels with the weights, nothing is pickled).
+
+One row in, one row out: ``image`` is a NIfTI, DICOM, MetaImage or fastMRI file in base64, ``instruction`` the question; the answer
+has ``task``, ``text``, ``boxes`` (JSON) and ``file`` (NIfTI in base64, empty for text). What cannot be answered is refused (400)
+with the reason and the remedy, whoever serves.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.pyfunc import PythonModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.inference import Predictor
+
+
+class ServedModel(PythonModel):
+    """Answers requests one by one."""
+
+    predictor: Predictor
+
+    def load_context(self, context: Any) -> None:
+        """Load the weights."""
+        from components.inference import Predictor
+
+        self.predictor = Predictor.load(context.artifacts["weights"])
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Answer every row.
+
+        Raises:
+            MlflowException: a row that cannot be answered; served as 400.
+        """
+        import pandas as pd
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+        from components.errors import BadInput, OmniMRIError
+        from components.inference.untrusted_input import Limits
+
+        limits = Limits()
+        try:
+            if len(model_input) > limits.images:
+                raise BadInput(f"{len(model_input)} rows", where="request", remedy=f"at most {limits.images} in a request")
+            rows = [self._answer(str(row["image"]), str(row["instruction"]), limits) for _, row in model_input.iterrows()]
+        except OmniMRIError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+        return pd.DataFrame(rows)
+
+    def _answer(self, image: str, instruction: str, limits: Any) -> dict[str, str]:
+        from components.errors import BadInput
+        from components.inference import save
+        from components.inference.untrusted_input import require_modest
+
+        if len(instruction) > limits.instruction_characters:
+            raise BadInput("a long instruction", where="instruction", remedy=f"at most {limits.instruction_characters} characters")
+        try:
+            content = base64.b64decode(image, validate=True)
+        except (binascii.Error, ValueError):
+            raise BadInput("no base64", where="image", remedy="send the bytes of one file in base64, not its name") from None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "image"
+            path.write_bytes(content)
+            require_modest(path, limits)
+            prediction = self.predictor.predict(path, instruction)
+            written = [file for file in save(prediction, Path(folder) / "out") if file.suffix == ".nii"]
+            file = base64.b64encode(written[0].read_bytes()).decode() if written else ""
+        boxes = json.dumps([asdict(box) for box in prediction.boxes])
+        return {"task": prediction.task, "text": prediction.text, "boxes": boxes, "file": file}
+
+
+mlflow.models.set_model(ServedModel())

@@ -1,0 +1,59 @@
+"""Images stay on the machine or the cluster unless the user names the host."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.curation.vlm.allowed_hosts import check_address
+from components.errors import BadInput
+
+NEAR = [
+    "http://127.0.0.1:8000/v1",
+    "http://127.3.4.5/v1",
+    "http://localhost:8000/v1/",
+    "https://LOCALHOST/v1",
+    "http://[::1]:8000/v1",
+    "http://vllm.omnimri.svc:8000/v1",
+    "http://vllm.omnimri.svc.cluster.local/v1",
+]
+FAR = [
+    "https://api.openai.com/v1",
+    "http://8.8.8.8/v1",
+    "http://10.0.0.7:8000/v1",
+    "http://localhost.example.org/v1",
+    "http://127.0.0.1.example.org/v1",
+    "http://localhost@example.org/v1",
+    "http://user:word@127.0.0.1/v1",
+    "http://svc/v1",
+    "http://vllm.svc.example.org/v1",
+    "http://0.0.0.0:8000/v1",
+    "http://[::ffff:8.8.8.8]/v1",
+    "ftp://127.0.0.1/v1",
+    "127.0.0.1:8000",
+    "",
+]
+
+
+@pytest.mark.parametrize("url", NEAR)
+def test_this_machine_and_its_cluster_are_near(url: str) -> None:
+    assert check_address(url) == url.rstrip("/")
+
+
+@pytest.mark.parametrize("url", FAR)
+def test_everything_else_is_refused(url: str) -> None:
+    with pytest.raises(BadInput, match=r"curation\.visual\.server"):
+        check_address(url)
+
+
+def test_a_host_that_the_user_names_is_allowed_and_no_other() -> None:
+    assert check_address("https://vlm.hospital.example/v1", ["vlm.hospital.example"])
+    with pytest.raises(BadInput, match=r"other\.example is outside"):
+        check_address("https://other.example/v1", ["vlm.hospital.example"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(host=st.from_regex(r"[a-z]{1,12}(\.[a-z]{1,8}){1,3}", fullmatch=True))
+def test_no_public_name_slips_through(host: str) -> None:
+    if not host.endswith((".svc", ".cluster.local")):
+        with pytest.raises(BadInput):
+            check_address(f"https://{host}/v1")

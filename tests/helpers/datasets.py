@@ -1,0 +1,45 @@
+"""A small dataset on disk that ingestion and curation take in for real: brains as NIfTI with label maps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from components.catalog import DatasetCard, load_card
+from tests.helpers.corpora import tiny_volume
+
+KEY = b"a key of thirty-two bytes, no less"
+
+
+def tiny_card() -> DatasetCard:
+    """The card of the synthetic NIfTI brains, whose layout these files have."""
+    return load_card("synthetic-brain-nifti")
+
+
+def write_patient(source: Path, number: int, seed: int | None = None) -> None:
+    """One patient, ``sub-NN``: a T1 with sidecar and label map; every second one has a lesion. ``seed`` changes the image."""
+    volume = tiny_volume(number if seed is None else seed, lesion=number % 2 == 0)
+    folder, name = source / f"sub-{number:02d}" / "anat", f"sub-{number:02d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    assert volume.labels is not None
+    labels = np.array([0, 0, 1, 2, 3], np.uint8)[volume.labels]  # the card has no fluid
+    affine = np.diag([6.75, 6.75, 12.0, 1.0])
+    for kind, values in (("T1w", volume.voxels.astype(np.int16)), ("dseg", labels)):
+        nib.save(nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), affine), folder / f"{name}_{kind}.nii")  # type: ignore[attr-defined]
+    fields = {"RepetitionTime": 0.6, "EchoTime": 0.012, "PatientSex": "FM"[number % 2], "PatientName": f"Doe^{number}"}
+    (folder / f"{name}_T1w.json").write_text(json.dumps(fields))
+
+
+def write_cohort(source: Path, patients: int) -> Path:
+    """So many patients."""
+    for number in range(patients):
+        write_patient(source, number)
+    return source
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file below a folder, by relative path: what is compared where two runs must agree to the byte."""
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}

@@ -1,0 +1,518 @@
+"""Everything that can be wrong with a corpus and must be noticed, planted one by one in a corpus that is good.
+
+Each defect changes the rows of one victim (a volume with its description and instructions, or one instruction), so that all can be
+planted in one corpus: the named rule must report exactly the victim, whatever else is wrong elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.curation.table_rows import DescriptionRecord, InstructionRecord, SplitRecord, VolumeRecord
+from components.curation.text.template import paragraph
+from components.ingestion.volume import Volume
+from components.validation.rules import rules
+
+Array = NDArray[Any]
+MASSES = "pathological_findings.masses_or_suspicious_lesions"
+
+
+@dataclass
+class Tables:
+    """The rows of a corpus, to be spoilt, and the files of the store (id -> shape of the voxels) to be changed."""
+
+    volumes: list[VolumeRecord]
+    descriptions: list[DescriptionRecord]
+    instructions: list[InstructionRecord]
+    splits: list[SplitRecord]
+    missing_arrays: list[str]
+
+
+@dataclass(frozen=True)
+class Victim:
+    """Positions of the rows that one defect may change: a volume, its description, and one instruction of a kind."""
+
+    volume: int
+    description: int
+    instruction: int
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One fault.
+
+    Attributes:
+        kind: for the table of the documentation.
+        name: what is wrong, in words.
+        rule: the rule that must notice it.
+        task: of the instruction to spoil; lesion: whether the volume must have one.
+        plant: spoils the victim.
+    """
+
+    kind: str
+    name: str
+    rule: str
+    plant: Callable[[Tables, Victim], None]
+    task: str = "segmentation"
+    lesion: bool = True
+
+
+def _volume(**changes: Any) -> Callable[[Tables, Victim], None]:
+    def plant(tables: Tables, victim: Victim) -> None:
+        tables.volumes[victim.volume] = tables.volumes[victim.volume].model_copy(update=changes)
+
+    return plant
+
+
+def _of_volume(change: Callable[[VolumeRecord], dict[str, Any]]) -> Callable[[Tables, Victim], None]:
+    def plant(tables: Tables, victim: Victim) -> None:
+        one = tables.volumes[victim.volume]
+        tables.volumes[victim.volume] = one.model_copy(update=change(one))
+
+    return plant
+
+
+def _of_description(change: Callable[[DescriptionRecord], dict[str, Any]]) -> Callable[[Tables, Victim], None]:
+    def plant(tables: Tables, victim: Victim) -> None:
+        one = tables.descriptions[victim.description]
+        tables.descriptions[victim.description] = one.model_copy(update=change(one))
+
+    return plant
+
+
+def _field(name: str, change: Callable[[str], str], provenance: str | None = None) -> Callable[[Tables, Victim], None]:
+    """Another text of one field, in the paragraph as well."""
+
+    def changed(one: DescriptionRecord) -> dict[str, Any]:
+        fields = {**one.fields, name: change(one.fields[name])}
+        sources = {**one.provenance, name: provenance or one.provenance[name]}
+        return {"fields": fields, "text": paragraph(fields), "provenance": sources}
+
+    return _of_description(changed)
+
+
+def _measure(change: Callable[[Any], dict[str, Any]]) -> Callable[[Tables, Victim], None]:
+    return _of_description(lambda one: {"measures": [m.model_copy(update=change(m)) for m in one.measures]})
+
+
+def _instruction(**changes: Any) -> Callable[[Tables, Victim], None]:
+    return _of_instruction(lambda _: changes)
+
+
+def _of_instruction(change: Callable[[InstructionRecord], dict[str, Any]]) -> Callable[[Tables, Victim], None]:
+    def plant(tables: Tables, victim: Victim) -> None:
+        one = tables.instructions[victim.instruction]
+        tables.instructions[victim.instruction] = one.model_copy(update=change(one))
+
+    return plant
+
+
+def _box(**edges: int) -> Callable[[Tables, Victim], None]:
+    return _of_instruction(lambda one: {"boxes": [box.model_copy(update=edges) for box in one.boxes]})
+
+
+def _mirrored(one: VolumeRecord) -> dict[str, Any]:
+    """Left and right exchanged in the geometry, as by a mix-up of LPS and RAS on one axis."""
+    affine = list(one.affine)
+    return {"affine": [-value if number < 4 else value for number, value in enumerate(affine)]}
+
+
+def _turned(one: VolumeRecord) -> dict[str, Any]:
+    """Slices along another axis than the header's plane says: x and z of the affine exchanged, and one axis turned round."""
+    a = one.affine
+    return {"affine": [*a[8:12], *[-v for v in a[4:8]], *a[0:4], *a[12:16]]}
+
+
+def _copy_content(tables: Tables, victim: Victim) -> None:
+    other = (victim.volume + 1) % len(tables.volumes)
+    tables.volumes[victim.volume] = tables.volumes[victim.volume].model_copy(
+        update={"content_md5": tables.volumes[other].content_md5}
+    )
+
+
+def _other_side(text: str) -> str:
+    return text.replace("left", "RIGHT").replace("right", "left").replace("midline", "left").replace("RIGHT", "right")
+
+
+def _ask_again(tables: Tables, victim: Victim) -> None:
+    one = tables.instructions[victim.instruction]
+    tables.instructions.append(one.model_copy(update={"sample_id": "f" * 31 + "1"}))
+
+
+def _no_arrays(tables: Tables, victim: Victim) -> None:
+    tables.missing_arrays.append(tables.volumes[victim.volume].volume_id)
+
+
+def _withdrawn(tables: Tables, victim: Victim) -> None:
+    """The patient's volume is gone, the row of the split is not."""
+    tables.splits.append(SplitRecord(patient_id="p" + "e" * 12, split="test"))
+
+
+def _undescribed(tables: Tables, victim: Victim) -> None:
+    one = tables.descriptions[victim.description]
+    tables.descriptions[victim.description] = one.model_copy(update={"volume_id": "d" * 32})
+
+
+U, P, G, L, B, K, C, T, S = (
+    "units and ranges",
+    "identity",
+    "geometry and flips",
+    "labels",
+    "boxes",
+    "leakage",
+    "duplicates and references",
+    "text",
+    "signal",
+)
+
+DEFECTS: tuple[Defect, ...] = (
+    Defect(U, "repetition time in seconds", "volumes.repetition_time_in_ms", _volume(repetition_time_ms=0.6, echo_time_ms=0.5)),
+    Defect(U, "echo time in seconds", "volumes.echo_time_in_ms", _volume(echo_time_ms=0.09)),
+    Defect(U, "echo time in microseconds", "volumes.echo_time_in_ms", _volume(echo_time_ms=12_000.0, repetition_time_ms=13_000.0)),
+    Defect(U, "inversion time in seconds", "volumes.inversion_time_in_ms", _volume(inversion_time_ms=0.9)),
+    Defect(U, "flip angle in radians", "volumes.flip_angle_in_degrees", _volume(flip_angle_deg=1.57)),
+    Defect(U, "field strength in gauss", "volumes.field_strength_in_tesla", _volume(field_strength_t=15_000.0)),
+    Defect(U, "field strength as a frequency in MHz", "volumes.field_strength_in_tesla", _volume(field_strength_t=123.2)),
+    Defect(U, "age in months", "volumes.age_in_years", _volume(age_years=540.0)),
+    Defect(U, "echo after the repetition", "volumes.echo_before_repetition", _volume(repetition_time_ms=20.0, echo_time_ms=80.0)),
+    Defect(U, "a header value that is no number", "volumes.header_numbers_are_finite", _volume(echo_time_ms=float("nan"))),
+    Defect(U, "voxel size in metres", "volumes.spacing_in_mm", _of_volume(lambda v: {"affine": [x / 1000 for x in v.affine]})),
+    Defect(
+        U,
+        "lesion volume in cubic millimetres",
+        "descriptions.measures_are_plausible",
+        _measure(lambda m: {"volume_ml": m.volume_ml * 1000}),
+    ),
+    Defect(U, "lesion size in centimetres", "descriptions.measures_are_plausible", _measure(lambda m: {"size_mm": m.size_mm / 10})),
+    Defect(
+        U,
+        "acceleration as a percentage",
+        "instructions.acceleration_is_usual",
+        _instruction(acceleration=400),
+        "reconstruction",
+        False,
+    ),
+    Defect(
+        U,
+        "centre fraction in lines",
+        "instructions.centre_fraction_is_a_share",
+        _instruction(centre_fraction=24.0),
+        "reconstruction",
+        False,
+    ),
+    Defect(G, "left and right exchanged in the geometry", "volumes.right_way_up", _of_volume(_mirrored)),
+    Defect(G, "slices along another axis than the header's plane", "volumes.plane_as_geometry", _of_volume(_turned)),
+    Defect(
+        G,
+        "a geometry with an axis of no length",
+        "volumes.right_way_up",
+        _of_volume(lambda v: {"affine": [0.0] * 4 + v.affine[4:]}),
+    ),
+    Defect(G, "left for right in a description", "descriptions.side_as_measured", _field(MASSES, _other_side)),
+    Defect(G, "a mask flipped off the tissue", "volumes.annotation_lies_on_tissue", _volume(annotated_on_tissue=0.04)),
+    Defect(
+        G,
+        "a lesion that changes sides between sequences",
+        "volumes.same_side_in_all_sequences",
+        _measure(lambda m: {"side": {"left": "right", "right": "left"}.get(m.side, m.side)}),
+    ),
+    Defect(
+        L,
+        "a label value that the card does not have",
+        "volumes.labels_are_on_card",
+        _of_volume(lambda v: {"label_values": [*v.label_values, 9]}),
+    ),
+    Defect(L, "a lesion label in a volume called free of lesions", "volumes.lesion_as_labelled", _volume(lesion=False)),
+    Defect(L, "a mask of another shape than its image", "volumes.arrays_as_recorded", _volume(rows=30)),
+    Defect(
+        L,
+        "a structure under another one's name",
+        "instructions.structure_as_on_card",
+        _instruction(structure="white matter", label_value=1),
+    ),
+    Defect(
+        L, "a question about a structure that is not there", "instructions.has_what_its_task_needs", _instruction(label_value=7)
+    ),
+    Defect(L, "a healthy volume with a box", "instructions.answer_as_known", _volume(lesion=False), "detection"),
+    Defect(L, "no lesion in words where one is labelled", "descriptions.lesion_as_known", _field(MASSES, lambda _: "no lesion")),
+    Defect(B, "a box beyond the edge", "instructions.boxes_are_inside", _box(col1=1040), "detection"),
+    Defect(B, "a box with its corners exchanged", "instructions.boxes_are_inside", _box(row0=700, row1=200), "detection"),
+    Defect(B, "a box of negative place", "instructions.boxes_are_inside", _box(col0=-3), "detection"),
+    Defect(
+        B,
+        "a box as large as the image",
+        "instructions.boxes_are_not_the_image",
+        _box(row0=0, col0=0, row1=999, col1=999),
+        "detection",
+    ),
+    Defect(B, "a box that the answer does not give", "instructions.response_is_of_its_task", _box(row0=1), "detection"),
+    Defect(B, "a slice beyond the last", "instructions.slice_is_inside", _instruction(slice_index=99)),
+    Defect(
+        K,
+        "a volume in another split than its patient",
+        "volumes.split_is_its_patients",
+        _of_volume(lambda v: {"split": "test" if v.split != "test" else "train"}),
+    ),
+    Defect(
+        K,
+        "an instruction in another split than its volume",
+        "instructions.split_is_the_volumes",
+        _of_instruction(lambda one: {"split": "test" if one.split != "test" else "train"}),
+    ),
+    Defect(
+        K, "an instruction of another patient", "instructions.patient_is_the_volumes", _instruction(patient_id="p" + "0" * 11 + "1")
+    ),
+    Defect(
+        K,
+        "a phrasing kept for evaluation in training",
+        "instructions.kept_phrasings_are_not_trained",
+        _instruction(held_out_phrasing=True, split="train"),
+    ),
+    Defect(
+        K,
+        "a kept phrasing that is not marked",
+        "instructions.phrasing_is_as_marked",
+        _instruction(instruction="Give a mask of the white matter.", held_out_phrasing=False),
+    ),
+    Defect(K, "a split that does not exist", "volumes.split_is_known", _volume(split="holdout")),
+    Defect(K, "a generated image passed off as a scan", "volumes.synthetic_as_on_card", _volume(synthetic=False)),
+    Defect(P, "a person's name for a pseudonym", "volumes.patient_is_a_pseudonym", _volume(patient_id="Doe^Jane")),
+    Defect(P, "a name in the model of the scanner", "volumes.header_names_nobody", _volume(scanner="Skyra of Doe^Jane")),
+    Defect(
+        P, "a birth date in a file name", "volumes.files_name_nobody", _volume(source_files=["tiny-brain/scan_03.02.1970.nii.gz"])
+    ),
+    Defect(
+        P, "a birth date in an answer", "instructions.names_nobody", _instruction(response="Patient born 03.02.1970. No lesion.")
+    ),
+    Defect(
+        P,
+        "a record number in a description",
+        "descriptions.names_nobody",
+        _field("diagnostic_impression.recommendation", lambda _: "see MRN 0012345678", "report"),
+    ),
+    Defect(
+        P,
+        "an e-mail address in a description",
+        "descriptions.names_nobody",
+        _field("diagnostic_impression.recommendation", lambda _: "ask jane.doe@example.org", "report"),
+    ),
+    Defect(
+        P,
+        "a physician's name in a description",
+        "descriptions.names_nobody",
+        _field("diagnostic_impression.recommendation", lambda _: "discussed with Dr. Miller", "report"),
+    ),
+    Defect(C, "the same image twice", "volumes.content_is_not_repeated", _copy_content),
+    Defect(C, "the same question twice", "instructions.is_not_asked_twice", _ask_again),
+    Defect(C, "a volume without a description", "volumes.is_described", _undescribed),
+    Defect(C, "a volume whose arrays are not in the store", "volumes.arrays_as_recorded", _no_arrays),
+    Defect(C, "an instruction about a volume that is gone", "instructions.volume_is_known", _instruction(volume_id="c" * 32)),
+    Defect(C, "a withdrawn patient who is still in a split", "splits.patient_has_a_volume", _withdrawn),
+    Defect(C, "a dataset without a card", "volumes.dataset_has_a_card", _volume(dataset_id="elsewhere")),
+    Defect(S, "voxels that are no numbers", "volumes.voxels_are_numbers", _volume(finite=False)),
+    Defect(S, "a constant image", "volumes.image_is_not_constant", _volume(voxel_deviation=0.0)),
+    Defect(S, "an image in which nothing reaches the scale", "volumes.signal_reaches_the_scale", _volume(voxel_maximum=0.01)),
+    Defect(
+        S, "large negative magnitudes (a sign lost in reading)", "volumes.no_large_negative_signal", _volume(voxel_minimum=-300.0)
+    ),
+    Defect(S, "statistics that were never computed", "volumes.statistics_are_there", _volume(intensity_scale=float("nan"))),
+    Defect(S, "a CT among the MR images", "volumes.modality_is_mr", _volume(modality="CT")),
+    Defect(
+        S,
+        "a T1 that is timed like a T2",
+        "volumes.sequence_as_timing",
+        _volume(sequence="T1-weighted", repetition_time_ms=4000.0, echo_time_ms=90.0),
+    ),
+    Defect(S, "a sequence of no known name", "volumes.sequence_in_vocabulary", _volume(sequence="seq 7 new")),
+    Defect(S, "a knee among brains", "volumes.anatomy_as_on_card", _volume(anatomy="knee")),
+    Defect(T, "an empty answer", "instructions.response_is_not_empty", _instruction(response="")),
+    Defect(
+        T,
+        "a placeholder left in a question",
+        "instructions.no_placeholder_is_left",
+        _instruction(instruction="Segment the {structure}."),
+    ),
+    Defect(T, "an answer of another task", "instructions.response_is_of_its_task", _instruction(response="<image>")),
+    Defect(
+        T,
+        "a yes that is marked as no",
+        "instructions.response_is_of_its_task",
+        _of_instruction(lambda one: {"positive": not one.positive}),
+        "diagnosis",
+    ),
+    Defect(T, "a task that does not exist", "instructions.task_is_known", _instruction(task="translation")),
+    Defect(
+        T,
+        "a paragraph that is not that of its fields",
+        "descriptions.text_is_its_fields",
+        _of_description(lambda _: {"text": "Modality: MRI."}),
+    ),
+    Defect(
+        T,
+        "a plane outside of the vocabulary",
+        "descriptions.words_in_vocabulary",
+        _field("image_modality_sequence.plane", lambda _: "transverse", "report"),
+    ),
+    Defect(
+        T,
+        "a grading that its scale does not have",
+        "descriptions.words_in_vocabulary",
+        _field("diagnostic_impression.severity_or_grading", lambda _: "PI-RADS 9", "report"),
+    ),
+    Defect(
+        T,
+        "a sequence that the header contradicts",
+        "descriptions.header_fields_as_header",
+        _field("image_modality_sequence.sequence", lambda _: "DWI"),
+    ),
+    Defect(
+        T,
+        "a text without a source",
+        "descriptions.has_every_source",
+        _field("diagnostic_impression.recommendation", lambda _: "biopsy", "none"),
+    ),
+    Defect(
+        T,
+        "a source that the template does not have",
+        "descriptions.sources_are_known",
+        _field("diagnostic_impression.recommendation", lambda _: "biopsy", "web"),
+    ),
+    Defect(
+        T,
+        "a field that Fig. 2 does not have",
+        "descriptions.has_all_fields",
+        _of_description(lambda one: {"fields": {**one.fields, "diagnostic_impression.prognosis": ""}}),
+    ),
+    Defect(
+        T,
+        "words of a model that is not named",
+        "descriptions.model_is_named",
+        _field("visible_anatomical_structures.bony_structures", lambda _: "skull", "vlm"),
+    ),
+)
+
+
+DRIFTED: dict[str, str] = {
+    "half of the volumes lost": "drift.volumes_as_before",
+    "all T2-weighted images lost": "drift.sequences_as_before",
+    "another scanner's field strength": "drift.field_strengths_as_before",
+    "patients moved from training to test": "drift.splits_as_before",
+    "lesions vanished": "drift.lesions_as_before",
+    "repetition times doubled": "drift.repetition_time_as_before",
+    "echo times in another unit": "drift.echo_time_as_before",
+    "a much older cohort": "drift.age_as_before",
+    "intensities a thousand times larger": "drift.intensity_scale_as_before",
+    "images with half the contrast": "drift.contrast_as_before",
+    "masks twice as large": "drift.labelled_volume_as_before",
+    "descriptions cut short": "drift.text_length_as_before",
+    "no instructions of one kind": "drift.tasks_as_before",
+}
+"""What changed since the last accepted version -> the rule that notices."""
+
+
+@dataclass(frozen=True)
+class PixelDefect:
+    """A fault of the source's own arrays; ``plant`` gives the spoilt volume."""
+
+    name: str
+    rule: str
+    plant: Callable[[Volume], Volume]
+
+
+def _pixels(change: Callable[[Array], Array]) -> Callable[[Volume], Volume]:
+    return lambda volume: replace(volume, voxels=np.ascontiguousarray(change(volume.voxels.copy()), np.float32))
+
+
+def _mask(change: Callable[[Array], Array]) -> Callable[[Volume], Volume]:
+    return lambda volume: replace(volume, labels=np.ascontiguousarray(change(_labels(volume)), np.uint8))
+
+
+def _labels(volume: Volume) -> Array:
+    assert volume.labels is not None
+    return volume.labels.copy()
+
+
+def _with(array: Array, place: Any, value: float) -> Array:
+    array[place] = value
+    return array
+
+
+def _noise(voxels: Array) -> Array:
+    """Rician noise with the mean of the image: what a receiver without a patient, or scrambled bytes, look like."""
+    rng = np.random.default_rng(0)
+    return np.hypot(rng.normal(0, voxels.mean(), voxels.shape), rng.normal(0, voxels.mean(), voxels.shape))
+
+
+def _scrambled(voxels: Array) -> Array:
+    return np.random.default_rng(0).permutation(voxels.ravel()).reshape(voxels.shape)
+
+
+def _turned_over_under_its_boxes(volume: Volume) -> Volume:
+    """As with boxes whose rows count from the other end: what is shown lies in one half, what is outlined in the other."""
+    rows = volume.voxels.shape[1]
+    low = np.roll(volume.voxels, rows // 2, axis=1)
+    low[:, : rows // 2] = 0
+    outlined = np.where(np.arange(rows)[:, None] < rows // 2, _labels(volume), 0).astype(np.uint8)
+    return replace(volume, voxels=low, labels=outlined)
+
+
+def _mirrored_sequence(volume: Volume) -> Volume:
+    return replace(volume, voxels=volume.voxels[..., ::-1].copy(), labels=_labels(volume)[..., ::-1].copy())
+
+
+PIXEL_DEFECTS: tuple[PixelDefect, ...] = (
+    PixelDefect("pixels all of one value", "volumes.image_is_not_constant", _pixels(lambda v: np.full_like(v, 300.0))),
+    PixelDefect("pixels all zero", "volumes.image_is_not_constant", _pixels(np.zeros_like)),
+    PixelDefect("noise in place of the image", "volumes.neighbours_agree", _pixels(_noise)),
+    PixelDefect("pixels in scrambled order", "volumes.neighbours_agree", _pixels(_scrambled)),
+    PixelDefect("a slice of voxels that are no numbers", "volumes.voxels_are_numbers", _pixels(lambda v: _with(v, 2, np.nan))),
+    PixelDefect(
+        "bright unsigned numbers read as signed",
+        "volumes.signal_reaches_the_scale",
+        _pixels(lambda v: np.where(v > 850, v - 65_536, v)),
+    ),
+    PixelDefect(
+        "padding of -32768 taken for signal", "volumes.no_large_negative_signal", _pixels(lambda v: _with(v, (2, 0), -32_768))
+    ),
+    PixelDefect(
+        "one pixel ten thousand times too bright", "volumes.signal_reaches_the_scale", _pixels(lambda v: _with(v, (2, 5, 5), 9e6))
+    ),
+    PixelDefect(
+        "image and outline turned over against each other", "volumes.annotation_lies_on_tissue", _turned_over_under_its_boxes
+    ),
+    PixelDefect("left and right exchanged in the pixels of one sequence", "volumes.same_side_in_all_sequences", _mirrored_sequence),
+    PixelDefect(
+        "a mask that holds a value the card does not have",
+        "volumes.labels_are_on_card",
+        _mask(lambda m: _with(m, (slice(3, 5), slice(14, 18), slice(14, 18)), 9)),
+    ),
+)
+
+
+def as_markdown() -> str:
+    """The table of the documentation: kind, defect, rule."""
+    rows = [(defect.kind, defect.name, defect.rule) for defect in DEFECTS]
+    rows += [("pixels and masks", defect.name, defect.rule) for defect in PIXEL_DEFECTS]
+    rows += [("drift", name, rule) for name, rule in DRIFTED.items()]
+    return "\n".join(
+        ["| kind | planted | caught by |", "|---|---|---|", *(f"| {kind} | {name} | `{rule}` |" for kind, name, rule in rows)]
+    )
+
+
+def rules_as_markdown() -> str:
+    """The table of rules of the documentation."""
+    lines = (
+        f"| `{rule.title}` | {rule.statement} | {f'{rule.tolerance:.0%}' if rule.tolerance else '0'} |"
+        for found in rules().values()
+        for rule in found
+    )
+    return "\n".join(["| rule | statement | may fail |", "|---|---|---|", *lines])
+
+
+if __name__ == "__main__":
+    print(rules_as_markdown(), as_markdown(), sep="\n\n")

@@ -1,0 +1,64 @@
+"""A real MLflow store with a tiny model to register, as good or as bad as a test wants it to look."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from components.curation.corpus import Corpus
+from components.evaluation import EvaluationReport, ResultRow
+from components.evaluation.cohort import cohort_of
+from components.evaluation.results import COHORT
+from components.files import write_json
+from components.home import Home
+from components.registry import Lineage, ModelVersion, register, show_version
+from components.registry.audit_log import Act, Move
+from components.registry.registration import client_of, history_of
+from components.settings import STAGES, TASKS, RegistrySettings, load_settings
+from components.tracking import Tracking
+from tests.helpers.corpora import tiny_corpus
+from tests.helpers.trained import tiny_model
+
+SETTINGS = RegistrySettings(tolerance=0.02)
+SETTINGS_JSON = load_settings("debug").model_dump_json()
+ROWS = tuple(ResultRow(task, "score", True, 0.8, {"trivial": 0.5}, "better", 4, 2) for task in TASKS)
+
+
+class Store:
+    """A real MLflow store with one model to register."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = Home(root, root / "data")
+        self.uri = f"sqlite:///{self.home.mlflow / 'mlflow.db'}"  # whatever store an earlier test set
+        self.corpus: Corpus = tiny_corpus(root / "corpus")
+        self.model = tiny_model(root / "model", self.corpus)
+        self.client = client_of(self.uri)
+        self.run = Tracking(self.uri, self.home).pipeline_run("digest", load_settings("debug"), "data", {})
+        write_json(root / "report.html", {})
+        write_json(root / COHORT, cohort_of(self.corpus))
+
+    def lineage(self) -> Lineage:
+        stages = {stage: f"digest-{stage}" for stage in STAGES}
+        return Lineage("data", "corpus", "settings", SETTINGS_JSON, "commit", "lock", stages, stages, validation_passed=True)
+
+    def evaluation(self, digest: str = "evaluation", score: float = 0.8) -> EvaluationReport:
+        rows = tuple(replace(row, model=score) for row in ROWS)
+        return EvaluationReport(digest, self.home.root, self.home.root / "report.html", rows)
+
+    def register(self, digest: str = "evaluation", score: float = 0.8, lineage: Lineage | None = None) -> ModelVersion:
+        return register(self.model, self.evaluation(digest, score), lineage or self.lineage(), self.uri, self.run, "omnimri")
+
+    def evaluated_again(self, digest: str, score: float) -> ModelVersion:
+        """The first version's files as another version, with other figures: MLflow need not copy and try them again."""
+        first = self.client.get_model_version(SETTINGS.name, "1")
+        results = [[row.task, row.metric, row.higher_is_better, score] for row in ROWS]
+        tags = {**first.tags, "evaluation_digest": digest, "results": json.dumps(results)}
+        made = self.client.create_model_version(
+            SETTINGS.name, first.source, run_id=first.run_id, tags=tags, model_id=first.model_id
+        )
+        number = str(made.version)
+        history_of(self.uri, SETTINGS.name).write(
+            lambda state: Act("register", number, "candidate", (Move("candidate", state.aliases["candidate"], number),))
+        )
+        return show_version(number, self.uri, SETTINGS.name)
