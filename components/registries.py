@@ -16,12 +16,9 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from components.errors import BadInput
-
-if TYPE_CHECKING:
-    Format = Task = Stage = Any  # each registry's own package defines its type
 
 PLUGINS = "OMNIMRI_PLUGINS"
 T = TypeVar("T")
@@ -86,9 +83,9 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._entries
 
 
-FORMATS: Registry[Format] = Registry("format", {})
+FORMATS: Registry[Any] = Registry("format", {})
 """Image formats, in the order in which a file's content is tried against them."""
-TASKS: Registry[Task] = Registry("task", {})
+TASKS: Registry[Any] = Registry("task", {})
 """What a model can be asked for (instructions of curation, batches of training, decoding of an answer, evaluation)."""
-STAGES: Registry[Stage] = Registry("stage", {})
+STAGES: Registry[Any] = Registry("stage", {})
 """Training stages in the order in which they are trained, each starting from the weights of the one before."""
