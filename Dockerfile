@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
 # One image for everything that is ours: flows, services (Prefect, MLflow) and training pods.
 #
-#   docker build --target cpu  -t omnimri:0.1.0      --build-arg COMMIT=$(git rev-parse HEAD) .
-#   docker build --target cuda -t omnimri:0.1.0-cuda --build-arg COMMIT=$(git rev-parse HEAD) .
+#   docker build --target cpu  -t omnimri:0.2.0      --build-arg COMMIT=$(git rev-parse HEAD) .
+#   docker build --target cuda -t omnimri:0.2.0-cuda --build-arg COMMIT=$(git rev-parse HEAD) .
 #
 # Pin the base: --build-arg PYTHON_BASE=python@sha256:...; the default names a version, for a build that has no digest at hand.
 ARG PYTHON_BASE=python:3.11.14-slim-bookworm
@@ -32,7 +32,7 @@ FROM ${PYTHON_BASE} AS runtime
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="OmniMRI" \
       org.opencontainers.image.description="One vision-language model for the MRI workflow. Research software, not a medical device." \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.revision="${COMMIT}"
 # Nothing phones home or downloads models. (TOKENIZERS_PARALLELISM is no secret.)
 # hadolint ignore=DL3064

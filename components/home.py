@@ -1,4 +1,4 @@
-"""Where a run keeps its state: ``.omnimri/`` in the checkout, or the folder that ``OMNIMRI_HOME`` names."""
+"""Where a run keeps its state: ``OMNIMRI_HOME``, else ``.omnimri/`` in the checkout, else the user's data folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
+from components.assets import in_checkout
 from components.provenance import REPOSITORY
 
 
@@ -23,9 +26,18 @@ class Home:
 
     @classmethod
     def open(cls) -> Home:
-        """The home that the environment names (``OMNIMRI_HOME``, ``OMNIMRI_DATA``), or the checkout's own."""
-        root = Path(os.environ.get("OMNIMRI_HOME", REPOSITORY / ".omnimri")).expanduser().resolve()
-        data = Path(os.environ.get("OMNIMRI_DATA", REPOSITORY / "data")).expanduser().resolve()
+        """Return the home that the environment names (``OMNIMRI_HOME``, ``OMNIMRI_DATA``), else the default one.
+
+        The default is the checkout, or, where OmniMRI is installed from a wheel, the user's data folder (on Linux
+        ``~/.local/share/omnimri``).
+        """
+        if in_checkout():
+            default_root, default_data = REPOSITORY / ".omnimri", REPOSITORY / "data"
+        else:
+            user_folder = platformdirs.user_data_path("omnimri", appauthor=False)
+            default_root, default_data = user_folder / ".omnimri", user_folder / "data"
+        root = Path(os.environ.get("OMNIMRI_HOME", default_root)).expanduser().resolve()
+        data = Path(os.environ.get("OMNIMRI_DATA", default_data)).expanduser().resolve()
         return cls(root=root, data=data)
 
     @property

@@ -68,6 +68,8 @@ def _is_docstring(statement: ast.AST) -> bool:
 def git_commit() -> str:
     """Commit of the checkout, with ``+dirty`` where tracked files differ, or outside of git what an image's
     build says (``OMNIMRI_COMMIT``), or ``"unknown"``. The pin of the data is no code: a version names its data itself."""
+    if not (REPOSITORY / ".git").exists():  # an installed wheel; a repository around the environment is not ours
+        return os.environ.get("OMNIMRI_COMMIT", "unknown")
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
         status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data.dvc"]

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from components.assets import asset
 from components.errors import BadInput
-from components.provenance import REPOSITORY, digest
+from components.provenance import digest
 
 StageName = Literal["vision_pretraining", "alignment", "multimodal_pretraining", "instruction_tuning"]
 STAGES: tuple[StageName, ...] = ("vision_pretraining", "alignment", "multimodal_pretraining", "instruction_tuning")
@@ -204,7 +205,7 @@ class KubernetesSettings(Section):
     rendering: Literal["auto", "jobset", "job", "trainjob"] = Field(
         default="auto", description="kind of object; auto = JobSet where the cluster has it, else an Indexed Job"
     )
-    image: str = Field(default="omnimri:0.1.0", description="container image, best by digest")
+    image: str = Field(default="omnimri:0.2.0", description="container image, best by digest")
     nodes: int = Field(default=1, ge=1, description="machines; training.processes is shared out over them")
     gpus_per_node: int = Field(default=0, ge=0, description="GPUs of each machine, one process each; 0 = train on the CPU")
     cpu: str = Field(default="4", description="cores of each machine, as a Kubernetes quantity")
@@ -273,7 +274,7 @@ class Settings(Section):
 
 def profiles() -> list[str]:
     """Names of the profiles that ship with OmniMRI."""
-    return sorted(path.stem for path in (REPOSITORY / "profiles").glob("*.yaml"))
+    return sorted(path.stem for path in asset("profiles").glob("*.yaml"))
 
 
 def load_settings(profile: str, overrides: list[str] | None = None) -> Settings:
@@ -282,7 +283,7 @@ def load_settings(profile: str, overrides: list[str] | None = None) -> Settings:
     Raises:
         BadInput: no such profile, malformed YAML or override, or a value that the settings refuse.
     """
-    path = Path(profile) if profile.endswith((".yaml", ".yml")) else REPOSITORY / "profiles" / f"{profile}.yaml"
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else asset("profiles") / f"{profile}.yaml"
     try:
         raw: Any = yaml.safe_load(path.read_text())
     except FileNotFoundError:

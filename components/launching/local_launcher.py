@@ -100,7 +100,11 @@ class LocalLauncher:
         job.folder.mkdir(parents=True, exist_ok=True)
         log = job.folder / f"{job.name}.log"
         command = [sys.executable, "-m", job.module, *job.arguments]
-        environment = {**os.environ, **job.environment, "PYTHONPATH": str(REPOSITORY)}
+        environment = {
+            **os.environ,
+            **job.environment,
+            "PYTHONPATH": os.pathsep.join(path for path in (str(REPOSITORY), os.environ.get("PYTHONPATH")) if path),
+        }
         # The environment's own tools (ninja) are found though nobody activated it.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         threads = max((os.cpu_count() or 1) // job.processes, 1)

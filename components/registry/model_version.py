@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from components.provenance import REPOSITORY, file_md5, git_commit
+from components.assets import asset
+from components.provenance import file_md5, git_commit
 from components.settings import STAGES, Settings
 
 if TYPE_CHECKING:
     from components.training import StageResult
 
-LOCK = REPOSITORY / "constraints.txt"
+LOCK = asset("constraints.txt")
 
 
 @dataclass(frozen=True)

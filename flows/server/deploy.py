@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from components.assets import asset
 from components.errors import JobFailed
 from components.files import read_json
 from components.home import Home
-from components.provenance import REPOSITORY
 
-PREFECT_FILE = REPOSITORY / "prefect.yaml"
-CLUSTER_TEMPLATE = REPOSITORY / "k8s" / "base" / "base-job-template.json"
+PREFECT_FILE = asset("prefect.yaml")
+CLUSTER_TEMPLATE = asset("k8s/base/base-job-template.json")
 PoolType = Literal["process", "kubernetes"]
 
 
@@ -93,7 +93,7 @@ def deploy(wanted: Deploying) -> float:
     make_pool(wanted)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)]
     environment = {**os.environ, **wanted.environment()}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=PREFECT_FILE.parent, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
         raise JobFailed(f"could not be deployed:\n{tail}", where=str(PREFECT_FILE), remedy="see the message of Prefect above")
