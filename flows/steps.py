@@ -21,8 +21,9 @@ from components.errors import BadInput
 from components.files import read_json, write_json
 from components.home import Home
 from components.ingestion.deidentification.pseudonyms import load_key
-from components.ingestion.ingest_dataset import MANIFEST, recipe
-from components.ingestion.withdrawal import withdrawn
+from components.ingestion.ingest_dataset import output_recipe
+from components.ingestion.manifest import MANIFEST
+from components.ingestion.withdrawal import withdrawn_patients
 from components.locks import claim
 from components.provenance import SHORT, code_digest, digest, file_md5
 from components.settings import STAGES, DatasetSettings, EvaluationSettings, IngestionSettings, Settings, StageName
@@ -86,8 +87,8 @@ def read_inputs(dataset: DatasetSettings, ingestion: IngestionSettings, home: Ho
     known = ingestion.public_demo_key or ingestion.key_file or (home.root / "pseudonym.key").exists()
     return {
         "source files": folder_state(source_folder(dataset, home)),
-        "card, key and form": recipe(card, load_key(ingestion, home)) if known else "",
-        "withdrawn patients": digest(sorted(withdrawn(home.data, card.id))),
+        "card, key and form": output_recipe(card, load_key(ingestion, home)) if known else "",
+        "withdrawn patients": digest(sorted(withdrawn_patients(home.data, card.id))),
     }
 
 

@@ -31,8 +31,8 @@ from components.curation.table_rows import CurationReport, VolumeRecord
 from components.curation.vlm import Answers, VisualReport, prune
 from components.errors import BadInput, JobFailed, OmniMRIError
 from components.files import atomic_file, read_json
+from components.ingestion.manifest import MANIFEST
 from components.ingestion.volume import SourceSeries
-from components.ingestion.withdrawal import MANIFEST
 from components.progress import track
 from components.provenance import code_digest, digest
 from components.settings import CurationSettings

@@ -35,18 +35,19 @@ from components.ingestion.deidentification.deidentify import clean_sidecar, deid
 from components.ingestion.deidentification.pseudonyms import Pseudonyms, check_key
 from components.ingestion.formats import fastmri, ismrmrd, metaimage, nifti, numpy_array
 from components.ingestion.formats.dicom import reader as dicom_reader
-from components.ingestion.formats.sniff import opened, unpacked
-from components.ingestion.quarantine import Refusal, Unusable
+from components.ingestion.formats.gzipped import open_decompressed, read_decompressed
+from components.ingestion.manifest import JOURNAL, MANIFEST, QUARANTINE
+from components.ingestion.quarantine import Rejection, UnsupportedInput
 from components.ingestion.series_planner import PlannedFile, PlannedSeries, make_plan
 from components.ingestion.volume import IngestReport, SourceFile, SourceSeries
-from components.ingestion.withdrawal import withdrawn
+from components.ingestion.volume_reader import read_volume
+from components.ingestion.withdrawal import withdrawn_patients
 from components.progress import track
 from components.provenance import digest, file_md5
 
-MANIFEST, QUARANTINE, JOURNAL = "manifest.json", "quarantine.json", ".journal.jsonl"
-FORM = 3
+FORMAT_VERSION = 3
 """To be raised with every change of what ingestion writes: everything is then written anew."""
-FEW = 150
+MIN_ITEMS_FOR_WORKERS = 150
 """So many items or fewer are worked on in this process: starting others would take longer."""
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Cleaned:
     file: SourceFile | None
     source_md5: str
     content: str = ""
-    refusal: Refusal | None = None
+    refusal: Rejection | None = None
 
 
 class _Workers:
@@ -76,7 +77,7 @@ class _Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def __call__(self, function: Callable[[Any], Any], items: Sequence[Any], description: str) -> Iterator[Any]:
-        if self._workers == 1 or len(items) <= FEW:
+        if self._workers == 1 or len(items) <= MIN_ITEMS_FOR_WORKERS:
             _quiet()
             yield from track(map(function, items), description, total=len(items))
             return
@@ -97,7 +98,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def recipe(card: DatasetCard, key: bytes) -> str:
+def output_recipe(card: DatasetCard, key: bytes) -> str:
     """Digest of what decides the bytes of cleaned files besides their sources; it does not tell the key.
 
     It is part of the versioned data, so it names the form of the output rather than the code: an edit that leaves the bytes as they
@@ -105,7 +106,7 @@ def recipe(card: DatasetCard, key: bytes) -> str:
     label map count: a corrected figure, source or licence does not read a dataset again.
     """
     layout = card.layout.model_dump(mode="json", exclude_defaults=True)
-    return digest(card.id, layout, {str(value): name for value, name in card.label_map.items()}, digest(key.hex()), FORM)
+    return digest(card.id, layout, {str(value): name for value, name in card.label_map.items()}, digest(key.hex()), FORMAT_VERSION)
 
 
 def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int = 1) -> IngestReport:
@@ -118,12 +119,12 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
     check_key(key, card)
     if not source.is_dir():
         raise BadInput("no such source folder", where=str(source), remedy=f"put {card.name} there, or mend datasets.path")
-    root, pseudonyms, made_by = data / card.id, Pseudonyms(key, card.id), recipe(card, key)
+    root, pseudonyms, made_by = data / card.id, Pseudonyms(key, card.id), output_recipe(card, key)
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         mapper = _Workers(workers, stack)
         plan = make_plan(card, source, pseudonyms, mapper)
-        gone = withdrawn(data, card.id)
+        gone = withdrawn_patients(data, card.id)
         plan.series = [one for one in plan.series if one.patient not in gone]
         before = _previous(root, made_by)
         wanted = {file.target: file for one in plan.series for file in one.files}
@@ -254,10 +255,10 @@ def _clean(file: PlannedFile, data: Path, card: DatasetCard, pseudonyms: Pseudon
     try:
         content = _write(file, target, card, pseudonyms)
     except OmniMRIError as error:
-        kind = error.kind if isinstance(error, Unusable) else "unreadable"
-        return Cleaned(None, md5, refusal=Refusal(kind, error.what, error.remedy))
+        kind = error.kind if isinstance(error, UnsupportedInput) else "unreadable"
+        return Cleaned(None, md5, refusal=Rejection(kind, error.what, error.remedy))
     except Exception as error:
-        refusal = Refusal("unreadable", f"broken or unreadable ({type(error).__name__})", "export or download it again")
+        refusal = Rejection("unreadable", f"broken or unreadable ({type(error).__name__})", "export or download it again")
         return Cleaned(None, md5, refusal=refusal)
     return Cleaned(SourceFile(file.target, file_md5(target), target.stat().st_size), md5, content)
 
@@ -323,7 +324,7 @@ def _label_names(card: DatasetCard) -> frozenset[str]:
 def _write_dicom(source: Path, target: Path, pseudonyms: Pseudonyms, labels: frozenset[str]) -> str:
     import pydicom
 
-    dataset = pydicom.dcmread(BytesIO(unpacked(source)), force=True)
+    dataset = pydicom.dcmread(BytesIO(read_decompressed(source)), force=True)
     pixels = dicom_reader.stored_pixels(dataset)
     _save_dicom(deidentify_dicom(dataset, pixels, pseudonyms, labels), target)
     scale = (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"), dataset.get("PixelRepresentation"))
@@ -333,7 +334,7 @@ def _write_dicom(source: Path, target: Path, pseudonyms: Pseudonyms, labels: fro
 def _write_structures(source: Path, target: Path, card: DatasetCard, pseudonyms: Pseudonyms) -> None:
     import pydicom
 
-    dataset = rt_structures.without(pydicom.dcmread(opened(source), force=True), card.layout.ignored_structures)
+    dataset = rt_structures.without(pydicom.dcmread(open_decompressed(source), force=True), card.layout.ignored_structures)
     _save_dicom(deidentify_dicom(dataset, None, pseudonyms, _label_names(card)), target)
 
 
@@ -371,7 +372,7 @@ def _summed(series: SourceSeries) -> SourceSeries:
 
 
 Made = list[tuple[PlannedSeries, SourceSeries]]
-LeaveOut = Callable[[list[Path], Refusal], None]
+LeaveOut = Callable[[list[Path], Rejection], None]
 
 
 def _whole(made: Made, wanted: dict[str, PlannedFile], leave_out: LeaveOut) -> Made:
@@ -383,7 +384,7 @@ def _whole(made: Made, wanted: dict[str, PlannedFile], leave_out: LeaveOut) -> M
         if not lost or len(series.files) == 1:
             kept.append((planned, series))
             continue
-        refusal = Refusal("geometry", f"slices missing: {lost} of {images} could not be read", "export the whole series again")
+        refusal = Rejection("geometry", f"slices missing: {lost} of {images} could not be read", "export the whole series again")
         leave_out([wanted[file.path].source for file in series.files], refusal)
     return kept
 
@@ -395,7 +396,7 @@ def _with_fitting_labels(
     todo = [series for _, series in made if series.labels]
     if not todo:
         return made
-    answers: dict[str, tuple[tuple[str, ...], dict[str, Refusal]]] = {}
+    answers: dict[str, tuple[tuple[str, ...], dict[str, Rejection]]] = {}
     for series, answer in zip(todo, mapper(partial(_fitting, card=card, data=data), todo, "comparing labels"), strict=True):
         answers[f"{series.patient_id}/{series.series_id}"] = answer
     used = {path for fitting, _ in answers.values() for path in fitting}
@@ -409,26 +410,24 @@ def _with_fitting_labels(
     return kept
 
 
-def _fitting(series: SourceSeries, card: DatasetCard, data: Path) -> tuple[tuple[str, ...], dict[str, Refusal]]:
+def _fitting(series: SourceSeries, card: DatasetCard, data: Path) -> tuple[tuple[str, ...], dict[str, Rejection]]:
     """Paths of the label files that fit the image of a series, and what is wrong with the others."""
-    from components.ingestion.volume_reader import read_volume
-
     groups: dict[str, list[SourceFile]] = defaultdict(list)
     for file in series.labels:
         groups["tissue" if ".tissue-" in file.path else file.path].append(file)
     fitting: tuple[str, ...] = ()
-    unfit: dict[str, Refusal] = {}
+    unfit: dict[str, Rejection] = {}
     for files in groups.values():
-        refusal = Refusal("label", "a second label map of the same image", "name one of them in the card")
+        refusal = Rejection("label", "a second label map of the same image", "name one of them in the card")
         if not fitting:
             try:
                 read_volume(data, replace(series, labels=tuple(files), annotations=()), card)
                 fitting = tuple(file.path for file in files)
                 continue
             except OmniMRIError as error:
-                refusal = Refusal("label", error.what, error.remedy)
+                refusal = Rejection("label", error.what, error.remedy)
             except Exception as error:
-                refusal = Refusal("label", f"a label map that cannot be read ({type(error).__name__})", "get the file again")
+                refusal = Rejection("label", f"a label map that cannot be read ({type(error).__name__})", "get the file again")
         unfit.update({file.path: refusal for file in files})
     return fitting, unfit
 
@@ -445,7 +444,7 @@ def _without_duplicates(made: Made, results: dict[str, Cleaned], wanted: dict[st
         if first[contents[number]] == number:
             kept.append((planned, series))
         else:
-            refusal = Refusal("duplicate", "the same voxels as another series", "remove one of the two")
+            refusal = Rejection("duplicate", "the same voxels as another series", "remove one of the two")
             leave_out([wanted[file.path].source for file in series.files], refusal)
     return kept
 

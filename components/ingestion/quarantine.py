@@ -102,7 +102,7 @@ _SUFFIXES = frozenset(
 """Endings that are shown; any other may be part of a name."""
 
 
-class Refusal(NamedTuple):
+class Rejection(NamedTuple):
     """Why an input is not taken in."""
 
     kind: Kind
@@ -110,7 +110,7 @@ class Refusal(NamedTuple):
     remedy: str
 
 
-class Unusable(BadInput):
+class UnsupportedInput(BadInput):
     """An input that can be read and is not used all the same."""
 
     def __init__(self, kind: Kind, what: str, *, where: str = "", remedy: str = "") -> None:
@@ -135,7 +135,7 @@ class Listing:
     def __iter__(self) -> Iterator[Path]:
         return iter(self._numbers)
 
-    def left_out(self, paths: Iterable[Path], refusal: Refusal) -> Quarantined:
+    def left_out(self, paths: Iterable[Path], refusal: Rejection) -> Quarantined:
         """A quarantine entry about one file, or about those that would have made a volume together."""
         ordered = sorted(set(paths), key=self._numbers.__getitem__)
         first, more = ordered[0], len(ordered) - 1

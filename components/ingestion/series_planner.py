@@ -24,7 +24,7 @@ from components.ingestion.formats import ismrmrd, metaimage, nifti, numpy_array
 from components.ingestion.formats.dicom import reader as dicom_reader
 from components.ingestion.formats.dicom.series_splitting import Frame, split
 from components.ingestion.formats.sniff import Kind, kind_of
-from components.ingestion.quarantine import Listing, Refusal, Unusable
+from components.ingestion.quarantine import Listing, Rejection, UnsupportedInput
 from components.ingestion.volume import Quarantined
 
 Role = Literal["image", "label", "annotation"]
@@ -96,7 +96,7 @@ class Plan:
     quarantined: list[Quarantined] = field(default_factory=list)
     ignored: int = 0
 
-    def leave_out(self, paths: Iterable[Path], refusal: Refusal) -> None:
+    def leave_out(self, paths: Iterable[Path], refusal: Rejection) -> None:
         """List files that are not taken in."""
         self.quarantined.append(self.listing.left_out(paths, refusal))
 
@@ -111,7 +111,7 @@ class Look:
 
     path: Path
     kind: Kind
-    refusal: Refusal | None = None
+    refusal: Rejection | None = None
     patient: str = ""
     series: str = ""
     instance: str = ""
@@ -126,16 +126,18 @@ def look(path: Path) -> Look:
     try:
         kind = kind_of(path)
     except OSError:
-        return Look(path, "other", Refusal("unreadable", "cannot be opened", "check its permissions"))
+        return Look(path, "other", Rejection("unreadable", "cannot be opened", "check its permissions"))
     if kind != "dicom":
         return Look(path, kind)
     try:
         return _look_at_dicom(path)
     except BadInput as error:
-        return Look(path, kind, Refusal("unreadable", error.what, error.remedy))
+        return Look(path, kind, Rejection("unreadable", error.what, error.remedy))
     except Exception as error:  # library messages are not passed on: they may quote the header
         return Look(
-            path, kind, Refusal("unreadable", f"a DICOM header that cannot be read ({type(error).__name__})", "get the file again")
+            path,
+            kind,
+            Rejection("unreadable", f"a DICOM header that cannot be read ({type(error).__name__})", "get the file again"),
         )
 
 
@@ -198,7 +200,7 @@ def make_plan(card: DatasetCard, source: Path, pseudonyms: Pseudonyms, mapper: M
     return plan
 
 
-_NO_IMAGE = Refusal(
+_NO_IMAGE = Rejection(
     "no image", "no image of a known format by its content, and nothing that belongs to one", "convert it, if it is one"
 )
 
@@ -343,17 +345,17 @@ def _without_copies(plan: Plan, looks: list[Look]) -> Iterator[Look]:
                 plan.leave_out([one.path], _broken(one) or _COPY)
 
 
-def _broken(one: Look) -> Refusal | None:
+def _broken(one: Look) -> Rejection | None:
     return None if one.form == "structures" else dicom_reader.broken(one.path)  # which has no pixels
 
 
-_COPY = Refusal("duplicate", "the same SOP Instance UID as another file", "remove one of the two")
+_COPY = Rejection("duplicate", "the same SOP Instance UID as another file", "remove one of the two")
 
 
 def _volumes(plan: Plan, frames: Iterable[Frame]) -> list[tuple[Frame, ...]]:
     volumes, refused = split(frames)
     for one in refused:
-        plan.leave_out([frame.path for frame in one.frames], Refusal("geometry", one.reason, one.remedy))
+        plan.leave_out([frame.path for frame in one.frames], Rejection("geometry", one.reason, one.remedy))
     return volumes
 
 
@@ -414,7 +416,7 @@ def _attach_labels(plan: Plan, folder: _Folder, labels: list[Look], planned: lis
             series.files.append(file)
         if not homes:
             fault = "in another frame of reference than its image" if own and one.refers_to else "of no image here"
-            plan.leave_out([one.path], Refusal("label", f"{what} {fault}", "give the images that it was made on"))
+            plan.leave_out([one.path], Rejection("label", f"{what} {fault}", "give the images that it was made on"))
 
 
 def _plan_images(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
@@ -436,8 +438,8 @@ def _plan_images(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
         try:
             parts = _parts(folder, one, relative)
         except BadInput as error:
-            kind = error.kind if isinstance(error, Unusable) else "unreadable"
-            plan.leave_out([one.path], Refusal(kind, error.what, error.remedy))
+            kind = error.kind if isinstance(error, UnsupportedInput) else "unreadable"
+            plan.leave_out([one.path], Rejection(kind, error.what, error.remedy))
             continue
         for part in parts:
             images.append((case, _image(folder, one, relative, patient, action, part)))
@@ -447,7 +449,7 @@ def _plan_images(plan: Plan, folder: _Folder, looks: list[Look]) -> None:
         taken.add(case)
     for case, files in labels.items():
         for file in files if case not in taken else ():
-            plan.leave_out([file.source], Refusal("label", "a label map of no image here", "mend layout.case or layout.labels"))
+            plan.leave_out([file.source], Rejection("label", "a label map of no image here", "mend layout.case or layout.labels"))
     plan.series += [series for _, series in images]
 
 
@@ -493,7 +495,7 @@ def _parts(folder: _Folder, one: Look, relative: str) -> list[tuple[int, ...]]:
 
     Raises:
         BadInput: a header that cannot be read.
-        Unusable: a 4-D file that the card does not explain, or explains otherwise.
+        UnsupportedInput: a 4-D file that the card does not explain, or explains otherwise.
     """
     channels = folder.layout.channels
     if one.kind == "numpy" or (not channels and folder.sequence(relative)):
@@ -502,13 +504,13 @@ def _parts(folder: _Folder, one: Look, relative: str) -> list[tuple[int, ...]]:
     if len(shape) != 4 or (shape[3] == 1 and not channels):
         return [()]
     if not channels:
-        raise Unusable(
+        raise UnsupportedInput(
             "unsupported",
             f"{shape[3]} images along the fourth axis, and the card does not say what they are",
             remedy="name each in layout.channels; if they repeat one image, name it in layout.sequences: the first is then used",
         )
     if shape[3] != len(channels):
-        raise Unusable(
+        raise UnsupportedInput(
             "unsupported",
             f"{shape[3]} images along the fourth axis, the card names {len(channels)} channels",
             remedy="mend layout.channels of the card",
@@ -523,7 +525,7 @@ def _plan_kspace(plan: Plan, folder: _Folder, paths: list[Path]) -> None:
         try:
             parts: list[tuple[int, ...]] = list(ismrmrd.images(path)) if ismrmrd.is_raw(path) else [()]
         except BadInput as error:
-            plan.leave_out([path], Refusal("unreadable", error.what, error.remedy))
+            plan.leave_out([path], Rejection("unreadable", error.what, error.remedy))
             continue
         for part in parts:
             name = folder.pseudonyms.series(f"{relative}\0{part}" if len(parts) > 1 else relative)

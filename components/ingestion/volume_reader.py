@@ -20,7 +20,7 @@ from components.ingestion.formats import fastmri, ismrmrd, metaimage, nifti, num
 from components.ingestion.formats.dicom import reader as dicom_reader
 from components.ingestion.formats.dicom.series_splitting import split
 from components.ingestion.formats.sniff import kind_of
-from components.ingestion.ingest_dataset import MANIFEST, QUARANTINE
+from components.ingestion.manifest import MANIFEST, QUARANTINE
 from components.ingestion.volume import Acquisition, Box, Quarantined, SourceFile, SourceSeries, Volume
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.files import read_json, write_json
+from components.ingestion.manifest import MANIFEST
 
-LIST, MANIFEST = "withdrawn.json", "manifest.json"
+WITHDRAWN = "withdrawn.json"
 _PARTS = ("files", "labels", "annotations")
 
 
@@ -30,11 +31,11 @@ class Removed:
 
 def withdrawals(data: Path) -> dict[str, frozenset[str]]:
     """Dataset -> pseudonyms of those who withdrew."""
-    path = data / LIST
+    path = data / WITHDRAWN
     return {dataset: frozenset(patients) for dataset, patients in read_json(path).items()} if path.exists() else {}
 
 
-def withdrawn(data: Path, dataset_id: str) -> frozenset[str]:
+def withdrawn_patients(data: Path, dataset_id: str) -> frozenset[str]:
     """Pseudonyms that must not be taken in from this dataset."""
     return withdrawals(data).get(dataset_id, frozenset())
 
@@ -59,7 +60,7 @@ def withdraw(data: Path, patients: Mapping[str, frozenset[str]]) -> Removed:
     together = {name: known.get(name, frozenset()) | patients.get(name, frozenset()) for name in {*known, *patients}}
     listed = {name: sorted(gone) for name, gone in sorted(together.items()) if gone}
     if listed and together != known:
-        write_json(data / LIST, listed)
+        write_json(data / WITHDRAWN, listed)
     series = files = 0
     for name, gone in listed.items():
         if (data / name / MANIFEST).exists():

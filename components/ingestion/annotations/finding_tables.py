@@ -17,8 +17,8 @@ from components.catalog.cards import BoxTable, DatasetCard, LabelTable, Table
 from components.errors import BadInput
 from components.ingestion.deidentification import allowlists
 from components.ingestion.deidentification.deidentify import age_years, sex
-from components.ingestion.formats.sniff import UNPACKED_AT_MOST
-from components.ingestion.quarantine import Unusable
+from components.ingestion.formats.gzipped import MAX_DECOMPRESSED_BYTES
+from components.ingestion.quarantine import UnsupportedInput
 from components.ingestion.volume import Box
 
 BOX_COLUMNS = ("slice", "study_level", "x", "y", "width", "height", "label")
@@ -48,7 +48,7 @@ def _sheet(table: Path) -> tuple[tuple[str, ...], ...]:
     try:
         with zipfile.ZipFile(table) as parts:
             size = sum(part.file_size for part in parts.infolist())
-        if size > UNPACKED_AT_MOST:
+        if size > MAX_DECOMPRESSED_BYTES:
             raise BadInput("a workbook that unpacks to more than is believed", where=table.name, remedy="save it as CSV")
         sheet = pd.read_excel(table, header=None, dtype=str, keep_default_na=False, engine="openpyxl")
     except BadInput:
@@ -116,7 +116,7 @@ def block_rows(table: Path, layout: BoxTable, key: str, grid: tuple[int, ...]) -
 
     Raises:
         BadInput: a column of the card is not in the table, or a place is no number.
-        Unusable: a box beyond the image.
+        UnsupportedInput: a box beyond the image.
     """
     titles, about = matching_rows(table, layout, key)
     sides = [[place_of(column, titles, table) for column in pair] for pair in (layout.slices, layout.rows, layout.columns)]
@@ -129,7 +129,7 @@ def block_rows(table: Path, layout: BoxTable, key: str, grid: tuple[int, ...]) -
         if any(low < 0 or low > high for low, high in places) or any(
             high >= side for (_, high), side in zip(places, grid, strict=False)
         ):
-            raise Unusable(
+            raise UnsupportedInput(
                 "label", "a box beyond the image", where=table.name, remedy="mend the table, or first and image of the card's table"
             )
         (depth, height, width), (place, y, x) = (high - low + 1 for low, high in places), (low for low, _ in places)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from components.ingestion.formats.dicom.series_splitting import LPS_TO_RAS
-from components.ingestion.quarantine import Refusal, Unusable
+from components.ingestion.quarantine import Rejection, UnsupportedInput
 
 STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 _CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
@@ -55,15 +55,15 @@ def referenced_series(header: Dataset) -> frozenset[str]:
     )
 
 
-def refusal(header: Dataset) -> Refusal | None:
+def refusal(header: Dataset) -> Rejection | None:
     """Why a structure set can be the labels of no image; None where nothing in itself speaks against it."""
     frames = _frames(header)
     if len(frames) > 1:
-        return Refusal(
+        return Rejection(
             "label", f"structures in {len(frames)} frames of reference", "export a structure set for each image by itself"
         )
     if not header.get("StructureSetROISequence") or not header.get("ROIContourSequence"):
-        return Refusal("label", "a structure set without outlines", "export it again with its outlines")
+        return Rejection("label", "a structure set without outlines", "export it again with its outlines")
     return None
 
 
@@ -90,21 +90,25 @@ def read_structures(
         affine: of the volume, index (d, h, w, 1) -> RAS+ mm.
 
     Raises:
-        Unusable: a structure that the card does not name, outlines that are not closed, lie off the slices or beyond the image, or
-            structures that overlap.
+        UnsupportedInput: a structure that the card does not name, outlines that are not closed, lie off the slices or beyond the
+            image, or structures that overlap.
     """
     to_index = np.asarray(np.linalg.inv(LPS_TO_RAS @ affine), dtype=np.float64)
     found = _outlines(pydicom.dcmread(path), to_index, label_map, path.name)
     every = [outline for outlines in found.values() for outline in outlines]
     if not every:
-        raise Unusable("label", "no outline of a structure in the card's label map", where=path.name, remedy="add one there")
+        raise UnsupportedInput(
+            "label", "no outline of a structure in the card's label map", where=path.name, remedy="add one there"
+        )
     across = int(np.max([np.ptp(outline, axis=0) for outline in every], axis=0).argmin())
     _check_places(every, across, shape, path.name)
     labels, edges = np.zeros(shape, dtype=np.uint8), {}
     for value, outlines in sorted(found.items()):
         inside, edges[value] = _filled(outlines, across, shape)
         if labels[inside].any():
-            raise Unusable("label", "structures that overlap", where=path.name, remedy="leave one out: layout.ignored_structures")
+            raise UnsupportedInput(
+                "label", "structures that overlap", where=path.name, remedy="leave one out: layout.ignored_structures"
+            )
         labels[inside] = value
     for value, edge in edges.items():  # a pixel on the outlines of two neighbours is no overlap
         labels[edge & (labels == 0)] = value
@@ -120,7 +124,7 @@ def _outlines(dataset: Dataset, to_index: NDArray[np.float64], label_map: dict[i
         contours = one.get("ContourSequence") or ()
         number = int(one.ReferencedROINumber)
         if contours and names.get(number) not in by_name:
-            raise Unusable(
+            raise UnsupportedInput(
                 "label",
                 f"structure {number}'s name is not in the card's label map",
                 where=name,
@@ -128,7 +132,7 @@ def _outlines(dataset: Dataset, to_index: NDArray[np.float64], label_map: dict[i
             )
         for contour in contours:
             if contour.get("ContourGeometricType") not in _CLOSED:
-                raise Unusable(
+                raise UnsupportedInput(
                     "label",
                     f"structure {number} has an outline that is not closed",
                     where=name,
@@ -141,7 +145,7 @@ def _outlines(dataset: Dataset, to_index: NDArray[np.float64], label_map: dict[i
 def _indices(contour: Dataset, to_index: NDArray[np.float64], name: str) -> Outline:
     points = np.asarray(contour.get("ContourData") or (), dtype=np.float64)
     if points.size == 0 or points.size % 3 or not np.isfinite(points).all():
-        raise Unusable("label", "an outline whose points are no places", where=name, remedy="export the structures again")
+        raise UnsupportedInput("label", "an outline whose points are no places", where=name, remedy="export the structures again")
     return np.round(points.reshape(-1, 3) @ to_index[:3, :3].T + to_index[:3, 3], _DECIMALS)
 
 
@@ -153,15 +157,17 @@ def _check_places(outlines: Sequence[Outline], across: int, shape: tuple[int, ..
     """
     off = max(float(np.abs(outline[:, across] - np.rint(outline[:, across].mean())).max()) for outline in outlines)
     if off > _OFF:
-        raise Unusable("label", f"outlines that lie on no slice, {off:.2f} of a step off", where=name, remedy=_AGAIN)
+        raise UnsupportedInput("label", f"outlines that lie on no slice, {off:.2f} of a step off", where=name, remedy=_AGAIN)
     lowest = np.min([outline.min(axis=0) for outline in outlines], axis=0)
     highest = np.max([outline.max(axis=0) for outline in outlines], axis=0)
     if (lowest < -1).any() or (highest > np.array(shape)).any():
-        raise Unusable("label", "outlines beyond the image", where=name, remedy=_AGAIN)
+        raise UnsupportedInput("label", "outlines beyond the image", where=name, remedy=_AGAIN)
     plane = [axis for axis in range(3) if axis != across]
     work = sum(len(outline) * float(np.prod(np.ptp(outline, axis=0)[plane] + 1)) for outline in outlines)
     if work > _MOST_WORK:
-        raise Unusable("label", "outlines of too many points", where=name, remedy="export them with a point or two for each pixel")
+        raise UnsupportedInput(
+            "label", "outlines of too many points", where=name, remedy="export them with a point or two for each pixel"
+        )
 
 
 def _filled(outlines: Sequence[Outline], across: int, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

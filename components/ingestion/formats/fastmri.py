@@ -21,9 +21,9 @@ from components.errors import BadInput
 from components.files import atomic_file
 from components.ingestion import acquisition_headers
 from components.ingestion.deidentification import allowlists
-from components.ingestion.formats.metaimage import DEFLATE_AT_BEST
+from components.ingestion.formats.gzipped import MAX_DEFLATE_RATIO
 from components.ingestion.formats.nifti import content_md5, settled, slice_first
-from components.ingestion.quarantine import Unusable
+from components.ingestion.quarantine import UnsupportedInput
 from components.ingestion.volume import Acquisition
 from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
 
@@ -62,7 +62,7 @@ _WORDS = {KEPT[0]: allowlists.vendor, KEPT[1]: allowlists.scanner}
 def is_believable(values: h5py.Dataset) -> bool:
     """Whether an array is not larger than what the file stores of it can be: HDF5 hands out zeros for what was never written."""
     stored = values.id.get_storage_size()
-    return 0 < values.size * values.dtype.itemsize <= stored * DEFLATE_AT_BEST
+    return 0 < values.size * values.dtype.itemsize <= stored * MAX_DEFLATE_RATIO
 
 
 def check(path: Path) -> None:
@@ -85,7 +85,7 @@ def check(path: Path) -> None:
             remedy="give files in fastMRI's form, or ISMRMRD",
         )
     if undersampled:
-        raise Unusable(
+        raise UnsupportedInput(
             "unsupported",
             "undersampled k-space (a test file with a mask): there is no reference image",
             where=path.name,

@@ -16,7 +16,7 @@ from scipy import fft
 from components.errors import BadInput
 from components.ingestion.formats import fastmri
 from components.ingestion.formats.dicom.series_splitting import LPS_TO_RAS
-from components.ingestion.quarantine import Unusable
+from components.ingestion.quarantine import UnsupportedInput
 
 IMAGES = ("contrast", "phase", "repetition", "set")
 """Counters that tell images apart."""
@@ -99,7 +99,7 @@ def _check(source: Path, heads: NDArray[Any], values: dict[str, list[str]]) -> N
     elif len(np.unique(heads["active_channels"])) != 1 or len(np.unique(heads["number_of_samples"])) != 1:
         fault = "lines of unlike length or number of coils"
     if fault:
-        raise Unusable(
+        raise UnsupportedInput(
             "unsupported",
             f"ISMRMRD data that is {fault}",
             where=source.name,
@@ -162,7 +162,7 @@ def _check_sampling(source: Path, count: NDArray[np.int32]) -> None:
         sampled = np.flatnonzero(count.any(axis=(0, 3 - axis)))
         missing = int(sampled[-1] - sampled[0] + 1 - len(sampled))
         if missing:
-            raise Unusable(
+            raise UnsupportedInput(
                 "unsupported",
                 f"undersampled k-space ({missing} lines missing): there is no reference image",
                 where=source.name,

@@ -9,6 +9,7 @@ import numpy as np
 
 from components.errors import BadInput
 from components.ingestion.formats.dicom.series_splitting import LPS_TO_RAS
+from components.ingestion.formats.gzipped import MAX_DEFLATE_RATIO
 
 _HEADER = 1 << 16
 _BYTES = {
@@ -25,8 +26,6 @@ _BYTES = {
     "FLOAT": 4,
     "DOUBLE": 8,
 }
-DEFLATE_AT_BEST = 1032
-"""Deflate packs no more than so many bytes into one: a file that claims more is damaged or means harm."""
 _AGAIN = "get the file again"
 
 
@@ -79,7 +78,7 @@ def load(path: Path) -> Any:
     try:
         sides = [int(side) for side in fields["DimSize"].split()]
         claimed = int(np.prod(sides, dtype=object)) * _BYTES[fields["ElementType"].removeprefix("MET_").removesuffix("_ARRAY")]
-        there = (beside or path).stat().st_size * (DEFLATE_AT_BEST if fields.get("CompressedData", "").lower() == "true" else 1)
+        there = (beside or path).stat().st_size * (MAX_DEFLATE_RATIO if fields.get("CompressedData", "").lower() == "true" else 1)
     except (KeyError, ValueError):
         raise BadInput("a damaged MetaImage header", where=path.name, remedy=_AGAIN) from None
     if len(sides) not in (3, 4) or min(sides) < 1:

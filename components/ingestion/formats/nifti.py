@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from components.errors import BadInput
 from components.files import atomic_file
 from components.ingestion import acquisition_headers
-from components.ingestion.formats.metaimage import DEFLATE_AT_BEST
-from components.ingestion.quarantine import Unusable
+from components.ingestion.formats.gzipped import MAX_DEFLATE_RATIO
+from components.ingestion.quarantine import UnsupportedInput
 from components.ingestion.volume import Acquisition
 
 THICK = 1.5
@@ -79,7 +79,7 @@ def _check_size(image: Any, path: Path) -> None:
     beside = path.with_suffix(".img") if path.suffix == ".hdr" else path
     with beside.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
-    if claimed > beside.stat().st_size * (DEFLATE_AT_BEST if packed else 1):
+    if claimed > beside.stat().st_size * (MAX_DEFLATE_RATIO if packed else 1):
         raise BadInput("fewer voxels than the NIfTI header says", where=path.name, remedy="get the file again")
 
 
@@ -182,7 +182,9 @@ def read_labels(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64])
     values, own = canonical(load(path))
     _check_grid("label map", path, values.shape, own, shape, affine)
     if not np.array_equal(values, np.rint(values)) or values.min() < 0 or values.max() > 255:
-        raise Unusable("label", "label values must be whole numbers from 0 to 255", where=path.name, remedy="mend the label map")
+        raise UnsupportedInput(
+            "label", "label values must be whole numbers from 0 to 255", where=path.name, remedy="mend the label map"
+        )
     return np.asarray(values, dtype=np.uint8)
 
 
@@ -192,11 +194,11 @@ def _check_grid(
     """Shape and place of a label map must be its image's; corners may lie half a voxel apart, which headers do."""
     remedy = "resample it to the image's grid"
     if shape != wanted:
-        raise Unusable("label", f"{what} of {shape} for an image of {wanted}", where=path.name, remedy=remedy)
+        raise UnsupportedInput("label", f"{what} of {shape} for an image of {wanted}", where=path.name, remedy=remedy)
     corners = np.array([[d, h, w, 1] for d in (0, shape[0] - 1) for h in (0, shape[1] - 1) for w in (0, shape[2] - 1)])
     apart = float(np.linalg.norm((corners @ (own - affine).T)[:, :3], axis=1).max())
     if apart > 0.5 * float(np.linalg.norm(affine[:3, :3], axis=0).min()):
-        raise Unusable("label", f"{what} that lies {apart:.1f} mm off its image", where=path.name, remedy=remedy)
+        raise UnsupportedInput("label", f"{what} that lies {apart:.1f} mm off its image", where=path.name, remedy=remedy)
 
 
 def read_tissue_maps(paths: dict[int, Path], shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -128,10 +128,10 @@ def test_fastmri_with_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_corrected_figure_does_not_read_the_dataset_again(tmp_path: Path) -> None:
-    from components.ingestion.ingest_dataset import recipe
+    from components.ingestion.ingest_dataset import output_recipe
 
     card = load_card("isles-2022")
-    assert recipe(card.model_copy(update={"patients": 1, "rights": "others"}), KEY) == recipe(card, KEY)
-    assert recipe(card.model_copy(update={"label_map": {1: "other"}}), KEY) != recipe(card, KEY)
+    assert output_recipe(card.model_copy(update={"patients": 1, "rights": "others"}), KEY) == output_recipe(card, KEY)
+    assert output_recipe(card.model_copy(update={"label_map": {1: "other"}}), KEY) != output_recipe(card, KEY)
     layout = card.layout.model_copy(update={"labels": ()})
-    assert recipe(card.model_copy(update={"layout": layout}), KEY) != recipe(card, KEY)
+    assert output_recipe(card.model_copy(update={"layout": layout}), KEY) != output_recipe(card, KEY)

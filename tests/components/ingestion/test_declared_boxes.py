@@ -165,6 +165,6 @@ def test_a_workbook_that_means_harm_is_refused(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "boxes.xlsx"
     with zipfile.ZipFile(path, "w") as parts:
         parts.writestr("xl/workbook.xml", bytes(2000))
-    monkeypatch.setattr(finding_tables, "UNPACKED_AT_MOST", 1000)
+    monkeypatch.setattr(finding_tables, "MAX_DECOMPRESSED_BYTES", 1000)
     with pytest.raises(BadInput, match="more than is believed"):
         finding_tables.rows(path)

@@ -21,7 +21,7 @@ from components.errors import BadInput
 from components.inference.untrusted_input import Limits, require_modest
 from components.ingestion import ingest, quarantined, read_path
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.formats import sniff
+from components.ingestion.formats import gzipped
 from components.samples.packages import package_folder
 from tests.helpers import made_images
 
@@ -70,7 +70,7 @@ def test_gzipped_and_plain_files_leave_the_same_bytes(tmp_path: Path, make: Call
 
 def test_a_bomb_is_refused_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sound header and a gibibyte of zeros would do it; the bound is lowered here, so that the test is quick."""
-    monkeypatch.setattr(sniff, "UNPACKED_AT_MOST", 2**21)
+    monkeypatch.setattr(gzipped, "MAX_DECOMPRESSED_BYTES", 2**21)
     paths = made_images.series(tmp_path / "source", "slice", made_images.pixels(4, 8, 9))
     bomb = made_images.slice_(tmp_path, "bomb", 1, (0, 0, 0), made_images.pixels(8, 9)).read_bytes() + bytes(2**21)
     (tmp_path / "source" / "bomb.dcm.gz").write_bytes(gzip.compress(bomb))

@@ -16,7 +16,7 @@ import pytest
 from components.catalog import DatasetCard, Layout
 from components.ingestion import ingest, list_series, quarantined, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.quarantine import KINDS, Listing, Refusal
+from components.ingestion.quarantine import KINDS, Listing, Rejection
 from components.ingestion.volume import IngestReport, Quarantined
 from tests.helpers import made_images
 
@@ -191,7 +191,7 @@ def test_a_file_is_named_by_its_number_in_sorted_order(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     ordered = sorted(names, key=str.encode)
     listing = Listing(tmp_path)
-    refusal = Refusal("unreadable", "why", "what to do")
+    refusal = Rejection("unreadable", "why", "what to do")
     for name in names:
         entry = listing.left_out([tmp_path / name], refusal)
         assert entry.path.startswith(f"file {ordered.index(name) + 1} of 6")

@@ -16,7 +16,7 @@ import pytest
 from components.catalog import load_card
 from components.ingestion import ingest
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.ingest_dataset import JOURNAL
+from components.ingestion.manifest import JOURNAL
 
 SLOWED = """
 import sys, time
@@ -69,7 +69,7 @@ def test_after_a_kill_the_rest_is_done_and_the_bytes_are_the_same(sources: Path,
 def test_many_processes_write_the_same_bytes_as_one(
     sources: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.ingestion.ingest_dataset.FEW", 8)
+    monkeypatch.setattr("components.ingestion.ingest_dataset.MIN_ITEMS_FOR_WORKERS", 8)
     name = "synthetic-brain-dicom"
     ingest(load_card(name), sources / name, tmp_path, DEMO_KEY, workers=2)
     assert _bytes(tmp_path / name) == _bytes(data / name)

@@ -16,7 +16,7 @@ from components.curation.corpus import Corpus
 from components.errors import BadInput, JobFailed
 from components.ingestion import ingest, list_series
 from components.ingestion.deidentification.pseudonyms import Pseudonyms
-from components.ingestion.withdrawal import withdrawn
+from components.ingestion.withdrawal import withdrawn_patients
 from components.settings import CurationSettings
 from components.versioning import DataRepository
 from tests.helpers.datasets import KEY, tiny_card, tree, write_cohort, write_patient
@@ -208,7 +208,7 @@ def test_a_withdrawn_patient_is_gone_everywhere_and_stays_away(repository: DataR
     removed, version = repository.withdraw({CARD: frozenset({who})})
     assert (removed.series, removed.files, version.changed) == (1, 3, True)
     follow(repository, source)  # the source still has them
-    assert withdrawn(repository.data, CARD) == {who} and repository.clean()
+    assert withdrawn_patients(repository.data, CARD) == {who} and repository.clean()
     assert who not in {one.patient_id for one in list_series(repository.data, CARD)}
     curate(repository.data, [tiny_card()], tmp_path / "curated", settings)
     assert len(Corpus.open(tmp_path / "curated").volumes) == 3
@@ -217,7 +217,7 @@ def test_a_withdrawn_patient_is_gone_everywhere_and_stays_away(repository: DataR
     assert repository.lay_out(old, tmp_path / "old").withdrawn.series == 1
     assert not list((tmp_path / "old").rglob(f"*{who}*"))
     assert repository.checkout(old).withdrawn.series == 1
-    assert withdrawn(repository.data, CARD) == {who} and not list(repository.data.rglob(f"*{who}*"))
+    assert withdrawn_patients(repository.data, CARD) == {who} and not list(repository.data.rglob(f"*{who}*"))
 
 
 def test_purging_deletes_their_files_from_every_version_and_nobody_elses(repository: DataRepository, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from components.ingestion.annotations import rt_structures
 from components.ingestion.annotations.rt_structures import STRUCTURES
 from components.ingestion.formats.dicom.fast_elements import content, numbers, short, text
 from components.ingestion.formats.dicom.series_splitting import LPS_TO_RAS, Frame, affine_of, frames_of, in_order, uneven
-from components.ingestion.formats.sniff import opened, unpacked
-from components.ingestion.quarantine import Refusal, Unusable
+from components.ingestion.formats.gzipped import open_decompressed, read_decompressed
+from components.ingestion.quarantine import Rejection, UnsupportedInput
 from components.ingestion.volume import Acquisition
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -90,7 +90,7 @@ def read_header(path: Path) -> Dataset:
     Raises:
         BadInput: a gzipped file that cannot be unpacked.
     """
-    return pydicom.dcmread(opened(path), stop_before_pixels=True, force=True)
+    return pydicom.dcmread(open_decompressed(path), stop_before_pixels=True, force=True)
 
 
 def read_slice(path: Path) -> Dataset:
@@ -100,7 +100,7 @@ def read_slice(path: Path) -> Dataset:
     information: the library makes a data set of its own of that, a quarter of the time. Where its length does not lead to
     group 0008, the library looks for the way.
     """
-    file = unpacked(path)
+    file = read_decompressed(path)
     end = _META + int.from_bytes(file[140:_META], "little")
     plain = file[128:140] == _META_HEAD and file.find(_EXPLICIT, _META, end) > 0 and file[end : end + 2] == _FIRST_GROUP
     if not plain:
@@ -119,7 +119,7 @@ def _explicit_meta() -> FileMetaDataset:
     return meta
 
 
-def refusal(header: Dataset) -> Refusal | None:
+def refusal(header: Dataset) -> Rejection | None:
     """Why a data set is not taken in, and the remedy; None where it is fine. Of its texts only published terms are quoted."""
     kind = str(header.get("SOPClassUID", "") or "")
     if kind == SEGMENTATION:
@@ -133,7 +133,7 @@ def refusal(header: Dataset) -> Refusal | None:
         or "SCREEN SAVE" in image_type
         or "SCREENSAVE" in image_type
     ):
-        return Refusal(
+        return Rejection(
             "burnt-in",
             "its pixels may show the patient's name (burnt-in annotation or secondary capture)",
             "leave it out, or give the image itself",
@@ -141,21 +141,21 @@ def refusal(header: Dataset) -> Refusal | None:
     modality = str(header.get("Modality", "") or "")
     if modality != "MR":
         said = f"modality {modality}" if modality in _MODALITIES else "modality not given" if not modality else "another modality"
-        return Refusal("not MR", f"{said}, not MR", "give MR images; leave other modalities out")
+        return Rejection("not MR", f"{said}, not MR", "give MR images; leave other modalities out")
     if kind and kind not in MR_CLASSES:
-        return Refusal("not MR", f"no MR image ({UID(kind).name if UID(kind).name != kind else 'unknown class'})", "leave it out")
+        return Rejection("not MR", f"no MR image ({UID(kind).name if UID(kind).name != kind else 'unknown class'})", "leave it out")
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        return Refusal("unsupported", "a colour image", "give the image that it was made of")
+        return Rejection("unsupported", "a colour image", "give the image that it was made of")
     if "PerFrameFunctionalGroupsSequence" not in header:
         missing = [name for name in _CLASSIC if header.get(name) is None or header.get(name) == ""]
         if missing:
-            return Refusal("geometry", f"without {', '.join(missing)}", "export the series again with its geometry")
+            return Rejection("geometry", f"without {', '.join(missing)}", "export the series again with its geometry")
         if int(header.get("NumberOfFrames") or 1) > 1:
-            return Refusal("geometry", "several frames without their geometry", "export it as enhanced or as single-frame MR")
+            return Rejection("geometry", "several frames without their geometry", "export it as enhanced or as single-frame MR")
     return None
 
 
-def frames_or_refusal(header: Dataset, path: Path) -> tuple[list[Frame], Refusal | None]:
+def frames_or_refusal(header: Dataset, path: Path) -> tuple[list[Frame], Rejection | None]:
     """The frames of a file that :func:`refusal` let through, or why its geometry cannot be used."""
     try:
         frames = frames_of(header, path)
@@ -172,20 +172,20 @@ def frames_or_refusal(header: Dataset, path: Path) -> tuple[list[Frame], Refusal
     except (KeyError, AttributeError, ValueError, TypeError, IndexError, OverflowError):
         sound, frames = False, []
     if not frames or not sound:
-        return [], Refusal(
+        return [], Rejection(
             "geometry", "position, orientation or pixel size missing or wrong", "export the series again with its geometry"
         )
     return frames, None
 
 
-def broken(path: Path) -> Refusal | None:
+def broken(path: Path) -> Rejection | None:
     """Why the pixels of a file cannot be decoded, and the remedy; None where they can."""
     try:
-        decoded(pydicom.dcmread(opened(path), force=True))
+        decoded(pydicom.dcmread(open_decompressed(path), force=True))
     except BadInput as error:
-        return Refusal("unreadable", error.what, error.remedy)
+        return Rejection("unreadable", error.what, error.remedy)
     except Exception as error:
-        return Refusal("unreadable", f"broken or unreadable pixels ({type(error).__name__})", "export or download it again")
+        return Rejection("unreadable", f"broken or unreadable pixels ({type(error).__name__})", "export or download it again")
     return None
 
 
@@ -272,7 +272,7 @@ def unpack_mosaic(path: Path) -> Any:
         warnings.simplefilter("ignore")  # "experimental"; the tests hold it to dcm2niix
         from nibabel.nicom.dicomwrappers import wrapper_from_file
     try:
-        wrapper = wrapper_from_file(opened(path))
+        wrapper = wrapper_from_file(open_decompressed(path))
         voxels = np.asarray(wrapper.get_data())
         affine = LPS_TO_RAS @ wrapper.affine
     except BadInput:
@@ -293,7 +293,7 @@ def unpack_frames(path: Path, indices: Sequence[int]) -> Any:
     header = read_header(path)
     frames = frames_of(header, path)
     scales = [_scale(header, index) for index in indices]
-    planes = dict(zip(sorted(indices), iter_pixels(opened(path), indices=sorted(indices)), strict=True))
+    planes = dict(zip(sorted(indices), iter_pixels(open_decompressed(path), indices=sorted(indices)), strict=True))
     if all(scale == (1.0, 0.0) for scale in scales):
         voxels = np.stack([planes[index] for index in indices])
     else:
@@ -399,7 +399,7 @@ def read_segmentation(
     for number in segmentation.segment_numbers:
         name = segmentation.get_segment_description(number).segment_label.strip().lower()
         if name not in by_name:
-            raise Unusable(
+            raise UnsupportedInput(
                 "label", f"segment {number}'s label is not in the card's label map", where=path.name, remedy="add it there"
             )
         values[number] = by_name[name]
@@ -407,7 +407,7 @@ def read_segmentation(
     try:
         found = segmentation.get_volume(combine_segments=True, dtype=np.uint8).match_geometry(grid)
     except (RuntimeError, ValueError) as error:
-        raise Unusable(
+        raise UnsupportedInput(
             "label",
             f"the segmentation lies on another grid, or its segments overlap ({type(error).__name__})",
             where=path.name,
