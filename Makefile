@@ -1,4 +1,4 @@
-# make demo · make test · make ui · make lint · make bench · make kernels-table · make gpu-test · make gpu-bench
+# make demo · make test · make test-fast · make lint · make docs · make ui · make bench · make kernels-table · make gpu-test · make gpu-bench
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # The GPU targets install nothing: they take the environment if it is there, else any Python with torch and triton.
 GPU_PYTHON ?= $(if $(wildcard $(INSTALLED)),$(BIN)/python,python3)
 
-.PHONY: install demo test lint ui bench kernels-table gpu-test gpu-bench clean
+.PHONY: install demo test test-fast docs lint ui bench kernels-table gpu-test gpu-bench clean
 .DEFAULT_GOAL := demo
 
 install: $(INSTALLED)
@@ -25,6 +25,14 @@ demo: install
 # Two processes with one thread each: with two each, threads wait for each other on two cores.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+# The unit tests: whatever starts no server, no trainer process and no compiler.
+test-fast: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --fast --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "The site's front page: build/site/index.html"
 
 lint: install
 	$(BIN)/ruff check .
