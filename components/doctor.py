@@ -1,4 +1,4 @@
-"""What is installed, which device, which stores answer, and what to do about what is missing."""
+"""Checks of the installation: packages, device, compiler, stores and servers, each with a remedy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Literal
 
 import psutil
 
+from components.assets import asset
 from components.home import Home
-from components.provenance import REPOSITORY
 
 MEMORY_NEEDED_GIB = 8
 DISK_NEEDED_GIB = 5
@@ -22,13 +22,13 @@ DISK_NEEDED_GIB = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report.
+    """One line of the report.
 
     Attributes:
-        name: what was looked at.
+        name: subject of the check.
         state: ``ok``, ``warning`` (the demo runs without it) or ``fault`` (it does not).
-        detail: what was found.
-        remedy: what to do; empty when all is well.
+        detail: version, size or address that was found.
+        remedy: action to take; empty if none is needed.
     """
 
     name: str
@@ -38,10 +38,11 @@ class Finding:
 
 
 def examine(home: Home) -> list[Finding]:
-    """Look at everything, change nothing."""
+    """Run all checks. Nothing is changed."""
     return [
         _python(),
         _packages(),
+        _import_names(),
         _device(),
         _kernels(),
         _compiler(),
@@ -60,10 +61,10 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    """Installed versions against the tested set."""
-    lock = REPOSITORY / "constraints.txt"
+    """Compare the installed versions with the tested set."""
+    lock = asset("constraints.txt")
     if not lock.exists():
-        return Finding("packages", "warning", "constraints.txt is not here", "run from a checkout of OmniMRI")
+        return Finding("packages", "warning", "constraints.txt is missing", "install OmniMRI again")
     pins = dict(line.split("==") for line in lock.read_text().split() if "==" in line)
     missing, other = [], []
     for name, pinned in pins.items():
@@ -77,6 +78,21 @@ def _packages() -> Finding:
     if other:
         return Finding("packages", "warning", f"not the tested version: {', '.join(other[:8])}", "make install")
     return Finding("packages", "ok", f"{len(pins)} at their tested versions")
+
+
+def _import_names() -> Finding:
+    """Report other distributions that install a top-level package of ours: Hugging Face's ``kernels`` does."""
+    owners = importlib.metadata.packages_distributions()
+    for package in ("kernels", "flows", "components", "model_core"):
+        others = sorted({owner for owner in owners.get(package, []) if owner.lower() != "omnimri"})
+        if others:
+            return Finding(
+                "import names",
+                "fault",
+                f"the package {', '.join(others)} installs a module named {package!r}, which is also ours",
+                f"pip uninstall {' '.join(others)}, or use an environment of its own for OmniMRI",
+            )
+    return Finding("import names", "ok", "no other package uses ours")
 
 
 def _device() -> Finding:
@@ -117,7 +133,7 @@ def _machine(home: Home) -> list[Finding]:
     return [
         Finding("memory", "ok", f"{memory:.0f} GiB")
         if memory >= MEMORY_NEEDED_GIB
-        else Finding("memory", "warning", f"{memory:.0f} GiB", f"the demo wants {MEMORY_NEEDED_GIB} GiB"),
+        else Finding("memory", "warning", f"{memory:.0f} GiB", f"the demo needs {MEMORY_NEEDED_GIB} GiB"),
         Finding("disk", "ok", f"{disk:.0f} GiB free at {home.root}")
         if disk >= DISK_NEEDED_GIB
         else Finding("disk", "fault", f"{disk:.1f} GiB free at {home.root}", "free some, or set OMNIMRI_HOME to a larger disk"),
@@ -129,19 +145,24 @@ def _data_version(home: Home) -> Finding:
         return Finding("data", "warning", "no data.dvc", "omnimri run, or omnimri ingest DATASET PATH")
     if not home.data.exists():
         return Finding(
-            "data", "warning", "data.dvc is here, data/ is not", "omnimri run rebuilds the samples; dvc pull brings the rest"
+            "data",
+            "warning",
+            "data.dvc exists, data/ does not",
+            "omnimri run rebuilds the samples; omnimri data pull fetches the rest",
         )
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "status", "--quiet", "data.dvc"], cwd=home.data.parent, capture_output=True, text=True
     )
     if status.returncode:
-        return Finding("data", "warning", "data/ differs from data.dvc", "omnimri ingest versions it; dvc checkout takes it back")
-    return Finding("data", "ok", "data/ is what data.dvc says")
+        return Finding(
+            "data", "warning", "data/ differs from data.dvc", "omnimri ingest pins it; dvc checkout restores the pinned version"
+        )
+    return Finding("data", "ok", "data/ matches data.dvc")
 
 
 def _tracking(home: Home) -> Finding:
     if home.tracking_uri.startswith("sqlite") and not (home.mlflow / "mlflow.db").exists():
-        return Finding("mlflow", "warning", "no store yet", "the first omnimri run makes it")
+        return Finding("mlflow", "warning", "no store yet", "the first omnimri run creates it")
     try:
         import mlflow
 

@@ -81,11 +81,15 @@ def _settings_section(prefix: str, section: type[Any]) -> Iterator[str]:
     if fields:
         yield from ("| field | type | default | meaning |", "|---|---|---|---|")
         for name, field in fields:
-            default = "required" if field.is_required() else f"`{field.default}`".replace("|", "\\|")
-            yield f"| `{name}` | `{_type_name(field.annotation)}` | {default} | {(field.description or '').replace('|', chr(92) + '|')} |"
+            default = "required" if field.is_required() else f"`{field.default}`"
+            yield f"| `{name}` | `{_type_name(field.annotation)}` | {_cell(default)} | {_cell(field.description)} |"
         yield ""
     for name, nested in sections:
         yield from _settings_section(f"{name}.", nested)
+
+
+def _cell(text: str | None) -> str:
+    return (text or "").replace("|", "\\|")
 
 
 def _type_name(annotation: Any) -> str:
@@ -95,8 +99,9 @@ def _type_name(annotation: Any) -> str:
 
 def commands_page() -> str:
     """Return the reference of all commands, from their own help."""
-    from flows.cli.main import app
     from typer.main import get_command
+
+    from flows.cli.main import app
 
     return "\n".join(["# Commands", "", *_command("omnimri", get_command(app), 2)])
 
@@ -113,7 +118,7 @@ def _command(name: str, command: Any, level: int) -> Iterator[str]:
         yield from ("| argument | meaning |", "|---|---|")
         for parameter in parameters:
             words = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
-            yield f"| `{words}` | {(getattr(parameter, 'help', '') or '').replace('|', chr(92) + '|')} |"
+            yield f"| `{words}` | {_cell(getattr(parameter, 'help', ''))} |"
         yield ""
     for inner, nested in getattr(command, "commands", {}).items():
         yield from _command(f"{name} {inner}", nested, level + 1)
