@@ -1,4 +1,4 @@
-"""What a multi-coil measurement says before any network: which columns were measured, and how each coil sees.
+"""Sampling pattern and coil sensitivities of a multi-coil measurement, estimated from its k-space without a network.
 
 Shape letters: D slices, C coils, H rows, W columns.
 """
@@ -13,32 +13,36 @@ from components.curation.curate_volume import low_resolution_sensitivities
 KERNEL, CALIBRATION = 6, 24
 """ESPIRiT's kernel and the side of its calibration region, k-space points (sigpy's defaults)."""
 _MEASURED = 1e-6
-"""Of the largest value: less is the rounding of a Fourier transform, which readers put between file and volume."""
+"""Smallest magnitude of a measured column, relative to the largest: less is rounding of the Fourier transform of a reader."""
 
 
 def measured_columns(kspace_DCHW: NDArray[np.complex64]) -> NDArray[np.bool_]:
-    """Phase-encoding columns (W,) that hold data."""
+    """Return the phase-encoding columns (W,) that contain data."""
     strongest = np.abs(kspace_DCHW).max(axis=(0, 1, 2))
     return np.asarray(strongest > _MEASURED * strongest.max())
 
 
 def calibration_width(columns_W: NDArray[np.bool_]) -> int:
-    """Columns measured without a gap on both sides of the centre."""
-    centre = len(columns_W) // 2
+    """Return the number of columns that are measured without a gap, symmetric about the center."""
+    center = len(columns_W) // 2
     gaps = np.flatnonzero(~columns_W)
-    left, right = gaps[gaps <= centre], gaps[gaps > centre]
+    left, right = gaps[gaps <= center], gaps[gaps > center]
     first, last = (left.max() + 1 if left.size else 0), (right.min() if right.size else len(columns_W))
-    return int(max(2 * min(centre - first, last - centre), 0))
+    return int(max(2 * min(center - first, last - center), 0))
 
 
-def sensitivities(kspace_DCHW: NDArray[np.complex64]) -> NDArray[np.complex64]:
-    """Coil maps of every slice, sum of squares 1: by ESPIRiT (sigpy), or, where the fully measured centre is too narrow for its
-    calibration, coil images of low resolution over their root-sum-of-squares."""
+def estimate_sensitivities(kspace_DCHW: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """Estimate the coil maps of every slice, normalized to a sum of squares of 1.
+
+    Use ESPIRiT (sigpy). If the fully measured center is too narrow for its calibration, divide low-resolution coil images by their
+    root sum of squares instead.
+    """
     from sigpy.mri.app import EspiritCalib
 
     width = min(CALIBRATION, calibration_width(measured_columns(kspace_DCHW)), kspace_DCHW.shape[2])
     if width < 2 * KERNEL:
         return low_resolution_sensitivities(kspace_DCHW, max(width, 2))
-    # No eigenvalue threshold: a map of zero would leave out what was measured there.
-    maps = [EspiritCalib(one, calib_width=width, kernel_width=KERNEL, crop=0, show_pbar=False).run() for one in kspace_DCHW]
+    # No eigenvalue threshold: a map of zero would discard what was measured there.
+    options = {"calib_width": width, "kernel_width": KERNEL, "crop": 0, "show_pbar": False}
+    maps = [EspiritCalib(kspace_CHW, **options).run() for kspace_CHW in kspace_DCHW]
     return np.asarray(np.stack(maps), dtype=np.complex64)

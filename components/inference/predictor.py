@@ -1,16 +1,15 @@
-"""One model, ready to answer.
+"""A loaded model that answers instructions about volumes.
 
-The model itself decides the task: its answer begins with ``<image>`` (reconstruction) or ``<seg>`` (segmentation), holds ``<bbox>``
-or "no lesion" (detection), or begins with yes or no (diagnosis); anything else is a report. The question is asked about the middle
-slice first; then, for images, masks and boxes, about every slice, and for a diagnosis about slices through the whole volume.
+The model itself decides the task by the form of its answer about one tile: see :func:`task_of`. Images, masks and boxes are then
+computed on every slice, a diagnosis on slices through the whole volume.
 
-Shape letters: K draws, D slices, H rows, W columns, V views, M side of a view.
+Shape letters: K samples, D slices, H rows, W columns, V tiles, M side of a tile, N candidate answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -25,25 +24,27 @@ from components.errors import BadInput
 from components.files import read_json
 from components.inference.model_uri import PREPROCESSING
 from components.inference.prediction import FoundBox, Prediction
-from components.inference.sliding_window import Planes, View, batches_of_slices
+from components.inference.question import CONDITIONAL_MEAN, Progress, Question, Sampling, ignore_progress
+from components.inference.sliding_window import ResampledVolume, Tile, slice_batches
 from components.ingestion.volume import Volume
 from components.provenance import digest
 from components.settings import TaskName
 from model_core import OmniMRIForConditionalGeneration
 from model_core.batch import TARGET_IMAGE, TARGET_MASK
 from model_core.boxes import BOX_TOKEN, NO_LESION, parse_boxes
-from model_core.flow import SAMPLERS, Sampler
 from model_core.mri_physics.sense import consistent
 from model_core.processing import Processor
 from model_core.tokenization import IMAGE, SEG
 
-BATCH, DIAGNOSIS_SLICES, LONGEST_ANSWER = 8, 12, 200
+BATCH = 8
+"""Tiles that are processed at once: memory does not grow with the volume."""
+DIAGNOSIS_SLICES, MAX_NEW_TOKENS = 12, 200
 SAME_BOX = 0.5
-"""Overlap (intersection over union) from which boxes of neighbouring views are one finding."""
+"""Intersection over union from which boxes of overlapping tiles are the same finding."""
 
 
 def task_of(answer: str) -> TaskName:
-    """The task that an answer's form belongs to."""
+    """Return the task that the form of an answer belongs to."""
     if answer.startswith(IMAGE):
         return "reconstruction"
     if answer.startswith(SEG):
@@ -53,72 +54,30 @@ def task_of(answer: str) -> TaskName:
     return "diagnosis" if answer.lower().startswith(("yes", "no,", "no ")) or answer.lower() == "no" else "report"
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How images and masks are made.
-
-    Attributes:
-        steps: of a draw; one step gives the conditional mean, which has the least squared error.
-        sampler: ``euler`` or ``heun`` (twice the work a step, an error that falls with the square of the step).
-        samples: draws; the answer is their mean, and from two on their deviation is the uncertainty.
-        seed: the same seed gives the same answer.
-    """
-
-    steps: int = 1
-    sampler: Sampler = "euler"
-    samples: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.samples < 1 or self.sampler not in SAMPLERS:
-            raise BadInput(
-                "nothing to sample",
-                where=f"{self.samples} samples of {self.steps} steps by {self.sampler}",
-                remedy=f"at least one sample of one step, by {' or '.join(SAMPLERS)}",
-            )
-
-
-@dataclass(frozen=True)
-class _Question:
-    """An instruction about a volume."""
-
-    planes: Planes
-    instruction: str
-    file_affine: NDArray[np.float64] | None
-
-    @property
-    def first(self) -> View:
-        """What the question is asked about first."""
-        content = self.planes.content
-        return self.planes.richest(content[len(content) // 2])
-
-    def said(self, task: TaskName, text: str, views: Sequence[View], **parts: Any) -> Prediction:
-        """The answer."""
-        planes, middle = self.planes, views[len(views) // 2]
-        slices = tuple(dict.fromkeys(view.index for view in views))
-        affine = np.asarray(planes.volume.affine)
-        return Prediction(task, text, slices, affine, planes.seen(middle), file_affine=self.file_affine, **parts)
-
-
 @dataclass
 class Predictor:
     """A model with its processor and the grid that it was trained on.
 
     Attributes:
-        matrix: pixels of a side; pixel_mm: their size.
+        matrix: side of a tile, pixels.
+        pixel_mm: side of a pixel, mm.
     """
 
     model: OmniMRIForConditionalGeneration
     processor: Processor
     matrix: int
     pixel_mm: float
+    image_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.image_tokens = self.model.image_tokens_for(1, self.matrix, self.matrix)
 
     @classmethod
     def load(cls, folder: str | Path) -> Predictor:
         """Load a saved model.
 
         Raises:
-            BadInput: the folder lacks a part of it.
+            BadInput: the folder lacks one of the model's files.
         """
         path = Path(folder)
         if not (path / PREPROCESSING).is_file():
@@ -133,82 +92,156 @@ class Predictor:
         return cls(model, Processor.from_pretrained(path), int(grid["matrix"]), float(grid["pixel_mm"]))
 
     def predict(
-        self, source: Path | Volume, instruction: str, sampling: Sampling = Sampling(), say: Callable[[str], None] | None = None
+        self,
+        source: Path | Volume,
+        instruction: str,
+        sampling: Sampling = CONDITIONAL_MEAN,
+        on_text: Callable[[str], None] | None = None,
+        progress: Progress = ignore_progress,
     ) -> Prediction:
         """Answer an instruction about one volume.
 
         Args:
-            source: a volume, or the path of a file or of a DICOM series' folder.
-            say: called with the pieces of a report while it is written.
+            source: a volume, or the path of a file or of the folder of a DICOM series.
+            on_text: called with each piece of a report while the report is generated.
+            progress: called with (phase, done, total); see :data:`components.inference.question.Progress`.
 
         Raises:
-            BadInput: an empty instruction, or a file that cannot be read.
+            BadInput: the instruction is empty, or the file cannot be read.
         """
-        question = self._question(source, instruction)
-        pieces: list[str] = []
-        for piece in self._written(question) if say else self._texts([(question, question.first)]):
-            pieces.append(piece)
-            if say and task_of("".join(pieces).lstrip()) == "report":
-                say(piece)
-        return self._answered(question, "".join(pieces).strip(), sampling)
+        [question] = self._read_questions([(source, instruction)], sampling, progress)
+        if on_text is None:
+            [answer] = self._first_answers([question], progress)
+        else:
+            answer = self._streamed_answer(question, on_text, progress)
+        return self._decode(question, answer)
 
-    def predict_many(self, requests: Sequence[tuple[Path | Volume, str]], sampling: Sampling = Sampling()) -> list[Prediction]:
-        """Answer several (source, instruction) requests, text in batches; the answers are those of :meth:`predict`."""
-        questions = [self._question(source, instruction) for source, instruction in requests]
-        answers = self._texts([(question, question.first) for question in questions])
-        return [self._answered(question, answer, sampling) for question, answer in zip(questions, answers, strict=True)]
+    def predict_many(
+        self,
+        requests: Sequence[tuple[Path | Volume, str]],
+        sampling: Sampling = CONDITIONAL_MEAN,
+        progress: Progress = ignore_progress,
+    ) -> list[Prediction]:
+        """Answer several (source, instruction) requests, their first answers in batches, with the results of :meth:`predict`."""
+        questions = self._read_questions(requests, sampling, progress)
+        answers = self._first_answers(questions, progress)
+        return [self._decode(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
     def stream(self, source: Path | Volume, instruction: str) -> Iterator[str]:
-        """The text about the middle slice, in pieces of a word or so, while it is written."""
-        yield from self._written(self._question(source, instruction))
+        """Yield the answer about the first tile in pieces of about a word while it is generated."""
+        [question] = self._read_questions([(source, instruction)], CONDITIONAL_MEAN, ignore_progress)
+        yield from self._stream_text(question)
 
-    def _question(self, source: Path | Volume, instruction: str) -> _Question:
-        if not instruction.strip():
-            raise BadInput("an empty instruction", where="instruction", remedy='e.g. "Segment the white matter in this brain MRI."')
-        volume, file_affine = (source, None) if isinstance(source, Volume) else _read(source)
-        return _Question(Planes.of(volume, self.matrix, self.pixel_mm), instruction, file_affine)
-
-    def _answered(self, question: _Question, answer: str, sampling: Sampling) -> Prediction:
-        task = task_of(answer)
-        if task in ("reconstruction", "segmentation"):
-            return self._decoded(question, task, answer, sampling)
-        if task == "detection":
-            return self._detected(question)
-        if task == "diagnosis":
-            return self._diagnosed(question)
-        return question.said(task, answer, [question.first])
-
-    @property
-    def _tokens(self) -> int:
-        return self.model.image_tokens_for(1, self.matrix, self.matrix)
-
-    def _prompts(self, asked: Sequence[tuple[_Question, View]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, mask and pixels of some questions, ready for generation."""
-        prompts = [self.processor.encode(question.instruction, None, self._tokens).input_ids for question, _ in asked]
-        ids, mask = self.processor.pad(prompts, left=True)
-        return ids, mask, _pixels([question.planes.seen(view) for question, view in asked])
-
-    def _texts(self, asked: Sequence[tuple[_Question, View]]) -> list[str]:
+    def generate_texts(self, question: Question, tiles: Sequence[Tile], task: TaskName) -> list[str]:
+        """Generate the answer about each tile, greedily. Report progress under the task's name."""
         answers: list[str] = []
-        for part in _batches(asked):
-            ids, mask, pixels = self._prompts(part)
-            answers += [self.processor.decode(made) for made in self.model.generate_text(ids, mask, pixels, LONGEST_ANSWER)]
+        for batch in _batches(tiles):
+            answers += self._generate([(question, tile) for tile in batch])
+            question.progress(task, len(answers), len(tiles))
         return answers
 
-    def _written(self, question: _Question) -> Iterator[str]:
-        """The answer about the first view, piece by piece; generation runs in a thread of its own."""
-        ids, mask, pixels = self._prompts([(question, question.first)])
+    def answer_probabilities(
+        self, question: Question, tiles: Sequence[Tile], candidates: Sequence[str], task: TaskName
+    ) -> NDArray[np.float64]:
+        """Return the probability of each candidate answer about each tile, (V, N). Report progress under the task's name."""
+        tokens = [self.processor.tokens(candidate) for candidate in candidates]
+        scores: list[list[float]] = []
+        for batch in _batches(tiles):
+            ids, mask, pixels = self._encode([(question, tile) for tile in batch])
+            scores += self.model.answer_probability(ids, mask, pixels, tokens).tolist()
+            question.progress(task, len(scores), len(tiles))
+        return np.asarray(scores)
+
+    def generate_images(
+        self, question: Question, tiles: Sequence[Tile], marker: str, target_kind: int, task: TaskName
+    ) -> NDArray[np.float32]:
+        """Sample the image decoder for each tile, (V, K, M, M). Report progress under the task's name.
+
+        Args:
+            marker: answer that requests the image decoder.
+            target_kind: TARGET_IMAGE or TARGET_MASK.
+        """
+        volume, sampling = question.volume, question.sampling
+        prompt = self.processor.encode_answer_prefix(question.instruction, marker, self.image_tokens)
+        images: list[NDArray[np.float32]] = []
+        for batch in _batches(tiles):
+            ids, mask = self.processor.pad([prompt] * len(batch))
+            samples_KB1DMM = self.model.generate_images(
+                ids,
+                mask,
+                _pixels([volume.crop(tile) for tile in batch]),
+                torch.full((len(batch),), target_kind),
+                volume.measurement_of(batch),
+                seeds=[int(digest(sampling.seed, tile.index, tile.row, tile.column)[:12], 16) for tile in batch],
+                steps=sampling.steps,
+                sampler=sampling.sampler,
+                draws=sampling.samples,
+            )
+            images.extend(samples_KB1DMM[:, :, 0, 0].transpose(0, 1).numpy())
+            question.progress(task, len(images), len(tiles))
+        return np.stack(images)
+
+    def _read_questions(
+        self, requests: Sequence[tuple[Path | Volume, str]], sampling: Sampling, progress: Progress
+    ) -> list[Question]:
+        """Read and resample the volumes of the requests."""
+        questions = []
+        progress("reading", 0, len(requests))
+        for source, instruction in requests:
+            if not instruction.strip():
+                remedy = 'give one, e.g. "Segment the white matter in this brain MRI."'
+                raise BadInput("an empty instruction", where="instruction", remedy=remedy)
+            volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(source)
+            resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
+            questions.append(Question(resampled, instruction, sampling, file_affine, progress))
+            progress("reading", len(questions), len(requests))
+        return questions
+
+    def _first_answers(self, questions: Sequence[Question], progress: Progress) -> list[str]:
+        """Generate the answer about the first tile of each question, in batches over the questions."""
+        answers: list[str] = []
+        progress("answering", 0, len(questions))
+        for batch in _batches(questions):
+            answers += self._generate([(question, question.first_tile) for question in batch])
+            progress("answering", len(answers), len(questions))
+        return answers
+
+    def _streamed_answer(self, question: Question, on_text: Callable[[str], None], progress: Progress) -> str:
+        """Generate the answer about the first tile; pass its pieces on as long as it has the form of a report."""
+        progress("answering", 0, 1)
+        answer = ""
+        for piece in self._stream_text(question):
+            answer += piece
+            if task_of(answer.lstrip()) == "report":
+                on_text(piece)
+        progress("answering", 1, 1)
+        return answer.strip()
+
+    def _encode(self, prompts: Sequence[tuple[Question, Tile]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return token ids, attention mask and pixels of the prompts, left-padded for generation."""
+        encoded = [self.processor.encode(question.instruction, None, self.image_tokens).input_ids for question, _ in prompts]
+        ids, mask = self.processor.pad(encoded, left=True)
+        return ids, mask, _pixels([question.volume.crop(tile) for question, tile in prompts])
+
+    def _generate(self, prompts: Sequence[tuple[Question, Tile]]) -> list[str]:
+        """Generate one batch of answers."""
+        ids, mask, pixels = self._encode(prompts)
+        return [self.processor.decode(tokens) for tokens in self.model.generate_text(ids, mask, pixels, MAX_NEW_TOKENS)]
+
+    def _stream_text(self, question: Question) -> Iterator[str]:
+        """Yield the answer about the first tile piece by piece; generation runs in its own thread."""
+        ids, mask, pixels = self._encode([(question, question.first_tile)])
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=False)
         failures: list[BaseException] = []
 
-        def write() -> None:
+        def generate() -> None:
             try:
-                self.model.generate_text(ids, mask, pixels, LONGEST_ANSWER, streamer=streamer)
+                self.model.generate_text(ids, mask, pixels, MAX_NEW_TOKENS, streamer=streamer)
             except BaseException as failure:
                 failures.append(failure)
                 streamer.end()
 
-        thread = Thread(target=write, daemon=True)
+        thread = Thread(target=generate, daemon=True)
         thread.start()
         for piece in streamer:
             if text := piece.replace(self.processor.tokenizer.eos_token, ""):
@@ -217,70 +250,71 @@ class Predictor:
         if failures:
             raise failures[0]
 
-    def _decoded(self, question: _Question, task: TaskName, answer: str, sampling: Sampling) -> Prediction:
-        """Every slice through the image decoder."""
-        planes, depth = question.planes, len(question.planes.voxels)
-        marker, kind = (IMAGE, TARGET_IMAGE) if task == "reconstruction" else (SEG, TARGET_MASK)
-        prompt = self.processor.encode_answer_prefix(question.instruction, marker, self._tokens)
-        views = planes.views(range(depth))
-        made: list[NDArray[np.float32]] = []
-        for part in _batches(views):
-            ids, mask = self.processor.pad([prompt] * len(part))
-            draws_KB1DMM = self.model.generate_images(
-                ids,
-                mask,
-                _pixels([planes.seen(view) for view in part]),
-                torch.full((len(part),), kind),
-                planes.measured_of(part),
-                seeds=[int(digest(sampling.seed, view.index, view.row, view.column)[:12], 16) for view in part],
-                steps=sampling.steps,
-                sampler=sampling.sampler,
-                draws=sampling.samples,
-            )
-            made.extend(draws_KB1DMM[:, :, 0, 0].transpose(0, 1).numpy())
-        text = answer.removeprefix(marker).strip() or f"{task} of {depth} slices"
+    def _decode(self, question: Question, answer: str) -> Prediction:
+        task = task_of(answer)
+        if task == "reconstruction":
+            return self._reconstruct(question, answer)
         if task == "segmentation":
-            draws = np.stack([planes.on_source(draw) for draw in planes.blended(views, np.stack(made))])
-            return question.said(task, text, views, mask=(draws.mean(0) > 0.5).astype(np.uint8), uncertainty=_deviation(draws))
-        changes = planes.blended(views, np.stack([one - planes.seen(view) for one, view in zip(made, views, strict=True)]))
-        draws = planes.scale * np.stack([_changed(planes, change) for change in changes])
-        return question.said(task, text, views, image=draws.mean(0), uncertainty=_deviation(draws))
+            return self._segment(question, answer)
+        if task == "detection":
+            return self._detect(question)
+        if task == "diagnosis":
+            return self._diagnose(question)
+        return question.prediction(task, answer, [question.first_tile])
 
-    def _detected(self, question: _Question) -> Prediction:
-        """Boxes on every slice that shows something."""
-        planes = question.planes
-        views = planes.views(planes.content)
-        found: list[FoundBox] = []
-        for view, text in zip(views, self._texts([(question, view) for view in views]), strict=True):
+    def _reconstruct(self, question: Question, answer: str) -> Prediction:
+        """Reconstruct every slice."""
+        volume, depth = question.volume, len(question.volume.voxels)
+        tiles = volume.tiles(range(depth))
+        images = self.generate_images(question, tiles, IMAGE, TARGET_IMAGE, "reconstruction")
+        residuals = np.stack([samples - volume.crop(tile) for samples, tile in zip(images, tiles, strict=True)])
+        blended = volume.blend(tiles, residuals)
+        samples = volume.scale * np.stack([_add_residual(volume, residual) for residual in blended])
+        text = answer.removeprefix(IMAGE).strip() or f"reconstruction of {depth} slices"
+        return question.prediction("reconstruction", text, tiles, image=samples.mean(0), uncertainty=sample_deviation(samples))
+
+    def _segment(self, question: Question, answer: str) -> Prediction:
+        """Segment every slice."""
+        volume, depth = question.volume, len(question.volume.voxels)
+        tiles = volume.tiles(range(depth))
+        masks = self.generate_images(question, tiles, SEG, TARGET_MASK, "segmentation")
+        samples = np.stack([volume.to_source_grid(sample) for sample in volume.blend(tiles, masks)])
+        text = answer.removeprefix(SEG).strip() or f"segmentation of {depth} slices"
+        mask = (samples.mean(0) > 0.5).astype(np.uint8)
+        return question.prediction("segmentation", text, tiles, mask=mask, uncertainty=sample_deviation(samples))
+
+    def _detect(self, question: Question) -> Prediction:
+        """Find boxes on every slice with content."""
+        volume = question.volume
+        tiles = volume.tiles(volume.content_slices)
+        boxes: list[FoundBox] = []
+        for tile, text in zip(tiles, self.generate_texts(question, tiles, "detection"), strict=True):
             for box in parse_boxes(text):
-                row0, col0, row1, col1 = planes.box_on_source(view, box)
+                row0, col0, row1, col1 = volume.box_to_source_grid(tile, box)
                 if row0 < row1 and col0 < col1:  # a thin box may vanish between two pixels of a coarser image
-                    found.append(FoundBox(box.label, view.index, row0, col0, row1, col1))
-        if len(planes.corners) > 1:
-            found = distinct(found)
-        count, looked = len({box.slice_index for box in found}), len(planes.content)
-        text = f"{len(found)} boxes on {count} of {looked} slices" if found else NO_LESION
-        return question.said("detection", text, views, boxes=tuple(found))
+                    boxes.append(FoundBox(box.label, tile.index, row0, col0, row1, col1))
+        if len(volume.corners) > 1:
+            boxes = drop_duplicate_boxes(boxes)
+        slices = len({box.slice_index for box in boxes})
+        text = f"{len(boxes)} boxes on {slices} of {len(volume.content_slices)} slices" if boxes else NO_LESION
+        return question.prediction("detection", text, tiles, boxes=tuple(boxes))
 
-    def _diagnosed(self, question: _Question) -> Prediction:
-        """Mean over slices through the volume of p(yes) / (p(yes) + p(no)), of a slice's most suspicious view."""
-        content = question.planes.content
+    def _diagnose(self, question: Question) -> Prediction:
+        """Average p(yes) / (p(yes) + p(no)) over slices through the volume; a slice counts with the largest value of its tiles."""
+        content = question.volume.content_slices
         count = min(DIAGNOSIS_SLICES, len(content))
-        views = question.planes.views([content[round(place)] for place in np.linspace(0, len(content) - 1, count)])
-        words = [self.processor.tokens("yes"), self.processor.tokens("no")]
-        shares: dict[int, float] = {}
-        for part in _batches(views):
-            ids, mask, pixels = self._prompts([(question, view) for view in part])
-            scores = self.model.answer_probability(ids, mask, pixels, words)
-            for view, share in zip(part, (scores[:, 0] / scores.sum(-1).clamp(min=1e-12)).tolist(), strict=True):
-                shares[view.index] = max(shares.get(view.index, 0.0), share)
-        probability = float(np.mean(list(shares.values())))
+        tiles = question.volume.tiles([content[round(position)] for position in np.linspace(0, len(content) - 1, count)])
+        scores = torch.from_numpy(self.answer_probabilities(question, tiles, ("yes", "no"), "diagnosis")).float()
+        by_slice: dict[int, float] = {}
+        for tile, share in zip(tiles, (scores[:, 0] / scores.sum(-1).clamp(min=1e-12)).tolist(), strict=True):
+            by_slice[tile.index] = max(by_slice.get(tile.index, 0.0), share)
+        probability = float(np.mean(list(by_slice.values())))
         text = f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f} over {count} slices)"
-        return question.said("diagnosis", text, views)
+        return question.prediction("diagnosis", text, tiles)
 
 
-def _read(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
-    """A volume, and the affine of its file where that is NIfTI."""
+def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
+    """Read a volume, and the affine of its file if the file is NIfTI."""
     from components.ingestion import read_path
     from components.ingestion.formats.nifti import load
     from components.ingestion.formats.sniff import kind_of
@@ -290,38 +324,40 @@ def _read(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
 
 
 def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Memory is bounded by views, however large the volume."""
     for first in range(0, len(items), BATCH):
         yield items[first : first + BATCH]
 
 
-def _pixels(views: Sequence[NDArray[np.float32]]) -> Tensor:
-    return torch.from_numpy(np.stack(views))[:, None, None]
+def _pixels(tiles: Sequence[NDArray[np.float32]]) -> Tensor:
+    return torch.from_numpy(np.stack(tiles))[:, None, None]
 
 
-def _changed(planes: Planes, change_DPP: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the network changed, put on the source's own pixels (D, H, W), of which none is lost to its coarser grid, and made to
-    agree with the measurement there."""
-    measured = planes.measured
-    source = planes.volume.voxels / np.float32(planes.scale) if planes.zero_filled is None else planes.zero_filled
-    image = np.clip(source + planes.on_source(change_DPP), 0, None)
+def _add_residual(volume: ResampledVolume, residual_DPP: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Add the network's change to the image on the source's own grid (D, H, W), and enforce agreement with the measurement there.
+
+    The network's grid may be coarser than the source's: adding the change rather than replacing the image keeps every source pixel.
+    """
+    measured = volume.measured
+    source = volume.volume.voxels / np.float32(volume.scale) if volume.zero_filled is None else volume.zero_filled
+    image = np.clip(source + volume.to_source_grid(residual_DPP), 0, None)
     if measured is None:
         return image
-    parts = batches_of_slices(measured, BATCH)
-    return np.concatenate([consistent(torch.from_numpy(image[part])[:, None], some)[:, 0].numpy() for part, some in parts])
+    batches = slice_batches(measured, BATCH)
+    return np.concatenate([consistent(torch.from_numpy(image[rows])[:, None], batch)[:, 0].numpy() for rows, batch in batches])
 
 
-def _deviation(draws_KDHW: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    return draws_KDHW.std(axis=0, ddof=1, dtype=np.float32) if len(draws_KDHW) > 1 else None
+def sample_deviation(samples_KDHW: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Return the standard deviation over the samples (D, H, W), or None for a single sample."""
+    return samples_KDHW.std(axis=0, ddof=1, dtype=np.float32) if len(samples_KDHW) > 1 else None
 
 
-def distinct(boxes: Sequence[FoundBox]) -> list[FoundBox]:
-    """Boxes without those that neighbouring views found a second time, the largest of each kept, in their order."""
+def drop_duplicate_boxes(boxes: Sequence[FoundBox]) -> list[FoundBox]:
+    """Drop boxes that overlapping tiles found a second time: keep the largest of each group, in the original order."""
 
     def area(box: FoundBox) -> int:
         return max(box.row1 - box.row0, 0) * max(box.col1 - box.col0, 0)
 
-    def same(a: FoundBox, b: FoundBox) -> bool:
+    def is_same(a: FoundBox, b: FoundBox) -> bool:
         edges = max(a.row0, b.row0), max(a.col0, b.col0), min(a.row1, b.row1), min(a.col1, b.col1)
         shared = area(FoundBox(a.label, a.slice_index, *edges))
         overlap = shared / (area(a) + area(b) - shared)
@@ -329,6 +365,6 @@ def distinct(boxes: Sequence[FoundBox]) -> list[FoundBox]:
 
     kept: list[FoundBox] = []
     for box in sorted(boxes, key=area, reverse=True):
-        if not any(same(box, other) for other in kept):
+        if not any(is_same(box, other) for other in kept):
             kept.append(box)
     return [box for box in boxes if box in kept]

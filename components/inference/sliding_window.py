@@ -1,7 +1,7 @@
-"""A volume as the network sees it: planes of its pixel size, and the squares of them that it looks at.
+"""A volume at the network's pixel size, and the square tiles of its slices that the network processes.
 
-Shape letters: K draws, D slices, C coils, H rows, W columns (of the source), P side of the plane in the network's pixels,
-M side of a square (the network's matrix).
+Shape letters: K samples, D slices, C coils, H rows, W columns (of the source), P side of a resampled slice in the network's pixels,
+M side of a tile (the network's matrix), V tiles.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from scipy import ndimage
 from components.curation.curate_volume import gridded
 from components.curation.measure.regions import FOREGROUND
 from components.curation.resampling import PlaneGrid
-from components.inference.coils import measured_columns, sensitivities
+from components.inference.coils import estimate_sensitivities, measured_columns
 from components.ingestion.volume import Volume
 from model_core.boxes import GRID, TextBox
 from model_core.mri_physics.fourier_numpy import fft2c
 from model_core.mri_physics.sense import Measured
 
 CONTENT_SHARE = 0.1
-"""A slice shows something if it has at least this share of the foreground of the richest slice."""
+"""A slice has content if its foreground is at least this share of the foreground of the slice with the most foreground."""
 
 
 @dataclass(frozen=True)
-class View:
-    """One square of one slice: slice index, and the row and column of its corner in the plane."""
+class Tile:
+    """One square of one slice: slice index, and the row and column of its first pixel in the resampled slice."""
 
     index: int
     row: int
@@ -38,17 +38,18 @@ class View:
 
 
 @dataclass(frozen=True)
-class Planes:
-    """A volume brought to the network's pixel size.
+class ResampledVolume:
+    """A volume resampled to the network's pixel size.
 
     Attributes:
-        volume: as it was read.
-        grid: the map from its planes to those of the network, which cover the whole field of view.
-        matrix: side of what the network looks at, pixels.
-        voxels: (D, P, P), 99.5th percentile = 1; scale: source units of 1.
-        corners: (row, column) of the squares that are looked at; together they hold everything that is foreground.
+        volume: the volume on its own grid.
+        grid: the map from its slices to the resampled slices, which cover the whole field of view.
+        matrix: side of a tile, pixels.
+        voxels: (D, P, P), 99.5th percentile = 1.
+        scale: value of 1 in source units.
+        corners: (row, column) of the first pixel of every tile; the tiles together cover all foreground.
         zero_filled, measured: magnitude (D, H, W) and undersampled k-space on the source's own grid, in units of ``scale``; None
-            where there is no such k-space.
+            without undersampled k-space.
     """
 
     volume: Volume
@@ -61,13 +62,13 @@ class Planes:
     measured: Measured | None = None
 
     @classmethod
-    def of(cls, volume: Volume, matrix: int, pixel_mm: float) -> Planes:
-        """Bring a volume to the network's pixel size.
+    def from_volume(cls, volume: Volume, matrix: int, pixel_mm: float) -> ResampledVolume:
+        """Resample a volume to the network's pixel size.
 
-        Where the field of view exceeds ``matrix`` pixels, the plane is larger than the network's square, by whole pixels on either
-        side, so that its middle is what training would have shown.
+        If the field of view exceeds ``matrix`` pixels, a resampled slice is larger than a tile by the same whole number of pixels
+        on either side, so that its central tile is the image that training would have used.
         """
-        measured, zero_filled = _undersampled(volume), None
+        measured, zero_filled = _undersampled_kspace(volume), None
         if measured is not None:
             combined = measured.zero_filled()[:, 0].numpy()
             zero_filled = np.abs(combined)
@@ -82,80 +83,84 @@ class Planes:
         if measured is not None and zero_filled is not None:
             zero_filled = zero_filled / np.float32(scale)
             measured = replace(measured, kspace_BCDHW=measured.kspace_BCDHW / scale)
-        return cls(volume, grid, matrix, voxels, scale, _corners(voxels, matrix), zero_filled, measured)
+        return cls(volume, grid, matrix, voxels, scale, _tile_corners(voxels, matrix), zero_filled, measured)
 
     @property
-    def content(self) -> list[int]:
-        """Slices that show something; all where none does."""
-        shown = np.count_nonzero(self.voxels > FOREGROUND, axis=(1, 2))
-        return np.flatnonzero(shown >= CONTENT_SHARE * shown.max()).tolist() or list(range(len(self.voxels)))
+    def content_slices(self) -> list[int]:
+        """Indices of the slices with content; all slices if none has content."""
+        foreground = np.count_nonzero(self.voxels > FOREGROUND, axis=(1, 2))
+        return np.flatnonzero(foreground >= CONTENT_SHARE * foreground.max()).tolist() or list(range(len(self.voxels)))
 
-    def views(self, slices: Sequence[int]) -> list[View]:
-        """Every square of some slices."""
-        return [View(index, row, column) for index in slices for row, column in self.corners]
+    def tiles(self, slices: Sequence[int]) -> list[Tile]:
+        """Return every tile of the given slices."""
+        return [Tile(index, row, column) for index in slices for row, column in self.corners]
 
-    def richest(self, index: int) -> View:
-        """The square that shows most of a slice."""
-        return max(self.views([index]), key=lambda view: np.count_nonzero(self.seen(view) > FOREGROUND))
+    def richest_tile(self, index: int) -> Tile:
+        """Return the tile of a slice with the most foreground."""
+        return max(self.tiles([index]), key=lambda tile: np.count_nonzero(self.crop(tile) > FOREGROUND))
 
-    def seen(self, view: View) -> NDArray[np.float32]:
-        """(M, M) pixels of a square."""
-        return self.voxels[view.index, view.row : view.row + self.matrix, view.column : view.column + self.matrix]
+    def crop(self, tile: Tile) -> NDArray[np.float32]:
+        """Return the (M, M) pixels of a tile."""
+        return self.voxels[tile.index, tile.row : tile.row + self.matrix, tile.column : tile.column + self.matrix]
 
-    def measured_of(self, views: Sequence[View]) -> Measured | None:
-        """The measurement of some slices, where the network's square is the source's grid: then every step of its sampler agrees
-        with it. None elsewhere; the source's grid is then made to agree at the end."""
+    def measurement_of(self, tiles: Sequence[Tile]) -> Measured | None:
+        """Return the measurement of the tiles' slices if a tile is the source's grid: every sampler step then agrees with it.
+
+        Return None on any other grid; :meth:`to_source_grid` images are then made consistent after the last step.
+        """
         size = (self.grid.size, self.grid.size)
         if self.measured is None or self.grid.interpolates or self.volume.voxels.shape[1:] != size or self.grid.size != self.matrix:
             return None
-        return _chosen(self.measured, [view.index for view in views])
+        return _select_slices(self.measured, [tile.index for tile in tiles])
 
-    def blended(self, views: Sequence[View], made_VKMM: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What was made of squares, on the planes (K, D, P, P): weighted by a Gaussian where they overlap, zero where none is."""
+    def blend(self, tiles: Sequence[Tile], values_VKMM: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Blend tiles into slices (K, D, P, P): Gaussian weights where tiles overlap (MONAI), zero outside of all tiles."""
         from monai.data.utils import compute_importance_map
 
         weight = compute_importance_map((self.matrix, self.matrix), mode="gaussian").numpy()
-        total = np.zeros((made_VKMM.shape[1], *self.voxels.shape), np.float32)
+        total = np.zeros((values_VKMM.shape[1], *self.voxels.shape), np.float32)
         weights = np.zeros(self.voxels.shape[1:], np.float32)
         for row, column in self.corners:
             weights[row : row + self.matrix, column : column + self.matrix] += weight
-        for view, made in zip(views, made_VKMM, strict=True):
-            total[:, view.index, view.row : view.row + self.matrix, view.column : view.column + self.matrix] += weight * made
+        for tile, values in zip(tiles, values_VKMM, strict=True):
+            total[:, tile.index, tile.row : tile.row + self.matrix, tile.column : tile.column + self.matrix] += weight * values
         return np.asarray(total / np.where(weights > 0, weights, 1), dtype=np.float32)
 
-    def on_source(self, made_DPP: NDArray[np.float32]) -> NDArray[np.float32]:
-        """From the planes to the source's own (D, H, W), linear, zero outside of the planes."""
+    def to_source_grid(self, values_DPP: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Resample from the network's grid to the source's (D, H, W): linear, zero outside of the resampled slices."""
         scale = np.array([1.0, *(1 / s for s in self.grid.scale)])
         offset = np.array([0.0, *(-o / s for o, s in zip(self.grid.offset, self.grid.scale, strict=True))])
         shape = self.volume.voxels.shape
-        return np.asarray(ndimage.affine_transform(made_DPP, scale, offset, shape, order=1, mode="constant"), dtype=np.float32)
+        return np.asarray(ndimage.affine_transform(values_DPP, scale, offset, shape, order=1, mode="constant"), dtype=np.float32)
 
-    def box_on_source(self, view: View, box: TextBox) -> tuple[int, int, int, int]:
-        """Edges of a box in a square's text as (row, column, row, column) edges on the source's grid."""
-        corner, edges = (view.row, view.column), []
+    def box_to_source_grid(self, tile: Tile, box: TextBox) -> tuple[int, int, int, int]:
+        """Convert a box in a tile's text coordinates to (row0, col0, row1, col1) edges on the source's grid."""
+        corner, edges = (tile.row, tile.column), []
         for axis, value in ((0, box.row0), (1, box.col0), (0, box.row1), (1, box.col1)):
             pixel = corner[axis] + value * self.matrix / GRID
-            place = (pixel - 0.5) * self.grid.scale[axis] + self.grid.offset[axis] + 0.5
-            edges.append(int(np.clip(round(place), 0, self.volume.voxels.shape[axis + 1])))
+            edge = (pixel - 0.5) * self.grid.scale[axis] + self.grid.offset[axis] + 0.5
+            edges.append(int(np.clip(round(edge), 0, self.volume.voxels.shape[axis + 1])))
         return edges[0], edges[1], edges[2], edges[3]
 
 
-def batches_of_slices(measured: Measured, size: int) -> Iterator[tuple[slice, Measured]]:
-    """A measurement, some slices at a time."""
+def slice_batches(measured: Measured, size: int) -> Iterator[tuple[slice, Measured]]:
+    """Yield a measurement in batches of at most ``size`` slices, each with its range of slices."""
     for first in range(0, len(measured.sampling_BDHW), size):
-        part = slice(first, first + size)
-        yield part, _chosen(measured, list(range(*part.indices(len(measured.sampling_BDHW)))))
+        batch = slice(first, first + size)
+        yield batch, _select_slices(measured, list(range(*batch.indices(len(measured.sampling_BDHW)))))
 
 
-def _chosen(measured: Measured, slices: Sequence[int]) -> Measured:
+def _select_slices(measured: Measured, slices: Sequence[int]) -> Measured:
     maps = measured.coil_maps_BCDHW
     rows = list(slices)
     return Measured(measured.kspace_BCDHW[rows], measured.sampling_BDHW[rows], None if maps is None else maps[rows])
 
 
-def _undersampled(volume: Volume) -> Measured | None:
-    """The volume's k-space with nothing but zeros where it was not measured, its slices as samples of depth 1, with coil maps where
-    there are several coils. None where all of it was measured, or there is none."""
+def _undersampled_kspace(volume: Volume) -> Measured | None:
+    """Return the volume's k-space, zero where it was not measured, its slices as samples of depth 1.
+
+    Coil maps are included if there are several coils. Return None if the volume has no k-space, or if all of it was measured.
+    """
     if volume.kspace is None:
         return None
     columns = measured_columns(volume.kspace)
@@ -164,22 +169,27 @@ def _undersampled(volume: Volume) -> Measured | None:
     kspace = np.asarray(volume.kspace * columns, dtype=np.complex64)
     depth, coils, rows, _ = kspace.shape
     sampling = torch.from_numpy(columns).expand(depth, 1, rows, -1)
-    maps = torch.from_numpy(sensitivities(kspace))[:, :, None] if coils > 1 else None
+    maps = torch.from_numpy(estimate_sensitivities(kspace))[:, :, None] if coils > 1 else None
     return Measured(torch.from_numpy(kspace)[:, :, None], sampling, maps)
 
 
-def _corners(voxels_DPP: NDArray[np.float32], matrix: int) -> tuple[tuple[int, int], ...]:
-    """Squares that hold all of the foreground: one in the middle if that is enough, one moved if that is, else overlapping ones."""
-    shown = np.asarray((voxels_DPP > FOREGROUND).any(axis=0))
-    extent = len(shown)
-    rows, columns = (_starts(np.flatnonzero(along), extent, matrix) for along in (shown.any(axis=1), shown.any(axis=0)))
+def _tile_corners(voxels_DPP: NDArray[np.float32], matrix: int) -> tuple[tuple[int, int], ...]:
+    """Return the corners of tiles that cover all foreground.
+
+    One central tile if it suffices, else one shifted tile if that suffices, else tiles that overlap.
+    """
+    foreground = np.asarray((voxels_DPP > FOREGROUND).any(axis=0))
+    extent = len(foreground)
+    rows, columns = (
+        _interval_starts(np.flatnonzero(profile), extent, matrix) for profile in (foreground.any(axis=1), foreground.any(axis=0))
+    )
     return tuple((row, column) for row in rows for column in columns)
 
 
-def _starts(places: NDArray[np.intp], extent: int, matrix: int) -> list[int]:
-    """Starts of the intervals of ``matrix`` pixels that cover the places; neighbours overlap by half at least."""
+def _interval_starts(indices: NDArray[np.intp], extent: int, matrix: int) -> list[int]:
+    """Return the starts of intervals of ``matrix`` pixels that cover the indices; neighbors overlap by at least half."""
     middle = (extent - matrix) // 2
-    low, high = (int(places[0]), int(places[-1]) + 1) if places.size else (middle, middle + 1)
+    low, high = (int(indices[0]), int(indices[-1]) + 1) if indices.size else (middle, middle + 1)
     if high - low <= matrix:
         return [min(max(middle, high - matrix), low)]
     count = math.ceil((high - low - matrix) / (matrix / 2)) + 1

@@ -17,6 +17,7 @@ from components.curation.resampling import PlaneGrid
 from components.curation.undersampling import sampling_mask, undersample
 from components.evaluation.metrics import dice, iou, psnr
 from components.inference import Predictor, Sampling
+from components.inference.question import ignore_progress
 from components.ingestion.volume import Volume
 from components.training.batches import no_target, sequence_batch
 from components.training.samples import Image, Target
@@ -194,8 +195,8 @@ def test_diagnosis() -> None:
     assert losses["text"] < 0.05
     answers = predictor.predict_many([(lesson.volume, lesson.instruction) for lesson in lessons])
     assert [answer.text.split()[0] for answer in answers] == ["yes", "no", "yes", "no"]
-    asked = [(predictor._question(lesson.volume, lesson.instruction), lesson) for lesson in lessons]
-    assert predictor._texts([(question, question.first) for question, _ in asked]) == [lesson.response for _, lesson in asked]
+    questions = predictor._read_questions([(lesson.volume, lesson.instruction) for lesson in lessons], Sampling(), ignore_progress)
+    assert predictor._first_answers(questions, ignore_progress) == [lesson.response for lesson in lessons]
 
 
 def test_report() -> None:
@@ -206,7 +207,7 @@ def test_report() -> None:
     answers = predictor.predict_many([(lesson.volume, lesson.instruction) for lesson in lessons])
     assert [answer.text for answer in answers] == list(REPORTS)
     heard: list[str] = []
-    said = predictor.predict(lessons[0].volume, lessons[0].instruction, say=heard.append)
+    said = predictor.predict(lessons[0].volume, lessons[0].instruction, on_text=heard.append)
     assert said.text == "".join(heard) == REPORTS[0]
     pieces = list(predictor.stream(lessons[1].volume, lessons[1].instruction))
     assert "".join(pieces) == REPORTS[1] and len(pieces) > 8

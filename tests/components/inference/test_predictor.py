@@ -17,10 +17,10 @@ from components.curation.corpus import Corpus
 from components.errors import BadInput
 from components.evaluation.metrics import psnr
 from components.inference import Predictor, Sampling, resolve_model, save
-from components.inference.coils import calibration_width, measured_columns, sensitivities
+from components.inference.coils import calibration_width, estimate_sensitivities, measured_columns
 from components.inference.prediction import FoundBox
-from components.inference.predictor import distinct, task_of
-from components.inference.sliding_window import Planes
+from components.inference.predictor import drop_duplicate_boxes, task_of
+from components.inference.sliding_window import ResampledVolume
 from components.ingestion.volume import Acquisition, Volume
 from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
 from tests.helpers.corpora import tiny_corpus, tiny_volume
@@ -42,8 +42,8 @@ def volume() -> Volume:
     return tiny_volume(0, matrix=40)
 
 
-def _answering(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    monkeypatch.setattr(Predictor, "_texts", lambda self, asked: [answer] * len(asked))
+def _answer_with(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    monkeypatch.setattr(Predictor, "_generate", lambda self, prompts: [answer] * len(prompts))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_form_of_the_answer_tells_the_task(answer: str, task: str) -> None:
 def test_a_mask_lies_on_the_grid_of_the_image(
     predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    _answering(predictor, monkeypatch, "<seg>")
+    _answer_with(predictor, monkeypatch, "<seg>")
     prediction = predictor.predict(volume, "Segment the white matter.")
     assert prediction.mask is not None and prediction.mask.shape == volume.voxels.shape
     written = save(prediction, tmp_path)
@@ -78,7 +78,7 @@ def test_a_mask_lies_on_the_grid_of_the_image(
 
 def test_an_untrained_decoder_gives_the_image_back(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its output starts as zero residual, so only the way to the model's grid and back changes anything."""
-    _answering(predictor, monkeypatch, "<image>")
+    _answer_with(predictor, monkeypatch, "<image>")
     prediction = predictor.predict(volume, "Reconstruct this image.")
     assert prediction.image is not None
     inner = (slice(None), slice(4, -4), slice(4, -4))
@@ -87,27 +87,27 @@ def test_an_untrained_decoder_gives_the_image_back(predictor: Predictor, volume:
 
 def test_boxes_come_back_in_pixels_of_the_image(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model sees 32 pixels over 216 mm, the image has 40 over the same: a box over everything covers everything."""
-    _answering(predictor, monkeypatch, "<bbox>lesion(000,000,999,999)")
+    _answer_with(predictor, monkeypatch, "<bbox>lesion(000,000,999,999)")
     boxes = predictor.predict(volume, "Find any lesion.").boxes
     assert boxes and {(b.row0, b.col0, b.row1, b.col1) for b in boxes} == {(0, 0, 40, 40)}
 
 
 def test_a_box_without_a_pixel_is_no_box(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    _answering(predictor, monkeypatch, "<bbox>lesion(500,500,501,900)")
+    _answer_with(predictor, monkeypatch, "<bbox>lesion(500,500,501,900)")
     prediction = predictor.predict(volume, "Find any lesion.")
     assert not prediction.boxes and prediction.text == "no lesion"
 
 
 def test_a_diagnosis_has_a_probability(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    _answering(predictor, monkeypatch, "no, no lesion")
+    _answer_with(predictor, monkeypatch, "no, no lesion")
     prediction = predictor.predict(volume, "Is there a lesion?")
     assert prediction.task == "diagnosis" and "(p = 0." in prediction.text
 
 
 def test_the_way_to_the_models_grid_and_back_is_the_identity_where_sizes_agree() -> None:
-    planes = Planes.of(tiny_volume(1, matrix=32), 32, 6.75)
-    assert planes.corners == ((0, 0),)
-    np.testing.assert_allclose(planes.on_source(planes.voxels), planes.voxels, atol=1e-6)
+    resampled = ResampledVolume.from_volume(tiny_volume(1, matrix=32), 32, 6.75)
+    assert resampled.corners == ((0, 0),)
+    np.testing.assert_allclose(resampled.to_source_grid(resampled.voxels), resampled.voxels, atol=1e-6)
 
 
 def test_measured_kspace_is_kept(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_measured_kspace_is_kept(predictor: Predictor, monkeypatch: pytest.Monke
     assert whole.kspace is not None
     measured = whole.kspace * (np.arange(32) % 2 == 0)
     given = replace(whole, kspace=measured.astype(np.complex64), voxels=np.abs(ifft2c(measured[:, 0])).astype(np.float32))
-    _answering(predictor, monkeypatch, "<image>")
+    _answer_with(predictor, monkeypatch, "<image>")
     prediction = predictor.predict(given, "Reconstruct this image.")
     assert prediction.image is not None
     phase = np.exp(1j * np.angle(ifft2c(measured[:, 0])))
@@ -125,7 +125,7 @@ def test_measured_kspace_is_kept(predictor: Predictor, monkeypatch: pytest.Monke
 
 
 def test_the_same_seed_gives_the_same_answer(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    _answering(predictor, monkeypatch, "<seg>")
+    _answer_with(predictor, monkeypatch, "<seg>")
     first, second = (predictor.predict(volume, "Segment.", Sampling(seed=3)) for _ in range(2))
     assert torch.equal(torch.from_numpy(first.mask), torch.from_numpy(second.mask))
 
@@ -141,7 +141,7 @@ def test_wrong_questions_are_refused(predictor: Predictor, volume: Volume, tmp_p
         resolve_model(tmp_path, "")
 
 
-# Fields of view larger than what the network looks at
+# Fields of tile larger than what the network looks at
 
 
 def _wide(extent: int, *lesions: tuple[int, int]) -> Volume:
@@ -157,35 +157,35 @@ def _wide(extent: int, *lesions: tuple[int, int]) -> Volume:
 def test_no_foreground_is_outside_of_what_is_looked_at(extent: int, places: list[tuple[int, int]]) -> None:
     """Whatever the size of the plane and wherever the object: every bright pixel lies in a square of the network's size."""
     volume = _wide(extent, *[(min(row, extent - 8), min(column, extent - 8)) for row, column in places])
-    planes = Planes.of(volume, 32, 6.75)
-    seen = np.zeros(planes.voxels.shape, bool)
-    for view in planes.views(range(3)):
-        assert planes.seen(view).shape == (32, 32)
-        seen[view.index, view.row : view.row + 32, view.column : view.column + 32] = True
-    assert seen[planes.voxels > 0.1].all()
+    resampled = ResampledVolume.from_volume(volume, 32, 6.75)
+    seen = np.zeros(resampled.voxels.shape, bool)
+    for tile in resampled.tiles(range(3)):
+        assert resampled.crop(tile).shape == (32, 32)
+        seen[tile.index, tile.row : tile.row + 32, tile.column : tile.column + 32] = True
+    assert seen[resampled.voxels > 0.1].all()
 
 
 @pytest.mark.parametrize(("place", "squares"), [((36, 36), 1), ((2, 70), 1)])
 def test_a_small_object_is_seen_in_one_square(place: tuple[int, int], squares: int) -> None:
-    planes = Planes.of(_wide(80, place), 32, 6.75)
-    assert len(planes.corners) == squares
+    resampled = ResampledVolume.from_volume(_wide(80, place), 32, 6.75)
+    assert len(resampled.corners) == squares
     if place == (36, 36):
-        assert planes.corners == ((24, 24),)  # the middle, as in training
+        assert resampled.corners == ((24, 24),)  # the middle, as in training
 
 
 def test_overlapping_squares_blend_to_what_they_agree_on() -> None:
-    planes = Planes.of(_wide(80, (0, 0), (72, 72)), 32, 6.75)
-    views = planes.views(range(3))
-    assert len(planes.corners) == 16
-    made = np.stack([planes.seen(view)[None] for view in views])
-    np.testing.assert_allclose(planes.blended(views, made)[0], planes.voxels, atol=1e-5)
+    resampled = ResampledVolume.from_volume(_wide(80, (0, 0), (72, 72)), 32, 6.75)
+    tiles = resampled.tiles(range(3))
+    assert len(resampled.corners) == 16
+    made = np.stack([resampled.crop(tile)[None] for tile in tiles])
+    np.testing.assert_allclose(resampled.blend(tiles, made)[0], resampled.voxels, atol=1e-5)
 
 
 def test_a_large_image_keeps_every_pixel(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Detail that the network's grid cannot hold is kept: its change is added to the image, here none."""
     torch.manual_seed(0)
     voxels = np.random.default_rng(0).uniform(0, 100, (2, 200, 180)).astype(np.float32)
-    _answering(predictor, monkeypatch, "<image>")
+    _answer_with(predictor, monkeypatch, "<image>")
     prediction = predictor.predict(Volume(voxels, np.diag([5.0, 1.5, 1.5, 1.0]), Acquisition()), "Reconstruct this image.")
     np.testing.assert_allclose(prediction.image, voxels, atol=1e-3)
 
@@ -196,7 +196,7 @@ def test_a_lesion_found_by_two_squares_is_one() -> None:
         FoundBox("lesion", 0, 1, 0, 10, 10),
         FoundBox("lesion", 1, 0, 0, 10, 10),
     )
-    assert distinct([again, one, other]) == [one, other]
+    assert drop_duplicate_boxes([again, one, other]) == [one, other]
 
 
 # k-space
@@ -220,10 +220,10 @@ def _multicoil(matrix: int) -> tuple[Volume, NDArray[np.float32]]:
 def test_several_coils_unfold_what_they_measured(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, matrix: int) -> None:
     """On the network's grid and on a finer one: the measurement of every coil is kept, by maps estimated from its own centre."""
     volume, truth = _multicoil(matrix)
-    _answering(predictor, monkeypatch, "<image>")
+    _answer_with(predictor, monkeypatch, "<image>")
     prediction = predictor.predict(volume, "Reconstruct this image.")
     assert prediction.image is not None
-    zero_filled = Planes.of(volume, 32, 6.75).zero_filled
+    zero_filled = ResampledVolume.from_volume(volume, 32, 6.75).zero_filled
     assert zero_filled is not None
     scale = float(truth.max())
     gained = psnr(prediction.image, truth, scale) - psnr(volume.voxels, truth, scale)
@@ -237,7 +237,7 @@ def test_maps_are_espirit_where_its_calibration_fits_and_smooth_images_elsewhere
     narrow = volume.kspace * (np.abs(np.arange(48) - 24) != 3)
     assert calibration_width(measured_columns(narrow)) < 12
     for kspace in (volume.kspace, narrow):
-        maps = sensitivities(kspace.astype(np.complex64))
+        maps = estimate_sensitivities(kspace.astype(np.complex64))
         inside = np.abs(ifft2c(volume.kspace)).sum(1) > 0.3 * np.abs(ifft2c(volume.kspace)).sum(1).max()
         np.testing.assert_allclose((np.abs(maps) ** 2).sum(1)[inside], 1, atol=1e-3)
     columns = measured_columns(volume.kspace + 1e-9 * volume.kspace.max())
@@ -250,7 +250,7 @@ def test_maps_are_espirit_where_its_calibration_fits_and_smooth_images_elsewhere
 def test_several_samples_have_a_deviation(
     predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    _answering(predictor, monkeypatch, "<seg>")
+    _answer_with(predictor, monkeypatch, "<seg>")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for parameter in predictor.model.image_decoder.output.parameters():
@@ -305,10 +305,23 @@ def test_a_mask_lies_on_the_grid_of_an_oblique_nifti(
         return (pixels > 0.3).float()[None]
 
     monkeypatch.setattr(predictor.model, "generate_images", bright)
-    _answering(predictor, monkeypatch, "<seg>")
+    _answer_with(predictor, monkeypatch, "<seg>")
     save(predictor.predict(tmp_path / "oblique.nii", "Segment."), tmp_path / "out")
     made = nib.load(tmp_path / "out" / "mask.nii")
     np.testing.assert_array_equal(made.affine, nib.load(tmp_path / "oblique.nii").affine)
     assert made.shape == image.shape
     truth, mask = np.asarray(image.dataobj) > 0, np.asarray(made.dataobj) > 0
     assert 2 * (truth & mask).sum() / (truth.sum() + mask.sum()) > 0.97
+
+
+@pytest.mark.parametrize(("answer", "task"), [("<seg>", "segmentation"), ("no lesion", "detection"), ("yes, lesion", "diagnosis")])
+def test_progress_counts_images_answers_and_tiles(
+    predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch, answer: str, task: str
+) -> None:
+    _answer_with(predictor, monkeypatch, answer)
+    reports: list[tuple[str, int, int]] = []
+    predictor.predict(volume, "Question?", progress=lambda phase, done, total: reports.append((phase, done, total)))
+    assert list(dict.fromkeys(phase for phase, _, _ in reports)) == ["reading", "answering", task]
+    for phase in ("reading", "answering", task):
+        counts = [(done, total) for name, done, total in reports if name == phase]
+        assert counts == sorted(counts) and counts[-1][0] == counts[-1][1] > 0
