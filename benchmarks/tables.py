@@ -100,8 +100,10 @@ def build(root: Path) -> int:
         for n in range(200)
     ]
     blocks = range(0, len(ids), BLOCK)
-    parts = [SliceTable.of((ids[k], counts[k], facts[counts[k]]) for k in range(b, min(b + BLOCK, len(ids)))) for b in blocks]
-    SliceTable.joined(parts).write(root)
+    parts = [
+        SliceTable.from_facts((ids[k], counts[k], facts[counts[k]]) for k in range(b, min(b + BLOCK, len(ids)))) for b in blocks
+    ]
+    SliceTable.concatenate(parts).write(root)
     return sum(len(part) for part in parts)
 
 
@@ -122,7 +124,7 @@ def choose(root: Path) -> int:
         pc.equal(table["field_strength_t"], pa.scalar(3.0)),
     )
     chosen = table.filter(wanted).column("volume_id").to_pylist()
-    return len(SliceTable.read(root).take(chosen).that_show())
+    return len(SliceTable.read(root).take(chosen).with_content())
 
 
 def split(root: Path) -> int:

@@ -11,7 +11,7 @@ from prefect.futures import wait
 from components.catalog import load_card
 from components.curation import curate
 from components.curation.corpus import SUMMARY, Corpus
-from components.curation.curate_corpus import Job, Place, curate_job
+from components.curation.curate_corpus import CurationTarget, VolumeJob, run_volume_job
 from components.curation.preview import write_preview
 from components.curation.table_rows import CurationReport
 from components.home import Home
@@ -39,10 +39,10 @@ def curate_volumes(settings: Settings) -> CurationReport:
 
 
 @task(name="curate some volumes", **STEP)
-def curate_batch(jobs: list[Job], place: Place) -> int:
+def curate_batch(jobs: list[VolumeJob], target: CurationTarget) -> int:
     """Curate some volumes on whatever machine this runs on; it must see ``data/`` and the corpus under the same paths."""
     for job in jobs:
-        curate_job(job, place)
+        run_volume_job(job, target)
     return len(jobs)
 
 
@@ -50,9 +50,9 @@ def curate_batch(jobs: list[Job], place: Place) -> int:
 def curate_on_cluster(settings: Settings) -> CurationReport:
     """As :func:`curate_volumes`, volumes being tasks of this flow's runner."""
 
-    def run(jobs: list[Job], place: Place) -> None:
+    def run(jobs: list[VolumeJob], target: CurationTarget) -> None:
         batches = [jobs[start : start + BATCH] for start in range(0, len(jobs), BATCH)]
-        futures = [curate_batch.submit(batch, place) for batch in batches]
+        futures = [curate_batch.submit(batch, target) for batch in batches]
         wait(futures)
         for future in futures:
             future.result()

@@ -16,7 +16,7 @@ from typing import Literal
 
 from components.catalog import load_card
 from components.curation.corpus import SUMMARY, Corpus
-from components.curation.curate_corpus import card_digest, code_version
+from components.curation.inputs import card_digest, code_version
 from components.errors import BadInput
 from components.files import read_json, write_json
 from components.home import Home

@@ -1,5 +1,6 @@
-"""From de-identified files to the three training sets: volume store, tables, splits."""
+"""Curate de-identified files into the three training sets: volume store, tables and splits."""
 
 from components.curation.curate_corpus import curate
+from components.curation.inputs import CurationInputs, curation_inputs
 
-__all__ = ["curate"]
+__all__ = ["CurationInputs", "curate", "curation_inputs"]

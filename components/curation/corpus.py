@@ -1,4 +1,4 @@
-"""Reading a curated corpus."""
+"""Read a curated corpus."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from components.provenance import digest
 
 SUMMARY = "corpus.json"
 QUARANTINE = "quarantine.json"
-"""Rows that validation leaves out: ``{"digest": of the tables, "volumes": {id: [rules]}, "instructions": {id: [rules]}}``."""
+"""Rows that validation excludes: ``{"digest": of the tables, "volumes": {id: [rules]}, "instructions": {id: [rules]}}``."""
 STORE = "store"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A curated corpus on disk; each table is read when it is first asked for.
+    """A curated corpus on disk; each table is read at its first use.
 
     Attributes:
         root: folder of ``corpus.json``, the Parquet tables and the store.
         summary: content of ``corpus.json``.
-        left_out: table -> ids of the rows that are in quarantine; they are not read.
+        quarantined: table -> ids of the rows in quarantine, which are skipped.
     """
 
     root: Path
     summary: dict[str, Any]
-    left_out: dict[str, frozenset[str]] = field(default_factory=dict)
+    quarantined: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, root: Path, whole: bool = False) -> Corpus:
+    def open(cls, root: Path, include_quarantined: bool = False) -> Corpus:
         """Open the corpus under ``root``.
 
         Args:
-            whole: with the rows that are in quarantine.
+            root: folder of ``corpus.json``.
+            include_quarantined: read the rows in quarantine, too.
 
         Raises:
             BadInput: nothing has been curated there.
@@ -49,40 +50,50 @@ class Corpus:
         if not path.exists():
             raise BadInput("no curated corpus", where=str(root), remedy="run omnimri curate")
         summary = read_json(path)
-        if whole or not (root / QUARANTINE).exists() or (found := read_json(root / QUARANTINE))["digest"] != summary["digest"]:
+        if include_quarantined or not (root / QUARANTINE).exists():
             return cls(root, summary)
-        return cls(root, summary, {table: frozenset(found[table]) for table in ("volumes", "instructions") if found[table]})
+        quarantine = read_json(root / QUARANTINE)
+        if quarantine["digest"] != summary["digest"]:  # of other tables
+            return cls(root, summary)
+        return cls(
+            root, summary, {table: frozenset(quarantine[table]) for table in ("volumes", "instructions") if quarantine[table]}
+        )
 
     @property
     def tables_digest(self) -> str:
-        """Digest of the tables as they lie there (which name every volume by its content)."""
+        """Digest of the tables as they are on disk (they name every volume by its content)."""
         return str(self.summary["digest"])
 
     @property
     def digest(self) -> str:
-        """Digest of what is read: of the tables, less the quarantine."""
-        if not self.left_out:
+        """Digest of the rows that are read: of the tables without the rows in quarantine."""
+        if not self.quarantined:
             return self.tables_digest
-        return digest(self.tables_digest, {table: sorted(ids) for table, ids in self.left_out.items()})
+        return digest(self.tables_digest, {table: sorted(ids) for table, ids in self.quarantined.items()})
 
-    def _kept(self, table: str, key: str) -> bool:
-        return key not in self.left_out.get(table, ())
+    def _is_included(self, table: str, key: str) -> bool:
+        return key not in self.quarantined.get(table, ())
 
     @cached_property
     def volumes(self) -> dict[str, VolumeRecord]:
         """volume_id -> record."""
-        return {one.volume_id: one for one in read_table(self.root, VOLUMES) if self._kept("volumes", one.volume_id)}
+        rows = read_table(self.root, VOLUMES)
+        return {row.volume_id: row for row in rows if self._is_included("volumes", row.volume_id)}
 
     @cached_property
     def descriptions(self) -> dict[str, DescriptionRecord]:
         """volume_id -> description; a volume may have none."""
-        return {one.volume_id: one for one in read_table(self.root, DESCRIPTIONS) if self._kept("volumes", one.volume_id)}
+        rows = read_table(self.root, DESCRIPTIONS)
+        return {row.volume_id: row for row in rows if self._is_included("volumes", row.volume_id)}
 
     @cached_property
     def instructions(self) -> list[InstructionRecord]:
         """Every instruction, in the order of ``sample_id``."""
-        rows = read_table(self.root, INSTRUCTIONS)
-        return [one for one in rows if self._kept("volumes", one.volume_id) and self._kept("instructions", one.sample_id)]
+        return [
+            row
+            for row in read_table(self.root, INSTRUCTIONS)
+            if self._is_included("volumes", row.volume_id) and self._is_included("instructions", row.sample_id)
+        ]
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -91,7 +102,7 @@ class Corpus:
 
     @cached_property
     def slices(self) -> SliceTable:
-        """Every slice of every volume, and what it shows."""
+        """Every slice of every volume, and whether it shows tissue or a lesion."""
         return SliceTable.read(self.root)
 
     @property
@@ -100,7 +111,7 @@ class Corpus:
         return VolumeStore(self.root / STORE)
 
     def label_map(self, dataset_id: str) -> dict[int, str]:
-        """Label value -> structure name of a dataset, from its card as it was at curation.
+        """Return label value -> structure name of a dataset, from its card at the time of curation.
 
         Raises:
             BadInput: the dataset is not in this corpus.

@@ -1,8 +1,8 @@
-"""The tables of a corpus, made of what curation left of each volume, with as much as possible of the tables that are there.
+"""Write the tables of a corpus from curated volumes, and copy as many rows as possible from the existing tables.
 
-What a volume gives to the tables follows from its content (its id), from who it belongs to, and from its split. Where all of these
-are as they were, its rows are taken over as columns, and nothing about it is read or made. The result is the same to the byte as
-that of a corpus made from nothing; it is written so that while tables change there is no corpus, rather than half of one.
+The rows of a volume follow from its content (its id), its patient, and its split. If all of these are unchanged, its rows are
+copied as columns, and nothing about the volume is read or computed. The result is identical, byte for byte, to that of a corpus
+written from scratch. While tables change, ``corpus.json`` is absent, so that a partly written corpus is never read.
 """
 
 from __future__ import annotations
@@ -42,42 +42,165 @@ from components.provenance import digest, file_md5
 from components.settings import CurationSettings
 
 SURPLUS = Table("surplus", InstructionRecord, "sample_id")
-"""Instructions that balancing left out: kept, so that the next curation need not make them to know them."""
-Load = Callable[[str], CuratedVolume]
+"""Instructions that balancing excluded; they are stored so that the next curation need not compute them again."""
+LoadVolume = Callable[[str], CuratedVolume]
+"""Reads the curated volume of a volume id."""
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Previous:
+class PreviousCorpus:
     """The tables of an earlier curation.
 
     Attributes:
-        records: by volume_id, as they stand in the table.
+        root: folder of the corpus.
+        records: rows of the volume table by volume_id.
     """
 
     root: Path
     records: dict[str, VolumeRecord]
 
     @classmethod
-    def open(cls, root: Path, made_by: str) -> Previous | None:
-        """The corpus under ``root`` if it is whole and rows of it would be made the same way today, else None."""
+    def open(cls, root: Path, row_recipe: str) -> PreviousCorpus | None:
+        """Open the corpus under ``root`` if its tables are intact and its rows were computed with ``row_recipe``, else None."""
         if not (root / SUMMARY).exists():
             return None
         summary = read_json(root / SUMMARY)
-        if summary.get("made_by") != made_by or summary["tables"] != _sums(root):
+        if summary.get("made_by") != row_recipe or summary["tables"] != _table_digests(root):
             return None
         return cls(root, {record.volume_id: record for record in read_table(root, VOLUMES)})
 
     def rows(self, table: Table[Any], volume_ids: Iterable[str]) -> pa.Table:
-        """The rows of some volumes."""
+        """Return the rows of some volumes."""
         content = read_arrow(self.root, table)
         return content.filter(pc.is_in(content.column("volume_id"), value_set=pa.array(volume_ids, pa.string())))
 
 
-def _sums(root: Path) -> dict[str, str]:
-    """Digest of every table that is there."""
-    files = {table.name: table.path(root) for table in (*TABLES, SURPLUS)} | {"slices": root / SLICES_FILE}
-    return {name: digest(file_md5(path)) for name, path in files.items() if path.exists()}
+@dataclass(frozen=True)
+class _VolumeRows:
+    """The rows that follow from single volumes.
+
+    Attributes:
+        descriptions, slices: final rows.
+        candidates: instructions before balancing.
+    """
+
+    descriptions: pa.Table
+    candidates: pa.Table
+    slices: SliceTable
+
+
+def write_corpus(
+    out: Path,
+    records: Iterable[VolumeRecord],
+    load: LoadVolume,
+    cards: dict[str, CardFacts],
+    settings: CurationSettings,
+    inputs: str,
+    row_recipe: str = "",
+    previous: PreviousCorpus | None = None,
+) -> dict[str, Any]:
+    """Write the tables and ``corpus.json`` of curated volumes whose arrays are in the store; return the summary.
+
+    Args:
+        out: root of the corpus.
+        records: one for each volume; the split is assigned here.
+        load: reads a curated volume; called only for volumes whose rows ``previous`` does not contain unchanged.
+        cards: dataset id -> card facts.
+        settings: of curation.
+        inputs: digest of the inputs of the corpus.
+        row_recipe: digest of what decides the rows of a volume besides the volume itself.
+        previous: the existing tables, computed with the same ``row_recipe``.
+    """
+    (out / SUMMARY).unlink(missing_ok=True)
+    for temporary in out.glob(".*.tmp"):
+        temporary.unlink()  # files of a killed run
+    unique, duplicates = _drop_duplicates(records)
+    volumes, splits = _assign_splits(sorted(unique, key=lambda record: record.volume_id), settings)
+    rows = _collect_rows(volumes, load, cards, settings, previous)
+    selected = balanced(rows.candidates, {record.volume_id: record.dataset_id for record in volumes})
+    write_table(out, VOLUMES, volumes)
+    write_arrow(out, DESCRIPTIONS, rows.descriptions)
+    write_arrow(out, INSTRUCTIONS, rows.candidates.filter(selected))
+    write_arrow(out, SURPLUS, rows.candidates.filter(~selected))
+    write_table(out, SPLITS, splits)
+    rows.slices.write(out)
+    datasets = {name: facts.model_dump(mode="json") for name, facts in sorted(cards.items())}
+    tables = _table_digests(out)
+    summary = {
+        "inputs": inputs,
+        "made_by": row_recipe,
+        "digest": digest(tables, datasets),
+        "tables": tables,
+        "datasets": datasets,
+        "settings": settings.model_dump(mode="json", exclude={"workers"}),
+        "duplicates": duplicates,
+        "counts": {
+            "volumes": len(volumes),
+            "slices": len(rows.slices),
+            "descriptions": len(volumes),
+            "instructions": int(selected.sum()),
+            "patients": len(splits),
+            "splits": {name: sum(record.split == name for record in splits) for name in ("train", "validation", "test")},
+        },
+    }
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def _drop_duplicates(records: Iterable[VolumeRecord]) -> tuple[list[VolumeRecord], dict[str, str]]:
+    """Return the first series (by dataset and name) of every content, and the others: ``dataset/series`` -> its first series.
+
+    The same image in another file format or transfer syntax would otherwise count twice, perhaps in two splits.
+    """
+    first_by_content: dict[str, VolumeRecord] = {}
+    duplicates: dict[str, str] = {}
+    for record in sorted(records, key=lambda record: (record.dataset_id, record.series_id)):
+        first = first_by_content.setdefault(record.content_md5, record)
+        if first is not record:
+            duplicates[_series_name(record)] = _series_name(first)
+    return list(first_by_content.values()), duplicates
+
+
+def _series_name(record: VolumeRecord) -> str:
+    return f"{record.dataset_id}/{record.series_id}"
+
+
+def _assign_splits(records: list[VolumeRecord], settings: CurationSettings) -> tuple[list[VolumeRecord], list[SplitRecord]]:
+    patients = (Patient(record.patient_id, record.dataset_id, record.lesion) for record in records)
+    splits = split_patients(patients, settings.validation_fraction, settings.test_fraction, settings.split_seed)
+    volumes = [
+        record if record.split == splits[record.patient_id] else record.model_copy(update={"split": splits[record.patient_id]})
+        for record in records
+    ]
+    return volumes, [SplitRecord(patient_id=patient, split=split) for patient, split in splits.items()]
+
+
+def _collect_rows(
+    volumes: list[VolumeRecord],
+    load: LoadVolume,
+    cards: dict[str, CardFacts],
+    settings: CurationSettings,
+    previous: PreviousCorpus | None,
+) -> _VolumeRows:
+    """Collect the rows of volumes, which are in the order of their ids: copied where unchanged, else computed in batches."""
+    existing = previous.records if previous else {}
+    unchanged = [record.volume_id for record in volumes if existing.get(record.volume_id) == record]
+    descriptions, instructions, slices = [], [], []
+    if previous:
+        descriptions.append(previous.rows(DESCRIPTIONS, unchanged))
+        instructions += [previous.rows(INSTRUCTIONS, unchanged), previous.rows(SURPLUS, unchanged)]
+        slices.append(SliceTable.read(previous.root).take(unchanged))
+    copied = set(unchanged)
+    changed = [record for record in volumes if record.volume_id not in copied]
+    for records in _batches(changed, BATCH):
+        loaded = [load(record.volume_id).model_copy(update={"record": record}) for record in records]
+        descriptions.append(to_arrow(DESCRIPTIONS, (volume.description for volume in loaded)))
+        asked = (row for volume in loaded for row in candidates(volume, cards[volume.record.dataset_id], settings))
+        instructions.append(to_arrow(INSTRUCTIONS, asked))
+        slices.append(SliceTable.from_facts((volume.record.volume_id, volume.record.slices, volume.facts) for volume in loaded))
+    in_order = SliceTable.concatenate(slices).take([record.volume_id for record in volumes])
+    return _VolumeRows(pa.concat_tables(descriptions), pa.concat_tables(instructions), in_order)
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -86,107 +209,7 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _name(record: VolumeRecord) -> str:
-    return f"{record.dataset_id}/{record.series_id}"
-
-
-def _without_duplicates(records: Iterable[VolumeRecord]) -> tuple[list[VolumeRecord], dict[str, str]]:
-    """The first series (by dataset and name) of every content, and the others: ``dataset/series`` -> the one that is kept.
-
-    The same image in another file format or transfer syntax would otherwise count twice, perhaps on both sides of a split.
-    """
-    kept: dict[str, VolumeRecord] = {}
-    left_out: dict[str, str] = {}
-    for record in sorted(records, key=lambda record: (record.dataset_id, record.series_id)):
-        first = kept.setdefault(record.content_md5, record)
-        if first is not record:
-            left_out[_name(record)] = _name(first)
-    return list(kept.values()), left_out
-
-
-def _with_splits(records: list[VolumeRecord], settings: CurationSettings) -> tuple[list[VolumeRecord], list[SplitRecord]]:
-    patients = (Patient(record.patient_id, record.dataset_id, record.lesion) for record in records)
-    splits = split_patients(patients, settings.validation_fraction, settings.test_fraction, settings.split_seed)
-    placed = [
-        record if record.split == splits[record.patient_id] else record.model_copy(update={"split": splits[record.patient_id]})
-        for record in records
-    ]
-    return placed, [SplitRecord(patient_id=patient, split=split) for patient, split in splits.items()]
-
-
-def _rows(
-    placed: list[VolumeRecord], load: Load, cards: dict[str, CardFacts], settings: CurationSettings, previous: Previous | None
-) -> tuple[pa.Table, pa.Table, SliceTable]:
-    """Descriptions, candidates for instructions, and slices of the volumes, which come in the order of their ids."""
-    before = previous.records if previous else {}
-    same = [record.volume_id for record in placed if before.get(record.volume_id) == record]
-    unchanged = set(same)
-    descriptions, asked, sliced = [], [], []
-    if previous:
-        descriptions.append(previous.rows(DESCRIPTIONS, same))
-        asked += [previous.rows(INSTRUCTIONS, same), previous.rows(SURPLUS, same)]
-        sliced.append(SliceTable.read(previous.root).take(same))
-    changed = [record for record in placed if record.volume_id not in unchanged]
-    for records in _batches(changed, BATCH):
-        volumes = [load(record.volume_id).model_copy(update={"record": record}) for record in records]
-        descriptions.append(to_arrow(DESCRIPTIONS, (volume.description for volume in volumes)))
-        made = (one for volume in volumes for one in candidates(volume, cards[volume.record.dataset_id], settings))
-        asked.append(to_arrow(INSTRUCTIONS, made))
-        sliced.append(SliceTable.of((volume.record.volume_id, volume.record.slices, volume.facts) for volume in volumes))
-    slices = SliceTable.joined(sliced).take([record.volume_id for record in placed])
-    return pa.concat_tables(descriptions), pa.concat_tables(asked), slices
-
-
-def write_corpus(
-    out: Path,
-    records: Iterable[VolumeRecord],
-    load: Load,
-    cards: dict[str, CardFacts],
-    settings: CurationSettings,
-    inputs: str,
-    made_by: str = "",
-    previous: Previous | None = None,
-) -> dict[str, Any]:
-    """Write the tables and ``corpus.json`` of curated volumes whose arrays are in the store; returns the summary.
-
-    Args:
-        records: who each volume is; the split is decided here.
-        load: what curation left of a volume, by its id; asked only for volumes that ``previous`` does not have as they are now.
-        inputs: digest of what the corpus was made from.
-        made_by: digest of what decides the rows of a volume besides itself.
-        previous: the tables that are there, made by the same.
-    """
-    (out / SUMMARY).unlink(missing_ok=True)
-    for left in out.glob(".*.tmp"):
-        left.unlink()  # of a run that was killed
-    kept, left_out = _without_duplicates(records)
-    placed, splits = _with_splits(sorted(kept, key=lambda record: record.volume_id), settings)
-    descriptions, asked, slices = _rows(placed, load, cards, settings, previous)
-    taken = balanced(asked, {record.volume_id: record.dataset_id for record in placed})
-    write_table(out, VOLUMES, placed)
-    write_arrow(out, DESCRIPTIONS, descriptions)
-    write_arrow(out, INSTRUCTIONS, asked.filter(taken))
-    write_arrow(out, SURPLUS, asked.filter(~taken))
-    write_table(out, SPLITS, splits)
-    slices.write(out)
-    datasets = {name: facts.model_dump(mode="json") for name, facts in sorted(cards.items())}
-    tables = _sums(out)
-    summary = {
-        "inputs": inputs,
-        "made_by": made_by,
-        "digest": digest(tables, datasets),
-        "tables": tables,
-        "datasets": datasets,
-        "settings": settings.model_dump(mode="json", exclude={"workers"}),
-        "duplicates": left_out,
-        "counts": {
-            "volumes": len(placed),
-            "slices": len(slices),
-            "descriptions": len(placed),
-            "instructions": int(taken.sum()),
-            "patients": len(splits),
-            "splits": {name: sum(record.split == name for record in splits) for name in ("train", "validation", "test")},
-        },
-    }
-    write_json(out / SUMMARY, summary)
-    return summary
+def _table_digests(root: Path) -> dict[str, str]:
+    """Return the digest of every existing table."""
+    files = {table.name: table.path(root) for table in (*TABLES, SURPLUS)} | {"slices": root / SLICES_FILE}
+    return {name: digest(file_md5(path)) for name, path in files.items() if path.exists()}

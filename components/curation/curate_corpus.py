@@ -1,13 +1,14 @@
-"""Bringing a curated corpus up to date with ``data/``: only what changed is curated, what vanished is removed.
+"""Update a curated corpus to the state of ``data/``: curate new and changed volumes, remove volumes whose source is gone.
 
-A volume's name is the digest of everything that decides its content: the bytes of its source files (md5), the settings that shape
-its voxels, the code of curation and ingestion, and its dataset card. Whose it is and what its files are called are not among these,
-so an input that was renamed or moved to another patient costs new table rows and no voxel. What is named already is there already.
-Each finished volume leaves its arrays and, last, a JSON sidecar in the store, so an interrupted run goes on where it stopped.
+The id of a volume is the digest of everything that decides its content: the bytes of its source files (MD5), the settings that
+    shape its voxels, the code of curation and ingestion, and its dataset card. Patient and file names are not part of it, so that
+    an input that was renamed or moved to another patient changes table rows but no voxel. A volume whose id is in the store is not
+    curated again. Each curated volume writes its arrays and, last, a JSON sidecar to the store; an interrupted run therefore
+    resumes where it stopped.
 
-The volumes to be made can be made anywhere that sees ``data/`` and the corpus (:data:`Runner`): in processes of this machine, or on
-a cluster. Tables are made by :mod:`components.curation.corpus_writer`. ``corpus.json`` is written last and names the inputs; where
-they are the same, a run ends after reading the manifests.
+Missing volumes can be curated on any machine that sees ``data/`` and the corpus (:data:`JobRunner`): in processes of this machine,
+or on a cluster. :mod:`components.curation.corpus_writer` writes the tables. ``corpus.json`` is written last and carries the digest
+of the inputs; if they are unchanged, a run ends after reading the manifests.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,60 +25,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.curation.corpus import STORE, SUMMARY
-from components.curation.corpus_writer import Previous, write_corpus
+from components.curation.corpus_writer import LoadVolume, PreviousCorpus, write_corpus
 from components.curation.curate_volume import CardFacts, CuratedVolume, curate_volume
+from components.curation.inputs import (
+    CurationInputs,
+    card_digest,
+    card_facts,
+    compute_volume_id,
+    ingested_series,
+    inputs_of_series,
+)
 from components.curation.store import VolumeStore
 from components.curation.table_rows import CurationReport, VolumeRecord
-from components.curation.vlm import Answers, VisualReport, prune
+from components.curation.vlm import AnnotationReport, VlmAnnotator, remove_stale_answers
 from components.errors import BadInput, JobFailed, OmniMRIError
 from components.files import atomic_file, read_json
 from components.ingestion.manifest import MANIFEST
 from components.ingestion.volume import SourceSeries
 from components.progress import track
-from components.provenance import code_digest, digest
 from components.settings import CurationSettings
 
 if TYPE_CHECKING:
     from components.catalog import DatasetCard
 
-CODE = ("components/curation", "components/ingestion", "model_core/boxes.py")
-"""Sources that decide what a curated volume and its texts are."""
-FEW = 32
-"""So many volumes or fewer are curated in this process: starting others would take longer."""
-INFORMATIVE = {
-    "name",
-    "landing_page",
-    "licence",
-    "access",
-    "rights",
-    "doi",
-    "version",
-    "regions",
-    "tasks",
-    "field_strengths_t",
-    "vendors",
-    "sequences",
-    "patients",
-    "scans",
-    "volumes",
-    "slices",
-    "male",
-    "female",
-    "age_years",
-    "mean_age_years",
-    "overlaps",
-    "sources",
-    "notes",
-}
-"""What a card says to people. An edit of it changes no volume."""
-_NAMES = ("patient_id", "series_id", "source_md5")
+SINGLE_PROCESS_LIMIT = 32
+"""Up to this many volumes are curated in the calling process; starting worker processes would take longer."""
+_SOURCE_NAMES = ("patient_id", "series_id", "source_md5")
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
-    """One volume to be curated."""
+class VolumeJob:
+    """One volume to curate."""
 
     volume_id: str
     series: SourceSeries
@@ -85,12 +65,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where jobs find their sources and leave their volumes, and how they are curated; the same for all jobs of a run.
+class CurationTarget:
+    """Folders and settings that all jobs of a run share.
 
     Attributes:
-        data: de-identified source files.
+        data: folder of the de-identified source files.
         store: root of the volume store.
+        settings: of curation.
     """
 
     data: Path
@@ -98,87 +79,51 @@ class Place:
     settings: CurationSettings
 
 
-Runner = Callable[[list[Job], Place], None]
-"""Makes volumes: when it returns, :func:`curate_job` has been called for every job."""
+JobRunner = Callable[[list[VolumeJob], CurationTarget], None]
+"""Curates volumes: when it returns, :func:`run_volume_job` has been called for every job."""
 
 
-def code_version() -> str:
-    """Digest of the code that decides what a curated volume and its texts are."""
-    return code_digest(*CODE)
-
-
-def card_digest(card: DatasetCard) -> str:
-    """Digest of what a card decides of its volumes."""
-    return digest(card.model_dump(mode="json", exclude=INFORMATIVE))
-
-
-def volume_id(series: SourceSeries, card: str, settings: CurationSettings) -> str:
-    """Content address of a curated volume, 32 hex characters.
-
-    Of the files, the bytes, the role and what stands after the first dot of the name (which tells a label map from a tissue map)
-    count; of the settings, only those that shape voxels: another split or phrasing does not touch the store.
-
-    Args:
-        card: :func:`card_digest` of its card.
-    """
-    parts = (series.files, series.labels, series.annotations)
-    content = [[[file.path.rpartition("/")[2].partition(".")[2], file.md5] for file in files] for files in parts]
-    return digest(series.reader, content, card, settings.matrix, settings.pixel_mm, code_version())[:32]
-
-
-def card_facts(card: DatasetCard) -> CardFacts:
-    """What curation takes from a card."""
-    return CardFacts(
-        dataset_id=card.id,
-        name=card.name,
-        anatomy=card.anatomy,
-        synthetic=card.synthetic,
-        label_map=dict(card.label_map or {}),
-        tasks=card.tasks,
-        patients=card.patients,
-        volumes=card.volumes,
-    )
-
-
-def sidecar(store: VolumeStore, volume_id: str) -> Path:
-    """The JSON that says that a volume is in the store, and everything about it but its arrays and whose it is."""
+def sidecar_path(store: VolumeStore, volume_id: str) -> Path:
+    """Return the path of the JSON sidecar: it marks a volume as complete and contains everything but its arrays and names."""
     return store.path(volume_id, "voxels").with_name(f"{volume_id}.json")
 
 
-def load(store: VolumeStore, volume_id: str) -> CuratedVolume:
-    """What curation left of a volume; the names in its record are empty.
+def load_curated_volume(store: VolumeStore, volume_id: str) -> CuratedVolume:
+    """Read the sidecar of a volume; patient, series and file names in its record are empty.
 
     Raises:
         BadInput: the sidecar is missing or damaged.
     """
-    path = sidecar(store, volume_id)
+    path = sidecar_path(store, volume_id)
     try:
         return CuratedVolume.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
         raise BadInput("missing or damaged", where=path.name, remedy="remove it and run omnimri curate") from None
 
 
-def named(record: VolumeRecord, series: SourceSeries) -> VolumeRecord:
-    """The record of a volume with the names of the series it is made of now."""
+def with_source_names(record: VolumeRecord, series: SourceSeries) -> VolumeRecord:
+    """Return the record of a volume with the patient, series and file names of its current source."""
     files = [file.path for file in (*series.files, *series.labels, *series.annotations)]
-    names = {name: getattr(series, name.replace("source_", "")) for name in _NAMES} | {"source_files": files}
-    return record if all(getattr(record, name) == value for name, value in names.items()) else record.model_copy(update=names)
+    names = {name: getattr(series, name.replace("source_", "")) for name in _SOURCE_NAMES} | {"source_files": files}
+    if all(getattr(record, name) == value for name, value in names.items()):
+        return record
+    return record.model_copy(update=names)
 
 
-def curate_job(job: Job, place: Place) -> None:
-    """Read, curate and store one volume; its sidecar is written last.
+def run_volume_job(job: VolumeJob, target: CurationTarget) -> None:
+    """Read, curate and store one volume; the sidecar is written last.
 
     Raises:
         BadInput: its files cannot be read.
-        JobFailed: it could not be curated; the message names the series.
+        JobFailed: curation failed; the message names the series.
     """
     from components.ingestion import read_volume
 
-    store = VolumeStore(place.store)
-    store.remove(job.volume_id)  # what a killed run left of it
+    store = VolumeStore(target.store)
+    store.remove(job.volume_id)  # files of a killed run
     try:
-        volume = read_volume(place.data, job.series, job.card)
-        curated = curate_volume(job.volume_id, volume, job.series, card_facts(job.card), place.settings, store)
+        volume = read_volume(target.data, job.series, job.card)
+        curated = curate_volume(job.volume_id, volume, job.series, card_facts(job.card), target.settings, store)
     except OmniMRIError:
         raise
     except Exception as error:
@@ -187,20 +132,20 @@ def curate_job(job: Job, place: Place) -> None:
             where=f"{job.series.dataset_id}/{job.series.series_id}",
             remedy="ingest the dataset again; then curate",
         ) from error
-    nobody = curated.record.model_copy(update=dict.fromkeys(_NAMES, "") | {"source_files": []})
-    with atomic_file(sidecar(store, job.volume_id)) as temporary:
-        temporary.write_text(curated.model_copy(update={"record": nobody}).model_dump_json())
+    nameless = curated.record.model_copy(update=dict.fromkeys(_SOURCE_NAMES, "") | {"source_files": []})
+    with atomic_file(sidecar_path(store, job.volume_id)) as temporary:
+        temporary.write_text(curated.model_copy(update={"record": nameless}).model_dump_json())
 
 
-def in_processes(jobs: list[Job], place: Place) -> None:
-    """Curate in ``settings.workers`` processes. Fresh ones (spawn): this process may hold threads and locks of other libraries."""
-    workers = min(place.settings.workers, len(jobs))
-    if len(jobs) <= FEW or workers == 1:
+def run_in_processes(jobs: list[VolumeJob], target: CurationTarget) -> None:
+    """Curate in ``settings.workers`` processes, started by spawn: this process may hold threads and locks of other libraries."""
+    workers = min(target.settings.workers, len(jobs))
+    if len(jobs) <= SINGLE_PROCESS_LIMIT or workers == 1:
         for job in track(jobs, "curating"):
-            curate_job(job, place)
+            run_volume_job(job, target)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(curate_job, job, place) for job in jobs]
+        futures = [pool.submit(run_volume_job, job, target) for job in jobs]
         try:
             for future in track(futures, "curating"):
                 future.result()
@@ -209,16 +154,100 @@ def in_processes(jobs: list[Job], place: Place) -> None:
             raise
 
 
+def curate(
+    data: Path, cards: list[DatasetCard], out: Path, settings: CurationSettings, run: JobRunner = run_in_processes
+) -> CurationReport:
+    """Update the corpus under ``out`` to the ingested datasets under ``data``.
+
+    Args:
+        data: de-identified source files, as ``omnimri ingest`` leaves them.
+        cards: the datasets of the corpus; volumes of other datasets are removed from it.
+        out: root of the corpus.
+        settings: of curation.
+        run: curates the missing volumes.
+
+    Raises:
+        BadInput: no series of these datasets is ingested (if they were ingested before, the corpus is emptied), or a file cannot be
+            read.
+        JobFailed: the curation of a volume failed; the message names the series.
+    """
+    started = time.monotonic()
+    series = ingested_series(data, cards)
+    jobs = _list_jobs(series, cards, settings)
+    if not jobs:
+        if any((data / card.id / MANIFEST).exists() for card in cards):
+            shutil.rmtree(out, ignore_errors=True)  # the last patient withdrew or left the source: no data of theirs may stay
+        raise BadInput("no ingested series", where=", ".join(card.id for card in cards), remedy="run omnimri ingest first")
+    inputs = inputs_of_series(series, cards, settings)
+    if (out / SUMMARY).exists() and (summary := read_json(out / SUMMARY))["inputs"] == inputs.digest:
+        return _build_report(summary, new=0, removed=0, started=started)
+    facts = {card.id: card_facts(card) for card in cards}
+    return _update(jobs, facts, inputs, CurationTarget(data, out / STORE, settings), out, run, started)
+
+
+def _list_jobs(series: Mapping[str, list[SourceSeries]], cards: list[DatasetCard], settings: CurationSettings) -> list[VolumeJob]:
+    jobs: list[VolumeJob] = []
+    for card in cards:
+        voxel_fields = card_digest(card)
+        jobs += [VolumeJob(compute_volume_id(one, voxel_fields, settings), one, card) for one in series[card.id]]
+    return jobs
+
+
+def _update(
+    jobs: list[VolumeJob],
+    facts: dict[str, CardFacts],
+    inputs: CurationInputs,
+    target: CurationTarget,
+    out: Path,
+    run: JobRunner,
+    started: float,
+) -> CurationReport:
+    """Curate missing volumes, remove obsolete ones, and write the tables."""
+    store = VolumeStore(target.store)
+    current = {job.volume_id: job for job in reversed(jobs)}
+    obsolete = [volume_id for volume_id in store.volume_ids() if volume_id not in current]
+    missing = [job for volume_id, job in current.items() if not sidecar_path(store, volume_id).exists()]
+    previous = PreviousCorpus.open(out, inputs.row_recipe)
+    run(missing, target)
+    (out / SUMMARY).unlink(missing_ok=True)
+    for volume_id in obsolete:
+        store.remove(volume_id)  # together with its sidecar
+    records = _name_records(jobs, store, previous)
+    remove_stale_answers(out, {record.content_md5 for record in records})
+    load: LoadVolume = partial(load_curated_volume, store)
+    annotation = None
+    if target.settings.visual:
+        annotator = VlmAnnotator(store, out, target.settings.visual)
+        annotation = annotator.annotate(records, load)
+        load = annotator.wrap_loader(load)
+    summary = write_corpus(out, records, load, facts, target.settings, inputs.digest, inputs.row_recipe, previous)
+    _warn_of_empty_splits(summary, target.settings)
+    duplicates = set(summary["duplicates"])
+    new = {job.volume_id for job in missing if f"{job.series.dataset_id}/{job.series.series_id}" not in duplicates}
+    return _build_report(summary, new=len(new), removed=len(obsolete), started=started, annotation=annotation)
+
+
+def _name_records(jobs: list[VolumeJob], store: VolumeStore, previous: PreviousCorpus | None) -> list[VolumeRecord]:
+    """Return the record of every job's volume, from the previous tables where they contain it, else from its sidecar."""
+    existing = previous.records if previous else {}
+    return [
+        with_source_names(existing.get(job.volume_id) or load_curated_volume(store, job.volume_id).record, job.series)
+        for job in jobs
+    ]
+
+
 def _warn_of_empty_splits(summary: dict[str, Any], settings: CurationSettings) -> None:
-    wanted = {"train": 1.0, "validation": settings.validation_fraction, "test": settings.test_fraction}
-    for name, fraction in wanted.items():
-        if fraction > 0 and not summary["counts"]["splits"][name]:
+    fractions = {"train": 1.0, "validation": settings.validation_fraction, "test": settings.test_fraction}
+    for split, fraction in fractions.items():
+        if fraction > 0 and not summary["counts"]["splits"][split]:
             logger.warning(
-                "no patient is in the %s split: datasets of fewer than four patients all go to train; add patients", name
+                "no patient is in the %s split: datasets of fewer than four patients all go to train; add patients", split
             )
 
 
-def _report(summary: dict[str, Any], new: int, removed: int, started: float, visual: VisualReport | None = None) -> CurationReport:
+def _build_report(
+    summary: dict[str, Any], new: int, removed: int, started: float, annotation: AnnotationReport | None = None
+) -> CurationReport:
     counts = summary["counts"]
     return CurationReport(
         digest=summary["digest"],
@@ -229,72 +258,8 @@ def _report(summary: dict[str, Any], new: int, removed: int, started: float, vis
         volumes_duplicate=len(summary["duplicates"]),
         instructions=counts["instructions"],
         descriptions=counts["descriptions"],
-        vlm_answered=visual.answered if visual else 0,
-        vlm_reused=visual.reused if visual else 0,
-        vlm_volumes_per_s=visual.rate if visual else 0.0,
+        vlm_answered=annotation.answered if annotation else 0,
+        vlm_reused=annotation.reused if annotation else 0,
+        vlm_volumes_per_s=annotation.rate if annotation else 0.0,
         seconds=time.monotonic() - started,
     )
-
-
-def _jobs(data: Path, cards: Iterable[DatasetCard], settings: CurationSettings) -> list[Job]:
-    from components.ingestion import list_series
-
-    jobs: list[Job] = []
-    for card in cards:
-        about = card_digest(card)
-        jobs += [Job(volume_id(series, about, settings), series, card) for series in list_series(data, card.id)]
-    return jobs
-
-
-def curate(
-    data: Path, cards: list[DatasetCard], out: Path, settings: CurationSettings, run: Runner = in_processes
-) -> CurationReport:
-    """Bring the corpus under ``out`` up to date with the ingested datasets under ``data``.
-
-    Args:
-        data: de-identified source files, as ``omnimri ingest`` leaves them.
-        cards: the datasets of the corpus; volumes of others are removed from it.
-        run: makes the volumes that are missing.
-
-    Raises:
-        BadInput: nothing is ingested of these datasets (where they have been, the corpus is emptied), or a file cannot be read.
-        JobFailed: a volume could not be curated; the message names the series.
-    """
-    started = time.monotonic()
-    jobs = _jobs(data, cards, settings)
-    if not jobs:
-        if any((data / card.id / MANIFEST).exists() for card in cards):
-            shutil.rmtree(out, ignore_errors=True)  # the last patient has withdrawn, or left the source: nothing of them may stay
-        raise BadInput("no ingested series", where=", ".join(card.id for card in cards), remedy="run omnimri ingest first")
-    facts = {card.id: card_facts(card) for card in cards}
-    made_by = digest(settings.model_dump(mode="json", exclude={"workers"}), code_version())
-    inputs = digest(
-        sorted([job.volume_id, job.series.patient_id, job.series.series_id, job.series.md5] for job in jobs),
-        {name: facts[name].model_dump(mode="json") for name in sorted(facts)},
-        made_by,
-    )
-    if (out / SUMMARY).exists() and (summary := read_json(out / SUMMARY))["inputs"] == inputs:
-        return _report(summary, new=0, removed=0, started=started)
-    store = VolumeStore(out / STORE)
-    wanted = {job.volume_id: job for job in reversed(jobs)}
-    doomed = [present for present in store.volume_ids() if present not in wanted]
-    missing = [job for volume, job in wanted.items() if not sidecar(store, volume).exists()]
-    previous = Previous.open(out, made_by)
-    run(missing, Place(data, store.root, settings))
-    (out / SUMMARY).unlink(missing_ok=True)
-    for gone in doomed:
-        store.remove(gone)  # the sidecar lies beside the arrays
-    known = previous.records if previous else {}
-    records = [named(known.get(job.volume_id) or load(store, job.volume_id).record, job.series) for job in jobs]
-    prune(out, {record.content_md5 for record in records})
-    loaded: Callable[[str], CuratedVolume] = partial(load, store)
-    visual = None
-    if settings.visual:
-        answers = Answers(store, out, settings.visual)
-        visual = answers.ask(records, loaded)
-        loaded = answers.filling(loaded)
-    summary = write_corpus(out, records, loaded, facts, settings, inputs, made_by, previous)
-    _warn_of_empty_splits(summary, settings)
-    duplicates = set(summary["duplicates"])
-    new = {job.volume_id for job in missing if f"{job.series.dataset_id}/{job.series.series_id}" not in duplicates}
-    return _report(summary, new=len(new), removed=len(doomed), started=started, visual=visual)

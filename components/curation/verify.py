@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.curation.corpus import STORE, SUMMARY
-from components.curation.curate_corpus import load, sidecar
+from components.curation.curate_corpus import load_curated_volume, sidecar_path
 from components.curation.store import VolumeStore
 from components.errors import BadInput
 from components.progress import track
@@ -59,9 +59,9 @@ def verify(root: Path, repair: bool = False) -> Verification:
     files = 0
     for name in track(names, "verifying volumes"):
         try:
-            written = load(store, name).files
+            written = load_curated_volume(store, name).files
         except BadInput as error:
-            faults.append(Fault(name, sidecar(store, name).name, error.what))
+            faults.append(Fault(name, sidecar_path(store, name).name, error.what))
             continue
         files += len(written)
         for array, md5 in written.items():

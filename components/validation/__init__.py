@@ -1,5 +1,11 @@
-"""Great Expectations over the curated tables: the gate before training, and the Data Docs."""
+"""Validate the curated tables with Great Expectations: the gate before training, and the Data Docs."""
 
-from components.validation.validation_gate import TableResult, ValidationReport, validate
+from components.validation.validation_gate import (
+    TableResult,
+    ValidationInputs,
+    ValidationReport,
+    validate,
+    validation_inputs,
+)
 
-__all__ = ["TableResult", "ValidationReport", "validate"]
+__all__ = ["TableResult", "ValidationInputs", "ValidationReport", "validate", "validation_inputs"]

@@ -52,7 +52,7 @@ _OPPOSED = {
 """Names and timings that exclude each other; other differences are a matter of names."""
 
 
-def frames(corpus: Corpus) -> dict[str, pd.DataFrame]:
+def build_dataframes(corpus: Corpus) -> dict[str, pd.DataFrame]:
     """Table name -> frame; ``drift`` is made elsewhere, from two of these."""
     import pandas as pd
 

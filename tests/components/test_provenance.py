@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.curation.curate_corpus import code_version
+from components.curation.inputs import code_version
 from components.evaluation.evaluate import CODE as EVALUATION_CODE
 from components.provenance import REPOSITORY, code_digest, digest, file_md5, git_commit, source_digest
 from components.training.stages import CODE as TRAINING_CODE

@@ -19,13 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from components.curation.vlm.prompt import Ask
+from components.curation.vlm.prompt import VlmQuery
 
 
 class Answers(Protocol):
     """A model, as curation knows it."""
 
-    def answer(self, asks: list[Ask], schema: dict[str, Any]) -> list[str]: ...
+    def answer(self, queries: list[VlmQuery], schema: dict[str, Any]) -> list[str]: ...
 
 
 @dataclass
@@ -83,7 +83,7 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
                 parts = body["messages"][-1]["content"]
                 image = next(_image(part["image_url"]["url"]) for part in parts if part["type"] == "image_url")
                 question = " ".join(part["text"] for part in parts if part["type"] == "text")
-                (text,) = served.model.answer([Ask("asked", "", question, image)], form["json_schema"]["schema"])
+                (text,) = served.model.answer([VlmQuery("asked", "", question, image)], form["json_schema"]["schema"])
             tokens = {"prompt_tokens": 1, "completion_tokens": len(text), "total_tokens": 1 + len(text)}
             message = {"role": "assistant", "content": text, "refusal": None}
             choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}

@@ -1,8 +1,8 @@
 """Filling the template from facts alone, no voxel read: section 1 from the header, 2 to 5 from report, labels, boxes and diagnoses.
 
 Nothing is guessed. Where no source answers, the field stays empty with provenance ``none``. Trust goes header, report, label,
-statistics, vision-language model, card: the first that answers a field keeps it. The model (``curation/visual``) answers later, of
-all volumes together, and only in sections 2 and 3 (:func:`with_visual`).
+statistics, vision-language model, card: the first that answers a field keeps it. The model (``curation/vlm``) answers later, of
+all volumes together, and only in sections 2 and 3 (:func:`add_vlm_answers`).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def describe(
     return _record(volume_id, draft, facts.measures, None)
 
 
-def with_visual(record: DescriptionRecord, answers: dict[str, str], vlm: str) -> DescriptionRecord:
+def add_vlm_answers(record: DescriptionRecord, answers: dict[str, str], vlm: str) -> DescriptionRecord:
     """A description with a model's answers (``"section.field"`` -> text) where only the card, or nothing, had one."""
     draft = Draft()
     for name, text in record.fields.items():

@@ -1,4 +1,4 @@
-"""Where images may be sent: this machine or the cluster, and nowhere else unless the user names the host."""
+"""Allowed destinations of images: this machine or the cluster; any other host only if the user names it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 
 from components.errors import BadInput
 
-_CLUSTER = (".svc", ".svc.cluster.local", ".cluster.local")
+_CLUSTER_SUFFIXES = (".svc", ".svc.cluster.local", ".cluster.local")
 
 
 def check_address(url: str, allowed: Collection[str] = ()) -> str:
-    """The address without a trailing slash, if it is loopback, a service of the cluster, or a host that the user allowed by name.
+    """Return the address without a trailing slash if it is loopback, a service of the cluster, or a host in ``allowed``.
 
-    A name that merely resolves to this machine is not trusted: resolving it is somebody else's say.
+    A name that merely resolves to this machine is not trusted: others control how it resolves.
 
     Raises:
         BadInput: any other host, or not an http(s) address.
@@ -27,12 +27,12 @@ def check_address(url: str, allowed: Collection[str] = ()) -> str:
         well_formed, host = False, ""
     if not well_formed:
         raise BadInput("not an http address", where="curation.visual.server", remedy="e.g. http://127.0.0.1:8000/v1")
-    if _is_loopback(host) or host == "localhost" or host.endswith(_CLUSTER) or host in allowed:
+    if _is_loopback(host) or host == "localhost" or host.endswith(_CLUSTER_SUFFIXES) or host in allowed:
         return url.rstrip("/")
     raise BadInput(
         f"{host} is outside of this machine and its cluster; images would leave it",
         where="curation.visual.server",
-        remedy=f"if that is meant, name it: curation.visual.allow_hosts: [{host}]",
+        remedy=f"if this is intended, allow the host: curation.visual.allow_hosts: [{host}]",
     )
 
 

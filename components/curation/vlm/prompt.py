@@ -1,8 +1,8 @@
-"""What the vision-language model is asked, shown and allowed to answer.
+"""Prompt, image and answer schema for the vision-language model.
 
-The answer is constrained while it is written, so that it cannot be of another form: section 2 in the words of
-:data:`components.curation.text.controlled_vocabulary.STRUCTURES`, section 3 in short plain text. The schema
-keeps to what the grammar engines of vLLM (xgrammar, llguidance) know: objects, strings, patterns.
+Decoding is constrained by the schema, so that no answer can have another form: section 2 uses the words of
+:data:`components.curation.text.controlled_vocabulary.STRUCTURES`, section 3 short plain text. The schema uses only constructs that
+the grammar engines of vLLM (xgrammar, llguidance) support: objects, strings, patterns.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ QUESTION = (
     "that are in view, separated by commas; under tissue_signal_characteristics how the tissues look (normal appearance, abnormal "
     "patterns, symmetry and integrity). Answer with the JSON object only."
 )
-MOST_STRUCTURES = 6
+MAX_STRUCTURES = 6
 _WINDOW = 1.2
-"""Signal (99.5th percentile = 1) that is shown white."""
+"""Signal (99.5th percentile = 1) that maps to white."""
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One question about one volume.
+class VlmQuery:
+    """One query about one volume.
 
     Attributes:
-        volume_id, content_md5: the volume, and the sum of its stored content.
-        question: the text.
+        volume_id, content_md5: the volume, and the MD5 of its stored content.
+        question: text of the user message.
         image: (H, W) uint8, the slices tiled.
     """
 
@@ -54,7 +54,7 @@ class Ask:
     image: NDArray[np.uint8]
 
     def png(self) -> bytes:
-        """The image as a PNG without any text chunk."""
+        """Encode the image as PNG without any text chunk."""
         from PIL import Image
 
         stream = io.BytesIO()
@@ -62,29 +62,29 @@ class Ask:
         return stream.getvalue()
 
 
-def tiled(slices_KHW: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """K slices side by side in rows of at most two, as grey values."""
-    grey = np.clip(np.nan_to_num(slices_KHW) / _WINDOW * 255, 0, 255).astype(np.uint8)
-    if len(grey) == 1:
-        return grey[0]
-    if len(grey) % 2:
-        grey = np.concatenate([grey, np.zeros_like(grey[:1])])
-    return np.concatenate([np.concatenate(list(grey[i : i + 2]), axis=1) for i in range(0, len(grey), 2)])
+def tile_slices(slices_KHW: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Tile (K, H, W) slices in rows of at most two, as gray values."""
+    gray = np.clip(np.nan_to_num(slices_KHW) / _WINDOW * 255, 0, 255).astype(np.uint8)
+    if len(gray) == 1:
+        return gray[0]
+    if len(gray) % 2:
+        gray = np.concatenate([gray, np.zeros_like(gray[:1])])
+    return np.concatenate([np.concatenate(list(gray[i : i + 2]), axis=1) for i in range(0, len(gray), 2)])
 
 
 def answer_schema(characters: int) -> dict[str, Any]:
-    """The JSON schema of an answer; ``characters`` bounds each text of section 3."""
+    """Return the JSON schema of an answer; ``characters`` limits the length of each text of section 3."""
 
-    def listing(words: tuple[str, ...]) -> str:
+    def list_pattern(words: tuple[str, ...]) -> str:
         word = "|".join(re.escape(word).replace("\\ ", " ") for word in words)
-        return f"^(|({word})(, ({word})){{0,{MOST_STRUCTURES - 1}}})$"
+        return f"^(|({word})(, ({word})){{0,{MAX_STRUCTURES - 1}}})$"
 
-    free = f"^[A-Za-z0-9 ,;()/%-]{{0,{characters}}}$"
+    free_text = f"^[A-Za-z0-9 ,;()/%-]{{0,{characters}}}$"
     sections: dict[str, Any] = {}
     for name in FIELD_NAMES:
         section, _, leaf = name.partition(".")
         if section in VISUAL_SECTIONS:
-            pattern = listing(STRUCTURES[leaf]) if leaf in STRUCTURES else free
+            pattern = list_pattern(STRUCTURES[leaf]) if leaf in STRUCTURES else free_text
             sections.setdefault(section, {})[leaf] = {"type": "string", "pattern": pattern}
     return _object({section: _object(fields) for section, fields in sections.items()})
 
@@ -93,23 +93,26 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def longest_answer(characters: int) -> int:
-    """Upper bound of an answer's characters (so of its tokens): an answer that is cut off would be no JSON."""
-    longest = {
-        leaf: MOST_STRUCTURES * (max(map(len, STRUCTURES[leaf])) + 2) if leaf in STRUCTURES else characters
-        for name in FIELD_NAMES
-        for section, _, leaf in [name.partition(".")]
-        if section in VISUAL_SECTIONS
-    }
+def max_answer_length(characters: int) -> int:
+    """Return an upper bound of the characters, and so of the tokens, of an answer: a truncated answer would not be valid JSON."""
+    longest: dict[str, int] = {}
+    for name in FIELD_NAMES:
+        section, _, leaf = name.partition(".")
+        if section not in VISUAL_SECTIONS:
+            continue
+        structures = STRUCTURES.get(leaf)
+        longest[leaf] = MAX_STRUCTURES * (max(map(len, structures)) + 2) if structures else characters
     return len(json.dumps({name: dict.fromkeys(longest, "") for name in VISUAL_SECTIONS})) + sum(longest.values()) + 32
 
 
 def parse_answer(text: str, schema: dict[str, Any]) -> dict[str, str]:
-    """``"section.field"`` -> text of an answer; repeated names are named once, and a text that could name somebody is none: a model
-    reads what is burnt into an image.
+    """Parse an answer into ``"section.field"`` -> text.
+
+    Repeated structures are listed once. A text that could identify a person becomes empty, because a model reads text that is
+    burnt into an image.
 
     Raises:
-        BadInput: the answer is not of the schema. Its text is not repeated.
+        BadInput: the answer does not conform to the schema. The message does not quote it.
     """
     try:
         answer = json.loads(text)
@@ -117,15 +120,19 @@ def parse_answer(text: str, schema: dict[str, Any]) -> dict[str, str]:
         answer = None
     if next(Draft202012Validator(schema).iter_errors(answer), None) is not None:
         raise BadInput(
-            "the model's answer is not of the schema", where="curation.visual", remedy="serve it with schema-guided decoding"
+            "the model's answer does not conform to the schema",
+            where="curation.visual",
+            remedy="serve it with schema-guided decoding",
         )
-    found = {f"{section}.{leaf}": text for section, fields in answer.items() for leaf, text in fields.items()}
-    return {
-        name: "" if identifies(text) else ", ".join(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-        for name, text in found.items()
-    }
+    texts = {f"{section}.{leaf}": text for section, fields in answer.items() for leaf, text in fields.items()}
+    return {name: "" if identifies(text) else _without_repetitions(text) for name, text in texts.items()}
+
+
+def _without_repetitions(listing: str) -> str:
+    """Return a comma-separated list with each item once."""
+    return ", ".join(dict.fromkeys(item.strip() for item in listing.split(",") if item.strip()))
 
 
 def prompt_digest(schema: dict[str, Any], question: str) -> str:
-    """Digest of everything that a model is told besides the image."""
+    """Return the digest of everything in the prompt besides the image."""
     return digest(SYSTEM, question, schema)

@@ -20,8 +20,8 @@ from components.curation.measure.volume_facts import neighbour_correlation
 from components.curation.store import VolumeStore
 from components.ingestion.volume import Volume
 from components.provenance import digest
-from components.validation.dataframes import frames
-from components.validation.validation_gate import _run
+from components.validation.dataframes import build_dataframes
+from components.validation.validation_gate import run_rules
 from tests.helpers.corpora import SEQUENCES, card, tiny_series, tiny_settings, tiny_volume
 from tests.helpers.defects import PIXEL_DEFECTS, PixelDefect
 
@@ -56,8 +56,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, 
             curated[name] = curate_volume(name, volume, series, facts, settings, store)
     records = [one.record for one in curated.values()]
     write_corpus(root, records, curated.__getitem__, {facts.dataset_id: facts}, settings, inputs="pixels")
-    tables = {"volumes": frames(Corpus.open(root))["volumes"]}
-    report, quarantine = _run("pixels", tables, root / "gx")
+    tables = {"volumes": build_dataframes(Corpus.open(root))["volumes"]}
+    report, quarantine = run_rules("pixels", tables, root / "gx")
     assert not report.passed
     rows: dict[str, set[str]] = {}
     for volume_id, names in quarantine["volumes"].items():

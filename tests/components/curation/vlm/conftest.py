@@ -1,4 +1,4 @@
-"""One tiny checkpoint and one small set of curated volumes for all tests here."""
+"""A tiny checkpoint and a small set of curated volumes, shared by the tests of this folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from components.curation.corpus import STORE
 from components.curation.curate_volume import CuratedVolume, curate_volume
 from components.curation.store import VolumeStore
-from components.curation.vlm import Answers, VisualReport
-from components.curation.vlm.annotate import Model
+from components.curation.vlm import AnnotationReport, VlmAnnotator
+from components.curation.vlm.annotate import VisionLanguageModel
 from components.curation.vlm.local_model import LocalModel
 from components.provenance import digest
 from components.settings import VisualSettings
@@ -23,24 +23,26 @@ CHARACTERS = 12
 
 @dataclass(frozen=True)
 class Curated:
-    """Curated volumes without labels (so that sections 2 and 3 are open), their folder and their store."""
+    """Curated volumes without labels (so that sections 2 and 3 are empty), their folder and their store."""
 
     root: Path
     volumes: list[CuratedVolume]
     store: VolumeStore
 
-    def asked(
+    def annotate(
         self,
         settings: VisualSettings,
-        model: Model | None = None,
+        model: VisionLanguageModel | None = None,
         volumes: list[CuratedVolume] | None = None,
         root: Path | None = None,
-    ) -> tuple[list[CuratedVolume], VisualReport]:
-        """The volumes with what the model says about them."""
+    ) -> tuple[list[CuratedVolume], AnnotationReport]:
+        """Return the volumes with the answers of the model."""
         volumes = self.volumes if volumes is None else volumes
-        answers = Answers(self.store, root or self.root, settings, model)
-        report = answers.ask([one.record for one in volumes], {one.record.volume_id: one for one in volumes}.__getitem__)
-        return [answers.fill(one) for one in volumes], report
+        annotator = VlmAnnotator(self.store, root or self.root, settings, model)
+        report = annotator.annotate(
+            [volume.record for volume in volumes], {volume.record.volume_id: volume for volume in volumes}.__getitem__
+        )
+        return [annotator.add_answer(volume) for volume in volumes], report
 
 
 @pytest.fixture(scope="session")

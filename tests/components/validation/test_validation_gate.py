@@ -19,11 +19,11 @@ from components.errors import BadInput, GateRefused
 from components.files import read_json
 from components.phi_patterns import IDENTIFYING
 from components.provenance import digest
-from components.validation import validate
-from components.validation.dataframes import frames
-from components.validation.drift import drift, profile
+from components.validation import validate, validation_inputs
+from components.validation.dataframes import build_dataframes
+from components.validation.drift import measure_drift, profile_corpus
 from components.validation.rules import DRIFTS, rules
-from components.validation.validation_gate import ValidationReport, _run
+from components.validation.validation_gate import ValidationReport, run_rules
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.defects import (
     DEFECTS,
@@ -124,7 +124,7 @@ def cohort(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 @pytest.fixture(scope="module")
 def spoilt(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, set[str]], dict[str, str], Path]:
     """(Rule -> rows it reports, defect -> row it must be reported at, project) of a cohort with every defect planted."""
-    assert frames(_seen(cohort.corpus, cohort.tables))["volumes"]["shape_in_store"].all()
+    assert build_dataframes(_seen(cohort.corpus, cohort.tables))["volumes"]["shape_in_store"].all()
     tables = Tables(*(list(part) for part in vars(cohort.tables).values()))
     for defect in DEFECTS:
         defect.plant(tables, cohort.victims[defect.name])
@@ -133,7 +133,7 @@ def spoilt(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
     keys = {defect.name: cohort.key(defect) for defect in DEFECTS}
     keys |= {defect.name: tables.splits[-1].patient_id for defect in DEFECTS if defect.rule.startswith("splits.")}
     project = tmp_path_factory.mktemp("spoilt")
-    report, quarantine = _run(corpus_digest="spoilt", tables=frames(_seen(cohort.corpus, tables)), project=project)
+    report, quarantine = run_rules(corpus_digest="spoilt", tables=build_dataframes(_seen(cohort.corpus, tables)), project=project)
     assert not report.passed
     found: dict[str, set[str]] = {}
     for rows in quarantine.values():
@@ -158,7 +158,7 @@ def test_a_slice_shown_at_two_accelerations_is_asked_about_twice(corpus: Corpus)
     asked = [one for one in corpus.instructions if one.task == "reconstruction"]
     faster = [one.model_copy(update={"sample_id": digest(one.sample_id)[:32], "acceleration": 8}) for one in asked]
     seen = _seen(corpus, Tables(list(corpus.volumes.values()), list(corpus.descriptions.values()), [*asked, *faster], [], []))
-    assert asked and frames(seen)["instructions"]["question"].is_unique
+    assert asked and build_dataframes(seen)["instructions"]["question"].is_unique
 
 
 def test_no_personal_text_reaches_results_or_data_docs(spoilt: tuple[dict[str, set[str]], dict[str, str], Path]) -> None:
@@ -217,14 +217,14 @@ DRIFTERS: dict[str, Callable[[Tables], None]] = {
 
 def test_every_drift_is_caught_by_its_rule_and_no_change_is_none(cohort: Cohort, tmp_path: Path) -> None:
     """Every change is a row of one table, so that Great Expectations runs once."""
-    before = profile(_seen(cohort.corpus, cohort.tables))
-    rows = [drift(before, before).assign(dataset_id="nothing changed")]
+    before = profile_corpus(_seen(cohort.corpus, cohort.tables))
+    rows = [measure_drift(before, before).assign(dataset_id="nothing changed")]
     for name, change in DRIFTERS.items():
         tables = Tables(*(list(part) for part in vars(cohort.tables).values()))
         change(tables)
-        rows.append(drift(before, profile(_seen(cohort.corpus, tables))).assign(dataset_id=name))
+        rows.append(measure_drift(before, profile_corpus(_seen(cohort.corpus, tables))).assign(dataset_id=name))
     table = pd.concat(rows)
-    report, _ = _run("drifted", {"drift": table}, tmp_path)
+    report, _ = run_rules("drifted", {"drift": table}, tmp_path)
     assert DRIFTERS.keys() == DRIFTED.keys() and len(DRIFTED) == len(DRIFTS)
     limits = {f"drift.{column}_as_before": (column, limit) for column, (_, limit) in DRIFTS.items()}
     for name, rule in DRIFTED.items():
@@ -279,6 +279,13 @@ def test_a_good_corpus_passes_is_not_validated_twice_and_nothing_is_left_out(acc
     assert "The echo time is one of MRI, in milliseconds." in pages, "Data Docs speak of images, not of columns"
 
 
+def test_the_inputs_of_validation_are_the_tables_and_the_code(own: Corpus, tmp_path: Path) -> None:
+    inputs = validation_inputs(own.root)
+    assert inputs.corpus == own.tables_digest
+    assert read_json(own.root.parent / "gx" / "report.json")["identity"] == inputs.digest
+    assert validation_inputs(tmp_path / "nothing").corpus == ""
+
+
 def test_a_changed_corpus_is_measured_against_the_accepted_one(own: Corpus) -> None:
     accepted = read_json(own.root.parent / "gx" / "accepted.json")
     accepted["digest"] = "the version before"
@@ -300,9 +307,9 @@ def test_rows_within_a_tolerance_are_left_out_and_the_rest_goes_on(cohort: Cohor
     volumes = list(cohort.tables.volumes)
     volumes[3] = volumes[3].model_copy(update={"echo_time_ms": 0.09})
     tables = Tables(volumes, *list(vars(cohort.tables).values())[1:])
-    seen = {name: table for name, table in frames(_seen(cohort.corpus, tables)).items() if name == "volumes"}
+    seen = {name: table for name, table in build_dataframes(_seen(cohort.corpus, tables)).items() if name == "volumes"}
     seen["volumes"]["shape_in_store"] = True  # one was removed for a defect
-    report, quarantine = _run("one", seen, tmp_path)
+    report, quarantine = run_rules("one", seen, tmp_path)
     assert report.passed and report.quarantined == {"volumes": 1}
     assert quarantine["volumes"] == {volumes[3].volume_id: ["volumes.echo_time_in_ms"]}
 
@@ -314,22 +321,22 @@ def test_what_is_in_quarantine_is_not_read_and_changes_the_digest(own: Corpus) -
     left = Corpus.open(own.root)
     assert volume_id not in left.volumes and volume_id not in left.descriptions and left.digest != own.digest
     assert all(one.volume_id != volume_id and one.sample_id != sample.sample_id for one in left.instructions)
-    assert Corpus.open(own.root, whole=True).digest == own.digest == left.tables_digest
+    assert Corpus.open(own.root, include_quarantined=True).digest == own.digest == left.tables_digest
     (own.root / QUARANTINE).write_text(json.dumps({**content, "digest": "of other tables"}))
     assert Corpus.open(own.root).volumes == own.volumes
 
 
 def test_a_refusal_names_table_rule_rows_and_words_but_no_value(corpus: Corpus, tmp_path: Path) -> None:
-    tables = {"volumes": frames(corpus)["volumes"]}
+    tables = {"volumes": build_dataframes(corpus)["volumes"]}
     tables["volumes"]["patient_is_pseudonym"] = [False, *tables["volumes"]["patient_is_pseudonym"][1:]]
-    report, _ = _run("x", tables, tmp_path)
+    report, _ = run_rules("x", tables, tmp_path)
     with pytest.raises(GateRefused, match=r"volumes\.patient_is_a_pseudonym fails in 1 rows, e\.g\. [0-9a-f]{32}: The patient is"):
         report.require()
 
 
 def test_an_empty_table_is_refused(corpus: Corpus, tmp_path: Path) -> None:
-    tables = {"instructions": frames(corpus)["instructions"].iloc[:0]}
-    report, _ = _run("empty", tables, tmp_path)
+    tables = {"instructions": build_dataframes(corpus)["instructions"].iloc[:0]}
+    report, _ = run_rules("empty", tables, tmp_path)
     assert [(f.table, f.rule, f.column) for one in report.tables for f in one.failures] == [("instructions", "has_rows", "")]
 
 

@@ -1,4 +1,4 @@
-"""Images stay on the machine or the cluster unless the user names the host."""
+"""Images stay on the machine or the cluster unless the user allows a host by name."""
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from components.curation.vlm.allowed_hosts import check_address
 from components.errors import BadInput
 
-NEAR = [
+LOCAL_ADDRESSES = [
     "http://127.0.0.1:8000/v1",
     "http://127.3.4.5/v1",
     "http://localhost:8000/v1/",
@@ -16,7 +16,7 @@ NEAR = [
     "http://vllm.omnimri.svc:8000/v1",
     "http://vllm.omnimri.svc.cluster.local/v1",
 ]
-FAR = [
+REMOTE_ADDRESSES = [
     "https://api.openai.com/v1",
     "http://8.8.8.8/v1",
     "http://10.0.0.7:8000/v1",
@@ -34,13 +34,13 @@ FAR = [
 ]
 
 
-@pytest.mark.parametrize("url", NEAR)
-def test_this_machine_and_its_cluster_are_near(url: str) -> None:
+@pytest.mark.parametrize("url", LOCAL_ADDRESSES)
+def test_addresses_of_this_machine_and_its_cluster_are_allowed(url: str) -> None:
     assert check_address(url) == url.rstrip("/")
 
 
-@pytest.mark.parametrize("url", FAR)
-def test_everything_else_is_refused(url: str) -> None:
+@pytest.mark.parametrize("url", REMOTE_ADDRESSES)
+def test_every_other_address_is_refused(url: str) -> None:
     with pytest.raises(BadInput, match=r"curation\.visual\.server"):
         check_address(url)
 
@@ -53,7 +53,7 @@ def test_a_host_that_the_user_names_is_allowed_and_no_other() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(host=st.from_regex(r"[a-z]{1,12}(\.[a-z]{1,8}){1,3}", fullmatch=True))
-def test_no_public_name_slips_through(host: str) -> None:
+def test_no_public_host_name_is_allowed(host: str) -> None:
     if not host.endswith((".svc", ".cluster.local")):
         with pytest.raises(BadInput):
             check_address(f"https://{host}/v1")
