@@ -112,7 +112,7 @@ def measure(profile: str, repeats: int, folder: Path) -> list[dict[str, str]]:
         if dataset.path is None:
             build(dataset.card, folder / "sources" / dataset.card)
     server = Server(folder / "server", 4377)
-    flow, plain = ["flows.cli.main", "run", "--profile", profile], ["benchmarks.orchestration", "--plainly", "--profile", profile]
+    flow, plain = ["flows.cli", "run", "--profile", profile], ["benchmarks.orchestration", "--plainly", "--profile", profile]
     ways = {"plainly": (plain, None), "flow": (flow, server.address)}
     seconds: dict[tuple[str, str], list[float]] = {}
     try:

@@ -60,7 +60,7 @@ def main() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "flows.cli.main", "models", "serve", arguments.version, "--port", str(port)]
+    command = [sys.executable, "-m", "flows.cli", "models", "serve", arguments.version, "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=150) as client:

@@ -1,13 +1,13 @@
-"""From a version back to all that it was made of, and from a patient or a dataset forward to the versions made of them.
+"""Lineage: from a version back to its data, code and settings, and from a patient or dataset forward to the versions built from it.
 
-A version carries the list of its patients as digests (dataset -> split -> digests): it answers whether somebody was in it, and
-names nobody. So the answer outlives the files, which a withdrawal deletes.
+A version stores its patients as digests (dataset -> split -> digests): it can be asked whether a patient was in it, and identifies
+nobody. The answer remains available after a withdrawal has deleted the files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ from components.registry.registration import SETTINGS, list_versions, show_versi
 from components.settings import STAGES
 
 UNKNOWN = "unknown"
+Cohort = dict[str, dict[str, list[str]]]
+"""Dataset -> split -> digests of its patients."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a version comes from.
+    """Origin of a version.
 
     Attributes:
-        facts: name -> value, of data, code, environment and evaluation; "" = not recorded.
-        stages: (stage, digest, MLflow run) of the four.
-        missing: what was not recorded.
+        facts: name -> value, for data, code, environment and evaluation; "" = not recorded.
+        stages: (stage, digest, MLflow run).
+        missing: facts and stages that were not recorded.
         settings: the profile as it was used.
     """
 
@@ -43,10 +45,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Use:
-    """A version that was made of somebody's data.
+    """A version that used data of given patients or of a dataset.
 
     Attributes:
-        splits: how: ``train``, ``validation``, ``test``; ``unknown`` = its data version holds them, and it kept no list.
+        splits: ``train``, ``validation``, ``test``; ``unknown`` = its data version contains them, but it stores no patient list.
     """
 
     version: str
@@ -71,75 +73,77 @@ FACTS = (
 
 
 def origin(version: str, tracking_uri: str, name: str) -> Origin:
-    """All that a version was made of.
+    """Return the origin of a version.
 
     Raises:
         BadInput: no such version.
     """
-    found = show_version(version, tracking_uri, name)
-    facts = {fact: found.tags.get(fact, "") for fact in FACTS}
+    registered = show_version(version, tracking_uri, name)
+    facts = {fact: registered.tags.get(fact, "") for fact in FACTS}
     stages = tuple(
-        (stage, found.tags.get(f"stage_digest.{stage}", ""), found.tags.get(f"stage_run.{stage}", "")) for stage in STAGES
+        (stage, registered.tags.get(f"stage_digest.{stage}", ""), registered.tags.get(f"stage_run.{stage}", "")) for stage in STAGES
     )
-    missing = [fact for fact, value in facts.items() if not value] + [stage for stage, at, _ in stages if not at]
-    return Origin(found.version, facts, stages, tuple(missing), settings_of(found, tracking_uri))
+    missing = [fact for fact, value in facts.items() if not value] + [stage for stage, digest, _ in stages if not digest]
+    return Origin(registered.version, facts, stages, tuple(missing), load_version_settings(registered, tracking_uri))
 
 
-def settings_of(version: ModelVersion, tracking_uri: str) -> dict[str, Any]:
-    """The profile that made a version.
+def load_version_settings(version: ModelVersion, tracking_uri: str) -> dict[str, Any]:
+    """Return the profile that a version was built with.
 
     Raises:
-        BadInput: it was registered without.
+        BadInput: the version was registered without it.
     """
-    file = _beside(version, tracking_uri, SETTINGS)
+    file = _find_artifact(version, tracking_uri, SETTINGS)
     if file is None:
         raise BadInput(
-            "no settings were kept with this version", where=f"{version.name} {version.version}", remedy="register it again"
+            "no settings are stored with this version", where=f"{version.name} {version.version}", remedy="register it again"
         )
     settings: dict[str, Any] = json.loads(file.read_text())
     return settings
 
 
 def versions_with_patients(
-    patients: Mapping[str, Collection[str]], holding: Collection[str], tracking_uri: str, name: str
+    patients: Mapping[str, Collection[str]], data_versions: Collection[str], tracking_uri: str, name: str
 ) -> list[Use]:
-    """Versions that patients (dataset -> pseudonyms) went into, newest first.
+    """Return the versions that used data of patients (dataset -> pseudonyms), newest first.
 
     Args:
-        holding: data versions that hold files of theirs, for versions that kept no list.
+        data_versions: data versions that contain their files, for model versions that store no patient list.
     """
-    people = {person(dataset, patient) for dataset, names in patients.items() for patient in names}
+    patient_digests = {person(dataset, patient) for dataset, names in patients.items() for patient in names}
 
-    def splits(version: ModelVersion, cohort: dict[str, dict[str, list[str]]] | None) -> set[str]:
+    def splits(version: ModelVersion, cohort: Cohort | None) -> set[str]:
         if cohort is None:
-            return {UNKNOWN} if version.tags.get("data_digest") in holding else set()
-        return {split for parts in cohort.values() for split, listed in parts.items() if people & set(listed)}
+            return {UNKNOWN} if version.tags.get("data_digest") in data_versions else set()
+        return {split for parts in cohort.values() for split, listed in parts.items() if patient_digests & set(listed)}
 
     return _uses(splits, tracking_uri, name)
 
 
 def versions_with_dataset(dataset: str, tracking_uri: str, name: str) -> list[Use]:
-    """Versions that a dataset went into, newest first."""
+    """Return the versions that used a dataset, newest first."""
 
-    def splits(version: ModelVersion, cohort: dict[str, dict[str, list[str]]] | None) -> set[str]:
+    def splits(version: ModelVersion, cohort: Cohort | None) -> set[str]:
         if cohort is not None:
             return set(cohort.get(dataset, {}))
-        return {UNKNOWN} if dataset in {one["card"] for one in settings_of(version, tracking_uri)["datasets"]} else set()
+        return (
+            {UNKNOWN} if dataset in {entry["card"] for entry in load_version_settings(version, tracking_uri)["datasets"]} else set()
+        )
 
     return _uses(splits, tracking_uri, name)
 
 
-def _uses(splits: Any, tracking_uri: str, name: str) -> list[Use]:
-    found = []
+def _uses(splits: Callable[[ModelVersion, Cohort | None], set[str]], tracking_uri: str, name: str) -> list[Use]:
+    uses = []
     for version in list_versions(tracking_uri, name):
-        file = _beside(version, tracking_uri, COHORT)
-        if how := splits(version, read_json(file) if file else None):
-            found.append(Use(version.version, version.aliases, version.tags.get("data_digest", ""), tuple(sorted(how))))
-    return found
+        file = _find_artifact(version, tracking_uri, COHORT)
+        if used_in := splits(version, read_json(file) if file else None):
+            uses.append(Use(version.version, version.aliases, version.tags.get("data_digest", ""), tuple(sorted(used_in))))
+    return uses
 
 
-def _beside(version: ModelVersion, tracking_uri: str, file: str) -> Path | None:
-    """A file that was registered beside the weights."""
+def _find_artifact(version: ModelVersion, tracking_uri: str, file: str) -> Path | None:
+    """Return the local path of a file that was registered with the weights, or None."""
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)

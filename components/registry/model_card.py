@@ -1,4 +1,4 @@
-"""The model card: generated from what was measured and recorded when a version is registered."""
+"""The model card, generated from the evaluation and the lineage when a version is registered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
 
 def model_card(name: str, evaluation: EvaluationReport, settings: str, tags: dict[str, str]) -> str:
-    """The card's Markdown.
+    """Return the model card as Markdown.
 
     Args:
         settings: the profile as it was used, JSON.
@@ -29,7 +29,7 @@ def model_card(name: str, evaluation: EvaluationReport, settings: str, tags: dic
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False)  # noqa: S701 (Markdown)
     return environment.from_string(TEMPLATE.read_text()).render(
         name=name,
-        limits=limits(evaluation),
+        limits=limitations(evaluation),
         datasets=_datasets(evaluation, settings),
         rows=evaluation.rows,
         groups=evaluation.subgroups,
@@ -38,29 +38,29 @@ def model_card(name: str, evaluation: EvaluationReport, settings: str, tags: dic
     )
 
 
-def limits(evaluation: EvaluationReport) -> list[str]:
-    """What the measurements say against the model."""
-    found = [evaluation.note] if evaluation.note else []
+def limitations(evaluation: EvaluationReport) -> list[str]:
+    """Return the limitations that the evaluation shows, one sentence each."""
+    sentences = [evaluation.note] if evaluation.note else []
     for task in TASKS:
         rows = [row for row in evaluation.rows if row.task == task]
         if not rows:
-            found.append(f"{task.capitalize()} was not measured.")
+            sentences.append(f"{task.capitalize()} was not measured.")
             continue
         worse = [row.metric for row in rows if row.verdict == "worse"]
         behind = [row.metric for row in rows if row.behind and row.verdict != "worse"]
         if worse:
-            found.append(f"{task.capitalize()} is worse than an answer that needs no network: {', '.join(worse)}.")
+            sentences.append(f"{task.capitalize()} is worse than a baseline without a network: {', '.join(worse)}.")
         if behind:
-            found.append(
-                f"{task.capitalize()} is behind such an answer, though these patients cannot settle it: {', '.join(behind)}."
+            sentences.append(
+                f"{task.capitalize()} is below such a baseline, but not significantly with these patients: {', '.join(behind)}."
             )
         if (patients := max(row.patients for row in rows)) < FEWEST:
-            found.append(f"{task.capitalize()} was measured on {patients} patients, too few for any verdict.")
-    return found
+            sentences.append(f"{task.capitalize()} was measured on {patients} patients, too few for a statistical verdict.")
+    return sentences
 
 
 def _datasets(evaluation: EvaluationReport, settings: str) -> list[dict[str, Any]]:
-    """Name, licence and patients of every dataset of the profile."""
+    """Return name, license and number of patients of every dataset of the profile."""
     file = evaluation.folder / COHORT
     cohort = read_json(file) if file.exists() else {}
     rows = []
@@ -68,7 +68,7 @@ def _datasets(evaluation: EvaluationReport, settings: str) -> list[dict[str, Any
         try:
             card = load_card(dataset["card"])
             named = {"name": card.name, "licence": card.licence or "not stated"}
-        except BadInput:  # a card of the user's own that is not here any more
+        except BadInput:  # a user's card that no longer exists
             named = {"name": dataset["card"], "licence": "not known"}
         rows.append(
             {**named, **{split: len(cohort.get(dataset["card"], {}).get(split, ())) for split in ("train", "validation", "test")}}

@@ -1,4 +1,4 @@
-"""What is known of a registered version."""
+"""A registered model version, and the lineage that is recorded with it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ LOCK = asset("constraints.txt")
 
 @dataclass(frozen=True)
 class Lineage:
-    """All that is needed to make a model again.
+    """Everything that is needed to build a model again.
 
     Attributes:
-        data_digest: DVC's, of ``data/``; corpus_digest: of the curated tables.
+        data_digest: DVC digest of ``data/``; corpus_digest: digest of the curated tables.
         settings_digest, settings: the profile as it was used, JSON.
-        git_commit: of the code; environment: md5 of the pinned package set.
+        git_commit: commit of the code; environment: MD5 of the pinned package versions.
         stage_digests, stage_runs: stage name -> digest of its folder, MLflow run.
-        validation_passed: Great Expectations let the corpus through.
-        container: the image that trained it, "none" = no container; python: version of the interpreter.
+        validation_passed: the corpus passed Great Expectations.
+        container: image that trained the model, "none" = no container; python: version of the interpreter.
     """
 
     data_digest: str
@@ -47,7 +47,7 @@ class Lineage:
     def of(
         cls, settings: Settings, data_digest: str, corpus_digest: str, stages: Sequence[StageResult], validation_passed: bool
     ) -> Lineage:
-        """Lineage of a model that this checkout has just trained."""
+        """Return the lineage of a model that this code has just trained."""
         return cls(
             data_digest=data_digest,
             corpus_digest=corpus_digest,
@@ -62,7 +62,7 @@ class Lineage:
         )
 
     def tags(self) -> dict[str, str]:
-        """As tags of a registered version (the settings are an artifact: a tag is too short for them)."""
+        """Return the tags of a registered version. The settings are too long for a tag and become an artifact."""
         plain = {
             f.name: str(getattr(self, f.name)) for f in fields(self) if f.name not in ("stage_digests", "stage_runs", "settings")
         }
@@ -70,7 +70,7 @@ class Lineage:
         return {**plain, **staged, **{f"stage_run.{name}": value for name, value in self.stage_runs.items()}}
 
 
-NEEDED = (
+REQUIRED_TAGS = (
     "data_digest",
     "corpus_digest",
     "settings_digest",
@@ -78,7 +78,7 @@ NEEDED = (
     "environment",
     *(f"stage_digest.{stage}" for stage in STAGES),
 )
-"""Tags without which a version cannot be made again."""
+"""Tags without which a version cannot be reproduced."""
 
 
 @dataclass(frozen=True)

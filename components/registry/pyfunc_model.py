@@ -1,8 +1,8 @@
-"""The registered model as MLflow loads it (models from code: this file travels with the weights, nothing is pickled).
+"""The registered model as an MLflow pyfunc (models from code: this file is stored with the weights, nothing is pickled).
 
-One row in, one row out: ``image`` is a NIfTI, DICOM, MetaImage or fastMRI file in base64, ``instruction`` the question; the answer
-has ``task``, ``text``, ``boxes`` (JSON) and ``file`` (NIfTI in base64, empty for text). What cannot be answered is refused (400)
-with the reason and the remedy, whoever serves.
+One output row for each input row. Input: ``image`` (NIfTI, DICOM, MetaImage or fastMRI file in base64) and ``instruction``. Output:
+``task``, ``text``, ``boxes`` (JSON) and ``file`` (NIfTI in base64, empty for text). Invalid requests are rejected with fault and
+remedy (HTTP 400), whichever server is used.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from components.inference import Predictor
 
 
-class ServedModel(PythonModel):
-    """Answers requests one by one."""
+class OmniMRIPyfunc(PythonModel):
+    """Predicts requests one by one."""
 
     predictor: Predictor
 
@@ -36,10 +36,10 @@ class ServedModel(PythonModel):
         self.predictor = Predictor.load(context.artifacts["weights"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Answer every row.
+        """Predict every row.
 
         Raises:
-            MlflowException: a row that cannot be answered; served as 400.
+            MlflowException: an invalid row (HTTP 400).
         """
         import pandas as pd
         from mlflow.exceptions import MlflowException
@@ -63,11 +63,13 @@ class ServedModel(PythonModel):
         from components.inference.untrusted_input import require_modest
 
         if len(instruction) > limits.instruction_characters:
-            raise BadInput("a long instruction", where="instruction", remedy=f"at most {limits.instruction_characters} characters")
+            raise BadInput(
+                "the instruction is too long", where="instruction", remedy=f"at most {limits.instruction_characters} characters"
+            )
         try:
             content = base64.b64decode(image, validate=True)
         except (binascii.Error, ValueError):
-            raise BadInput("no base64", where="image", remedy="send the bytes of one file in base64, not its name") from None
+            raise BadInput("not base64", where="image", remedy="send the bytes of one file in base64, not its name") from None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image"
             path.write_bytes(content)
@@ -79,4 +81,4 @@ class ServedModel(PythonModel):
         return {"task": prediction.task, "text": prediction.text, "boxes": boxes, "file": file}
 
 
-mlflow.models.set_model(ServedModel())
+mlflow.models.set_model(OmniMRIPyfunc())

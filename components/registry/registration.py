@@ -1,4 +1,4 @@
-"""Versions in MLflow's registry: what there is, and how a trained model gets in."""
+"""Versions in MLflow's model registry: list, look up, register."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from components.errors import BadInput
 from components.evaluation import EvaluationReport, weights_digest
 from components.files import write_json
 from components.provenance import REPOSITORY
-from components.registry.audit_log import Act, History, Move, State
-from components.registry.model_card import limits, model_card
+from components.registry.audit_log import Action, AuditLog, AuditState, Move
+from components.registry.model_card import limitations, model_card
 from components.registry.model_version import LOCK, Lineage, ModelVersion
-from components.registry.promotion_gate import CASES, RESULTS, figures
+from components.registry.promotion_gate import CASES, RESULTS, compare_results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,56 +28,60 @@ if TYPE_CHECKING:
 PACKAGES = ("components", "model_core", "kernels")
 SETTINGS = "settings.json"
 DESCRIPTION = """Research software. Not a medical device; not for clinical use. The model card (README.md), the report page and the
-settings are beside the weights, under artifacts/about. What the measurements say against this version:
+settings are stored with the weights, under artifacts/about. Known limitations of this version, as measured:
 """
 
-logger = logging.getLogger(__name__)
+MAX_DESCRIPTION = 4900
+"""Characters of a version's description; MLflow accepts 5000."""
 
 
-def client_of(tracking_uri: str) -> MlflowClient:
-    """A client of the store."""
+def mlflow_client(tracking_uri: str) -> MlflowClient:
+    """Return a client of the tracking store."""
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)
     return mlflow.MlflowClient(tracking_uri)
 
 
-def version_of(client: MlflowClient, name: str, number: str) -> ModelVersion:
-    """A version by its number."""
-    found = client.get_model_version(name, number)
+def get_version(client: MlflowClient, name: str, number: str) -> ModelVersion:
+    """Return a version by its number."""
+    stored = client.get_model_version(name, number)
     aliases = client.get_registered_model(name).aliases
     return ModelVersion(
-        name, str(found.version), tuple(sorted(alias for alias, at in aliases.items() if str(at) == str(number))), dict(found.tags)
+        name,
+        str(stored.version),
+        tuple(sorted(alias for alias, version in aliases.items() if str(version) == str(number))),
+        dict(stored.tags),
     )
 
 
 def list_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
-    """Every version, newest first; none where the model has never been registered."""
-    client = client_of(tracking_uri)
-    numbers = sorted((int(found.version) for found in client.search_model_versions(f"name='{name}'")), reverse=True)
-    return [version_of(client, name, str(number)) for number in numbers]
+    """Return every version, newest first; none if the model was never registered."""
+    client = mlflow_client(tracking_uri)
+    numbers = sorted((int(stored.version) for stored in client.search_model_versions(f"name='{name}'")), reverse=True)
+    return [get_version(client, name, str(number)) for number in numbers]
 
 
 def show_version(version: str, tracking_uri: str, name: str) -> ModelVersion:
-    """One version, by number or alias.
+    """Return one version, by number or alias.
 
     Raises:
-        BadInput: there is none.
+        BadInput: no such version.
     """
     from mlflow.exceptions import MlflowException
 
-    client = client_of(tracking_uri)
+    client = mlflow_client(tracking_uri)
     try:
         number = version if version.isdigit() else str(client.get_model_version_by_alias(name, version).version)
-        return version_of(client, name, number)
+        return get_version(client, name, number)
     except MlflowException:
-        raise BadInput("no such version", where=f"{name} {version}", remedy="omnimri models list shows those there are") from None
+        raise BadInput("no such version", where=f"{name} {version}", remedy="omnimri models list shows the versions") from None
 
 
 def register(
     model_dir: Path, evaluation: EvaluationReport, lineage: Lineage, tracking_uri: str, run_id: str, name: str
 ) -> ModelVersion:
-    """Register an evaluated model as candidate. The same weights, evaluation and lineage keep the version that they have."""
+    """Register an evaluated model as candidate. If the same weights, evaluation and lineage are registered, return that version."""
     weights = weights_digest(model_dir)
     tags = {
         "weights_digest": weights,
@@ -86,42 +90,41 @@ def register(
         **lineage.tags(),
         RESULTS: json.dumps([[row.task, row.metric, row.higher_is_better, row.model] for row in evaluation.rows]),
     }
-    same = ("weights_digest", "evaluation_digest", "data_digest", "settings_digest")
-    for found in list_versions(tracking_uri, name):
-        if all(found.tags.get(tag) == tags[tag] for tag in same):
-            return found
-    client, history = client_of(tracking_uri), history_of(tracking_uri, name)
-    uri = _log(model_dir, evaluation, lineage, tags, run_id, name)
+    identity = ("weights_digest", "evaluation_digest", "data_digest", "settings_digest")
+    for existing in list_versions(tracking_uri, name):
+        if all(existing.tags.get(tag) == tags[tag] for tag in identity):
+            return existing
+    client, audit_log = mlflow_client(tracking_uri), audit_log_of(tracking_uri, name)
+    uri = _log_model(model_dir, evaluation, lineage, tags, run_id, name)
     number = ""
 
-    def candidate(state: State) -> Act:
+    def candidate(state: AuditState) -> Action:
         nonlocal number
         if not number:
             import mlflow
 
             number = str(mlflow.register_model(uri, name, tags=tags).version)
             client.update_model_version(
-                name, number, "\n".join([DESCRIPTION, *(f"- {limit}" for limit in limits(evaluation))])[:4900]
+                name, number, "\n".join([DESCRIPTION, *(f"- {limit}" for limit in limitations(evaluation))])[:MAX_DESCRIPTION]
             )
         move = Move("candidate", state.aliases.get("candidate", ""), number)
-        return Act("register", number, "candidate", (move,), figures=figures(tags[RESULTS]), weights=weights)
+        return Action("register", number, "candidate", (move,), figures=compare_results(tags[RESULTS]), weights=weights)
 
-    history.write(candidate)
-    return version_of(client, name, number)
+    audit_log.write(candidate)
+    return get_version(client, name, number)
 
 
-def history_of(tracking_uri: str, name: str) -> History:
-    """The list of who moved which version where."""
-    client = client_of(tracking_uri)
-    return History(client, name, lambda: mirror_stages(client, name))
+def audit_log_of(tracking_uri: str, name: str) -> AuditLog:
+    """Return the audit log of a registered model."""
+    client = mlflow_client(tracking_uri)
+    return AuditLog(client, name, lambda: mirror_stages(client, name))
 
 
 def mirror_stages(client: MlflowClient, name: str) -> None:
-    """Bring the legacy stages in line with the aliases, for clients that ask for ``models:/omnimri/Production``.
+    """Set the legacy stages to match the aliases, for clients that request ``models:/omnimri/Production``.
 
-    All versions, not the promoted one alone: a version that has lost its alias must leave the stage, since MLflow answers such a
-    client with the newest version of a stage, after a rollback therefore with the one that was withdrawn. MLflow will drop stages
-    some day.
+    Every version is updated, not only the promoted one: MLflow serves the newest version of a stage, which after a rollback
+    would be the withdrawn one. MLflow has deprecated stages and may remove them.
     """
     if not hasattr(client, "transition_model_version_stage"):
         return
@@ -129,15 +132,17 @@ def mirror_stages(client: MlflowClient, name: str) -> None:
     stages = {str(aliases[place]): place.capitalize() for place in ("archived", "staging", "production") if place in aliases}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for found in client.search_model_versions(f"name='{name}'"):
-            held = found.current_stage in ("Staging", "Production")
-            stage = stages.get(str(found.version), "Archived" if held else found.current_stage)
-            if stage != found.current_stage:
-                client.transition_model_version_stage(name, str(found.version), stage)
+        for stored in client.search_model_versions(f"name='{name}'"):
+            was_promoted = stored.current_stage in ("Staging", "Production")
+            stage = stages.get(str(stored.version), "Archived" if was_promoted else stored.current_stage)
+            if stage != stored.current_stage:
+                client.transition_model_version_stage(name, str(stored.version), stage)
 
 
-def _log(model_dir: Path, evaluation: EvaluationReport, lineage: Lineage, tags: dict[str, str], run_id: str, name: str) -> str:
-    """Log code, weights, settings, evaluation and card as one MLflow model below a run; its URI."""
+def _log_model(
+    model_dir: Path, evaluation: EvaluationReport, lineage: Lineage, tags: dict[str, str], run_id: str, name: str
+) -> str:
+    """Log code, weights, settings, evaluation and model card as one MLflow model of a run, and return its URI."""
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -150,7 +155,7 @@ def _log(model_dir: Path, evaluation: EvaluationReport, lineage: Lineage, tags: 
         for file in evaluation.kept:
             shutil.copy(file, about)
         requirements = str(LOCK) if LOCK.exists() else str(REPOSITORY / "pyproject.toml")
-        with _Continued(run_id):
+        with _ReopenedRun(run_id):
             info = mlflow.pyfunc.log_model(
                 name=name,
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -163,8 +168,8 @@ def _log(model_dir: Path, evaluation: EvaluationReport, lineage: Lineage, tags: 
     return str(info.model_uri)
 
 
-class _Continued:
-    """Log into a run without changing its state."""
+class _ReopenedRun:
+    """Context that logs into a run without changing its status."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -192,7 +197,7 @@ def _signature() -> ModelSignature:
 
 
 def _example() -> Any:
-    """A request: four slices of a made-up sphere, as NIfTI in base64."""
+    """Return an example request: four slices of a synthetic sphere, as NIfTI in base64."""
     import nibabel as nib
     import numpy as np
     import pandas as pd

@@ -1,7 +1,7 @@
-"""Making a version again from what it says of itself: its commit in a new checkout, its data, its settings; then both are compared.
+"""Reproduction: build a version again from its recorded commit, data version and settings, and compare the weights bit by bit.
 
-The old code is run by the old code's own command line, in processes of its own, so that nothing of this checkout has a part in it.
-The comparison is to the bit, which the same packages on the same kind of processor should meet; another one may round otherwise.
+The recorded code runs through its own command line in separate processes, so that nothing of this checkout takes part. Weights
+should be identical with the same packages on the same kind of processor; another processor may round differently.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from components.errors import BadInput, JobFailed
 from components.home import Home
 from components.inference import resolve_model
 from components.provenance import REPOSITORY
-from components.registry.lineage import settings_of
+from components.registry.lineage import load_version_settings
 from components.registry.registration import show_version
 from components.versioning import DataRepository
 
-COMMAND = (sys.executable, "-m", "flows.cli.main")
-INHERITED = ("PREFECT_", "MLFLOW_", "OMNIMRI_")
+COMMAND = (sys.executable, "-m", "flows.cli")
+OWN_VARIABLES = ("PREFECT_", "MLFLOW_", "OMNIMRI_")
 WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A version beside the one that was made again.
+    """Comparison of a version with its reproduction.
 
     Attributes:
-        equal: every tensor is the same to the bit.
-        tensors, differing: how many there are, and how many differ; largest: difference of any weight.
-        packages: those whose installed version is not the pinned one: (name, pinned, installed).
-        withdrawn: series that were left out, since their patients have withdrawn.
-        seconds: by step.
+        equal: all tensors are bitwise identical.
+        tensors, differing: number of tensors, and of those that differ; largest: largest absolute difference of a weight.
+        packages: (name, pinned, installed) of packages whose installed version is not the pinned one.
+        withdrawn: number of series excluded because their patients have withdrawn.
+        seconds: wall time by step.
     """
 
     version: str
@@ -56,31 +56,31 @@ class Reproduction:
 
 
 def reproduce(version: str, home: Home, name: str, keep: Path | None = None) -> Reproduction:
-    """Make a version again and compare.
+    """Build a version again and compare.
 
     Args:
-        keep: folder for checkout, data and runs; none = a temporary one, which is removed.
+        keep: folder for checkout, data and runs; None = a temporary one, which is removed.
 
     Raises:
-        BadInput: no such version, or its lineage does not lead to one commit and one data version.
-        JobFailed: the old code fails; its last words are in the message.
+        BadInput: no such version, or its lineage does not identify a commit and a data version.
+        JobFailed: the recorded code fails; the end of its output is in the message.
     """
-    found = show_version(version, home.tracking_uri, name)
-    commit, data = found.tags.get("git_commit", ""), found.tags.get("data_digest", "")
+    registered = show_version(version, home.tracking_uri, name)
+    commit, data = registered.tags.get("git_commit", ""), registered.tags.get("data_digest", "")
     if not commit or commit == "unknown" or commit.endswith("+dirty"):
         raise BadInput(
-            "its code is in no commit",
-            where=f"{name} {found.version}, commit {commit or 'not recorded'}",
-            remedy="only what was trained from a committed checkout can be made again",
+            "the code of this version was not committed",
+            where=f"{name} {registered.version}, commit {commit or 'not recorded'}",
+            remedy="only versions trained from a committed checkout can be reproduced",
         )
-    settings = settings_of(found, home.tracking_uri)
+    settings = load_version_settings(registered, home.tracking_uri)
     if keep is not None:
-        return _reproduced(found.version, commit, data, settings, home, name, keep)
+        return _reproduce_in(registered.version, commit, data, settings, home, name, keep)
     with tempfile.TemporaryDirectory(prefix="omnimri-reproduce-") as folder:
-        return _reproduced(found.version, commit, data, settings, home, name, Path(folder))
+        return _reproduce_in(registered.version, commit, data, settings, home, name, Path(folder))
 
 
-def _reproduced(
+def _reproduce_in(
     version: str, commit: str, data: str, settings: dict[str, Any], home: Home, name: str, folder: Path
 ) -> Reproduction:
     seconds: dict[str, float] = {}
@@ -90,12 +90,12 @@ def _reproduced(
     _git("-C", str(checkout), "checkout", "--quiet", "--detach", commit)
     seconds["checkout"] = time.monotonic() - start
     start = time.monotonic()
-    laid = DataRepository(home.data.parent, home.data).lay_out(data, checkout / "data")
+    layout = DataRepository(home.data.parent, home.data).lay_out(data, checkout / "data")
     seconds["data"] = time.monotonic() - start
     profile.write_text(json.dumps(settings))  # JSON is YAML
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(INHERITED)}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(OWN_VARIABLES)}
     environment = {
-        **clean,
+        **inherited,
         "OMNIMRI_HOME": str(folder / "home"),
         "OMNIMRI_DATA": str(checkout / "data"),
         "OMNIMRI_CARDS": str(home.cards),
@@ -108,7 +108,7 @@ def _reproduced(
     stages = _run(checkout, environment, "train", "--profile", str(profile), "--set", "launcher=local", "--json")
     seconds["train"] = time.monotonic() - start
     ours = resolve_model(f"models:/{name}/{version}", home.tracking_uri) / WEIGHTS
-    tensors, differing, largest = compare(ours, Path(stages[-1]["model_dir"]) / WEIGHTS)
+    tensors, differing, largest = compare_weights(ours, Path(stages[-1]["model_dir"]) / WEIGHTS)
     return Reproduction(
         version,
         commit,
@@ -117,14 +117,14 @@ def _reproduced(
         tensors,
         differing,
         largest,
-        other_packages(checkout / "constraints.txt"),
-        laid.withdrawn.series,
+        unmet_pins(checkout / "constraints.txt"),
+        layout.withdrawn.series,
         {step: round(value, 1) for step, value in seconds.items()},
     )
 
 
-def compare(first: Path, second: Path) -> tuple[int, int, float]:
-    """Two safetensors files: tensors, how many are not equal to the bit (or are in one alone), largest difference."""
+def compare_weights(first: Path, second: Path) -> tuple[int, int, float]:
+    """Return the number of tensors of two safetensors files, of those that differ in any bit, and the largest difference."""
     import torch
     from safetensors.torch import load_file
 
@@ -142,36 +142,38 @@ def compare(first: Path, second: Path) -> tuple[int, int, float]:
     return len(names), differing, largest
 
 
-def other_packages(lock: Path) -> tuple[tuple[str, str, str], ...]:
-    """Pins that this environment does not meet: (name, pinned, installed)."""
-    found = []
+def unmet_pins(lock: Path) -> tuple[tuple[str, str, str], ...]:
+    """Return (name, pinned, installed) of the pins that this environment does not meet."""
+    unmet = []
     for line in lock.read_text().splitlines() if lock.exists() else ():
-        name, pinned, wanted = line.partition("#")[0].strip().partition("==")
+        name, pinned, version = line.partition("#")[0].strip().partition("==")
         if not pinned:
             continue
         try:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             installed = "none"
-        if installed.partition("+")[0] != wanted.partition("+")[0].partition(";")[0].strip():
-            found.append((name, wanted, installed))
-    return tuple(found)
+        if installed.partition("+")[0] != version.partition("+")[0].partition(";")[0].strip():
+            unmet.append((name, version, installed))
+    return tuple(unmet)
 
 
 def _git(*words: str) -> None:
     done = subprocess.run(["git", *words], capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["failed"]
-        raise BadInput(f"git: {said[-1]}", where=" ".join(words[-2:]), remedy="this checkout must have the commit: git fetch")
+        error_lines = done.stderr.strip().splitlines() or ["failed"]
+        raise BadInput(
+            f"git: {error_lines[-1]}", where=" ".join(words[-2:]), remedy="fetch the commit into this checkout: git fetch"
+        )
 
 
 def _run(checkout: Path, environment: Mapping[str, str], *words: str) -> Any:
-    """A command of the old code; its JSON."""
+    """Run a command of the recorded code and return its JSON output."""
     done = subprocess.run([*COMMAND, *words], cwd=checkout, env=dict(environment), capture_output=True, text=True)
     if done.returncode:
         raise JobFailed(
-            f"the old code's `omnimri {words[0]}` failed: {' '.join(done.stderr.split())[-600:]}",
+            f"`omnimri {words[0]}` of the recorded code failed: {' '.join(done.stderr.split())[-600:]}",
             where=str(checkout),
-            remedy="omnimri reproduce --keep FOLDER leaves everything there",
+            remedy="omnimri reproduce --keep FOLDER keeps all files there",
         )
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Whether a registered version answers where nothing but MLflow has been imported: with the code that it carries."""
+"""Smoke test of a registered version: does it answer in a clean process, with only the code that is stored with it?"""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import subprocess
 import sys
 import tempfile
 
-LIMIT_S = 300
+TIMEOUT_S = 300
 SCRIPT = """
 import sys
 import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1], suppress_warnings=True)
-question = model.input_example
-answer = model.predict(question)
-wanted = model.metadata.get_output_schema().input_names()
-if list(answer.columns) != wanted or len(answer) != len(question) or not answer.map(lambda cell: isinstance(cell, str)).all().all():
-    sys.exit(f"the answer has not the form that the signature promises: {list(answer.columns)}, {len(answer)} rows")
+request = model.input_example
+answer = model.predict(request)
+expected = model.metadata.get_output_schema().input_names()
+texts = answer.map(lambda cell: isinstance(cell, str)).all().all()
+if list(answer.columns) != expected or len(answer) != len(request) or not texts:
+    sys.exit(f"the answer does not match the signature: {list(answer.columns)}, {len(answer)} rows")
 """
 
 
-def silent(model_uri: str, tracking_uri: str) -> str:
-    """Load a version and ask it its own input example in a process of its own.
+def failure_reason(model_uri: str, tracking_uri: str) -> str:
+    """Load a version in a clean process and predict its input example.
 
     Returns:
-        What went wrong, in a sentence; empty where the version answers as its signature promises.
+        One sentence that describes the failure; empty if the answer matches the signature.
     """
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri}
-    with tempfile.TemporaryDirectory() as folder:  # -I: neither the current folder nor PYTHONPATH lends it code
+    with tempfile.TemporaryDirectory() as folder:  # -I: no code from the current folder or PYTHONPATH
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-c", SCRIPT, model_uri],
@@ -35,11 +36,11 @@ def silent(model_uri: str, tracking_uri: str) -> str:
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=LIMIT_S,
+                timeout=TIMEOUT_S,
             )
         except subprocess.TimeoutExpired:
-            return f"it did not answer its input example within {LIMIT_S} s"
+            return f"no prediction of the input example within {TIMEOUT_S} s"
     if done.returncode == 0:
         return ""
-    said = done.stderr.strip().splitlines() or ["nothing was said"]
-    return f"it does not answer its input example: {said[-1][:300]}"
+    error_lines = done.stderr.strip().splitlines() or ["no error message"]
+    return f"predicting the input example failed: {error_lines[-1][:300]}"

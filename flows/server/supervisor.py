@@ -267,7 +267,7 @@ class Services:
                 "--name",
                 f"omnimri-{socket.gethostname()}",
             ),
-            "watcher": child("watcher", clients, "flows.cli.main", "watch", "--profile", self.deploying.profile, *watch),
+            "watcher": child("watcher", clients, "flows.cli", "watch", "--profile", self.deploying.profile, *watch),
         }
 
     def start(self) -> None:

@@ -41,7 +41,7 @@ class Installation:
         self.omnimri("ingest", "synthetic-brain-nifti", str(source))
 
     def omnimri(self, *arguments: str) -> Any:
-        command = [sys.executable, "-m", "flows.cli.main", *arguments, "--profile", str(self.profile), "--json"]
+        command = [sys.executable, "-m", "flows.cli", *arguments, "--profile", str(self.profile), "--json"]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout)

@@ -12,7 +12,7 @@ import pytest
 
 from components.settings import TASKS
 
-OMNIMRI = [sys.executable, "-m", "flows.cli.main"]
+OMNIMRI = [sys.executable, "-m", "flows.cli"]
 
 
 @pytest.fixture(scope="module")

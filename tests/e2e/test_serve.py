@@ -170,7 +170,7 @@ def at_once(root: Path, *overrides: tuple[str, ...]) -> list[dict[str, Any]]:
     """What the same pipeline says that is started several times, with other settings each. Its data have no k-space, so that its
     versions stay candidates, which the command ends with 1 for.
     """
-    command = [sys.executable, "-m", "flows.cli.main", "run", "--profile", str(tiny_profile(root, patients=8)), "--json"]
+    command = [sys.executable, "-m", "flows.cli", "run", "--profile", str(tiny_profile(root, patients=8)), "--json"]
     started = [
         subprocess.Popen(
             [*command, *settings], env=environment(root), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from components.errors import BadInput, GateRefused
-from components.registry.audit_log import Act, Move, State
-from components.registry.registration import history_of
+from components.registry.audit_log import Action, Move, State
+from components.registry.registration import audit_log_of
 from flows.cli.registry import app
 
 
@@ -25,17 +25,17 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     uri = f"sqlite:///{database}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("OMNIMRI_HOME", str(tmp_path / "home"))
-    history, client = history_of(uri, "omnimri"), MlflowClient(uri)
+    history, client = audit_log_of(uri, "omnimri"), MlflowClient(uri)
     history._run()
     for number in ("1", "2"):
         client.create_model_version("omnimri", source=str(tmp_path))
-        act = Act("promote", number, "production", reason="a release", figures=(("report/BLEU", 0.5, None),))
+        act = Action("promote", number, "production", reason="a release", figures=(("report/BLEU", 0.5, None),))
         move = Move("production", "1" if number == "2" else "", number)
         history.write(partial(_this, replace(act, moves=(move,))))
     return database
 
 
-def _this(act: Act, state: State) -> Act:
+def _this(act: Action, state: State) -> Action:
     """Whatever the state."""
     return act
 

@@ -13,8 +13,8 @@ from components.evaluation.results import COHORT
 from components.files import write_json
 from components.home import Home
 from components.registry import Lineage, ModelVersion, register, show_version
-from components.registry.audit_log import Act, Move
-from components.registry.registration import client_of, history_of
+from components.registry.audit_log import Action, Move
+from components.registry.registration import audit_log_of, mlflow_client
 from components.settings import STAGES, TASKS, RegistrySettings, load_settings
 from components.tracking import Tracking
 from tests.helpers.corpora import tiny_corpus
@@ -33,7 +33,7 @@ class Store:
         self.uri = f"sqlite:///{self.home.mlflow / 'mlflow.db'}"  # whatever store an earlier test set
         self.corpus: Corpus = tiny_corpus(root / "corpus")
         self.model = tiny_model(root / "model", self.corpus)
-        self.client = client_of(self.uri)
+        self.client = mlflow_client(self.uri)
         self.run = Tracking(self.uri, self.home).pipeline_run("digest", load_settings("debug"), "data", {})
         write_json(root / "report.html", {})
         write_json(root / COHORT, cohort_of(self.corpus))
@@ -58,7 +58,7 @@ class Store:
             SETTINGS.name, first.source, run_id=first.run_id, tags=tags, model_id=first.model_id
         )
         number = str(made.version)
-        history_of(self.uri, SETTINGS.name).write(
-            lambda state: Act("register", number, "candidate", (Move("candidate", state.aliases["candidate"], number),))
+        audit_log_of(self.uri, SETTINGS.name).write(
+            lambda state: Action("register", number, "candidate", (Move("candidate", state.aliases["candidate"], number),))
         )
         return show_version(number, self.uri, SETTINGS.name)

@@ -153,7 +153,7 @@ def served(root: Path, *words: str, patients: int = 8, **more: str) -> Iterator[
     command = [
         sys.executable,
         "-m",
-        "flows.cli.main",
+        "flows.cli",
         "serve",
         "--profile",
         str(profile),

@@ -77,9 +77,7 @@ def test_the_template_is_that_of_figure_2() -> None:
 
 
 def test_the_schema_that_the_command_prints_accepts_what_is_written_and_no_other_word() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli.main", "schema", "description"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "schema", "description"], capture_output=True, text=True, check=True)
     schema = Draft202012Validator(json.loads(done.stdout))
     good = HierarchicalDescription.of(
         {"image_modality_sequence.plane": "axial", "diagnostic_impression.severity_or_grading": "BI-RADS 4"}

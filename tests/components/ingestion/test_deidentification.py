@@ -340,7 +340,7 @@ def test_nothing_planted_is_in_any_store_of_the_command_line(source: Path, tmp_p
     environment = {**clean, "OMNIMRI_HOME": str(home), "OMNIMRI_DATA": str(tmp_path / "data"), "PREFECT_LOGGING_LEVEL": "DEBUG"}
     printed = ""
     for words in (["ingest", "planted", str(source), "--strict"], ["curate"], ["train", "--stage", "1"]):
-        command = [sys.executable, "-m", "flows.cli.main", *words, "--profile", str(tmp_path / "profile.yaml")]
+        command = [sys.executable, "-m", "flows.cli", *words, "--profile", str(tmp_path / "profile.yaml")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=REPOSITORY)
         assert done.returncode == (1 if "--strict" in words else 0), done.stderr[-3000:]
         printed += done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Versions carry their lineage, gates open for what holds, what is served answers, and every step is on record."""
+"""Versions carry their lineage, gates check them before promotion, they pass a smoke test, and every action is recorded."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from components.errors import BadInput, GateRefused
 from components.inference import Predictor, resolve_model
 from components.registry import (
     ModelVersion,
-    gate,
+    gate_failures,
     history,
     list_versions,
     origin,
@@ -23,7 +23,7 @@ from components.registry import (
     versions_with_patients,
 )
 from components.registry.registration import _example
-from components.registry.smoke_test import silent
+from components.registry.smoke_test import failure_reason
 from components.settings import STAGES, TASKS, load_settings
 from tests.helpers.registered import SETTINGS, Store
 
@@ -65,7 +65,7 @@ def test_the_registered_model_answers_a_request(store: Store, first: ModelVersio
     assert answer["task"] in TASKS and isinstance(answer["text"], str)
 
 
-def test_lineage_leads_back_to_everything_and_says_what_is_missing(store: Store, first: ModelVersion) -> None:
+def test_lineage_lists_all_origins_and_what_is_missing(store: Store, first: ModelVersion) -> None:
     found = origin("candidate", store.uri, NAME)
     assert found.facts["data_digest"] == "data" and found.facts["environment"] == "lock" and found.facts["container"] == "none"
     assert [stage for stage, _, _ in found.stages] == list(STAGES) and found.missing == ("evaluation_cases",)
@@ -84,14 +84,14 @@ def test_lineage_leads_forward_from_patients_and_datasets(store: Store, first: M
     assert "train" in use.splits and not versions_with_dataset("another", store.uri, NAME)
 
 
-def test_what_is_registered_names_no_patient(store: Store, first: ModelVersion) -> None:
+def test_a_registered_model_identifies_no_patient(store: Store, first: ModelVersion) -> None:
     folder = resolve_model(f"models:/{NAME}/1", store.uri).parent
     kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert b"cohort" in b"".join(str(path).encode() for path in folder.rglob("*"))
     assert not any(patient.encode() in kept for patient in store.corpus.splits)
 
 
-def test_a_version_that_is_not_there_is_an_error(store: Store, first: ModelVersion) -> None:
+def test_an_unknown_version_is_an_error(store: Store, first: ModelVersion) -> None:
     with pytest.raises(BadInput, match="models list"):
         show_version("99", store.uri, "omnimri")
 
@@ -102,50 +102,50 @@ def test_a_version_that_is_not_there_is_an_error(store: Store, first: ModelVersi
         ({"data_digest": ""}, "data_digest is missing"),
         ({"git_commit": "unknown"}, "no git commit"),
         ({"validation_passed": "False"}, "did not pass"),
-        ({"results": "[]"}, "the version has none"),
+        ({"results": "[]"}, "has not been evaluated"),
         ({"results": '[["report", "BLEU", true, NaN]]'}, "not a number"),
         ({"results": '[["report", "BLEU", true, 0.5]]'}, "segmentation was not measured"),
     ],
 )
 def test_each_gate_names_its_reason(first: ModelVersion, change: dict[str, str], reason: str) -> None:
-    assert not gate(first, {}, "staging", SETTINGS)
-    assert any(reason in one for one in gate(replace(first, tags={**first.tags, **change}), {}, "staging", SETTINGS))
+    assert not gate_failures(first, {}, "staging", SETTINGS)
+    assert any(reason in one for one in gate_failures(replace(first, tags={**first.tags, **change}), {}, "staging", SETTINGS))
 
 
-def test_a_refusal_says_when_the_cases_were_not_the_same(first: ModelVersion) -> None:
+def test_a_refusal_reports_that_the_evaluated_cases_differ(first: ModelVersion) -> None:
     before = replace(first, version="7", tags={**first.tags, "results": first.tags["results"].replace("0.8", "0.9")})
-    for cases, said in (("other", True), (first.tags["evaluation_cases"], False)):
+    for cases, differ in (("other", True), (first.tags["evaluation_cases"], False)):
         asked = replace(before, tags={**before.tags, "evaluation_cases": cases})
-        reasons = gate(replace(first, version="8"), {"staging": asked}, "staging", SETTINGS)
+        reasons = gate_failures(replace(first, version="8"), {"staging": asked}, "staging", SETTINGS)
         assert any("0.8000 is worse than 0.9000" in reason for reason in reasons)
-        assert any("staging version 7 was asked other cases" in reason for reason in reasons) is said
+        assert any("staging version 7 was evaluated on other cases" in reason for reason in reasons) is differ
 
 
-def test_lower_is_better_where_it_is(first: ModelVersion) -> None:
+def test_metrics_where_lower_is_better(first: ModelVersion) -> None:
     def version(value: float, number: str) -> ModelVersion:
         rows = [[task, "score", False, value] for task in TASKS]
         return replace(first, version=number, tags={**first.tags, "results": json.dumps(rows)})
 
-    assert not gate(version(0.05, "8"), {"staging": version(0.10, "7")}, "staging", SETTINGS)
-    assert gate(version(0.10, "8"), {"staging": version(0.05, "7")}, "staging", SETTINGS)
+    assert not gate_failures(version(0.05, "8"), {"staging": version(0.10, "7")}, "staging", SETTINGS)
+    assert gate_failures(version(0.10, "8"), {"staging": version(0.05, "7")}, "staging", SETTINGS)
 
 
-def test_a_staging_version_is_held_against_production_too_each_task_with_its_own_tolerance(first: ModelVersion) -> None:
+def test_a_candidate_for_staging_is_also_compared_with_production_by_the_tolerance_of_each_task(first: ModelVersion) -> None:
     def version(number: str, report: float) -> ModelVersion:
         rows = [[task, "score", True, report if task == "report" else 0.8] for task in TASKS]
         return replace(first, version=number, tags={**first.tags, "results": json.dumps(rows)})
 
     places = {"staging": version("7", report=0.1), "production": version("6", report=0.8)}
-    [reason] = gate(version("8", report=0.6), places, "staging", SETTINGS)
+    [reason] = gate_failures(version("8", report=0.6), places, "staging", SETTINGS)
     assert "report/score: 0.6000 is worse than 0.8000 of production version 6 by 0.2000" in reason
     lenient = SETTINGS.model_copy(update={"tolerances": {"report": 0.3}})
-    assert not gate(version("8", report=0.6), places, "staging", lenient)
+    assert not gate_failures(version("8", report=0.6), places, "staging", lenient)
 
 
-def test_code_that_no_commit_holds_goes_no_further_than_staging(first: ModelVersion) -> None:
+def test_uncommitted_code_is_not_promoted_to_production(first: ModelVersion) -> None:
     dirty = replace(first, aliases=("staging",), tags={**first.tags, "git_commit": "abc+dirty"})
-    assert not gate(dirty, {}, "staging", SETTINGS)
-    assert gate(dirty, {}, "production", SETTINGS) == ["lineage: the code had changes that no commit holds"]
+    assert not gate_failures(dirty, {}, "staging", SETTINGS)
+    assert gate_failures(dirty, {}, "production", SETTINGS) == ["lineage: the code had uncommitted changes"]
 
 
 def places(store: Store) -> dict[str, str]:
@@ -203,39 +203,39 @@ def test_weights_that_changed_after_their_evaluation_are_refused(store: Store, f
     file = resolve_model(f"models:/{NAME}/{later.version}", store.uri) / "preprocessing.json"
     before = file.read_text()
     file.write_text(before.replace("32", "64"))
-    with pytest.raises(GateRefused, match="not those that were evaluated"):
+    with pytest.raises(GateRefused, match="differ from those that were evaluated"):
         promote(later.version, "staging", store.uri, SETTINGS)
     file.write_text(before)
     assert "staging" in promote(later.version, "staging", store.uri, SETTINGS).aliases
 
 
-def test_an_alias_moved_by_other_means_is_noticed_and_then_on_record(store: Store, first: ModelVersion) -> None:
+def test_an_alias_moved_outside_of_omnimri_is_detected_and_recorded(store: Store, first: ModelVersion) -> None:
     client = mlflow.MlflowClient(store.uri)
     client.set_registered_model_alias(NAME, "production", "2")
-    assert history(store.uri, NAME)[1] == ["history: production was moved from 1 to 2 by other means"]
+    assert history(store.uri, NAME)[1] == ["history: production was moved from 1 to 2 outside of OmniMRI"]
     newest = store.evaluated_again("newest", score=0.95)
     entries, faults = history(store.uri, NAME)
     assert [entry.act.action for entry in entries[-2:]] == ["outside", "register"] and not faults
     assert show_version("production", store.uri, NAME).version == "2" and newest.aliases == ("candidate",)
 
 
-def test_a_version_that_cannot_answer_says_why(store: Store, first: ModelVersion) -> None:
-    """In a process that has imported nothing of this checkout; the version that answers was asked when it was promoted."""
+def test_a_failed_smoke_test_gives_the_reason(store: Store, first: ModelVersion) -> None:
+    """The test runs in a process that has imported nothing of this checkout. Version 1 passed it when it was promoted."""
     assert all("answered" in version.tags for version in list_versions(store.uri, NAME) if version.version == "1")
-    carried = resolve_model(f"models:/{NAME}/1", store.uri).parents[1] / "served.py"
-    before = carried.read_text()
-    carried.write_text("raise RuntimeError('the code that it carries is broken')")
+    stored_code = resolve_model(f"models:/{NAME}/1", store.uri).parents[1] / "pyfunc_model.py"
+    before = stored_code.read_text()
+    stored_code.write_text("raise RuntimeError('the stored code is broken')")
     try:
-        said = silent(f"models:/{NAME}/1", store.uri)
-        assert said.startswith("it does not answer its input example: ") and "the code that it carries is broken" in said
+        reason = failure_reason(f"models:/{NAME}/1", store.uri)
+        assert reason.startswith("predicting the input example failed: ") and "the stored code is broken" in reason
     finally:
-        carried.write_text(before)
+        stored_code.write_text(before)
 
 
-def test_the_card_is_generated_from_what_was_measured(store: Store, first: ModelVersion) -> None:
+def test_the_model_card_is_generated_from_the_evaluation(store: Store, first: ModelVersion) -> None:
     card = (resolve_model(f"models:/{NAME}/1", store.uri).parent / "about" / "README.md").read_text()
     assert "not for clinical use" in card and "`commit`" in card and "`results`" not in card
     assert all(f"| {task} | score | 0.800 |" in card for task in TASKS)
-    assert "Report was measured on 2 patients, too few for any verdict." in card
+    assert "Report was measured on 2 patients, too few for a statistical verdict." in card
     assert all(f"\n| {load_card(one.card).name} |" in card for one in load_settings("debug").datasets)
     assert "Report was measured" in store.client.get_model_version(NAME, "1").description

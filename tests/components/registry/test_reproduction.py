@@ -15,35 +15,35 @@ from safetensors.torch import save_file
 
 from components.errors import BadInput
 from components.provenance import git_commit
-from components.registry.reproduction import compare, other_packages, reproduce
+from components.registry.reproduction import compare_weights, reproduce, unmet_pins
 from tests.helpers.registered import SETTINGS, Store
 
-OMNIMRI = [sys.executable, "-m", "flows.cli.main"]
+OMNIMRI = [sys.executable, "-m", "flows.cli"]
 
 
-def test_weights_are_compared_to_the_bit(tmp_path: Path) -> None:
+def test_weights_are_compared_bitwise(tmp_path: Path) -> None:
     tensors = {"a": torch.tensor([1.0, float("nan")]), "b": torch.ones(3), "c": torch.zeros(2, dtype=torch.bfloat16)}
     nudged = {**tensors, "b": torch.tensor([1.0, 1.0, 1.0 + 2**-23])}
     save_file(tensors, tmp_path / "ours")
     save_file(nudged, tmp_path / "theirs")
     save_file({"a": tensors["a"]}, tmp_path / "part")
-    assert compare(tmp_path / "ours", tmp_path / "ours") == (3, 0, 0.0)
-    assert compare(tmp_path / "ours", tmp_path / "theirs") == (3, 1, 2**-23)
-    assert compare(tmp_path / "ours", tmp_path / "part") == (3, 2, float("inf"))
+    assert compare_weights(tmp_path / "ours", tmp_path / "ours") == (3, 0, 0.0)
+    assert compare_weights(tmp_path / "ours", tmp_path / "theirs") == (3, 1, 2**-23)
+    assert compare_weights(tmp_path / "ours", tmp_path / "part") == (3, 2, float("inf"))
 
 
-def test_packages_that_are_not_as_pinned_are_named(tmp_path: Path) -> None:
+def test_unmet_pins_are_listed(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(f"# pins\ntorch=={torch.__version__.partition('+')[0]}\nnumpy==0.0.1\nno-such-package==1\n")
-    found = {name: (pinned, installed) for name, pinned, installed in other_packages(tmp_path / "lock")}
+    found = {name: (pinned, installed) for name, pinned, installed in unmet_pins(tmp_path / "lock")}
     assert set(found) == {"numpy", "no-such-package"} and found["no-such-package"] == ("1", "none")
 
 
-def test_what_no_commit_holds_is_refused_at_once(tmp_path: Path) -> None:
+def test_uncommitted_versions_are_refused_at_once(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.client.create_registered_model(SETTINGS.name)
     for commit in ("unknown", "abc+dirty"):
         version = store.client.create_model_version(SETTINGS.name, str(store.model), tags={"git_commit": commit}).version
-        with pytest.raises(BadInput, match="in no commit"):
+        with pytest.raises(BadInput, match="was not committed"):
             reproduce(str(version), store.home, SETTINGS.name)
 
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 
 from components.inference import Predictor
 from components.inference.untrusted_input import Limits
-from components.registry.http_server import app_of
-from components.registry.pyfunc_model import ServedModel
+from components.registry.http_server import create_app
+from components.registry.pyfunc_model import OmniMRIPyfunc
 from components.settings import TASKS
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.malformed import DAMAGED, LIES, MALFORMED, Request, asked, damaged, nifti
@@ -25,20 +25,20 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+def model(tmp_path_factory: pytest.TempPathFactory) -> OmniMRIPyfunc:
     root = tmp_path_factory.mktemp("served")
-    served = ServedModel()
+    served = OmniMRIPyfunc()
     served.predictor = Predictor.load(tiny_model(root / "model", tiny_corpus(root / "corpus")))
     return served
 
 
 @pytest.fixture(scope="module")
-def client(model: ServedModel) -> Iterator[TestClient]:
-    with TestClient(app_of(lambda rows: model.predict(None, rows)), raise_server_exceptions=False) as client:
+def client(model: OmniMRIPyfunc) -> Iterator[TestClient]:
+    with TestClient(create_app(lambda rows: model.predict(None, rows)), raise_server_exceptions=False) as client:
         yield client
 
 
-def test_a_question_is_answered_in_every_form_of_the_protocol(client: TestClient) -> None:
+def test_a_request_is_accepted_in_every_layout_of_the_protocol(client: TestClient) -> None:
     row = json.loads(asked(nifti()))["dataframe_records"][0]
     forms = [
         {"dataframe_records": [row]},
@@ -55,19 +55,19 @@ def test_a_question_is_answered_in_every_form_of_the_protocol(client: TestClient
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(MALFORMED)
-def test_what_cannot_be_answered_is_refused_with_a_reason(client: TestClient, request_: Request) -> None:
+def test_invalid_requests_are_rejected_with_a_reason(client: TestClient, request_: Request) -> None:
     refused(client, request_)
 
 
 @pytest.mark.parametrize("name", sorted(LIES))
-def test_files_that_lie_about_themselves_are_refused(client: TestClient, name: str) -> None:
+def test_files_with_false_headers_are_rejected(client: TestClient, name: str) -> None:
     refused(client, Request(name, "application/json", asked(LIES[name])))
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(DAMAGED)
 @example(Request("a voxel of no size", "application/json", asked(damaged([(283, 0)]))))
-def test_a_damaged_image_is_answered_or_refused(client: TestClient, request_: Request) -> None:
+def test_a_damaged_image_is_answered_or_rejected(client: TestClient, request_: Request) -> None:
     answer = client.post("/invocations", content=request_.body, headers=JSON)
     assert answer.status_code in (200, 400), answer.text
 
@@ -79,20 +79,20 @@ def refused(client: TestClient, request: Request) -> None:
     assert answer.json()["error"]["what"] and "root:" not in answer.text
 
 
-def test_a_large_request_is_cut_short(model: ServedModel) -> None:
-    with TestClient(app_of(lambda rows: model.predict(None, rows), Limits(request_bytes=1000))) as client:
+def test_an_oversized_request_is_rejected_while_it_is_received(model: OmniMRIPyfunc) -> None:
+    with TestClient(create_app(lambda rows: model.predict(None, rows), Limits(request_bytes=1000))) as client:
         answer = client.post("/invocations", content=b" " * 2000, headers=JSON)
     assert answer.status_code == 413 and "1000 bytes" in answer.json()["error"]["remedy"]
 
 
-def test_a_slow_answer_is_given_up_and_a_crowd_is_asked_to_come_again() -> None:
+def test_slow_answers_time_out_and_a_full_queue_rejects_requests() -> None:
     going = Event()
 
     def slow(rows: pd.DataFrame) -> pd.DataFrame:
         going.wait(10)
         return rows
 
-    with TestClient(app_of(slow, Limits(seconds=0.5, queue=1))) as client:
+    with TestClient(create_app(slow, Limits(seconds=0.5, queue=1))) as client:
         found: list[int] = []
         first = Thread(target=lambda: found.append(client.post("/invocations", content=asked(nifti()), headers=JSON).status_code))
         first.start()
@@ -103,16 +103,16 @@ def test_a_slow_answer_is_given_up_and_a_crowd_is_asked_to_come_again() -> None:
         going.set()
 
 
-def test_a_failure_of_the_model_is_not_told_in_its_own_words() -> None:
+def test_the_exception_message_of_the_model_is_not_sent_to_clients() -> None:
     def broken(rows: pd.DataFrame) -> pd.DataFrame:
         raise RuntimeError("Doe^Jane")
 
-    with TestClient(app_of(broken), raise_server_exceptions=False) as client:
+    with TestClient(create_app(broken), raise_server_exceptions=False) as client:
         answer = client.post("/invocations", content=asked(nifti()), headers=JSON)
     assert answer.status_code == 500 and "Doe" not in answer.text
 
 
-def test_the_model_refuses_by_itself_too_whoever_serves_it(model: ServedModel, tmp_path: Path) -> None:
+def test_the_pyfunc_checks_requests_itself_under_any_server(model: OmniMRIPyfunc, tmp_path: Path) -> None:
     from mlflow.exceptions import MlflowException
 
     for image in ("../../etc/passwd", ""):

@@ -1,0 +1,149 @@
+"""The audit log is append-only: every other change is detected, and concurrent writers lose nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+
+from components.provenance import digest
+from components.registry import audit_log
+from components.registry.audit_log import (
+    GENESIS_HASH,
+    Action,
+    ActionKind,
+    AuditLog,
+    AuditState,
+    Entry,
+    Move,
+    alias_stack,
+    alias_versions,
+    integrity_faults,
+)
+
+
+def chain(actions: Sequence[Action]) -> tuple[Entry, ...]:
+    entries: list[Entry] = []
+    for number, action in enumerate(actions, start=1):
+        entry = Entry(number, "2026-01-01T00:00:00+00:00", "who@where", action, entries[-1].hash if entries else GENESIS_HASH, "")
+        entries.append(replace(entry, hash=digest(*entry.content)))
+    return tuple(entries)
+
+
+def move(place: str, before: str, after: str, action: ActionKind = "promote") -> Action:
+    return Action(action, after, place, (Move(place, before, after),))
+
+
+ACTIONS = st.lists(
+    st.builds(Action, st.sampled_from(["promote", "refuse"]), st.text(max_size=3), reason=st.text(max_size=5)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(ACTIONS, st.data())
+def test_changed_removed_and_truncated_entries_are_detected(actions: list[Action], data: st.DataObject) -> None:
+    entries = chain(actions)
+    head = f"{len(entries)} {entries[-1].hash}"
+    assert not integrity_faults(entries, head)
+    index = data.draw(st.integers(0, len(entries) - 1))
+    old = entries[index]
+    changed = replace(old, act=replace(old.act, reason=old.act.reason + "!"))
+    rehashed = replace(changed, hash=digest(*changed.content))
+    before, after = entries[:index], entries[index + 1 :]
+    for edited in ((*before, changed, *after), (*before, rehashed, *after), (*before, *after), before):
+        assert integrity_faults(edited, head)
+
+
+def test_an_alias_remembers_its_earlier_versions() -> None:
+    entries = chain(
+        [
+            move("production", "", "1"),
+            move("production", "1", "2"),
+            move("staging", "", "3"),
+            move("production", "2", "1", "rollback"),
+            move("production", "1", "4"),
+        ]
+    )
+    assert alias_versions(entries) == {"production": "4", "staging": "3"}
+    assert alias_stack(entries, "production") == ["1", "4"] and alias_stack(entries[:4], "production") == ["1"]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store") / "mlflow.db"
+
+
+@pytest.fixture
+def model(database: Path, request: pytest.FixtureRequest) -> tuple[MlflowClient, str]:
+    """A registered model of three versions, named after the test."""
+    client, name = MlflowClient(f"sqlite:///{database}"), digest(request.node.name)[:12]
+    AuditLog(client, name)._run_id()
+    for _ in range(3):
+        client.create_model_version(name, source=str(database.parent))
+    return client, name
+
+
+def promotion(version: str) -> Callable[[AuditState], Action]:
+    return lambda state: move("production", state.aliases.get("production", ""), version)
+
+
+def test_concurrent_writers_lose_nothing(model: tuple[MlflowClient, str]) -> None:
+    def write(number: int) -> None:
+        AuditLog(*model).write(promotion(str(1 + number % 3)))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(12)))
+    state = AuditLog(*model).read()
+    assert [entry.number for entry in state.entries] == list(range(1, 13)) and not state.faults and not state.moved_outside
+    afters = [entry.act.moves[0].after for entry in state.entries]
+    assert [entry.act.moves[0].before for entry in state.entries] == ["", *afters[:-1]]
+    assert sorted(afters) == sorted(str(1 + number % 3) for number in range(12))
+
+
+def test_an_abandoned_entry_is_completed_by_the_next_writer(
+    model: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        AuditLog(*model, crash).write(promotion("1"))
+    assert not AuditLog(*model).read().entries[0].done
+    monkeypatch.setattr(audit_log, "LEASE_S", 0.0)
+    state = AuditLog(*model).write(promotion("2"))
+    assert state.aliases["production"] == "2" and all(entry.done for entry in state.entries) and not state.faults
+
+
+def test_a_long_entry_is_stored_in_full(model: tuple[MlflowClient, str]) -> None:
+    """MLflow truncates parameters at 6,000 characters without an error."""
+    gates = tuple(f"gate {number}: " + "worse " * 40 for number in range(60))
+    AuditLog(*model).write(lambda state: Action("refuse", "1", "staging", gates=gates))
+    state = AuditLog(*model).read()
+    assert state.entries[0].act.gates == gates and not state.faults
+
+
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("UPDATE params SET value = replace(value, 'good', 'bad') WHERE key = '000002' AND run_uuid = ?", "entry 2 was changed"),
+        ("DELETE FROM params WHERE key LIKE '000001%' AND run_uuid = ?", "entry 1 is missing"),
+        ("DELETE FROM params WHERE key LIKE '000003%' AND run_uuid = ?", "1 entries at its end are missing"),
+    ],
+)
+def test_tampering_with_the_database_is_detected(
+    model: tuple[MlflowClient, str], database: Path, statement: str, fault: str
+) -> None:
+    for version in ("1", "2", "3"):
+        action = replace(move("production", "", version), reason="good reasons")
+        AuditLog(*model).write(lambda state, action=action: action)
+    with sqlite3.connect(database) as connection:
+        assert connection.execute(statement, [AuditLog(*model)._run_id()]).rowcount >= 1
+    assert fault in " ".join(AuditLog(*model).read().faults)
