@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from benchmarks.harness import versions, write_rows
 from components.curation.curate_volume import CardFacts, CuratedVolume, curate_volume
-from components.curation.measure.volume_facts import slice_facts
+from components.curation.measure.volume_facts import compute_slice_facts
 from components.curation.store import VolumeStore
 from components.curation.table_rows import VolumeRecord
 from components.curation.text.descriptions import describe
@@ -60,7 +60,7 @@ def measured(slices: int, side: int) -> None:
     """Facts, description and instructions of one volume in memory."""
     record, curated, voxels, labels, affine = _prepared(slices, side)
     volume = tiny_volume_of(side)
-    facts = slice_facts(volume, voxels, labels, {}, card().label_map, affine)
+    facts = compute_slice_facts(volume, voxels, labels, {}, card().label_map, affine)
     described = describe(record.volume_id, volume.acquisition, "brain", "", facts, record.lesion)
     _texts(curated.model_copy(update={"facts": facts, "description": described}), card(), CurationSettings())
 

@@ -1,9 +1,9 @@
-"""Curating one volume: onto the grid, into one intensity scale, with its record, its description and its slice facts.
+"""Curate one volume: resample it to the grid, normalize its intensity, and compute its record, description and slice facts.
 
-k-space is resampled **in the image domain**: the coil-combined complex image is put on the grid and transformed again, so that
-``kspace`` and ``voxels`` of a curated volume always agree (``|ifft2c(kspace)| == voxels``, up to the storage's half precision).
-It is therefore k-space of the curated image, not the scanner's raw lines; for a single coil on the grid already (same pixel
-size) the two differ by cropping only.
+k-space is resampled **in the image domain**: the coil-combined complex image is resampled to the grid and transformed again, so
+that ``kspace`` and ``voxels`` of a curated volume always agree (``|ifft2c(kspace)| == voxels``, up to the half precision of the
+store). It is therefore k-space of the curated image, not the raw lines of the scanner; for a single coil with the pixel size of the
+grid, the two differ by cropping only.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pydantic import Field
 
 from components.curation.measure.volume_facts import (
     SliceFacts,
-    annotated_on_tissue,
-    neighbour_correlation,
-    normalised_box,
-    slice_facts,
+    annotated_share_on_tissue,
+    compute_slice_facts,
+    correlate_neighbors,
+    normalize_box,
 )
 from components.curation.resampling import PlaneGrid, resample
 from components.curation.store import STORED, ArrayName, VolumeStore
@@ -34,11 +34,11 @@ from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
 
 SCALE_PERCENTILE = 99.5
 SMOOTH_LINES = 24
-"""Lowest frequencies (per axis) that coil sensitivities are estimated from."""
+"""Number of lowest frequencies, per axis, from which coil sensitivities are estimated."""
 
 
 class CardFacts(Row):
-    """What curation takes from a dataset card."""
+    """The fields of a dataset card that curation uses."""
 
     dataset_id: str
     name: str
@@ -51,7 +51,7 @@ class CardFacts(Row):
 
 
 class CuratedVolume(Row):
-    """Everything about one curated volume but its arrays. ``record.split`` is set when all patients are known."""
+    """Everything about one curated volume but its arrays. ``record.split`` is assigned later, when all patients are known."""
 
     record: VolumeRecord
     description: DescriptionRecord
@@ -60,10 +60,10 @@ class CuratedVolume(Row):
 
 
 def combine_coils(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
-    """(D, coils, H, W) k-space -> (D, H, W) complex image.
+    """Combine (D, coils, H, W) k-space to a (D, H, W) complex image.
 
-    One coil: its inverse transform. Several: weighted by sensitivities estimated from the low frequencies (their coil images
-    over their root-sum-of-squares), which keeps the phase, unlike root-sum-of-squares.
+    The image of a single coil is its inverse transform. Several coils are weighted by sensitivities that are estimated from the low
+    frequencies (their coil images over the root sum of squares); unlike the root sum of squares, this preserves the phase.
     """
     images = ifft2c(kspace)
     if kspace.shape[1] == 1:
@@ -72,107 +72,121 @@ def combine_coils(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
 
 
 def low_resolution_sensitivities(kspace: NDArray[np.complex64], lines: int = SMOOTH_LINES) -> NDArray[np.complex64]:
-    """Coil images of the lowest ``lines`` frequencies of each axis, over their root-sum-of-squares: (D, coils, H, W)."""
+    """Return the coil images of the lowest ``lines`` frequencies of each axis over their root sum of squares, (D, coils, H, W)."""
     rows, columns = kspace.shape[-2:]
     low = np.zeros_like(kspace)
-    centre = tuple(slice(max(n // 2 - lines // 2, 0), n // 2 + lines // 2) for n in (rows, columns))
-    low[..., centre[0], centre[1]] = kspace[..., centre[0], centre[1]]
+    center = tuple(slice(max(n // 2 - lines // 2, 0), n // 2 + lines // 2) for n in (rows, columns))
+    low[..., center[0], center[1]] = kspace[..., center[0], center[1]]
     smooth = ifft2c(low)
     root = np.sqrt((np.abs(smooth) ** 2).sum(axis=1, keepdims=True))
     return np.asarray(smooth / np.maximum(root, np.finfo(np.float32).tiny), dtype=np.complex64)
 
 
-def intensity_scale(magnitude: NDArray[np.floating[Any]]) -> float:
-    """The 99.5th percentile of the finite values; 1 where there is no signal."""
+def compute_intensity_scale(magnitude: NDArray[np.floating[Any]]) -> float:
+    """Return the 99.5th percentile of the finite values; 1 if there is no signal."""
     finite = magnitude[np.isfinite(magnitude)]
     scale = float(np.percentile(finite, SCALE_PERCENTILE)) if finite.size else 0.0
     return scale if scale > 0 else 1.0
 
 
-def _boxes(volume: Volume, grid: PlaneGrid) -> dict[int, list[BoxRecord]]:
-    """The dataset's own boxes on the curated grid, by slice."""
-    found: dict[int, list[BoxRecord]] = {}
+def _boxes_on_grid(volume: Volume, grid: PlaneGrid) -> dict[int, list[BoxRecord]]:
+    """Return slice -> the dataset's own boxes on the curated grid."""
+    boxes: dict[int, list[BoxRecord]] = {}
     for box in volume.boxes:
-        moved = grid.box(box.row0, box.col0, box.row1, box.col1)
-        if moved:
-            found.setdefault(box.slice_index, []).append(normalised_box(*moved, grid.size, grid.size, box.label))
-    return dict(sorted(found.items()))
+        mapped = grid.map_box(box.row0, box.col0, box.row1, box.col1)
+        if mapped:
+            boxes.setdefault(box.slice_index, []).append(normalize_box(*mapped, grid.size, grid.size, box.label))
+    return dict(sorted(boxes.items()))
 
 
-def gridded(volume: Volume, grid: PlaneGrid) -> tuple[dict[ArrayName, NDArray[Any]], float]:
-    """The arrays of a volume on the grid, in the form that is stored, and the intensity scale."""
+def resample_volume(volume: Volume, grid: PlaneGrid) -> tuple[dict[ArrayName, NDArray[Any]], float]:
+    """Resample the arrays of a volume to the grid, in the types of the store; return them and the intensity scale."""
     image = combine_coils(volume.kspace) if volume.kspace is not None else volume.voxels
-    scale = intensity_scale(np.abs(image))
-    gridded = resample(image, grid) / np.float32(scale)
+    scale = compute_intensity_scale(np.abs(image))
+    resampled = resample(image, grid) / np.float32(scale)
     arrays: dict[ArrayName, NDArray[Any]] = {}
     if volume.kspace is not None:
-        arrays["kspace"] = fft2c(gridded)
-    arrays["voxels"] = np.abs(gridded) if volume.kspace is not None else gridded
+        arrays["kspace"] = fft2c(resampled)
+    arrays["voxels"] = np.abs(resampled) if volume.kspace is not None else resampled
     if volume.labels is not None:
         arrays["labels"] = resample(volume.labels, grid, nearest=True)
     return {name: np.ascontiguousarray(values, STORED[name]) for name, values in arrays.items()}, scale
 
 
-def _lesion(volume: Volume, labels: NDArray[np.uint8] | None, card: CardFacts) -> bool | None:
-    """Whether a lesion is present: by labels, boxes, or the dataset's diagnoses, in this order."""
-    pathological = lesion_values(card.label_map)
-    if labels is not None and pathological:
-        return bool(np.isin(labels, pathological).any()) or bool(volume.boxes)
+def _has_lesion(volume: Volume, labels: NDArray[np.uint8] | None, card: CardFacts) -> bool | None:
+    """Return whether a lesion is present according to labels, boxes, or the dataset's diagnoses, in this order; None = unknown."""
+    lesion_labels = lesion_values(card.label_map)
+    if labels is not None and lesion_labels:
+        return bool(np.isin(labels, lesion_labels).any()) or bool(volume.boxes)
     if volume.boxes:
         return True
     return any(volume.diagnosis.values()) if volume.diagnosis else None
 
 
-def content_md5(arrays: dict[ArrayName, NDArray[Any]]) -> str:
-    """MD5 over names, shapes and bytes of the stored arrays (a content sum, not a security measure)."""
-    total = hashlib.md5(usedforsecurity=False)
+def compute_content_md5(arrays: dict[ArrayName, NDArray[Any]]) -> str:
+    """Return the MD5 over names, shapes and bytes of the stored arrays (a checksum, not a security measure)."""
+    checksum = hashlib.md5(usedforsecurity=False)
     for name in sorted(arrays):
-        total.update(f"{name}{arrays[name].shape}".encode())
-        total.update(arrays[name].tobytes())
-    return total.hexdigest()
+        checksum.update(f"{name}{arrays[name].shape}".encode())
+        checksum.update(arrays[name].tobytes())
+    return checksum.hexdigest()
 
 
 def curate_volume(
     volume_id: str, volume: Volume, series: SourceSeries, card: CardFacts, settings: CurationSettings, store: VolumeStore
 ) -> CuratedVolume:
-    """Curate one volume: arrays go to the store, the rest is returned."""
+    """Curate one volume: write its arrays to the store and return the rest."""
     _, row_mm, column_mm = volume.spacing_mm
     _, rows, columns = volume.voxels.shape
-    grid = PlaneGrid.centred((rows, columns), (row_mm, column_mm), settings.matrix, settings.pixel_mm)
-    arrays, scale = gridded(volume, grid)
+    grid = PlaneGrid.centered((rows, columns), (row_mm, column_mm), settings.matrix, settings.pixel_mm)
+    arrays, scale = resample_volume(volume, grid)
     files = {name: store.write(volume_id, name, values) for name, values in arrays.items()}
     voxels, labels = arrays["voxels"].astype(np.float32), arrays.get("labels")
-    affine = grid.affine(np.asarray(volume.affine, dtype=np.float64))
-    boxes = _boxes(volume, grid)
-    facts = slice_facts(volume, voxels, labels, boxes, card.label_map, affine)
-    lesion = _lesion(volume, labels, card)
+    affine = grid.map_affine(np.asarray(volume.affine, dtype=np.float64))
+    boxes = _boxes_on_grid(volume, grid)
+    facts = compute_slice_facts(volume, voxels, labels, boxes, card.label_map, affine)
+    lesion = _has_lesion(volume, labels, card)
     record = VolumeRecord(
         volume_id=volume_id,
-        dataset_id=series.dataset_id,
-        patient_id=series.patient_id,
-        series_id=series.series_id,
+        **_source_columns(series),
         split="train",
         synthetic=card.synthetic,
-        source_files=[file.path for file in (*series.files, *series.labels, *series.annotations)],
-        source_md5=series.md5,
-        reader=series.reader,
         slices=len(voxels),
         rows=grid.size,
         columns=grid.size,
         affine=affine.ravel().tolist(),
         intensity_scale=scale,
-        voxel_minimum=float(np.nanmin(voxels)),
-        voxel_maximum=float(np.nanmax(voxels)),
-        voxel_deviation=float(np.nanstd(voxels)),
-        finite=bool(np.isfinite(voxels).all()),
-        neighbour_correlation=neighbour_correlation(volume.voxels),
+        **_voxel_columns(voxels),
+        neighbour_correlation=correlate_neighbors(volume.voxels),
         has_kspace="kspace" in arrays,
         has_labels=labels is not None,
         label_values=[int(value) for value in np.unique(labels) if value] if labels is not None else [],
-        annotated_on_tissue=annotated_on_tissue(voxels, labels, boxes),
+        annotated_on_tissue=annotated_share_on_tissue(voxels, labels, boxes),
         lesion=lesion,
-        content_md5=content_md5(arrays),
+        content_md5=compute_content_md5(arrays),
         **asdict(volume.acquisition),
     )
     description = describe(volume_id, volume.acquisition, card.anatomy, volume.report, facts, lesion)
     return CuratedVolume(record=record, description=description, facts=facts, files=files)
+
+
+def _source_columns(series: SourceSeries) -> dict[str, Any]:
+    """Return the columns of the volume table that identify the source."""
+    return {
+        "dataset_id": series.dataset_id,
+        "patient_id": series.patient_id,
+        "series_id": series.series_id,
+        "source_files": [file.path for file in (*series.files, *series.labels, *series.annotations)],
+        "source_md5": series.md5,
+        "reader": series.reader,
+    }
+
+
+def _voxel_columns(voxels: NDArray[np.float32]) -> dict[str, Any]:
+    """Return the intensity statistics of the volume table."""
+    return {
+        "voxel_minimum": float(np.nanmin(voxels)),
+        "voxel_maximum": float(np.nanmax(voxels)),
+        "voxel_deviation": float(np.nanstd(voxels)),
+        "finite": bool(np.isfinite(voxels).all()),
+    }

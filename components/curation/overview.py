@@ -1,4 +1,4 @@
-"""A curated corpus in numbers, from its tables as columns: seconds at 19 million slices."""
+"""Count the patients, volumes and slices of a corpus from the columns of its tables: seconds for 19 million slices."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from components.curation.tables import VOLUMES, read_arrow
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a corpus holds of one dataset in one split.
+class SplitCounts:
+    """Counts of one dataset in one split.
 
     Attributes:
         showing: slices with tissue or labels.
-        lesions: slices with a lesion; slices where nobody looked are not among them.
+        lesions: slices with a lesion; slices without annotation are not counted.
     """
 
     dataset_id: str
@@ -29,8 +29,8 @@ class Share:
     lesions: int
 
 
-def overview(root: Path) -> list[Share]:
-    """Every dataset and split of the corpus under ``root``, by name.
+def overview(root: Path) -> list[SplitCounts]:
+    """Return the counts of every dataset and split of the corpus under ``root``, sorted by name.
 
     Raises:
         BadInput: there is no corpus.
@@ -41,11 +41,16 @@ def overview(root: Path) -> list[Share]:
     names = [f"{dataset}\t{split}" for dataset, split in zip(datasets, splits, strict=True)]
     groups, group = np.unique(np.array(names, dtype=str), return_inverse=True)
     patients = np.unique(volumes.column("patient_id").to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
-    of_slice = group[slices.volume]
+    group_of_slice = group[slices.volume]
 
-    def counted(mask: np.ndarray | None = None) -> list[int]:
-        return [int(count) for count in np.bincount(of_slice if mask is None else of_slice[mask], minlength=len(groups))]
+    def count(groups_of_rows: np.ndarray) -> np.ndarray:
+        return np.bincount(groups_of_rows, minlength=len(groups))
 
-    people = np.bincount(np.unique(np.stack([group, patients]), axis=1)[0], minlength=len(groups))
-    columns = (people, np.bincount(group), counted(), counted(slices.shows), counted(slices.lesion == YES))
-    return [Share(*groups[place].split("\t"), *(int(column[place]) for column in columns)) for place in range(len(groups))]
+    columns = (
+        count(np.unique(np.stack([group, patients]), axis=1)[0]),
+        count(group),
+        count(group_of_slice),
+        count(group_of_slice[slices.shows]),
+        count(group_of_slice[slices.lesion == YES]),
+    )
+    return [SplitCounts(*name.split("\t"), *(int(column[number]) for column in columns)) for number, name in enumerate(groups)]

@@ -1,8 +1,8 @@
-"""Every volume onto one in-plane grid: matrix x matrix pixels of pixel_mm, centred; slices stay as they were acquired.
+"""Resample volumes to one in-plane grid: matrix x matrix pixels of pixel_mm, centered; slices stay as they were acquired.
 
-Rows and columns are resampled, the slice axis never is: acquired slices of 2-D sequences are 3-7 mm apart, and inventing planes
-between them would teach the network interpolation. Where the pixel size is already right the image is cropped or padded by whole
-pixels, without interpolation. Going coarser, a Gaussian of sigma = (factor - 1) / 2 pixels (scikit-image's rule) comes first.
+Rows and columns are resampled, the slice axis never is: acquired slices of 2-D sequences are 3-7 mm apart, and interpolated planes
+between them would teach the network interpolation. An image with the pixel size of the grid is cropped or padded by whole pixels,
+without interpolation. Before downsampling, a Gaussian of sigma = (factor - 1) / 2 pixels (the rule of scikit-image) is applied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 SAME_SPACING = 1e-3
-"""Relative difference in pixel size below which no interpolation is done."""
+"""Relative difference in pixel size below which the image is not interpolated."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class PlaneGrid:
     offset: tuple[float, float]
 
     @classmethod
-    def centred(cls, shape: tuple[int, int], spacing_mm: tuple[float, float], size: int, pixel_mm: float) -> PlaneGrid:
-        """The grid whose centre is the centre of a plane of ``shape`` (H, W) pixels of ``spacing_mm``."""
+    def centered(cls, shape: tuple[int, int], spacing_mm: tuple[float, float], size: int, pixel_mm: float) -> PlaneGrid:
+        """Return the grid whose center is that of a plane of ``shape`` (H, W) pixels of ``spacing_mm``."""
         scales, offsets = [], []
         for length, spacing in zip(shape, spacing_mm, strict=True):
             scale = pixel_mm / spacing
@@ -48,20 +48,20 @@ class PlaneGrid:
 
     @property
     def interpolates(self) -> bool:
-        """False where whole pixels are cropped or padded."""
+        """Whether values are interpolated; False if whole pixels are cropped or padded."""
         return self.scale != (1.0, 1.0)
 
-    def affine(self, source: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The curated volume's (4, 4) affine, from its source's (index (d, h, w, 1) -> RAS+ mm)."""
+    def map_affine(self, source: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Convert the (4, 4) affine of the source to that of the curated volume (index (d, h, w, 1) -> RAS+ mm)."""
         step = np.diag([1.0, *self.scale, 1.0])
         step[1:3, 3] = self.offset
         return np.asarray(source @ step, dtype=np.float64)
 
-    def box(self, row0: int, col0: int, row1: int, col1: int) -> tuple[int, int, int, int] | None:
-        """A half-open pixel box of the source on the curated grid; None where nothing of it is left inside."""
+    def map_box(self, row0: int, col0: int, row1: int, col1: int) -> tuple[int, int, int, int] | None:
+        """Map a half-open pixel box of the source to the curated grid; None if it is entirely outside."""
         edges = []
         for low, high, scale, offset in ((row0, row1, *self._axis(0)), (col0, col1, *self._axis(1))):
-            # Pixel k covers [k - 1/2, k + 1/2): edges move as continuous coordinates, then outwards to whole pixels.
+            # Pixel k covers [k - 1/2, k + 1/2): map edges as continuous coordinates, then round outward to whole pixels.
             start = int(np.floor((low - 0.5 - offset) / scale + 0.5))
             stop = int(np.ceil((high - 0.5 - offset) / scale + 0.5))
             edges.append((max(start, 0), min(stop, self.size)))
@@ -72,27 +72,28 @@ class PlaneGrid:
         return self.scale[axis], self.offset[axis]
 
 
-def _by_whole_pixels(plane: NDArray[Any], grid: PlaneGrid) -> NDArray[Any]:
-    """Crop and zero-pad the last two axes of (D, H, W)."""
+def _crop_and_pad(volume: NDArray[Any], grid: PlaneGrid) -> NDArray[Any]:
+    """Crop and zero-pad the last two axes of a (D, H, W) array by whole pixels."""
     for axis, offset in ((1, int(grid.offset[0])), (2, int(grid.offset[1]))):
-        length = plane.shape[axis]
+        length = volume.shape[axis]
         start, stop = max(offset, 0), min(offset + grid.size, length)
-        cut = np.take(plane, np.arange(start, stop), axis=axis)
+        cropped = np.take(volume, np.arange(start, stop), axis=axis)
         padding = [(0, 0)] * 3
         padding[axis] = (start - offset, grid.size - (stop - offset))
-        plane = np.pad(cut, padding)
-    return plane
+        volume = np.pad(cropped, padding)
+    return volume
 
 
 def resample(array: NDArray[Any], grid: PlaneGrid, nearest: bool = False) -> NDArray[Any]:
-    """(D, H, W) source -> (D, size, size) on ``grid``, zeros outside the source.
+    """Resample a (D, H, W) array to (D, size, size) on ``grid``, with zeros outside the source.
 
     Args:
         array: real, complex, or labels.
-        nearest: take the nearest value (labels) instead of linear interpolation.
+        grid: the curated plane.
+        nearest: use the nearest value (for labels) instead of linear interpolation.
     """
     if not grid.interpolates:
-        return _by_whole_pixels(array, grid)
+        return _crop_and_pad(array, grid)
     if np.iscomplexobj(array):
         real, imaginary = resample(array.real, grid), resample(array.imag, grid)
         return np.asarray(real + 1j * imaginary, dtype=np.complex64)

@@ -18,7 +18,7 @@ class Row(BaseModel):
 
 
 class VolumeRecord(Row):
-    """One curated volume (table ``volumes.parquet``). Voxels live in the store under ``volume_id``."""
+    """One curated volume (table ``volumes.parquet``). Its voxels are in the store under ``volume_id``."""
 
     volume_id: str = Field(description="hex digest of (source md5, curation settings, code version): also its name in the store")
     dataset_id: str
@@ -39,13 +39,13 @@ class VolumeRecord(Row):
     voxel_deviation: float
     finite: bool
     neighbour_correlation: float | None = Field(
-        default=None, description="of the source's neighbouring pixels, the lower of rows and columns; None = a constant image"
+        default=None, description="of neighboring pixels of the source, the lower of rows and columns; None = a constant image"
     )
     has_kspace: bool = Field(description="array 'kspace' (D, H, W) complex64 single-coil, in the same scale, is in the store")
     has_labels: bool = Field(description="array 'labels' (D, H, W) uint8 is in the store")
     label_values: list[int] = Field(description="non-zero label values present")
     annotated_on_tissue: float | None = Field(
-        default=None, description="share of labelled (else boxed) pixels that show signal; None = no annotation"
+        default=None, description="share of labeled (else boxed) pixels that show signal; None = no annotation"
     )
     modality: str
     sequence: str | None
@@ -65,37 +65,36 @@ class VolumeRecord(Row):
 
 
 class MeasureRecord(Row):
-    """What was measured of one labelled structure: what stands behind the words of sections 3 to 5."""
+    """The measurements of one labeled structure, on which the words of sections 3 to 5 are based."""
 
     name: str = Field(description="of the structure or lesion, lower case")
     label_value: int | None = Field(description="None = known by boxes only")
     lesion: bool
     count: int | None = Field(description="connected parts of a lesion (26-neighbourhood)")
-    volume_ml: float | None = Field(description="of all parts, millilitres; None = known by boxes only")
-    size_mm: float = Field(description="longest side of the largest part's bounding box, millimetres")
-    side: str | None = Field(description="left, right, bilateral or midline; None = no lesion, or the body's middle is not in view")
-    inside: str | None = Field(description="the labelled structure around the largest part of a lesion")
+    volume_ml: float | None = Field(description="of all parts, milliliters; None = known by boxes only")
+    size_mm: float = Field(description="longest side of the bounding box of the largest part, millimeters")
+    side: str | None = Field(
+        description="left, right, bilateral or midline; None = no lesion, or the middle of the body is not in view"
+    )
+    inside: str | None = Field(description="the labeled structure around the largest part of a lesion")
     signal: float | None = Field(description="median signal over that of the reference tissue")
     reference: str | None = Field(description="the reference tissue")
 
 
 class DescriptionRecord(Row):
-    """Paired vision-text data: the template of the paper's Fig. 2 (it names 19 fields), one row per volume.
-
-    Table ``descriptions.parquet``.
-    """
+    """Paired vision-text data: the template of the paper's Fig. 2 (19 fields), one row per volume (``descriptions.parquet``)."""
 
     volume_id: str
-    fields: dict[str, str] = Field(description="'section.field' -> text, every name of Fig. 2, '' = not known")
+    fields: dict[str, str] = Field(description="'section.field' -> text, every name of Fig. 2, '' = unknown")
     provenance: dict[str, str] = Field(description="'section.field' -> header | label | report | statistics | vlm | card | none")
     text: str = Field(description="the fields as one paragraph, for the contrastive and next-token losses")
-    phrasings: list[str] = Field(default_factory=list, description="the same fields in other natural words")
+    phrasings: list[str] = Field(default_factory=list, description="the same fields in other natural wordings")
     measures: list[MeasureRecord] = Field(default_factory=list, description="the measurements behind the words")
-    vlm: str | None = Field(default=None, description="digest of the model and prompt that answered fields of provenance vlm")
+    vlm: str | None = Field(default=None, description="digest of the model and prompt that filled the fields of provenance vlm")
 
 
 class BoxRecord(Row):
-    """A box in the normalised form of the text: integers 0-999 per axis, half-open."""
+    """A box in the normalized form of the text: integers 0-999 per axis, half-open."""
 
     row0: int
     col0: int
@@ -113,12 +112,12 @@ class InstructionRecord(Row):
     split: Split
     task: TaskName
     slice_index: int
-    instruction: str = Field(description="user text; the image stands before it as <image>")
+    instruction: str = Field(description="user text; the image precedes it as <image>")
     response: str = Field(
-        description="what the model must answer: '<image>' (reconstruction), '<seg>' (segmentation), box text or 'no lesion' "
+        description="the required answer: '<image>' (reconstruction), '<seg>' (segmentation), box text or 'no lesion' "
         "(detection), 'yes' / 'no' first (diagnosis), report text (report)"
     )
-    held_out_phrasing: bool = Field(description="a phrasing that is never trained on")
+    held_out_phrasing: bool = Field(description="a phrasing that is excluded from training")
     structure: str | None = Field(default=None, description="segmentation: name of the structure")
     label_value: int | None = Field(default=None, description="segmentation: its value in 'labels'")
     acceleration: int | None = Field(default=None, description="reconstruction: undersampling factor")
@@ -126,28 +125,28 @@ class InstructionRecord(Row):
     mask_seed: int | None = Field(default=None, description="reconstruction: seed of the random mask")
     boxes: list[BoxRecord] = Field(default_factory=list, description="detection: the truth")
     positive: bool | None = Field(default=None, description="diagnosis: the truth")
-    differential: list[str] = Field(default_factory=list, description="diagnosis: what else looks like it")
+    differential: list[str] = Field(default_factory=list, description="diagnosis: differential considerations")
 
 
 class SplitRecord(Row):
-    """Where a patient is (``splits.parquet``)."""
+    """The split of a patient (``splits.parquet``)."""
 
     patient_id: str
     split: Split
 
 
 class CurationReport(Row):
-    """What one curation did."""
+    """Result of one curation."""
 
     digest: str = Field(description="of the curated corpus: tables and volume ids")
     volumes_total: int
     volumes_new: int
     volumes_reused: int
     volumes_removed: int
-    volumes_duplicate: int = Field(default=0, description="series left out because another holds the same content (corpus.json)")
+    volumes_duplicate: int = Field(default=0, description="series skipped because another has the same content (corpus.json)")
     instructions: int
     descriptions: int
-    vlm_answered: int = Field(default=0, description="volumes that a vision-language model answered about now")
-    vlm_reused: int = Field(default=0, description="volumes whose answer was there already")
-    vlm_volumes_per_s: float = Field(default=0.0, description="of those answered now; visual/runs.jsonl has every run's")
+    vlm_answered: int = Field(default=0, description="volumes that a vision-language model was queried about in this run")
+    vlm_reused: int = Field(default=0, description="volumes whose answer was cached")
+    vlm_volumes_per_s: float = Field(default=0.0, description="rate of the queries of this run; visual/runs.jsonl lists every run")
     seconds: float

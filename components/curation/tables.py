@@ -1,4 +1,4 @@
-"""The curated tables as Parquet: typed by the records, sorted, zstd, the same bytes for the same rows."""
+"""Read and write the curated tables as Parquet: typed by the records, sorted, zstd; the same rows give the same bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from components.errors import BadInput
 from components.files import atomic_file
 
 BATCH, ROW_GROUP = 4096, 65536
-"""Rows that are Python objects at a time, and rows that are compressed together."""
+"""Rows that are Python objects at a time, and rows that are compressed together (a row group)."""
 AnyRow = TypeVar("AnyRow", bound=Row)
 _SCALARS: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
@@ -32,8 +32,8 @@ class Table(Generic[AnyRow]):
     """One curated table.
 
     Attributes:
-        name: file stem and name in reports.
-        row: the record of one row.
+        name: file stem, and name in reports.
+        row: record type of a row.
         key: column that identifies and orders the rows.
     """
 
@@ -42,7 +42,7 @@ class Table(Generic[AnyRow]):
     key: str
 
     def path(self, root: Path) -> Path:
-        """The Parquet file under a corpus root."""
+        """Return the Parquet file under a corpus root."""
         return root / f"{self.name}.parquet"
 
 
@@ -54,7 +54,7 @@ TABLES: tuple[Table[Any], ...] = (VOLUMES, DESCRIPTIONS, INSTRUCTIONS, SPLITS)
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:
-    """Arrow type of a record's field annotation."""
+    """Return the Arrow type of a field annotation of a record."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return _arrow_type(next(argument for argument in arguments if argument is not type(None)))
@@ -71,38 +71,38 @@ def _arrow_type(annotation: Any) -> pa.DataType:
 
 @cache
 def schema(row: type[Row]) -> pa.Schema:
-    """Arrow schema of a record type."""
+    """Return the Arrow schema of a record type."""
     return pa.schema([pa.field(name, _arrow_type(field.annotation)) for name, field in row.model_fields.items()])
 
 
 def to_arrow(table: Table[AnyRow], rows: Iterable[AnyRow]) -> pa.Table:
-    """Rows as columns, a batch at a time: a whole table as Python objects would take ten times the memory of its columns."""
-    parts: list[pa.Table] = []
+    """Convert rows to columns in batches: a whole table as Python objects would take ten times the memory of its columns."""
+    batches: list[pa.Table] = []
     rows = iter(rows)
     while batch := [row.model_dump() for row in islice(rows, BATCH)]:
-        parts.append(pa.Table.from_pylist(batch, schema=schema(table.row)))
-    return pa.concat_tables(parts) if parts else schema(table.row).empty_table()
+        batches.append(pa.Table.from_pylist(batch, schema=schema(table.row)))
+    return pa.concat_tables(batches) if batches else schema(table.row).empty_table()
 
 
 def write_arrow(root: Path, table: Table[Any], content: pa.Table) -> None:
-    """Write columns in the order of the table's key, atomically. The same rows give the same bytes, in whatever order they come."""
-    names = content.column(table.key)
+    """Write columns sorted by the key of the table, atomically; the same rows in any order give the same bytes."""
+    keys = content.column(table.key)
     row: type[Row] = table.row
-    in_order = content.take(pc.sort_indices(names)).cast(schema(row)).combine_chunks()
+    sorted_rows = content.take(pc.sort_indices(keys)).cast(schema(row)).combine_chunks()
     with atomic_file(table.path(root)) as temporary:
-        pq.write_table(in_order, temporary, compression="zstd", row_group_size=ROW_GROUP)
+        pq.write_table(sorted_rows, temporary, compression="zstd", row_group_size=ROW_GROUP)
 
 
 def write_table(root: Path, table: Table[AnyRow], rows: Iterable[AnyRow]) -> None:
-    """Write ``rows`` in the order of the table's key, atomically."""
+    """Write ``rows`` sorted by the key of the table, atomically."""
     write_arrow(root, table, to_arrow(table, rows))
 
 
 def read_arrow(root: Path, table: Table[Any], columns: list[str] | None = None) -> pa.Table:
-    """A table, or some of its columns, as columns.
+    """Read a table, or some of its columns, as columns.
 
     Raises:
-        BadInput: no such table.
+        BadInput: the table does not exist.
     """
     path = table.path(root)
     if not path.exists():
@@ -111,45 +111,45 @@ def read_arrow(root: Path, table: Table[Any], columns: list[str] | None = None) 
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """No search for cyclic garbage meanwhile: among millions of new rows, which have no cycles, it takes half of the time."""
-    on = gc.isenabled()
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pause the search for cyclic garbage: it would take half of the time among millions of new rows, which have no cycles."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if on:
+        if enabled:
             gc.enable()
 
 
-def _python(column: pa.Array) -> list[Any]:
-    """A column as Python values, mappings as dictionaries; the option for these makes pyarrow five times slower on all others."""
+def _to_python(column: pa.Array) -> list[Any]:
+    """Convert a column to Python values, maps to dictionaries; the option for maps slows pyarrow down fivefold on other types."""
     kind = column.type
     plain = not pa.types.is_nested(kind) or (pa.types.is_list(kind) and not pa.types.is_nested(kind.value_type))
     return column.to_pylist() if plain else column.to_pylist(maps_as_pydicts="strict")
 
 
 def read_table(root: Path, table: Table[AnyRow]) -> list[AnyRow]:
-    """Read and check every row of a table.
+    """Read and validate every row of a table.
 
     Raises:
-        BadInput: no such table, or rows that are not of the record's form.
+        BadInput: the table does not exist, or a row does not conform to its record type.
     """
     content = read_arrow(root, table)
-    with _no_collection():
-        return [row for batch in content.to_batches(max_chunksize=BATCH) for row in _checked(batch, table, root)]
+    with _garbage_collection_paused():
+        return [row for batch in content.to_batches(max_chunksize=BATCH) for row in _validate(batch, table, root)]
 
 
-def _checked(batch: pa.RecordBatch, table: Table[AnyRow], root: Path) -> list[AnyRow]:
-    names, columns = batch.schema.names, zip(*map(_python, batch.columns), strict=True)
-    rows = [dict(zip(names, row, strict=True)) for row in columns]
+def _validate(batch: pa.RecordBatch, table: Table[AnyRow], root: Path) -> list[AnyRow]:
+    names, value_rows = batch.schema.names, zip(*map(_to_python, batch.columns), strict=True)
+    rows = [dict(zip(names, values, strict=True)) for values in value_rows]
     try:
         return TypeAdapter(list[table.row]).validate_python(rows)  # type: ignore[name-defined]
     except ValidationError as error:
         fault = error.errors()[0]
-        place, *field = fault["loc"]
+        row, *field = fault["loc"]
         raise BadInput(
-            f"{table.key} {rows[int(place)].get(table.key)}, {'.'.join(map(str, field))}: {fault['msg']}",
+            f"{table.key} {rows[int(row)].get(table.key)}, {'.'.join(map(str, field))}: {fault['msg']}",
             where=str(table.path(root)),
             remedy="curate again",
         ) from None

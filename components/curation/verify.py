@@ -1,4 +1,4 @@
-"""Whether the volume store still holds what was written to it: every file of every volume, by its checksums."""
+"""Verify every file of every volume in the store by its checksums."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from components.progress import track
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is wrong in the store.
+    """A damaged or missing file of the store.
 
     Attributes:
-        file: its name.
-        what: one sentence; where slices are damaged, which.
+        volume_id: the volume.
+        file: name of the file.
+        what: one sentence; it names the slice if one is damaged.
     """
 
     volume_id: str
@@ -28,12 +29,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a check of the store found.
+    """Result of a verification.
 
     Attributes:
-        volumes, files: how many were read.
-        faults: by volume.
-        repaired: damaged volumes were removed, to be made again by the next curation.
+        volumes, files: numbers of volumes and files that were read.
+        faults: in the order of the volumes.
+        repaired: damaged volumes were removed, so that the next curation creates them again.
     """
 
     volumes: int
@@ -46,28 +47,30 @@ def verify(root: Path, repair: bool = False) -> Verification:
     """Read every file of the store of the corpus under ``root`` and compare it with its checksums.
 
     Args:
-        repair: remove volumes with a fault, so that the next curation makes them (and only them) again.
+        root: folder of the corpus.
+        repair: remove volumes with a fault, so that the next curation creates them (and only them) again.
 
     Raises:
         BadInput: there is no store.
     """
     store = VolumeStore(root / STORE)
-    names = list(store.volume_ids())
-    if not names:
+    volume_ids = list(store.volume_ids())
+    if not volume_ids:
         raise BadInput("no volume store", where=str(store.root), remedy="run omnimri curate")
     faults: list[Fault] = []
     files = 0
-    for name in track(names, "verifying volumes"):
+    for volume_id in track(volume_ids, "verifying volumes"):
         try:
-            written = load_curated_volume(store, name).files
+            checksums = load_curated_volume(store, volume_id).files
         except BadInput as error:
-            faults.append(Fault(name, sidecar_path(store, name).name, error.what))
+            faults.append(Fault(volume_id, sidecar_path(store, volume_id).name, error.what))
             continue
-        files += len(written)
-        for array, md5 in written.items():
-            faults += [Fault(name, store.path(name, array).name, what) for what in store.faults(name, array, md5)]
+        files += len(checksums)
+        for array, md5 in checksums.items():
+            found = store.find_faults(volume_id, array, md5)
+            faults += [Fault(volume_id, store.path(volume_id, array).name, what) for what in found]
     if repair and faults:
         (root / SUMMARY).unlink(missing_ok=True)
-        for name in {fault.volume_id for fault in faults}:
-            store.remove(name)
-    return Verification(len(names), files, tuple(faults), repair and bool(faults))
+        for volume_id in {fault.volume_id for fault in faults}:
+            store.remove(volume_id)
+    return Verification(len(volume_ids), files, tuple(faults), repair and bool(faults))

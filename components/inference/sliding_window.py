@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from components.curation.curate_volume import gridded
+from components.curation.curate_volume import resample_volume
 from components.curation.measure.regions import FOREGROUND
 from components.curation.resampling import PlaneGrid
 from components.inference.coils import estimate_sensitivities, measured_columns
@@ -77,8 +77,8 @@ class ResampledVolume:
         _, row_mm, column_mm = volume.spacing_mm
         extent = math.ceil(max(rows * row_mm, columns * column_mm, matrix * pixel_mm) / pixel_mm - 1e-3)
         extent += (extent - matrix) % 2
-        grid = PlaneGrid.centred((rows, columns), (row_mm, column_mm), extent, pixel_mm)
-        arrays, scale = gridded(volume, grid)
+        grid = PlaneGrid.centered((rows, columns), (row_mm, column_mm), extent, pixel_mm)
+        arrays, scale = resample_volume(volume, grid)
         voxels = np.asarray(arrays["voxels"], dtype=np.float32)
         if measured is not None and zero_filled is not None:
             zero_filled = zero_filled / np.float32(scale)

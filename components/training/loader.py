@@ -52,4 +52,4 @@ def _on_its_own(worker: int) -> None:
         signal.signal(asked, signal.SIG_IGN)
     torch.set_num_threads(1)
     maker: Any = get_worker_info().dataset  # type: ignore[union-attr]
-    maker.samples.store.forget()
+    maker.samples.store.close_all()

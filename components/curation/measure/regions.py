@@ -1,4 +1,4 @@
-"""Where in a volume something lies: its bounding box, its voxels, its connected parts, its side of the body.
+"""Locate structures in a volume: bounding box, mask, connected regions, side of the body, surrounding structure.
 
 Shape letters: D slices, H rows, W columns.
 """
@@ -18,14 +18,21 @@ from components.curation.text.structure_names import is_lesion
 FOREGROUND = 0.1
 """Signal above this (99.5th percentile = 1) counts as tissue."""
 MIDLINE = 0.05
-"""A lesion whose centre is nearer to the body's middle than this share of its width is in the midline."""
+"""A lesion whose center is nearer to the middle of the body than this share of the body's width is in the midline."""
 MIDLINE_ANATOMIES = ("brain", "head", "prostate", "pelvis", "abdomen", "liver", "spine", "neck", "chest", "heart", "cardiac")
+_NEIGHBORS_26 = np.ones((3, 3, 3))
 
 
 @dataclass(frozen=True)
-class Part:
-    """Where a structure is: its bounding box, the mask inside of it, its number of voxels (of each slice of the box, too) and its
-    mean x in RAS+ mm.
+class Region:
+    """The voxels of a structure.
+
+    Attributes:
+        box: bounding box in the volume, one slice per axis.
+        mask: bool, of the shape of the box.
+        voxels: number of voxels of the region.
+        x_mm: mean x, RAS+ mm.
+        by_slice: voxels in each slice of the box.
     """
 
     box: tuple[slice, ...]
@@ -35,91 +42,124 @@ class Part:
     by_slice: NDArray[np.int64]
 
     @classmethod
-    def of(cls, labels_DHW: NDArray[np.uint8], value: int, box: tuple[slice, ...], affine: NDArray[np.float64]) -> Part:
-        """One label value inside of its bounding box."""
-        return cls.within(labels_DHW[box] == value, box, affine)
+    def from_label(cls, labels_DHW: NDArray[np.uint8], value: int, box: tuple[slice, ...], affine: NDArray[np.float64]) -> Region:
+        """Build the region of one label value from its bounding box."""
+        return cls.from_mask(labels_DHW[box] == value, box, affine)
 
     @classmethod
-    def within(cls, mask: NDArray[np.bool_], box: tuple[slice, ...], affine: NDArray[np.float64]) -> Part:
-        """A mask that lies at a bounding box."""
+    def from_mask(cls, mask: NDArray[np.bool_], box: tuple[slice, ...], affine: NDArray[np.float64]) -> Region:
+        """Build a region from a non-empty mask and the bounding box of the mask in the volume."""
         by_row = mask.sum(axis=2)
-        along = (by_row.sum(axis=1), by_row.sum(axis=0), mask.sum(axis=(0, 1)))
-        voxels = int(along[0].sum())
-        index = [edge.start + float(count @ np.arange(len(count))) / voxels for edge, count in zip(box, along, strict=True)]
-        return cls(box, mask, voxels, float(affine[0, :3] @ index + affine[0, 3]), along[0])
+        counts_by_axis = (by_row.sum(axis=1), by_row.sum(axis=0), mask.sum(axis=(0, 1)))
+        voxels = int(counts_by_axis[0].sum())
+        centroid = [
+            edge.start + float(counts @ np.arange(len(counts))) / voxels for edge, counts in zip(box, counts_by_axis, strict=True)
+        ]
+        return cls(box, mask, voxels, float(affine[0, :3] @ centroid + affine[0, 3]), counts_by_axis[0])
 
-    def per_slice(self, slices: int) -> NDArray[np.int64]:
-        """Voxels in each of the volume's slices."""
+    def voxels_per_slice(self, slices: int) -> NDArray[np.int64]:
+        """Return the number of voxels in each slice of a volume of ``slices`` slices."""
         counts_D = np.zeros(slices, np.int64)
         counts_D[self.box[0]] = self.by_slice
         return counts_D
 
     def size_mm(self, spacing_mm: NDArray[np.float64]) -> float:
-        """The longest side of the bounding box."""
+        """Return the longest side of the bounding box, mm."""
         return float(max((edge.stop - edge.start) * step for edge, step in zip(self.box, spacing_mm, strict=True)))
 
 
-def connected(part: Part, affine: NDArray[np.float64]) -> list[Part]:
-    """The connected parts (26-neighbourhood) of a structure, largest first."""
-    regions, _ = ndimage.label(part.mask, structure=np.ones((3, 3, 3)))
-    found = []
-    for number, box in enumerate(ndimage.find_objects(regions), start=1):
-        placed = tuple(slice(o.start + b.start, o.start + b.stop) for o, b in zip(part.box, box, strict=True))
-        found.append(Part.within(regions[box] == number, placed, affine))
-    return sorted(found, key=lambda one: -one.voxels)
+def connected_regions(region: Region, affine: NDArray[np.float64]) -> list[Region]:
+    """Split a region into its connected components (26-neighborhood), largest first."""
+    components, _ = ndimage.label(region.mask, structure=_NEIGHBORS_26)
+    regions = []
+    for number, box in enumerate(ndimage.find_objects(components), start=1):
+        box_in_volume = tuple(
+            slice(outer.start + inner.start, outer.start + inner.stop) for outer, inner in zip(region.box, box, strict=True)
+        )
+        regions.append(Region.from_mask(components[box] == number, box_in_volume, affine))
+    return sorted(regions, key=lambda component: -component.voxels)
 
 
 @dataclass(frozen=True)
-class Body:
-    """What left and right are told by: the mean x and the width of what is in view, RAS+ mm."""
+class BodyAxis:
+    """The left-right axis of the body in view; it decides the side of a lesion.
+
+    Attributes:
+        middle_mm: mean x of the body, RAS+ mm.
+        width_mm: extent of the body along x, mm.
+    """
 
     middle_mm: float
     width_mm: float
 
     @classmethod
-    def of(cls, parts: list[Part], affine: NDArray[np.float64]) -> Body:
-        """The body that some structures make."""
-        voxels = sum(part.voxels for part in parts)
-        spans = [max(part.box[axis].stop for part in parts) - min(part.box[axis].start for part in parts) for axis in range(3)]
-        return cls(sum(part.x_mm * part.voxels for part in parts) / voxels, float(np.abs(affine[0, :3]) @ spans))
+    def from_regions(cls, regions: list[Region], affine: NDArray[np.float64]) -> BodyAxis:
+        """Estimate the axis from the structures that make up the body."""
+        voxels = sum(region.voxels for region in regions)
+        spans = [
+            max(region.box[axis].stop for region in regions) - min(region.box[axis].start for region in regions)
+            for axis in range(3)
+        ]
+        middle_mm = sum(region.x_mm * region.voxels for region in regions) / voxels
+        return cls(middle_mm, float(np.abs(affine[0, :3]) @ spans))
 
-    def side_of(self, parts: list[Part]) -> Side:
-        """Which side of the middle; both where parts lie clearly on either side."""
-        sides = {one.x_mm > self.middle_mm for one in parts if abs(one.x_mm - self.middle_mm) > MIDLINE * self.width_mm}
-        return "midline" if not sides else "bilateral" if len(sides) == 2 else "right" if True in sides else "left"
+    def side_of(self, regions: list[Region]) -> Side:
+        """Return the side of the middle that the regions are on; bilateral if they are clearly on both sides."""
+        margin_mm = MIDLINE * self.width_mm
+        on_right = {region.x_mm > self.middle_mm for region in regions if abs(region.x_mm - self.middle_mm) > margin_mm}
+        if not on_right:
+            return "midline"
+        if len(on_right) == 2:
+            return "bilateral"
+        return "right" if True in on_right else "left"
 
 
-def around(labels_DHW: NDArray[np.uint8], part: Part, label_map: dict[int, str]) -> str | None:
-    """The labelled normal structure that most of a lesion's rim (one voxel wide) belongs to."""
-    grown = tuple(slice(max(e.start - 1, 0), min(e.stop + 1, n)) for e, n in zip(part.box, labels_DHW.shape, strict=True))
-    placed = np.zeros([e.stop - e.start for e in grown], dtype=np.bool_)
-    placed[tuple(slice(b.start - g.start, b.stop - g.start) for b, g in zip(part.box, grown, strict=True))] = part.mask
-    rim = ndimage.binary_dilation(placed) & ~placed
-    counts = np.bincount(labels_DHW[grown][rim], minlength=256)
-    return most_of(counts, label_map)
+def surrounding_structure(labels_DHW: NDArray[np.uint8], region: Region, label_map: dict[int, str]) -> str | None:
+    """Return the labeled normal structure that most of a lesion's rim (one voxel wide) belongs to, None if there is none."""
+    outer_box = tuple(
+        slice(max(edge.start - 1, 0), min(edge.stop + 1, length)) for edge, length in zip(region.box, labels_DHW.shape, strict=True)
+    )
+    mask = np.zeros([edge.stop - edge.start for edge in outer_box], dtype=np.bool_)
+    inner_box = tuple(
+        slice(inner.start - outer.start, inner.stop - outer.start) for inner, outer in zip(region.box, outer_box, strict=True)
+    )
+    mask[inner_box] = region.mask
+    rim = ndimage.binary_dilation(mask) & ~mask
+    counts = np.bincount(labels_DHW[outer_box][rim], minlength=256)
+    return most_frequent_structure(counts, label_map)
 
 
-def most_of(counts: NDArray[np.integer[Any]], label_map: dict[int, str]) -> str | None:
-    """The normal structure with most voxels, by a count for each label value; None where there is none."""
+def most_frequent_structure(counts: NDArray[np.integer[Any]], label_map: dict[int, str]) -> str | None:
+    """Return the normal structure with the most voxels, given a count for each label value; None if there is none."""
     normal = [value for value, name in label_map.items() if value and not is_lesion(name) and counts[value]]
     return label_map[max(normal, key=lambda value: int(counts[value]))].lower() if normal else None
 
 
-def located(labels_DHW: NDArray[np.uint8], label_map: dict[int, str], affine: NDArray[np.float64]) -> dict[int, Part]:
-    """Label value -> where it is, of the values that the map names."""
+def locate_structures(labels_DHW: NDArray[np.uint8], label_map: dict[int, str], affine: NDArray[np.float64]) -> dict[int, Region]:
+    """Return label value -> region, for the values that the label map names."""
     plane_HW = np.bitwise_or.reduce(labels_DHW, axis=0)
-    shown = [np.bitwise_or.reduce(labels_DHW, axis=(1, 2)), *(np.bitwise_or.reduce(plane_HW, axis=axis) for axis in (1, 0))]
-    if not shown[0].any():
+    labels_by_axis = [
+        np.bitwise_or.reduce(labels_DHW, axis=(1, 2)),
+        np.bitwise_or.reduce(plane_HW, axis=1),
+        np.bitwise_or.reduce(plane_HW, axis=0),
+    ]
+    if not labels_by_axis[0].any():
         return {}
-    start = [int(np.flatnonzero(one)[0]) for one in shown]
-    outline = tuple(slice(first, int(np.flatnonzero(one)[-1]) + 1) for first, one in zip(start, shown, strict=True))
-    return {
-        value: Part.of(labels_DHW, value, tuple(slice(s + e.start, s + e.stop) for s, e in zip(start, box, strict=True)), affine)
-        for value, box in enumerate(ndimage.find_objects(labels_DHW[outline]), start=1)
-        if box is not None and value in label_map
-    }
+    labeled_indices = [np.flatnonzero(along) for along in labels_by_axis]
+    start = [int(indices[0]) for indices in labeled_indices]
+    outline = tuple(slice(int(indices[0]), int(indices[-1]) + 1) for indices in labeled_indices)
+    regions: dict[int, Region] = {}
+    for value, box in enumerate(ndimage.find_objects(labels_DHW[outline]), start=1):
+        if box is None or value not in label_map:
+            continue
+        box_in_volume = tuple(slice(first + edge.start, first + edge.stop) for first, edge in zip(start, box, strict=True))
+        regions[value] = Region.from_label(labels_DHW, value, box_in_volume, affine)
+    return regions
 
 
-def midline_in_view(anatomy: str | None) -> bool:
-    """Whether an image of this body part holds the body's middle; of a knee or a breast alone, left and right cannot be told."""
+def shows_midline(anatomy: str | None) -> bool:
+    """Return whether an image of this body part contains the middle of the body.
+
+    In an image of a knee or of one breast, left and right cannot be determined.
+    """
     return anatomy is not None and any(word in anatomy.lower() for word in MIDLINE_ANATOMIES)

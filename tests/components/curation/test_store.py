@@ -128,7 +128,7 @@ def test_no_flipped_byte_changes_a_value_and_every_one_is_found(tmp_path: Path) 
     md5 = store.write(NAME, "voxels", values)
     path, truth = store.path(NAME, "voxels"), store.read(NAME)
     good = path.read_bytes()
-    assert hashlib.md5(good).hexdigest() == md5 and store.faults(NAME, "voxels", md5) == []
+    assert hashlib.md5(good).hexdigest() == md5 and store.find_faults(NAME, "voxels", md5) == []
     refused = 0
     for place in range(len(good)):
         broken = bytearray(good)
@@ -140,7 +140,7 @@ def test_no_flipped_byte_changes_a_value_and_every_one_is_found(tmp_path: Path) 
             assert "damaged" in error.what and error.remedy.startswith("omnimri data verify")
             refused += 1
         if place % 8 == 0:
-            assert store.faults(NAME, "voxels", md5)
+            assert store.find_faults(NAME, "voxels", md5)
     assert refused > len(good) // 2  # most of a file is voxels
 
 
@@ -153,7 +153,7 @@ def test_the_damaged_slice_is_named_and_the_others_can_still_be_read(tmp_path: P
     content = bytearray(path.read_bytes())
     content[content.index(chunk) + len(chunk) // 2] ^= 0xFF
     path.write_bytes(content)
-    assert store.faults(NAME, "voxels", md5) == ["damaged: slice 3 fails its checksum"]
+    assert store.find_faults(NAME, "voxels", md5) == ["damaged: slice 3 fails its checksum"]
     np.testing.assert_array_equal(store.read(NAME, index=2), whole[2])
     with pytest.raises(BadInput, match=f"{NAME}.voxels.b2nd: damaged: slice 3"):
         store.read(NAME)
@@ -165,7 +165,7 @@ def test_a_file_cut_short_is_damaged(tmp_path: Path, voxels: np.ndarray, kept: i
     md5 = store.write(NAME, "voxels", voxels)
     path = store.path(NAME, "voxels")
     path.write_bytes(path.read_bytes()[:kept])
-    assert store.faults(NAME, "voxels", md5)
+    assert store.find_faults(NAME, "voxels", md5)
     with pytest.raises(BadInput, match="damaged"):
         store.read(NAME)
 

@@ -18,8 +18,8 @@ from scipy import ndimage
 
 from components.curation.corpus import Corpus
 from components.curation.curate_volume import CardFacts, CuratedVolume, curate_volume
-from components.curation.measure.regions import located
-from components.curation.measure.volume_facts import SliceFacts, measures, normalised_box, slice_facts
+from components.curation.measure.regions import locate_structures
+from components.curation.measure.volume_facts import SliceFacts, compute_slice_facts, measure_structures, normalize_box
 from components.curation.preview import write_preview
 from components.curation.store import VolumeStore
 from components.curation.table_rows import BoxRecord, MeasureRecord
@@ -151,7 +151,7 @@ def test_measurements_are_those_of_scipy_and_the_geometry() -> None:
     names = {3: "white matter", 4: "lesion"}
 
     def measured(voxels: np.ndarray, labels: np.ndarray, midline_in_view: bool = True) -> list[MeasureRecord]:
-        return measures(voxels, labels, located(labels, names, affine), names, affine, midline_in_view)
+        return measure_structures(voxels, labels, locate_structures(labels, names, affine), names, affine, midline_in_view)
 
     labels = np.zeros((10, 40, 40), dtype=np.uint8)
     labels[1:9, 5:35, 5:35] = 3
@@ -176,11 +176,11 @@ def test_boxes_say_where_lesions_are_whose_outline_nobody_drew(anatomy: str, sid
     labels = np.where(voxels > 0, 3, 0).astype(np.uint8)
 
     def box(column: int, width: int, label: str) -> BoxRecord:
-        return normalised_box(10, column, 16, column + width, 40, 40, label)
+        return normalize_box(10, column, 16, column + width, 40, 40, label)
 
     boxes = {3: [box(8, 4, "Tear"), box(28, 3, "Tear")], 4: [box(8, 5, "Tear")], 6: [box(30, 3, "Nodule")]}
     volume = Volume(voxels, affine, Acquisition(anatomy=anatomy), labels=labels)
-    facts = slice_facts(volume, voxels, labels, boxes, {3: "white matter"}, affine)
+    facts = compute_slice_facts(volume, voxels, labels, boxes, {3: "white matter"}, affine)
     nodule, tear = [one for one in facts.measures if one.lesion]
     assert (tear.name, tear.count, tear.size_mm, tear.inside) == ("tear", 2, 12.0, "white matter")
     assert (nodule.name, nodule.count, nodule.volume_ml, nodule.signal) == ("nodule", 1, None, None)
@@ -198,7 +198,9 @@ def test_facts_are_those_of_a_pass_over_the_volume_for_each(seed: int, slices: i
     labels = ndimage.zoom(rng.integers(0, kinds + 1, (slices, 4, 5)), (1, 3, 3), order=0).astype(np.uint8)
     voxels, affine = rng.normal(size=labels.shape).astype(np.float32), np.eye(4)
     names = {1: "white matter", 2: "edema", 3: "necrotic core", 7: "muscle"}
-    facts = slice_facts(Volume(voxels, affine, Acquisition(anatomy="brain"), labels=labels), voxels, labels, {}, names, affine)
+    facts = compute_slice_facts(
+        Volume(voxels, affine, Acquisition(anatomy="brain"), labels=labels), voxels, labels, {}, names, affine
+    )
     for value in names:
         counts = (labels == value).sum(axis=(1, 2))
         rich = np.flatnonzero((counts > 0) & (counts >= 0.1 * counts.max(initial=0))).tolist()
@@ -211,7 +213,7 @@ def test_facts_are_those_of_a_pass_over_the_volume_for_each(seed: int, slices: i
     for index in range(slices):
         lesions = np.isin(labels[index], (2, 3))
         boxes = [
-            normalised_box(r.start, c.start, r.stop, c.stop, *lesions.shape, "lesion")
+            normalize_box(r.start, c.start, r.stop, c.stop, *lesions.shape, "lesion")
             for r, c in ndimage.find_objects(ndimage.label(lesions, np.ones((3, 3)))[0])
         ]
         assert facts.boxes.get(index, []) == boxes

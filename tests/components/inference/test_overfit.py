@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from components.curation.curate_volume import gridded
+from components.curation.curate_volume import resample_volume
 from components.curation.resampling import PlaneGrid
 from components.curation.undersampling import sampling_mask, undersample
 from components.evaluation.metrics import dice, iou, psnr
@@ -62,8 +62,8 @@ def _slice(seed: int, lesion: bool) -> Volume:
 
 def _shown(volume: Volume) -> Image:
     """The slice as training has it."""
-    grid = PlaneGrid.centred((MATRIX, MATRIX), (PIXEL_MM, PIXEL_MM), MATRIX, PIXEL_MM)
-    return np.asarray(gridded(volume, grid)[0]["voxels"][0], dtype=np.float32)
+    grid = PlaneGrid.centered((MATRIX, MATRIX), (PIXEL_MM, PIXEL_MM), MATRIX, PIXEL_MM)
+    return np.asarray(resample_volume(volume, grid)[0]["voxels"][0], dtype=np.float32)
 
 
 def _mask(volume: Volume, value: int) -> Image:

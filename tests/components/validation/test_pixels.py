@@ -16,7 +16,7 @@ import pytest
 from components.curation.corpus import STORE, Corpus
 from components.curation.corpus_writer import write_corpus
 from components.curation.curate_volume import CuratedVolume, curate_volume
-from components.curation.measure.volume_facts import neighbour_correlation
+from components.curation.measure.volume_facts import correlate_neighbors
 from components.curation.store import VolumeStore
 from components.ingestion.volume import Volume
 from components.provenance import digest
@@ -87,5 +87,5 @@ def test_a_noisy_image_is_an_image(sigma: float) -> None:
     rng = np.random.default_rng(0)
     image = tiny_volume(1, matrix=64).voxels / 900
     noisy = np.abs(image + sigma * (rng.normal(size=image.shape) + 1j * rng.normal(size=image.shape)))
-    correlation = neighbour_correlation(noisy.astype(np.float32))
+    correlation = correlate_neighbors(noisy.astype(np.float32))
     assert correlation is not None and correlation > 0.3
