@@ -1,5 +1,5 @@
-"""Dataset cards: what each dataset is, whose it is, where its figures are stated, and how it lies on disk."""
+"""Dataset cards: content, license, sources of the statistics and file layout of each dataset."""
 
-from components.catalog.cards import DatasetCard, Fault, Layout, Source, list_cards, load_card
+from components.catalog.cards import CardFault, DatasetCard, Layout, Source, list_cards, load_card
 
-__all__ = ["DatasetCard", "Fault", "Layout", "Source", "list_cards", "load_card"]
+__all__ = ["CardFault", "DatasetCard", "Layout", "Source", "list_cards", "load_card"]

@@ -1,4 +1,4 @@
-"""Holding a card against its folder: how many files each glob finds, and which files none does."""
+"""Check cards, and the layout of a card against a dataset folder: files that each glob matches, and files that none matches."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.catalog.cards import DatasetCard, Fault, card_paths, matches, parse_card
+from components.catalog.cards import CardFault, DatasetCard, card_paths, matches_any, parse_card
 from components.errors import BadInput
 
 
 @dataclass(frozen=True)
 class GlobCount:
-    """Files that one glob of a layout finds.
+    """Number of files that one glob of a layout matches.
 
     Attributes:
-        field: where the glob stands in the layout.
+        field: field of the layout that contains the glob.
         pattern: the glob.
-        files: how many files of the folder it matches.
+        files: number of matching files in the folder.
     """
 
     field: str
@@ -27,101 +27,108 @@ class GlobCount:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What was found out about cards, and about the folder of one.
+class CheckResult:
+    """Result of checking cards and, for one card, its dataset folder.
 
     Attributes:
-        cards: cards looked at.
-        faults: everything that is wrong with them.
-        globs: what each glob finds in the folder; empty without a folder.
-        unmatched: files that no glob finds (None without a folder, or where the layout has no globs).
-        patients: how many different patients the layout's expression names among the matched files (None: no expression).
+        cards: number of checked cards.
+        faults: all faults of these cards.
+        globs: number of files per glob; empty without a folder.
+        unmatched: number of files that no glob matches (None without a folder, or if the layout has no globs).
+        patients: number of distinct patients that the patient expression finds in the matched files (None: no expression).
     """
 
     cards: int
-    faults: tuple[Fault, ...]
+    faults: tuple[CardFault, ...]
     globs: tuple[GlobCount, ...] = ()
     unmatched: int | None = None
     patients: int | None = None
 
 
-def check(name: str | None = None, folder: Path | None = None) -> Checked:
-    """Check one card (by id, or by the path of its file), or all of them; with a folder, its layout too.
+def check_cards(name: str | None = None, folder: Path | None = None) -> CheckResult:
+    """Check one card or all cards; with a folder, also check the layout of the card against it.
+
+    Args:
+        name: id of a card, or path of its file; None = all cards.
 
     Raises:
-        BadInput: no such card or folder.
+        BadInput: the card or the folder does not exist.
     """
-    paths = [_path_of(name)] if name else list(card_paths().values())
+    paths = [_find_card(name)] if name else list(card_paths().values())
     parsed = {path: parse_card(path) for path in paths}
     faults = [fault for result in parsed.values() if isinstance(result, list) for fault in result]
     if not name:
         cards = {path: result for path, result in parsed.items() if isinstance(result, DatasetCard)}
-        faults += [fault for path, card in cards.items() for fault in _loose_overlaps(path, card, list(cards.values()))]
+        faults += [fault for path, card in cards.items() for fault in _check_overlaps(path, card, list(cards.values()))]
     if folder is None:
-        return Checked(len(paths), tuple(faults))
+        return CheckResult(len(paths), tuple(faults))
     if not folder.is_dir():
-        raise BadInput("no such folder", where=str(folder), remedy="name the folder that holds the dataset's files")
+        raise BadInput("no such folder", where=str(folder), remedy="give the folder that contains the dataset files")
     card = parsed[paths[0]]
     if not isinstance(card, DatasetCard):
-        return Checked(len(paths), tuple(faults))
-    return _against(paths[0], card, folder)
+        return CheckResult(len(paths), tuple(faults))
+    return _check_layout(paths[0], card, folder)
 
 
-def _path_of(name: str) -> Path:
+def _find_card(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         if not Path(name).is_file():
             raise BadInput("no such file", where=name, remedy="give the path of a card, or its id")
         return Path(name)
     paths = card_paths()
     if name not in paths:
-        raise BadInput("no such dataset card", where=name, remedy="omnimri catalog list names those there are")
+        raise BadInput("no such dataset card", where=name, remedy="omnimri catalog list shows the available cards")
     return paths[name]
 
 
-def _loose_overlaps(path: Path, card: DatasetCard, cards: list[DatasetCard]) -> list[Fault]:
-    """Overlaps with a card that is not there, or that names this one in turn (the patients would be taken off twice)."""
-    known = {other.id: other for other in cards}
+def _check_overlaps(path: Path, card: DatasetCard, cards: list[DatasetCard]) -> list[CardFault]:
+    """Find overlaps with a missing card, or declared by both cards, which would subtract the patients twice."""
+    cards_by_id = {other.id: other for other in cards}
     faults = []
     for other in card.overlaps:
-        if other not in known:
-            faults.append(Fault(str(path), f"overlaps.{other}", "no such card", "name a card that is there"))
-        elif card.id in known[other].overlaps:
-            faults.append(Fault(str(path), f"overlaps.{other}", "that card names this one too", "keep it on one of the two"))
+        if other not in cards_by_id:
+            faults.append(CardFault(str(path), f"overlaps.{other}", "no such card", "give the id of an existing card"))
+        elif card.id in cards_by_id[other].overlaps:
+            faults.append(
+                CardFault(str(path), f"overlaps.{other}", "both cards declare this overlap", "remove it from one of the two")
+            )
     return faults
 
 
-def _part(glob: GlobCount) -> str:
+def _layout_section(glob: GlobCount) -> str:
     return glob.field.partition(".")[0]
 
 
-def _against(path: Path, card: DatasetCard, folder: Path) -> Checked:
-    """A layout against a folder. A part of it (images, labels, ...) is at fault if none of its globs finds a file: a download may
-    lack one sequence, and what is ignored need not be there.
+def _check_layout(path: Path, card: DatasetCard, folder: Path) -> CheckResult:
+    """Check a layout against a folder.
+
+    A section (images, labels, ...) is faulty if none of its globs matches a file: a download may lack one sequence, and ignored
+    files need not exist.
     """
-    files = [one.relative_to(folder).as_posix() for one in sorted(folder.rglob("*")) if one.is_file() and one.name[0] != "."]
+    files = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file() and file.name[0] != "."]
     globs = tuple(
-        GlobCount(field, pattern, sum(matches(file, [pattern]) for file in files)) for field, pattern in card.layout.globs()
+        GlobCount(field, pattern, sum(matches_any(file, [pattern]) for file in files)) for field, pattern in card.layout.globs()
     )
-    found_by: Counter[str] = Counter()
-    for one in globs:
-        found_by[_part(one)] += one.files
+    files_by_section: Counter[str] = Counter()
+    for glob in globs:
+        files_by_section[_layout_section(glob)] += glob.files
     faults = [
-        Fault(
+        CardFault(
             str(path),
-            f"layout.{one.field}",
-            f"{one.pattern!r} finds nothing among {len(files)} files",
-            "mend the glob (it is relative to the folder; * goes across folders), or name the folder above or below",
+            f"layout.{glob.field}",
+            f"{glob.pattern!r} matches none of {len(files)} files",
+            "fix the glob (relative to the folder; * also matches /), or give the parent folder or a subfolder",
         )
-        for one in globs
-        if not found_by[_part(one)] and one.field != "ignored"
+        for glob in globs
+        if not files_by_section[_layout_section(glob)] and glob.field != "ignored"
     ]
     patterns = [pattern for _, pattern in card.layout.globs()]
-    found = [file for file in files if matches(file, patterns)]
+    matched = [file for file in files if matches_any(file, patterns)]
     patients = None
     if card.layout.patient is not None:
-        named = [re.search(card.layout.patient, file) for file in (found or files)]
-        patients = len({match[1] for match in named if match})
+        matches = [re.search(card.layout.patient, file) for file in (matched or files)]
+        patients = len({match[1] for match in matches if match})
         if not patients and files:
-            remedy = "mend the expression: it is searched for in the path relative to the folder"
-            faults.append(Fault(str(path), "layout.patient", "names no patient in any path", remedy))
-    return Checked(1, tuple(faults), globs, len(files) - len(found) if globs else None, patients)
+            remedy = "fix the expression: it is searched in the path relative to the folder"
+            faults.append(CardFault(str(path), "layout.patient", "matches no path", remedy))
+    return CheckResult(1, tuple(faults), globs, len(files) - len(matched) if globs else None, patients)

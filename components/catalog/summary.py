@@ -1,8 +1,8 @@
-"""What the cards add up to, beside the figures of the OmniMRI paper.
+"""Sum the statistics of the cards and compare them with those of the OmniMRI paper.
 
-The paper trained on 60 public datasets and names none of them, so the cards are candidates and not the paper's list. Several share
-patients: BraTS took in UPENN-GBM, MAMA-MIA is made of four others. A card says so under ``overlaps``, and the sums are bounds:
-*at most* leaves out what is known to be shared, *at least* also leaves out all that may be.
+The paper trained on 60 public datasets and names none of them, so the cards are candidates and not the paper's list. Several
+datasets share patients: BraTS includes UPENN-GBM, MAMA-MIA combines four other datasets. A card declares this under ``overlaps``,
+and the sums are bounds: *at most* excludes what is known to be shared, *at least* also excludes all that may be shared.
 """
 
 from __future__ import annotations
@@ -10,37 +10,37 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from components.catalog.cards import COUNTS, FIGURES, DatasetCard, filled
+from components.catalog.cards import COUNTS, STATISTICS, DatasetCard, is_filled
 from components.errors import BadInput
 
 PAPER_COUNTS = {"patients": 47_917, "scans": 70_580, "volumes": 224_194, "slices": 19_000_000}
-"""Section 2; slices are "over 19 million"."""
+"""Section 2 of the paper; slices are "over 19 million"."""
 PAPER_REGIONS = {"North America": 63.3, "Asia": 20.4, "Europe": 16.3}
 PAPER_ANATOMIES = {"brain": 25.0, "breast": 16.0, "knee": 12.0, "prostate": 7.0}
 PAPER_TASKS = {"segmentation": 53.6, "diagnosis": 19.6, "reconstruction": 17.9, "detection": 5.5}
-"""Percent; the paper does not say of what (patients, volumes or annotations)."""
+"""Percent; the paper does not state the unit (patients, volumes or annotations)."""
 PAPER_DATASETS = 60
 SEVERAL, UNSTATED, IMAGES_ONLY = "several", "not stated", "images only"
 
 MEANING = (
-    "The paper does not name its 60 datasets: these cards are candidates, so a sum says what could be had, not what the paper had. "
-    "A figure that nobody states is null and counts as nothing; the sums are therefore lower than the truth by the cards in the "
-    "'null' column. At most: without patients known to be in another card too. At least: also without all that may be "
-    "(overlaps of unknown size); overlaps that no card names are not seen. Synthetic and sample cards do not count."
+    "The paper does not name its 60 datasets. These cards are candidates, so a sum describes the available data, not the data of "
+    "the paper. An unknown statistic is null and adds nothing, so the true sums are higher by the cards in the 'null' column. "
+    "At most: without patients known to be in another card too. At least: also without all patients that may be "
+    "(overlaps of unknown size); overlaps that no card declares are not detected. Synthetic and sample cards are excluded."
 )
 
 
 @dataclass(frozen=True)
 class Total:
-    """One figure over all cards.
+    """Sum of one statistic over all cards.
 
     Attributes:
-        at_least: without anything that may be in two cards.
-        at_most: without what is known to be in two cards.
-        stated: cards that state it.
-        null: cards that do not.
-        checked: of those that state it, how many were read when the card was written.
-        paper: the paper's figure.
+        at_least: sum without anything that may be in two cards.
+        at_most: sum without what is known to be in two cards.
+        stated: number of cards with a value.
+        null: number of cards without a value.
+        checked: number of values that were verified at their source when the card was written.
+        paper: value of the paper.
     """
 
     at_least: int
@@ -53,14 +53,14 @@ class Total:
 
 @dataclass(frozen=True)
 class Share:
-    """One part of a partition of the cards.
+    """Share of one group of cards.
 
     Attributes:
-        cards: how many.
-        patients: at most, of the cards that state them.
-        percent: of all patients of the partition.
-        card_percent: of all cards.
-        paper: the paper's percentage, where it has one.
+        cards: number of cards.
+        patients: upper bound of the patients, from the cards that state them.
+        percent: percentage of all patients.
+        card_percent: percentage of all cards.
+        paper: percentage of the paper, if it states one.
     """
 
     cards: int
@@ -72,7 +72,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Summary:
-    """The catalogue against the paper. Tasks are no partition: a dataset with two kinds of annotation counts in both."""
+    """Comparison of the catalog with the paper. Tasks overlap: a dataset with two kinds of annotation counts in both."""
 
     cards: int
     paper_cards: int
@@ -86,51 +86,62 @@ class Summary:
     meaning: str = MEANING
 
 
-def summarise(cards: Iterable[DatasetCard], without: Collection[str] = ()) -> Summary:
-    """Add up cards of people; samples, synthetic data and the cards named in ``without`` are left out.
+def summarize_cards(cards: Iterable[DatasetCard], without: Collection[str] = ()) -> Summary:
+    """Sum the cards of real patients; exclude samples, synthetic data and the cards in ``without``.
 
     Raises:
-        BadInput: no such card to leave out.
+        BadInput: an excluded card does not exist.
     """
-    real = [card for card in cards if card.counts]
+    real = [card for card in cards if card.has_real_patients]
     for name in without:
         if name not in {card.id for card in real}:
-            raise BadInput("no such card among those that count", where=name, remedy="omnimri catalog list names them")
+            raise BadInput("no such card of real patients", where=name, remedy="omnimri catalog list shows the available cards")
     real = [card for card in real if card.id not in without]
-    known = {card.id: card for card in real}
-    patients = {card.id: _own(card, "patients", known)[1] for card in real}
-    sourced = [card.sources[name] for card in real for name in FIGURES if name in card.sources]
-
-    def shares(groups: dict[str, list[DatasetCard]], paper: dict[str, float], whole: list[DatasetCard]) -> dict[str, Share]:
-        everybody = sum(patients[card.id] for card in whole)
-        made = {}
-        for name, members in groups.items():
-            people = sum(patients[card.id] for card in members)
-            made[name] = Share(
-                len(members), people, _percent(people, everybody), _percent(len(members), len(whole)), paper.get(name)
-            )
-        return dict(
-            sorted(made.items(), key=lambda item: (item[0] in (SEVERAL, UNSTATED, IMAGES_ONLY), -item[1].patients, item[0]))
-        )
-
+    cards_by_id = {card.id: card for card in real}
+    patients = {card.id: _unshared_bounds(card, "patients", cards_by_id)[1] for card in real}
+    sourced = [card.sources[name] for card in real for name in STATISTICS if name in card.sources]
     return Summary(
         cards=len(real),
         paper_cards=PAPER_DATASETS,
-        totals={name: _total(real, name, known) for name in COUNTS},
-        regions=shares(_grouped(real, _region), PAPER_REGIONS, real),
-        anatomies=shares(_grouped(real, lambda card: [card.anatomy or UNSTATED]), PAPER_ANATOMIES, real),
-        tasks=shares(_grouped(real, lambda card: list(card.tasks) or [IMAGES_ONLY]), PAPER_TASKS, real),
-        access=shares(_grouped(real, lambda card: [card.access or UNSTATED]), {}, real),
+        totals={name: _sum_statistic(real, name, cards_by_id) for name in COUNTS},
+        regions=_compute_shares(_group_by(real, _region_names), PAPER_REGIONS, patients),
+        anatomies=_compute_shares(_group_by(real, lambda card: [card.anatomy or UNSTATED]), PAPER_ANATOMIES, patients),
+        tasks=_compute_shares(_group_by(real, lambda card: list(card.tasks) or [IMAGES_ONLY]), PAPER_TASKS, patients),
+        access=_compute_shares(_group_by(real, lambda card: [card.access or UNSTATED]), {}, patients),
         figures=len(sourced),
         figures_checked=sum(source.checked for source in sourced),
     )
 
 
-def _region(card: DatasetCard) -> list[str]:
-    return [UNSTATED if not card.regions else card.regions[0] if len(card.regions) == 1 else SEVERAL]
+def _compute_shares(groups: dict[str, list[DatasetCard]], paper: dict[str, float], patients: dict[str, int]) -> dict[str, Share]:
+    """Return the share of each group, most patients first and the catch-all groups last.
+
+    Args:
+        paper: percentages of the paper.
+        patients: upper bound of the patients of every card, by id.
+    """
+    all_patients = sum(patients.values())
+    shares = {}
+    for name, members in groups.items():
+        group_patients = sum(patients[card.id] for card in members)
+        shares[name] = Share(
+            cards=len(members),
+            patients=group_patients,
+            percent=_percent(group_patients, all_patients),
+            card_percent=_percent(len(members), len(patients)),
+            paper=paper.get(name),
+        )
+    catch_all = (SEVERAL, UNSTATED, IMAGES_ONLY)
+    return dict(sorted(shares.items(), key=lambda item: (item[0] in catch_all, -item[1].patients, item[0])))
 
 
-def _grouped(cards: list[DatasetCard], names: Callable[[DatasetCard], list[str]]) -> dict[str, list[DatasetCard]]:
+def _region_names(card: DatasetCard) -> list[str]:
+    if not card.regions:
+        return [UNSTATED]
+    return [card.regions[0] if len(card.regions) == 1 else SEVERAL]
+
+
+def _group_by(cards: list[DatasetCard], names: Callable[[DatasetCard], list[str]]) -> dict[str, list[DatasetCard]]:
     groups: dict[str, list[DatasetCard]] = {}
     for card in cards:
         for name in names(card):
@@ -142,12 +153,12 @@ def _percent(part: int, whole: int) -> float:
     return 100 * part / whole if whole else 0.0
 
 
-def _total(cards: list[DatasetCard], name: str, known: dict[str, DatasetCard]) -> Total:
-    own = [_own(card, name, known) for card in cards]
-    stated = [card for card in cards if filled(card, name)]
+def _sum_statistic(cards: list[DatasetCard], name: str, cards_by_id: dict[str, DatasetCard]) -> Total:
+    bounds = [_unshared_bounds(card, name, cards_by_id) for card in cards]
+    stated = [card for card in cards if is_filled(card, name)]
     return Total(
-        at_least=sum(least for least, _ in own),
-        at_most=sum(most for _, most in own),
+        at_least=sum(at_least for at_least, _ in bounds),
+        at_most=sum(at_most for _, at_most in bounds),
         stated=len(stated),
         null=len(cards) - len(stated),
         checked=sum(card.sources[name].checked for card in stated),
@@ -155,24 +166,24 @@ def _total(cards: list[DatasetCard], name: str, known: dict[str, DatasetCard]) -
     )
 
 
-def _own(card: DatasetCard, name: str, known: dict[str, DatasetCard]) -> tuple[int, int]:
-    """How much of a figure a card brings that no other card it overlaps with states: (at least, at most).
+def _unshared_bounds(card: DatasetCard, name: str, cards_by_id: dict[str, DatasetCard]) -> tuple[int, int]:
+    """Return the bounds (at least, at most) of a statistic of a card, without what overlapping cards already state.
 
-    Overlaps are told in patients. Of scans, volumes and slices only a whole ("all") can be taken off for certain; where a part is
-    shared, all that the other card has may be the same.
+    Overlaps are counted in patients. For scans, volumes and slices only a complete overlap ("all") can be subtracted with
+    certainty; for a partial overlap, everything in the other card may be shared.
     """
     value = getattr(card, name)
     if value is None:
         return 0, 0
-    least = most = value
+    at_least = at_most = value
     for other, shared in card.overlaps.items():
-        theirs = getattr(known[other], name) if other in known else None
-        if theirs is None:
+        other_value = getattr(cards_by_id[other], name) if other in cards_by_id else None
+        if other_value is None:
             continue
         if shared == "all":
             return 0, 0
         if shared is not None and name == "patients":
-            least, most = least - shared, most - shared
+            at_least, at_most = at_least - shared, at_most - shared
         else:
-            least -= min(value, theirs)
-    return max(least, 0), max(most, 0)
+            at_least -= min(value, other_value)
+    return max(at_least, 0), max(at_most, 0)

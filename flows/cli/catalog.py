@@ -27,10 +27,10 @@ def list_(
 ) -> None:
     """List the dataset cards."""
     from components.catalog import list_cards
-    from components.catalog.cards import filtered
+    from components.catalog.cards import filter_cards
     from flows.cli.output import emit, table
 
-    cards = filtered(list_cards(), anatomy=anatomy, task=task, access=access, file_format=file_format)
+    cards = filter_cards(list_cards(), anatomy=anatomy, task=task, access=access, file_format=file_format)
     if as_json:
         emit({"cards": cards})
         return
@@ -82,7 +82,7 @@ def check(
     """Check cards: fields, sources, overlaps and, with a folder, the layout. Ends with 2 where there is a fault."""
     if folder is not None and card is None:
         raise BadInput("a folder belongs to one card", where="--folder", remedy="name the card too")
-    from components.catalog.check import check as check_cards
+    from components.catalog.check import check_cards
     from flows.cli.output import emit, table
 
     checked = check_cards(card, folder)
@@ -109,10 +109,10 @@ def summary(
 ) -> None:
     """Add up what the cards state, beside the figures of the OmniMRI paper."""
     from components.catalog import list_cards
-    from components.catalog.summary import summarise
+    from components.catalog.summary import summarize_cards
     from flows.cli.output import emit
 
-    summed = summarise(list_cards(), without or ())
+    summed = summarize_cards(list_cards(), without or ())
     if as_json:
         emit(summed)
     else:

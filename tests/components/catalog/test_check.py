@@ -1,10 +1,10 @@
-"""Checking cards: overlaps that do not hold, and a layout held against a folder."""
+"""Checks of cards: inconsistent overlaps, and a layout against a folder."""
 
 from pathlib import Path
 
 import pytest
 
-from components.catalog.check import check
+from components.catalog.check import check_cards
 from components.errors import BadInput
 
 CARD = """
@@ -36,58 +36,58 @@ def _folder(root: Path, *names: str) -> Path:
     return root
 
 
-def test_our_own_cards_hold() -> None:
-    assert check().faults == ()
+def test_packaged_cards_have_no_faults() -> None:
+    assert check_cards().faults == ()
 
 
-def test_each_glob_says_how_many_files_it_finds(own: Path, tmp_path: Path) -> None:
+def test_matching_files_are_counted_per_glob(own: Path, tmp_path: Path) -> None:
     data = _folder(tmp_path / "data", "a/p1_t1.nii.gz", "a/p1_seg.nii.gz", "b/p2_seg.nii.gz", "b/p2_fat.nii.gz", "a/.hidden")
-    checked = check("mine", data)
-    assert [(one.field, one.files) for one in checked.globs] == [("labels", 2), ("tissue_maps.2", 1)]
-    assert (checked.unmatched, checked.patients, checked.faults) == (1, 2, ())
+    result = check_cards("mine", data)
+    assert [(glob.field, glob.files) for glob in result.globs] == [("labels", 2), ("tissue_maps.2", 1)]
+    assert (result.unmatched, result.patients, result.faults) == (1, 2, ())
 
 
-def test_a_glob_that_finds_nothing_is_a_fault_with_its_field(own: Path, tmp_path: Path) -> None:
-    checked = check("mine", _folder(tmp_path / "data", "p1_seg.nii.gz"))
-    assert [fault.field for fault in checked.faults] == ["layout.tissue_maps.2"]
-    assert "1 files" in checked.faults[0].what and checked.faults[0].remedy
+def test_a_glob_without_matches_is_a_fault_with_its_field(own: Path, tmp_path: Path) -> None:
+    result = check_cards("mine", _folder(tmp_path / "data", "p1_seg.nii.gz"))
+    assert [fault.field for fault in result.faults] == ["layout.tissue_maps.2"]
+    assert "none of 1 files" in result.faults[0].what and result.faults[0].remedy
 
 
-def test_a_download_may_lack_one_sequence_and_what_is_ignored(own: Path, tmp_path: Path) -> None:
+def test_one_sequence_and_ignored_files_may_be_missing(own: Path, tmp_path: Path) -> None:
     more = '  images: ["*_t1.nii.gz", "*_t2.nii.gz"]\n  ignored: ["*_old.nii.gz"]\n'
     (own / "mine.yaml").write_text(CARD.replace("layout:\n", f"layout:\n{more}"))
-    checked = check("mine", _folder(tmp_path / "data", "p1_t1.nii.gz", "p1_seg.nii.gz", "p1_fat.nii.gz"))
-    assert {one.pattern: one.files for one in checked.globs}["*_t2.nii.gz"] == 0
-    assert checked.faults == ()
+    result = check_cards("mine", _folder(tmp_path / "data", "p1_t1.nii.gz", "p1_seg.nii.gz", "p1_fat.nii.gz"))
+    assert {glob.pattern: glob.files for glob in result.globs}["*_t2.nii.gz"] == 0
+    assert result.faults == ()
 
 
-def test_a_patient_expression_that_names_nobody_is_a_fault(own: Path, tmp_path: Path) -> None:
-    checked = check("mine", _folder(tmp_path / "data", "x_seg.nii.gz", "x_fat.nii.gz"))
-    assert [fault.field for fault in checked.faults] == ["layout.patient"]
+def test_a_patient_expression_without_matches_is_a_fault(own: Path, tmp_path: Path) -> None:
+    result = check_cards("mine", _folder(tmp_path / "data", "x_seg.nii.gz", "x_fat.nii.gz"))
+    assert [fault.field for fault in result.faults] == ["layout.patient"]
 
 
 def test_a_card_can_be_given_by_its_path(own: Path) -> None:
-    assert check(str(own / "mine.yaml")).cards == 1
+    assert check_cards(str(own / "mine.yaml")).cards == 1
     with pytest.raises(BadInput, match="no such file"):
-        check(str(own / "other.yaml"))
+        check_cards(str(own / "other.yaml"))
     with pytest.raises(BadInput, match="catalog list"):
-        check("other")
+        check_cards("other")
     with pytest.raises(BadInput, match="no such folder"):
-        check("mine", own / "nowhere")
+        check_cards("mine", own / "nowhere")
 
 
-def test_a_broken_card_shows_its_faults_and_no_globs(own: Path, tmp_path: Path) -> None:
+def test_an_invalid_card_reports_faults_and_no_globs(own: Path, tmp_path: Path) -> None:
     (own / "mine.yaml").write_text(CARD + "doi: none\n")
-    checked = check("mine", _folder(tmp_path / "data", "p1_seg.nii.gz"))
-    assert [fault.field for fault in checked.faults] == ["doi"]
-    assert checked.globs == ()
+    result = check_cards("mine", _folder(tmp_path / "data", "p1_seg.nii.gz"))
+    assert [fault.field for fault in result.faults] == ["doi"]
+    assert result.globs == ()
 
 
-def test_overlaps_must_lead_to_a_card_and_only_one_way(own: Path) -> None:
-    (own / "mine.yaml").write_text(CARD + "overlaps: {yours: all, gone: all}\n")
+def test_overlaps_refer_to_an_existing_card_in_one_direction(own: Path) -> None:
+    (own / "mine.yaml").write_text(CARD + "overlaps: {yours: all, missing: all}\n")
     (own / "yours.yaml").write_text(CARD.replace("mine", "yours") + "overlaps: {mine: 3}\n")
-    assert {(fault.field, fault.what) for fault in check().faults} == {
-        ("overlaps.gone", "no such card"),
-        ("overlaps.yours", "that card names this one too"),
-        ("overlaps.mine", "that card names this one too"),
+    assert {(fault.field, fault.what) for fault in check_cards().faults} == {
+        ("overlaps.missing", "no such card"),
+        ("overlaps.yours", "both cards declare this overlap"),
+        ("overlaps.mine", "both cards declare this overlap"),
     }

@@ -1,4 +1,4 @@
-"""The cards that come with OmniMRI read files that lie as their datasets' do: images, label maps, sequences and patients."""
+"""Packaged cards ingest files in the published layouts: images, label maps, sequences and patients."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from components.ingestion import ingest, list_series, read_volume
 KEY = bytes(range(32))
 SHAPE = (10, 9, 8)
 
-# card; path -> what lies there (an image, a mask of one value, or so many channels as the imaginary part says); (sequence, highest
-# label) of the volumes to come; patients
+# card; path -> content ("image", an integer: mask with this value, an imaginary number: 4-D image with this number of channels);
+# expected (sequence, highest label) of the volumes; expected number of patients
 DATASETS = [
     (
         "brats-men-2023",
@@ -131,7 +131,7 @@ DATASETS = [
 ]
 
 
-def _lay(path: Path, what: str | int | complex, seed: int) -> None:
+def _write_file(path: Path, content: str | int | complex, seed: int) -> None:
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".h5":
@@ -139,11 +139,11 @@ def _lay(path: Path, what: str | int | complex, seed: int) -> None:
             file["kspace"] = (rng.normal(size=(3, 2, 16, 12)) + 1j * rng.normal(size=(3, 2, 16, 12))).astype(np.complex64)
             file.attrs["acquisition"] = "CORPDFS_FBK"
         return
-    if isinstance(what, int):
+    if isinstance(content, int):
         voxels = np.zeros(SHAPE, np.int16)
-        voxels[2:4, 3:6, 2:5] = what
+        voxels[2:4, 3:6, 2:5] = content
     else:
-        voxels = rng.integers(1, 900, (*SHAPE, int(what.imag)) if isinstance(what, complex) else SHAPE, dtype=np.int16)
+        voxels = rng.integers(1, 900, (*SHAPE, int(content.imag)) if isinstance(content, complex) else SHAPE, dtype=np.int16)
     if path.suffix == ".npy":
         np.save(path, voxels)
     elif path.suffix in (".mha", ".mhd"):
@@ -152,15 +152,15 @@ def _lay(path: Path, what: str | int | complex, seed: int) -> None:
         nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 3.0, 1.0])), path)
 
 
-@pytest.mark.parametrize(("name", "files", "expected", "patients"), DATASETS, ids=[one[0] for one in DATASETS])
-def test_files_of_a_dataset_are_read_by_its_card(
+@pytest.mark.parametrize(("name", "files", "expected", "patients"), DATASETS, ids=[name for name, *_ in DATASETS])
+def test_files_in_the_published_layout_are_ingested(
     tmp_path: Path, name: str, files: dict[str, str | int | complex], expected: list[tuple[str | None, int | None]], patients: int
 ) -> None:
-    for place, (path, what) in enumerate(files.items()):
-        _lay(tmp_path / "source" / path, what, place)
+    for seed, (path, content) in enumerate(files.items()):
+        _write_file(tmp_path / "source" / path, content, seed)
     card = load_card(name)
     report = ingest(card, tmp_path / "source", tmp_path / "data", KEY)
     volumes = [read_volume(tmp_path / "data", series, card) for series in list_series(tmp_path / "data", name)]
-    found = [(one.acquisition.sequence, None if one.labels is None else int(one.labels.max())) for one in volumes]
-    assert Counter(found) == Counter(expected)
+    actual = [(volume.acquisition.sequence, None if volume.labels is None else int(volume.labels.max())) for volume in volumes]
+    assert Counter(actual) == Counter(expected)
     assert (report.patients, report.quarantined) == (patients, ())

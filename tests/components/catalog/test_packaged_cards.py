@@ -1,15 +1,15 @@
-"""The cards that come with OmniMRI: enough, of real datasets, each figure and fact with its source, layouts true to their files."""
+"""Packaged cards: number of real datasets, sources of all statistics and facts, layouts that match the published files."""
 
 import re
 from collections import Counter
 
 import pytest
 
-from components.catalog.cards import FACTS, FIGURES, FOLDER, DatasetCard, filled, matches, packaged_cards
+from components.catalog.cards import FOLDER, SOURCED_FACTS, STATISTICS, DatasetCard, is_filled, matches_any, packaged_cards
 
 CARDS = {card.id: card for card in packaged_cards()}
-REAL = {name: card for name, card in CARDS.items() if card.counts}
-WANTED = [
+REAL = {name: card for name, card in CARDS.items() if card.has_real_patients}
+REQUIRED = [
     "fastmri-knee",
     "fastmri-brain",
     "fastmri-prostate",
@@ -81,64 +81,64 @@ WANTED = [
     "nyumets-brain",
     "uk-biobank",
 ]
-"""Datasets that the design note wants in the catalogue."""
+"""Datasets that the catalog must contain."""
 
 
-def test_there_are_more_than_sixty_and_none_that_was_asked_for_is_missing() -> None:
+def test_the_catalog_has_at_least_sixty_real_datasets_and_all_required_ones() -> None:
     assert len(REAL) >= 60
-    assert set(WANTED) <= set(REAL)
+    assert set(REQUIRED) <= set(REAL)
 
 
-def test_every_file_is_a_card() -> None:
+def test_every_file_in_the_folder_is_a_card() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == set(CARDS)
 
 
-def test_no_two_cards_are_of_one_dataset() -> None:
+def test_no_two_cards_describe_the_same_dataset() -> None:
     assert [name for name, count in Counter(card.name for card in REAL.values()).items() if count > 1] == []
-    places = Counter((card.landing_page, card.anatomy, card.version, tuple(card.layout.globs())) for card in REAL.values())
-    assert [place for place, count in places.items() if count > 1] == []
+    identities = Counter((card.landing_page, card.anatomy, card.version, tuple(card.layout.globs())) for card in REAL.values())
+    assert [identity for identity, count in identities.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("card", REAL.values(), ids=REAL)
-def test_every_figure_and_every_fact_has_its_source(card: DatasetCard) -> None:
-    assert {name for name in (*FIGURES, *FACTS) if filled(card, name)} == set(card.sources)
+def test_every_statistic_and_fact_has_a_source(card: DatasetCard) -> None:
+    assert {name for name in (*STATISTICS, *SOURCED_FACTS) if is_filled(card, name)} == set(card.sources)
 
 
 @pytest.mark.parametrize("card", REAL.values(), ids=REAL)
-def test_every_card_says_where_to_ask_and_under_what_terms(card: DatasetCard) -> None:
+def test_every_card_gives_landing_page_access_and_terms(card: DatasetCard) -> None:
     assert card.landing_page and card.access and card.anatomy
     assert card.licence or re.search(r"terms|rules|use|agreement", card.rights.lower())
 
 
 @pytest.mark.parametrize("card", [card for card in REAL.values() if card.licence], ids=lambda card: card.id)
-def test_the_terms_say_what_the_licence_says(card: DatasetCard) -> None:
-    licence = str(card.licence)
-    assert ("NC" not in licence) or "commercial" in card.rights.lower()
-    assert ("-SA-" not in licence) or "same licence" in card.rights
-    assert not re.match(r"CC BY", licence), "SPDX writes CC-BY-4.0"
+def test_the_rights_agree_with_the_license(card: DatasetCard) -> None:
+    license_name = str(card.licence)
+    assert ("NC" not in license_name) or "commercial" in card.rights.lower()
+    assert ("-SA-" not in license_name) or "same licence" in card.rights
+    assert not re.match(r"CC BY", license_name), "SPDX writes CC-BY-4.0"
 
 
 @pytest.mark.parametrize(
     "card", [card for card in REAL.values() if card.layout.labels or card.layout.tissue_maps], ids=lambda c: c.id
 )
-def test_labels_come_with_the_task_and_with_their_structures(card: DatasetCard) -> None:
+def test_cards_with_labels_declare_segmentation_and_their_structures(card: DatasetCard) -> None:
     assert "segmentation" in card.tasks
     assert set(card.layout.tissue_maps) <= set(card.label_map)
 
 
-def test_sequences_are_named_alike_everywhere() -> None:
-    """T1-weighted, not T1 or T1w: they are matched with what readers say."""
-    named = {one for card in CARDS.values() for one in (*card.sequences, *card.layout.sequences.values(), *card.layout.channels)}
-    assert not {one for one in named if re.fullmatch(r"(?i)(t1|t2|pd)w?|dw|dti", one)} - {"DTI"}
+def test_sequence_names_are_consistent() -> None:
+    """Use T1-weighted, not T1 or T1w: these names are matched with those from the readers."""
+    names = {name for card in CARDS.values() for name in (*card.sequences, *card.layout.sequences.values(), *card.layout.channels)}
+    assert not {name for name in names if re.fullmatch(r"(?i)(t1|t2|pd)w?|dw|dti", name)} - {"DTI"}
 
 
 PATHS = [
-    # card, path as its source gives it, what it is, patient, case
+    # card, published path, role, patient, case
     ("brats-men-2023", "T/BraTS-MEN-00004-000/BraTS-MEN-00004-000-t1c.nii.gz", "image", "BraTS-MEN-00004", "BraTS-MEN-00004-000"),
     ("brats-men-2023", "T/BraTS-MEN-00004-000/BraTS-MEN-00004-000-seg.nii.gz", "label", "BraTS-MEN-00004", "BraTS-MEN-00004-000"),
     ("acdc", "training/patient001/patient001_frame01.nii.gz", "image", "patient001", "patient001_frame01"),
     ("acdc", "training/patient001/patient001_frame01_gt.nii.gz", "label", "patient001", "patient001_frame01"),
-    ("acdc", "training/patient001/patient001_4d.nii.gz", "left out", None, None),
+    ("acdc", "training/patient001/patient001_4d.nii.gz", "excluded", None, None),
     ("mnms", "Training/Labeled/A0S9V9/A0S9V9_sa.nii.gz", "image", "A0S9V9", None),
     ("mnms", "Training/Labeled/A0S9V9/A0S9V9_sa_gt.nii.gz", "label", "A0S9V9", None),
     ("emidec", "emidec-dataset-1.0.1/Case_N006/Images/Case_N006.nii.gz", "image", "Case_N006", None),
@@ -169,7 +169,7 @@ PATHS = [
     ("feta-2022", "sub-041/anat/sub-041_rec-irtk_dseg.nii.gz", "label", "sub-041", None),
     ("hnts-mrg-2024", "train/2/midRT/2_midRT_T2.nii.gz", "image", "2", "2_midRT"),
     ("hnts-mrg-2024", "train/2/midRT/2_midRT_mask.nii.gz", "label", "2", "2_midRT"),
-    ("hnts-mrg-2024", "train/2/midRT/2_preRT_T2_registered.nii.gz", "left out", None, None),
+    ("hnts-mrg-2024", "train/2/midRT/2_preRT_T2_registered.nii.gz", "excluded", None, None),
     ("crossmoda-2023", "training/TrainingSource/crossmoda2023_etz_1_ceT1.nii.gz", "image", "crossmoda2023_etz_1", None),
     ("crossmoda-2023", "training/TrainingSource/crossmoda2023_etz_1_Label.nii.gz", "label", "crossmoda2023_etz_1", None),
     ("msd-brain", "imagesTs/BRATS_485.nii.gz", "image", "BRATS_485", None),
@@ -180,17 +180,17 @@ PATHS = [
     ("atlas-liver", "labelsTr/im01.nii.gz", "label", "01", None),
     ("pi-cai", "images/10417/10417_1000424_t2w.mha", "image", "10417", "10417_1000424"),
     ("pi-cai", "csPCa_lesion_delineations/human_expert/resampled/10417_1000424.nii.gz", "label", "10417", "10417_1000424"),
-    ("pi-cai", "csPCa_lesion_delineations/AI/Bosma22a/10417_1000424.nii.gz", "left out", None, None),
+    ("pi-cai", "csPCa_lesion_delineations/AI/Bosma22a/10417_1000424.nii.gz", "excluded", None, None),
     ("promise12", "training_data/Case00.mhd", "image", "Case00", None),
     ("promise12", "training_data/Case00_segmentation.mhd", "label", "Case00", None),
     ("spider", "images/1_t1.mha", "image", "1", "1_t1"),
     ("spider", "masks/1_t1.mha", "label", "1", "1_t1"),
     ("totalsegmentator-mri", "s0001/mri.nii.gz", "image", "s0001", None),
     ("totalsegmentator-mri", "s0001/segmentations/aorta.nii.gz", "label", "s0001", None),
-    ("totalsegmentator-mri", "s0001/segmentations/autochthon_left.nii.gz", "left out", None, None),
+    ("totalsegmentator-mri", "s0001/segmentations/autochthon_left.nii.gz", "excluded", None, None),
     ("ucsf-pdgm", "UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_ADC.nii.gz", "image", "UCSF-PDGM-0004", None),
     ("ucsf-pdgm", "UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_tumor_segmentation.nii.gz", "label", "UCSF-PDGM-0004", None),
-    ("ucsf-pdgm", "UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_brain_segmentation.nii.gz", "left out", None, None),
+    ("ucsf-pdgm", "UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_brain_segmentation.nii.gz", "excluded", None, None),
     ("rhuh-gbm", "RHUH-0001/0/RHUH-0001_0_t1ce.nii.gz", "image", "RHUH-0001", "RHUH-0001_0"),
     ("rhuh-gbm", "RHUH-0001/0/RHUH-0001_0_segmentations.nii.gz", "label", "RHUH-0001", "RHUH-0001_0"),
     ("mslesseg", "train/P1/T1/P1_T1_FLAIR.nii.gz", "image", "P1", "P1_T1"),
@@ -212,29 +212,31 @@ PATHS = [
         "sub-amu01",
         "sub-amu01_T2w",
     ),
-    ("spine-generic-multi-subject", "sourcedata/sub-amu01/anat/sub-amu01_T2w.nii.gz", "left out", None, None),
+    ("spine-generic-multi-subject", "sourcedata/sub-amu01/anat/sub-amu01_T2w.nii.gz", "excluded", None, None),
     ("fastmri-knee", "singlecoil_train/file1000001.h5", "image", "file1000001", None),
     ("mrnet", "train/axial/0000.npy", "image", "0000", None),
     ("openneuro", "sub-01/anat/sub-01_T1w.nii.gz", "image", "sub-01", None),
     ("wmh-2017", "training/Amsterdam/GE3T/100/pre/FLAIR.nii.gz", "image", "training/Amsterdam/GE3T/100", None),
     ("wmh-2017", "training/Amsterdam/GE3T/100/wmh.nii.gz", "label", "training/Amsterdam/GE3T/100", None),
-    ("wmh-2017", "additional_annotations/observer_o3/training/Utrecht/0/result.nii.gz", "left out", None, None),
+    ("wmh-2017", "additional_annotations/observer_o3/training/Utrecht/0/result.nii.gz", "excluded", None, None),
 ]
 
 
-@pytest.mark.parametrize(("name", "path", "role", "patient", "case"), PATHS, ids=[f"{one[0]}-{one[2]}" for one in PATHS])
-def test_a_layout_tells_the_files_of_its_dataset_apart(
+@pytest.mark.parametrize(
+    ("name", "path", "role", "patient", "case"), PATHS, ids=[f"{name}-{role}" for name, _, role, _, _ in PATHS]
+)
+def test_a_layout_assigns_role_patient_and_case_to_published_paths(
     name: str, path: str, role: str, patient: str | None, case: str | None
 ) -> None:
     layout = CARDS[name].layout
-    label = matches(path, [*layout.labels, *layout.tissue_maps.values()])
-    assert ("left out" if layout.leaves_out(path) else "label" if label else "image") == role
+    label = matches_any(path, [*layout.labels, *layout.tissue_maps.values()])
+    assert ("excluded" if layout.leaves_out(path) else "label" if label else "image") == role
     if patient is not None:
-        found = re.search(str(layout.patient), path)
-        assert found and found[1] == patient
+        match = re.search(str(layout.patient), path)
+        assert match and match[1] == patient
     if case is not None:
-        found = re.search(str(layout.case), path)
-        assert found and found[1] == case
+        match = re.search(str(layout.case), path)
+        assert match and match[1] == case
 
 
 @pytest.mark.parametrize(
@@ -252,5 +254,5 @@ def test_a_layout_tells_the_files_of_its_dataset_apart(
         ("mslesseg", "P1_T1_T2.nii.gz", "T2-weighted"),
     ],
 )
-def test_only_one_sequence_is_read_from_a_file_name(name: str, path: str, sequence: str) -> None:
+def test_exactly_one_sequence_matches_a_file_name(name: str, path: str, sequence: str) -> None:
     assert [kind for text, kind in CARDS[name].layout.sequences.items() if text in path] == [sequence]
