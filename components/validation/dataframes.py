@@ -1,7 +1,8 @@
-"""The curated tables as data frames, with the columns that rules need and no table has: what holds *between* tables, cards, store
-and text is computed here, so that each rule stays one plain statement about one column.
+"""Convert the curated tables to data frames, with derived columns that rules need.
 
-Text that could name somebody does not get further than this module: Great Expectations sees whether it does, not what it says.
+Relations *between* tables, cards, store and text are computed here, so that each rule remains one plain statement about one column.
+
+Text that could identify a person does not leave this module: Great Expectations receives only whether it does.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
-from components.curation.table_rows import DescriptionRecord, InstructionRecord, MeasureRecord, VolumeRecord
+from components.curation.table_rows import BoxRecord, DescriptionRecord, InstructionRecord, MeasureRecord, VolumeRecord
 from components.curation.text.controlled_vocabulary import SIDES
 from components.curation.text.instructions import IMAGE_RESPONSE, MASK_RESPONSE
 from components.curation.text.phrasings import OPEN_DIAGNOSIS, PHRASINGS, scan_name
@@ -44,77 +46,84 @@ STATISTICS = ("intensity_scale", "voxel_minimum", "voxel_maximum", "voxel_deviat
 _PSEUDONYM = re.compile(r"^p[0-9a-f]{12}$")
 _NAME = re.compile(IDENTIFYING_NAME)
 _MASSES = "pathological_findings.masses_or_suspicious_lesions"
-_OPPOSED = {
+_CONTRADICTIONS = {
     frozenset({"T1-weighted", "T2-weighted"}),
     frozenset({"T1-weighted", "T2-FLAIR"}),
     frozenset({"PD-weighted", "T2-weighted"}),
 }
-"""Names and timings that exclude each other; other differences are a matter of names."""
+"""Sequence names and timings that exclude each other; other differences are a matter of naming."""
+_NEEDS_LESIONS = {"detection", "diagnosis", "report"}
+"""Tasks that a dataset can supervise only if its label map names a lesion."""
+_PLACEHOLDER = re.compile(r"[{}]")
+
+SidesByPatient = dict[tuple[str, str], set[str]]
+"""(Dataset, patient) -> sides of lesions."""
 
 
 def build_dataframes(corpus: Corpus) -> dict[str, pd.DataFrame]:
-    """Table name -> frame; ``drift`` is made elsewhere, from two of these."""
+    """Return table name -> data frame, of every table but ``drift``, which is computed from two profiles."""
     import pandas as pd
 
     sides = _sides_by_patient(corpus)
-    shares = _shares_of_yes(corpus)
+    positive_shares = _positive_shares(corpus)
     rows: dict[str, list[dict[str, Any]]] = {
         "volumes": [_volume_row(corpus, volume, sides) for volume in corpus.volumes.values()],
-        "descriptions": [_description_row(corpus, one) for one in corpus.descriptions.values()],
-        "instructions": [_instruction_row(corpus, one, shares) for one in corpus.instructions],
+        "descriptions": [_description_row(corpus, description) for description in corpus.descriptions.values()],
+        "instructions": [_instruction_row(corpus, instruction, positive_shares) for instruction in corpus.instructions],
         "splits": _split_rows(corpus),
         "cards": _card_rows(corpus),
     }
-    return {name: pd.DataFrame(found) for name, found in rows.items()}
+    return {name: pd.DataFrame(table_rows) for name, table_rows in rows.items()}
 
 
-def _joined(texts: Iterable[str | None]) -> str:
+def _join_texts(texts: Iterable[str | None]) -> str:
     return "\n".join(text for text in texts if text)
 
 
-def _lesions(corpus: Corpus, volume_id: str) -> list[MeasureRecord]:
-    described = corpus.descriptions.get(volume_id)
-    return [one for one in described.measures if one.lesion] if described else []
+def _measured_lesions(corpus: Corpus, volume_id: str) -> list[MeasureRecord]:
+    description = corpus.descriptions.get(volume_id)
+    return [measure for measure in description.measures if measure.lesion] if description else []
 
 
-def _sides_by_patient(corpus: Corpus) -> dict[tuple[str, str], set[str]]:
-    """(Dataset, patient) -> the left or right sides that a single lesion is measured on, over the patient's volumes."""
-    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+def _sides_by_patient(corpus: Corpus) -> SidesByPatient:
+    """Return (dataset, patient) -> the sides, left or right, of single lesions in the patient's volumes."""
+    sides: SidesByPatient = defaultdict(set)
     for volume in corpus.volumes.values():
-        sides = {one.side for one in _lesions(corpus, volume.volume_id) if one.side in ("left", "right") and one.count == 1}
-        found[volume.dataset_id, volume.patient_id] |= {side for side in sides if side}
-    return found
+        for lesion in _measured_lesions(corpus, volume.volume_id):
+            if lesion.count == 1 and lesion.side in ("left", "right"):
+                sides[volume.dataset_id, volume.patient_id].add(lesion.side)
+    return sides
 
 
-def _volume_row(corpus: Corpus, volume: VolumeRecord, sides: dict[tuple[str, str], set[str]]) -> dict[str, Any]:
+def _volume_row(corpus: Corpus, volume: VolumeRecord, sides: SidesByPatient) -> dict[str, Any]:
     row = volume.model_dump(
         exclude={"source_files", "label_values", "vendor", "scanner", "anatomy", "sequence", "series_id", "patient_id"}
     )
-    facts = corpus.summary["datasets"].get(volume.dataset_id)
-    label_map = corpus.label_map(volume.dataset_id) if facts else {}
-    header = (value for name in HEADER_NUMBERS if (value := row[name]) is not None)
+    card = corpus.summary["datasets"].get(volume.dataset_id)
+    label_map = corpus.label_map(volume.dataset_id) if card else {}
+    header_numbers = (value for name in HEADER_NUMBERS if (value := row[name]) is not None)
+    header_texts = _join_texts([volume.sequence, volume.plane, volume.anatomy, volume.vendor, volume.scanner])
+    source_names = _join_texts([volume.dataset_id, volume.series_id, *volume.source_files])
     affine = np.asarray(volume.affine, dtype=np.float64).reshape(4, 4)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    labelled = bool(set(lesion_values(label_map)) & set(volume.label_values))
-    names = [volume.dataset_id, volume.series_id, *volume.source_files]
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    lesion_is_labeled = bool(set(lesion_values(label_map)) & set(volume.label_values))
     row |= {
-        "affine": _oriented(affine, volume.slices),
-        "header_numbers_finite": all(math.isfinite(value) for value in header),  # expectations take NaN for missing: passed over
+        "affine": _orient_single_slice(affine, volume.slices),
+        # Great Expectations treats NaN as missing and would skip it.
+        "header_numbers_finite": all(math.isfinite(value) for value in header_numbers),
         "statistics_known": all(isinstance(row[name], float) and not math.isnan(row[name]) for name in STATISTICS),
-        "dataset_known": facts is not None,
-        "synthetic_as_card": facts is not None and volume.synthetic == facts["synthetic"],
-        "anatomy_as_card": _anatomy_agrees(volume.anatomy, facts["anatomy"] if facts else None),
+        "dataset_known": card is not None,
+        "synthetic_as_card": card is not None and volume.synthetic == card["synthetic"],
+        "anatomy_as_card": _anatomy_agrees(volume.anatomy, card["anatomy"] if card else None),
         "unknown_label_values": len(set(volume.label_values) - set(label_map)),
-        "lesion_as_labels": not labelled or volume.lesion is True,
+        "lesion_as_labels": not lesion_is_labeled or volume.lesion is True,
         "patient_is_pseudonym": _PSEUDONYM.match(volume.patient_id) is not None,
-        "header_names_nobody": not identifies(
-            _joined([volume.sequence, volume.plane, volume.anatomy, volume.vendor, volume.scanner])
-        ),
-        "files_name_nobody": _NAME.search(_joined(names)) is None,
+        "header_names_nobody": not identifies(header_texts),
+        "files_name_nobody": _NAME.search(source_names) is None,
         "sequence_known": volume.sequence is None or canonical_sequence(volume.sequence) is not None,
         "sequence_as_timing": _timing_agrees(volume),
         "plane_of_affine": plane_of(affine) if volume.plane else None,
-        "spacing_plausible": bool(((spacing >= 0.05) & (spacing <= 50)).all()),
+        "spacing_plausible": bool(((spacing_mm >= 0.05) & (spacing_mm <= 50)).all()),
         "split_of_patient": corpus.splits.get(volume.patient_id, "none"),
         "shape_in_store": _shapes_agree(corpus, volume),
         "described": volume.volume_id in corpus.descriptions,
@@ -123,19 +132,19 @@ def _volume_row(corpus: Corpus, volume: VolumeRecord, sides: dict[tuple[str, str
     return row
 
 
-def _oriented(affine: NDArray[np.float64], slices: int) -> list[float]:
-    """The affine in 16 numbers; of a single slice, which leads nowhere, the slice axis is turned to where it belongs."""
-    turned = affine.copy()
+def _orient_single_slice(affine: NDArray[np.float64], slices: int) -> list[float]:
+    """Return the affine as 16 numbers; the direction of the slice axis, which is arbitrary for a single slice, is normalized."""
+    oriented = affine.copy()
     if slices == 1 and np.linalg.det(affine[:3, :3]) > 0:
-        turned[:3, 0] *= -1
-    return [float(value) for value in turned.ravel()]
+        oriented[:3, 0] *= -1
+    return [float(value) for value in oriented.ravel()]
 
 
-def _anatomy_agrees(found: str | None, card: str | None) -> bool:
-    """Unless both are known and share no word."""
-    if not found or not card:
+def _anatomy_agrees(header: str | None, card: str | None) -> bool:
+    """Return whether two body parts share a word, or one of them is unknown."""
+    if not header or not card:
         return True
-    return bool(_words(found) & _words(card)) or found in card or card in found
+    return bool(_words(header) & _words(card)) or header in card or card in header
 
 
 def _words(text: str) -> set[str]:
@@ -143,169 +152,194 @@ def _words(text: str) -> set[str]:
 
 
 def _timing_agrees(volume: VolumeRecord) -> bool:
+    """Return whether the timing of a volume does not contradict the name of its sequence."""
     name = canonical_sequence(volume.sequence)
-    timed = sequence_kind(volume.repetition_time_ms, volume.echo_time_ms, volume.inversion_time_ms, "")
-    return name is None or timed is None or frozenset({name, timed}) not in _OPPOSED
+    from_timing = sequence_kind(volume.repetition_time_ms, volume.echo_time_ms, volume.inversion_time_ms, "")
+    return name is None or from_timing is None or frozenset({name, from_timing}) not in _CONTRADICTIONS
 
 
 def _shapes_agree(corpus: Corpus, volume: VolumeRecord) -> bool:
-    """All arrays of the volume are in the store, in the recorded shape; reads headers only."""
-    wanted = (volume.slices, volume.rows, volume.columns)
+    """Return whether all arrays of the volume are in the store with the recorded shape; only headers are read."""
+    recorded = (volume.slices, volume.rows, volume.columns)
     names = ["voxels", *(["labels"] if volume.has_labels else []), *(["kspace"] if volume.has_kspace else [])]
     try:
         shapes = [corpus.store.shape(volume.volume_id, name) for name in names]  # type: ignore[arg-type]
     except OmniMRIError:
         return False
-    return all((shape[0], *shape[-2:]) == wanted for shape in shapes)  # k-space of several coils has an axis more
+    return all((shape[0], *shape[-2:]) == recorded for shape in shapes)  # k-space of several coils has an additional axis
 
 
-def _description_row(corpus: Corpus, one: DescriptionRecord) -> dict[str, Any]:
-    volume = corpus.volumes.get(one.volume_id)
-    sources = set(one.provenance.values())
-    fields = dict(one.fields)
+def _description_row(corpus: Corpus, description: DescriptionRecord) -> dict[str, Any]:
+    volume = corpus.volumes.get(description.volume_id)
+    fields, provenance = dict(description.fields), description.provenance
+    sources = set(provenance.values())
     return {
-        "volume_id": one.volume_id,
+        "volume_id": description.volume_id,
         "volume_known": volume is not None,
-        "text_length": len(one.text),
-        "names_nobody": not identifies(_joined([one.text, *fields.values(), *one.phrasings])),
-        "fields_complete": set(fields) == set(FIELD_NAMES) == set(one.provenance),
-        "provenance_complete": all((one.provenance.get(name, "none") != "none") == bool(text) for name, text in fields.items()),
+        "text_length": len(description.text),
+        "names_nobody": not identifies(_join_texts([description.text, *fields.values(), *description.phrasings])),
+        "fields_complete": set(fields) == set(FIELD_NAMES) == set(provenance),
+        "provenance_complete": all((provenance.get(name, "none") != "none") == bool(text) for name, text in fields.items()),
         "provenance_known": sources <= set(PROVENANCES),
         "fields": fields,
-        "text_is_fields": one.text == paragraph(fields),
-        "fields_as_header": volume is None or _fields_as_header(fields, one.provenance, volume),
-        "side_as_measured": _side_as_measured(one),
-        "lesion_as_known": volume is None or _lesion_as_known(one, volume),
-        "measures": [measure.model_dump() for measure in one.measures],
-        "model_named": ("vlm" in sources) <= (one.vlm is not None),
+        "text_is_fields": description.text == paragraph(fields),
+        "fields_as_header": volume is None or _fields_match_header(fields, provenance, volume),
+        "side_as_measured": _sides_match_measures(description),
+        "lesion_as_known": volume is None or _lesion_text_matches(description, volume),
+        "measures": [measure.model_dump() for measure in description.measures],
+        "model_named": ("vlm" in sources) <= (description.vlm is not None),
     }
 
 
-def _fields_as_header(fields: dict[str, str], provenance: dict[str, str], volume: VolumeRecord) -> bool:
-    wanted = {"sequence": canonical_sequence(volume.sequence) or "", "plane": volume.plane or ""}
-    names = {leaf: f"image_modality_sequence.{leaf}" for leaf in wanted}
-    return all(provenance.get(name) != "header" or fields.get(name) == wanted[leaf] for leaf, name in names.items())
+def _fields_match_header(fields: dict[str, str], provenance: dict[str, str], volume: VolumeRecord) -> bool:
+    """Return whether sequence and plane, where their source is the header, are those of the volume table."""
+    expected = {
+        "image_modality_sequence.sequence": canonical_sequence(volume.sequence) or "",
+        "image_modality_sequence.plane": volume.plane or "",
+    }
+    return all(provenance.get(name) != "header" or fields.get(name) == text for name, text in expected.items())
 
 
-def _side_as_measured(one: DescriptionRecord) -> bool:
-    """Sides that a text from labels names are sides that were measured."""
-    if one.provenance.get(_MASSES) != "label":
+def _sides_match_measures(description: DescriptionRecord) -> bool:
+    """Return whether every side that a text from labels names was measured."""
+    if description.provenance.get(_MASSES) != "label":
         return True
-    said = _words(one.fields.get(_MASSES, "")) & set(SIDES)
-    return said <= {measure.side for measure in one.measures if measure.lesion}
+    named_sides = _words(description.fields.get(_MASSES, "")) & set(SIDES)
+    return named_sides <= {measure.side for measure in description.measures if measure.lesion}
 
 
-def _lesion_as_known(one: DescriptionRecord, volume: VolumeRecord) -> bool:
-    text = one.fields.get(_MASSES, "")
-    if volume.lesion is None or not text or one.provenance.get(_MASSES) != "label":
+def _lesion_text_matches(description: DescriptionRecord, volume: VolumeRecord) -> bool:
+    """Return whether a text from labels names a lesion exactly if the volume has one."""
+    text = description.fields.get(_MASSES, "")
+    if volume.lesion is None or not text or description.provenance.get(_MASSES) != "label":
         return True
     return text.startswith("no ") != volume.lesion
 
 
-def _shares_of_yes(corpus: Corpus) -> dict[tuple[str, str], float]:
-    """(Dataset, split) -> share of diagnostic answers that are yes."""
-    found: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    for one in corpus.instructions:
-        if one.task == "diagnosis" and one.volume_id in corpus.volumes:
-            found[corpus.volumes[one.volume_id].dataset_id, one.split].append(bool(one.positive))
-    return {key: sum(answers) / len(answers) for key, answers in found.items()}
+def _positive_shares(corpus: Corpus) -> dict[tuple[str, str], float]:
+    """Return (dataset, split) -> share of diagnostic answers that are yes."""
+    answers: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for instruction in corpus.instructions:
+        if instruction.task == "diagnosis" and instruction.volume_id in corpus.volumes:
+            dataset_id = corpus.volumes[instruction.volume_id].dataset_id
+            answers[dataset_id, instruction.split].append(bool(instruction.positive))
+    return {key: sum(positive) / len(positive) for key, positive in answers.items()}
 
 
-def _instruction_row(corpus: Corpus, one: InstructionRecord, shares: dict[tuple[str, str], float]) -> dict[str, Any]:
-    volume = corpus.volumes.get(one.volume_id)
-    labels = [one.structure, *(box.label for box in one.boxes), *one.differential]
-    areas = [(box.row1 - box.row0) * (box.col1 - box.col0) / (GRID - 1) ** 2 for box in one.boxes]
+def _instruction_row(
+    corpus: Corpus, instruction: InstructionRecord, positive_shares: dict[tuple[str, str], float]
+) -> dict[str, Any]:
+    volume = corpus.volumes.get(instruction.volume_id)
+    labels = [instruction.structure, *(box.label for box in instruction.boxes), *instruction.differential]
+    areas = [(box.row1 - box.row0) * (box.col1 - box.col0) / (GRID - 1) ** 2 for box in instruction.boxes]
+    diagnosed = volume is not None and instruction.task == "diagnosis"
     return {
-        "sample_id": one.sample_id,
-        # One slice is shown at several accelerations: another image, so another question in the same words.
-        "question": f"{one.volume_id}/{one.slice_index}/{one.task}/{one.acceleration}/{digest(one.instruction)[:12]}",
-        "task": one.task,
-        "split": one.split,
+        "sample_id": instruction.sample_id,
+        "question": _question_key(instruction),
+        "task": instruction.task,
+        "split": instruction.split,
         "volume_known": volume is not None,
-        "patient_as_volume": volume is None or one.patient_id == volume.patient_id,
+        "patient_as_volume": volume is None or instruction.patient_id == volume.patient_id,
         "split_of_volume": volume.split if volume else "none",
-        "split_of_patient": corpus.splits.get(one.patient_id, "none"),
-        "slice_inside": volume is not None and 0 <= one.slice_index < volume.slices,
-        "instruction_length": len(one.instruction),
-        "response_length": len(one.response),
-        "no_placeholder": not re.search(r"[{}]", one.instruction),
-        "names_nobody": not identifies(_joined([one.instruction, one.response, *labels])),
-        "structure_as_card": _structure_as_card(corpus, one, volume),
-        "boxes": [box.model_dump(exclude={"label"}) for box in one.boxes],
+        "split_of_patient": corpus.splits.get(instruction.patient_id, "none"),
+        "slice_inside": volume is not None and 0 <= instruction.slice_index < volume.slices,
+        "instruction_length": len(instruction.instruction),
+        "response_length": len(instruction.response),
+        "no_placeholder": not _PLACEHOLDER.search(instruction.instruction),
+        "names_nobody": not identifies(_join_texts([instruction.instruction, instruction.response, *labels])),
+        "structure_as_card": _structure_matches_card(corpus, instruction, volume),
+        "boxes": [box.model_dump(exclude={"label"}) for box in instruction.boxes],
         "largest_box_share": max(areas, default=None),
-        "acceleration": one.acceleration,
-        "centre_fraction": one.centre_fraction,
-        "complete": _complete(one, volume),
-        "response_of_task": _response_of_task(one),
-        "answer_as_known": volume is None or _answer_as_known(one, volume),
-        "held_out_but_trained": one.held_out_phrasing and one.split == "train",
-        "phrasing_as_marked": volume is None or _phrasing_as_marked(one, volume),
-        "share_of_yes": shares.get((volume.dataset_id, one.split)) if volume and one.task == "diagnosis" else None,
+        "acceleration": instruction.acceleration,
+        "centre_fraction": instruction.centre_fraction,
+        "complete": _is_complete(instruction, volume),
+        "response_of_task": _response_matches_task(instruction),
+        "answer_as_known": volume is None or _answer_matches_lesion(instruction, volume),
+        "held_out_but_trained": instruction.held_out_phrasing and instruction.split == "train",
+        "phrasing_as_marked": volume is None or _phrasing_matches_mark(instruction, volume),
+        "share_of_yes": positive_shares.get((volume.dataset_id, instruction.split)) if volume and diagnosed else None,
     }
 
 
-def _structure_as_card(corpus: Corpus, one: InstructionRecord, volume: VolumeRecord | None) -> bool:
-    """The structure asked for is what the card calls this label value."""
-    if one.label_value is None or volume is None or volume.dataset_id not in corpus.summary["datasets"]:
-        return one.label_value is None
-    return one.structure == corpus.label_map(volume.dataset_id).get(one.label_value, "").lower()
+def _question_key(instruction: InstructionRecord) -> str:
+    """Return a key that is equal for equal questions about the same image.
+
+    A slice at several accelerations is several images, about which the same question may be asked.
+    """
+    image = f"{instruction.volume_id}/{instruction.slice_index}/{instruction.task}/{instruction.acceleration}"
+    return f"{image}/{digest(instruction.instruction)[:12]}"
 
 
-def _complete(one: InstructionRecord, volume: VolumeRecord | None) -> bool:
-    """The fields that the task cannot do without."""
+def _structure_matches_card(corpus: Corpus, instruction: InstructionRecord, volume: VolumeRecord | None) -> bool:
+    """Return whether the structure of a question is the name of its label value on the card."""
+    if instruction.label_value is None or volume is None or volume.dataset_id not in corpus.summary["datasets"]:
+        return instruction.label_value is None
+    return instruction.structure == corpus.label_map(volume.dataset_id).get(instruction.label_value, "").lower()
+
+
+def _is_complete(instruction: InstructionRecord, volume: VolumeRecord | None) -> bool:
+    """Return whether everything that the task needs is present."""
     if volume is None:
         return False
-    if one.task == "reconstruction":
-        return volume.has_kspace and None not in (one.acceleration, one.centre_fraction, one.mask_seed)
-    if one.task == "segmentation":
-        return volume.has_labels and one.label_value in volume.label_values
-    return one.positive is not None if one.task == "diagnosis" else True
+    if instruction.task == "reconstruction":
+        sampling = (instruction.acceleration, instruction.centre_fraction, instruction.mask_seed)
+        return volume.has_kspace and None not in sampling
+    if instruction.task == "segmentation":
+        return volume.has_labels and instruction.label_value in volume.label_values
+    return instruction.positive is not None if instruction.task == "diagnosis" else True
 
 
-def _response_of_task(one: InstructionRecord) -> bool:
-    if one.task == "reconstruction":
-        return one.response == IMAGE_RESPONSE
-    if one.task == "segmentation":
-        return one.response == MASK_RESPONSE
-    if one.task == "detection":
-        said = {(b.label, b.row0, b.col0, b.row1, b.col1) for b in parse_boxes(one.response)}
-        return said == {(b.label, b.row0, b.col0, b.row1, b.col1) for b in map(_text_box, one.boxes)}
-    if one.task == "diagnosis":
-        return one.response.startswith("yes" if one.positive else "no")
-    return len(one.response) > len(MASK_RESPONSE)
+def _response_matches_task(instruction: InstructionRecord) -> bool:
+    """Return whether the response has the form of its task and agrees with the recorded truth."""
+    if instruction.task == "reconstruction":
+        return instruction.response == IMAGE_RESPONSE
+    if instruction.task == "segmentation":
+        return instruction.response == MASK_RESPONSE
+    if instruction.task == "detection":
+        return _box_set(parse_boxes(instruction.response)) == _box_set(instruction.boxes)
+    if instruction.task == "diagnosis":
+        return instruction.response.startswith("yes" if instruction.positive else "no")
+    return len(instruction.response) > len(MASK_RESPONSE)
 
 
-def _text_box(box: Any) -> TextBox:
-    return TextBox(box.label, box.row0, box.col0, box.row1, box.col1)
+def _box_set(boxes: Iterable[TextBox | BoxRecord]) -> set[tuple[str, int, int, int, int]]:
+    return {(box.label, box.row0, box.col0, box.row1, box.col1) for box in boxes}
 
 
-def _answer_as_known(one: InstructionRecord, volume: VolumeRecord) -> bool:
-    """No lesion is found in a volume that has none."""
+def _answer_matches_lesion(instruction: InstructionRecord, volume: VolumeRecord) -> bool:
+    """Return whether no answer asserts a lesion in a volume that has none."""
     if volume.lesion is not False:
         return True
-    asserted = bool(one.boxes) if one.task == "detection" else one.task == "diagnosis" and bool(one.positive)
-    return not asserted
+    if instruction.task == "detection":
+        return not instruction.boxes
+    return not (instruction.task == "diagnosis" and instruction.positive)
 
 
-def _phrasing_as_marked(one: InstructionRecord, volume: VolumeRecord) -> bool:
-    """Whether the question is one of the kept phrasings exactly if it says so."""
-    if one.task not in PHRASINGS:
+def _phrasing_matches_mark(instruction: InstructionRecord, volume: VolumeRecord) -> bool:
+    """Return whether the question is a held-out phrasing exactly if it is marked as one."""
+    if instruction.task not in PHRASINGS:
         return True
-    kept = PHRASINGS[one.task].held_out + (OPEN_DIAGNOSIS.held_out if one.task == "diagnosis" else ())
+    held_out = PHRASINGS[instruction.task].held_out + (OPEN_DIAGNOSIS.held_out if instruction.task == "diagnosis" else ())
     scan = scan_name(volume.sequence, volume.plane, volume.anatomy)
-    patterns = [re.escape(text).replace(r"\{scan\}", re.escape(scan)) for text in kept]
-    return (
-        any(re.fullmatch(re.sub(r"\\\{\w+\\\}", ".+", pattern), one.instruction) for pattern in patterns) == one.held_out_phrasing
-    )
+    matches = any(_phrasing_pattern(phrasing, scan).fullmatch(instruction.instruction) for phrasing in held_out)
+    return matches == instruction.held_out_phrasing
+
+
+@cache
+def _phrasing_pattern(phrasing: str, scan: str) -> re.Pattern[str]:
+    """Return a pattern of a phrasing for one scan name, in which every other placeholder matches any text."""
+    pattern = re.escape(phrasing).replace(r"\{scan\}", re.escape(scan))
+    return re.compile(re.sub(r"\\\{\w+\\\}", ".+", pattern))
 
 
 def _split_rows(corpus: Corpus) -> list[dict[str, Any]]:
-    present = {volume.patient_id for volume in corpus.volumes.values()}
+    """Return one row for each patient; an identifier that is not a pseudonym is replaced with the row number."""
+    patients = {volume.patient_id for volume in corpus.volumes.values()}
     return [
         {
             "patient_id": patient if _PSEUDONYM.match(patient) else f"row {number}",
             "split": split,
-            "has_volume": patient in present,
+            "has_volume": patient in patients,
             "is_pseudonym": _PSEUDONYM.match(patient) is not None,
         }
         for number, (patient, split) in enumerate(corpus.splits.items())
@@ -313,19 +347,16 @@ def _split_rows(corpus: Corpus) -> list[dict[str, Any]]:
 
 
 def _card_rows(corpus: Corpus) -> list[dict[str, Any]]:
-    """One row for each dataset of the corpus: what is there, against what its card says."""
+    """Return one row for each dataset of the corpus, which compares its content with its card."""
     rows = []
     for dataset_id, card in corpus.summary["datasets"].items():
         volumes = [volume for volume in corpus.volumes.values() if volume.dataset_id == dataset_id]
         patients = {volume.patient_id for volume in volumes}
-        ids = {volume.volume_id for volume in volumes}
-        asked = {one.task for one in corpus.instructions if one.volume_id in ids}
-        needs_lesions = {"detection", "diagnosis", "report"}
-        promised = (
-            set(card["tasks"])
-            if any(is_lesion(name) for name in card["label_map"].values())
-            else set(card["tasks"]) - needs_lesions
-        )
+        volume_ids = {volume.volume_id for volume in volumes}
+        tasks = {instruction.task for instruction in corpus.instructions if instruction.volume_id in volume_ids}
+        expected_tasks = set(card["tasks"])
+        if not any(is_lesion(name) for name in card["label_map"].values()):
+            expected_tasks -= _NEEDS_LESIONS
         rows.append(
             {
                 "dataset_id": dataset_id,
@@ -333,7 +364,7 @@ def _card_rows(corpus: Corpus) -> list[dict[str, Any]]:
                 "patients_fit": card["patients"] is None or len(patients) <= card["patients"],
                 "volumes_fit": card["volumes"] is None or len(volumes) <= card["volumes"],
                 "labels_fit": not card["label_map"] or any(volume.has_labels for volume in volumes),
-                "tasks_fit": not volumes or promised <= asked,
+                "tasks_fit": not volumes or expected_tasks <= tasks,
             }
         )
     return rows

@@ -1,4 +1,4 @@
-"""Expectations that Great Expectations does not have: about affines, descriptions, measurements and boxes, each a predicate."""
+"""Custom expectations about affines, descriptions, measurements and boxes, each based on a predicate."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from components.curation.text.template import HierarchicalDescription
 from model_core.boxes import GRID
 
 
-def right_way_up(affine: Iterable[float]) -> bool:
-    """Whether an index -> RAS+ affine (16 numbers) leads as volumes are stored: no mirror image, no shear, no vanished axis.
+def has_stored_orientation(affine: Iterable[float]) -> bool:
+    """Return whether an index -> RAS+ affine (16 numbers) has the orientation of the store: not mirrored, sheared or degenerate.
 
-    Slices lead up, backward or to the left; rows and columns then make a left-handed frame with them, as radiologists look at it.
+    Slices run superior, posterior or left; with them, rows and columns form a left-handed frame, as radiologists view images.
     """
     matrix = np.asarray(list(affine), dtype=np.float64).reshape(4, 4)[:3, :3]
     lengths = np.linalg.norm(matrix, axis=0)
@@ -29,92 +29,91 @@ def right_way_up(affine: Iterable[float]) -> bool:
     return bool(np.linalg.det(cosines) < -0.98)
 
 
-def in_vocabulary(fields: Mapping[str, str]) -> bool:
-    """Whether a description's fields are the template's, in its words."""
+def uses_vocabulary(fields: Mapping[str, str]) -> bool:
+    """Return whether the fields of a description are those of the template, with words of its vocabularies."""
     try:
-        HierarchicalDescription.of(dict(fields))
+        HierarchicalDescription.from_fields(dict(fields))
     except ValidationError:
         return False
     return True
 
 
-def plausible(measures: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether sizes (mm), volumes (ml) and relative signals fit a body and each other.
+def are_plausible(measures: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether sizes (mm), volumes (ml) and relative signals are anatomically plausible and consistent.
 
-    A structure is no larger than 600 mm, no smaller than its own volume needs, and no part of it larger than the cube of its size
-    times the number of parts.
+    A structure is at most 600 mm long, and its volume is at most that of as many cubes of its size as it has parts.
     """
-    for one in measures:
-        size_mm, volume_ml, parts = one["size_mm"], one["volume_ml"], one["count"] or 1
+    for measure in measures:
+        size_mm, volume_ml, parts = measure["size_mm"], measure["volume_ml"], measure["count"] or 1
         if not 0 < size_mm <= 600:
             return False
         if volume_ml is not None and not 0 < volume_ml * 1000 <= size_mm**3 * parts * 1.01:
             return False
-        if one["signal"] is not None and not 0 <= one["signal"] <= 100:
+        if measure["signal"] is not None and not 0 <= measure["signal"] <= 100:
             return False
     return True
 
 
-def inside(boxes: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether every box lies in the image (0-999), corner before corner."""
+def are_inside_image(boxes: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether every box is inside the image (0-999), start before end."""
     return all(0 <= b["row0"] < b["row1"] < GRID and 0 <= b["col0"] < b["col1"] < GRID for b in boxes)
 
 
-def _holds(column: pd.Series, predicate: Callable[[Any], bool]) -> pd.Series:
+def _apply(column: pd.Series, predicate: Callable[[Any], bool]) -> pd.Series:
     return column.map(predicate).astype(bool)
 
 
-class _RightWayUp(ColumnMapMetricProvider):
-    condition_metric_name = "column_values.right_way_up"
+class _StoredOrientation(ColumnMapMetricProvider):
+    condition_metric_name = "column_values.stored_orientation"
 
     @column_condition_partial(engine=PandasExecutionEngine)
     def _pandas(cls, column: pd.Series, **_: Any) -> pd.Series:
-        return _holds(column, right_way_up)
+        return _apply(column, has_stored_orientation)
 
 
-class _InVocabulary(ColumnMapMetricProvider):
+class _Vocabulary(ColumnMapMetricProvider):
     condition_metric_name = "column_values.description_in_vocabulary"
 
     @column_condition_partial(engine=PandasExecutionEngine)
     def _pandas(cls, column: pd.Series, **_: Any) -> pd.Series:
-        return _holds(column, in_vocabulary)
+        return _apply(column, uses_vocabulary)
 
 
-class _Plausible(ColumnMapMetricProvider):
+class _PlausibleMeasures(ColumnMapMetricProvider):
     condition_metric_name = "column_values.measures_plausible"
 
     @column_condition_partial(engine=PandasExecutionEngine)
     def _pandas(cls, column: pd.Series, **_: Any) -> pd.Series:
-        return _holds(column, plausible)
+        return _apply(column, are_plausible)
 
 
-class _Inside(ColumnMapMetricProvider):
+class _BoxesInside(ColumnMapMetricProvider):
     condition_metric_name = "column_values.boxes_inside"
 
     @column_condition_partial(engine=PandasExecutionEngine)
     def _pandas(cls, column: pd.Series, **_: Any) -> pd.Series:
-        return _holds(column, inside)
+        return _apply(column, are_inside_image)
 
 
-class ExpectColumnAffinesToBeRightWayUp(ColumnMapExpectation):
-    """Expect affines that lead as volumes are stored."""
+class ExpectColumnAffinesToHaveStoredOrientation(ColumnMapExpectation):
+    """Expect affines with the orientation of the store."""
 
-    map_metric = "column_values.right_way_up"
+    map_metric = "column_values.stored_orientation"
 
 
-class ExpectColumnDescriptionsToBeInVocabulary(ColumnMapExpectation):
-    """Expect the fields of the template, in its controlled vocabularies."""
+class ExpectColumnDescriptionsToUseVocabulary(ColumnMapExpectation):
+    """Expect the fields of the template with words of its controlled vocabularies."""
 
     map_metric = "column_values.description_in_vocabulary"
 
 
 class ExpectColumnMeasuresToBePlausible(ColumnMapExpectation):
-    """Expect sizes in millimetres and volumes in millilitres that fit each other."""
+    """Expect plausible sizes in millimeters and volumes in milliliters."""
 
     map_metric = "column_values.measures_plausible"
 
 
 class ExpectColumnBoxesToBeInsideTheImage(ColumnMapExpectation):
-    """Expect boxes inside of the image."""
+    """Expect boxes inside the image."""
 
     map_metric = "column_values.boxes_inside"

@@ -70,7 +70,7 @@ def test_every_volume_is_described_once_and_the_corpus_passes_validation(visual:
     assert (first["vlm_answered"], first["vlm_reused"]) == (PATIENTS, 0) and first["vlm_volumes_per_s"] > 0
     corpus = Corpus.open(place.home / "curated")
     for described in corpus.descriptions.values():
-        HierarchicalDescription.of(described.fields)
+        HierarchicalDescription.from_fields(described.fields)
         by_model = [name for name, source in described.provenance.items() if source == "vlm"]
         assert described.vlm and set(by_model) <= set(FREE) and all(described.fields[name] for name in by_model)
     assert any("vlm" in described.provenance.values() for described in corpus.descriptions.values())

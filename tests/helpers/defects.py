@@ -1,7 +1,7 @@
-"""Everything that can be wrong with a corpus and must be noticed, planted one by one in a corpus that is good.
+"""Defects of a corpus that validation must detect, each planted in a valid corpus.
 
-Each defect changes the rows of one victim (a volume with its description and instructions, or one instruction), so that all can be
-planted in one corpus: the named rule must report exactly the victim, whatever else is wrong elsewhere.
+Each defect changes the rows of one target (a volume with its description and instructions, or one instruction), so that all can be
+planted in one corpus: the named rule must report the target, whatever the other defects are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MASSES = "pathological_findings.masses_or_suspicious_lesions"
 
 @dataclass
 class Tables:
-    """The rows of a corpus, to be spoilt, and the files of the store (id -> shape of the voxels) to be changed."""
+    """The rows of a corpus that defects change, and the volume ids whose arrays are removed from the store."""
 
     volumes: list[VolumeRecord]
     descriptions: list[DescriptionRecord]
@@ -34,8 +34,8 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Victim:
-    """Positions of the rows that one defect may change: a volume, its description, and one instruction of a kind."""
+class Target:
+    """Positions of the rows that one defect may change: a volume, its description, and one of its instructions."""
 
     volume: int
     description: int
@@ -44,118 +44,118 @@ class Victim:
 
 @dataclass(frozen=True)
 class Defect:
-    """One fault.
+    """A fault in the tables.
 
     Attributes:
-        kind: for the table of the documentation.
-        name: what is wrong, in words.
-        rule: the rule that must notice it.
-        task: of the instruction to spoil; lesion: whether the volume must have one.
-        plant: spoils the victim.
+        kind: group in the table of the documentation.
+        name: the fault in words.
+        rule: the rule that must report it.
+        plant: changes the target.
+        task: task of the instruction that is changed.
+        lesion: the volume must have a lesion.
     """
 
     kind: str
     name: str
     rule: str
-    plant: Callable[[Tables, Victim], None]
+    plant: Callable[[Tables, Target], None]
     task: str = "segmentation"
     lesion: bool = True
 
 
-def _volume(**changes: Any) -> Callable[[Tables, Victim], None]:
-    def plant(tables: Tables, victim: Victim) -> None:
-        tables.volumes[victim.volume] = tables.volumes[victim.volume].model_copy(update=changes)
+def _volume(**changes: Any) -> Callable[[Tables, Target], None]:
+    def plant(tables: Tables, target: Target) -> None:
+        tables.volumes[target.volume] = tables.volumes[target.volume].model_copy(update=changes)
 
     return plant
 
 
-def _of_volume(change: Callable[[VolumeRecord], dict[str, Any]]) -> Callable[[Tables, Victim], None]:
-    def plant(tables: Tables, victim: Victim) -> None:
-        one = tables.volumes[victim.volume]
-        tables.volumes[victim.volume] = one.model_copy(update=change(one))
+def _change_volume(change: Callable[[VolumeRecord], dict[str, Any]]) -> Callable[[Tables, Target], None]:
+    def plant(tables: Tables, target: Target) -> None:
+        volume = tables.volumes[target.volume]
+        tables.volumes[target.volume] = volume.model_copy(update=change(volume))
 
     return plant
 
 
-def _of_description(change: Callable[[DescriptionRecord], dict[str, Any]]) -> Callable[[Tables, Victim], None]:
-    def plant(tables: Tables, victim: Victim) -> None:
-        one = tables.descriptions[victim.description]
-        tables.descriptions[victim.description] = one.model_copy(update=change(one))
+def _change_description(change: Callable[[DescriptionRecord], dict[str, Any]]) -> Callable[[Tables, Target], None]:
+    def plant(tables: Tables, target: Target) -> None:
+        description = tables.descriptions[target.description]
+        tables.descriptions[target.description] = description.model_copy(update=change(description))
 
     return plant
 
 
-def _field(name: str, change: Callable[[str], str], provenance: str | None = None) -> Callable[[Tables, Victim], None]:
-    """Another text of one field, in the paragraph as well."""
+def _field(name: str, change: Callable[[str], str], provenance: str | None = None) -> Callable[[Tables, Target], None]:
+    """Change the text of one field, in the paragraph, too."""
 
-    def changed(one: DescriptionRecord) -> dict[str, Any]:
-        fields = {**one.fields, name: change(one.fields[name])}
-        sources = {**one.provenance, name: provenance or one.provenance[name]}
+    def change_field(description: DescriptionRecord) -> dict[str, Any]:
+        fields = {**description.fields, name: change(description.fields[name])}
+        sources = {**description.provenance, name: provenance or description.provenance[name]}
         return {"fields": fields, "text": paragraph(fields), "provenance": sources}
 
-    return _of_description(changed)
+    return _change_description(change_field)
 
 
-def _measure(change: Callable[[Any], dict[str, Any]]) -> Callable[[Tables, Victim], None]:
-    return _of_description(lambda one: {"measures": [m.model_copy(update=change(m)) for m in one.measures]})
+def _measure(change: Callable[[Any], dict[str, Any]]) -> Callable[[Tables, Target], None]:
+    return _change_description(lambda row: {"measures": [measure.model_copy(update=change(measure)) for measure in row.measures]})
 
 
-def _instruction(**changes: Any) -> Callable[[Tables, Victim], None]:
-    return _of_instruction(lambda _: changes)
+def _instruction(**changes: Any) -> Callable[[Tables, Target], None]:
+    return _change_instruction(lambda _: changes)
 
 
-def _of_instruction(change: Callable[[InstructionRecord], dict[str, Any]]) -> Callable[[Tables, Victim], None]:
-    def plant(tables: Tables, victim: Victim) -> None:
-        one = tables.instructions[victim.instruction]
-        tables.instructions[victim.instruction] = one.model_copy(update=change(one))
+def _change_instruction(change: Callable[[InstructionRecord], dict[str, Any]]) -> Callable[[Tables, Target], None]:
+    def plant(tables: Tables, target: Target) -> None:
+        instruction = tables.instructions[target.instruction]
+        tables.instructions[target.instruction] = instruction.model_copy(update=change(instruction))
 
     return plant
 
 
-def _box(**edges: int) -> Callable[[Tables, Victim], None]:
-    return _of_instruction(lambda one: {"boxes": [box.model_copy(update=edges) for box in one.boxes]})
+def _box(**edges: int) -> Callable[[Tables, Target], None]:
+    return _change_instruction(lambda row: {"boxes": [box.model_copy(update=edges) for box in row.boxes]})
 
 
-def _mirrored(one: VolumeRecord) -> dict[str, Any]:
-    """Left and right exchanged in the geometry, as by a mix-up of LPS and RAS on one axis."""
-    affine = list(one.affine)
-    return {"affine": [-value if number < 4 else value for number, value in enumerate(affine)]}
+def _mirror_affine(volume: VolumeRecord) -> dict[str, Any]:
+    """Swap left and right in the geometry, as when LPS and RAS are confused on one axis."""
+    return {"affine": [-value if number < 4 else value for number, value in enumerate(volume.affine)]}
 
 
-def _turned(one: VolumeRecord) -> dict[str, Any]:
-    """Slices along another axis than the header's plane says: x and z of the affine exchanged, and one axis turned round."""
-    a = one.affine
+def _rotate_affine(volume: VolumeRecord) -> dict[str, Any]:
+    """Orient the slices along another axis than the plane of the header: swap x and z of the affine, and flip one axis."""
+    a = volume.affine
     return {"affine": [*a[8:12], *[-v for v in a[4:8]], *a[0:4], *a[12:16]]}
 
 
-def _copy_content(tables: Tables, victim: Victim) -> None:
-    other = (victim.volume + 1) % len(tables.volumes)
-    tables.volumes[victim.volume] = tables.volumes[victim.volume].model_copy(
+def _copy_content(tables: Tables, target: Target) -> None:
+    other = (target.volume + 1) % len(tables.volumes)
+    tables.volumes[target.volume] = tables.volumes[target.volume].model_copy(
         update={"content_md5": tables.volumes[other].content_md5}
     )
 
 
-def _other_side(text: str) -> str:
+def _swap_sides(text: str) -> str:
     return text.replace("left", "RIGHT").replace("right", "left").replace("midline", "left").replace("RIGHT", "right")
 
 
-def _ask_again(tables: Tables, victim: Victim) -> None:
-    one = tables.instructions[victim.instruction]
-    tables.instructions.append(one.model_copy(update={"sample_id": "f" * 31 + "1"}))
+def _repeat_question(tables: Tables, target: Target) -> None:
+    instruction = tables.instructions[target.instruction]
+    tables.instructions.append(instruction.model_copy(update={"sample_id": "f" * 31 + "1"}))
 
 
-def _no_arrays(tables: Tables, victim: Victim) -> None:
-    tables.missing_arrays.append(tables.volumes[victim.volume].volume_id)
+def _remove_arrays(tables: Tables, target: Target) -> None:
+    tables.missing_arrays.append(tables.volumes[target.volume].volume_id)
 
 
-def _withdrawn(tables: Tables, victim: Victim) -> None:
-    """The patient's volume is gone, the row of the split is not."""
+def _add_withdrawn_patient(tables: Tables, target: Target) -> None:
+    """Add a patient to the splits who has no volume."""
     tables.splits.append(SplitRecord(patient_id="p" + "e" * 12, split="test"))
 
 
-def _undescribed(tables: Tables, victim: Victim) -> None:
-    one = tables.descriptions[victim.description]
-    tables.descriptions[victim.description] = one.model_copy(update={"volume_id": "d" * 32})
+def _remove_description(tables: Tables, target: Target) -> None:
+    description = tables.descriptions[target.description]
+    tables.descriptions[target.description] = description.model_copy(update={"volume_id": "d" * 32})
 
 
 U, P, G, L, B, K, C, T, S = (
@@ -180,15 +180,15 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(U, "field strength as a frequency in MHz", "volumes.field_strength_in_tesla", _volume(field_strength_t=123.2)),
     Defect(U, "age in months", "volumes.age_in_years", _volume(age_years=540.0)),
     Defect(U, "echo after the repetition", "volumes.echo_before_repetition", _volume(repetition_time_ms=20.0, echo_time_ms=80.0)),
-    Defect(U, "a header value that is no number", "volumes.header_numbers_are_finite", _volume(echo_time_ms=float("nan"))),
-    Defect(U, "voxel size in metres", "volumes.spacing_in_mm", _of_volume(lambda v: {"affine": [x / 1000 for x in v.affine]})),
+    Defect(U, "a header value that is not a number", "volumes.header_numbers_are_finite", _volume(echo_time_ms=float("nan"))),
+    Defect(U, "voxel size in meters", "volumes.spacing_in_mm", _change_volume(lambda v: {"affine": [x / 1000 for x in v.affine]})),
     Defect(
         U,
-        "lesion volume in cubic millimetres",
+        "lesion volume in cubic millimeters",
         "descriptions.measures_are_plausible",
         _measure(lambda m: {"volume_ml": m.volume_ml * 1000}),
     ),
-    Defect(U, "lesion size in centimetres", "descriptions.measures_are_plausible", _measure(lambda m: {"size_mm": m.size_mm / 10})),
+    Defect(U, "lesion size in centimeters", "descriptions.measures_are_plausible", _measure(lambda m: {"size_mm": m.size_mm / 10})),
     Defect(
         U,
         "acceleration as a percentage",
@@ -199,21 +199,23 @@ DEFECTS: tuple[Defect, ...] = (
     ),
     Defect(
         U,
-        "centre fraction in lines",
+        "center fraction in lines",
         "instructions.centre_fraction_is_a_share",
         _instruction(centre_fraction=24.0),
         "reconstruction",
         False,
     ),
-    Defect(G, "left and right exchanged in the geometry", "volumes.right_way_up", _of_volume(_mirrored)),
-    Defect(G, "slices along another axis than the header's plane", "volumes.plane_as_geometry", _of_volume(_turned)),
+    Defect(G, "left and right swapped in the geometry", "volumes.right_way_up", _change_volume(_mirror_affine)),
+    Defect(
+        G, "slices along another axis than the plane in the header", "volumes.plane_as_geometry", _change_volume(_rotate_affine)
+    ),
     Defect(
         G,
-        "a geometry with an axis of no length",
+        "an affine with an axis of length zero",
         "volumes.right_way_up",
-        _of_volume(lambda v: {"affine": [0.0] * 4 + v.affine[4:]}),
+        _change_volume(lambda v: {"affine": [0.0] * 4 + v.affine[4:]}),
     ),
-    Defect(G, "left for right in a description", "descriptions.side_as_measured", _field(MASSES, _other_side)),
+    Defect(G, "left instead of right in a description", "descriptions.side_as_measured", _field(MASSES, _swap_sides)),
     Defect(G, "a mask flipped off the tissue", "volumes.annotation_lies_on_tissue", _volume(annotated_on_tissue=0.04)),
     Defect(
         G,
@@ -225,24 +227,24 @@ DEFECTS: tuple[Defect, ...] = (
         L,
         "a label value that the card does not have",
         "volumes.labels_are_on_card",
-        _of_volume(lambda v: {"label_values": [*v.label_values, 9]}),
+        _change_volume(lambda v: {"label_values": [*v.label_values, 9]}),
     ),
-    Defect(L, "a lesion label in a volume called free of lesions", "volumes.lesion_as_labelled", _volume(lesion=False)),
+    Defect(L, "a lesion label in a volume recorded as free of lesions", "volumes.lesion_as_labelled", _volume(lesion=False)),
     Defect(L, "a mask of another shape than its image", "volumes.arrays_as_recorded", _volume(rows=30)),
     Defect(
         L,
-        "a structure under another one's name",
+        "a structure with the name of another",
         "instructions.structure_as_on_card",
         _instruction(structure="white matter", label_value=1),
     ),
-    Defect(
-        L, "a question about a structure that is not there", "instructions.has_what_its_task_needs", _instruction(label_value=7)
-    ),
+    Defect(L, "a question about an absent structure", "instructions.has_what_its_task_needs", _instruction(label_value=7)),
     Defect(L, "a healthy volume with a box", "instructions.answer_as_known", _volume(lesion=False), "detection"),
-    Defect(L, "no lesion in words where one is labelled", "descriptions.lesion_as_known", _field(MASSES, lambda _: "no lesion")),
-    Defect(B, "a box beyond the edge", "instructions.boxes_are_inside", _box(col1=1040), "detection"),
-    Defect(B, "a box with its corners exchanged", "instructions.boxes_are_inside", _box(row0=700, row1=200), "detection"),
-    Defect(B, "a box of negative place", "instructions.boxes_are_inside", _box(col0=-3), "detection"),
+    Defect(
+        L, "no lesion in the text although one is labeled", "descriptions.lesion_as_known", _field(MASSES, lambda _: "no lesion")
+    ),
+    Defect(B, "a box that exceeds the image", "instructions.boxes_are_inside", _box(col1=1040), "detection"),
+    Defect(B, "a box with swapped corners", "instructions.boxes_are_inside", _box(row0=700, row1=200), "detection"),
+    Defect(B, "a box with a negative coordinate", "instructions.boxes_are_inside", _box(col0=-3), "detection"),
     Defect(
         B,
         "a box as large as the image",
@@ -250,39 +252,39 @@ DEFECTS: tuple[Defect, ...] = (
         _box(row0=0, col0=0, row1=999, col1=999),
         "detection",
     ),
-    Defect(B, "a box that the answer does not give", "instructions.response_is_of_its_task", _box(row0=1), "detection"),
-    Defect(B, "a slice beyond the last", "instructions.slice_is_inside", _instruction(slice_index=99)),
+    Defect(B, "a box that is not in the response", "instructions.response_is_of_its_task", _box(row0=1), "detection"),
+    Defect(B, "a slice index beyond the last slice", "instructions.slice_is_inside", _instruction(slice_index=99)),
     Defect(
         K,
         "a volume in another split than its patient",
         "volumes.split_is_its_patients",
-        _of_volume(lambda v: {"split": "test" if v.split != "test" else "train"}),
+        _change_volume(lambda v: {"split": "test" if v.split != "test" else "train"}),
     ),
     Defect(
         K,
         "an instruction in another split than its volume",
         "instructions.split_is_the_volumes",
-        _of_instruction(lambda one: {"split": "test" if one.split != "test" else "train"}),
+        _change_instruction(lambda row: {"split": "test" if row.split != "test" else "train"}),
     ),
     Defect(
         K, "an instruction of another patient", "instructions.patient_is_the_volumes", _instruction(patient_id="p" + "0" * 11 + "1")
     ),
     Defect(
         K,
-        "a phrasing kept for evaluation in training",
+        "a held-out phrasing in the training split",
         "instructions.kept_phrasings_are_not_trained",
         _instruction(held_out_phrasing=True, split="train"),
     ),
     Defect(
         K,
-        "a kept phrasing that is not marked",
+        "a held-out phrasing that is not marked",
         "instructions.phrasing_is_as_marked",
         _instruction(instruction="Give a mask of the white matter.", held_out_phrasing=False),
     ),
     Defect(K, "a split that does not exist", "volumes.split_is_known", _volume(split="holdout")),
-    Defect(K, "a generated image passed off as a scan", "volumes.synthetic_as_on_card", _volume(synthetic=False)),
-    Defect(P, "a person's name for a pseudonym", "volumes.patient_is_a_pseudonym", _volume(patient_id="Doe^Jane")),
-    Defect(P, "a name in the model of the scanner", "volumes.header_names_nobody", _volume(scanner="Skyra of Doe^Jane")),
+    Defect(K, "a generated image recorded as a scan", "volumes.synthetic_as_on_card", _volume(synthetic=False)),
+    Defect(P, "a person's name instead of a pseudonym", "volumes.patient_is_a_pseudonym", _volume(patient_id="Doe^Jane")),
+    Defect(P, "a person's name in the scanner model", "volumes.header_names_nobody", _volume(scanner="Skyra of Doe^Jane")),
     Defect(
         P, "a birth date in a file name", "volumes.files_name_nobody", _volume(source_files=["tiny-brain/scan_03.02.1970.nii.gz"])
     ),
@@ -308,65 +310,63 @@ DEFECTS: tuple[Defect, ...] = (
         _field("diagnostic_impression.recommendation", lambda _: "discussed with Dr. Miller", "report"),
     ),
     Defect(C, "the same image twice", "volumes.content_is_not_repeated", _copy_content),
-    Defect(C, "the same question twice", "instructions.is_not_asked_twice", _ask_again),
-    Defect(C, "a volume without a description", "volumes.is_described", _undescribed),
-    Defect(C, "a volume whose arrays are not in the store", "volumes.arrays_as_recorded", _no_arrays),
-    Defect(C, "an instruction about a volume that is gone", "instructions.volume_is_known", _instruction(volume_id="c" * 32)),
-    Defect(C, "a withdrawn patient who is still in a split", "splits.patient_has_a_volume", _withdrawn),
+    Defect(C, "the same question twice", "instructions.is_not_asked_twice", _repeat_question),
+    Defect(C, "a volume without a description", "volumes.is_described", _remove_description),
+    Defect(C, "a volume whose arrays are not in the store", "volumes.arrays_as_recorded", _remove_arrays),
+    Defect(C, "an instruction about a removed volume", "instructions.volume_is_known", _instruction(volume_id="c" * 32)),
+    Defect(C, "a withdrawn patient who is still in a split", "splits.patient_has_a_volume", _add_withdrawn_patient),
     Defect(C, "a dataset without a card", "volumes.dataset_has_a_card", _volume(dataset_id="elsewhere")),
-    Defect(S, "voxels that are no numbers", "volumes.voxels_are_numbers", _volume(finite=False)),
+    Defect(S, "voxels that are not finite", "volumes.voxels_are_numbers", _volume(finite=False)),
     Defect(S, "a constant image", "volumes.image_is_not_constant", _volume(voxel_deviation=0.0)),
-    Defect(S, "an image in which nothing reaches the scale", "volumes.signal_reaches_the_scale", _volume(voxel_maximum=0.01)),
-    Defect(
-        S, "large negative magnitudes (a sign lost in reading)", "volumes.no_large_negative_signal", _volume(voxel_minimum=-300.0)
-    ),
-    Defect(S, "statistics that were never computed", "volumes.statistics_are_there", _volume(intensity_scale=float("nan"))),
+    Defect(S, "an image whose maximum is far below the scale", "volumes.signal_reaches_the_scale", _volume(voxel_maximum=0.01)),
+    Defect(S, "large negative magnitudes (a signedness error)", "volumes.no_large_negative_signal", _volume(voxel_minimum=-300.0)),
+    Defect(S, "missing intensity statistics", "volumes.statistics_are_there", _volume(intensity_scale=float("nan"))),
     Defect(S, "a CT among the MR images", "volumes.modality_is_mr", _volume(modality="CT")),
     Defect(
         S,
-        "a T1 that is timed like a T2",
+        "a T1-weighted volume with T2-weighted timing",
         "volumes.sequence_as_timing",
         _volume(sequence="T1-weighted", repetition_time_ms=4000.0, echo_time_ms=90.0),
     ),
-    Defect(S, "a sequence of no known name", "volumes.sequence_in_vocabulary", _volume(sequence="seq 7 new")),
-    Defect(S, "a knee among brains", "volumes.anatomy_as_on_card", _volume(anatomy="knee")),
-    Defect(T, "an empty answer", "instructions.response_is_not_empty", _instruction(response="")),
+    Defect(S, "an unknown sequence name", "volumes.sequence_in_vocabulary", _volume(sequence="seq 7 new")),
+    Defect(S, "a knee in a brain dataset", "volumes.anatomy_as_on_card", _volume(anatomy="knee")),
+    Defect(T, "an empty response", "instructions.response_is_not_empty", _instruction(response="")),
     Defect(
         T,
-        "a placeholder left in a question",
+        "an unfilled placeholder in a question",
         "instructions.no_placeholder_is_left",
         _instruction(instruction="Segment the {structure}."),
     ),
-    Defect(T, "an answer of another task", "instructions.response_is_of_its_task", _instruction(response="<image>")),
+    Defect(T, "a response of another task", "instructions.response_is_of_its_task", _instruction(response="<image>")),
     Defect(
         T,
         "a yes that is marked as no",
         "instructions.response_is_of_its_task",
-        _of_instruction(lambda one: {"positive": not one.positive}),
+        _change_instruction(lambda row: {"positive": not row.positive}),
         "diagnosis",
     ),
     Defect(T, "a task that does not exist", "instructions.task_is_known", _instruction(task="translation")),
     Defect(
         T,
-        "a paragraph that is not that of its fields",
+        "a paragraph that differs from its fields",
         "descriptions.text_is_its_fields",
-        _of_description(lambda _: {"text": "Modality: MRI."}),
+        _change_description(lambda _: {"text": "Modality: MRI."}),
     ),
     Defect(
         T,
-        "a plane outside of the vocabulary",
+        "a plane outside the vocabulary",
         "descriptions.words_in_vocabulary",
         _field("image_modality_sequence.plane", lambda _: "transverse", "report"),
     ),
     Defect(
         T,
-        "a grading that its scale does not have",
+        "a grading that is not on its scale",
         "descriptions.words_in_vocabulary",
         _field("diagnostic_impression.severity_or_grading", lambda _: "PI-RADS 9", "report"),
     ),
     Defect(
         T,
-        "a sequence that the header contradicts",
+        "a sequence that contradicts the header",
         "descriptions.header_fields_as_header",
         _field("image_modality_sequence.sequence", lambda _: "DWI"),
     ),
@@ -378,7 +378,7 @@ DEFECTS: tuple[Defect, ...] = (
     ),
     Defect(
         T,
-        "a source that the template does not have",
+        "an unknown source",
         "descriptions.sources_are_known",
         _field("diagnostic_impression.recommendation", lambda _: "biopsy", "web"),
     ),
@@ -386,11 +386,11 @@ DEFECTS: tuple[Defect, ...] = (
         T,
         "a field that Fig. 2 does not have",
         "descriptions.has_all_fields",
-        _of_description(lambda one: {"fields": {**one.fields, "diagnostic_impression.prognosis": ""}}),
+        _change_description(lambda row: {"fields": {**row.fields, "diagnostic_impression.prognosis": ""}}),
     ),
     Defect(
         T,
-        "words of a model that is not named",
+        "an answer of a model that is not named",
         "descriptions.model_is_named",
         _field("visible_anatomical_structures.bony_structures", lambda _: "skull", "vlm"),
     ),
@@ -412,12 +412,12 @@ DRIFTED: dict[str, str] = {
     "descriptions cut short": "drift.text_length_as_before",
     "no instructions of one kind": "drift.tasks_as_before",
 }
-"""What changed since the last accepted version -> the rule that notices."""
+"""Change since the last accepted version -> the rule that must report it."""
 
 
 @dataclass(frozen=True)
 class PixelDefect:
-    """A fault of the source's own arrays; ``plant`` gives the spoilt volume."""
+    """A fault in the arrays of the source; ``plant`` returns the changed volume."""
 
     name: str
     rule: str
@@ -437,79 +437,77 @@ def _labels(volume: Volume) -> Array:
     return volume.labels.copy()
 
 
-def _with(array: Array, place: Any, value: float) -> Array:
-    array[place] = value
+def _set(array: Array, index: Any, value: float) -> Array:
+    array[index] = value
     return array
 
 
 def _noise(voxels: Array) -> Array:
-    """Rician noise with the mean of the image: what a receiver without a patient, or scrambled bytes, look like."""
+    """Return Rician noise with the mean of the image, like the signal without a patient."""
     rng = np.random.default_rng(0)
     return np.hypot(rng.normal(0, voxels.mean(), voxels.shape), rng.normal(0, voxels.mean(), voxels.shape))
 
 
-def _scrambled(voxels: Array) -> Array:
+def _scramble(voxels: Array) -> Array:
     return np.random.default_rng(0).permutation(voxels.ravel()).reshape(voxels.shape)
 
 
-def _turned_over_under_its_boxes(volume: Volume) -> Volume:
-    """As with boxes whose rows count from the other end: what is shown lies in one half, what is outlined in the other."""
+def _flip_image_against_labels(volume: Volume) -> Volume:
+    """Show tissue in one half and labels in the other, as when the rows of an annotation are counted from the other end."""
     rows = volume.voxels.shape[1]
-    low = np.roll(volume.voxels, rows // 2, axis=1)
-    low[:, : rows // 2] = 0
-    outlined = np.where(np.arange(rows)[:, None] < rows // 2, _labels(volume), 0).astype(np.uint8)
-    return replace(volume, voxels=low, labels=outlined)
+    shifted = np.roll(volume.voxels, rows // 2, axis=1)
+    shifted[:, : rows // 2] = 0
+    labels = np.where(np.arange(rows)[:, None] < rows // 2, _labels(volume), 0).astype(np.uint8)
+    return replace(volume, voxels=shifted, labels=labels)
 
 
-def _mirrored_sequence(volume: Volume) -> Volume:
+def _mirror_sequence(volume: Volume) -> Volume:
     return replace(volume, voxels=volume.voxels[..., ::-1].copy(), labels=_labels(volume)[..., ::-1].copy())
 
 
 PIXEL_DEFECTS: tuple[PixelDefect, ...] = (
-    PixelDefect("pixels all of one value", "volumes.image_is_not_constant", _pixels(lambda v: np.full_like(v, 300.0))),
+    PixelDefect("pixels with a single value", "volumes.image_is_not_constant", _pixels(lambda v: np.full_like(v, 300.0))),
     PixelDefect("pixels all zero", "volumes.image_is_not_constant", _pixels(np.zeros_like)),
-    PixelDefect("noise in place of the image", "volumes.neighbours_agree", _pixels(_noise)),
-    PixelDefect("pixels in scrambled order", "volumes.neighbours_agree", _pixels(_scrambled)),
-    PixelDefect("a slice of voxels that are no numbers", "volumes.voxels_are_numbers", _pixels(lambda v: _with(v, 2, np.nan))),
+    PixelDefect("noise instead of the image", "volumes.neighbours_agree", _pixels(_noise)),
+    PixelDefect("pixels in scrambled order", "volumes.neighbours_agree", _pixels(_scramble)),
+    PixelDefect("a slice with voxels that are not finite", "volumes.voxels_are_numbers", _pixels(lambda v: _set(v, 2, np.nan))),
     PixelDefect(
         "bright unsigned numbers read as signed",
         "volumes.signal_reaches_the_scale",
         _pixels(lambda v: np.where(v > 850, v - 65_536, v)),
     ),
     PixelDefect(
-        "padding of -32768 taken for signal", "volumes.no_large_negative_signal", _pixels(lambda v: _with(v, (2, 0), -32_768))
+        "padding of -32768 read as signal", "volumes.no_large_negative_signal", _pixels(lambda v: _set(v, (2, 0), -32_768))
     ),
     PixelDefect(
-        "one pixel ten thousand times too bright", "volumes.signal_reaches_the_scale", _pixels(lambda v: _with(v, (2, 5, 5), 9e6))
+        "one pixel ten thousand times too bright", "volumes.signal_reaches_the_scale", _pixels(lambda v: _set(v, (2, 5, 5), 9e6))
     ),
+    PixelDefect("image and labels flipped against each other", "volumes.annotation_lies_on_tissue", _flip_image_against_labels),
+    PixelDefect("left and right swapped in the pixels of one sequence", "volumes.same_side_in_all_sequences", _mirror_sequence),
     PixelDefect(
-        "image and outline turned over against each other", "volumes.annotation_lies_on_tissue", _turned_over_under_its_boxes
-    ),
-    PixelDefect("left and right exchanged in the pixels of one sequence", "volumes.same_side_in_all_sequences", _mirrored_sequence),
-    PixelDefect(
-        "a mask that holds a value the card does not have",
+        "a mask with a value that is not on the card",
         "volumes.labels_are_on_card",
-        _mask(lambda m: _with(m, (slice(3, 5), slice(14, 18), slice(14, 18)), 9)),
+        _mask(lambda m: _set(m, (slice(3, 5), slice(14, 18), slice(14, 18)), 9)),
     ),
 )
 
 
 def as_markdown() -> str:
-    """The table of the documentation: kind, defect, rule."""
+    """Return the table of defects of the documentation: kind, defect, rule."""
     rows = [(defect.kind, defect.name, defect.rule) for defect in DEFECTS]
     rows += [("pixels and masks", defect.name, defect.rule) for defect in PIXEL_DEFECTS]
     rows += [("drift", name, rule) for name, rule in DRIFTED.items()]
     return "\n".join(
-        ["| kind | planted | caught by |", "|---|---|---|", *(f"| {kind} | {name} | `{rule}` |" for kind, name, rule in rows)]
+        ["| kind | planted | reported by |", "|---|---|---|", *(f"| {kind} | {name} | `{rule}` |" for kind, name, rule in rows)]
     )
 
 
 def rules_as_markdown() -> str:
-    """The table of rules of the documentation."""
+    """Return the table of rules of the documentation."""
     lines = (
         f"| `{rule.title}` | {rule.statement} | {f'{rule.tolerance:.0%}' if rule.tolerance else '0'} |"
-        for found in rules().values()
-        for rule in found
+        for table_rules in rules().values()
+        for rule in table_rules
     )
     return "\n".join(["| rule | statement | may fail |", "|---|---|---|", *lines])
 

@@ -1,7 +1,7 @@
-"""The controlled vocabularies of the template, and reading them out of free text.
+"""Controlled vocabularies of the template, and functions that find their words in free text.
 
-Only words of these lists stand in the fields ``modality``, ``sequence``, ``plane`` and (as a scale and its value) in
-``severity_or_grading``. The lists of structures standardise what a vision-language model may say it sees.
+The fields ``modality``, ``sequence``, ``plane`` and (as a scale and its value) ``severity_or_grading`` contain only words of these
+lists. The lists of structures standardize the answers of a vision-language model.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ STRUCTURES: dict[str, tuple[str, ...]] = {
         "seminal vesicles",
     ),
 }
-"""What each field of section 2 may name when a vision-language model fills it."""
+"""Structures that a vision-language model may name in each field of section 2."""
 
 _SCALE = {
     "BI-RADS": r"BI-?\s?RADS(?:\s+(?:category|score))?",
@@ -127,32 +127,33 @@ _READ = {
 }
 
 
-def severity(text: str) -> str | None:
-    """The first grading in a text in its canonical form: ``"BIRADS 4"`` -> ``"BI-RADS 4"``; a bare degree counts; None = none.
+def parse_severity(text: str) -> str | None:
+    """Return the first grading in a text in its canonical form (``"BIRADS 4"`` -> ``"BI-RADS 4"``), else the first degree, else
+    None.
 
-    A value that its scale does not have (PI-RADS 7) is none.
+    A value that is not on its scale (PI-RADS 7) is ignored.
     """
-    graded: list[tuple[int, str]] = []
+    gradings: list[tuple[int, str]] = []
     for scale, pattern in _READ.items():
         for match in pattern.finditer(text):
             value = match.group(1).upper()
             value = value if value in SCALES[scale] else _ROMAN.get(value, value)
             if value in SCALES[scale]:
-                graded.append((match.start(), f"{scale} {value}"))
-    if graded:
-        return min(graded)[1]
-    found = re.search(rf"\b({'|'.join(DEGREES[1:])})\b", text, re.IGNORECASE)
-    return found.group(1).lower() if found else None
+                gradings.append((match.start(), f"{scale} {value}"))
+    if gradings:
+        return min(gradings)[1]
+    degree = re.search(rf"\b({'|'.join(DEGREES[1:])})\b", text, re.IGNORECASE)
+    return degree.group(1).lower() if degree else None
 
 
 def severity_pattern() -> str:
-    """Regular expression (ECMA 262, as JSON schema wants it) of the field ``severity_or_grading``; empty is allowed."""
+    """Return the regular expression (ECMA 262, as JSON schema requires) of the field ``severity_or_grading``; empty is allowed."""
     scales = [f"{scale} ({'|'.join(values)})" for scale, values in SCALES.items()]
     return "^(|" + "|".join([*DEGREES, *scales]) + ")$"
 
 
-def laterality(text: str) -> Side | None:
-    """The side that a text names; None where it names none."""
+def parse_laterality(text: str) -> Side | None:
+    """Return the side that a text names, None if it names none."""
     words = set(re.findall(r"[a-z]+", text.lower()))
     if "bilateral" in words or "both" in words or {"left", "right"} <= words:
         return "bilateral"

@@ -1,7 +1,7 @@
-"""What else looks like a finding: the lists of differential considerations that answers to open diagnostic questions name.
+"""Differential considerations for findings, used in the answers to open diagnostic questions.
 
-A list is general knowledge, not a statement about a patient: only the finding that the dataset itself names is ever called likely.
-Where the table has no entry, no differential is asked for. The first entry for the brain is the example of the paper's Fig. 4B.
+A list is general knowledge, not a statement about a patient: only the finding that the dataset itself states is called likely. For
+    a finding without an entry, no differential is asked for. The first entry for the brain is the example of the paper's Fig. 4B.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _TABLE: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def differential(finding: str, anatomy: str | None) -> list[str]:
-    """Considerations besides a finding of a body part; empty where the table has none."""
-    where, what = (anatomy or "").lower(), finding.lower()
+    """Return the considerations besides a finding in a body part; empty if the table has no entry."""
+    lowered_anatomy, lowered_finding = (anatomy or "").lower(), finding.lower()
     for body_part, words, considered in _TABLE:
-        if body_part in where and any(word in what for word in words):
-            return [one for one in considered if one != what]
+        if body_part in lowered_anatomy and any(word in lowered_finding for word in words):
+            return [consideration for consideration in considered if consideration != lowered_finding]
     return []

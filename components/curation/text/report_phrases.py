@@ -1,14 +1,14 @@
-"""From a radiologist's report to fields of the template: sections by their headings, sentences by their words. No model, no guess.
+"""Assign the sentences of a radiologist's report to fields of the template: sections by headings, sentences by words, no model.
 
-A sentence goes to the first field whose words it has; a sentence that no rule knows is left out, and so is every sentence that
-could name somebody. What is kept is the sentence as it stands, so a negation stays a negation.
+A sentence is assigned to the first field whose words it contains; a sentence without a matching rule is skipped, and so is every
+sentence that could identify a person. Sentences are copied verbatim, so that a negation stays a negation.
 """
 
 from __future__ import annotations
 
 import re
 
-from components.curation.text.controlled_vocabulary import severity
+from components.curation.text.controlled_vocabulary import parse_severity
 from components.ingestion.annotations.report_tables import sections, sentences
 
 _FINDING_WORDS: tuple[tuple[str, str], ...] = (
@@ -38,29 +38,32 @@ _RULES = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in _
 _RECOMMENDS = re.compile(
     r"\b(?:recommend\w*|advise\w*|follow[- ]?up|suggest(?:ed)? (?:biopsy|correlation)|biopsy|correlat\w+)\b", re.I
 )
-_LONGEST = 240
+_MAX_CHARACTERS = 240
 
 
 def parse_report(report: str) -> dict[str, str]:
-    """``"section.field"`` -> text of what a report says; only fields that it answers."""
+    """Return ``"section.field"`` -> text of the fields that a report answers."""
     parts = sections(report)
-    found: dict[str, list[str]] = {}
+    sentences_by_field: dict[str, list[str]] = {}
     for sentence in sentences(parts.get("findings", "")):
         if name := next((name for name, pattern in _RULES if pattern.search(sentence)), None):
-            found.setdefault(name, []).append(sentence)
+            sentences_by_field.setdefault(name, []).append(sentence)
     impression = sentences(parts.get("impression", ""))
-    advice = sentences(parts.get("recommendation", "")) + [one for one in impression if _RECOMMENDS.search(one)]
-    found["diagnostic_impression.suggestive_of"] = [one for one in impression if not _RECOMMENDS.search(one)]
-    found["diagnostic_impression.recommendation"] = advice
-    grading = severity(". ".join(impression)) or severity(". ".join(sentences(parts.get("findings", ""))))
-    texts = {name: _joined(kept) for name, kept in found.items()}
-    return {name: text for name, text in {**texts, "diagnostic_impression.severity_or_grading": grading or ""}.items() if text}
+    advice = sentences(parts.get("recommendation", "")) + [sentence for sentence in impression if _RECOMMENDS.search(sentence)]
+    sentences_by_field["diagnostic_impression.suggestive_of"] = [
+        sentence for sentence in impression if not _RECOMMENDS.search(sentence)
+    ]
+    sentences_by_field["diagnostic_impression.recommendation"] = advice
+    grading = parse_severity(". ".join(impression)) or parse_severity(". ".join(sentences(parts.get("findings", ""))))
+    texts = {name: _join_sentences(found) for name, found in sentences_by_field.items()}
+    texts["diagnostic_impression.severity_or_grading"] = grading or ""
+    return {name: text for name, text in texts.items() if text}
 
 
-def _joined(found: list[str]) -> str:
-    """As many whole sentences as fit; one that is too long alone is left out."""
-    kept: list[str] = []
-    for sentence in dict.fromkeys(found):
-        if sum(map(len, kept)) + len(sentence) + 2 * len(kept) <= _LONGEST:
-            kept.append(sentence)
-    return "; ".join(kept)
+def _join_sentences(candidates: list[str]) -> str:
+    """Join as many whole sentences as fit; skip a sentence that is too long by itself."""
+    joined: list[str] = []
+    for sentence in dict.fromkeys(candidates):
+        if sum(map(len, joined)) + len(sentence) + 2 * len(joined) <= _MAX_CHARACTERS:
+            joined.append(sentence)
+    return "; ".join(joined)

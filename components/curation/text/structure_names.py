@@ -1,4 +1,4 @@
-"""What the names in a card's label map mean: which are lesions, and which field of the template a structure belongs to."""
+"""Interpret the names in the label map of a card: which are lesions, and to which field of the template a structure belongs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LESION_WORDS = (
 )
 FLUID_WORDS = ("edema", "oedema", "effusion", "haemorrhage", "hemorrhage", "cyst")
 REFERENCE_TISSUES = ("white matter", "muscle")
-"""Signals are stated relative to the first of these that is labelled."""
+"""Signals are stated relative to the first of these that is labeled."""
 
 _FIELD_WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("bony_structures", ("bone", "vertebra", "femur", "tibia", "patella", "skull", "pelvis", "sacrum")),
@@ -35,7 +35,7 @@ _FIELD_WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("soft_tissues_and_musculature", ("muscle", "fat", "tendon", "skin", "scalp", "soft tissue")),
 )
 _ORGANS = ("left ventric", "right ventric", "myocard", "brainstem", "brain stem")
-"""Names that hold another field's word: the ventricles of the heart are no spaces of the brain."""
+"""Names that contain a word of another field: the ventricles of the heart are not spaces of the brain."""
 _KNEE_ORGANS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("menisci", ("menisc",)),
     ("cartilage", ("cartilage", "chondral")),
@@ -46,33 +46,33 @@ _KNEE_ORGANS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def is_lesion(name: str) -> bool:
-    """Whether a label's name says something pathological."""
+    """Return whether the name of a label is that of a lesion."""
     return any(word in name.lower() for word in LESION_WORDS)
 
 
 def is_fluid(name: str) -> bool:
-    """Whether a lesion's name says signal change or fluid rather than a mass."""
+    """Return whether the name of a lesion is that of a signal change or fluid rather than a mass."""
     return any(word in name.lower() for word in FLUID_WORDS)
 
 
 def lesion_values(label_map: dict[int, str]) -> list[int]:
-    """Label values that are lesions, sorted; the background (0) never is."""
+    """Return the label values of lesions, sorted; the background (0) is never one."""
     return sorted(value for value, name in label_map.items() if value and is_lesion(name))
 
 
 def structure_values(label_map: dict[int, str]) -> list[int]:
-    """Label values that are normal structures, sorted."""
+    """Return the label values of normal structures, sorted."""
     return sorted(value for value, name in label_map.items() if value and not is_lesion(name))
 
 
 def lesion_name(label_map: dict[int, str]) -> str:
-    """What the lesions of a dataset are called in boxes and answers: the one name, or ``lesion`` for several kinds."""
+    """Return the name of the lesions of a dataset in boxes and answers: its only lesion name, or ``lesion`` for several kinds."""
     names = [label_map[value].lower() for value in lesion_values(label_map)]
     return names[0] if len(names) == 1 else "lesion"
 
 
 def template_field(structure: str) -> str:
-    """The field of ``visible_anatomical_structures`` that a structure (or anatomy) belongs to."""
+    """Return the field of ``visible_anatomical_structures`` to which a structure or body part belongs."""
     lowered = structure.lower()
     if any(word in lowered for word in _ORGANS):
         return "organs_or_central_structures"
@@ -83,6 +83,6 @@ def template_field(structure: str) -> str:
 
 
 def knee_organ(text: str) -> str | None:
-    """The organ of a knee report (``joint_space``, ``menisci``, ...) that a structure or finding belongs to; None = of none."""
-    words = text.lower()
-    return next((organ for organ, known in _KNEE_ORGANS if any(word in words for word in known)), None)
+    """Return the organ of a knee report (``joint_space``, ``menisci``, ...) to which a structure or finding belongs, else None."""
+    lowered = text.lower()
+    return next((organ for organ, organ_words in _KNEE_ORGANS if any(word in lowered for word in organ_words)), None)

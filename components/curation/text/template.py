@@ -1,8 +1,8 @@
 """The hierarchical description template of the paper's Fig. 2: five sections, 19 fields, the figure's exact names.
 
-:class:`HierarchicalDescription` in JSON is the figure's form exactly: names and plain texts, ``""`` where nothing is known. Where
-each text comes from stands beside it (:class:`Draft`). The paragraph form ("Modality: MRI. Sequence: T1-weighted. ...") is what the
-network reads and writes; :func:`parse_paragraph` is its inverse, for metrics over fields.
+:class:`HierarchicalDescription` in JSON has exactly the form of the figure: names and plain texts, ``""`` if unknown. The source of
+each text is recorded separately (:class:`Draft`). The network reads and writes the paragraph form ("Modality: MRI. Sequence:
+T1-weighted. ..."); :func:`parse_paragraph` is its inverse, for metrics over fields.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROVENANCES: tuple[Provenance, ...] = ("header", "label", "report", "statistics"
 
 
 def _one_of(words: tuple[str, ...]) -> Any:
-    """A text of a controlled vocabulary, or nothing."""
+    """Return a field that accepts a text of a controlled vocabulary or an empty text."""
     return Field(
         default="", pattern="^(|" + "|".join(re.escape(word) for word in words) + ")$", json_schema_extra={"enum": ["", *words]}
     )
@@ -32,7 +32,7 @@ class _Section(BaseModel):
 
 
 class ImageModalitySequence(_Section):
-    """Level 1: what was acquired, and how."""
+    """Level 1: the acquisition."""
 
     modality: str = _one_of(MODALITIES)
     sequence: str = _one_of(SEQUENCES)
@@ -41,7 +41,7 @@ class ImageModalitySequence(_Section):
 
 
 class VisibleAnatomicalStructures(_Section):
-    """Level 2: what is seen."""
+    """Level 2: the visible structures."""
 
     bony_structures: str = ""
     articular_structures: str = ""
@@ -52,7 +52,7 @@ class VisibleAnatomicalStructures(_Section):
 
 
 class TissueSignalCharacteristics(_Section):
-    """Level 3: how it looks."""
+    """Level 3: the appearance of the tissues."""
 
     normal_signal_appearance: str = ""
     abnormal_signal_patterns: str = ""
@@ -60,7 +60,7 @@ class TissueSignalCharacteristics(_Section):
 
 
 class PathologicalFindings(_Section):
-    """Level 4: what is wrong."""
+    """Level 4: the abnormalities."""
 
     structural_abnormalities: str = ""
     signal_abnormalities_or_fluid_collections: str = ""
@@ -68,7 +68,7 @@ class PathologicalFindings(_Section):
 
 
 class DiagnosticImpression(_Section):
-    """Level 5: what it means."""
+    """Level 5: the interpretation."""
 
     suggestive_of: str = ""
     severity_or_grading: Annotated[str, Field(pattern=severity_pattern())] = ""
@@ -85,11 +85,11 @@ class HierarchicalDescription(_Section):
     diagnostic_impression: DiagnosticImpression = DiagnosticImpression()
 
     @classmethod
-    def of(cls, fields: dict[str, str]) -> HierarchicalDescription:
-        """From ``"section.field"`` -> text.
+    def from_fields(cls, fields: dict[str, str]) -> HierarchicalDescription:
+        """Build the description from ``"section.field"`` -> text.
 
         Raises:
-            pydantic.ValidationError: a name that Fig. 2 does not have, or a word outside its vocabulary.
+            pydantic.ValidationError: a field name is not in Fig. 2, or a word is not in its vocabulary.
         """
         sections: dict[str, dict[str, str]] = {}
         for name, text in fields.items():
@@ -98,7 +98,7 @@ class HierarchicalDescription(_Section):
         return cls.model_validate(sections)
 
     def fields(self) -> dict[str, str]:
-        """``"section.field"`` -> text, in the order of Fig. 2."""
+        """Return ``"section.field"`` -> text, in the order of Fig. 2."""
         return {
             f"{section}.{name}": getattr(getattr(self, section), name)
             for section in type(self).model_fields
@@ -106,7 +106,7 @@ class HierarchicalDescription(_Section):
         }
 
     def paragraph(self) -> str:
-        """The known fields as one paragraph."""
+        """Return the known fields as one paragraph."""
         return paragraph(self.fields())
 
 
@@ -116,19 +116,19 @@ FIELD_NAMES: tuple[str, ...] = tuple(HierarchicalDescription().fields())
 
 @dataclass
 class Draft:
-    """A description in the making: the first source that answers a field keeps it, so ask the most trusted first."""
+    """A description under construction: the first source of a field is kept, so that the most trusted source must come first."""
 
     texts: dict[str, str] = field(default_factory=lambda: dict.fromkeys(FIELD_NAMES, ""))
     provenance: dict[str, Provenance] = field(default_factory=lambda: dict.fromkeys(FIELD_NAMES, "none"))
 
-    def put(self, name: str, text: str | None, provenance: Provenance) -> None:
-        """Fill one ``"section.field"`` unless it is filled; nothing for no text."""
+    def fill(self, name: str, text: str | None, provenance: Provenance) -> None:
+        """Fill one ``"section.field"`` unless it is filled already or the text is empty."""
         if text and not self.texts[name]:
             self.texts[name], self.provenance[name] = text, provenance
 
 
 def paragraph(fields: dict[str, str]) -> str:
-    """``"section.field"`` -> text as one paragraph, in the order of Fig. 2; empty fields are left out."""
+    """Format ``"section.field"`` -> text as one paragraph, in the order of Fig. 2; empty fields are omitted."""
     return " ".join(f"{_label(name)}: {fields[name]}." for name in FIELD_NAMES if fields.get(name))
 
 
@@ -143,13 +143,13 @@ _START = re.compile("(?:^|(?<=[. ]))(" + "|".join(re.escape(label) for label in 
 
 
 def parse_paragraph(text: str) -> dict[str, str]:
-    """``"section.field"`` -> text of every field found in a paragraph or report; the first wins where one is repeated.
+    """Parse a paragraph or report into ``"section.field"`` -> text; the first occurrence of a repeated field is used.
 
-    The organs of knee reports are found under ``knee.<organ>``.
+    The organs of knee reports are returned as ``knee.<organ>``.
     """
     starts = list(_START.finditer(text))
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for this, following in zip(starts, [*starts[1:], None], strict=False):
         value = text[this.end() : following.start() if following else len(text)].strip().removesuffix(".")
-        found.setdefault(_LABELS[this.group(1)], value)
-    return found
+        fields.setdefault(_LABELS[this.group(1)], value)
+    return fields

@@ -137,7 +137,7 @@ def test_no_flipped_byte_changes_a_value_and_every_one_is_found(tmp_path: Path) 
         try:
             np.testing.assert_array_equal(store.read(NAME), truth)
         except BadInput as error:
-            assert "damaged" in error.what and error.remedy.startswith("omnimri data verify")
+            assert "damaged" in error.what and error.remedy.startswith("run omnimri data verify --repair")
             refused += 1
         if place % 8 == 0:
             assert store.find_faults(NAME, "voxels", md5)

@@ -23,7 +23,7 @@ from components.curation.measure.volume_facts import SliceFacts, compute_slice_f
 from components.curation.preview import write_preview
 from components.curation.store import VolumeStore
 from components.curation.table_rows import BoxRecord, MeasureRecord
-from components.curation.text.controlled_vocabulary import DEGREES, SCALES, laterality, severity
+from components.curation.text.controlled_vocabulary import DEGREES, SCALES, parse_laterality, parse_severity
 from components.curation.text.descriptions import describe
 from components.curation.text.differentials import differential
 from components.curation.text.instructions import candidates, report_text
@@ -79,14 +79,14 @@ def test_the_template_is_that_of_figure_2() -> None:
 def test_the_schema_that_the_command_prints_accepts_what_is_written_and_no_other_word() -> None:
     done = subprocess.run([sys.executable, "-m", "flows.cli", "schema", "description"], capture_output=True, text=True, check=True)
     schema = Draft202012Validator(json.loads(done.stdout))
-    good = HierarchicalDescription.of(
+    good = HierarchicalDescription.from_fields(
         {"image_modality_sequence.plane": "axial", "diagnostic_impression.severity_or_grading": "BI-RADS 4"}
     )
     assert schema.is_valid(json.loads(good.model_dump_json()))
     for name, word in (("plane", "transverse"), ("sequence", "T9"), ("modality", "CT")):
         assert not schema.is_valid({"image_modality_sequence": {name: word}})
         with pytest.raises(ValidationError):
-            HierarchicalDescription.of({f"image_modality_sequence.{name}": word})
+            HierarchicalDescription.from_fields({f"image_modality_sequence.{name}": word})
 
 
 @given(st.dictionaries(st.sampled_from(FIELD_NAMES[3:16]), st.from_regex(r"[a-z][a-z ,;0-9]{0,30}[a-z]", fullmatch=True)))
@@ -111,23 +111,23 @@ def test_a_paragraph_can_be_read_back(fields: dict[str, str]) -> None:
     ],
 )
 def test_gradings_are_read_in_their_scale(text: str, canonical: str | None) -> None:
-    assert severity(text) == canonical
+    assert parse_severity(text) == canonical
 
 
 def test_every_grading_of_every_scale_is_read_as_itself_and_allowed() -> None:
     for scale, values in SCALES.items():
         for value in values:
-            assert severity(f"{scale} {value}") == f"{scale} {value}"
-            HierarchicalDescription.of({"diagnostic_impression.severity_or_grading": f"{scale} {value}"})
+            assert parse_severity(f"{scale} {value}") == f"{scale} {value}"
+            HierarchicalDescription.from_fields({"diagnostic_impression.severity_or_grading": f"{scale} {value}"})
     for degree in DEGREES:
-        HierarchicalDescription.of({"diagnostic_impression.severity_or_grading": degree})
+        HierarchicalDescription.from_fields({"diagnostic_impression.severity_or_grading": degree})
 
 
 @pytest.mark.parametrize(
     ("text", "side"), [("left lobe", "left"), ("both knees", "bilateral"), ("left and right", "bilateral"), ("lobe", None)]
 )
 def test_sides_are_read(text: str, side: str | None) -> None:
-    assert laterality(text) == side
+    assert parse_laterality(text) == side
 
 
 def test_a_report_gives_its_sentences_to_the_fields_and_names_nobody() -> None:

@@ -1,7 +1,6 @@
-"""Defects in pixels and masks themselves, not in what was recorded of them: each volume is curated as any other, and the rule must
-report it from what curation then records.
+"""Defects in pixels and masks: each volume is curated like any other, and its rule must report it from the recorded values.
 
-Not noticed, and so not planted: an image turned over under its own mask where the two halves of what is masked are alike.
+Not detected, and therefore not planted: an image that is flipped under its own mask, if the two halves under the mask are alike.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from components.validation.validation_gate import run_rules
 from tests.helpers.corpora import SEQUENCES, card, tiny_series, tiny_settings, tiny_volume
 from tests.helpers.defects import PIXEL_DEFECTS, PixelDefect
 
-GOOD = 6
+VALID_PATIENTS = 6
 
 
-def _sided(seed: int, sequence: str) -> Volume:
-    """A volume whose lesion lies clearly to one side."""
+def _with_lesion_on_one_side(seed: int, sequence: str) -> Volume:
+    """Return a volume whose lesion is clearly on one side."""
     volume = tiny_volume(seed, sequence, lesion=False)
     assert volume.labels is not None
     labels, voxels = volume.labels.copy(), volume.voxels.copy()
@@ -39,22 +38,22 @@ def _sided(seed: int, sequence: str) -> Volume:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, set[str]], dict[str, str]]]:
-    """(Rule -> volumes that it reports, defect -> volume that it was planted in); every patient has a T1 and a T2."""
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, set[str]], dict[str, str]]]:
+    """(rule -> reported volumes, defect -> volume in which it was planted); every patient has a T1 and a T2."""
     root: Path = tmp_path_factory.mktemp("pixels")
     store, settings, facts = VolumeStore(root / STORE), tiny_settings(), card()
     curated: dict[str, CuratedVolume] = {}
     planted: dict[str, str] = {}
-    patients: list[PixelDefect | None] = [*PIXEL_DEFECTS, *[None] * GOOD]
+    patients: list[PixelDefect | None] = [*PIXEL_DEFECTS, *[None] * VALID_PATIENTS]
     for number, defect in enumerate(patients):
         for sequence in SEQUENCES:
-            volume = _sided(number, sequence)
+            volume = _with_lesion_on_one_side(number, sequence)
             name = digest(number, sequence)[:32]
             if defect is not None and sequence == "T1-weighted":
                 volume, planted[defect.name] = defect.plant(volume), name
             series = tiny_series(f"{number}-{sequence}", f"p{number:012x}")
             curated[name] = curate_volume(name, volume, series, facts, settings, store)
-    records = [one.record for one in curated.values()]
+    records = [volume.record for volume in curated.values()]
     write_corpus(root, records, curated.__getitem__, {facts.dataset_id: facts}, settings, inputs="pixels")
     tables = {"volumes": build_dataframes(Corpus.open(root))["volumes"]}
     report, quarantine = run_rules("pixels", tables, root / "gx")
@@ -67,23 +66,23 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, 
 
 
 @pytest.mark.parametrize("defect", PIXEL_DEFECTS, ids=lambda defect: defect.name.replace(" ", "-"))
-def test_what_is_wrong_in_the_pixels_is_caught_by_its_rule(
-    defect: PixelDefect, found: tuple[dict[str, set[str]], dict[str, str]]
+def test_every_defect_in_the_pixels_is_reported_by_its_rule(
+    defect: PixelDefect, reported: tuple[dict[str, set[str]], dict[str, str]]
 ) -> None:
-    rows, planted = found
+    rows, planted = reported
     assert planted[defect.name] in rows.get(defect.rule, set())
 
 
-def test_no_rule_reports_a_volume_that_nothing_was_planted_in(found: tuple[dict[str, set[str]], dict[str, str]]) -> None:
-    """But the other sequence of a patient whose sides contradict each other: which of the two is wrong, nobody can know."""
-    rows, planted = found
-    both = digest(next(n for n, one in enumerate(PIXEL_DEFECTS) if "one sequence" in one.name), "T2-weighted")[:32]
-    assert set().union(*rows.values()) <= {*planted.values(), both}
+def test_no_rule_reports_a_volume_without_a_planted_defect(reported: tuple[dict[str, set[str]], dict[str, str]]) -> None:
+    """Except for the other sequence of a patient with contradicting sides, because either of the two may be wrong."""
+    rows, planted = reported
+    other = digest(next(number for number, defect in enumerate(PIXEL_DEFECTS) if "one sequence" in defect.name), "T2-weighted")[:32]
+    assert set().union(*rows.values()) <= {*planted.values(), other}
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.1, 0.3])
-def test_a_noisy_image_is_an_image(sigma: float) -> None:
-    """Up to a signal-to-noise ratio of about 3 it keeps twice the bound of the rule."""
+def test_a_noisy_image_is_not_reported_as_noise(sigma: float) -> None:
+    """Down to a signal-to-noise ratio of about 3, the correlation is at least twice the limit of the rule."""
     rng = np.random.default_rng(0)
     image = tiny_volume(1, matrix=64).voxels / 900
     noisy = np.abs(image + sigma * (rng.normal(size=image.shape) + 1j * rng.normal(size=image.shape)))

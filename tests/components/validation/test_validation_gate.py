@@ -1,4 +1,4 @@
-"""A good corpus passes; every planted defect is reported by the rule that is meant for it, at the row where it was planted."""
+"""A valid corpus passes; every planted defect is reported by its rule, at the row where it was planted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.helpers.defects import (
     PIXEL_DEFECTS,
     Defect,
     Tables,
-    Victim,
+    Target,
     as_markdown,
     rules_as_markdown,
 )
@@ -46,204 +46,209 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return tiny_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def _seen(corpus: Corpus, tables: Tables) -> Corpus:
-    """A corpus of these rows, whatever is wrong with them."""
-    seen = Corpus(corpus.root, corpus.summary)
-    seen.__dict__.update(
-        volumes={one.volume_id: one for one in tables.volumes},
-        descriptions={one.volume_id: one for one in tables.descriptions},
+def _with_tables(corpus: Corpus, tables: Tables) -> Corpus:
+    """Return a corpus with these rows, valid or not."""
+    changed = Corpus(corpus.root, corpus.summary)
+    changed.__dict__.update(
+        volumes={row.volume_id: row for row in tables.volumes},
+        descriptions={row.volume_id: row for row in tables.descriptions},
         instructions=tables.instructions,
-        splits={one.patient_id: one.split for one in tables.splits},
+        splits={row.patient_id: row.split for row in tables.splits},
     )
-    return seen
+    return changed
 
 
 class Cohort:
-    """A good corpus with a patient of its own (two volumes) for every defect, copied from the patients of the tiny corpus."""
+    """A valid corpus with one patient (two volumes) for every defect, copied from the patients of the tiny corpus."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus, self.tables = corpus, Tables([], [], [], [], [])
-        self.victims: dict[str, Victim] = {}
+        self.targets: dict[str, Target] = {}
 
     def add(self, defect: Defect, number: int) -> None:
-        """The next patient: a copy of one who has what the defect needs."""
-        patient, volume_id = self._model(defect)
+        """Add a patient for a defect: a copy of one with the task and lesion that the defect needs."""
+        patient, volume_id = self._find_source(defect)
         renamed = f"p{0xA00000 + number:012x}"
-        for volume in [one for one in self.corpus.volumes.values() if one.patient_id == patient]:
+        for volume in [row for row in self.corpus.volumes.values() if row.patient_id == patient]:
             new = digest(volume.volume_id, number)[:32]
             for name in ARRAYS:
                 if self.corpus.store.has(volume.volume_id, name):
                     self.corpus.store.write(new, name, self.corpus.store.read(volume.volume_id, name))
-            asked = [one for one in self.corpus.instructions if one.volume_id == volume.volume_id]
+            instructions = [row for row in self.corpus.instructions if row.volume_id == volume.volume_id]
             if volume.volume_id == volume_id:
-                first = next(i for i, one in enumerate(asked) if self._asks(defect, one))
-                self.victims[defect.name] = Victim(
+                first = next(number for number, row in enumerate(instructions) if self._is_suitable(defect, row))
+                self.targets[defect.name] = Target(
                     len(self.tables.volumes), len(self.tables.descriptions), len(self.tables.instructions) + first
                 )
             changes = {"volume_id": new, "patient_id": renamed}
             self.tables.volumes.append(volume.model_copy(update={**changes, "content_md5": digest(new)[:32]}))
             self.tables.descriptions.append(self.corpus.descriptions[volume.volume_id].model_copy(update={"volume_id": new}))
             self.tables.instructions += [
-                one.model_copy(update={**changes, "sample_id": digest(one.sample_id, number)[:32]}) for one in asked
+                row.model_copy(update={**changes, "sample_id": digest(row.sample_id, number)[:32]}) for row in instructions
             ]
         self.tables.splits.append(SplitRecord(patient_id=renamed, split=self.corpus.splits[patient]))
 
-    def _asks(self, defect: Defect, one: InstructionRecord) -> bool:
-        return one.task == defect.task and (defect.task != "detection" or bool(one.boxes))
+    def _is_suitable(self, defect: Defect, row: InstructionRecord) -> bool:
+        return row.task == defect.task and (defect.task != "detection" or bool(row.boxes))
 
-    def _model(self, defect: Defect) -> tuple[str, str]:
-        """(Patient, volume) of the tiny corpus with a lesion on one side, if asked for, and an instruction of the task."""
+    def _find_source(self, defect: Defect) -> tuple[str, str]:
+        """Return (patient, volume) of the tiny corpus with an instruction of the task and, if required, a lesion on one side."""
         for volume in self.corpus.volumes.values():
-            sides = [one.side for one in self.corpus.descriptions[volume.volume_id].measures if one.lesion]
-            sided = sides in (["left"], ["right"])
-            asked = any(one.volume_id == volume.volume_id and self._asks(defect, one) for one in self.corpus.instructions)
-            if asked and (not defect.lesion or (volume.lesion and sided)):
+            measures = self.corpus.descriptions[volume.volume_id].measures
+            one_sided = [measure.side for measure in measures if measure.lesion] in (["left"], ["right"])
+            instructions = [row for row in self.corpus.instructions if row.volume_id == volume.volume_id]
+            suitable = any(self._is_suitable(defect, row) for row in instructions)
+            if suitable and (not defect.lesion or (volume.lesion and one_sided)):
                 return volume.patient_id, volume.volume_id
         raise AssertionError(f"no volume to plant '{defect.name}' in")
 
     def key(self, defect: Defect) -> str:
-        """The id of the row that the defect's rule must report."""
-        victim, table = self.victims[defect.name], defect.rule.partition(".")[0]
+        """Return the id of the row that the rule of the defect must report."""
+        target, table = self.targets[defect.name], defect.rule.partition(".")[0]
         if table == "splits":
             return self.tables.splits[-1].patient_id
         if table == "instructions":
-            return self.tables.instructions[victim.instruction].sample_id
-        return self.tables.volumes[victim.volume].volume_id
+            return self.tables.instructions[target.instruction].sample_id
+        return self.tables.volumes[target.volume].volume_id
 
 
 @pytest.fixture(scope="module")
 def cohort(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     copy = tmp_path_factory.mktemp("cohort") / "corpus"
     shutil.copytree(corpus.root, copy)
-    made = Cohort(Corpus(copy, corpus.summary))
+    cohort = Cohort(Corpus(copy, corpus.summary))
     for number, defect in enumerate(DEFECTS):
-        made.add(defect, number)
-    return made
+        cohort.add(defect, number)
+    return cohort
 
 
 @pytest.fixture(scope="module")
-def spoilt(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, set[str]], dict[str, str], Path]:
-    """(Rule -> rows it reports, defect -> row it must be reported at, project) of a cohort with every defect planted."""
-    assert build_dataframes(_seen(cohort.corpus, cohort.tables))["volumes"]["shape_in_store"].all()
-    tables = Tables(*(list(part) for part in vars(cohort.tables).values()))
+def planted(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, set[str]], dict[str, str], Path]:
+    """(rule -> reported rows, defect -> row that must be reported, project) of a cohort with every defect planted."""
+    assert build_dataframes(_with_tables(cohort.corpus, cohort.tables))["volumes"]["shape_in_store"].all()
+    tables = Tables(*(list(rows) for rows in vars(cohort.tables).values()))
     for defect in DEFECTS:
-        defect.plant(tables, cohort.victims[defect.name])
+        defect.plant(tables, cohort.targets[defect.name])
     for volume_id in tables.missing_arrays:
         cohort.corpus.store.remove(volume_id)
     keys = {defect.name: cohort.key(defect) for defect in DEFECTS}
     keys |= {defect.name: tables.splits[-1].patient_id for defect in DEFECTS if defect.rule.startswith("splits.")}
-    project = tmp_path_factory.mktemp("spoilt")
-    report, quarantine = run_rules(corpus_digest="spoilt", tables=build_dataframes(_seen(cohort.corpus, tables)), project=project)
+    project = tmp_path_factory.mktemp("planted")
+    report, quarantine = run_rules(
+        corpus_digest="planted", tables=build_dataframes(_with_tables(cohort.corpus, tables)), project=project
+    )
     assert not report.passed
-    found: dict[str, set[str]] = {}
+    reported: dict[str, set[str]] = {}
     for rows in quarantine.values():
         for key, names in rows.items():
             for name in names:
-                found.setdefault(name, set()).add(key)
+                reported.setdefault(name, set()).add(key)
     for table in report.tables:
         for failure in (*table.failures, *table.left_out):
-            found.setdefault(f"{failure.table}.{failure.rule}", set()).update(failure.examples)
-    return found, keys, project
+            reported.setdefault(f"{failure.table}.{failure.rule}", set()).update(failure.examples)
+    return reported, keys, project
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name.replace(" ", "-"))
-def test_every_planted_defect_is_caught_by_its_rule(
-    defect: Defect, spoilt: tuple[dict[str, set[str]], dict[str, str], Path]
+def test_every_planted_defect_is_reported_by_its_rule(
+    defect: Defect, planted: tuple[dict[str, set[str]], dict[str, str], Path]
 ) -> None:
-    found, keys, _ = spoilt
-    assert keys[defect.name] in found.get(defect.rule, set())
+    reported, keys, _ = planted
+    assert keys[defect.name] in reported.get(defect.rule, set())
 
 
-def test_a_slice_shown_at_two_accelerations_is_asked_about_twice(corpus: Corpus) -> None:
-    asked = [one for one in corpus.instructions if one.task == "reconstruction"]
-    faster = [one.model_copy(update={"sample_id": digest(one.sample_id)[:32], "acceleration": 8}) for one in asked]
-    seen = _seen(corpus, Tables(list(corpus.volumes.values()), list(corpus.descriptions.values()), [*asked, *faster], [], []))
-    assert asked and build_dataframes(seen)["instructions"]["question"].is_unique
+def test_the_same_question_at_two_accelerations_is_not_a_repetition(corpus: Corpus) -> None:
+    questions = [row for row in corpus.instructions if row.task == "reconstruction"]
+    faster = [row.model_copy(update={"sample_id": digest(row.sample_id)[:32], "acceleration": 8}) for row in questions]
+    repeated = _with_tables(
+        corpus, Tables(list(corpus.volumes.values()), list(corpus.descriptions.values()), [*questions, *faster], [], [])
+    )
+    assert questions and build_dataframes(repeated)["instructions"]["question"].is_unique
 
 
-def test_no_personal_text_reaches_results_or_data_docs(spoilt: tuple[dict[str, set[str]], dict[str, str], Path]) -> None:
-    _, _, project = spoilt
+def test_no_personal_text_reaches_results_or_data_docs(planted: tuple[dict[str, set[str]], dict[str, str], Path]) -> None:
+    _, _, project = planted
     for path in project.rglob("*"):
         if path.suffix in (".json", ".html"):
             text = path.read_text()
             assert not [word for word in PERSONAL if re.search(rf"\b{re.escape(word)}\b", text)], path
 
 
-def _of_volumes(change: Callable[[VolumeRecord], dict[str, Any]]) -> Callable[[Tables], None]:
-    def drifted(tables: Tables) -> None:
-        tables.volumes = [one.model_copy(update=change(one)) for one in tables.volumes]
+def _change_volumes(change: Callable[[VolumeRecord], dict[str, Any]]) -> Callable[[Tables], None]:
+    def drift(tables: Tables) -> None:
+        tables.volumes = [row.model_copy(update=change(row)) for row in tables.volumes]
 
-    return drifted
-
-
-def _only(keep: Callable[[VolumeRecord], bool]) -> Callable[[Tables], None]:
-    def drifted(tables: Tables) -> None:
-        tables.volumes = [one for one in tables.volumes if keep(one)]
-
-    return drifted
+    return drift
 
 
-def _larger_masks(tables: Tables) -> None:
+def _keep_volumes(condition: Callable[[VolumeRecord], bool]) -> Callable[[Tables], None]:
+    def drift(tables: Tables) -> None:
+        tables.volumes = [row for row in tables.volumes if condition(row)]
+
+    return drift
+
+
+def _enlarge_masks(tables: Tables) -> None:
     tables.descriptions = [
-        one.model_copy(update={"measures": [m.model_copy(update={"volume_ml": 2 * m.volume_ml}) for m in one.measures]})
-        for one in tables.descriptions
+        row.model_copy(update={"measures": [m.model_copy(update={"volume_ml": 2 * m.volume_ml}) for m in row.measures]})
+        for row in tables.descriptions
     ]
 
 
-def _shorter(tables: Tables) -> None:
-    tables.descriptions = [one.model_copy(update={"text": one.text[:40]}) for one in tables.descriptions]
+def _shorten_descriptions(tables: Tables) -> None:
+    tables.descriptions = [row.model_copy(update={"text": row.text[:40]}) for row in tables.descriptions]
 
 
-def _without_segmentation(tables: Tables) -> None:
-    tables.instructions = [one for one in tables.instructions if one.task != "segmentation"]
+def _remove_segmentation(tables: Tables) -> None:
+    tables.instructions = [row for row in tables.instructions if row.task != "segmentation"]
 
 
-DRIFTERS: dict[str, Callable[[Tables], None]] = {
-    "half of the volumes lost": _only(lambda one: int(one.volume_id[:8], 16) % 2 == 0),
-    "all T2-weighted images lost": _only(lambda one: one.sequence != "T2-weighted"),
-    "another scanner's field strength": _of_volumes(lambda one: {"field_strength_t": 1.5}),
-    "patients moved from training to test": _of_volumes(lambda one: {"split": "test"}),
-    "lesions vanished": _of_volumes(lambda one: {"lesion": False}),
-    "repetition times doubled": _of_volumes(lambda one: {"repetition_time_ms": 9_000.0}),
-    "echo times in another unit": _of_volumes(lambda one: {"echo_time_ms": (one.echo_time_ms or 1.0) / 1000}),
-    "a much older cohort": _of_volumes(lambda one: {"age_years": 85.0}),
-    "intensities a thousand times larger": _of_volumes(lambda one: {"intensity_scale": one.intensity_scale * 1000}),
-    "images with half the contrast": _of_volumes(lambda one: {"voxel_deviation": one.voxel_deviation / 2}),
-    "masks twice as large": _larger_masks,
-    "descriptions cut short": _shorter,
-    "no instructions of one kind": _without_segmentation,
+DRIFTS_TO_PLANT: dict[str, Callable[[Tables], None]] = {
+    "half of the volumes lost": _keep_volumes(lambda row: int(row.volume_id[:8], 16) % 2 == 0),
+    "all T2-weighted images lost": _keep_volumes(lambda row: row.sequence != "T2-weighted"),
+    "another scanner's field strength": _change_volumes(lambda row: {"field_strength_t": 1.5}),
+    "patients moved from training to test": _change_volumes(lambda row: {"split": "test"}),
+    "lesions vanished": _change_volumes(lambda row: {"lesion": False}),
+    "repetition times doubled": _change_volumes(lambda row: {"repetition_time_ms": 9_000.0}),
+    "echo times in another unit": _change_volumes(lambda row: {"echo_time_ms": (row.echo_time_ms or 1.0) / 1000}),
+    "a much older cohort": _change_volumes(lambda row: {"age_years": 85.0}),
+    "intensities a thousand times larger": _change_volumes(lambda row: {"intensity_scale": row.intensity_scale * 1000}),
+    "images with half the contrast": _change_volumes(lambda row: {"voxel_deviation": row.voxel_deviation / 2}),
+    "masks twice as large": _enlarge_masks,
+    "descriptions cut short": _shorten_descriptions,
+    "no instructions of one kind": _remove_segmentation,
 }
 
 
-def test_every_drift_is_caught_by_its_rule_and_no_change_is_none(cohort: Cohort, tmp_path: Path) -> None:
-    """Every change is a row of one table, so that Great Expectations runs once."""
-    before = profile_corpus(_seen(cohort.corpus, cohort.tables))
+def test_every_drift_is_reported_by_its_rule_and_an_unchanged_corpus_is_not(cohort: Cohort, tmp_path: Path) -> None:
+    """All changes are rows of one table, so that Great Expectations runs once."""
+    before = profile_corpus(_with_tables(cohort.corpus, cohort.tables))
     rows = [measure_drift(before, before).assign(dataset_id="nothing changed")]
-    for name, change in DRIFTERS.items():
-        tables = Tables(*(list(part) for part in vars(cohort.tables).values()))
+    for name, change in DRIFTS_TO_PLANT.items():
+        tables = Tables(*(list(rows) for rows in vars(cohort.tables).values()))
         change(tables)
-        rows.append(measure_drift(before, profile_corpus(_seen(cohort.corpus, tables))).assign(dataset_id=name))
+        rows.append(measure_drift(before, profile_corpus(_with_tables(cohort.corpus, tables))).assign(dataset_id=name))
     table = pd.concat(rows)
     report, _ = run_rules("drifted", {"drift": table}, tmp_path)
-    assert DRIFTERS.keys() == DRIFTED.keys() and len(DRIFTED) == len(DRIFTS)
+    assert DRIFTS_TO_PLANT.keys() == DRIFTED.keys() and len(DRIFTED) == len(DRIFTS)
     limits = {f"drift.{column}_as_before": (column, limit) for column, (_, limit) in DRIFTS.items()}
     for name, rule in DRIFTED.items():
         column, limit = limits[rule]
         assert float(table.loc[table.dataset_id == name, column].iloc[0]) > limit, name
-    (checked,) = report.tables
-    assert {f"drift.{failure.rule}" for failure in checked.failures} == set(DRIFTED.values())
-    assert all("nothing changed" not in failure.examples for failure in checked.failures)
+    (result,) = report.tables
+    assert {f"drift.{failure.rule}" for failure in result.failures} == set(DRIFTED.values())
+    assert all("nothing changed" not in failure.examples for failure in result.failures)
     assert (table.loc[table.dataset_id == "nothing changed", list(DRIFTS)] == 0).all(axis=None)
 
 
-def test_at_least_forty_kinds_are_planted_and_every_one_names_a_rule_that_exists() -> None:
-    names = {rule.title for found in rules().values() for rule in found}
+def test_at_least_forty_defects_are_planted_and_each_names_an_existing_rule() -> None:
+    names = {rule.title for table_rules in rules().values() for rule in table_rules}
     assert {defect.rule for defect in (*DEFECTS, *PIXEL_DEFECTS)} | set(DRIFTED.values()) <= names
     assert len({defect.name for defect in DEFECTS}) == len(DEFECTS) >= 40
 
 
-def test_the_table_of_the_documentation_is_up_to_date() -> None:
-    assert as_markdown() in PAGE.read_text(), "python -m tests.helpers.defects prints it"
+def test_the_tables_of_the_documentation_are_up_to_date() -> None:
+    assert as_markdown() in PAGE.read_text(), "print it with python -m tests.helpers.defects"
     assert rules_as_markdown() in PAGE.read_text()
 
 
@@ -253,7 +258,7 @@ def _validate(own: Corpus, **options: Any) -> ValidationReport:
 
 @pytest.fixture(scope="module")
 def accepted(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, ValidationReport]:
-    """The tiny corpus, accepted once, with its project beside it."""
+    """The tiny corpus, accepted once, with its project in the same folder."""
     folder = tmp_path_factory.mktemp("accepted")
     shutil.copytree(corpus.root, folder / "corpus")
     own = Corpus.open(folder / "corpus")
@@ -262,21 +267,21 @@ def accepted(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 @pytest.fixture
 def own(accepted: tuple[Corpus, ValidationReport], tmp_path: Path) -> Corpus:
-    """The same in a folder of this test's own."""
+    """A copy of the accepted corpus and its project for one test."""
     shutil.copytree(accepted[0].root.parent, tmp_path / "own")
     return Corpus.open(tmp_path / "own" / "corpus")
 
 
-def test_a_good_corpus_passes_is_not_validated_twice_and_nothing_is_left_out(accepted: tuple[Corpus, ValidationReport]) -> None:
+def test_a_valid_corpus_passes_without_quarantine_and_is_not_validated_twice(accepted: tuple[Corpus, ValidationReport]) -> None:
     own, first = accepted
     first.require()
-    assert {one.table: one.rows for one in first.tables}["volumes"] == len(own.volumes)
-    assert not any(one.failures or one.left_out for one in first.tables) and not first.quarantined
+    assert {result.table: result.rows for result in first.tables}["volumes"] == len(own.volumes)
+    assert not any(result.failures or result.left_out for result in first.tables) and not first.quarantined
     assert first.data_docs.is_file() and "volumes" in first.data_docs.read_text()
     again = _validate(own)
     assert again.reused and not first.reused and again == first
     pages = "".join(path.read_text() for path in first.data_docs.parent.rglob("*.html"))
-    assert "The echo time is one of MRI, in milliseconds." in pages, "Data Docs speak of images, not of columns"
+    assert "The echo time is in the range of MRI, in milliseconds." in pages, "Data Docs describe images, not columns"
 
 
 def test_the_inputs_of_validation_are_the_tables_and_the_code(own: Corpus, tmp_path: Path) -> None:
@@ -286,7 +291,7 @@ def test_the_inputs_of_validation_are_the_tables_and_the_code(own: Corpus, tmp_p
     assert validation_inputs(tmp_path / "nothing").corpus == ""
 
 
-def test_a_changed_corpus_is_measured_against_the_accepted_one(own: Corpus) -> None:
+def test_a_changed_corpus_is_compared_with_the_accepted_one(own: Corpus) -> None:
     accepted = read_json(own.root.parent / "gx" / "accepted.json")
     accepted["digest"] = "the version before"
     accepted["profile"]["tiny-brain"]["volumes"]["count"] = 40
@@ -302,31 +307,31 @@ def test_a_changed_corpus_is_measured_against_the_accepted_one(own: Corpus) -> N
     assert "withdrew" in read_json(own.root.parent / "gx" / "accepted.json")["reason"]
 
 
-def test_rows_within_a_tolerance_are_left_out_and_the_rest_goes_on(cohort: Cohort, tmp_path: Path) -> None:
-    """One volume of 160 with an echo time in seconds: 0.6 %, of 2 % allowed."""
+def test_rows_within_a_tolerance_are_quarantined_and_the_corpus_passes(cohort: Cohort, tmp_path: Path) -> None:
+    """One volume of 160 has an echo time in seconds: 0.6 % of 2 % allowed."""
     volumes = list(cohort.tables.volumes)
     volumes[3] = volumes[3].model_copy(update={"echo_time_ms": 0.09})
     tables = Tables(volumes, *list(vars(cohort.tables).values())[1:])
-    seen = {name: table for name, table in build_dataframes(_seen(cohort.corpus, tables)).items() if name == "volumes"}
-    seen["volumes"]["shape_in_store"] = True  # one was removed for a defect
-    report, quarantine = run_rules("one", seen, tmp_path)
+    frames = {name: table for name, table in build_dataframes(_with_tables(cohort.corpus, tables)).items() if name == "volumes"}
+    frames["volumes"]["shape_in_store"] = True  # the arrays of one volume were removed for a defect
+    report, quarantine = run_rules("one", frames, tmp_path)
     assert report.passed and report.quarantined == {"volumes": 1}
     assert quarantine["volumes"] == {volumes[3].volume_id: ["volumes.echo_time_in_ms"]}
 
 
-def test_what_is_in_quarantine_is_not_read_and_changes_the_digest(own: Corpus) -> None:
+def test_quarantined_rows_are_not_read_and_change_the_digest(own: Corpus) -> None:
     volume_id, sample = next(iter(own.volumes)), own.instructions[0]
     content = {"digest": own.digest, "volumes": {volume_id: ["volumes.echo_time_in_ms"]}, "instructions": {sample.sample_id: ["x"]}}
     (own.root / QUARANTINE).write_text(json.dumps(content))
-    left = Corpus.open(own.root)
-    assert volume_id not in left.volumes and volume_id not in left.descriptions and left.digest != own.digest
-    assert all(one.volume_id != volume_id and one.sample_id != sample.sample_id for one in left.instructions)
-    assert Corpus.open(own.root, include_quarantined=True).digest == own.digest == left.tables_digest
+    remaining = Corpus.open(own.root)
+    assert volume_id not in remaining.volumes and volume_id not in remaining.descriptions and remaining.digest != own.digest
+    assert all(row.volume_id != volume_id and row.sample_id != sample.sample_id for row in remaining.instructions)
+    assert Corpus.open(own.root, include_quarantined=True).digest == own.digest == remaining.tables_digest
     (own.root / QUARANTINE).write_text(json.dumps({**content, "digest": "of other tables"}))
     assert Corpus.open(own.root).volumes == own.volumes
 
 
-def test_a_refusal_names_table_rule_rows_and_words_but_no_value(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_refusal_names_table_rule_rows_and_statement_but_no_value(corpus: Corpus, tmp_path: Path) -> None:
     tables = {"volumes": build_dataframes(corpus)["volumes"]}
     tables["volumes"]["patient_is_pseudonym"] = [False, *tables["volumes"]["patient_is_pseudonym"][1:]]
     report, _ = run_rules("x", tables, tmp_path)
@@ -337,7 +342,7 @@ def test_a_refusal_names_table_rule_rows_and_words_but_no_value(corpus: Corpus, 
 def test_an_empty_table_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     tables = {"instructions": build_dataframes(corpus)["instructions"].iloc[:0]}
     report, _ = run_rules("empty", tables, tmp_path)
-    assert [(f.table, f.rule, f.column) for one in report.tables for f in one.failures] == [("instructions", "has_rows", "")]
+    assert [(f.table, f.rule, f.column) for result in report.tables for f in result.failures] == [("instructions", "has_rows", "")]
 
 
 @pytest.mark.parametrize(
@@ -354,7 +359,7 @@ def test_an_empty_table_is_refused(corpus: Corpus, tmp_path: Path) -> None:
         "Mrs Jones",
     ],
 )
-def test_identifying_text_is_recognised(text: str) -> None:
+def test_identifying_text_is_recognized(text: str) -> None:
     assert re.search(IDENTIFYING, text)
 
 
@@ -362,5 +367,5 @@ def test_identifying_text_is_recognised(text: str) -> None:
     "text",
     ["lesion(012,034,256,300)", "18 mm, left", "1.4 of white matter", "4x acceleration", "T2*-weighted", "follow-up in 6 weeks"],
 )
-def test_ordinary_text_is_not(text: str) -> None:
+def test_ordinary_text_is_not_recognized(text: str) -> None:
     assert not re.search(IDENTIFYING, text)
