@@ -105,12 +105,12 @@ class Server:
 
 def measure(profile: str, repeats: int, folder: Path) -> list[dict[str, str]]:
     """All runs, in turns; rows of the table."""
-    from components.samples import build
+    from components.samples import build_sample
 
     settings = load_settings(profile)
     for dataset in settings.datasets:
         if dataset.path is None:
-            build(dataset.card, folder / "sources" / dataset.card)
+            build_sample(dataset.card, folder / "sources" / dataset.card)
     server = Server(folder / "server", 4377)
     flow, plain = ["flows.cli", "run", "--profile", profile], ["benchmarks.orchestration", "--plainly", "--profile", profile]
     ways = {"plainly": (plain, None), "flow": (flow, server.address)}

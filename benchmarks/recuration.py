@@ -36,14 +36,14 @@ CARD = "synthetic-brain-nifti"
 
 def write_sources(folder: Path, volumes: int) -> None:
     """So many patients, a T1 of 24 x 192 x 192 and its label map each: eight synthetic brains, mirrored, each with its noise."""
-    from components.samples.cohort import Grid, brain, magnitude
+    from components.samples.cohort import Grid, generate_brain, simulate_magnitude
 
     grid = Grid(slices=24, pixels=192, slice_mm=5.0, pixel_mm=1.2)
-    brains = [brain(number, grid, cohort=7) for number in range(8)]
+    brains = [generate_brain(number, grid, cohort=7) for number in range(8)]
     affine = grid.affine[:, [2, 1, 0, 3]]
     for number in range(volumes):
         one, flip = brains[number % 8], -1 if number % 3 == 0 else 1
-        image = magnitude(one.images["T1-weighted"], number, "T1-weighted")[:, :, ::flip]
+        image = simulate_magnitude(one.images["T1-weighted"], number, "T1-weighted")[:, :, ::flip]
         for kind, values in (("T1w", image.astype(np.int16)), ("dseg", one.labels[:, :, ::flip])):
             path = folder / f"sub-{number:05d}" / "anat" / f"sub-{number:05d}_{kind}.nii"
             path.parent.mkdir(parents=True, exist_ok=True)

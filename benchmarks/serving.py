@@ -23,7 +23,7 @@ import psutil
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from benchmarks.harness import versions, write_rows
-from components.samples.cohort import Grid, brain, magnitude
+from components.samples.cohort import Grid, generate_brain, simulate_magnitude
 from tests.helpers.malformed import DAMAGED, MALFORMED, Request, asked
 
 QUESTIONS = {
@@ -39,8 +39,8 @@ JSON = {"content-type": "application/json"}
 
 def volume() -> bytes:
     """A T1 of the synthetic cohort, as NIfTI."""
-    patient = brain(0, GRID, 0)
-    voxels = magnitude(patient.images["T1-weighted"], 0, "T1-weighted").astype(np.int16)
+    patient = generate_brain(0, GRID, 0)
+    voxels = simulate_magnitude(patient.images["T1-weighted"], 0, "T1-weighted").astype(np.int16)
     content: bytes = nib.Nifti1Image(voxels.transpose(2, 1, 0), GRID.affine[:, [2, 1, 0, 3]]).to_bytes()
     return content
 

@@ -31,8 +31,8 @@ import zarr
 
 from components.curation.store import VolumeStore
 from components.ingestion.formats.dicom import reader as dicom_reader
-from components.samples.cohort import Brain, Grid, brain, magnitude
-from components.samples.dicom_series import _slice
+from components.samples.cohort import Brain, Grid, generate_brain, simulate_magnitude
+from components.samples.dicom_series import create_mr_image
 
 SLICES, PIXELS, WORKERS, ROUNDS = 25, 256, 2, 7
 READ_SHAPE, READ_VOLUMES, READS = (85, 256, 256), 12, 400
@@ -40,20 +40,20 @@ READ_SHAPE, READ_VOLUMES, READS = (85, 256, 256), 12, 400
 
 def image(number: int, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
     """A brain with noise, (D, H, W) int16."""
-    return magnitude(np.roll(clean(shape), number, axis=2), number, "T1-weighted").astype(np.int16)
+    return simulate_magnitude(np.roll(clean(shape), number, axis=2), number, "T1-weighted").astype(np.int16)
 
 
 @cache
 def clean(shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
     """The same brain without noise."""
     grid = Grid(slices=shape[0], pixels=shape[1], slice_mm=120 / shape[0], pixel_mm=240 / shape[1])
-    return brain(1, grid, cohort=7).images["T1-weighted"]
+    return generate_brain(1, grid, cohort=7).images["T1-weighted"]
 
 
 def write_series(folder: Path, series: int) -> None:
     """So many DICOM series, a folder each."""
     patient = Brain(0, {}, np.zeros(1, np.uint8))
-    template = _slice(patient, "T1-weighted", 1, 0, np.zeros((PIXELS, PIXELS), np.uint16))
+    template = create_mr_image(patient, "T1-weighted", 1, 0, np.zeros((PIXELS, PIXELS), np.uint16))
     for number in range(series):
         place = folder / f"{number:04d}"
         place.mkdir(parents=True)

@@ -23,9 +23,9 @@ def ingest_dataset(dataset: DatasetSettings, settings: IngestionSettings) -> Ing
     home = Home.open()
     source = source_folder(dataset, home)
     if dataset.path is None:
-        from components.samples import build
+        from components.samples import build_sample
 
-        build(dataset.card, source)
+        build_sample(dataset.card, source)
     card, key = load_card(dataset.card), load_key(settings, home)
     inputs = read_inputs(dataset, settings, home)
     report = ingest(card, source, home.data, key, workers=settings.workers)

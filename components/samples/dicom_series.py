@@ -1,4 +1,7 @@
-"""The synthetic cohort as DICOM MR series with DICOM Segmentations, identifying text included: ingestion must remove it."""
+"""Write the synthetic cohort as DICOM MR series with DICOM Segmentations.
+
+The headers contain identifying text on purpose: ingestion must remove it.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DA, DT, TM
 
-from components.samples.cohort import GREY, LESION, WHITE, Brain, Grid, brain, magnitude
+from components.samples.cohort import GRAY_MATTER, LESION, WHITE_MATTER, Brain, Grid, generate_brain, simulate_magnitude
 
 GRID = Grid(slices=20, pixels=108, slice_mm=6.0, pixel_mm=2.0)
 COHORT = 0
 TIMES = {"T1-weighted": (550.0, 11.0), "T2-weighted": (4200.0, 92.0)}
+"""Sequence -> (repetition time ms, echo time ms)."""
 DATE, TIME = DA("20240506"), TM("070809")
 
 
@@ -27,7 +31,7 @@ def _uid(*parts: Any) -> UID:
 
 
 def _study(patient: Brain) -> Dataset:
-    """Attributes that all images of a patient share."""
+    """Return the attributes that all images of a patient share."""
     study = Dataset()
     study.PatientName, study.PatientID = f"Doe^Dicom{patient.number:02d}", f"DCM-{patient.number:04d}"
     study.PatientBirthDate, study.PatientSex, study.PatientAge = "19700203", patient.sex, f"{patient.age_years:03d}Y"
@@ -43,8 +47,14 @@ def _study(patient: Brain) -> Dataset:
     return study
 
 
-def _slice(patient: Brain, sequence: str, series: int, index: int, pixels: NDArray[np.uint16]) -> FileDataset:
-    """One MR image (Part 3, A.4)."""
+def create_mr_image(patient: Brain, sequence: str, series: int, index: int, pixels: NDArray[np.uint16]) -> FileDataset:
+    """Create one MR image (PS3.3 A.4).
+
+    Args:
+        series: Series Number.
+        index: slice from 0, inferior to superior.
+        pixels: (rows, columns).
+    """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = MRImageStorage, ExplicitVRLittleEndian
     meta.MediaStorageSOPInstanceUID = _uid("image", patient.number, sequence, index)
@@ -81,13 +91,13 @@ def _segment(number: int, label: str, category: Any, kind: Any) -> hd.seg.Segmen
 
 
 def _segmentation(patient: Brain, images: list[FileDataset]) -> hd.seg.Segmentation:
-    """DICOM Segmentation (Part 3, A.51) over the slices of a series."""
+    """Create the DICOM Segmentation (PS3.3 A.51) of the slices of a series."""
     segments = [
-        _segment(GREY, "grey matter", codes.SCT.AnatomicalStructure, codes.SCT.GrayMatter),
-        _segment(WHITE, "white matter", codes.SCT.AnatomicalStructure, codes.SCT.WhiteMatter),
+        _segment(GRAY_MATTER, "grey matter", codes.SCT.AnatomicalStructure, codes.SCT.GrayMatter),
+        _segment(WHITE_MATTER, "white matter", codes.SCT.AnatomicalStructure, codes.SCT.WhiteMatter),
         _segment(LESION, "lesion", codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion),
     ]
-    result = hd.seg.Segmentation(
+    segmentation = hd.seg.Segmentation(
         source_images=images,
         pixel_array=patient.labels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
@@ -101,27 +111,27 @@ def _segmentation(patient: Brain, images: list[FileDataset]) -> hd.seg.Segmentat
         software_versions="1",
         device_serial_number="1",
     )
-    result.ContentDate = result.InstanceCreationDate = result.SeriesDate = DATE
-    result.ContentTime = result.InstanceCreationTime = result.SeriesTime = TIME
-    for item in result.ContributingEquipmentSequence:
+    segmentation.ContentDate = segmentation.InstanceCreationDate = segmentation.SeriesDate = DATE
+    segmentation.ContentTime = segmentation.InstanceCreationTime = segmentation.SeriesTime = TIME
+    for item in segmentation.ContributingEquipmentSequence:
         item.ContributionDateTime = DT(f"{DATE}{TIME}")
-    for item in result.get("DimensionOrganizationSequence", []):
+    for item in segmentation.get("DimensionOrganizationSequence", []):
         item.DimensionOrganizationUID = _uid("dimension", patient.number)
-    for item in result.get("DimensionIndexSequence", []):
+    for item in segmentation.get("DimensionIndexSequence", []):
         item.DimensionOrganizationUID = _uid("dimension", patient.number)
-    return result
+    return segmentation
 
 
 def write_dicom_cohort(folder: Path, patients: int) -> None:
-    """Write ``patients`` patients: two series and a segmentation each, as an archive would export them."""
+    """Write ``patients`` patients with two series and a segmentation each, as exported by an archive."""
     for number in range(patients):
-        patient = brain(number, GRID, COHORT)
-        place = folder / f"DCM-{number:04d}"
-        place.mkdir(parents=True)
+        patient = generate_brain(number, GRID, COHORT)
+        patient_folder = folder / f"DCM-{number:04d}"
+        patient_folder.mkdir(parents=True)
         for series, sequence in enumerate(TIMES, start=1):
-            pixels = magnitude(patient.images[sequence], number, sequence)
-            images = [_slice(patient, sequence, series, index, plane) for index, plane in enumerate(pixels)]
+            pixels = simulate_magnitude(patient.images[sequence], number, sequence)
+            images = [create_mr_image(patient, sequence, series, index, plane) for index, plane in enumerate(pixels)]
             for image in images:
-                image.save_as(place / f"S{series}I{int(image.InstanceNumber):03d}.dcm", enforce_file_format=True)
+                image.save_as(patient_folder / f"S{series}I{int(image.InstanceNumber):03d}.dcm", enforce_file_format=True)
             if series == 1:
-                _segmentation(patient, images).save_as(place / "SEG.dcm")
+                _segmentation(patient, images).save_as(patient_folder / "SEG.dcm")

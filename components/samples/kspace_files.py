@@ -1,7 +1,7 @@
-"""The synthetic cohort as multi-coil k-space in fastMRI's HDF5 form, with lesion boxes in fastMRI+'s CSV form.
+"""Write the synthetic cohort as multi-coil k-space in fastMRI HDF5 format, with lesion boxes in fastMRI+ CSV format.
 
-As in fastMRI, images are stored upside down (rows run posterior to anterior), and in fastMRI+ ``y`` counts from the top of the
-image as displayed, which is the flipped one.
+As in fastMRI, images are stored upside down (rows run posterior to anterior). As in fastMRI+, ``y`` counts from the top of the
+displayed image, which is flipped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from components.samples.cohort import LESION, SEED, Brain, Grid, brain
+from components.samples.cohort import LESION, SEED, Brain, Grid, generate_brain
 
 GRID = Grid(slices=16, pixels=96, slice_mm=7.0, pixel_mm=2.25)
 COHORT, COILS, NOISE = 2, 2, 0.02
@@ -41,7 +41,7 @@ _HEADER = """<?xml version="1.0"?>
 
 
 def _coil_images(patient: Brain) -> NDArray[np.complex128]:
-    """(D, coils, H, W): smooth sensitivities and phase, complex noise; upside down."""
+    """Return coil images (D, coils, H, W) with smooth sensitivities and phase and complex noise, stored upside down."""
     rng = np.random.default_rng([SEED, COHORT, patient.number, 7])
     image = patient.images[SEQUENCE]
     rows, columns = np.meshgrid(*[np.linspace(-1, 1, GRID.pixels)] * 2, indexing="ij")
@@ -55,20 +55,22 @@ def _coil_images(patient: Brain) -> NDArray[np.complex128]:
 
 
 def _kspace(images: NDArray[np.complex128]) -> NDArray[np.complex64]:
+    """Return the centered orthonormal 2-D FFT of the images, rounded to :data:`QUANTUM`."""
     axes = (-2, -1)
     spectrum = fft.fftshift(fft.fft2(fft.ifftshift(images, axes=axes), norm="ortho"), axes=axes)
     return np.asarray((np.rint(spectrum.real / QUANTUM) + 1j * np.rint(spectrum.imag / QUANTUM)) * QUANTUM, dtype=np.complex64)
 
 
 def _reconstruction(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Return the root-sum-of-squares reconstruction (D, H, W), rounded to :data:`QUANTUM`."""
     axes = (-2, -1)
     images = fft.fftshift(fft.ifft2(fft.ifftshift(kspace.astype(np.complex128), axes=axes), norm="ortho"), axes=axes)
-    root = np.sqrt((np.abs(images) ** 2).sum(1))
-    return np.asarray(np.rint(root / QUANTUM) * QUANTUM, dtype=np.float32)
+    rss = np.sqrt((np.abs(images) ** 2).sum(1))
+    return np.asarray(np.rint(rss / QUANTUM) * QUANTUM, dtype=np.float32)
 
 
-def _boxes(patient: Brain, name: str) -> list[dict[str, Any]]:
-    """One row for each connected lesion of each slice; where there is none, one row that says so for the study."""
+def _box_rows(patient: Brain, name: str) -> list[dict[str, Any]]:
+    """Return one row per connected lesion per slice; without lesions, one study-level row "Normal for age"."""
     rows = []
     for index, labels in enumerate(patient.labels):
         regions, _ = ndimage.label(labels == LESION, structure=np.ones((3, 3)))
@@ -91,10 +93,10 @@ def _boxes(patient: Brain, name: str) -> list[dict[str, Any]]:
 
 
 def write_kspace_cohort(folder: Path, patients: int) -> None:
-    """Write ``patients`` files and one table."""
+    """Write one file per patient and one table of lesion boxes."""
     table: list[dict[str, Any]] = []
     for number in range(patients):
-        patient = brain(number, GRID, COHORT)
+        patient = generate_brain(number, GRID, COHORT)
         name = f"file_brain_AXT2_{number:03d}"
         kspace = _kspace(_coil_images(patient))
         reconstruction = _reconstruction(kspace)
@@ -109,7 +111,7 @@ def write_kspace_cohort(folder: Path, patients: int) -> None:
             file.attrs["max"] = float(reconstruction.max())
             file.attrs["norm"] = float(np.rint(np.linalg.norm(reconstruction)))
             file.attrs["patient_id"] = f"KSP-{number:04d}"
-        table += _boxes(patient, name)
+        table += _box_rows(patient, name)
     with (folder / "annotations.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()

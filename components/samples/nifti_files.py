@@ -1,4 +1,4 @@
-"""The synthetic cohort as NIfTI with JSON sidecars and label maps, under BIDS names."""
+"""Write the synthetic cohort as NIfTI with JSON sidecars and label maps, with BIDS names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from components.samples.cohort import Brain, Grid, brain, magnitude
+from components.samples.cohort import Brain, Grid, generate_brain, simulate_magnitude
 
 GRID = Grid(slices=20, pixels=108, slice_mm=6.0, pixel_mm=2.0)
 COHORT = 1
@@ -18,13 +18,13 @@ TIMES = {"T1-weighted": ("T1w", 500.0, 12.0), "T2-weighted": ("T2w", 4500.0, 95.
 
 
 def _save(path: Path, values: np.ndarray[Any, Any]) -> None:
-    """Write (D, H, W) as NIfTI in its usual axis order (x, y, z fastest first); no compression, whose bytes vary."""
+    """Write (D, H, W) as NIfTI in its usual axis order (x fastest), uncompressed because compressed bytes vary."""
     affine = GRID.affine[:, [2, 1, 0, 3]]
     nib.save(nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), affine), path)
 
 
 def _sidecar(patient: Brain, sequence: str) -> dict[str, Any]:
-    """A sidecar as a careless converter leaves it, names and dates included: ingestion must remove them."""
+    """Return a sidecar that contains names and dates, as some converters write them: ingestion must remove them."""
     _, repetition, echo = TIMES[sequence]
     return {
         "Modality": "MR",
@@ -46,13 +46,18 @@ def _sidecar(patient: Brain, sequence: str) -> dict[str, Any]:
 
 
 def write_nifti_cohort(folder: Path, patients: int) -> None:
-    """Write ``patients`` patients."""
+    """Write ``patients`` patients with two sequences and a label map each."""
     for number in range(patients):
-        patient = brain(number, GRID, COHORT)
+        patient = generate_brain(number, GRID, COHORT)
         name = f"sub-{number:02d}"
-        place = folder / name / "anat"
-        place.mkdir(parents=True)
+        anat_folder = folder / name / "anat"
+        anat_folder.mkdir(parents=True)
         for sequence, (suffix, _, _) in TIMES.items():
-            _save(place / f"{name}_{suffix}.nii", magnitude(patient.images[sequence], number, sequence).astype(np.int16))
-            (place / f"{name}_{suffix}.json").write_text(json.dumps(_sidecar(patient, sequence), indent=1, sort_keys=True) + "\n")
-        _save(place / f"{name}_dseg.nii", patient.labels)
+            _save(
+                anat_folder / f"{name}_{suffix}.nii",
+                simulate_magnitude(patient.images[sequence], number, sequence).astype(np.int16),
+            )
+            (anat_folder / f"{name}_{suffix}.json").write_text(
+                json.dumps(_sidecar(patient, sequence), indent=1, sort_keys=True) + "\n"
+            )
+        _save(anat_folder / f"{name}_dseg.nii", patient.labels)

@@ -1,4 +1,4 @@
-"""Real images that installed packages carry, copied out as they are. Nothing is downloaded."""
+"""Copy real images that are included in installed packages. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ from components.errors import BadInput
 
 
 def package_folder(name: str) -> Path:
-    """Where an installed package lies, without importing it."""
+    """Return the folder of an installed package, without importing it.
+
+    Raises:
+        BadInput: the package is not installed.
+    """
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise BadInput("the package that carries this sample is not installed", where=name, remedy=f"pip install {name}")
+        raise BadInput("the package that contains this sample is not installed", where=name, remedy=f"pip install {name}")
     return Path(spec.origin).parent
 
 
 def _copy(sources: list[Path], folder: Path) -> None:
     for source in sources:
         if not source.is_file():
-            raise BadInput("the installed package lacks this file", where=source.name, remedy="install the set in constraints.txt")
+            raise BadInput(
+                "the installed package lacks this file", where=source.name, remedy="install the pinned versions (constraints.txt)"
+            )
         shutil.copyfile(source, folder / source.name)
 
 
-def icbm152(folder: Path) -> None:
-    """T1, grey- and white-matter maps of the ICBM 152 average, from nilearn."""
+def copy_icbm152(folder: Path) -> None:
+    """Copy T1, gray-matter and white-matter maps of the ICBM 152 average, from nilearn."""
     _copy(sorted((package_folder("nilearn") / "datasets" / "data").glob("mni_icbm152_*.nii.gz")), folder)
 
 
-def nibabel_samples(folder: Path) -> None:
-    """Siemens DICOM, diffusion, functional and anatomical NIfTI, from nibabel."""
+def copy_nibabel_samples(folder: Path) -> None:
+    """Copy Siemens DICOM and diffusion, functional and anatomical NIfTI, from nibabel."""
     root = package_folder("nibabel")
     nifti = root / "tests" / "data"
     _copy([nifti / "example4d.nii.gz", nifti / "anatomical.nii", nifti / "functional.nii"], folder)
@@ -43,14 +49,15 @@ def nibabel_samples(folder: Path) -> None:
             (folder / f"{name}.dcm").write_bytes(packed.read())
 
 
-def pydicom_samples(folder: Path) -> None:
-    """MR in several transfer syntaxes, a truncated file and a CT, from pydicom."""
+def copy_pydicom_samples(folder: Path) -> None:
+    """Copy MR images in several transfer syntaxes, a truncated file and a CT, from pydicom."""
     files = package_folder("pydicom") / "data" / "test_files"
     _copy([*sorted(files.glob("MR_*.dcm")), files / "CT_small.dcm"], folder)
 
 
-PACKAGED: dict[str, Callable[[Path], None]] = {
-    "icbm152-2009": icbm152,
-    "nibabel-samples": nibabel_samples,
-    "pydicom-samples": pydicom_samples,
+PACKAGE_SAMPLES: dict[str, Callable[[Path], None]] = {
+    "icbm152-2009": copy_icbm152,
+    "nibabel-samples": copy_nibabel_samples,
+    "pydicom-samples": copy_pydicom_samples,
 }
+"""Dataset id -> function that copies its files into a folder."""

@@ -20,7 +20,7 @@ from components.ingestion import ingest
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.launching.kubernetes.api_client import Cluster
 from components.launching.kubernetes.launcher import KubernetesLauncher
-from components.samples import build
+from components.samples import build_sample
 from components.settings import load_settings
 from components.training import StageResult, train_stage
 from tests.doubles.apiserver import NAMESPACE, RunningServer
@@ -104,7 +104,7 @@ def demo_corpus(folder: Path) -> Path:
     settings = load_settings("demo")
     cards = [load_card(dataset.card) for dataset in settings.datasets]
     for card in cards:
-        build(card.id, folder / "sources" / card.id)
+        build_sample(card.id, folder / "sources" / card.id)
         ingest(card, folder / "sources" / card.id, folder / "data", DEMO_KEY)
     curate(folder / "data", cards, folder / "curated", settings.curation)
     return folder / "curated"

@@ -16,16 +16,18 @@ from components.inference.dicom_output import save_dicom
 from components.inference.prediction import FoundBox, Prediction
 from components.ingestion import read_path
 from components.ingestion.volume import Volume
-from components.samples.cohort import brain, magnitude
-from components.samples.dicom_series import GRID, _slice
+from components.samples.cohort import generate_brain, simulate_magnitude
+from components.samples.dicom_series import GRID, create_mr_image
 
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A T1 of twenty slices, its files in no order."""
-    folder, patient = tmp_path_factory.mktemp("series"), brain(0, GRID, 0)
-    for index, plane in enumerate(magnitude(patient.images["T1-weighted"], 0, "T1-weighted")):
-        _slice(patient, "T1-weighted", 1, index, plane).save_as(folder / f"{(index * 7) % 20:02d}.dcm", enforce_file_format=True)
+    folder, patient = tmp_path_factory.mktemp("series"), generate_brain(0, GRID, 0)
+    for index, plane in enumerate(simulate_magnitude(patient.images["T1-weighted"], 0, "T1-weighted")):
+        create_mr_image(patient, "T1-weighted", 1, index, plane).save_as(
+            folder / f"{(index * 7) % 20:02d}.dcm", enforce_file_format=True
+        )
     return folder
 
 

@@ -7,14 +7,14 @@ import pytest
 from components.catalog import load_card
 from components.ingestion import ingest
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.samples import SAMPLES, build
+from components.samples import SAMPLES, build_sample
 
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     for sample in SAMPLES:
-        build(sample, folder / sample, patients=2)
+        build_sample(sample, folder / sample, patients=2)
     return folder
 
 

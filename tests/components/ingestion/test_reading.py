@@ -21,7 +21,7 @@ from components.ingestion.acquisition_headers import sequence_kind
 from components.ingestion.formats.dicom import reader as dicom_reader
 from components.ingestion.formats.nifti import canonical
 from components.samples import dicom_series, kspace_files, nifti_files
-from components.samples.cohort import LESION, brain
+from components.samples.cohort import LESION, generate_brain
 from model_core.mri_physics.fourier_numpy import ifft2c
 
 
@@ -49,7 +49,7 @@ def test_dicom_geometry_is_that_of_dcm2niix(sources: Path, tmp_path: Path) -> No
 )
 def test_the_image_and_its_labels_come_back_the_same_way_up(data: Path, sample: str, grid, cohort: int, sequence: str) -> None:  # type: ignore[no-untyped-def]
     card = load_card(sample)
-    patients = [brain(number, grid, cohort) for number in range(2)]
+    patients = [generate_brain(number, grid, cohort) for number in range(2)]
     for one in list_series(data, sample):
         volume = read_volume(data, one, card)
         if volume.acquisition.sequence != sequence:
@@ -65,7 +65,7 @@ def test_the_image_and_its_labels_come_back_the_same_way_up(data: Path, sample: 
 
 def test_boxes_of_the_flipped_table_lie_on_the_lesion(data: Path) -> None:
     card = load_card("synthetic-brain-kspace")
-    patient = brain(1, kspace_files.GRID, kspace_files.COHORT)
+    patient = generate_brain(1, kspace_files.GRID, kspace_files.COHORT)
     volume = next(v for one in list_series(data, card.id) if (v := read_volume(data, one, card)).boxes)
     covered = np.zeros_like(patient.labels, dtype=bool)
     for box in volume.boxes:
