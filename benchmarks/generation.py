@@ -15,7 +15,7 @@ from transformers import Qwen2MoeForCausalLM
 from benchmarks.harness import Measurement, measure, write
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.backbone import qwen_config
-from model_core.batch import TARGET_MASK
+from model_core.targets import TARGET_MASK
 
 PROMPT, NEW, SIDE = 160, 64, 96
 FIRST_TEXT_ID = 10

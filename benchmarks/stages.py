@@ -23,11 +23,10 @@ import torch
 from benchmarks.harness import versions, write_rows
 from components.curation.corpus import Corpus
 from components.evaluation import evaluate
-from components.evaluation.answers import Answerer, load_cases
-from components.evaluation.baselines import learn
-from components.evaluation.tasks import diagnosis
+from components.evaluation.model_answers import AnswerGenerator, load_cases
 from components.files import read_json
 from components.home import Home
+from components.registries import TASKS
 from components.settings import STAGES, Settings, StageName, load_settings
 from components.training import StageResult, train_stage
 from components.training.batches import BatchMaker
@@ -137,9 +136,9 @@ def tasks(result: StageResult, corpus: Corpus, settings: Settings, home: Home) -
 def learnt_by_heart(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
     """Stage 4: every question of diagnosis about a training patient, which says nothing of how good the model is."""
     model = OmniMRIForConditionalGeneration.from_pretrained(result.model_dir)
-    answerer = Answerer(model, Processor.from_pretrained(result.model_dir), settings.evaluation, settings.seed)
+    answers = AnswerGenerator(model, Processor.from_pretrained(result.model_dir), settings.evaluation, settings.seed)
     asked = [one for one in corpus.instructions if one.split == "train" and one.task == "diagnosis"]
-    answered = diagnosis(load_cases(corpus, asked), answerer, corpus, learn(corpus), settings.evaluation)
+    answered = TASKS["diagnosis"].evaluate(load_cases(corpus, asked), answers, corpus, settings.evaluation)
     (row,) = (row for row in answered.rows if row.metric == "accuracy")
     yield {"figure": "diagnosis: accuracy, patients trained on", "value": row.model, "trivial": max(row.baselines.values())}
 

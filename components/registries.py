@@ -16,9 +16,12 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from components.errors import BadInput
+
+if TYPE_CHECKING:
+    from components.tasks.base import Task
 
 PLUGINS = "OMNIMRI_PLUGINS"
 T = TypeVar("T")
@@ -72,6 +75,9 @@ class Registry(Mapping[str, T], Generic[T]):
             self._objects[name] = getattr(import_module(module), attribute)
         return self._objects[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names()  # without importing the object
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names())
 
@@ -85,7 +91,16 @@ class Registry(Mapping[str, T], Generic[T]):
 
 FORMATS: Registry[Any] = Registry("format", {})
 """Image formats, in the order in which a file's content is tried against them."""
-TASKS: Registry[Any] = Registry("task", {})
-"""What a model can be asked for (instructions of curation, batches of training, decoding of an answer, evaluation)."""
+TASKS: Registry[Task] = Registry(
+    "task",
+    {
+        "reconstruction": "components.tasks.reconstruction:TASK",
+        "segmentation": "components.tasks.segmentation:TASK",
+        "detection": "components.tasks.detection:TASK",
+        "diagnosis": "components.tasks.diagnosis:TASK",
+        "report": "components.tasks.report:TASK",
+    },
+)
+"""Tasks of instruction tuning, in the order in which an answer is tried against them; the report accepts every other answer."""
 STAGES: Registry[Any] = Registry("stage", {})
 """Training stages in the order in which they are trained, each starting from the weights of the one before."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from components.assets import asset
 from components.errors import BadInput
 from components.provenance import digest
+from components.registries import TASKS
 
 StageName = Literal["vision_pretraining", "alignment", "multimodal_pretraining", "instruction_tuning"]
 STAGES: tuple[StageName, ...] = ("vision_pretraining", "alignment", "multimodal_pretraining", "instruction_tuning")
@@ -21,8 +22,16 @@ CONTRASTIVE: tuple[StageName, ...] = ("vision_pretraining", "alignment")
 """Stages whose losses compare the samples of a micro-step, of all processes, with each other."""
 BLOCK_SLICES = 4
 """Slices of the blocks that vision pretraining sees beside single slices."""
-TaskName = Literal["reconstruction", "segmentation", "detection", "diagnosis", "report"]
-TASKS: tuple[TaskName, ...] = ("reconstruction", "segmentation", "detection", "diagnosis", "report")
+
+
+def _registered_task(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(f"no such task; the tasks are {', '.join(TASKS)}")
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_registered_task)]
+"""Name of a task of :data:`components.registries.TASKS`."""
 
 MaskKind = Literal["random", "equispaced", "magic"]
 

@@ -35,7 +35,14 @@ from components.versioning.source_state import folder_state, source_folder
 
 State = Literal["reused", "runs", "depends"]
 Inputs = Mapping[str, str]
-MEASURING_CODE = ("components/evaluation", "components/curation", "components/training", "model_core", "kernels")
+MEASURING_CODE = (
+    "components/evaluation",
+    "components/tasks",
+    "components/curation",
+    "components/training",
+    "model_core",
+    "kernels",
+)
 REGISTERED = "registered.json"
 
 
@@ -108,7 +115,7 @@ def curate_inputs(settings: Settings, home: Home) -> Inputs:
 def validate_inputs(home: Home) -> Inputs:
     """Inputs of validation."""
     corpus = Corpus.open(home.curated).tables_digest if (home.curated / SUMMARY).exists() else ""
-    return {"corpus": corpus, "code of validation": code_digest("components/validation", "components/curation")}
+    return {"corpus": corpus, "code of validation": code_digest("components/validation", "components/curation", "components/tasks")}
 
 
 def stage_inputs(stage: StageName, settings: Settings, corpus: str, parent: str) -> Inputs:

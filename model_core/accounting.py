@@ -24,9 +24,9 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kernels.windows import Triple, fitted, padded_grid
-from model_core.batch import TARGET_MASK
 from model_core.config import OmniMRIConfig
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration
+from model_core.targets import TARGET_MASK
 
 PARTS = {
     "Swin encoder": ("vision.",),

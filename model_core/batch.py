@@ -11,11 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-TARGET_NONE, TARGET_IMAGE, TARGET_MASK = 0, 1, 2
 IGNORE = -100
-TASKS = ("reconstruction", "segmentation", "detection", "diagnosis", "report")
-"""The tasks of instruction tuning; ``task_B`` counts them from 0."""
 NO_TASK = -1
+"""Value of ``task_B`` for a sample that is not an instruction."""
 
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
@@ -85,7 +83,8 @@ class SequenceBatch(Batch):
         target_kind_B: int64, TARGET_NONE | TARGET_IMAGE | TARGET_MASK.
         kspace_BDHW: complex64 measured single-coil k-space (centred, orthonormal FFT), zeros where not measured.
         sampling_BDHW: bool, True = measured; all False where the sample is not a reconstruction.
-        task_B: int64, index into :data:`TASKS` or :data:`NO_TASK`; None = not known.
+        task_B: int64, index into ``tasks`` or :data:`NO_TASK`; None = not known.
+        tasks: names of the tasks that ``task_B`` counts.
     """
 
     input_ids_BL: Tensor
@@ -98,3 +97,4 @@ class SequenceBatch(Batch):
     kspace_BDHW: Tensor
     sampling_BDHW: Tensor
     task_B: Tensor | None = None
+    tasks: tuple[str, ...] = ()

@@ -20,17 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_core.batch import (
-    IGNORE,
-    NO_TASK,
-    TARGET_IMAGE,
-    TARGET_MASK,
-    TARGET_NONE,
-    TASKS,
-    ImageBatch,
-    PairedBatch,
-    SequenceBatch,
-)
+from model_core.batch import IGNORE, NO_TASK, ImageBatch, PairedBatch, SequenceBatch
 from model_core.flow import between
 from model_core.heads.image_decoder import Conditions
 from model_core.losses.contrastive import image_text, neighbouring_patches, standardised, volume_discrimination
@@ -39,6 +29,7 @@ from model_core.losses.reduction import Step, gather_with_gradient
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration, OmniMRIOutput
 from model_core.mri_physics.sense import Measured
 from model_core.noise import Noise
+from model_core.targets import TARGET_IMAGE, TARGET_MASK, TARGET_NONE
 
 LOAD_BALANCE_WEIGHT, Z_LOSS_WEIGHT = 0.01, 1e-3
 SHARE_OF_NOISE = 0.7
@@ -340,7 +331,7 @@ class InstructionTuning(Objective):
             "mask": step.mean("mask", mask_B.sum()),
         }
         total = sum(losses.values(), _router_loss(output, step))
-        by_task = _by_task((text_B + image_B + mask_B).detach(), batch.task_B)
+        by_task = _by_task((text_B + image_B + mask_B).detach(), batch.task_B, batch.tasks)
         return replace(_output(total, output, **losses, **_router_parts(output, step)), tasks=by_task)
 
     def _decoder_losses(self, output: OmniMRIOutput, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
@@ -403,12 +394,12 @@ def _text_losses(output: OmniMRIOutput, labels_BL: Tensor) -> Tensor:
     return losses_M.new_zeros(labels_BL.shape).masked_scatter(predicted_BL, losses_M)
 
 
-def _by_task(loss_B: Tensor, task_B: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+def _by_task(loss_B: Tensor, task_B: Tensor | None, tasks: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor]]:
     if task_B is None:
         return {}
-    number = torch.where(task_B == NO_TASK, len(TASKS), task_B)
-    sums, counts = (loss_B.new_zeros(len(TASKS) + 1).index_add(0, number, x) for x in (loss_B, torch.ones_like(loss_B)))
-    return {task: (sums[place], counts[place]) for place, task in enumerate(TASKS)}
+    number = torch.where(task_B == NO_TASK, len(tasks), task_B)
+    sums, counts = (loss_B.new_zeros(len(tasks) + 1).index_add(0, number, x) for x in (loss_B, torch.ones_like(loss_B)))
+    return {task: (sums[place], counts[place]) for place, task in enumerate(tasks)}
 
 
 def _router_loss(output: OmniMRIOutput, step: Step) -> Tensor:

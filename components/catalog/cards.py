@@ -19,13 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from components.errors import BadInput
 from components.home import Home
+from components.registries import TASKS
+from components.settings import TaskName
 
 FOLDER = Path(__file__).parent / "datasets"
 DOI = re.compile(r"10\.\d{4,9}/\S+")
 
 Access = Literal["open", "registration", "agreement", "restricted"]
 Region = Literal["North America", "South America", "Europe", "Asia", "Africa", "Oceania"]
-Task = Literal["reconstruction", "segmentation", "detection", "diagnosis", "report"]
 Plane = Literal["axial", "sagittal", "coronal"]
 READABLE_FORMATS = ("DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5", "ISMRMRD")
 """Formats that ingestion reads. A card with other formats only documents its dataset."""
@@ -209,7 +210,7 @@ class DatasetCard(_StrictModel):
     anatomy: str | None = Field(default=None, description="one term for the body part: brain, knee, abdomen, ...")
     formats: tuple[Format, ...] = Field(description="formats of the published images")
     layout: Layout = Field(default=Layout(), description="location of images, labels and tables")
-    tasks: tuple[Task, ...] = Field(default=(), description="tasks that its annotations or raw data can supervise")
+    tasks: tuple[TaskName, ...] = Field(default=(), description="tasks that its annotations or raw data can supervise")
     label_map: dict[int, str] = Field(default_factory=dict, description="label value -> structure, without the background 0")
     field_strengths_t: tuple[float, ...] = Field(default=(), description="tesla")
     vendors: tuple[str, ...] = Field(default=(), description="scanner manufacturers")
@@ -413,9 +414,10 @@ def filter_cards(
     Raises:
         BadInput: a criterion has a value that no card can have.
     """
-    for name, value, choices in (("task", task, Task), ("access", access, Access), ("format", file_format, Format)):
-        if value is not None and value not in get_args(choices):
-            raise BadInput(f"no such {name}: {value}", where=f"--{name}", remedy=f"one of: {', '.join(get_args(choices))}")
+    choices = {"task": tuple(TASKS), "access": get_args(Access), "format": get_args(Format)}
+    for name, value in (("task", task), ("access", access), ("format", file_format)):
+        if value is not None and value not in choices[name]:
+            raise BadInput(f"no such {name}: {value}", where=f"--{name}", remedy=f"one of: {', '.join(choices[name])}")
     return [
         card
         for card in cards

@@ -21,7 +21,7 @@ from components.curation.text.instructions import spread
 from components.curation.undersampling import sampling_mask, undersample
 from components.files import atomic_file
 from components.provenance import digest
-from components.settings import TASKS
+from components.registries import TASKS
 from model_core.boxes import GRID
 
 TEMPLATE = "preview.html.j2"
@@ -122,12 +122,12 @@ def _show_instruction(corpus: Corpus, record: InstructionRecord) -> dict[str, An
     image = corpus.store.read(record.volume_id, "voxels", record.slice_index)
     gray = _to_gray(image)
     pictures = [Picture(_encode_png(gray), "shown")]
-    if record.task == "reconstruction" and record.acceleration and record.centre_fraction and record.mask_seed is not None:
+    if record.acceleration and record.centre_fraction and record.mask_seed is not None:
         columns = sampling_mask(image.shape[1], record.acceleration, record.centre_fraction, record.mask_seed)
         zero_filled, _ = undersample(corpus.store.read(record.volume_id, "kspace", record.slice_index), columns)
         shown = Picture(_encode_png(_to_gray(zero_filled)), f"shown: {record.acceleration}x")
         pictures = [shown, Picture(_encode_png(gray), "answer")]
-    elif record.task == "segmentation":
+    elif record.label_value is not None:
         labels = corpus.store.read(record.volume_id, "labels", record.slice_index)
         structure = np.where(labels == record.label_value, labels, 0).astype(np.uint8)
         pictures.append(Picture(_encode_png(_overlay_labels(gray, structure)), "answer"))

@@ -1,4 +1,4 @@
-"""The five tasks on held-out patients, with baselines beside them and a page to look at."""
+"""Evaluation: score a model's tasks on held-out patients, next to baselines, with a report page."""
 
 from components.evaluation.evaluate import evaluate, weights_digest
 from components.evaluation.results import EvaluationReport, ResultRow

@@ -1,10 +1,10 @@
-"""Answers that need no network: what a model must beat to be worth anything. What they learn is from training patients only."""
+"""Baselines: answers without a network, which a useful model must exceed. Their statistics come from training patients only."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,15 @@ from model_core.boxes import TextBox
 TV_WEIGHT, TV_ITERATIONS = 0.001, 600
 """The best of six weights and four iteration counts on training patients."""
 LEVELS = 8
-"""Heights of the atlas, from the first slice to the last."""
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""Shares of training masks above which the atlas may call a pixel the structure's; training patients choose among them."""
-Place = tuple[str, str, int]
-"""Structure, plane, height."""
+"""Levels of the atlas, from the first slice to the last."""
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+"""Candidate thresholds of the mean mask; training patients choose among them."""
+AtlasKey = tuple[str, str, int]
+"""Structure, plane, level."""
 
 
 def total_variation(kspace_HW: NDArray[np.complex64], sampling_HW: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Compressed sensing with total variation (Lustig 2007) by sigpy: single coil, magnitude of the result."""
+    """Reconstruct by compressed sensing with total variation (Lustig 2007) with sigpy: single coil, magnitude of the result."""
     import sigpy.mri
 
     scale = float(np.abs(kspace_HW).max()) or 1.0
@@ -40,95 +40,116 @@ def total_variation(kspace_HW: NDArray[np.complex64], sampling_HW: NDArray[np.bo
     return np.asarray(np.abs(result) * scale, dtype=np.float32)
 
 
-def _place(structure: str, volume: VolumeRecord, index: int) -> Place:
+@dataclass(frozen=True)
+class Atlas:
+    """Mean masks of the training patients.
+
+    Attributes:
+        means: (structure, plane, level) -> mean mask (H, W) of the training slices.
+        thresholds: structure -> value of the mean above which a pixel is assigned to the structure.
+    """
+
+    means: dict[AtlasKey, NDArray[np.float32]]
+    thresholds: dict[str, float]
+
+    def mask(self, record: InstructionRecord, volume: VolumeRecord) -> NDArray[np.bool_]:
+        """Return the atlas's mask of the instruction's structure at its plane and level; empty without training slices there."""
+        structure = record.structure or ""
+        mean = self.means.get(_atlas_key(structure, volume, record.slice_index))
+        if mean is None:
+            return np.zeros((volume.rows, volume.columns), dtype=np.bool_)
+        return mean > self.thresholds[structure]
+
+
+def build_atlas(corpus: Corpus) -> Atlas:
+    """Average the training masks; choose for every structure the threshold with the best Dice on the training volumes themselves.
+
+    One threshold of 0.5 for all would be a weak baseline: no pixel is lesion in half of the slices, so it would never show one.
+    """
+    sums: dict[AtlasKey, Any] = defaultdict(lambda: 0)
+    slices: Counter[AtlasKey] = Counter()
+    for volume, labels, names in _labeled_volumes(corpus):
+        for value, name in names.items():
+            for index, label_slice in enumerate(labels):
+                key = _atlas_key(name.lower(), volume, index)
+                sums[key] = sums[key] + (label_slice == value).astype(np.float32)
+                slices[key] += 1
+    means = {key: total / slices[key] for key, total in sums.items()}
+    dice: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    for volume, labels, names in _labeled_volumes(corpus):
+        for value, name in names.items():
+            for index in np.flatnonzero((labels == value).any(axis=(1, 2))).tolist():
+                mean = means[_atlas_key(name.lower(), volume, index)]
+                dice[name.lower()].append(_dice_by_threshold(mean, labels[index] == value))
+    structures = sorted({structure for structure, _, _ in means})
+    best = {name: THRESHOLDS[int(np.mean(values, axis=0).argmax())] for name, values in dice.items()}
+    return Atlas(means, {name: best.get(name, THRESHOLDS[-1]) for name in structures})
+
+
+def _atlas_key(structure: str, volume: VolumeRecord, index: int) -> AtlasKey:
     return structure, volume.plane or "", min(int(LEVELS * index / volume.slices), LEVELS - 1)
 
 
-@dataclass
-class Learned:
-    """What the training patients say without looking at the image in question.
-
-    Attributes:
-        atlas: place -> mean mask (H, W) of training slices there; share: structure -> the mean above which it is taken for it.
-        report: the most frequent report of all; reports: sequence -> the most frequent of its reports.
-        positive: the more frequent diagnosis; box: the median box.
-    """
-
-    atlas: dict[Place, NDArray[np.float32]] = field(default_factory=dict)
-    share: dict[str, float] = field(default_factory=dict)
-    report: str = ""
-    reports: dict[str | None, str] = field(default_factory=dict)
-    positive: bool = False
-    box: TextBox | None = None
-
-    def mask(self, record: InstructionRecord, volume: VolumeRecord) -> NDArray[np.bool_]:
-        """Where the structure is in enough of the training slices of this plane and height; empty where none was seen."""
-        mean = self.atlas.get(_place(record.structure or "", volume, record.slice_index))
-        if mean is None:
-            return np.zeros((volume.rows, volume.columns), dtype=np.bool_)
-        return mean > self.share[record.structure or ""]
-
-    def report_of(self, volume: VolumeRecord) -> str:
-        """The most frequent training report of this sequence, which the header tells; of all where it was never seen."""
-        return self.reports.get(volume.sequence, self.report)
+def _dice_by_threshold(mean: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+    masks = [mean > threshold for threshold in THRESHOLDS]
+    return np.array([2 * (mask & truth).sum() / (mask.sum() + truth.sum()) for mask in masks])
 
 
-def learn(corpus: Corpus) -> Learned:
-    """Gather the baselines from the training split."""
-    training = [one for one in corpus.instructions if one.split == "train"]
-    by_sequence: dict[str | None, Counter[str]] = defaultdict(Counter)
-    for one in training:
-        if one.task == "report":
-            by_sequence[corpus.volumes[one.volume_id].sequence][one.response] += 1
-    diagnoses = Counter(bool(one.positive) for one in training if one.task == "diagnosis")
-    boxes = np.array([[b.row0, b.col0, b.row1, b.col1] for one in training for b in one.boxes])
-    labels = Counter(box.label for one in training for box in one.boxes)
-    found: TextBox | None = None
-    if len(boxes):
-        row0, col0, row1, col1 = (int(edge) for edge in np.median(boxes, axis=0))
-        found = TextBox(labels.most_common(1)[0][0], row0, col0, row1, col1)
-    atlas, share = _atlas(corpus)
-    return Learned(
-        atlas=atlas,
-        share=share,
-        report=_most_frequent(sum(by_sequence.values(), Counter())),
-        reports={sequence: _most_frequent(reports) for sequence, reports in by_sequence.items()},
-        positive=diagnoses[True] > diagnoses[False],
-        box=found,
-    )
-
-
-def _most_frequent(texts: Counter[str]) -> str:
-    return min(texts, key=lambda text: (-texts[text], text), default="")
-
-
-def _labelled(corpus: Corpus) -> Iterator[tuple[VolumeRecord, NDArray[np.uint8], dict[int, str]]]:
-    """Training volumes with labels, and what their values mean."""
+def _labeled_volumes(corpus: Corpus) -> Iterator[tuple[VolumeRecord, NDArray[np.uint8], dict[int, str]]]:
+    """Yield the training volumes with labels, and the names of the label values."""
     for _, volume in sorted(corpus.volumes.items()):
         if volume.split == "train" and volume.has_labels:
             yield volume, corpus.store.read(volume.volume_id, "labels"), corpus.label_map(volume.dataset_id)
 
 
-def _atlas(corpus: Corpus) -> tuple[dict[Place, NDArray[np.float32]], dict[str, float]]:
-    """Mean masks, and for every structure the share that gives the best Dice on the training volumes themselves.
+@dataclass(frozen=True)
+class FrequentReports:
+    """Most frequent training reports.
 
-    One half for all would be no opponent: a lesion is nowhere in half of the slices, so the atlas would never show one.
+    Attributes:
+        overall: the most frequent of all.
+        by_sequence: sequence -> the most frequent of its reports.
     """
-    sums: dict[Place, Any] = defaultdict(lambda: 0)
-    slices: Counter[Place] = Counter()
-    for volume, labels, names in _labelled(corpus):
-        for value, name in names.items():
-            for index, plane in enumerate(labels):
-                place = _place(name.lower(), volume, index)
-                sums[place] = sums[place] + (plane == value).astype(np.float32)
-                slices[place] += 1
-    atlas = {place: total / slices[place] for place, total in sums.items()}
-    dice: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
-    for volume, labels, names in _labelled(corpus):
-        for value, name in names.items():
-            for index in np.flatnonzero((labels == value).any(axis=(1, 2))).tolist():
-                truth, mean = labels[index] == value, atlas[_place(name.lower(), volume, index)]
-                masks = [mean > share for share in SHARES]
-                dice[name.lower()].append(np.array([2 * (mask & truth).sum() / (mask.sum() + truth.sum()) for mask in masks]))
-    seen = {structure for structure, _, _ in atlas}
-    return atlas, {name: SHARES[int(np.mean(dice[name], axis=0).argmax())] if name in dice else SHARES[-1] for name in sorted(seen)}
+
+    overall: str
+    by_sequence: dict[str | None, str]
+
+    def for_volume(self, volume: VolumeRecord) -> str:
+        """Return the most frequent report of the volume's sequence, or of all if the training split lacks the sequence."""
+        return self.by_sequence.get(volume.sequence, self.overall)
+
+
+def count_reports(corpus: Corpus, task: str) -> FrequentReports:
+    """Find the most frequent responses of a task in the training split."""
+    by_sequence: dict[str | None, Counter[str]] = defaultdict(Counter)
+    for record in _training_instructions(corpus, task):
+        by_sequence[corpus.volumes[record.volume_id].sequence][record.response] += 1
+    return FrequentReports(
+        overall=_most_frequent(sum(by_sequence.values(), Counter())),
+        by_sequence={sequence: _most_frequent(reports) for sequence, reports in by_sequence.items()},
+    )
+
+
+def majority_answer(corpus: Corpus, task: str) -> bool:
+    """Return whether most answers of a task in the training split are positive."""
+    answers = Counter(bool(record.positive) for record in _training_instructions(corpus, task))
+    return answers[True] > answers[False]
+
+
+def median_box(corpus: Corpus) -> TextBox | None:
+    """Return the box with the median edges and the most frequent label of the training split; None without boxes."""
+    boxes = [box for record in corpus.instructions if record.split == "train" for box in record.boxes]
+    if not boxes:
+        return None
+    edges = np.array([[box.row0, box.col0, box.row1, box.col1] for box in boxes])
+    label = Counter(box.label for box in boxes).most_common(1)[0][0]
+    return TextBox(label, *(int(edge) for edge in np.median(edges, axis=0)))
+
+
+def _training_instructions(corpus: Corpus, task: str) -> list[InstructionRecord]:
+    return [record for record in corpus.instructions if record.split == "train" and record.task == task]
+
+
+def _most_frequent(texts: Counter[str]) -> str:
+    """Return the most frequent text, the first in alphabetical order of equals; empty without texts."""
+    return min(texts, key=lambda text: (-texts[text], text), default="")

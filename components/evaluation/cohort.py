@@ -1,4 +1,4 @@
-"""Who is in a corpus, as digests: enough to ask whether somebody is, too little to say who."""
+"""Patients of a corpus as digests: sufficient to test membership of a known patient, insufficient to list patients."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from components.curation.corpus import Corpus
 from components.provenance import SHORT, digest
 
 
-def person(dataset: str, patient: str) -> str:
-    """Digest of a patient's pseudonym in a dataset."""
+def patient_digest(dataset: str, patient: str) -> str:
+    """Return the digest of a patient's pseudonym in a dataset."""
     return digest(dataset, patient)[:SHORT]
 
 
-def cohort_of(corpus: Corpus) -> dict[str, dict[str, list[str]]]:
-    """Dataset -> split -> digests of its patients."""
-    found: dict[str, dict[str, set[str]]] = {}
-    for one in corpus.volumes.values():
-        found.setdefault(one.dataset_id, {}).setdefault(str(one.split), set()).add(person(one.dataset_id, one.patient_id))
+def cohort_digests(corpus: Corpus) -> dict[str, dict[str, list[str]]]:
+    """Return dataset -> split -> sorted digests of its patients."""
+    cohort: dict[str, dict[str, set[str]]] = {}
+    for volume in corpus.volumes.values():
+        patients = cohort.setdefault(volume.dataset_id, {}).setdefault(str(volume.split), set())
+        patients.add(patient_digest(volume.dataset_id, volume.patient_id))
     return {
-        dataset: {split: sorted(people) for split, people in sorted(splits.items())} for dataset, splits in sorted(found.items())
+        dataset: {split: sorted(patients) for split, patients in sorted(splits.items())}
+        for dataset, splits in sorted(cohort.items())
     }

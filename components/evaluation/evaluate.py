@@ -1,30 +1,40 @@
-"""One evaluation: frozen cases, predictions, baselines, rows, page. Made once for the same weights, corpus, settings and code."""
+"""Evaluation of a saved model on the test patients of a corpus: cases, answers, baselines, result rows, report page.
+
+The result is stored under the digest of weights, corpus, settings and code, and reused for the same inputs.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.curation.corpus import Corpus
+from components.curation.table_rows import InstructionRecord
 from components.errors import BadInput
-from components.evaluation.cohort import cohort_of
+from components.evaluation.cohort import cohort_digests
 from components.evaluation.results import COHORT, EvaluationReport, ResultRow, SubgroupRow, SweepRow
 from components.files import atomic_directory, read_json, write_json
 from components.provenance import SHORT, code_digest, digest, file_md5
+from components.registries import TASKS
 from components.settings import EvaluationSettings
 
+if TYPE_CHECKING:
+    from components.evaluation.task_result import TaskResult
+
 RESULTS, ROWS, CASES, PAGE = "results.json", "rows.parquet", "cases.json", "report.html"
-CODE = ("components/evaluation", "components/curation", "components/training", "model_core", "kernels")
-"""What decides a number: curation holds undersampling and the template, training how a case is read."""
+CODE = ("components/evaluation", "components/tasks", "components/curation", "components/training", "model_core", "kernels")
+"""Code that decides a result: tasks score and read cases, curation undersamples and parses the description template."""
+Selected = Mapping[str, Sequence[InstructionRecord]]
 
 
 def weights_digest(model_dir: Path) -> str:
-    """Digest of a saved model: weights, configuration, tokenizer.
+    """Return the digest of a saved model: weights, configuration, tokenizer.
 
     Raises:
-        BadInput: not a folder that ``save_pretrained`` wrote.
+        BadInput: the folder was not written by ``save_pretrained``.
     """
     if not (model_dir / "config.json").is_file() or not list(model_dir.glob("*.safetensors")):
         raise BadInput("no saved model", where=str(model_dir), remedy="name a folder with config.json and model.safetensors")
@@ -35,7 +45,7 @@ def evaluate(model_dir: Path, corpus_root: Path, settings: EvaluationSettings, o
     """Evaluate a saved model on the test patients of a corpus.
 
     Raises:
-        BadInput: no model or corpus there, or no test patients.
+        BadInput: a path has no model or no corpus, or the corpus has no test patients.
     """
     corpus = Corpus.open(corpus_root)
     weights = weights_digest(model_dir)
@@ -44,7 +54,7 @@ def evaluate(model_dir: Path, corpus_root: Path, settings: EvaluationSettings, o
     reused = (folder / RESULTS).exists()
     if not reused:
         with atomic_directory(folder) as temporary:
-            _evaluate(model_dir, weights, corpus, settings, seed, temporary)
+            _write_evaluation(model_dir, weights, corpus, settings, seed, temporary)
     results = read_json(folder / RESULTS)
     rows = tuple(ResultRow(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in results["rows"])
     sweep = tuple(SweepRow(**row) for row in results["sweep"])
@@ -52,67 +62,76 @@ def evaluate(model_dir: Path, corpus_root: Path, settings: EvaluationSettings, o
     return EvaluationReport(identity, folder, folder / PAGE, rows, results["cases"], results["note"], sweep, groups, reused)
 
 
-def _evaluate(model_dir: Path, weights: str, corpus: Corpus, settings: EvaluationSettings, seed: int, folder: Path) -> None:
-    from components.evaluation.answers import Answerer, load_cases
-    from components.evaluation.baselines import learn
-    from components.evaluation.cases import choose
-    from components.evaluation.page import render
-    from components.evaluation.subgroups import subgroups
-    from components.evaluation.tasks import EVALUATE
-    from components.evaluation.viewer import viewer
+def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: EvaluationSettings, seed: int, folder: Path) -> None:
+    """Evaluate the model and write all files of the evaluation."""
+    from components.evaluation.case_selection import select_cases
+    from components.evaluation.model_answers import AnswerGenerator, load_cases
+    from components.evaluation.report_page import render_page
+    from components.evaluation.volume_viewer import build_viewer
     from model_core import OmniMRIForConditionalGeneration
     from model_core.processing import Processor
 
-    chosen = {task: records for task, records in choose(corpus, settings.cases_per_task, seed).items() if records}
-    if not chosen:
+    selected = {task: records for task, records in select_cases(corpus, settings.cases_per_task, seed).items() if records}
+    if not selected:
         raise BadInput(
             "no held-out instructions", where=str(corpus.root), remedy="curate at least four patients with labels or k-space"
         )
     model = OmniMRIForConditionalGeneration.from_pretrained(model_dir)
-    processor = Processor.from_pretrained(model_dir)
-    answerer = Answerer(model, processor, settings, seed)
-    learned = learn(corpus)
+    answers = AnswerGenerator(model, Processor.from_pretrained(model_dir), settings, seed)
     results = {
-        task: EVALUATE[task](load_cases(corpus, records), answerer, corpus, learned, settings) for task, records in chosen.items()
+        task: TASKS[task].evaluate(load_cases(corpus, records), answers, corpus, settings) for task, records in selected.items()
     }
-    rows = [asdict(row) for result in results.values() for row in result.rows]
-    sweep = [row for result in results.values() for row in result.sweep]
-    groups = [
-        row
-        for task, result in results.items()
-        if (unit := result.unit)
-        for row in subgroups(task, unit.metric, unit.score, unit.volumes, corpus)
-    ]
-    cases = {task: [record.sample_id for record in records] for task, records in chosen.items()}
-    patients = sorted({record.patient_id for records in chosen.values() for record in records})
-    synthetic = all(corpus.volumes[record.volume_id].synthetic for records in chosen.values() for record in records)
-    note = (
-        "All test patients are synthetic: the numbers say that the machinery works, nothing about patients."
-        if synthetic
-        else ("Part of the test patients are real scans; see the dataset cards for their rights.")
-    )
-    unseen = sum(record.held_out_phrasing for records in chosen.values() for record in records)
-    phrasings = f"{unseen} of {sum(map(len, chosen.values()))} questions in words that were never trained on"
+    cases = {task: [record.sample_id for record in records] for task, records in selected.items()}
+    note = _cohort_note(selected, corpus)
     facts = {
         "note": note,
-        "phrasings": phrasings,
+        "phrasings": _phrasing_note(selected),
         "weights": weights,
         "corpus": corpus.digest,
         "cases": digest(cases),
-        "patients": len(patients),
+        "patients": len({record.patient_id for records in selected.values() for record in records}),
         "seed": seed,
         "settings": settings.model_dump_json(),
     }
-    (folder / PAGE).write_text(render(results, facts, groups, viewer(answerer, corpus, chosen.get("segmentation", []))))
+    groups = _subgroup_rows(results, corpus)
+    viewer = build_viewer(answers, corpus, selected)
+    (folder / PAGE).write_text(render_page(results, facts, groups, viewer))
     write_json(folder / CASES, cases)
-    write_json(folder / COHORT, cohort_of(corpus))
+    write_json(folder / COHORT, cohort_digests(corpus))
+    rows = [asdict(row) for result in results.values() for row in result.rows]
     _write_table(folder / ROWS, rows)
-    tables = {"rows": rows, "sweep": [asdict(row) for row in sweep], "subgroups": [asdict(row) for row in groups]}
+    sweep = [asdict(row) for result in results.values() for row in result.sweep]
+    tables = {"rows": rows, "sweep": sweep, "subgroups": [asdict(row) for row in groups]}
     write_json(folder / RESULTS, {**tables, "note": note, "weights": weights, "corpus": corpus.digest, "cases": digest(cases)})
 
 
+def _cohort_note(selected: Selected, corpus: Corpus) -> str:
+    """Return a sentence on the kind of test patients that the results rest on."""
+    if all(corpus.volumes[record.volume_id].synthetic for records in selected.values() for record in records):
+        return "All test patients are synthetic: the numbers say that the machinery works, nothing about patients."
+    return "Part of the test patients are real scans; see the dataset cards for their rights."
+
+
+def _phrasing_note(selected: Selected) -> str:
+    """Return the number of questions with a held-out phrasing, in words."""
+    held_out = sum(record.held_out_phrasing for records in selected.values() for record in records)
+    return f"{held_out} of {sum(map(len, selected.values()))} questions in words that were never trained on"
+
+
+def _subgroup_rows(results: Mapping[str, TaskResult], corpus: Corpus) -> list[SubgroupRow]:
+    """Return the first metric of every task by subgroups."""
+    from components.evaluation.subgroups import score_subgroups
+
+    return [
+        row
+        for task, result in results.items()
+        if (units := result.units)
+        for row in score_subgroups(task, units.metric, units.score, units.volumes, corpus)
+    ]
+
+
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows as Parquet, with the baselines in JSON: their names differ from task to task."""
+    """Write the rows as Parquet; baselines are JSON because their names differ between tasks."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

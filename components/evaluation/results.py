@@ -1,4 +1,4 @@
-"""What an evaluation says."""
+"""Records of an evaluation: result rows, sweep, subgroups, report."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ class ResultRow:
     """One metric of one task on held-out patients.
 
     Attributes:
-        model: value of the model; baselines: of each trivial answer.
+        model: value of the model.
+        baselines: value of each baseline.
         verdict: ``"better"``, ``"worse"``, ``"no difference"`` or ``"too few patients"``, against the best baseline; see
-            :func:`components.evaluation.verdicts.verdict`.
-        cases, patients: how many it rests on.
-        interval: 95 % of the model's value, by a bootstrap over patients; None with too few, or where none is made.
-        behind: the value itself is short of the best baseline's, whatever the verdict.
+            :func:`components.evaluation.verdicts.compare_scores`.
+        cases, patients: their numbers.
+        interval: 95 % interval of the model's value, by a bootstrap over patients; None with too few patients, or if not computed.
+        behind: whether the value is worse than that of the best baseline, regardless of the verdict.
     """
 
     task: str
@@ -40,7 +41,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """Reconstruction under one kind of mask at one acceleration: metric -> who -> mean over the same slices."""
+    """Reconstruction under one kind of mask at one acceleration; ``values`` is metric -> method -> mean over the same slices."""
 
     mask: str
     acceleration: int
@@ -66,10 +67,13 @@ class EvaluationReport:
     """One evaluation.
 
     Attributes:
-        folder: ``results.json``, ``rows.parquet``, ``cases.json`` and the page; report: the page.
-        cases: digest of the list of cases; two evaluations compare only where it is the same.
-        note: what kind of patients it rests on; sweep, subgroups: what the page shows beyond the rows.
-        reused: it had been made before.
+        digest: digest of the evaluation's inputs.
+        folder: contains ``results.json``, ``rows.parquet``, ``cases.json``, ``cohort.json`` and the page.
+        report: path of the page.
+        cases: digest of the list of cases; two evaluations are comparable only if it is the same.
+        note: kind of test patients.
+        sweep, subgroups: further tables of the page.
+        reused: whether the evaluation had been stored before.
     """
 
     digest: str
@@ -83,6 +87,6 @@ class EvaluationReport:
     reused: bool = field(default=False, compare=False)
 
     @property
-    def kept(self) -> tuple[Path, ...]:
-        """What goes with a model that is registered: the page, and the digests of the corpus's patients."""
+    def registered_files(self) -> tuple[Path, ...]:
+        """Files that are registered with the model: the page, and the digests of the corpus's patients."""
         return tuple(path for path in (self.report, self.folder / COHORT) if path.exists())

@@ -1,4 +1,4 @@
-"""Each task's first metric by groups of scans and people: where a mean hides who pays for it."""
+"""First metric of each task by groups of scans and patients, which a mean over all cases hides."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from components.evaluation.results import SubgroupRow
 from components.evaluation.verdicts import Score
 
 AGES = (40, 60)
+"""Limits of the age groups, years."""
 UNKNOWN = "not known"
 
 
-def _age(volume: VolumeRecord) -> str:
+def _age_group(volume: VolumeRecord) -> str:
     if volume.age_years is None:
         return UNKNOWN
-    return (
-        f"below {AGES[0]}"
-        if volume.age_years < AGES[0]
-        else f"{AGES[0]} to {AGES[1] - 1}"
-        if volume.age_years < AGES[1]
-        else (f"{AGES[1]} and above")
-    )
+    if volume.age_years < AGES[0]:
+        return f"below {AGES[0]}"
+    if volume.age_years < AGES[1]:
+        return f"{AGES[0]} to {AGES[1] - 1}"
+    return f"{AGES[1]} and above"
 
 
 FACTORS: dict[str, Callable[[VolumeRecord], str]] = {
@@ -32,13 +31,13 @@ FACTORS: dict[str, Callable[[VolumeRecord], str]] = {
     "sequence": lambda volume: volume.sequence or UNKNOWN,
     "anatomy": lambda volume: volume.anatomy or UNKNOWN,
     "sex": lambda volume: volume.sex or UNKNOWN,
-    "age": _age,
+    "age": _age_group,
     "data": lambda volume: "synthetic" if volume.synthetic else "real",
 }
 
 
-def subgroups(task: str, metric: str, score: Score, volumes: Sequence[str], corpus: Corpus) -> list[SubgroupRow]:
-    """One metric in every group of every factor; a factor with one group says nothing and is left out.
+def score_subgroups(task: str, metric: str, score: Score, volumes: Sequence[str], corpus: Corpus) -> list[SubgroupRow]:
+    """Compute one metric in every group of every factor that has at least two groups.
 
     Args:
         volumes: volume_id of every unit that ``score`` counts.
@@ -48,8 +47,9 @@ def subgroups(task: str, metric: str, score: Score, volumes: Sequence[str], corp
         groups: dict[str, list[int]] = defaultdict(list)
         for unit, volume_id in enumerate(volumes):
             groups[group_of(corpus.volumes[volume_id])].append(unit)
-        if len(groups) > 1:
-            for group, units in sorted(groups.items()):
-                patients = {corpus.volumes[volumes[unit]].patient_id for unit in units}
-                rows.append(SubgroupRow(task, metric, factor, group, score(units), len(units), len(patients)))
+        if len(groups) == 1:
+            continue
+        for group, units in sorted(groups.items()):
+            patients = {corpus.volumes[volumes[unit]].patient_id for unit in units}
+            rows.append(SubgroupRow(task, metric, factor, group, score(units), len(units), len(patients)))
     return rows

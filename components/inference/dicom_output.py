@@ -38,7 +38,7 @@ def save_dicom(prediction: Prediction, instruction: str, source: Path, out: Path
         BadInput: the series lacks what a DICOM object must repeat (patient, study, position).
     """
     images = _images(source)
-    if not images or prediction.task == "reconstruction":
+    if not images or prediction.image is not None:
         return []
     name = SEGMENTATION_FILE if prediction.mask is not None else REPORT_FILE
     make = _report if prediction.mask is None else _segmentation

@@ -1,9 +1,9 @@
 """A loaded model that answers instructions about volumes.
 
-The model itself decides the task by the form of its answer about one tile: see :func:`task_of`. Images, masks and boxes are then
-computed on every slice, a diagnosis on slices through the whole volume.
+The model itself decides the task by the form of its answer about one tile: see :func:`task_of`. The task then decodes the answer
+into a prediction for the whole volume (:meth:`components.tasks.base.Task.decode`).
 
-Shape letters: K samples, D slices, H rows, W columns, V tiles, M side of a tile, N candidate answers.
+Shape letters: K samples, D slices, H rows, W columns, V tiles, M side of a tile.
 """
 
 from __future__ import annotations
@@ -23,35 +23,25 @@ from transformers import TextIteratorStreamer
 from components.errors import BadInput
 from components.files import read_json
 from components.inference.model_uri import PREPROCESSING
-from components.inference.prediction import FoundBox, Prediction
+from components.inference.prediction import Prediction
 from components.inference.question import CONDITIONAL_MEAN, Progress, Question, Sampling, ignore_progress
-from components.inference.sliding_window import ResampledVolume, Tile, slice_batches
+from components.inference.sliding_window import BATCH, ResampledVolume, Tile
 from components.ingestion.volume import Volume
 from components.provenance import digest
+from components.registries import TASKS
 from components.settings import TaskName
+from components.tasks.base import Task
 from model_core import OmniMRIForConditionalGeneration
-from model_core.batch import TARGET_IMAGE, TARGET_MASK
-from model_core.boxes import BOX_TOKEN, NO_LESION, parse_boxes
-from model_core.mri_physics.sense import consistent
 from model_core.processing import Processor
-from model_core.tokenization import IMAGE, SEG
 
-BATCH = 8
-"""Tiles that are processed at once: memory does not grow with the volume."""
-DIAGNOSIS_SLICES, MAX_NEW_TOKENS = 12, 200
-SAME_BOX = 0.5
-"""Intersection over union from which boxes of overlapping tiles are the same finding."""
+MAX_NEW_TOKENS = 200
+FREE_TEXT = "report"
+"""Task of the answers that no task recognizes."""
 
 
-def task_of(answer: str) -> TaskName:
-    """Return the task that the form of an answer belongs to."""
-    if answer.startswith(IMAGE):
-        return "reconstruction"
-    if answer.startswith(SEG):
-        return "segmentation"
-    if BOX_TOKEN in answer or answer.startswith(NO_LESION):
-        return "detection"
-    return "diagnosis" if answer.lower().startswith(("yes", "no,", "no ")) or answer.lower() == "no" else "report"
+def task_of(answer: str) -> Task:
+    """Return the first task that recognizes the form of an answer, or else the report."""
+    return next((task for task in TASKS.values() if task.recognizes(answer)), TASKS[FREE_TEXT])
 
 
 @dataclass
@@ -140,17 +130,16 @@ class Predictor:
             question.progress(task, len(answers), len(tiles))
         return answers
 
-    def answer_probabilities(
-        self, question: Question, tiles: Sequence[Tile], candidates: Sequence[str], task: TaskName
-    ) -> NDArray[np.float64]:
-        """Return the probability of each candidate answer about each tile, (V, N). Report progress under the task's name."""
-        tokens = [self.processor.tokens(candidate) for candidate in candidates]
-        scores: list[list[float]] = []
+    def yes_probabilities(self, question: Question, tiles: Sequence[Tile], task: TaskName) -> list[float]:
+        """Return p(yes) / (p(yes) + p(no)) of the first word about each tile. Report progress under the task's name."""
+        words = [self.processor.tokens("yes"), self.processor.tokens("no")]
+        probabilities: list[float] = []
         for batch in _batches(tiles):
             ids, mask, pixels = self._encode([(question, tile) for tile in batch])
-            scores += self.model.answer_probability(ids, mask, pixels, tokens).tolist()
-            question.progress(task, len(scores), len(tiles))
-        return np.asarray(scores)
+            scores = self.model.answer_probability(ids, mask, pixels, words)
+            probabilities += (scores[:, 0] / scores.sum(-1).clamp(min=1e-12)).tolist()
+            question.progress(task, len(probabilities), len(tiles))
+        return probabilities
 
     def generate_images(
         self, question: Question, tiles: Sequence[Tile], marker: str, target_kind: int, task: TaskName
@@ -207,12 +196,12 @@ class Predictor:
         return answers
 
     def _streamed_answer(self, question: Question, on_text: Callable[[str], None], progress: Progress) -> str:
-        """Generate the answer about the first tile; pass its pieces on as long as it has the form of a report."""
+        """Generate the answer about the first tile; pass its pieces on while it has the form of running text."""
         progress("answering", 0, 1)
         answer = ""
         for piece in self._stream_text(question):
             answer += piece
-            if task_of(answer.lstrip()) == "report":
+            if task_of(answer.lstrip()).streams_text:
                 on_text(piece)
         progress("answering", 1, 1)
         return answer.strip()
@@ -251,66 +240,7 @@ class Predictor:
             raise failures[0]
 
     def _decode(self, question: Question, answer: str) -> Prediction:
-        task = task_of(answer)
-        if task == "reconstruction":
-            return self._reconstruct(question, answer)
-        if task == "segmentation":
-            return self._segment(question, answer)
-        if task == "detection":
-            return self._detect(question)
-        if task == "diagnosis":
-            return self._diagnose(question)
-        return question.prediction(task, answer, [question.first_tile])
-
-    def _reconstruct(self, question: Question, answer: str) -> Prediction:
-        """Reconstruct every slice."""
-        volume, depth = question.volume, len(question.volume.voxels)
-        tiles = volume.tiles(range(depth))
-        images = self.generate_images(question, tiles, IMAGE, TARGET_IMAGE, "reconstruction")
-        residuals = np.stack([samples - volume.crop(tile) for samples, tile in zip(images, tiles, strict=True)])
-        blended = volume.blend(tiles, residuals)
-        samples = volume.scale * np.stack([_add_residual(volume, residual) for residual in blended])
-        text = answer.removeprefix(IMAGE).strip() or f"reconstruction of {depth} slices"
-        return question.prediction("reconstruction", text, tiles, image=samples.mean(0), uncertainty=sample_deviation(samples))
-
-    def _segment(self, question: Question, answer: str) -> Prediction:
-        """Segment every slice."""
-        volume, depth = question.volume, len(question.volume.voxels)
-        tiles = volume.tiles(range(depth))
-        masks = self.generate_images(question, tiles, SEG, TARGET_MASK, "segmentation")
-        samples = np.stack([volume.to_source_grid(sample) for sample in volume.blend(tiles, masks)])
-        text = answer.removeprefix(SEG).strip() or f"segmentation of {depth} slices"
-        mask = (samples.mean(0) > 0.5).astype(np.uint8)
-        return question.prediction("segmentation", text, tiles, mask=mask, uncertainty=sample_deviation(samples))
-
-    def _detect(self, question: Question) -> Prediction:
-        """Find boxes on every slice with content."""
-        volume = question.volume
-        tiles = volume.tiles(volume.content_slices)
-        boxes: list[FoundBox] = []
-        for tile, text in zip(tiles, self.generate_texts(question, tiles, "detection"), strict=True):
-            for box in parse_boxes(text):
-                row0, col0, row1, col1 = volume.box_to_source_grid(tile, box)
-                if row0 < row1 and col0 < col1:  # a thin box may vanish between two pixels of a coarser image
-                    boxes.append(FoundBox(box.label, tile.index, row0, col0, row1, col1))
-        if len(volume.corners) > 1:
-            boxes = drop_duplicate_boxes(boxes)
-        slices = len({box.slice_index for box in boxes})
-        text = f"{len(boxes)} boxes on {slices} of {len(volume.content_slices)} slices" if boxes else NO_LESION
-        return question.prediction("detection", text, tiles, boxes=tuple(boxes))
-
-    def _diagnose(self, question: Question) -> Prediction:
-        """Average p(yes) / (p(yes) + p(no)) over slices through the volume; a slice counts with the largest value of its tiles."""
-        content = question.volume.content_slices
-        count = min(DIAGNOSIS_SLICES, len(content))
-        tiles = question.volume.tiles([content[round(position)] for position in np.linspace(0, len(content) - 1, count)])
-        scores = torch.from_numpy(self.answer_probabilities(question, tiles, ("yes", "no"), "diagnosis")).float()
-        by_slice: dict[int, float] = {}
-        for tile, share in zip(tiles, (scores[:, 0] / scores.sum(-1).clamp(min=1e-12)).tolist(), strict=True):
-            by_slice[tile.index] = max(by_slice.get(tile.index, 0.0), share)
-        probability = float(np.mean(list(by_slice.values())))
-        text = f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f} over {count} slices)"
-        return question.prediction("diagnosis", text, tiles)
+        return task_of(answer).decode(self, question, answer)
 
 
 def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
@@ -330,41 +260,3 @@ def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def _pixels(tiles: Sequence[NDArray[np.float32]]) -> Tensor:
     return torch.from_numpy(np.stack(tiles))[:, None, None]
-
-
-def _add_residual(volume: ResampledVolume, residual_DPP: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Add the network's change to the image on the source's own grid (D, H, W), and enforce agreement with the measurement there.
-
-    The network's grid may be coarser than the source's: adding the change rather than replacing the image keeps every source pixel.
-    """
-    measured = volume.measured
-    source = volume.volume.voxels / np.float32(volume.scale) if volume.zero_filled is None else volume.zero_filled
-    image = np.clip(source + volume.to_source_grid(residual_DPP), 0, None)
-    if measured is None:
-        return image
-    batches = slice_batches(measured, BATCH)
-    return np.concatenate([consistent(torch.from_numpy(image[rows])[:, None], batch)[:, 0].numpy() for rows, batch in batches])
-
-
-def sample_deviation(samples_KDHW: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """Return the standard deviation over the samples (D, H, W), or None for a single sample."""
-    return samples_KDHW.std(axis=0, ddof=1, dtype=np.float32) if len(samples_KDHW) > 1 else None
-
-
-def drop_duplicate_boxes(boxes: Sequence[FoundBox]) -> list[FoundBox]:
-    """Drop boxes that overlapping tiles found a second time: keep the largest of each group, in the original order."""
-
-    def area(box: FoundBox) -> int:
-        return max(box.row1 - box.row0, 0) * max(box.col1 - box.col0, 0)
-
-    def is_same(a: FoundBox, b: FoundBox) -> bool:
-        edges = max(a.row0, b.row0), max(a.col0, b.col0), min(a.row1, b.row1), min(a.col1, b.col1)
-        shared = area(FoundBox(a.label, a.slice_index, *edges))
-        overlap = shared / (area(a) + area(b) - shared)
-        return (a.label, a.slice_index) == (b.label, b.slice_index) and overlap >= SAME_BOX
-
-    kept: list[FoundBox] = []
-    for box in sorted(boxes, key=area, reverse=True):
-        if not any(is_same(box, other) for other in kept):
-            kept.append(box)
-    return [box for box in boxes if box in kept]

@@ -72,9 +72,24 @@ class Question:
         content = self.volume.content_slices
         return self.volume.richest_tile(content[len(content) // 2])
 
-    def prediction(self, task: TaskName, text: str, tiles: Sequence[Tile], **arrays: Any) -> Prediction:
-        """Build the prediction of a task from its text, the tiles that were processed, and its boxes or arrays."""
+    def prediction(
+        self,
+        task: TaskName,
+        text: str,
+        tiles: Sequence[Tile],
+        samples: NDArray[np.float32] | None = None,
+        **fields: Any,
+    ) -> Prediction:
+        """Build the prediction of a task.
+
+        Args:
+            tiles: the tiles that were processed.
+            samples: (K, D, H, W) samples of the image decoder; with two or more, their standard deviation is the uncertainty.
+            fields: image, mask or boxes of the prediction.
+        """
+        if samples is not None and len(samples) > 1:
+            fields["uncertainty"] = samples.std(axis=0, ddof=1, dtype=np.float32)
         middle = tiles[len(tiles) // 2]
         slices = tuple(dict.fromkeys(tile.index for tile in tiles))
         affine = np.asarray(self.volume.volume.affine)
-        return Prediction(task, text, slices, affine, self.volume.crop(middle), file_affine=self.file_affine, **arrays)
+        return Prediction(task, text, slices, affine, self.volume.crop(middle), file_affine=self.file_affine, **fields)

@@ -24,6 +24,8 @@ from model_core.boxes import GRID, TextBox
 from model_core.mri_physics.fourier_numpy import fft2c
 from model_core.mri_physics.sense import Measured
 
+BATCH = 8
+"""Tiles that the network processes at once: memory does not grow with the volume."""
 CONTENT_SHARE = 0.1
 """A slice has content if its foreground is at least this share of the foreground of the slice with the most foreground."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import BadInput
-from components.evaluation.cohort import person
+from components.evaluation.cohort import patient_digest
 from components.evaluation.results import COHORT
 from components.files import read_json
 from components.registry.model_version import ModelVersion
@@ -110,7 +110,7 @@ def versions_with_patients(
     Args:
         data_versions: data versions that contain their files, for model versions that store no patient list.
     """
-    patient_digests = {person(dataset, patient) for dataset, names in patients.items() for patient in names}
+    patient_digests = {patient_digest(dataset, patient) for dataset, names in patients.items() for patient in names}
 
     def splits(version: ModelVersion, cohort: Cohort | None) -> set[str]:
         if cohort is None:

@@ -10,10 +10,10 @@ from components.catalog import load_card
 from components.errors import BadInput
 from components.evaluation import EvaluationReport
 from components.evaluation.results import COHORT
-from components.evaluation.verdicts import FEWEST
+from components.evaluation.verdicts import MIN_PATIENTS
 from components.files import read_json
+from components.registries import TASKS
 from components.registry.promotion_gate import RESULTS
-from components.settings import TASKS
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
@@ -54,7 +54,7 @@ def limitations(evaluation: EvaluationReport) -> list[str]:
             sentences.append(
                 f"{task.capitalize()} is below such a baseline, but not significantly with these patients: {', '.join(behind)}."
             )
-        if (patients := max(row.patients for row in rows)) < FEWEST:
+        if (patients := max(row.patients for row in rows)) < MIN_PATIENTS:
             sentences.append(f"{task.capitalize()} was measured on {patients} patients, too few for a statistical verdict.")
     return sentences
 

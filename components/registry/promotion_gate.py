@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Mapping
 
+from components.registries import TASKS
 from components.registry.model_version import REQUIRED_TAGS, ModelVersion
-from components.settings import TASKS, RegistrySettings
+from components.settings import RegistrySettings
 
 CASES = "evaluation_cases"
 """Tag: digest of the evaluated cases."""

@@ -152,7 +152,7 @@ def _log_model(
         (about / "README.md").write_text(model_card(name, evaluation, lineage.settings, tags))
         (about / SETTINGS).write_text(lineage.settings)
         write_json(about / "evaluation.json", [asdict(row) for row in evaluation.rows])
-        for file in evaluation.kept:
+        for file in evaluation.registered_files:
             shutil.copy(file, about)
         requirements = str(LOCK) if LOCK.exists() else str(REPOSITORY / "pyproject.toml")
         with _ReopenedRun(run_id):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from components.training.samples import Image
+from components.tasks.base import Image
 from model_core.boxes import GRID, TextBox
 
 SHIFT, SCALE, ANGLE, CONTRAST = 0.04, 0.08, 8.0, 0.1

@@ -18,17 +18,18 @@ import torch
 from torch import Tensor
 
 from components.provenance import digest
+from components.registries import TASKS
 from components.settings import BLOCK_SLICES, StageName, StageSettings, block_samples
+from components.tasks.base import Image, Target
 from components.training.augmentation import Contrast, Movement, moved_together
 from components.training.mixture import Draw, Mixture
-from components.training.samples import Image, Samples, Target
-from model_core.batch import IGNORE, NO_TASK, TARGET_MASK, TARGET_NONE, TASKS, Batch, ImageBatch, PairedBatch, SequenceBatch
+from components.training.samples import Samples
+from model_core.batch import IGNORE, NO_TASK, Batch, ImageBatch, PairedBatch, SequenceBatch
 from model_core.boxes import format_boxes, parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.processing import Encoded, Processor
+from model_core.targets import TARGET_MASK
 
-SIZED = {"paired", "report"}
-"""Whose texts state sizes in millimetres: their images are moved, not magnified."""
 KEPT_TEXTS = 4096
 BLOCK_EVERY = 4
 """Every fourth step of vision pretraining sees blocks of four slices, the others single slices: one encoder serves both."""
@@ -92,7 +93,8 @@ class BatchMaker:
         """Of a draw's image, at random."""
         rng = np.random.default_rng([self.key, draw.number])
         movement, contrast = Movement.drawn(rng), Contrast.drawn(rng)
-        return (replace(movement, scale=1.0) if name in SIZED else movement), contrast
+        states_sizes = TASKS[name].states_sizes if name in TASKS else name == "paired"  # in millimeters: not to be magnified
+        return (replace(movement, scale=1.0) if states_sizes else movement), contrast
 
     def _seeds(self, draws: Sequence[Draw]) -> Tensor:
         """Of the random numbers that the objective needs for each draw."""
@@ -129,8 +131,9 @@ class BatchMaker:
             visual_loss=[part[3] for part in parts],
         )
         names = [self.mixture.sources[draw.source].name for draw in draws]
-        tasks = torch.tensor([TASKS.index(name) if name in TASKS else NO_TASK for name in names])
-        return replace(batch, seed_B=self._seeds(draws), task_B=tasks)
+        tasks = tuple(TASKS)
+        task_B = torch.tensor([tasks.index(name) if name in tasks else NO_TASK for name in names])
+        return replace(batch, seed_B=self._seeds(draws), task_B=task_B, tasks=tasks)
 
     def _sequence(self, draw: Draw) -> tuple[Encoded, Image, Target, bool]:
         name = self.mixture.sources[draw.source].name
@@ -140,10 +143,10 @@ class BatchMaker:
             image = contrast.image(movement.image(self.samples.image(ref)))
             text_first = bool(draw.before % 2)
             encoded = self._paired(self.samples.text(ref), self._tokens(image), image_first=not text_first)
-            return encoded, image, no_target(image), text_first
+            return encoded, image, Target.none(image), text_first
         record = self.samples.instructions[name][draw.index]
         image, target = self.samples.input_and_target(record)
-        if name == "reconstruction":
+        if not TASKS[name].is_augmented:
             return self._instructed(record.instruction, record.response, self._tokens(image)), image, target, False
         response = record.response
         if boxes := parse_boxes(response):
@@ -158,11 +161,6 @@ class BatchMaker:
     def _tokens(self, image: Image) -> int:
         grid = self.config.image_grid(1, *image.shape)
         return grid[1] * grid[2]
-
-
-def no_target(image: Image) -> Target:
-    """A sample that asks for text only."""
-    return Target(TARGET_NONE, np.zeros_like(image), np.zeros(image.shape, np.complex64), np.zeros(image.shape, np.bool_))
 
 
 def sequence_batch(

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from components.curation.corpus import Corpus
+from components.registries import TASKS
 from components.settings import StageName
 from components.training.metrics_log import Curve
 from components.training.samples import Samples
-from model_core.batch import TARGET_IMAGE, TARGET_MASK
 from model_core.mri_physics.sense import Measured
 from model_core.objectives import Objective, VisionPretraining
 from model_core.processing import Processor
+from model_core.targets import TARGET_NONE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +42,7 @@ def stage_pictures(stage: StageName, objective: Objective, processor: Processor,
     objective.eval()
     if isinstance(objective, VisionPretraining) and samples.slices:
         figures["masked_images.png"] = masked_images(objective, samples)
-    if stage == "instruction_tuning" and (samples.instructions["segmentation"] or samples.instructions["reconstruction"]):
+    if stage == "instruction_tuning" and any(samples.instructions[task] for task in _decoded_tasks()):
         figures["decoded_images.png"] = decoded_images(objective, processor, samples)
     objective.train()
     if curve.points:
@@ -113,11 +114,16 @@ def masked_images(objective: VisionPretraining, samples: Samples) -> Figure:
     return _grid(rows)
 
 
+def _decoded_tasks() -> dict[str, int]:
+    """Return the tasks whose answers include an output of the image decoder, with its kind."""
+    return {name: task.target_kind for name, task in TASKS.items() if task.target_kind != TARGET_NONE}
+
+
 @torch.no_grad()
 def decoded_images(objective: Objective, processor: Processor, samples: Samples) -> Figure:
     """Held-out reconstructions and segmentations: input, truth, prediction."""
     rows, device = [], _device(objective)
-    for task, kind in (("reconstruction", TARGET_IMAGE), ("segmentation", TARGET_MASK)):
+    for task, kind in _decoded_tasks().items():
         records = samples.instructions[task]
         for record in records[:: max(len(records) // 3, 1)][:3]:
             image, target = samples.input_and_target(record)

@@ -7,30 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
 from components.curation.store import VolumeStore
 from components.curation.table_rows import InstructionRecord, Split
-from components.curation.undersampling import sampling_mask, undersample
-from components.settings import TASKS, MixtureSettings, TaskName
+from components.registries import TASKS
+from components.settings import MixtureSettings
+from components.tasks.base import Image, Target
 from components.training.mixture import Mixture, Source
-from model_core.batch import TARGET_IMAGE, TARGET_MASK, TARGET_NONE
 
-Image = NDArray[np.float32]
 KEPT_OPEN = 512
 """Arrays of the store that stay open between reads."""
-TASK_WEIGHTS: dict[TaskName, float] = {
-    "reconstruction": 0.2,
-    "segmentation": 0.35,
-    "detection": 0.15,
-    "diagnosis": 0.15,
-    "report": 0.15,
-}
-"""How instructions are shared among tasks. Masks need most: every structure is a task of its own."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +28,6 @@ class SliceRef:
 
     volume_id: str
     index: int
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a sample asks the image decoder for, (H, W) each.
-
-    Attributes:
-        kind: TARGET_NONE | TARGET_IMAGE | TARGET_MASK.
-        image: magnitude or {0, 1} mask.
-        kspace: complex64 measured k-space, zeros elsewhere.
-        sampling: bool, True = measured.
-    """
-
-    kind: int
-    image: Image
-    kspace: NDArray[np.complex64]
-    sampling: NDArray[np.bool_]
 
 
 @dataclass
@@ -97,7 +69,7 @@ class Samples:
         )
 
     def mixture(self, shares: MixtureSettings, seed: int) -> Mixture:
-        """Table 2's categories as sources; the instructions' share goes to the tasks that have any, by :data:`TASK_WEIGHTS`."""
+        """Table 2's categories as sources; the instructions' share goes to the tasks that have any, by their weights."""
         sources = [
             Source("image_only", len(self.slices), shares.image_only),
             Source("paired", len(self.slices), shares.paired),
@@ -105,8 +77,8 @@ class Samples:
         present = [task for task in TASKS if self.instructions[task]]
         if shares.instruction > 0 and not present:
             raise ValueError("the mixture asks for instructions and the corpus has none: curate a dataset with labels or k-space")
-        whole = sum(TASK_WEIGHTS[task] for task in present)
-        sources += [Source(task, len(self.instructions[task]), shares.instruction * TASK_WEIGHTS[task] / whole) for task in present]
+        whole = sum(TASKS[task].weight for task in present)
+        sources += [Source(task, len(self.instructions[task]), shares.instruction * TASKS[task].weight / whole) for task in present]
         return Mixture([source for source in sources if source.weight > 0], seed)
 
     def block(self, ref: SliceRef, slices: int) -> Image:
@@ -126,21 +98,5 @@ class Samples:
         return self.corpus.descriptions[ref.volume_id].text
 
     def input_and_target(self, record: InstructionRecord) -> tuple[Image, Target]:
-        """The image that an instruction shows, and what it asks for."""
-        return input_and_target(self.corpus, record, self.store)
-
-
-def input_and_target(corpus: Corpus, record: InstructionRecord, store: VolumeStore | None = None) -> tuple[Image, Target]:
-    """The (H, W) input image of an instruction and its target. Undersampling happens here: only its seed is stored."""
-    store = store or corpus.store
-    image: Image = store.read(record.volume_id, "voxels", record.slice_index)
-    nothing: Any = np.zeros(image.shape, np.complex64), np.zeros(image.shape, np.bool_)
-    if record.task == "reconstruction":
-        assert record.acceleration is not None and record.centre_fraction is not None and record.mask_seed is not None
-        columns = sampling_mask(image.shape[1], record.acceleration, record.centre_fraction, record.mask_seed)
-        zero_filled, measured = undersample(store.read(record.volume_id, "kspace", record.slice_index), columns)
-        return zero_filled, Target(TARGET_IMAGE, image, measured, np.broadcast_to(columns, image.shape))
-    if record.task == "segmentation":
-        mask = store.read(record.volume_id, "labels", record.slice_index) == record.label_value
-        return image, Target(TARGET_MASK, mask.astype(np.float32), *nothing)
-    return image, Target(TARGET_NONE, np.zeros_like(image), *nothing)
+        """Return the image that an instruction shows, and its target."""
+        return TASKS[record.task].input_and_target(record, self.store)

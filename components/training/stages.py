@@ -20,7 +20,7 @@ from components.settings import CONTRASTIVE, STAGES, ModelSettings, Settings, St
 from components.tracking import Journal, Tracking
 
 DONE, JOB, RUN, CURVE = "done.json", "job.json", "run.json", "curve.jsonl"
-CODE = ("components/training", "model_core", "kernels")
+CODE = ("components/training", "components/tasks", "model_core", "kernels")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
-from components.curation.table_rows import BoxRecord, DescriptionRecord, InstructionRecord, MeasureRecord, VolumeRecord
+from components.curation.table_rows import DescriptionRecord, InstructionRecord, MeasureRecord, VolumeRecord
 from components.curation.text.controlled_vocabulary import SIDES
-from components.curation.text.instructions import IMAGE_RESPONSE, MASK_RESPONSE
-from components.curation.text.phrasings import OPEN_DIAGNOSIS, PHRASINGS, scan_name
+from components.curation.text.phrasings import scan_name
 from components.curation.text.structure_names import is_lesion, lesion_values
 from components.curation.text.template import FIELD_NAMES, PROVENANCES, paragraph
 from components.errors import OmniMRIError
@@ -29,7 +28,9 @@ from components.ingestion.acquisition_headers import plane_of, sequence_kind
 from components.ingestion.sequence_classification import canonical_sequence
 from components.phi_patterns import IDENTIFYING_NAME, identifies
 from components.provenance import digest
-from model_core.boxes import GRID, TextBox, parse_boxes
+from components.registries import TASKS
+from components.tasks.base import has_finding
+from model_core.boxes import GRID
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,6 @@ _CONTRADICTIONS = {
     frozenset({"PD-weighted", "T2-weighted"}),
 }
 """Sequence names and timings that exclude each other; other differences are a matter of naming."""
-_NEEDS_LESIONS = {"detection", "diagnosis", "report"}
 """Tasks that a dataset can supervise only if its label map names a lesion."""
 _PLACEHOLDER = re.compile(r"[{}]")
 
@@ -220,7 +220,7 @@ def _positive_shares(corpus: Corpus) -> dict[tuple[str, str], float]:
     """Return (dataset, split) -> share of diagnostic answers that are yes."""
     answers: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for instruction in corpus.instructions:
-        if instruction.task == "diagnosis" and instruction.volume_id in corpus.volumes:
+        if _answers_yes_or_no(instruction) and instruction.volume_id in corpus.volumes:
             dataset_id = corpus.volumes[instruction.volume_id].dataset_id
             answers[dataset_id, instruction.split].append(bool(instruction.positive))
     return {key: sum(positive) / len(positive) for key, positive in answers.items()}
@@ -232,7 +232,7 @@ def _instruction_row(
     volume = corpus.volumes.get(instruction.volume_id)
     labels = [instruction.structure, *(box.label for box in instruction.boxes), *instruction.differential]
     areas = [(box.row1 - box.row0) * (box.col1 - box.col0) / (GRID - 1) ** 2 for box in instruction.boxes]
-    diagnosed = volume is not None and instruction.task == "diagnosis"
+    diagnosed = volume is not None and _answers_yes_or_no(instruction)
     return {
         "sample_id": instruction.sample_id,
         "question": _question_key(instruction),
@@ -278,48 +278,31 @@ def _structure_matches_card(corpus: Corpus, instruction: InstructionRecord, volu
 
 
 def _is_complete(instruction: InstructionRecord, volume: VolumeRecord | None) -> bool:
-    """Return whether everything that the task needs is present."""
+    """Return whether everything that the task needs is present; an unknown task needs nothing."""
     if volume is None:
         return False
-    if instruction.task == "reconstruction":
-        sampling = (instruction.acceleration, instruction.centre_fraction, instruction.mask_seed)
-        return volume.has_kspace and None not in sampling
-    if instruction.task == "segmentation":
-        return volume.has_labels and instruction.label_value in volume.label_values
-    return instruction.positive is not None if instruction.task == "diagnosis" else True
+    return instruction.task not in TASKS or TASKS[instruction.task].is_complete(instruction, volume)
 
 
 def _response_matches_task(instruction: InstructionRecord) -> bool:
     """Return whether the response has the form of its task and agrees with the recorded truth."""
-    if instruction.task == "reconstruction":
-        return instruction.response == IMAGE_RESPONSE
-    if instruction.task == "segmentation":
-        return instruction.response == MASK_RESPONSE
-    if instruction.task == "detection":
-        return _box_set(parse_boxes(instruction.response)) == _box_set(instruction.boxes)
-    if instruction.task == "diagnosis":
-        return instruction.response.startswith("yes" if instruction.positive else "no")
-    return len(instruction.response) > len(MASK_RESPONSE)
+    return instruction.task not in TASKS or TASKS[instruction.task].is_response(instruction)
 
 
-def _box_set(boxes: Iterable[TextBox | BoxRecord]) -> set[tuple[str, int, int, int, int]]:
-    return {(box.label, box.row0, box.col0, box.row1, box.col1) for box in boxes}
+def _answers_yes_or_no(instruction: InstructionRecord) -> bool:
+    return instruction.task in TASKS and TASKS[instruction.task].answers_yes_or_no
 
 
 def _answer_matches_lesion(instruction: InstructionRecord, volume: VolumeRecord) -> bool:
     """Return whether no answer asserts a lesion in a volume that has none."""
-    if volume.lesion is not False:
-        return True
-    if instruction.task == "detection":
-        return not instruction.boxes
-    return not (instruction.task == "diagnosis" and instruction.positive)
+    return volume.lesion is not False or not has_finding(instruction)
 
 
 def _phrasing_matches_mark(instruction: InstructionRecord, volume: VolumeRecord) -> bool:
     """Return whether the question is a held-out phrasing exactly if it is marked as one."""
-    if instruction.task not in PHRASINGS:
+    if instruction.task not in TASKS:
         return True
-    held_out = PHRASINGS[instruction.task].held_out + (OPEN_DIAGNOSIS.held_out if instruction.task == "diagnosis" else ())
+    held_out = [text for phrasings in TASKS[instruction.task].all_phrasings for text in phrasings.held_out]
     scan = scan_name(volume.sequence, volume.plane, volume.anatomy)
     matches = any(_phrasing_pattern(phrasing, scan).fullmatch(instruction.instruction) for phrasing in held_out)
     return matches == instruction.held_out_phrasing
@@ -356,7 +339,7 @@ def _card_rows(corpus: Corpus) -> list[dict[str, Any]]:
         tasks = {instruction.task for instruction in corpus.instructions if instruction.volume_id in volume_ids}
         expected_tasks = set(card["tasks"])
         if not any(is_lesion(name) for name in card["label_map"].values()):
-            expected_tasks -= _NEEDS_LESIONS
+            expected_tasks -= {name for name, task in TASKS.items() if task.needs_findings}
         rows.append(
             {
                 "dataset_id": dataset_id,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from components.settings import TASKS
+from components.registries import TASKS
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -258,7 +258,7 @@ def _instruction_rules() -> list[Rule]:
     return [
         rule("is_listed_once", "Every instruction is listed once.", _expect_unique("sample_id")),
         rule("is_not_asked_twice", "No question is asked twice about the same image.", _expect_unique("question")),
-        rule("task_is_known", "The task is one of the five.", _expect_in("task", list(TASKS))),
+        rule("task_is_known", "The task is registered.", _expect_in("task", list(TASKS))),
         rule("volume_is_known", "The volume of the question is in the corpus.", _expect_true("volume_known")),
         rule("patient_is_the_volumes", "The patient is that of the volume.", _expect_true("patient_as_volume")),
         rule("split_is_the_volumes", "An instruction is in the split of its volume.", _expect_equal("split", "split_of_volume")),

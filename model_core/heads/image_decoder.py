@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model_core.batch import TARGET_MASK
 from model_core.config import OmniMRIConfig
 from model_core.flow import Sampler, integrate, noise_of
 from model_core.heads.modulated import TimeEmbedding, ZeroConv2d, ZeroLinear
 from model_core.mri_physics.sense import Measured, consistent
+from model_core.targets import TARGET_MASK
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def step_digests() -> dict[str, str]:
     code_digest.cache_clear()
     return {
         "curate": code_version(),
-        "validate": code_digest("components/validation", "components/curation"),
+        "validate": code_digest("components/validation", "components/curation", "components/tasks"),
         "train": code_digest(*TRAINING_CODE),
         "evaluate": code_digest(*EVALUATION_CODE),
     }

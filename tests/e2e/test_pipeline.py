@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from components.settings import TASKS
+from components.registries import TASKS
 
 OMNIMRI = [sys.executable, "-m", "flows.cli"]
 

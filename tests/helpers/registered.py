@@ -8,14 +8,15 @@ from pathlib import Path
 
 from components.curation.corpus import Corpus
 from components.evaluation import EvaluationReport, ResultRow
-from components.evaluation.cohort import cohort_of
+from components.evaluation.cohort import cohort_digests
 from components.evaluation.results import COHORT
 from components.files import write_json
 from components.home import Home
+from components.registries import TASKS
 from components.registry import Lineage, ModelVersion, register, show_version
 from components.registry.audit_log import Action, Move
 from components.registry.registration import audit_log_of, mlflow_client
-from components.settings import STAGES, TASKS, RegistrySettings, load_settings
+from components.settings import STAGES, RegistrySettings, load_settings
 from components.tracking import Tracking
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.trained import tiny_model
@@ -36,7 +37,7 @@ class Store:
         self.client = mlflow_client(self.uri)
         self.run = Tracking(self.uri, self.home).pipeline_run("digest", load_settings("debug"), "data", {})
         write_json(root / "report.html", {})
-        write_json(root / COHORT, cohort_of(self.corpus))
+        write_json(root / COHORT, cohort_digests(self.corpus))
 
     def lineage(self) -> Lineage:
         stages = {stage: f"digest-{stage}" for stage in STAGES}

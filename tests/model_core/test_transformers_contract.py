@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.backbone import position_of_last, positions
-from model_core.batch import TARGET_IMAGE, TARGET_MASK
 from model_core.heads.image_decoder import Conditions
 from model_core.mri_physics.sense import Measured
 from model_core.processing import Processor
+from model_core.targets import TARGET_IMAGE, TARGET_MASK
 from model_core.tokenization import special_ids, train_tokenizer
 
 SIZE = 32

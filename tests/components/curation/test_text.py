@@ -26,11 +26,13 @@ from components.curation.table_rows import BoxRecord, MeasureRecord
 from components.curation.text.controlled_vocabulary import DEGREES, SCALES, parse_laterality, parse_severity
 from components.curation.text.descriptions import describe
 from components.curation.text.differentials import differential
-from components.curation.text.instructions import candidates, report_text
-from components.curation.text.phrasings import OPEN_DIAGNOSIS, PHRASINGS, describe_in_words
+from components.curation.text.instructions import candidates
+from components.curation.text.phrasings import describe_in_words
 from components.curation.text.report_phrases import parse_report
 from components.curation.text.template import FIELD_NAMES, HierarchicalDescription, paragraph, parse_paragraph
 from components.ingestion.volume import Acquisition, Volume
+from components.registries import TASKS
+from components.tasks.report import report_text
 from components.training.mixture import Mixture, Source
 from tests.helpers.corpora import card, tiny_corpus, tiny_series, tiny_settings, tiny_volume
 
@@ -267,7 +269,7 @@ def test_an_open_question_is_answered_with_a_differential_and_the_datasets_own_f
 
 
 def test_kept_phrasings_are_never_trained_phrasings() -> None:
-    for phrasings in (*PHRASINGS.values(), OPEN_DIAGNOSIS):
+    for phrasings in (phrasings for task in TASKS.values() for phrasings in task.all_phrasings):
         assert phrasings.trained and phrasings.held_out and not set(phrasings.trained) & set(phrasings.held_out)
 
 

@@ -18,15 +18,15 @@ from scipy.stats import ttest_1samp
 from components.curation.corpus import Corpus
 from components.errors import BadInput
 from components.evaluation import EvaluationReport, ResultRow, evaluate
-from components.evaluation.baselines import learn, total_variation
-from components.evaluation.cases import choose
+from components.evaluation.baselines import build_atlas, count_reports, median_box, total_variation
+from components.evaluation.case_selection import select_cases
 from components.evaluation.evaluate import CODE
-from components.evaluation.page import NIIVUE
-from components.evaluation.verdicts import TOO_FEW, verdict
+from components.evaluation.report_page import NIIVUE
+from components.evaluation.verdicts import TOO_FEW, compare_scores
 from components.files import read_json
 from components.provenance import digest
-from components.settings import TASKS, EvaluationSettings
-from components.training.samples import input_and_target
+from components.registries import TASKS
+from components.settings import EvaluationSettings
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.trained import tiny_model
 
@@ -125,24 +125,23 @@ def test_it_is_made_once(report: EvaluationReport, corpus: Corpus, model: Path) 
 
 
 def test_only_test_patients_are_asked_about(corpus: Corpus) -> None:
-    for records in choose(corpus, 6, seed=0).values():
+    for records in select_cases(corpus, 6, seed=0).values():
         assert records and all(corpus.splits[record.patient_id] == "test" for record in records)
         assert len({record.sample_id for record in records}) == len(records)
 
 
 def test_the_atlas_knows_training_patients_only(corpus: Corpus) -> None:
     """Without the labels of the training split there is no atlas, whatever the test split holds."""
-    learned = learn(corpus)
-    assert learned.atlas and learned.report and learned.box
+    assert build_atlas(corpus).means and count_reports(corpus, "report").overall and median_box(corpus)
     without = Corpus(corpus.root, corpus.summary)
     without.__dict__["instructions"] = [one for one in corpus.instructions if one.split != "train"]
     without.__dict__["volumes"] = {k: v for k, v in corpus.volumes.items() if v.split != "train"}
-    assert not learn(without).atlas
+    assert not build_atlas(without).means and not count_reports(without, "report").overall and median_box(without) is None
 
 
 def test_total_variation_beats_zero_filling(corpus: Corpus) -> None:
     record = next(one for one in corpus.instructions if one.task == "reconstruction")
-    image, target = input_and_target(corpus, record)
+    image, target = TASKS["reconstruction"].input_and_target(record, corpus.store)
     made = total_variation(target.kspace, target.sampling)
     assert ((made - target.image) ** 2).mean() < ((image - target.image) ** 2).mean()
 
@@ -155,16 +154,16 @@ def test_a_difference_must_hold_across_patients() -> None:
         return lambda chosen: sum(values[i] for i in chosen) / len(chosen)
 
     zero = score([0.0] * 18)
-    assert verdict(score(clear), zero, patients, higher_is_better=True) == "better"
-    assert verdict(score(clear), zero, patients, higher_is_better=False) == "worse"
-    assert verdict(score(doubtful), zero, patients, higher_is_better=True) == "no difference"
-    assert verdict(zero, zero, patients, higher_is_better=True) == "no difference"
+    assert compare_scores(score(clear), zero, patients, higher_is_better=True) == "better"
+    assert compare_scores(score(clear), zero, patients, higher_is_better=False) == "worse"
+    assert compare_scores(score(doubtful), zero, patients, higher_is_better=True) == "no difference"
+    assert compare_scores(zero, zero, patients, higher_is_better=True) == "no difference"
 
 
 @pytest.mark.parametrize("patients", [1, 3, 5])
 def test_a_few_patients_settle_nothing_however_clear(patients: int) -> None:
     names = [f"p{i}" for i in range(patients)]
-    assert verdict(lambda _: 1.0, lambda _: 0.0, names, higher_is_better=True) == TOO_FEW
+    assert compare_scores(lambda _: 1.0, lambda _: 0.0, names, higher_is_better=True) == TOO_FEW
 
 
 @given(values=st.lists(st.floats(-1, 1), min_size=6, max_size=12))
@@ -173,7 +172,9 @@ def test_one_case_a_patient_is_the_paired_t_test(values: list[float]) -> None:
     assume(array.std() > 1e-3)
     test = ttest_1samp(array, 0.0)
     assume(abs(test.pvalue - 0.05) > 1e-6)
-    said = verdict(lambda chosen: float(array[list(chosen)].mean()), lambda _: 0.0, [str(i) for i in range(len(array))], True)
+    said = compare_scores(
+        lambda chosen: float(array[list(chosen)].mean()), lambda _: 0.0, [str(i) for i in range(len(array))], True
+    )
     assert said == ("no difference" if test.pvalue > 0.05 else "better" if array.mean() > 0 else "worse")
 
 
@@ -201,19 +202,19 @@ def test_another_way_to_make_the_input_is_another_evaluation(package: str) -> No
 
 
 def test_the_baseline_report_is_that_of_the_sequence(corpus: Corpus) -> None:
-    learned = learn(corpus)
+    reports = count_reports(corpus, "report")
     for sequence in ("T1-weighted", "T2-weighted"):
         volume = next(one for one in corpus.volumes.values() if one.sequence == sequence and one.split == "test")
-        assert f"Sequence: {sequence}." in learned.report_of(volume)
-        assert learned.report_of(volume.model_copy(update={"sequence": "FLAIR"})) == learned.report
+        assert f"Sequence: {sequence}." in reports.for_volume(volume)
+        assert reports.for_volume(volume.model_copy(update={"sequence": "FLAIR"})) == reports.overall
 
 
 def test_the_atlas_shows_what_is_rare(corpus: Corpus) -> None:
     """A lesion is in half of the slices nowhere; its share is the one that training patients like best."""
-    learned = learn(corpus)
-    assert learned.share["lesion"] < learned.share["white matter"]
+    atlas = build_atlas(corpus)
+    assert atlas.thresholds["lesion"] < atlas.thresholds["white matter"]
     rows = [one for one in corpus.instructions if one.split == "train" and one.structure == "lesion"]
-    assert any(learned.mask(one, corpus.volumes[one.volume_id]).any() for one in rows)
+    assert any(atlas.mask(one, corpus.volumes[one.volume_id]).any() for one in rows)
 
 
 def test_a_folder_without_a_model_is_refused(corpus: Corpus, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from components.evaluation.intervals import interval
+from components.evaluation.intervals import bootstrap_interval
 
 
 def mean_of(values: np.ndarray):  # type: ignore[no-untyped-def]
@@ -15,20 +15,22 @@ def mean_of(values: np.ndarray):  # type: ignore[no-untyped-def]
 
 def test_of_a_mean_it_is_the_normal_interval() -> None:
     values = np.random.default_rng(1).normal(0.5, 0.1, 100)
-    low, high = interval(mean_of(values), [str(i) for i in range(100)]) or (0, 0)
+    low, high = bootstrap_interval(mean_of(values), [str(i) for i in range(100)]) or (0, 0)
     half = norm.ppf(0.975) * values.std() / 10
     assert (low, high) == (pytest.approx(values.mean() - half, abs=0.004), pytest.approx(values.mean() + half, abs=0.004))
 
 
 def test_ten_copies_of_a_case_are_one_patient() -> None:
     values = np.random.default_rng(2).normal(0.5, 0.1, 12)
-    once = interval(mean_of(values), [str(i) for i in range(12)])
-    copied = interval(mean_of(np.repeat(values, 10)), [str(i // 10) for i in range(120)])
+    once = bootstrap_interval(mean_of(values), [str(i) for i in range(12)])
+    copied = bootstrap_interval(mean_of(np.repeat(values, 10)), [str(i // 10) for i in range(120)])
     assert once == pytest.approx(copied)
 
 
 def test_draws_without_a_value_do_not_count_and_few_patients_give_none() -> None:
     values = np.arange(8.0)
-    found = interval(lambda chosen: float("nan") if 0 in chosen else float(values[list(chosen)].mean()), [str(i) for i in range(8)])
+    found = bootstrap_interval(
+        lambda chosen: float("nan") if 0 in chosen else float(values[list(chosen)].mean()), [str(i) for i in range(8)]
+    )
     assert found is not None and 1 <= found[0] < found[1] <= 7
-    assert interval(mean_of(values), ["a", "b", "c", "d", "e"] + ["e"] * 3) is None
+    assert bootstrap_interval(mean_of(values), ["a", "b", "c", "d", "e"] + ["e"] * 3) is None

@@ -79,7 +79,7 @@ def test_iou_is_symmetric_and_one_for_itself(first: TextBox, second: TextBox) ->
 
 def test_a_box_counts_once() -> None:
     near = TextBox("lesion", 110, 100, 205, 200)
-    assert metrics.matches([FOUND, near], [FOUND]) == 1
+    assert metrics.count_matches([FOUND, near], [FOUND]) == 1
     assert metrics.detection_f1([[FOUND, near]], [[FOUND]]) == pytest.approx(2 / 3)
     assert metrics.detection_f1([[TextBox("cyst", 100, 100, 200, 200)]], [[FOUND]]) == 0
     assert metrics.detection_f1([[]], [[]]) == 1

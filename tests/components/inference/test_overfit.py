@@ -19,14 +19,15 @@ from components.evaluation.metrics import dice, iou, psnr
 from components.inference import Predictor, Sampling
 from components.inference.question import ignore_progress
 from components.ingestion.volume import Volume
-from components.training.batches import no_target, sequence_batch
-from components.training.samples import Image, Target
+from components.tasks.base import Image, Target
+from components.training.batches import sequence_batch
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.batch import TARGET_IMAGE, TARGET_MASK, SequenceBatch
+from model_core.batch import SequenceBatch
 from model_core.boxes import GRID, TextBox, format_boxes
 from model_core.mri_physics.fourier_numpy import ifft2c
 from model_core.objectives import InstructionTuning
 from model_core.processing import Processor
+from model_core.targets import TARGET_IMAGE
 from model_core.tokenization import special_ids, train_tokenizer
 from tests.helpers.corpora import EXTENT_MM, tiny_volume
 
@@ -103,14 +104,14 @@ def _segmentation() -> list[Lesson]:
     for seed in (0, 1):
         volume = _slice(seed, lesion=True)
         for name, value in (("white matter", WHITE_MATTER), ("lesion", LESION)):
-            target = replace(no_target(_shown(volume)), kind=TARGET_MASK, image=_mask(volume, value))
+            target = Target.mask(_mask(volume, value) > 0)
             lessons.append(Lesson(volume, f"Segment the {name}.", "<seg>", _shown(volume), target))
     return lessons
 
 
 def _worded(instruction: str, volumes: list[Volume], responses: list[str]) -> list[Lesson]:
     shown = [_shown(volume) for volume in volumes]
-    return [Lesson(v, instruction, r, s, no_target(s)) for v, r, s in zip(volumes, responses, shown, strict=True)]
+    return [Lesson(v, instruction, r, s, Target.none(s)) for v, r, s in zip(volumes, responses, shown, strict=True)]
 
 
 def _detection() -> list[Lesson]:

@@ -19,9 +19,10 @@ from components.evaluation.metrics import psnr
 from components.inference import Predictor, Sampling, resolve_model, save
 from components.inference.coils import calibration_width, estimate_sensitivities, measured_columns
 from components.inference.prediction import FoundBox
-from components.inference.predictor import drop_duplicate_boxes, task_of
+from components.inference.predictor import task_of
 from components.inference.sliding_window import ResampledVolume
 from components.ingestion.volume import Acquisition, Volume
+from components.tasks.detection import drop_duplicate_boxes
 from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
 from tests.helpers.corpora import tiny_corpus, tiny_volume
 from tests.helpers.trained import tiny_model
@@ -59,7 +60,7 @@ def _answer_with(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, answer: 
     ],
 )
 def test_the_form_of_the_answer_tells_the_task(answer: str, task: str) -> None:
-    assert task_of(answer) == task
+    assert task_of(answer).name == task
 
 
 def test_a_mask_lies_on_the_grid_of_the_image(

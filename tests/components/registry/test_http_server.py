@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 
 from components.inference import Predictor
 from components.inference.untrusted_input import Limits
+from components.registries import TASKS
 from components.registry.http_server import create_app
 from components.registry.pyfunc_model import OmniMRIPyfunc
-from components.settings import TASKS
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.malformed import DAMAGED, LIES, MALFORMED, Request, asked, damaged, nifti
 from tests.helpers.trained import tiny_model

@@ -9,6 +9,7 @@ import pytest
 from components.catalog import load_card
 from components.errors import BadInput, GateRefused
 from components.inference import Predictor, resolve_model
+from components.registries import TASKS
 from components.registry import (
     ModelVersion,
     gate_failures,
@@ -24,7 +25,7 @@ from components.registry import (
 )
 from components.registry.registration import _example
 from components.registry.smoke_test import failure_reason
-from components.settings import STAGES, TASKS, load_settings
+from components.settings import STAGES, load_settings
 from tests.helpers.registered import SETTINGS, Store
 
 NAME = SETTINGS.name

@@ -15,11 +15,12 @@ from components.training.augmentation import Movement
 from components.training.batches import BatchMaker, Rank
 from components.training.loader import batches
 from components.training.samples import Samples
-from model_core.batch import IGNORE, TARGET_IMAGE, TARGET_MASK, TASKS, Batch
+from model_core.batch import IGNORE, Batch
 from model_core.boxes import parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.mri_physics.fourier import fft2c, ifft2c
 from model_core.processing import Processor
+from model_core.targets import TARGET_IMAGE, TARGET_MASK
 from model_core.tokenization import special_ids
 
 ALONE = Rank()
@@ -103,7 +104,7 @@ def test_text_before_the_image_means_that_the_image_is_predicted(corpus: Corpus,
 def test_a_reconstruction_shows_the_zero_filled_image_and_asks_for_the_whole_one(corpus: Corpus, processor: Processor) -> None:
     batch = _maker(corpus, processor, "instruction_tuning", micro=20)[0][0]
     rows = batch.target_kind_B == TARGET_IMAGE
-    assert torch.equal(batch.task_B == TASKS.index("reconstruction"), rows)
+    assert torch.equal(batch.task_B == batch.tasks.index("reconstruction"), rows)
     assert rows.any() and (batch.target_kind_B == TARGET_MASK).any()
     kspace, sampling = batch.kspace_BDHW[rows], batch.sampling_BDHW[rows]
     torch.testing.assert_close(ifft2c(kspace).abs(), batch.pixel_values_B1DHW[rows][:, 0], atol=1e-4, rtol=1e-4)

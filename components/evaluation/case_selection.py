@@ -1,0 +1,41 @@
+"""Selection of the held-out cases: test patients only, spread evenly over patients, in an order that depends on the seed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import zip_longest
+
+from components.curation.corpus import Corpus
+from components.curation.table_rows import InstructionRecord
+from components.provenance import digest
+from components.registries import TASKS
+from components.tasks.base import Task
+
+
+def select_cases(corpus: Corpus, cases_per_task: int, seed: int) -> dict[str, list[InstructionRecord]]:
+    """Return task -> at most ``cases_per_task`` records of the test split, those with held-out phrasings first."""
+    selected: dict[str, list[InstructionRecord]] = {}
+    for name, task in TASKS.items():
+        by_patient: dict[str, list[InstructionRecord]] = defaultdict(list)
+        for record in corpus.instructions:
+            if record.split == "test" and record.task == name:
+                by_patient[record.patient_id].append(record)
+        rows = [
+            sorted(records, key=lambda record: (not record.held_out_phrasing, digest(seed, record.sample_id)))
+            for _, records in sorted(by_patient.items())
+        ]
+        selected[name] = _balance_groups(task, _interleave(rows))[:cases_per_task]
+    return selected
+
+
+def _interleave(rows: list[list[InstructionRecord]]) -> list[InstructionRecord]:
+    """Take one record of each row in turn until all rows are empty."""
+    return [record for turn in zip_longest(*rows) for record in turn if record is not None]
+
+
+def _balance_groups(task: Task, records: list[InstructionRecord]) -> list[InstructionRecord]:
+    """Order the records so that every prefix contains the task's groups in equal numbers, as far as they suffice."""
+    groups: dict[object, list[InstructionRecord]] = defaultdict(list)
+    for record in records:
+        groups[task.case_group(record)].append(record)
+    return _interleave(list(groups.values()))

@@ -1,0 +1,111 @@
+"""Result of one task, and the scoring that tasks share: rows with verdict and interval, scores over cases, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.evaluation.intervals import bootstrap_interval
+from components.evaluation.results import ResultRow, SweepRow
+from components.evaluation.verdicts import Score, compare_scores
+
+EXAMPLES, WORST = 4, 4
+"""Number of examples (the first cases: structures, answers and patients alternate in their order) and of worst cases."""
+__all__ = [
+    "EXAMPLES",
+    "Panel",
+    "Score",
+    "ScoredUnits",
+    "TaskResult",
+    "build_row",
+    "mean_score",
+    "pair_score",
+    "worst_cases",
+]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image of the page; boxes are (row0, col0, row1, col1) in pixels."""
+
+    title: str
+    image: NDArray[Any]
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class ScoredUnits:
+    """The first metric of a task: its score over the units (cases or volumes) that it counts, and the volume of every unit."""
+
+    metric: str
+    score: Score
+    volumes: tuple[str, ...]
+
+
+@dataclass
+class TaskResult:
+    """Rows of one task and its examples on the page.
+
+    Attributes:
+        pictures: examples as rows of panels.
+        texts: examples as (question, truth, answer).
+        worst_pictures, worst_texts: the same for the cases with the lowest score, worst first.
+        units: first metric, for subgroups; None = no subgroups.
+        structures: name -> Dice of every case.
+        roc: p(yes) and truth of every case.
+        sweep: reconstruction under other masks.
+    """
+
+    rows: list[ResultRow] = field(default_factory=list)
+    pictures: list[list[Panel]] = field(default_factory=list)
+    texts: list[tuple[str, str, str]] = field(default_factory=list)
+    worst_pictures: list[list[Panel]] = field(default_factory=list)
+    worst_texts: list[tuple[str, str, str]] = field(default_factory=list)
+    units: ScoredUnits | None = None
+    structures: dict[str, list[float]] = field(default_factory=dict)
+    roc: tuple[list[float], list[bool]] | None = None
+    sweep: list[SweepRow] = field(default_factory=list)
+
+
+def build_row(
+    task: str,
+    metric: str,
+    higher_is_better: bool,
+    model: Score,
+    baselines: Mapping[str, Score],
+    patients: Sequence[str],
+    cases: int,
+    bootstrapped: Score | None = None,
+) -> ResultRow:
+    """Compute the scores over all units, compare the model with the best baseline, and bootstrap ``bootstrapped`` if given.
+
+    Args:
+        patients: patient of every unit.
+        cases: number of cases that the units consist of.
+    """
+    units = range(len(patients))
+    values = {name: score(units) for name, score in baselines.items()}
+    best = (max if higher_is_better else min)(values, key=lambda name: values[name])
+    verdict = compare_scores(model, baselines[best], patients, higher_is_better)
+    interval = None if bootstrapped is None else bootstrap_interval(bootstrapped, patients)
+    return ResultRow(task, metric, higher_is_better, model(units), values, verdict, cases, len(set(patients)), interval)
+
+
+def mean_score(values: Sequence[float]) -> Score:
+    """Return a score that averages the values of the chosen units."""
+    array = np.asarray(values)
+    return lambda chosen: float(array[list(chosen)].mean())
+
+
+def pair_score(metric: Callable[[Any, Any], float], predicted: Sequence[Any], truth: Sequence[Any]) -> Score:
+    """Return a score that applies a metric to the predictions and truths of the chosen units."""
+    return lambda chosen: metric([predicted[i] for i in chosen], [truth[i] for i in chosen])
+
+
+def worst_cases(scores: Sequence[float]) -> list[int]:
+    """Return the indices of the cases with the lowest scores, worst first."""
+    return sorted(range(len(scores)), key=lambda i: (scores[i], i))[:WORST]

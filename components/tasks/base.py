@@ -1,0 +1,141 @@
+"""Base class of the tasks: the decisions that depend on the task, from the instructions of a volume to the scores of a model.
+
+Task modules import no PyTorch at import time: curation, validation and the command line use them, too.
+
+Shape letters: H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.curation.text.phrasings import Phrasings
+from components.settings import CurationSettings, EvaluationSettings
+from model_core.targets import TARGET_MASK, TARGET_NONE
+
+if TYPE_CHECKING:
+    from components.curation.corpus import Corpus
+    from components.curation.curate_volume import CardFacts, CuratedVolume
+    from components.curation.store import VolumeStore
+    from components.curation.table_rows import InstructionRecord, VolumeRecord
+    from components.evaluation.model_answers import AnswerGenerator, Case
+    from components.evaluation.task_result import TaskResult
+    from components.inference.prediction import Prediction
+    from components.inference.predictor import Predictor
+    from components.inference.question import Question
+
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Target of the image decoder for one sample; the arrays are (H, W).
+
+    Attributes:
+        kind: TARGET_NONE, TARGET_IMAGE or TARGET_MASK.
+        image: magnitude or {0, 1} mask; zeros without a target.
+        kspace: complex64 measured k-space, zeros elsewhere.
+        sampling: bool, True = measured.
+    """
+
+    kind: int
+    image: Image
+    kspace: NDArray[np.complex64]
+    sampling: NDArray[np.bool_]
+
+    @classmethod
+    def none(cls, image: Image) -> Target:
+        """Return the target of a sample that requests text only."""
+        return cls(TARGET_NONE, np.zeros_like(image), np.zeros(image.shape, np.complex64), np.zeros(image.shape, np.bool_))
+
+    @classmethod
+    def mask(cls, mask: NDArray[np.bool_]) -> Target:
+        """Return the target of a sample that requests a mask."""
+        no_kspace, no_sampling = np.zeros(mask.shape, np.complex64), np.zeros(mask.shape, np.bool_)
+        return cls(TARGET_MASK, mask.astype(np.float32), no_kspace, no_sampling)
+
+
+class Task(ABC):
+    """One task of instruction tuning.
+
+    Attributes:
+        name: name in the registry, in the corpus, in settings and in results.
+        phrasings: ways to word the instruction.
+        weight: relative share of the task among the instructions of a training mixture.
+        target_kind: TARGET_NONE, TARGET_IMAGE or TARGET_MASK: output of the image decoder that an answer includes.
+        is_paired: instructions have a finding or none (``boxes`` or ``positive``); the corpus has equally many of each.
+        answers_yes_or_no: the response begins with yes or no; validation checks the share of yes.
+        needs_findings: instructions exist only for datasets whose labels, boxes or diagnoses state whether there is a lesion.
+        is_augmented: training varies contrast and position of the image.
+        states_sizes: the response states sizes in millimeters: training moves the image but does not scale it.
+        streams_text: the answer is text of some length: the command line shows it while it is generated.
+    """
+
+    name: ClassVar[str]
+    phrasings: ClassVar[Phrasings]
+    weight: ClassVar[float]
+    target_kind: ClassVar[int] = TARGET_NONE
+    is_paired: ClassVar[bool] = False
+    answers_yes_or_no: ClassVar[bool] = False
+    needs_findings: ClassVar[bool] = False
+    is_augmented: ClassVar[bool] = True
+    states_sizes: ClassVar[bool] = False
+    streams_text: ClassVar[bool] = False
+
+    # Curation
+
+    @property
+    def all_phrasings(self) -> tuple[Phrasings, ...]:
+        """Every set of phrasings that the task's instructions use."""
+        return (self.phrasings,)
+
+    @abstractmethod
+    def candidates(self, curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> Iterator[InstructionRecord]:
+        """Yield every instruction about a volume, from records and slice facts alone (no voxel is read)."""
+
+    def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:
+        """Return whether an instruction has the fields, and its volume the arrays, that the task needs."""
+        return True
+
+    def is_response(self, record: InstructionRecord) -> bool:
+        """Return whether the response has the form of the task and agrees with the other fields of the instruction."""
+        return bool(record.response)
+
+    # Training and evaluation
+
+    def input_and_target(self, record: InstructionRecord, store: VolumeStore) -> tuple[Image, Target]:
+        """Read the (H, W) input image of an instruction and its target for the image decoder."""
+        image: Image = store.read(record.volume_id, "voxels", record.slice_index)
+        return image, Target.none(image)
+
+    def case_group(self, record: InstructionRecord) -> object:
+        """Return the group of a held-out instruction; evaluation selects cases from all groups in turn."""
+        return None
+
+    @abstractmethod
+    def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
+        """Score a model's answers to held-out cases, next to baselines from the training split of the corpus."""
+
+    # Inference
+
+    def recognizes(self, answer: str) -> bool:
+        """Return whether an answer has the form of this task and of no other."""
+        return False
+
+    def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
+        """Turn the answer about the first tile into a prediction for the whole volume."""
+        return question.prediction(self.name, answer, [question.first_tile])
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
+
+def has_finding(record: InstructionRecord) -> bool:
+    """Return whether the true answer of an instruction asserts a finding."""
+    return bool(record.boxes) or bool(record.positive)

@@ -1,0 +1,171 @@
+"""Diagnosis: yes or no to a finding, for some findings with the differential diagnosis (section 5 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from components.curation.curate_volume import CardFacts, CuratedVolume
+from components.curation.table_rows import InstructionRecord, VolumeRecord
+from components.curation.text.descriptions import level
+from components.curation.text.differentials import differential
+from components.curation.text.instructions import build_instruction, spread
+from components.curation.text.phrasings import Phrasings
+from components.settings import CurationSettings, EvaluationSettings
+from components.tasks.base import Task
+
+if TYPE_CHECKING:
+    from components.curation.corpus import Corpus
+    from components.evaluation.model_answers import AnswerGenerator, Case
+    from components.evaluation.task_result import TaskResult
+    from components.inference.prediction import Prediction
+    from components.inference.predictor import Predictor
+    from components.inference.question import Question
+
+INFERENCE_SLICES = 12
+"""Largest number of slices that a diagnosis of a volume considers."""
+
+
+class Diagnosis(Task):
+    """Answer whether there is a finding; the response begins with yes or no."""
+
+    name = "diagnosis"
+    weight = 0.15
+    is_paired = True
+    answers_yes_or_no = True
+    needs_findings = True
+    phrasings = Phrasings(
+        trained=(
+            "Does this image suggest a {finding}?",
+            "Is there a {finding} in this {scan}?",
+            "Does this {scan} show a {finding}?",
+            "Would you diagnose a {finding}?",
+            "Is a {finding} present in this {scan}?",
+            "Is a {finding} to be seen?",
+            "Do you see a {finding} in this {scan}?",
+            "Would you suspect a {finding} from this image?",
+        ),
+        held_out=(
+            "Would you diagnose a {finding} from this {scan}?",
+            "Is a {finding} present?",
+        ),
+    )
+    open_phrasings = Phrasings(
+        key="open",
+        trained=(
+            "Does this image suggest a {finding}? Give the differential diagnosis.",
+            "Is there a {finding} in this {scan}, and what else could it be?",
+            "Provide your diagnosis of this MRI volume: is there a {finding}?",
+            "Provide your diagnosis of this {scan}: does it show a {finding}?",
+            "Do you see a {finding} in this {scan}? Name the differential considerations.",
+            "Would you diagnose a {finding}, and what would you consider besides?",
+        ),
+        held_out=(
+            "Is a {finding} present in this {scan}? Give the differential considerations.",
+            "Provide your diagnosis: does this image suggest a {finding}, and what else could it be?",
+        ),
+    )
+    """Diagnosis with a differential (section 5 of the paper); the response still begins with yes or no."""
+
+    @property
+    def all_phrasings(self) -> tuple[Phrasings, ...]:  # noqa: D102 (see Task)
+        return self.phrasings, self.open_phrasings
+
+    def candidates(self, curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> Iterator[InstructionRecord]:
+        """Yield instructions about the lesion on slices with and without it, and about the other findings of the volume."""
+        facts, count = curated.facts, settings.slices_per_volume
+        questions = [(i, facts.lesion, True) for i in spread(facts.lesion_slices, count)]
+        questions += [(i, facts.lesion, False) for i in spread(facts.lesion_free_slices, count)]
+        for finding in facts.findings:
+            if finding.name != facts.lesion or not (facts.lesion_slices or facts.lesion_free_slices):
+                questions += [(i, finding.name, finding.present) for i in spread(facts.content_slices, 1)]
+        for slice_index, name, positive in questions:
+            response = f"yes, {name}" if positive else f"no, no {name}"
+            yield build_instruction(curated, self, slice_index, response, {"finding": name}, positive=positive)
+            yield from self._with_differential(curated, slice_index, name, positive)
+
+    def _with_differential(
+        self, curated: CuratedVolume, slice_index: int, name: str, positive: bool
+    ) -> Iterator[InstructionRecord]:
+        """Yield the question with its differential, if there is one; the finding of the dataset is called most likely."""
+        considered = differential(name, curated.record.anatomy)
+        if not considered:
+            return
+        locations = [
+            ", ".join(
+                text
+                for text in (
+                    measure.side,
+                    measure.inside and f"in {measure.inside}",
+                    measure.signal and level(measure.signal),
+                )
+                if text
+            )
+            for measure in curated.facts.measures
+            if measure.lesion and measure.name == name
+        ]
+        location = f", {locations[0]}" if locations and locations[0] else ""
+        response = f"no, no {name}"
+        if positive:
+            response = f"yes{location}. Differential: {', '.join(considered)}. Most likely: {name}."
+        fields = {"positive": positive, "differential": considered if positive else []}
+        yield build_instruction(curated, self, slice_index, response, {"finding": name}, self.open_phrasings, **fields)
+
+    def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:  # noqa: D102
+        return record.positive is not None
+
+    def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102
+        return record.response.startswith("yes" if record.positive else "no")
+
+    def case_group(self, record: InstructionRecord) -> object:
+        """Return the true answer: equally many cases are positive and negative."""
+        return record.positive
+
+    def recognizes(self, answer: str) -> bool:  # noqa: D102
+        return answer.lower().startswith(("yes", "no,", "no ")) or answer.lower() == "no"
+
+    def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
+        """Average p(yes) / (p(yes) + p(no)) over slices through the volume; a slice counts with the largest value of its tiles."""
+        content = question.volume.content_slices
+        count = min(INFERENCE_SLICES, len(content))
+        tiles = question.volume.tiles([content[round(position)] for position in np.linspace(0, len(content) - 1, count)])
+        by_slice: dict[int, float] = {}
+        for tile, share in zip(tiles, predictor.yes_probabilities(question, tiles, self.name), strict=True):
+            by_slice[tile.index] = max(by_slice.get(tile.index, 0.0), share)
+        probability = float(np.mean(list(by_slice.values())))
+        text = f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f} over {count} slices)"
+        return question.prediction(self.name, text, tiles)
+
+    def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
+        """Score p(yes) with AUROC and accuracy, next to the more frequent answer of the training patients."""
+        from components.evaluation import metrics
+        from components.evaluation.baselines import majority_answer
+        from components.evaluation.task_result import EXAMPLES, ScoredUnits, TaskResult, build_row, pair_score, worst_cases
+
+        majority = [float(majority_answer(corpus, self.name))] * len(cases)
+        scores = answers.yes_probabilities(cases)
+        truth = [bool(case.record.positive) for case in cases]
+        patients = [case.record.patient_id for case in cases]
+
+        def accuracy(predicted: Sequence[float], positive: Sequence[bool]) -> float:
+            return float(np.mean([(p > 0.5) == t for p, t in zip(predicted, positive, strict=True)]))
+
+        result = TaskResult(roc=(scores, truth))
+        for name, metric, bootstrapped in (("AUROC", metrics.auroc, metrics.auroc_by_ranks), ("accuracy", accuracy, accuracy)):
+            baselines = {"majority": pair_score(metric, majority, truth)}
+            model, resampled = pair_score(metric, scores, truth), pair_score(bootstrapped, scores, truth)
+            result.rows.append(build_row(self.name, name, True, model, baselines, patients, len(cases), resampled))
+        volumes = tuple(case.record.volume_id for case in cases)
+        result.units = ScoredUnits("accuracy", pair_score(accuracy, scores, truth), volumes)
+
+        def example(i: int) -> tuple[str, str, str]:
+            return cases[i].record.instruction, cases[i].record.response, f"p(yes) = {scores[i]:.2f}"
+
+        result.texts = [example(i) for i in range(min(EXAMPLES, len(cases)))]
+        result.worst_texts = [example(i) for i in worst_cases([1 - abs(p - t) for p, t in zip(scores, truth, strict=True)])]
+        return result
+
+
+TASK = Diagnosis()

@@ -1,0 +1,186 @@
+"""Reconstruction: the fully sampled image of an undersampled slice.
+
+Shape letters: K samples, D slices, H rows, W columns, P side of a resampled slice, V tiles, M side of a tile.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.curation.curate_volume import CardFacts, CuratedVolume
+from components.curation.store import VolumeStore
+from components.curation.table_rows import InstructionRecord, VolumeRecord
+from components.curation.text.instructions import IMAGE_RESPONSE, build_instruction, spread
+from components.curation.text.phrasings import Phrasings
+from components.curation.undersampling import centre_fraction_of, sampling_mask, undersample
+from components.provenance import digest
+from components.settings import CurationSettings, EvaluationSettings
+from components.tasks.base import Image, Target, Task
+from model_core.targets import TARGET_IMAGE
+
+if TYPE_CHECKING:
+    from components.curation.corpus import Corpus
+    from components.evaluation.model_answers import AnswerGenerator, Case
+    from components.evaluation.task_result import Score, TaskResult
+    from components.inference.prediction import Prediction
+    from components.inference.predictor import Predictor
+    from components.inference.question import Question
+    from components.inference.sliding_window import ResampledVolume
+
+_LARGEST_SEED = 2**31
+_ERROR_GAIN = 4
+"""Factor by which error maps are brightened."""
+
+
+class Reconstruction(Task):
+    """Reconstruct an undersampled slice; the target is the fully sampled image."""
+
+    name = "reconstruction"
+    weight = 0.2
+    target_kind = TARGET_IMAGE
+    is_augmented = False  # its k-space is what was measured
+    phrasings = Phrasings(
+        trained=(
+            "Reconstruct the image from this under-sampled MRI data.",
+            "This is a {scan} with {acceleration}x acceleration. Reconstruct the image from the under-sampled data.",
+            "Reconstruct this {acceleration}x under-sampled {scan}.",
+            "Recover the image of this under-sampled {scan}.",
+            "Recover the fully sampled image.",
+            "Remove the artifacts of {acceleration}x acceleration.",
+            "Remove the under-sampling artifacts and give the image.",
+            "Give the fully sampled image of this {scan}, acquired with acceleration.",
+        ),
+        held_out=(
+            "Recover the fully sampled image of this {scan}, acquired with {acceleration}x acceleration.",
+            "Remove the under-sampling artifacts from this {scan}.",
+        ),
+    )
+
+    def candidates(self, curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> Iterator[InstructionRecord]:
+        """Yield an instruction for each slice and acceleration, if the store has measured k-space."""
+        if not curated.record.has_kspace:
+            return
+        for slice_index in spread(curated.facts.content_slices, settings.slices_per_volume):
+            for acceleration in settings.accelerations:
+                seed = int(digest(curated.record.dataset_id, curated.record.series_id, slice_index, acceleration)[:15], 16)
+                yield build_instruction(
+                    curated,
+                    self,
+                    slice_index,
+                    IMAGE_RESPONSE,
+                    {"acceleration": str(acceleration)},
+                    acceleration=acceleration,
+                    centre_fraction=centre_fraction_of(acceleration),
+                    mask_seed=seed % _LARGEST_SEED,
+                )
+
+    def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:  # noqa: D102 (see Task)
+        return volume.has_kspace and None not in (record.acceleration, record.centre_fraction, record.mask_seed)
+
+    def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102
+        return record.response == IMAGE_RESPONSE
+
+    def input_and_target(self, record: InstructionRecord, store: VolumeStore) -> tuple[Image, Target]:
+        """Undersample the slice's k-space: only the seed of the mask is stored."""
+        image: Image = store.read(record.volume_id, "voxels", record.slice_index)
+        assert record.acceleration is not None and record.centre_fraction is not None and record.mask_seed is not None
+        columns = sampling_mask(image.shape[1], record.acceleration, record.centre_fraction, record.mask_seed)
+        zero_filled, measured = undersample(store.read(record.volume_id, "kspace", record.slice_index), columns)
+        return zero_filled, Target(TARGET_IMAGE, image, measured, np.broadcast_to(columns, image.shape))
+
+    def recognizes(self, answer: str) -> bool:  # noqa: D102
+        return answer.startswith(IMAGE_RESPONSE)
+
+    def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
+        """Reconstruct every slice."""
+        volume, depth = question.volume, len(question.volume.voxels)
+        tiles = volume.tiles(range(depth))
+        images = predictor.generate_images(question, tiles, IMAGE_RESPONSE, TARGET_IMAGE, self.name)
+        residuals = np.stack([samples - volume.crop(tile) for samples, tile in zip(images, tiles, strict=True)])
+        samples = volume.scale * np.stack([_add_residual(volume, residual) for residual in volume.blend(tiles, residuals)])
+        text = answer.removeprefix(IMAGE_RESPONSE).strip() or f"{self.name} of {depth} slices"
+        return question.prediction(self.name, text, tiles, image=samples.mean(0), samples=samples)
+
+    def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
+        """Score volumes with fastMRI's metrics: conditional mean (one step) and mean of samples, next to zero filling and TV."""
+        from components.evaluation import metrics
+        from components.evaluation.baselines import total_variation
+        from components.evaluation.sweep import sweep_masks
+        from components.evaluation.task_result import EXAMPLES, Panel, ScoredUnits, TaskResult, build_row, mean_score, worst_cases
+
+        images = {
+            "model": answers.images(cases, steps=1, samples=1),
+            "sampled": answers.images(cases, settings.sampler_steps, settings.samples),
+            "zero-filled": [case.image for case in cases],
+            "total variation": [total_variation(case.target.kspace, case.target.sampling) for case in cases],
+        }
+        volumes: dict[str, list[int]] = defaultdict(list)
+        for index, case in enumerate(cases):
+            volumes[case.record.volume_id].append(index)
+        patients = [cases[indices[0]].record.patient_id for indices in volumes.values()]
+        ranges = [float(corpus.store.read(volume_id).max()) for volume_id in volumes]
+
+        def score_volumes(method: str, metric: Callable[..., float]) -> Score:
+            values = []
+            for indices, data_range in zip(volumes.values(), ranges, strict=True):
+                prediction = np.stack([images[method][i] for i in indices])
+                target = np.stack([cases[i].target.image for i in indices])
+                values.append(metric(prediction, target) if metric is metrics.nmse else metric(prediction, target, data_range))
+            return mean_score(values)
+
+        result = TaskResult()
+        for name, metric, higher in (("PSNR, dB", metrics.psnr, True), ("SSIM", metrics.ssim, True), ("NMSE", metrics.nmse, False)):
+            scores = {method: score_volumes(method, metric) for method in images}
+            model, sampled = scores.pop("model"), scores.pop("sampled")
+            result.rows.append(build_row(self.name, name, higher, model, scores, patients, len(cases), model))
+            if metric is metrics.ssim:
+                result.units = ScoredUnits(name, model, tuple(volumes))
+            if metric is metrics.psnr:
+                title = f"{name}, mean of {settings.samples} samples"
+                result.rows.append(build_row(self.name, title, higher, sampled, scores, patients, len(cases)))
+        by_case = [
+            metrics.ssim(images["model"][i][None], case.target.image[None], float(case.target.image.max()) or 1.0)
+            for i, case in enumerate(cases)
+        ]
+
+        def panels(i: int, title: str) -> list[Panel]:
+            truth, model_image = cases[i].target.image, images["model"][i]
+            return [
+                Panel("zero-filled", cases[i].image),
+                Panel("total variation", images["total variation"][i]),
+                Panel(title, model_image),
+                Panel("truth", truth),
+                Panel(f"error x {_ERROR_GAIN}", np.abs(model_image - truth) * _ERROR_GAIN),
+            ]
+
+        result.pictures = [panels(i, "model") for i in range(min(EXAMPLES, len(cases)))]
+        result.worst_pictures = [panels(i, f"model, SSIM {by_case[i]:.2f}") for i in worst_cases(by_case)]
+        result.sweep = sweep_masks(cases, answers, corpus, settings)
+        return result
+
+
+def _add_residual(volume: ResampledVolume, residual_DPP: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Add the network's change to the image on the source's own grid (D, H, W), and enforce agreement with the measurement there.
+
+    The network's grid may be coarser than the source's: adding the change rather than replacing the image keeps every source pixel.
+    """
+    import torch
+
+    from components.inference.sliding_window import BATCH, slice_batches
+    from model_core.mri_physics.sense import consistent
+
+    measured = volume.measured
+    source = volume.volume.voxels / np.float32(volume.scale) if volume.zero_filled is None else volume.zero_filled
+    image = np.clip(source + volume.to_source_grid(residual_DPP), 0, None)
+    if measured is None:
+        return image
+    batches = slice_batches(measured, BATCH)
+    return np.concatenate([consistent(torch.from_numpy(image[rows])[:, None], batch)[:, 0].numpy() for rows, batch in batches])
+
+
+TASK = Reconstruction()
