@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from components.launching import JobSpec, SharedVolume
-from components.launching.kubernetes.api_client import Cluster, Patience
+from components.launching.kubernetes.api_client import Cluster, RetryPolicy
 from components.launching.kubernetes.job_handle import KubernetesHandle
 from components.launching.kubernetes.launcher import KubernetesLauncher
 from components.launching.kubernetes.manifests import JOBS, PODS
@@ -54,11 +54,11 @@ def serve(port: Any, counted: Any, runs: bool) -> None:
     """The API server, controllers and kubelet, in a process of their own; counts the requests."""
     from tests.doubles.apiserver import RunningServer
     from tests.doubles.controllers import Controllers
-    from tests.doubles.kubelet import Kubelet, Script, Stuck
+    from tests.doubles.kubelet import BlockedPod, Kubelet, ScriptedPod
 
-    fate = Script(exit_code=None) if runs else Stuck("ContainerCreating")
+    fate = ScriptedPod(exit_code=None) if runs else BlockedPod("ContainerCreating")
     with RunningServer() as server, Controllers(server), Kubelet(server, lambda pod: fate):
-        server.api.look_every_s = 2.0  # pods of this measurement write nothing
+        server.api.log_poll_s = 2.0  # pods of this measurement write nothing
         port.value = server.port
         while True:
             counted.value = len(server.requests())
@@ -77,7 +77,7 @@ def by_poll(launcher: KubernetesLauncher, handles: list[KubernetesHandle]) -> No
     def poll(handle: KubernetesHandle) -> None:
         while True:
             launcher.cluster.get(JOBS, handle.key)
-            launcher.cluster.collection(PODS, f"omnimri.dev/job={handle.key}")
+            launcher.cluster.list_objects(PODS, f"omnimri.dev/job={handle.key}")
             time.sleep(POLL_EVERY_S)
 
     for handle in handles:
@@ -97,7 +97,7 @@ def waited(jobs: int, runs: bool, way: str, window_s: float, result: Any) -> Non
         time.sleep(0.05)
     configuration = client.Configuration(host=f"http://127.0.0.1:{port.value}")
     configuration.retries, configuration.connection_pool_maxsize = False, 512
-    launcher = KubernetesLauncher(Cluster(client.ApiClient(configuration), "omnimri", Patience()), "job")
+    launcher = KubernetesLauncher(Cluster(client.ApiClient(configuration), "omnimri", RetryPolicy()), "job")
     folder, this = Path(tempfile.mkdtemp()), psutil.Process()
     handles = []
     for number in range(jobs):

@@ -61,7 +61,7 @@ def cancel_jobs(flow: Any, flow_run: FlowRun, state: Any) -> None:
     launcher = open_launcher(settings)
     keys = {job.key for job in stage_jobs(Corpus.open(home.curated).digest, settings, home, STAGES[-1])}
     for status in launcher.jobs():
-        if status.key in keys and not status.state.ended:
+        if status.key in keys and not status.state.finished:
             launcher.find(status.key).cancel()
 
 

@@ -1,11 +1,11 @@
-"""Where a job runs: processes of this machine, or pods of a Kubernetes cluster, behind one interface."""
+"""Launch jobs through one interface: as processes on this machine, or as pods on a Kubernetes cluster."""
 
-from components.launching.job import Handle, JobSpec, JobState, JobStatus, Launcher, Resources, SharedVolume
-from components.launching.launcher_choice import on_cluster, open_launcher
+from components.launching.job import JobHandle, JobSpec, JobState, JobStatus, Launcher, Resources, SharedVolume
+from components.launching.launcher_choice import configure_for_cluster, open_launcher
 from components.launching.local_launcher import LocalLauncher
 
 __all__ = [
-    "Handle",
+    "JobHandle",
     "JobSpec",
     "JobState",
     "JobStatus",
@@ -13,6 +13,6 @@ __all__ = [
     "LocalLauncher",
     "Resources",
     "SharedVolume",
-    "on_cluster",
+    "configure_for_cluster",
     "open_launcher",
 ]

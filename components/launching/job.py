@@ -1,4 +1,4 @@
-"""What a job is, which states it passes through, and what a launcher does with it."""
+"""Job specification, job states, and the interfaces of launchers and handles."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Protocol
 
 from components.provenance import digest
 
-NAME_DIGITS, NAME_LETTERS = 10, 36
+IDENTITY_CHARACTERS, NAME_CHARACTERS = 10, 36
 
 
 class JobState(StrEnum):
-    """Where a job is.
+    """State of a job.
 
     ``queued`` (waits for quota) -> ``pending`` (waits for a machine) -> ``starting`` (images, volumes) -> ``running`` ->
-    ``succeeded`` or ``failed``; ``gone`` when nothing of it is left. A job that lost a machine goes back to ``pending``.
+    ``succeeded`` or ``failed``; ``deleted`` when none of its objects exist anymore. A job that lost a machine returns to
+    ``pending``.
     """
 
     queued = "queued"
@@ -26,21 +27,21 @@ class JobState(StrEnum):
     running = "running"
     succeeded = "succeeded"
     failed = "failed"
-    gone = "gone"
+    deleted = "deleted"
 
     @property
-    def ended(self) -> bool:
-        """Whether nothing more will happen."""
-        return self in (JobState.succeeded, JobState.failed, JobState.gone)
+    def finished(self) -> bool:
+        """Return whether the state is final."""
+        return self in (JobState.succeeded, JobState.failed, JobState.deleted)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one node of a job gets, as Kubernetes quantities (``4``, ``16Gi``); it is both asked for and the limit.
+    """Resources of one node of a job as Kubernetes quantities (``4``, ``16Gi``); requests and limits are equal.
 
     Attributes:
-        gpus: whole GPUs; 0 = train on the CPU.
-        shared_memory: size of ``/dev/shm``, which NCCL and data loaders use; part of ``memory``.
+        gpus: number of whole GPUs; 0 = train on the CPU.
+        shared_memory: size of ``/dev/shm``, which NCCL and data loaders use; counts toward ``memory``.
         scratch: local disk.
     """
 
@@ -53,7 +54,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class SharedVolume:
-    """A claim that every node mounts at ``path``; the submitting process sees the same files under the same path."""
+    """A volume claim that every node mounts at ``path``; the submitting process sees the same files under the same path."""
 
     claim: str
     path: Path
@@ -61,30 +62,30 @@ class SharedVolume:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A Python module that runs in one or more processes which find each other (``torch.distributed``).
+    """A Python module that runs in one or more processes connected by ``torch.distributed``.
 
-    A machine of one's own needs the first six fields; a cluster all of them.
+    The local launcher needs the first six fields; a cluster needs all of them.
 
     Attributes:
-        name: for people and logs.
-        module: run as ``python -m module argument ...``.
-        arguments: passed on.
-        processes: world size, over all nodes.
-        folder: where logs are kept.
-        environment: added to the environment.
-        identity: digest of all that the job computes; a job of the same name and identity is the same job, however often it is
-            submitted. Empty: made from module, arguments and processes.
+        name: human-readable name, used in messages and logs.
+        module: module that ``python -m module argument ...`` runs.
+        arguments: command-line arguments of the module.
+        processes: world size over all nodes.
+        folder: folder of the job's logs.
+        environment: variables added to the environment.
+        identity: digest of everything that determines the job's result; two submissions with the same name and identity are one
+            job. Empty: derived from module, arguments and processes.
         image: container image.
-        nodes: machines; ``processes`` is a multiple of it.
-        resources: of each node.
-        volumes: what the nodes share with the submitting process.
+        nodes: number of machines; ``processes`` must be a multiple of it.
+        resources: resources of each node.
+        volumes: volumes that the nodes share with the submitting process.
         secrets: names of Secrets whose entries become environment variables.
-        time_limit_s: seconds after which the job is ended; keep_s: seconds for which its record is kept after its end.
-        grace_s: seconds between the request to stop and the end of a node: long enough for a checkpoint.
-        restarts: how often the processes are started again where they are, and how often nodes are replaced after a failure.
-        resumptions: how often the whole job is submitted again after an eviction, a preemption or the loss of a machine.
-        pending_limit_s, image_limit_s: seconds to wait for a machine and for an image before giving up.
-        priority: PriorityClass; queue: Kueue LocalQueue; node_selector, pull_secrets, service_account: as in a pod.
+        time_limit_s: maximum run time in seconds. keep_s: seconds for which the record of a finished job is kept.
+        grace_s: seconds between the stop request and the kill of a node; must suffice to write a checkpoint.
+        restarts: maximum number of process restarts in place, and of node replacements after a failure.
+        resumptions: maximum number of resubmissions of the whole job after an eviction, a preemption or the loss of a machine.
+        pending_limit_s, image_limit_s: maximum waiting time for a machine and for an image pull, in seconds.
+        priority: PriorityClass. queue: Kueue LocalQueue. node_selector, pull_secrets, service_account: as in a pod spec.
     """
 
     name: str
@@ -114,20 +115,20 @@ class JobSpec:
 
     @property
     def key(self) -> str:
-        """Name under which a launcher finds this job again: lower case, from a letter on, at most 47 characters."""
+        """Unique name under which a launcher finds the job: lower case, starts with a letter, at most 47 characters."""
         identity = self.identity or digest(self.module, self.arguments, self.processes)
-        readable = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).lstrip("-0123456789")[:NAME_LETTERS].rstrip("-")
-        return f"{readable or 'job'}-{identity[:NAME_DIGITS]}"
+        readable = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).lstrip("-0123456789")[:NAME_CHARACTERS].rstrip("-")
+        return f"{readable or 'job'}-{identity[:IDENTITY_CHARACTERS]}"
 
     @property
     def processes_per_node(self) -> int:
-        """Processes that share a node."""
+        """Number of processes on each node."""
         return self.processes // self.nodes
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """One line of a list of jobs. ``detail`` says what it waits for or why it failed."""
+    """One row of the list of jobs. ``detail``: what the job waits for, or why it failed."""
 
     key: str
     state: JobState
@@ -136,37 +137,37 @@ class JobStatus:
     created: str = ""
 
 
-class Handle(Protocol):
-    """A submitted job."""
+class JobHandle(Protocol):
+    """Handle of a submitted job."""
 
     @property
     def key(self) -> str:
-        """Its name (:attr:`JobSpec.key`)."""
+        """Unique name of the job (:attr:`JobSpec.key`)."""
 
     def status(self) -> JobStatus:
-        """Where it is now."""
+        """Return the current status."""
 
     def wait(self) -> None:
-        """Return when it has succeeded; raise :class:`~components.errors.JobFailed` when it has not."""
+        """Return when the job has succeeded; raise :class:`~components.errors.JobFailed` when it has failed."""
 
     def cancel(self) -> None:
-        """Ask it to stop (it may write a checkpoint first), wait until it has, and remove what was made for it."""
+        """Request a stop (the job may write a checkpoint first), wait for the end, and delete the job's objects."""
 
     def logs(self) -> str:
-        """What it wrote so far, oldest first; where it has several nodes, every line says whose it is."""
+        """Return the log so far, oldest line first; with several nodes, each line starts with its rank."""
 
 
 class Launcher(Protocol):
-    """Starts jobs and finds them again."""
+    """Submits jobs and finds submitted ones."""
 
-    def submit(self, job: JobSpec) -> Handle:
-        """Start a job, or find it if it runs already, and return at once."""
+    def submit(self, job: JobSpec) -> JobHandle:
+        """Start a job, or attach to it if it runs already; return immediately."""
 
-    def find(self, key: str) -> Handle:
-        """A job by its name; :class:`~components.errors.JobFailed` if there is none."""
+    def find(self, key: str) -> JobHandle:
+        """Return the job with this key; raise :class:`~components.errors.JobFailed` if there is none."""
 
     def jobs(self) -> list[JobStatus]:
-        """All jobs that it knows."""
+        """Return the status of all known jobs."""
 
     def clean_up(self) -> list[str]:
-        """Remove what is left of jobs that ended; their names."""
+        """Delete the remains of finished jobs and return their names."""

@@ -1,4 +1,4 @@
-"""From settings to a launcher and its jobs."""
+"""Open the launcher that the settings name, and add cluster settings to a job."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from components.settings import KubernetesSettings, Settings
 
 
 def open_launcher(settings: Settings) -> Launcher:
-    """Where ``settings.launcher`` says; nothing is asked of a cluster yet.
+    """Return the launcher that ``settings.launcher`` names; no request is sent to the cluster yet.
 
     Raises:
         JobFailed: no cluster is configured.
     """
     if settings.launcher == "local":
         return LocalLauncher()
-    from components.launching.kubernetes.api_client import Cluster  # not for those who stay at home
+    # Imported here: local runs do not need the Kubernetes client.
+    from components.launching.kubernetes.api_client import Cluster
     from components.launching.kubernetes.launcher import KubernetesLauncher
 
-    where = settings.kubernetes
-    return KubernetesLauncher(Cluster.connect(where.namespace, where.context), where.rendering)
+    options = settings.kubernetes
+    return KubernetesLauncher(Cluster.connect(options.namespace, options.context), options.rendering)
 
 
-def on_cluster(job: JobSpec, settings: KubernetesSettings) -> JobSpec:
-    """A job with all that a cluster wants to know.
+def configure_for_cluster(job: JobSpec, settings: KubernetesSettings) -> JobSpec:
+    """Return the job with image, nodes, resources, volumes and limits from the settings.
 
     Raises:
-        BadInput: the processes do not divide by the nodes.
+        BadInput: the number of processes is not a multiple of the number of nodes.
     """
     if job.processes % settings.nodes:
         raise BadInput(
-            f"{job.processes} processes do not divide over {settings.nodes} nodes",
+            f"{job.processes} processes cannot be divided evenly among {settings.nodes} nodes",
             where="training.processes, kubernetes.nodes",
             remedy="training.processes = nodes times processes of each",
         )

@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine: one process directly, several through ``torchrun``."""
+"""Run jobs as processes on this machine: a single process directly, several through ``torchrun``."""
 
 from __future__ import annotations
 
@@ -14,68 +14,72 @@ from components.errors import JobFailed
 from components.launching.job import JobSpec, JobState, JobStatus
 from components.provenance import REPOSITORY
 
-GRACE_S, SAY_EVERY_S = 60.0, 10.0
-SHOWN_LINES = 15
+GRACE_S, PROGRESS_INTERVAL_S = 60.0, 10.0
+TAIL_LINES = 15
 INTERRUPTED = 75
-"""Exit status of a job that was asked to stop, wrote a checkpoint and stopped (EX_TEMPFAIL)."""
+"""Exit status of a job that stopped on request after writing a checkpoint (EX_TEMPFAIL)."""
 
 
 @dataclass
 class LocalHandle:
-    """A process and its log."""
+    """A process and its log file."""
 
     job: JobSpec
     process: subprocess.Popen[bytes]
     log: Path
-    _said: str = ""
+    _last_reported: str = ""
 
     @property
     def key(self) -> str:
-        """Its name."""
+        """Unique name of the job."""
         return self.job.key
 
     def status(self) -> JobStatus:
-        """Where it is now."""
-        ended = self.process.poll()
-        state = JobState.running if ended is None else JobState.failed if ended else JobState.succeeded
-        return JobStatus(self.key, state, f"status {ended}" if ended else "")
+        """Return the current status."""
+        exit_status = self.process.poll()
+        state = JobState.running if exit_status is None else JobState.failed if exit_status else JobState.succeeded
+        return JobStatus(self.key, state, f"status {exit_status}" if exit_status else "")
 
     def wait(self) -> None:
-        """Wait for success.
+        """Wait until the job succeeds.
 
         Raises:
-            JobFailed: with the last lines of the log and where the rest is.
+            JobFailed: with the last lines of the log and its path.
         """
         try:
-            while (status := self._poll()) is None:
-                self._relay()
+            while (exit_status := self._wait_for_exit()) is None:
+                self._report_progress()
         except BaseException:
             self.cancel()
             raise
-        if status == INTERRUPTED:
+        if exit_status == INTERRUPTED:
             raise JobFailed(
-                "was asked to stop and wrote a checkpoint", where=self.job.name, remedy="run again: it goes on from there"
+                "stopped on request and wrote a checkpoint",
+                where=self.job.name,
+                remedy="run again: it resumes from that checkpoint",
             )
-        if status != 0:
-            tail = "\n".join(self.logs().splitlines()[-SHOWN_LINES:])
-            raise JobFailed(f"ended with status {status}:\n{tail}", where=self.job.name, remedy=f"the whole log: {self.log}")
+        if exit_status != 0:
+            tail = "\n".join(self.logs().splitlines()[-TAIL_LINES:])
+            raise JobFailed(
+                f"exited with status {exit_status}:\n{tail}", where=self.job.name, remedy=f"see the full log: {self.log}"
+            )
 
-    def _poll(self) -> int | None:
-        """Exit status, or None after a while without one."""
+    def _wait_for_exit(self) -> int | None:
+        """Return the exit status, or None if the process still runs after :data:`PROGRESS_INTERVAL_S`."""
         try:
-            return self.process.wait(SAY_EVERY_S)
+            return self.process.wait(PROGRESS_INTERVAL_S)
         except subprocess.TimeoutExpired:
             return None
 
-    def _relay(self) -> None:
-        """Show the job's newest line of progress on standard error."""
+    def _report_progress(self) -> None:
+        """Print the job's latest progress line on standard error, unless it was printed before."""
         lines = [line for line in self.logs().splitlines() if line.startswith(f"{self.job.name} ")]
-        if lines and lines[-1] != self._said:
-            self._said = lines[-1]
-            print(self._said, file=sys.stderr, flush=True)
+        if lines and lines[-1] != self._last_reported:
+            self._last_reported = lines[-1]
+            print(self._last_reported, file=sys.stderr, flush=True)
 
     def cancel(self) -> None:
-        """SIGTERM, and after a minute SIGKILL."""
+        """Send SIGTERM, and SIGKILL after :data:`GRACE_S`."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -85,18 +89,21 @@ class LocalHandle:
                 self.process.wait()
 
     def logs(self) -> str:
-        """Standard output and error so far."""
+        """Return standard output and standard error so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 class LocalLauncher:
-    """Processes that share this machine's cores. They end with the process that started them, so there are none to find again."""
+    """Launches processes that share this machine's cores.
+
+    Jobs end with the process that started them, so only jobs of this launcher can be found.
+    """
 
     def __init__(self) -> None:
         self._started: list[LocalHandle] = []
 
     def submit(self, job: JobSpec) -> LocalHandle:
-        """Start the job's processes; their output goes to ``<folder>/<name>.log``."""
+        """Start the job's processes; their output is appended to ``<folder>/<name>.log``."""
         job.folder.mkdir(parents=True, exist_ok=True)
         log = job.folder / f"{job.name}.log"
         command = [sys.executable, "-m", job.module, *job.arguments]
@@ -105,12 +112,14 @@ class LocalLauncher:
             **job.environment,
             "PYTHONPATH": os.pathsep.join(path for path in (str(REPOSITORY), os.environ.get("PYTHONPATH")) if path),
         }
-        # The environment's own tools (ninja) are found though nobody activated it.
+        # Tools of the virtual environment (ninja) must be found even if it is not activated.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         threads = max((os.cpu_count() or 1) // job.processes, 1)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
         if job.processes == 1:
-            environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+            environment.update(
+                RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_find_free_port())
+            )
         else:
             command[1:3] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}", "-m", job.module]
         with log.open("ab") as stream:
@@ -119,28 +128,28 @@ class LocalLauncher:
         return self._started[-1]
 
     def find(self, key: str) -> LocalHandle:
-        """A job that this launcher started.
+        """Return a job that this launcher started.
 
         Raises:
-            JobFailed: it started none of this name.
+            JobFailed: this launcher started no job with this key.
         """
         for handle in self._started:
             if handle.key == key:
                 return handle
-        raise JobFailed("no such job", where=key, remedy="it ended with the process that started it")
+        raise JobFailed("no such job", where=key, remedy="local jobs end with the process that started them: submit it again")
 
     def jobs(self) -> list[JobStatus]:
-        """The jobs that this launcher started."""
+        """Return the status of the jobs that this launcher started."""
         return [handle.status() for handle in self._started]
 
     def clean_up(self) -> list[str]:
-        """Forget those that ended; their logs stay."""
-        ended = [handle for handle in self._started if handle.status().state.ended]
-        self._started = [handle for handle in self._started if handle not in ended]
-        return [handle.key for handle in ended]
+        """Forget finished jobs and return their keys; their logs are kept."""
+        finished = [handle for handle in self._started if handle.status().state.finished]
+        self._started = [handle for handle in self._started if handle not in finished]
+        return [handle.key for handle in finished]
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -14,7 +14,7 @@ from components.curation.corpus import Corpus
 from components.errors import BadInput, JobFailed
 from components.files import atomic_directory, read_json, read_lines, write_json
 from components.home import Home
-from components.launching import JobSpec, Launcher, LocalLauncher, on_cluster
+from components.launching import JobSpec, Launcher, LocalLauncher, configure_for_cluster
 from components.provenance import SHORT, code_digest, digest, file_md5
 from components.settings import CONTRASTIVE, STAGES, ModelSettings, Settings, StageName, block_samples
 from components.tracking import Journal, Tracking
@@ -208,7 +208,7 @@ def stage_job(stage: StageName, identity: str, settings: Settings, folder: Path)
         folder=folder,
         identity=identity,
     )
-    return on_cluster(job, settings.kubernetes) if settings.launcher == "kubernetes" else job
+    return configure_for_cluster(job, settings.kubernetes) if settings.launcher == "kubernetes" else job
 
 
 def stage_jobs(corpus_digest: str, settings: Settings, home: Home, until: StageName) -> list[JobSpec]:

@@ -1,7 +1,8 @@
-"""A Kubernetes API server for tests: kmock speaks HTTP, parses the requests and keeps them; what it lacks is added here.
+"""Kubernetes API server for tests. kmock serves HTTP, and parses and records the requests; this module adds what it lacks.
 
-Added: resource versions and watches that begin at one and end in time (410 where the history is gone), label selectors,
-server-side apply, preconditions, foreground deletion along owner references, pod logs, and faults on demand.
+Added: resource versions, watches that start at a version and time out (410 if the history has expired), label selectors,
+server-side apply, preconditions, foreground deletion along owner references, pod logs, injected faults, and watches that can be
+paused.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def now(micro: bool = False) -> str:
 
 @dataclass
 class Fault:
-    """What happens to the next ``times`` requests that ``matches`` picks: an HTTP status, a reset, or silence."""
+    """Fault of the next ``times`` requests that ``matches`` selects: an HTTP status, a connection reset, or a delay."""
 
     matches: Callable[[kmock.Request], bool]
     times: int
@@ -53,28 +54,31 @@ class Fault:
     message: str = "injected"
     retry_after: str = ""
     reset: bool = False
-    silent_s: float = 0.0
+    delay_s: float = 0.0
 
 
 @dataclass
 class Store:
-    """The objects and their history."""
+    """The stored objects and their history."""
 
     objects: dict[Key, Object] = field(default_factory=dict)
     history: list[tuple[int, str, Object]] = field(default_factory=list)  # version, plural, event
     version: int = 0
     oldest: int = 0
-    """Versions up to this one are forgotten."""
+    """Versions below this one have expired."""
 
 
 class ApiServer(kmock.KubernetesScaffold):
-    """The HTTP side. Everything here runs in the server's event loop."""
+    """HTTP request handling; all methods run in the server's event loop."""
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self.store, self.faults, self.logs, self.streams = Store(), [], {}, set()
         self.cut_logs_after: list[int] = []
-        self.look_every_s = 0.01
+        """Number of bytes after which each of the next log requests is reset."""
+        self.paused_watches: set[str] = set()
+        """Plurals of the kinds whose watches deliver no events."""
+        self.log_poll_s = 0.01
         self.changed = asyncio.Condition()
 
     async def _handle(self, request: kmock.Request) -> web.StreamResponse:
@@ -91,69 +95,71 @@ class ApiServer(kmock.KubernetesScaffold):
         if request.action is kmock.action.WATCH:
             return await self._watch(request)
         if request.action is kmock.action.LIST:
-            items = [thing for (p, _), thing in self.store.objects.items() if p == plural and selected(thing, request.params)]
+            items = [
+                thing for (p, _), thing in self.store.objects.items() if p == plural and matches_selectors(thing, request.params)
+            ]
             return web.json_response({"metadata": {"resourceVersion": str(self.store.version)}, "items": items})
         if request.action is kmock.action.FETCH:
-            found = self.store.objects.get((plural, name))
-            return web.json_response(found) if found else status(404, "NotFound", f'{plural} "{name}" not found')
+            thing = self.store.objects.get((plural, name))
+            return web.json_response(thing) if thing else status(404, "NotFound", f'{plural} "{name}" not found')
         if request.action is kmock.action.UPDATE:
             return await self._apply(plural, name, json.loads(request.body), request)
         if request.action is kmock.action.DELETE:
             return await self._delete(plural, name, request)
-        return status(405, "MethodNotAllowed", "not served by this double")
+        return status(405, "MethodNotAllowed", "not implemented by this test server")
 
     async def _fail(self, fault: Fault, raw: web.BaseRequest) -> web.StreamResponse:
         if fault.reset:
             raw.transport.abort()
-        if fault.silent_s:
-            await asyncio.sleep(fault.silent_s)
-        answer = status(fault.status or 500, "Injected", fault.message)
+        if fault.delay_s:
+            await asyncio.sleep(fault.delay_s)
+        response = status(fault.status or 500, "Injected", fault.message)
         if fault.retry_after:
-            answer.headers["Retry-After"] = fault.retry_after
-        return answer
+            response.headers["Retry-After"] = fault.retry_after
+        return response
 
     # ---- objects
 
     async def _apply(self, plural: str, name: str, body: Object, request: kmock.Request) -> web.StreamResponse:
         assert request.headers["Content-Type"] == "application/apply-patch+yaml" and request.params["fieldManager"]
-        known = self.store.objects.get((plural, name))
-        owner = known and known["metadata"]["managedFields"][0]["manager"]
-        if known and owner != request.params["fieldManager"]:
+        existing = self.store.objects.get((plural, name))
+        owner = existing and existing["metadata"]["managedFields"][0]["manager"]
+        if existing and owner != request.params["fieldManager"]:
             return status(409, "Conflict", f'Apply failed with 1 conflict: conflict with "{owner}": .spec')
-        if known and plural in ("jobs", "jobsets", "trainjobs") and without_defaults(known["spec"]) != body["spec"]:
+        if existing and plural in ("jobs", "jobsets", "trainjobs") and without_defaults(existing["spec"]) != body["spec"]:
             return status(422, "Invalid", "spec.template: Invalid value: field is immutable")
-        merged = copy.deepcopy(known or {})
+        merged = copy.deepcopy(existing or {})
         merged.update({k: v for k, v in body.items() if k not in ("metadata", "status")})
         merged["metadata"] = {**merged.get("metadata", {}), **body["metadata"]}
         merged["metadata"].setdefault("managedFields", [{"manager": request.params["fieldManager"], "operation": "Apply"}])
-        if merged == known:
-            return web.json_response(known)
+        if merged == existing:
+            return web.json_response(existing)
         stored = await self.put(plural, merged)
-        return web.json_response(stored, status=200 if known else 201)
+        return web.json_response(stored, status=200 if existing else 201)
 
     async def put(self, plural: str, thing: Object) -> Object:
         """Create or replace."""
         metadata = thing["metadata"]
-        known = self.store.objects.get((plural, metadata["name"]))
+        existing = self.store.objects.get((plural, metadata["name"]))
         metadata.setdefault("namespace", NAMESPACE)
-        if known is None:
+        if existing is None:
             metadata.update(uid=str(uuid.uuid4()), creationTimestamp=metadata.get("creationTimestamp") or now())
         self.store.version += 1
         metadata["resourceVersion"] = str(self.store.version)
         self.store.objects[plural, metadata["name"]] = thing
-        await self._tell("MODIFIED" if known else "ADDED", plural, thing)
+        await self._publish("MODIFIED" if existing else "ADDED", plural, thing)
         return thing
 
-    async def drop(self, plural: str, name: str) -> None:
-        """Remove at once, with what belongs to it."""
+    async def remove(self, plural: str, name: str) -> None:
+        """Remove an object immediately."""
         thing = self.store.objects.pop((plural, name), None)
         if thing is None:
             return
         self.store.version += 1
         thing["metadata"]["resourceVersion"] = str(self.store.version)
-        await self._tell("DELETED", plural, thing)
+        await self._publish("DELETED", plural, thing)
 
-    async def _tell(self, kind: str, plural: str, thing: Object) -> None:
+    async def _publish(self, kind: str, plural: str, thing: Object) -> None:
         self.store.history.append((self.store.version, plural, {"type": kind, "object": copy.deepcopy(thing)}))
         async with self.changed:
             self.changed.notify_all()
@@ -163,13 +169,13 @@ class ApiServer(kmock.KubernetesScaffold):
         if thing is None:
             return status(404, "NotFound", f'{plural} "{name}" not found')
         options = json.loads(request.body or b"{}")
-        wanted = options.get("preconditions", {}).get("uid")
-        if wanted and wanted != thing["metadata"]["uid"]:
+        expected_uid = options.get("preconditions", {}).get("uid")
+        if expected_uid and expected_uid != thing["metadata"]["uid"]:
             return status(409, "Conflict", "the UID in the precondition does not match")
         assert options["propagationPolicy"] == "Foreground"
         if not thing["metadata"].get("deletionTimestamp"):
             thing["metadata"]["deletionTimestamp"] = now()
-            await self.put(plural, thing)  # the controllers double does the rest
+            await self.put(plural, thing)  # tests.doubles.controllers completes the deletion
         return web.json_response(thing)
 
     # ---- streams
@@ -185,30 +191,37 @@ class ApiServer(kmock.KubernetesScaffold):
 
     async def _watch(self, request: kmock.Request) -> web.StreamResponse:
         plural, raw = request.resource.plural, request._raw_request
-        place = int(request.params.get("resourceVersion") or 0)
-        if place < self.store.oldest:
+        position = int(request.params.get("resourceVersion") or 0)
+        if position < self.store.oldest:
             return status(410, "Expired", "too old resource version")
-        until = time.monotonic() + float(request.params.get("timeoutSeconds", 300))
+        deadline = time.monotonic() + float(request.params.get("timeoutSeconds", 300))
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(raw)
         with self._streaming(raw):
-            while (left := until - time.monotonic()) > 0:
-                if place < self.store.oldest:
-                    gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}
-                    await response.write(json.dumps(gone).encode() + b"\n")
+            while (remaining := deadline - time.monotonic()) > 0:
+                if position < self.store.oldest:
+                    expired = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}
+                    await response.write(json.dumps(expired).encode() + b"\n")
                     break
-                news = bisect_right(self.store.history, place, key=lambda entry: entry[0])
-                for version, kind, event in self.store.history[news:]:
-                    if version > place:
-                        if kind == plural and selected(event["object"], request.params):
-                            await response.write(json.dumps(event).encode() + b"\n")
-                        place = version
+                if plural not in self.paused_watches:
+                    position = await self._send_events(response, request, position)
                 async with self.changed:
-                    if self.store.version <= place and self.store.oldest <= place:
+                    is_current = self.store.version <= position and self.store.oldest <= position
+                    if is_current or plural in self.paused_watches:
                         with suppress(TimeoutError):
-                            await asyncio.wait_for(self.changed.wait(), min(left, 0.5))
+                            await asyncio.wait_for(self.changed.wait(), min(remaining, 0.5))
         await response.write_eof()
         return response
+
+    async def _send_events(self, response: web.StreamResponse, request: kmock.Request, position: int) -> int:
+        """Send the events after a version and return the new position."""
+        start = bisect_right(self.store.history, position, key=lambda entry: entry[0])
+        for version, plural, event in self.store.history[start:]:
+            if version > position:
+                if plural == request.resource.plural and matches_selectors(event["object"], request.params):
+                    await response.write(json.dumps(event).encode() + b"\n")
+                position = version
+        return position
 
     async def _log(self, request: kmock.Request) -> web.StreamResponse:
         assert request.params["timestamps"] == "true" and request.params["container"] == "trainer"
@@ -218,32 +231,29 @@ class ApiServer(kmock.KubernetesScaffold):
         if pod["status"]["phase"] == "Pending":
             return status(400, "BadRequest", "container is waiting to start")
         since, sent = request.params.get("sinceTime", "")[:19], 0
-        cut = self.cut_logs_after.pop(0) if self.cut_logs_after else None
+        cut_after = self.cut_logs_after.pop(0) if self.cut_logs_after else None
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request._raw_request)
         with self._streaming(request._raw_request):
-            place = 0
+            position = 0
             while True:
                 lines = self.logs.setdefault(request.name, [])
-                ended = self.store.objects.get(("pods", request.name), {}).get("status", {}).get("phase") in (
-                    None,
-                    "Succeeded",
-                    "Failed",
-                )
-                for line in lines[place:]:
+                phase = self.store.objects.get(("pods", request.name), {}).get("status", {}).get("phase")
+                finished = phase in (None, "Succeeded", "Failed")
+                for line in lines[position:]:
                     if line[:19] >= since:
                         data = line.encode() + b"\n"
-                        if cut is not None and sent + len(data) > cut:
-                            await response.write(data[: cut - sent])
+                        if cut_after is not None and sent + len(data) > cut_after:
+                            await response.write(data[: cut_after - sent])
                             await asyncio.sleep(0.01)
                             request._raw_request.transport.abort()
                             return response
                         await response.write(data)
                         sent += len(data)
-                place = len(lines)
-                if (ended and place == len(self.logs[request.name])) or request.params["follow"] == "false":
+                position = len(lines)
+                if (finished and position == len(self.logs[request.name])) or request.params["follow"] == "false":
                     break
-                await asyncio.sleep(self.look_every_s)
+                await asyncio.sleep(self.log_poll_s)
         await response.write_eof()
         return response
 
@@ -253,26 +263,26 @@ def status(code: int, reason: str, message: str) -> web.Response:
     return web.json_response(body, status=code)
 
 
-def selected(thing: Object, params: Any) -> bool:
+def matches_selectors(thing: Object, params: Any) -> bool:
     labels = thing["metadata"].get("labels") or {}
-    for part in filter(None, params.get("labelSelector", "").split(",")):
-        name, equals, value = part.partition("=")
+    for term in filter(None, params.get("labelSelector", "").split(",")):
+        name, equals, value = term.partition("=")
         if name not in labels or (equals and labels[name] != value):
             return False
-    for part in filter(None, params.get("fieldSelector", "").split(",")):
-        name, _, value = part.partition("=")
+    for term in filter(None, params.get("fieldSelector", "").split(",")):
+        name, _, value = term.partition("=")
         if str(thing.get(name)) != value:
             return False
     return True
 
 
 def without_defaults(spec: Object) -> Object:
-    """The spec as it was applied: controllers of the double set nothing but ``suspend``."""
+    """Return the spec as it was applied: the controllers in tests.doubles set only ``suspend``."""
     return {key: value for key, value in spec.items() if key != "suspend"}
 
 
 class RunningServer:
-    """An :class:`ApiServer` on a port of its own, in a thread of its own; over TLS if it is given a certificate."""
+    """An :class:`ApiServer` on a free port in a thread of its own; over TLS if a certificate is given."""
 
     def __init__(
         self, *, crds: tuple[str, ...] = ("jobset.x-k8s.io", "trainer.kubeflow.org"), tls: ssl.SSLContext | None = None
@@ -313,9 +323,10 @@ class RunningServer:
                 task.cancel()
             await self.runner.cleanup()
 
-    # ---- for tests, from other threads
+    # ---- interface for tests, which run in other threads
 
-    def do(self, coroutine: Any) -> Any:
+    def run(self, coroutine: Any) -> Any:
+        """Run a coroutine in the server's event loop and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
 
     @property
@@ -331,42 +342,42 @@ class RunningServer:
         return [thing for (p, _), thing in list(self.api.store.objects.items()) if p == plural]
 
     def put(self, plural: str, thing: Object) -> Object:
-        return self.do(self.api.put(plural, thing))
+        return self.run(self.api.put(plural, thing))
 
     def requests(self) -> list[kmock.Request]:
         return list(self.api.requests) if hasattr(self.api, "requests") else list(self.api._requests)
 
-    def fail(self, matches: Callable[[kmock.Request], bool], times: int = 1, **how: Any) -> Fault:
-        fault = Fault(matches, times, **how)
+    def inject_fault(self, matches: Callable[[kmock.Request], bool], times: int = 1, **fields: Any) -> Fault:
+        """Let the next matching requests fail; ``fields`` as in :class:`Fault`."""
+        fault = Fault(matches, times, **fields)
         self.api.faults.append(fault)
         return fault
 
-    def forget_history(self) -> None:
-        """As etcd compacts: watches from before end with 410."""
+    def expire_history(self) -> None:
+        """Expire the history as etcd's compaction does: open watches end with 410."""
 
-        async def forget() -> None:
+        async def expire() -> None:
             self.api.store.version += 1
             self.api.store.oldest = self.api.store.version
             self.api.store.history.clear()
             async with self.api.changed:
                 self.api.changed.notify_all()
 
-        self.do(forget())
+        self.run(expire())
 
-    def cut_streams(self) -> None:
-        """Reset every watch and log that is open."""
+    def pause_watch(self, plural: str) -> None:
+        """Deliver no further events of a kind on watches; lists and single objects stay current."""
 
-        async def cut() -> None:
-            for transport in list(self.api.streams):
-                transport.abort()
+        async def pause() -> None:
+            self.api.paused_watches.add(plural)
 
-        self.do(cut())
+        self.run(pause())
 
     @contextmanager
-    def gone(self) -> Iterator[None]:
-        """Nobody listens on the port; open connections are reset."""
+    def unreachable(self) -> Iterator[None]:
+        """Close the port and reset open connections for the length of the block."""
 
-        async def go() -> None:
+        async def close() -> None:
             for site in list(self.runner.sites):
                 await site.stop()
             for transport in list(self.api.streams):
@@ -374,9 +385,9 @@ class RunningServer:
             for connection in list(self.runner.server.connections):
                 connection.force_close()
 
-        async def come() -> None:
+        async def reopen() -> None:
             await web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.tls).start()
 
-        self.do(go())
+        self.run(close())
         yield
-        self.do(come())
+        self.run(reopen())

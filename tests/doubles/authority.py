@@ -1,4 +1,4 @@
-"""A certificate authority of a cluster, and the service-account files that a pod finds."""
+"""Certificate authority of a cluster, with the certificate files that a pod mounts."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True)
 class Authority:
-    """Signs one server certificate for this machine.
+    """Certificate authority with one server certificate for the loopback address.
 
     Attributes:
-        certificate: of the authority, PEM: ``ca.crt`` of a pod.
-        server: what the API server shows.
+        certificate: the authority's certificate (PEM), a pod's ``ca.crt``.
+        server: TLS context of the API server.
     """
 
     certificate: Path
     server: ssl.SSLContext
 
     @classmethod
-    def made_in(cls, folder: Path) -> Authority:
+    def create(cls, folder: Path) -> Authority:
+        """Create an authority and a server certificate, and write them to a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test")])
-        here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
         authority = (
             _builder(name, name, authority_key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(signs=True), critical=True)
+            .add_extension(_key_usage(is_authority=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), critical=False)
             .sign(authority_key, hashes.SHA256())
         )
         server = (
             _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "API server")]), name, server_key.public_key())
-            .add_extension(here, critical=False)
+            .add_extension(loopback, critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
             .sign(authority_key, hashes.SHA256())
@@ -69,11 +70,11 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
     )
 
 
-def _usage(signs: bool) -> x509.KeyUsage:
+def _key_usage(is_authority: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not signs,
-        key_cert_sign=signs,
-        crl_sign=signs,
+        digital_signature=not is_authority,
+        key_cert_sign=is_authority,
+        crl_sign=is_authority,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,

@@ -1,6 +1,6 @@
-"""What the controllers of a cluster do with jobs: TrainJob -> JobSet -> Job -> pods, failure policies, deletion along owners.
+"""Controllers of a cluster for tests: TrainJob -> JobSet -> Job -> pods, failure policies, deletion along owner references.
 
-One pass over all objects after every change; as much of the real controllers as the launcher can see.
+They reconcile all objects after every change, and implement the behavior of the real controllers that the launcher can observe.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from tests.doubles.apiserver import Object, RunningServer, now
 
 INDEX = "batch.kubernetes.io/job-completion-index"
-ENDED = ("Succeeded", "Failed")
+FINISHED_PHASES = ("Succeeded", "Failed")
 
 
-def holds(thing: Object, kind: str) -> bool:
+def has_condition(thing: Object, kind: str) -> bool:
     return any(c["type"] == kind and c["status"] == "True" for c in thing.get("status", {}).get("conditions", []))
 
 
@@ -37,14 +37,14 @@ def controller_reference(owner: Object) -> Object:
 
 
 class Controllers:
-    """Runs beside the API server, in its loop."""
+    """Reconcile loop in the API server's event loop."""
 
     def __init__(self, server: RunningServer) -> None:
         self.server, self.api = server, server.api
-        self.counted: set[str] = set()
+        self.counted_pods: set[str] = set()
         self.job_failures: dict[str, int] = {}
-        self.admit = True
-        """Whether new jobs start at once, or suspended, as under Kueue."""
+        self.admit_jobs = True
+        """False: new jobs are suspended, as by Kueue."""
 
     def __enter__(self) -> Controllers:
         self._task = asyncio.run_coroutine_threadsafe(self._run(), self.server.loop)
@@ -77,7 +77,7 @@ class Controllers:
                 pods.setdefault(reference["uid"], []).append(pod)
         for job in self.all("jobs"):
             await self._job(job, pods.get(job["metadata"]["uid"], []))
-        await self._collect()
+        await self._collect_garbage()
 
     async def set_condition(self, plural: str, thing: Object, kind: str, reason: str = "", message: str = "") -> None:
         thing.setdefault("status", {}).setdefault("conditions", []).append(
@@ -89,7 +89,11 @@ class Controllers:
         name = trainjob["metadata"]["name"]
         jobset = self.api.store.objects.get(("jobsets", name))
         if jobset is None:
-            if trainjob["metadata"].get("deletionTimestamp") or holds(trainjob, "Failed") or holds(trainjob, "Complete"):
+            if (
+                trainjob["metadata"].get("deletionTimestamp")
+                or has_condition(trainjob, "Failed")
+                or has_condition(trainjob, "Complete")
+            ):
                 return
             runtime = self.api.store.objects["trainingruntimes", trainjob["spec"]["runtimeRef"]["name"]]
             metadata = {"name": name, "labels": {}, "ownerReferences": [controller_reference(trainjob)]}
@@ -98,12 +102,12 @@ class Controllers:
                 "jobsets", {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
             )
             return
-        for theirs, ours in (("Completed", "Complete"), ("Failed", "Failed")):
-            if holds(jobset, theirs) and not holds(trainjob, ours):
-                await self.set_condition("trainjobs", trainjob, ours, "JobSet" + theirs)
+        for jobset_condition, trainjob_condition in (("Completed", "Complete"), ("Failed", "Failed")):
+            if has_condition(jobset, jobset_condition) and not has_condition(trainjob, trainjob_condition):
+                await self.set_condition("trainjobs", trainjob, trainjob_condition, "JobSet" + jobset_condition)
 
     async def _jobset(self, jobset: Object) -> None:
-        if jobset["metadata"].get("deletionTimestamp") or holds(jobset, "Completed") or holds(jobset, "Failed"):
+        if jobset["metadata"].get("deletionTimestamp") or has_condition(jobset, "Completed") or has_condition(jobset, "Failed"):
             return
         (replicated,) = jobset["spec"]["replicatedJobs"]
         name = f"{jobset['metadata']['name']}-{replicated['name']}-0"
@@ -113,9 +117,9 @@ class Controllers:
             template["spec"]["template"]["spec"]["subdomain"] = jobset["spec"]["network"]["subdomain"]
             metadata = {"name": name, "labels": template["metadata"]["labels"], "ownerReferences": [controller_reference(jobset)]}
             await self.api.put("jobs", {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": template["spec"]})
-        elif holds(job, "Complete"):
+        elif has_condition(job, "Complete"):
             await self.set_condition("jobsets", jobset, "Completed", "AllJobsCompleted")
-        elif holds(job, "Failed") and not job["metadata"].get("deletionTimestamp"):
+        elif has_condition(job, "Failed") and not job["metadata"].get("deletionTimestamp"):
             reason = job["status"]["conditions"][-1]["reason"]
             policy, restarts = jobset["spec"]["failurePolicy"], jobset.get("status", {}).get("restarts", 0)
             if any(reason in rule["onJobFailureReasons"] and rule["action"] == "FailJobSet" for rule in policy["rules"]):
@@ -125,24 +129,24 @@ class Controllers:
             else:
                 jobset.setdefault("status", {})["restarts"] = restarts + 1
                 await self.api.put("jobsets", jobset)
-                await self._mark("jobs", job)
+                await self._mark_deleted("jobs", job)
 
     async def _job(self, job: Object, pods: list[Object]) -> None:
-        if job["metadata"].get("deletionTimestamp") or holds(job, "Complete"):
+        if job["metadata"].get("deletionTimestamp") or has_condition(job, "Complete"):
             return
-        if not self.admit and "suspend" not in job["spec"]:
+        if not self.admit_jobs and "suspend" not in job["spec"]:
             job["spec"]["suspend"] = True
             await self.api.put("jobs", job)
-        if holds(job, "Failed") or job["spec"].get("suspend"):
+        if has_condition(job, "Failed") or job["spec"].get("suspend"):
             for pod in pods:
-                if pod["status"]["phase"] not in ENDED:
-                    await self._mark("pods", pod)
+                if pod["status"]["phase"] not in FINISHED_PHASES:
+                    await self._mark_deleted("pods", pod)
             return
         uid, limit = job["metadata"]["uid"], job["spec"]["backoffLimit"]
         for pod in pods:
-            if pod["status"]["phase"] == "Failed" and pod["metadata"]["uid"] not in self.counted:
-                self.counted.add(pod["metadata"]["uid"])
-                action = self._policy(job, pod)
+            if pod["status"]["phase"] == "Failed" and pod["metadata"]["uid"] not in self.counted_pods:
+                self.counted_pods.add(pod["metadata"]["uid"])
+                action = self.failure_policy_action(job, pod)
                 if action == "FailJob":
                     await self.set_condition(
                         "jobs", job, "Failed", "PodFailurePolicy", f"{pod['metadata']['name']} matches FailJob"
@@ -152,26 +156,26 @@ class Controllers:
         if self.job_failures.get(uid, 0) > limit:
             await self.set_condition("jobs", job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
             return
-        done = {pod["metadata"]["labels"][INDEX] for pod in pods if pod["status"]["phase"] == "Succeeded"}
-        living = {pod["metadata"]["labels"][INDEX] for pod in pods if pod["status"]["phase"] not in ENDED}
-        if len(done) == job["spec"]["completions"]:
+        succeeded = {pod["metadata"]["labels"][INDEX] for pod in pods if pod["status"]["phase"] == "Succeeded"}
+        active = {pod["metadata"]["labels"][INDEX] for pod in pods if pod["status"]["phase"] not in FINISHED_PHASES}
+        if len(succeeded) == job["spec"]["completions"]:
             await self.set_condition("jobs", job, "Complete", "CompletionsReached")
             return
         for index in map(str, range(job["spec"]["completions"])):
-            if index not in done | living:
-                await self._pod(job, index)
+            if index not in succeeded | active:
+                await self.create_pod(job, index)
 
     @staticmethod
-    def _policy(job: Object, pod: Object) -> str:
-        (ended,) = [c.get("state", {}).get("terminated") for c in pod["status"].get("containerStatuses", [])] or [None]
+    def failure_policy_action(job: Object, pod: Object) -> str:
+        (terminated,) = [c.get("state", {}).get("terminated") for c in pod["status"].get("containerStatuses", [])] or [None]
         for rule in job["spec"]["podFailurePolicy"]["rules"]:
-            if any(holds(pod, wanted["type"]) for wanted in rule.get("onPodConditions", [])):
+            if any(has_condition(pod, condition["type"]) for condition in rule.get("onPodConditions", [])):
                 return str(rule["action"])
-            if ended and ended["exitCode"] in rule.get("onExitCodes", {}).get("values", []):
+            if terminated and terminated["exitCode"] in rule.get("onExitCodes", {}).get("values", []):
                 return str(rule["action"])
         return "Count"
 
-    async def _pod(self, job: Object, index: str) -> None:
+    async def create_pod(self, job: Object, index: str) -> None:
         template = copy.deepcopy(job["spec"]["template"])
         name = f"{job['metadata']['name']}-{index}"
         labels = {**template["metadata"]["labels"], INDEX: index}
@@ -183,31 +187,31 @@ class Controllers:
 
     # ---- deletion
 
-    async def _mark(self, plural: str, thing: Object) -> None:
+    async def _mark_deleted(self, plural: str, thing: Object) -> None:
         if not thing["metadata"].get("deletionTimestamp"):
             thing["metadata"]["deletionTimestamp"] = now()
             await self.api.put(plural, thing)
 
-    async def _collect(self) -> None:
-        """Delete what was marked, dependants first, and what lost its owner."""
-        living = {thing["metadata"]["uid"] for thing in self.api.store.objects.values()}
+    async def _collect_garbage(self) -> None:
+        """Delete marked objects after their dependents, and objects whose owner no longer exists."""
+        existing_uids = {thing["metadata"]["uid"] for thing in self.api.store.objects.values()}
         for (plural, name), thing in list(self.api.store.objects.items()):
             owners = thing["metadata"].get("ownerReferences", [])
-            if owners and not any(reference["uid"] in living for reference in owners):
-                await (self._mark(plural, thing) if plural == "pods" else self.api.drop(plural, name))
+            if owners and not any(reference["uid"] in existing_uids for reference in owners):
+                await (self._mark_deleted(plural, thing) if plural == "pods" else self.api.remove(plural, name))
             if not thing["metadata"].get("deletionTimestamp"):
                 continue
-            dependants = [(key, other) for key, other in list(self.api.store.objects.items()) if owned_by(other, thing)]
-            for (kind, _), other in dependants:
-                await self._mark(kind, other)
+            dependents = [(key, other) for key, other in list(self.api.store.objects.items()) if owned_by(other, thing)]
+            for (kind, _), other in dependents:
+                await self._mark_deleted(kind, other)
             if plural == "pods":
-                if thing["status"]["phase"] in ENDED:  # the kubelet has stopped it
-                    await self.api.drop(plural, name)
-            elif not [1 for (kind, _), _ in dependants if kind in ("jobs", "jobsets", "pods")]:
-                await self.api.drop(plural, name)
+                if thing["status"]["phase"] in FINISHED_PHASES:  # the kubelet has stopped its containers
+                    await self.api.remove(plural, name)
+            elif not [1 for (kind, _), _ in dependents if kind in ("jobs", "jobsets", "pods")]:
+                await self.api.remove(plural, name)
 
 
-def start_pod_status(pod: Object, phase: str, **state: Any) -> None:
-    """Set phase and container state."""
+def set_pod_status(pod: Object, phase: str, **state: Any) -> None:
+    """Set the phase of a pod and the state of its container."""
     container = {"name": "trainer", "image": pod["spec"]["containers"][0]["image"], "state": state}
     pod["status"] = {**pod["status"], "phase": phase, "containerStatuses": [container]}

@@ -16,7 +16,7 @@ from components.training import stage_jobs
 from flows import train
 from tests.doubles.apiserver import NAMESPACE, RunningServer
 from tests.doubles.controllers import Controllers
-from tests.doubles.kubelet import Kubelet, Script
+from tests.doubles.kubelet import Kubelet, ScriptedPod
 from tests.helpers.corpora import tiny_corpus
 
 
@@ -25,7 +25,7 @@ def test_a_cancelled_run_ends_its_own_jobs_only(tmp_path: Path, monkeypatch: pyt
     corpus = tiny_corpus(tmp_path / "curated")
     volumes = f"kubernetes.volumes={{state: {tmp_path}}}"
     ours, theirs = (load_settings("debug", ["launcher=kubernetes", volumes, f"seed={seed}"]) for seed in (1, 2))
-    with RunningServer() as server, Controllers(server), Kubelet(server, lambda pod: Script(exit_code=None)):
+    with RunningServer() as server, Controllers(server), Kubelet(server, lambda pod: ScriptedPod(exit_code=None)):
         launcher = KubernetesLauncher(Cluster(server.client(), NAMESPACE))
         monkeypatch.setattr(train, "open_launcher", lambda settings: launcher)
         keys = []

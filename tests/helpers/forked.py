@@ -49,7 +49,7 @@ class ForkedJob:
     log: Path
 
     def wait(self) -> None:
-        """As :meth:`components.launching.job.Handle.wait`."""
+        """As :meth:`components.launching.job.JobHandle.wait`."""
         while all(process.exitcode in (None, 0) for process in self.processes) and any(p.exitcode is None for p in self.processes):
             time.sleep(0.02)
         statuses = {process.exitcode for process in self.processes} - {None}
@@ -58,7 +58,9 @@ class ForkedJob:
         for process in self.processes:
             process.join()
         if INTERRUPTED in statuses:
-            raise JobFailed("was asked to stop and wrote a checkpoint", where=self.key, remedy="run again: it goes on from there")
+            raise JobFailed(
+                "stopped on request and wrote a checkpoint", where=self.key, remedy="run again: it resumes from that checkpoint"
+            )
         if statuses != {0}:
             raise JobFailed(f"ended with {statuses}:\n{self.log.read_text()[-3000:]}", where=self.key)
 

@@ -1,4 +1,4 @@
-"""What every object that we hand to a cluster must pass: its schema, strictly, and the Pod Security Standard "restricted"."""
+"""Checks of Kubernetes objects: strict schema validation, the Pod Security Standard "restricted", and the rules of this project."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ VOLUME_TYPES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "per
 
 @cache
 def kustomize(folder: str) -> tuple[Object, ...]:
-    """The objects of an overlay, rendered offline."""
+    """Render an overlay offline and return its objects."""
     kubectl = Path(sys.executable).with_name("kubectl")
-    done = subprocess.run([kubectl, "kustomize", str(REPOSITORY / folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return tuple(yaml.load_all(done.stdout, Loader=yaml.CSafeLoader))
+    completed = subprocess.run([kubectl, "kustomize", str(REPOSITORY / folder)], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    return tuple(yaml.load_all(completed.stdout, Loader=yaml.CSafeLoader))
 
 
 @cache
-def _custom() -> dict[tuple[str, str], Any]:
-    """Validators of the custom resources, by API version and kind; unknown fields are errors, as with strict validation."""
-    found = {}
+def _custom_validators() -> dict[tuple[str, str], Any]:
+    """Return the validators of custom resources by API version and kind; unknown fields are errors, as in strict validation."""
+    validators = {}
     for path in SCHEMAS.glob("*.json"):
         crd = json.loads(path.read_text())
         for version, schema in crd["versions"].items():
-            found[f"{crd['group']}/{version}", crd["kind"]] = jsonschema.Draft7Validator(_strict(schema))
-    return found
+            validators[f"{crd['group']}/{version}", crd["kind"]] = jsonschema.Draft7Validator(_strict(schema))
+    return validators
 
 
 def _strict(schema: Any) -> Any:
-    """No unknown fields where fields are named; ``int-or-string`` is what it says."""
+    """Return a schema that forbids unknown fields in objects with named fields and accepts both types for ``int-or-string``."""
     if isinstance(schema, list):
         return [_strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -59,16 +59,16 @@ def _strict(schema: Any) -> Any:
 
 
 def schema_faults(thing: Object, version: str) -> list[str]:
-    """What the schema of this kind, in this minor version of Kubernetes, says against an object."""
+    """Return the violations of the schema of the object's kind in a minor version of Kubernetes."""
     return _schema_faults(json.dumps(thing, sort_keys=True), version)
 
 
 @cache
 def _schema_faults(text: str, version: str) -> list[str]:
-    thing = json.loads(text)  # overlays share most objects; each is looked at once
-    custom = _custom().get((thing["apiVersion"], thing["kind"]))
-    if custom is not None:
-        return [f"{error.json_path}: {error.message}" for error in custom.iter_errors(thing)]
+    thing = json.loads(text)  # overlays share most objects; the cache validates each once
+    validator = _custom_validators().get((thing["apiVersion"], thing["kind"]))
+    if validator is not None:
+        return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(thing)]
     try:
         kubernetes_validate.validate(thing, version, strict=True)
     except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
@@ -77,7 +77,7 @@ def _schema_faults(text: str, version: str) -> list[str]:
 
 
 def pod_specs(thing: Any) -> Iterator[Object]:
-    """Every pod spec inside an object, however deep."""
+    """Yield every pod spec inside an object at any depth."""
     if isinstance(thing, dict):
         if "containers" in thing:
             yield thing
@@ -90,18 +90,18 @@ def pod_specs(thing: Any) -> Iterator[Object]:
 
 
 def security_faults(pod: Object) -> list[str]:
-    """What the Pod Security Standard "restricted" (of 1.25 and later) forbids in a pod spec, rule by rule."""
+    """Return the violations of the Pod Security Standard "restricted" (1.25 and later) in a pod spec."""
     faults = []
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(field):
             faults.append(field)
     for volume in pod.get("volumes", []):
         faults += [f"volume {volume['name']}: {kind}" for kind in volume.keys() - {"name"} if kind not in VOLUME_TYPES]
-    common = pod.get("securityContext", {})
-    faults += [f"sysctl {item['name']}" for item in common.get("sysctls", [])]
+    pod_context = pod.get("securityContext", {})
+    faults += [f"sysctl {item['name']}" for item in pod_context.get("sysctls", [])]
     for container in [*pod.get("initContainers", []), *pod["containers"], *pod.get("ephemeralContainers", [])]:
         own, name = container.get("securityContext", {}), container["name"]
-        effective = {**common, **own}
+        effective = {**pod_context, **own}
         if own.get("privileged"):
             faults.append(f"{name}: privileged")
         if own.get("allowPrivilegeEscalation") is not False:
@@ -126,8 +126,8 @@ def security_faults(pod: Object) -> list[str]:
     return faults
 
 
-def house_faults(pod: Object) -> list[str]:
-    """Our own rules beyond the standard: nothing is written but to volumes, and everything has its limits."""
+def project_faults(pod: Object) -> list[str]:
+    """Return the violations of this project's rules: read-only root file systems, and limits for CPU, memory and volumes."""
     faults = []
     for container in [*pod.get("initContainers", []), *pod["containers"]]:
         if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:

@@ -1,4 +1,4 @@
-"""The Dockerfile, without a daemon: hadolint's rules, and what the house asks of every image."""
+"""Checks of the Dockerfile without a daemon: hadolint's rules, and this project's rules for images."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ TARGETS = ("cpu", "cuda")
 
 
 def stages() -> dict[str, tuple[str, list[tuple[str, str]]]]:
-    """Stage -> (what it starts from, its instructions)."""
+    """Return each stage's base image and instructions."""
     lines = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", TEXT, flags=re.MULTILINE)).splitlines()
-    found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+    parsed: dict[str, tuple[str, list[tuple[str, str]]]] = {}
     name = ""
     for line in filter(str.strip, lines):
         word, _, rest = line.strip().partition(" ")
         if word == "FROM":
             base, _, name = rest.partition(" AS ")
-            found[name] = (base, [])
+            parsed[name] = (base, [])
         elif name:
-            found[name][1].append((word, rest.strip()))
-    return found
+            parsed[name][1].append((word, rest.strip()))
+    return parsed
 
 
-def whole(target: str) -> list[tuple[str, str]]:
-    """Instructions of a target with those of the stages that it starts from."""
+def all_instructions(target: str) -> list[tuple[str, str]]:
+    """Return the instructions of a target after those of the stages that it is based on."""
     base, own = stages()[target]
-    return [*(whole(base) if base in stages() else []), *own]
+    return [*(all_instructions(base) if base in stages() else []), *own]
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_reports_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
-    done = subprocess.run([hadolint, "--no-color", "--failure-threshold", "info", "-"], input=TEXT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    completed = subprocess.run(
+        [hadolint, "--no-color", "--failure-threshold", "info", "-"], input=TEXT, capture_output=True, text=True
+    )
+    assert completed.returncode == 0, completed.stdout
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_image_runs_as_nobody_special_says_whether_it_is_well_and_where_it_comes_from(target: str) -> None:
-    instructions = whole(target)
+def test_an_image_has_an_unprivileged_user_a_health_check_and_a_revision_label(target: str) -> None:
+    instructions = all_instructions(target)
     assert [rest for word, rest in instructions if word == "USER"] == ["10001:10001"]
     assert instructions.index(("USER", "10001:10001")) > max(
         i for i, (word, _) in enumerate(instructions) if word in ("RUN", "COPY")
@@ -54,27 +56,27 @@ def test_an_image_runs_as_nobody_special_says_whether_it_is_well_and_where_it_co
     assert 'org.opencontainers.image.revision="${COMMIT}"' in labels
 
 
-def test_every_base_can_be_pinned_by_digest() -> None:
+def test_every_base_image_can_be_pinned_by_digest() -> None:
     bases = {base for base, _ in stages().values() if base not in stages()}
     assert bases == {"${PYTHON_BASE}"} and re.search(r"^ARG PYTHON_BASE=python:\d+\.\d+\.\d+-", TEXT, re.MULTILINE)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_compilers_caches_and_pip_stay_behind(target: str) -> None:
-    copied = [rest for word, rest in whole(target) if word == "COPY"]
+def test_images_contain_no_build_tools_and_no_pip_caches(target: str) -> None:
+    copied = [rest for word, rest in all_instructions(target) if word == "COPY"]
     assert copied and all(rest.startswith(f"--from=packages-{target} ") for rest in copied)
-    assert not any("pip install" in rest for _, rest in whole(target))
+    assert not any("pip install" in rest for _, rest in all_instructions(target))
 
 
-def test_only_named_files_enter_the_build() -> None:
+def test_the_build_context_contains_only_allowed_files() -> None:
     allowed = (REPOSITORY / ".dockerignore").read_text().split()
     assert allowed[0] == "**"
-    entries = {line.lstrip("!").split("/")[0] for line in allowed if line.startswith("!")}
-    assert entries & {"data", ".omnimri", ".git", "tests", ".venv"} == set()
-    assert {"components", "flows", "model_core", "kernels", "profiles", "constraints.txt", "pyproject.toml"} <= entries
+    names = {line.lstrip("!").split("/")[0] for line in allowed if line.startswith("!")}
+    assert names & {"data", ".omnimri", ".git", "tests", ".venv"} == set()
+    assert {"components", "flows", "model_core", "kernels", "profiles", "constraints.txt", "pyproject.toml"} <= names
 
 
-def test_user_and_group_are_those_of_the_pods() -> None:
-    from components.launching.kubernetes.manifests import USER
+def test_user_and_group_equal_those_of_the_pods() -> None:
+    from components.launching.kubernetes.manifests import USER_ID
 
-    assert f"useradd --uid {USER} --gid {USER} " in TEXT
+    assert f"useradd --uid {USER_ID} --gid {USER_ID} " in TEXT

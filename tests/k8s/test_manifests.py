@@ -1,4 +1,4 @@
-"""What `kubectl kustomize` makes of the overlays: schemas, fences, least privilege, no secrets."""
+"""Checks of the rendered overlays: schemas, network policies, least privilege, no secrets."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.provenance import REPOSITORY
-from tests.helpers.manifest_checks import NEWEST, Object, house_faults, kustomize, pod_specs, schema_faults, security_faults
+from tests.helpers.manifest_checks import NEWEST, Object, kustomize, pod_specs, project_faults, schema_faults, security_faults
 
 OVERLAYS = ("k8s/overlays/kind", "k8s/overlays/onprem-gpu", "k8s/overlays/cloud", "k8s/run")
 
 
-def named(objects: tuple[Object, ...], kind: str) -> dict[str, Object]:
+def objects_by_name(objects: tuple[Object, ...], kind: str) -> dict[str, Object]:
     return {thing["metadata"]["name"]: thing for thing in objects if thing["kind"] == kind}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_object_fits_its_schema_in_the_three_newest_versions(overlay: str) -> None:
+def test_every_object_is_valid_in_the_three_newest_versions(overlay: str) -> None:
     assert len(NEWEST) == 3
     for thing in kustomize(overlay):
         for version in NEWEST:
@@ -29,11 +29,11 @@ def test_every_object_fits_its_schema_in_the_three_newest_versions(overlay: str)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_pod_meets_the_restricted_standard_and_the_house_rules(overlay: str) -> None:
+def test_every_pod_meets_the_restricted_standard_and_the_rules_of_the_project(overlay: str) -> None:
     pods = [(thing["metadata"]["name"], pod) for thing in kustomize(overlay) for pod in pod_specs(thing)]
     assert pods
     for name, pod in pods:
-        assert security_faults(pod) + house_faults(pod) == [], name
+        assert security_faults(pod) + project_faults(pod) == [], name
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_every_pod_meets_the_restricted_standard_and_the_house_rules(overlay: st
         ),
     ],
 )
-def test_the_security_check_itself_refuses(change: Object) -> None:
+def test_the_security_check_reports_each_violation(change: Object) -> None:
     context = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     good = {
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
@@ -66,7 +66,7 @@ def test_the_security_check_itself_refuses(change: Object) -> None:
 
 
 @given(st.text(alphabet="abcdefgh", min_size=9, max_size=12))
-def test_the_schema_check_itself_refuses_unknown_fields_anywhere(field: str) -> None:
+def test_the_schema_check_reports_unknown_fields_at_any_depth(field: str) -> None:
     jobset = {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -77,9 +77,9 @@ def test_the_schema_check_itself_refuses_unknown_fields_anywhere(field: str) -> 
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_secrets_are_named_never_held(overlay: str) -> None:
+def test_secrets_are_referenced_but_not_stored(overlay: str) -> None:
     objects = kustomize(overlay)
-    assert not named(objects, "Secret")
+    assert not objects_by_name(objects, "Secret")
     for pod in (pod for thing in objects for pod in pod_specs(thing)):
         for entry in (entry for container in pod["containers"] for entry in container.get("env", [])):
             if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY|CONNECTION_URL|STORE_URI", entry["name"]):
@@ -87,8 +87,8 @@ def test_secrets_are_named_never_held(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS[:3])
-def test_traffic_is_denied_unless_named(overlay: str) -> None:
-    policies = {name: policy["spec"] for name, policy in named(kustomize(overlay), "NetworkPolicy").items()}
+def test_traffic_is_denied_unless_a_policy_allows_it(overlay: str) -> None:
+    policies = {name: policy["spec"] for name, policy in objects_by_name(kustomize(overlay), "NetworkPolicy").items()}
     assert policies.pop("default-deny") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     for name, policy in policies.items():
         for direction, peers in (("ingress", "from"), ("egress", "to")):
@@ -96,54 +96,57 @@ def test_traffic_is_denied_unless_named(overlay: str) -> None:
                 assert rule[peers], name
                 for peer in rule[peers]:
                     assert "0.0.0.0/0" not in json.dumps(peer) and peer not in ({}, {"podSelector": {}}, {"namespaceSelector": {}})
-                assert rule.get("ports") or name == "training", f"{name} opens every port"
+                assert rule.get("ports") or name == "training", f"{name} allows every port"
 
 
-def test_both_ends_of_every_opening_agree() -> None:
-    """Under default-deny a connection needs the sender's egress and the receiver's ingress."""
-    policies = {name: policy["spec"] for name, policy in named(kustomize("k8s/overlays/onprem-gpu"), "NetworkPolicy").items()}
+def test_egress_and_ingress_rules_agree() -> None:
+    """With default-deny, a connection needs an egress rule of the sender and an ingress rule of the receiver."""
+    policies = {
+        name: policy["spec"] for name, policy in objects_by_name(kustomize("k8s/overlays/onprem-gpu"), "NetworkPolicy").items()
+    }
 
-    def openings(direction: str, peers: str) -> set[tuple[str, str, int]]:
-        found = set()
+    def allowed_connections(direction: str, peers: str) -> set[tuple[str, str, int]]:
+        connections = set()
         for name, policy in policies.items():
             for rule in policy.get(direction, []):
                 for peer in rule[peers]:
                     labels = peer.get("podSelector", {}).get("matchLabels", {})
-                    outside = "namespaceSelector" in peer or "ipBlock" in peer
+                    is_external = "namespaceSelector" in peer or "ipBlock" in peer
                     for port in rule.get("ports", []):
-                        ours = policy["podSelector"].get("matchLabels", {})
-                        pair = (next(iter(ours.values()), name), next(iter(labels.values()), ""))
-                        if not outside:
-                            found.add((*(pair if direction == "egress" else pair[::-1]), port["port"]))
-        return found
+                        own_labels = policy["podSelector"].get("matchLabels", {})
+                        pair = (next(iter(own_labels.values()), name), next(iter(labels.values()), ""))
+                        if not is_external:
+                            connections.add((*(pair if direction == "egress" else pair[::-1]), port["port"]))
+        return connections
 
-    assert openings("egress", "to") == openings("ingress", "from")
+    assert allowed_connections("egress", "to") == allowed_connections("ingress", "from")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS[:3])
-def test_only_those_who_ask_the_api_server_have_a_token(overlay: str) -> None:
+def test_only_clients_of_the_api_server_have_a_token(overlay: str) -> None:
     objects = kustomize(overlay)
-    for name, account in named(objects, "ServiceAccount").items():
+    for name, account in objects_by_name(objects, "ServiceAccount").items():
         assert (account.get("automountServiceAccountToken") is False) == (name not in ("pipeline", "prefect-worker"))
     for thing in objects:
         for pod in pod_specs(thing):
-            assert pod["serviceAccountName"] in named(objects, "ServiceAccount")
+            assert pod["serviceAccountName"] in objects_by_name(objects, "ServiceAccount")
             assert pod["automountServiceAccountToken"] is (pod["serviceAccountName"] == "prefect-worker")
-    assert not named(objects, "ClusterRole") and not named(objects, "ClusterRoleBinding")
-    for role in named(objects, "Role").values():
+    assert not objects_by_name(objects, "ClusterRole") and not objects_by_name(objects, "ClusterRoleBinding")
+    for role in objects_by_name(objects, "Role").values():
         assert "*" not in json.dumps(role["rules"]) and "secrets" not in json.dumps(role["rules"])
 
 
-def test_every_service_can_be_drained_only_on_purpose() -> None:
+def test_a_disruption_budget_protects_every_service() -> None:
     objects = kustomize("k8s/overlays/onprem-gpu")
-    guarded = {
-        next(iter(budget["spec"]["selector"]["matchLabels"].values())) for budget in named(objects, "PodDisruptionBudget").values()
+    protected = {
+        next(iter(budget["spec"]["selector"]["matchLabels"].values()))
+        for budget in objects_by_name(objects, "PodDisruptionBudget").values()
     }
-    assert guarded == {"prefect-server", "mlflow", "postgresql", "minio", "vllm", "training"}
+    assert protected == {"prefect-server", "mlflow", "postgresql", "minio", "vllm", "training"}
 
 
-def _filled() -> Object:
-    """The job configuration of the base job template with the defaults of its variables."""
+def _fill_template() -> Object:
+    """Return the job configuration of the base job template with the defaults of its variables."""
     template = json.loads((REPOSITORY / "k8s/base/base-job-template.json").read_text())
     defaults = {name: property.get("default") for name, property in template["variables"]["properties"].items()}
 
@@ -159,21 +162,21 @@ def _filled() -> Object:
     return fill(template["job_configuration"])
 
 
-def test_flow_runs_that_prefect_starts_are_fenced_in_too() -> None:
-    job = _filled()["job_manifest"]
+def test_flow_runs_started_by_prefect_meet_the_same_rules() -> None:
+    job = _fill_template()["job_manifest"]
     job["metadata"] = {"name": "flow-run", "namespace": job["metadata"]["namespace"]}
     (pod,) = pod_specs(job)
-    for quirk in ("parallelism", "completions"):  # Prefect insists on them here; an API server drops them as unknown
-        assert pod.pop(quirk) == 1
+    for field in ("parallelism", "completions"):  # Prefect requires them here; an API server drops them as unknown
+        assert pod.pop(field) == 1
     assert [schema_faults(job, version) for version in NEWEST] == [[], [], []]
-    assert security_faults(pod) + house_faults(pod) == []
+    assert security_faults(pod) + project_faults(pod) == []
     assert pod["serviceAccountName"] == "pipeline"
 
 
-def test_the_prefect_worker_understands_the_base_job_template() -> None:
+def test_the_base_job_template_is_valid_for_the_prefect_worker() -> None:
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
     template = json.loads((REPOSITORY / "k8s/base/base-job-template.json").read_text())
     assert set(template["job_configuration"]) <= set(KubernetesWorkerJobConfiguration.model_fields)
-    configuration = KubernetesWorkerJobConfiguration(**_filled())
+    configuration = KubernetesWorkerJobConfiguration(**_fill_template())
     assert configuration.namespace == "omnimri" and configuration.pod_watch_timeout_seconds == 600

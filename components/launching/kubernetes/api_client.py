@@ -1,7 +1,7 @@
-"""The Kubernetes API over the official client: plain objects in and out, server-side apply, watches, patience.
+"""Access to the Kubernetes API through the official client: server-side apply, lists, watches, log streams, retries.
 
-What can pass by itself (429, 5xx, timeouts, broken connections) is tried again with growing pauses; what cannot is said at once,
-with the remedy. Objects are dictionaries throughout, so that every kind is handled alike and a watch of thousands costs little.
+Transient failures (429, 5xx, timeouts, broken connections) are retried with exponential backoff; all others are raised at once with
+a remedy. Objects are plain dictionaries, so that every kind is handled alike and a watch of thousands of objects stays cheap.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import urllib3
@@ -22,73 +23,72 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.connection import HTTPConnection
 
 from components.errors import JobFailed
-from components.launching.kubernetes.manifests import MAIN, MANAGER, RESOURCES, SELECTOR, RenderingName, Resource
+from components.launching.kubernetes.manifests import MAIN_RESOURCES, MANAGER, RESOURCES, SELECTOR, RenderingName, Resource
 
 Object = dict[str, Any]
-TRANSIENT = frozenset({0, 408, 429, 500, 502, 503, 504})
-BROKEN = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
-KEEP_ALIVE = [
+TRANSIENT_STATUSES = frozenset({0, 408, 429, 500, 502, 503, 504})
+CONNECTION_ERRORS = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
+KEEP_ALIVE_OPTIONS = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 ]
-GONE, CONFLICT, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, UNPROCESSABLE = 410, 409, 401, 403, 404, 422
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long to wait for what, seconds.
+class RetryPolicy:
+    """Exponential backoff and timeouts of requests to the API server, in seconds.
 
     Attributes:
-        first, factor, longest: pauses between tries of a request; each is shortened by up to a half, at random.
-        limit: time after which an API server that does not answer is given up. A job outlives it: the next run finds it again.
-        connect, read: limits of one request.
-        watch: length of a watch before it is opened anew.
+        initial_pause_s, factor, max_pause_s: pauses between attempts; each is multiplied by a random number from 0.5 to 1.
+        give_up_s: time after which an API server that does not respond is given up. The job keeps running; the next run finds it.
+        connect_timeout_s, read_timeout_s: timeouts of one request.
+        watch_s: duration of a watch before it is reopened.
     """
 
-    first: float = 1.0
+    initial_pause_s: float = 1.0
     factor: float = 2.0
-    longest: float = 30.0
-    limit: float = 900.0
-    connect: float = 10.0
-    read: float = 30.0
-    watch: float = 300.0
+    max_pause_s: float = 30.0
+    give_up_s: float = 900.0
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 30.0
+    watch_s: float = 300.0
 
     def pauses(self) -> Iterator[float]:
-        """The pauses, one after the other."""
-        pause = self.first
+        """Yield the pauses between attempts without end."""
+        pause = self.initial_pause_s
         while True:
-            yield pause * random.uniform(0.5, 1.0)  # noqa: S311  (spreads the clients, protects nothing)
-            pause = min(pause * self.factor, self.longest)
+            yield pause * random.uniform(0.5, 1.0)  # noqa: S311  (spreads the load of many clients; not security-relevant)
+            pause = min(pause * self.factor, self.max_pause_s)
 
 
-class Expired(Exception):
-    """The watched history is no longer kept (410): list again."""
+class HistoryExpired(Exception):
+    """The API server no longer keeps the watched versions (410); the objects must be listed again."""
 
 
-def say(text: str) -> None:
-    """Tell the user, on standard error."""
+def report(text: str) -> None:
+    """Print a message for the user on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Cluster:
-    """One namespace of a cluster."""
+    """Client of one namespace of a cluster."""
 
-    def __init__(self, api: client.ApiClient, namespace: str, patience: Patience | None = None) -> None:
-        self.api, self.namespace, self.patience = api, namespace, patience or Patience()
-        # A log may be silent for as long as a step takes; the kernel notices within a minute that the other end is dead.
+    def __init__(self, api: client.ApiClient, namespace: str, retry: RetryPolicy | None = None) -> None:
+        self.api, self.namespace, self.retry = api, namespace, retry or RetryPolicy()
+        # A log stream may be silent for as long as a training step takes; keep-alive probes detect a dead peer within a minute.
         self.api.rest_client.pool_manager.connection_pool_kw["socket_options"] = [
             *HTTPConnection.default_socket_options,
-            *KEEP_ALIVE,
+            *KEEP_ALIVE_OPTIONS,
         ]
 
     @classmethod
-    def connect(cls, namespace: str, context: str | None = None, patience: Patience | None = None) -> Cluster:
-        """By the pod's service account inside a cluster, by the kubeconfig (``KUBECONFIG``, ``~/.kube/config``) outside.
+    def connect(cls, namespace: str, context: str | None = None, retry: RetryPolicy | None = None) -> Cluster:
+        """Connect with the pod's service account inside a cluster, else with the kubeconfig (``KUBECONFIG``, ``~/.kube/config``).
 
         Raises:
-            JobFailed: neither is there, or the kubeconfig has no such context.
+            JobFailed: neither is available, or the kubeconfig has no such context.
         """
         configuration = client.Configuration()
         try:
@@ -105,9 +105,9 @@ class Cluster:
                     where="kubernetes",
                     remedy="set KUBECONFIG or kubernetes.context, or run inside the cluster",
                 ) from None
-        configuration.retries = False  # ours know which errors pass by themselves
+        configuration.retries = False  # request() retries itself: it knows which failures are transient
         configuration.connection_pool_maxsize = 512
-        return cls(client.ApiClient(configuration), namespace, patience)
+        return cls(client.ApiClient(configuration), namespace, retry)
 
     # ---- requests
 
@@ -118,39 +118,33 @@ class Cluster:
         *,
         query: dict[str, Any] | None = None,
         body: Object | None = None,
-        content: str = "application/json",
+        content_type: str = "application/json",
         verb: str = "",
     ) -> Object:
-        """One request, tried until it is answered.
+        """Send one request and retry transient failures until it succeeds.
+
+        Args:
+            verb: RBAC verb, for the message of a 403.
 
         Raises:
-            ApiException: an answer that trying again does not change, 403 excepted.
-            JobFailed: forbidden, a certificate that is not trusted, or no answer within the limit.
+            ApiException: a failure that a retry does not fix, except 401 and 403.
+            JobFailed: 401, 403, an untrusted certificate, or no response within :attr:`RetryPolicy.give_up_s`.
         """
-        begun, told = time.monotonic(), False
-        for pause in self.patience.pauses():
+        started, reported = time.monotonic(), False
+        timeouts = (self.retry.connect_timeout_s, self.retry.read_timeout_s)
+        for pause in self.retry.pauses():
             try:
-                response = self._send(method, path, query, body, content, (self.patience.connect, self.patience.read))
+                response = self._send(method, path, query, body, content_type, timeouts)
                 return dict(json.loads(response.data or b"{}"))
-            except ApiException as error:
-                if error.status == FORBIDDEN:
-                    raise forbidden(error, verb or method, path) from None
-                if error.status == UNAUTHORIZED:
-                    raise self.unknown() from None
-                if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):
-                    raise self.untrusted() from None
-                if error.status not in TRANSIENT:
-                    raise
-                fault, asked = f"answers {error.status}", float((error.headers or {}).get("Retry-After") or 0)
-            except BROKEN as error:
-                fault, asked = f"does not answer ({type(error).__name__})", 0.0
-            if time.monotonic() - begun > self.patience.limit:
-                raise self.given_up(fault)
-            if not told:
-                say(f"the API server {fault}; trying again")
-                told = True
-            time.sleep(max(pause, min(asked, self.patience.longest)))
-        raise AssertionError("the pauses do not end")
+            except (ApiException, *CONNECTION_ERRORS) as error:
+                fault, retry_after_s = self.describe_transient(error, verb or method, path), _retry_after_s(error)
+            if time.monotonic() - started > self.retry.give_up_s:
+                raise self.unresponsive_error(fault)
+            if not reported:
+                report(f"the API server {fault}; retrying")
+                reported = True
+            time.sleep(max(pause, min(retry_after_s, self.retry.max_pause_s)))
+        raise AssertionError("pauses() never ends")
 
     def _send(
         self,
@@ -158,8 +152,8 @@ class Cluster:
         path: str,
         query: dict[str, Any] | None,
         body: Object | None,
-        content: str,
-        limit: tuple[float, float | None],
+        content_type: str,
+        timeouts: tuple[float, float | None],
     ) -> Any:
         return self.api.call_api(
             path,
@@ -167,93 +161,114 @@ class Cluster:
             query_params=list((query or {}).items()),
             body=body,
             auth_settings=["BearerToken"],
-            header_params={"Accept": "application/json", "Content-Type": content},
+            header_params={"Accept": "application/json", "Content-Type": content_type},
             _preload_content=False,
             _return_http_data_only=True,
-            _request_timeout=limit,
+            _request_timeout=timeouts,
         )
 
-    def unknown(self) -> JobFailed:
-        """What a 401 is to the user."""
+    # ---- errors
+
+    def describe_transient(self, error: Exception, verb: str, path: str) -> str:
+        """Describe a failure that a retry may fix; raise every other failure.
+
+        Raises:
+            JobFailed: 401, 403, or an untrusted certificate.
+            ApiException: any other failure that a retry does not fix.
+        """
+        if not isinstance(error, ApiException):
+            return f"does not respond ({type(error).__name__})"
+        if error.status == HTTPStatus.FORBIDDEN:
+            raise forbidden_error(error, verb, path) from None
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            raise self.unauthorized_error() from None
+        if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):
+            raise self.untrusted_certificate_error() from None
+        if error.status not in TRANSIENT_STATUSES:
+            raise error
+        return f"returned {error.status}"
+
+    def unauthorized_error(self) -> JobFailed:
+        """Return the user-facing error for HTTP 401."""
         return JobFailed(
-            "the API server does not know us (401)",
+            "the API server rejects the credentials (401)",
             where=self.api.configuration.host,
-            remedy="log in again, or renew the kubeconfig; jobs that run go on, and are found again",
+            remedy="log in again, or renew the kubeconfig; running jobs continue and are found by the next run",
         )
 
-    def untrusted(self) -> JobFailed:
-        """What a certificate of another authority is to the user: trying again would not change it."""
+    def untrusted_certificate_error(self) -> JobFailed:
+        """Return the user-facing error for a certificate that the cluster's authority did not sign."""
         return JobFailed(
-            "the API server's certificate is not one of the cluster's authority",
+            "the API server's certificate is not signed by the cluster's certificate authority",
             where=self.api.configuration.host,
-            remedy="check certificate-authority of the kubeconfig, or the pod's ca.crt; nothing was sent",
+            remedy="check certificate-authority of the kubeconfig, or the pod's ca.crt; no request was sent",
         )
 
-    def given_up(self, fault: str) -> JobFailed:
-        """What an API server is that did not answer within the limit."""
+    def unresponsive_error(self, fault: str) -> JobFailed:
+        """Return the user-facing error for an API server that did not respond within :attr:`RetryPolicy.give_up_s`."""
         return JobFailed(
-            f"the API server {fault}, for {self.patience.limit / 60:.0f} min",
+            f"the API server {fault}, for {self.retry.give_up_s / 60:.0f} min",
             where=self.api.configuration.host,
-            remedy="run again when it answers: jobs that run go on without it, and are found again",
+            remedy="run again when it responds: running jobs continue without it and are found by the next run",
         )
 
-    def renderings(self) -> list[RenderingName]:
-        """What this cluster can run, best first, by the API groups that it serves."""
+    # ---- objects
+
+    def supported_renderings(self) -> list[RenderingName]:
+        """Return the renderings that the cluster supports, preferred one first, according to the API groups that it serves."""
         groups = {group["name"] for group in self.request("GET", "/apis", verb="get").get("groups", [])}
-        order: list[RenderingName] = ["jobset", "job", "trainjob"]
-        return [name for name in order if name == "job" or MAIN[name].group in groups]
+        preference: list[RenderingName] = ["jobset", "job", "trainjob"]
+        return [name for name in preference if name == "job" or MAIN_RESOURCES[name].group in groups]
 
     def get(self, resource: Resource, name: str) -> Object | None:
-        """An object, or None."""
+        """Return an object, or None if it does not exist."""
         try:
             return self.request("GET", resource.path(self.namespace, name), verb="get")
         except ApiException as error:
-            if error.status == NOT_FOUND:
+            if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
-    def apply(self, thing: Object) -> Object:
-        """Server-side apply: the object becomes what ``thing`` says about it. Trying again is safe.
+    def apply(self, manifest: Object) -> Object:
+        """Create or update an object by server-side apply, which is safe to retry; return the stored object.
 
         Raises:
-            ApiException: 409, another manager owns a field; 422, a field cannot change.
+            ApiException: 409, another manager owns a field; 422, a field is immutable.
         """
-        path = RESOURCES[thing["kind"]].path(self.namespace, thing["metadata"]["name"])
+        path = RESOURCES[manifest["kind"]].path(self.namespace, manifest["metadata"]["name"])
         query = {"fieldManager": MANAGER}
-        return self.request("PATCH", path, query=query, body=thing, content="application/apply-patch+yaml", verb="patch")
+        return self.request("PATCH", path, query=query, body=manifest, content_type="application/apply-patch+yaml", verb="patch")
 
-    def delete(self, thing: Object) -> None:
-        """Delete exactly this object (not another that took its name), and what it owns before it."""
-        resource = RESOURCES[thing["kind"]]
-        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": thing["metadata"]["uid"]}}
+    def delete(self, target: Object) -> None:
+        """Delete exactly this object (by UID, not a successor of the same name), after the objects that it owns."""
+        path = RESOURCES[target["kind"]].path(self.namespace, target["metadata"]["name"])
+        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": target["metadata"]["uid"]}}
         try:
-            self.request("DELETE", resource.path(self.namespace, thing["metadata"]["name"]), body=body, verb="delete")
+            self.request("DELETE", path, body=body, verb="delete")
         except ApiException as error:
-            if error.status not in (NOT_FOUND, CONFLICT):  # it is gone, or another object has its name
+            if error.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):  # deleted already, or another object has its name
                 raise
 
-    def collection(self, resource: Resource, selector: str = SELECTOR, fields: str = "") -> tuple[list[Object], str]:
-        """Objects and the version of the collection."""
+    def list_objects(self, resource: Resource, selector: str = SELECTOR, fields: str = "") -> tuple[list[Object], str]:
+        """Return the current objects of a kind, and the version of the collection."""
         query = {"labelSelector": selector, "fieldSelector": fields}
-        answer = self.request(
-            "GET", resource.path(self.namespace), query={key: value for key, value in query.items() if value}, verb="list"
-        )
-        return [{**item, "kind": resource.kind} for item in answer.get("items") or []], answer["metadata"].get(
-            "resourceVersion", ""
-        )
+        query = {key: value for key, value in query.items() if value}
+        collection = self.request("GET", resource.path(self.namespace), query=query, verb="list")
+        objects = [{**item, "kind": resource.kind} for item in collection.get("items") or []]
+        return objects, collection["metadata"].get("resourceVersion", "")
 
     # ---- streams
 
-    def watch(self, resource: Resource, version: str, opened: Callable[[Any], None]) -> Iterator[Object]:
-        """Events since ``version``, until the server ends the watch.
+    def watch(self, resource: Resource, version: str, on_open: Callable[[Any], None]) -> Iterator[Object]:
+        """Yield the events since ``version`` until the server ends the watch.
 
         Args:
-            opened: gets the response, so that another thread can close it.
+            on_open: receives the response, so that another thread can close it.
 
         Raises:
-            Expired, ApiException, one of :data:`BROKEN`
+            HistoryExpired, ApiException, one of :data:`CONNECTION_ERRORS`
         """
-        seconds = self.patience.watch * random.uniform(0.8, 1.0)  # noqa: S311  (clients must not all come back at once)
+        seconds = self.retry.watch_s * random.uniform(0.8, 1.0)  # noqa: S311  (clients must not all reconnect at once)
         query = {
             "labelSelector": SELECTOR,
             "watch": "true",
@@ -261,66 +276,73 @@ class Cluster:
             "resourceVersion": version,
             "timeoutSeconds": max(int(seconds), 1),
         }
-        path = resource.path(self.namespace)
-        response = self._send("GET", path, query, None, "application/json", (self.patience.connect, seconds + self.patience.read))
-        opened(response)
+        timeouts = (self.retry.connect_timeout_s, seconds + self.retry.read_timeout_s)
+        response = self._send("GET", resource.path(self.namespace), query, None, "application/json", timeouts)
+        on_open(response)
         try:
-            for line in _lines(response):
+            for line in _iterate_lines(response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
-                    if event["object"].get("code") == GONE:
-                        raise Expired
+                    if event["object"].get("code") == HTTPStatus.GONE:
+                        raise HistoryExpired
                     raise ApiException(status=event["object"].get("code", 500), reason=event["object"].get("message", ""))
                 event["object"].setdefault("kind", resource.kind)
                 yield event
         finally:
             response.close()
 
-    def log(self, pod: str, container: str, since: str, follow: bool, opened: Callable[[Any], None]) -> Iterator[str]:
-        """Whole lines of a container's log, each with its time stamp.
+    def stream_log(self, pod: str, container: str, since: str, follow: bool, on_open: Callable[[Any], None]) -> Iterator[str]:
+        """Yield complete lines of a container's log, each with its timestamp.
 
         Raises:
-            ApiException, one of :data:`BROKEN`; what a broken connection cut off is not yielded.
+            ApiException, one of :data:`CONNECTION_ERRORS`; a line that a broken connection cut off is not yielded.
         """
         query = {"container": container, "timestamps": "true", "follow": str(follow).lower()}
         query.update({"sinceTime": since} if since else {})
         path = RESOURCES["Pod"].path(self.namespace, pod) + "/log"
-        # A training step may be silent for long: a dead connection is found by the kernel's keep-alive, not by a read limit.
-        response = self._send(
-            "GET", path, query, None, "application/json", (self.patience.connect, None if follow else self.patience.read)
-        )
-        opened(response)
+        # No read timeout while following: a training step may be silent for long. Keep-alive probes detect a dead connection.
+        timeouts = (self.retry.connect_timeout_s, None if follow else self.retry.read_timeout_s)
+        response = self._send("GET", path, query, None, "application/json", timeouts)
+        on_open(response)
         try:
-            yield from (line.decode(errors="replace") for line in _lines(response))
+            yield from (line.decode(errors="replace") for line in _iterate_lines(response))
         finally:
             response.close()
 
 
-def _lines(response: Any) -> Iterator[bytes]:
-    rest = b""
+def _retry_after_s(error: Exception) -> float:
+    """Return the seconds of the ``Retry-After`` header, or 0."""
+    headers = getattr(error, "headers", None) or {}
+    return float(headers.get("Retry-After") or 0)
+
+
+def _iterate_lines(response: Any) -> Iterator[bytes]:
+    """Yield the non-empty lines of a stream that end with a line feed."""
+    remainder = b""
     for chunk in response.stream(65536, decode_content=False):
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from (line for line in whole if line)
+        *complete, remainder = (remainder + chunk).split(b"\n")
+        yield from (line for line in complete if line)
 
 
-def forbidden(error: ApiException, verb: str, path: str) -> JobFailed:
-    """What a 403 is to the user: a quota, or a permission."""
+def forbidden_error(error: ApiException, verb: str, path: str) -> JobFailed:
+    """Return the user-facing error for HTTP 403: an exceeded quota or a missing permission."""
     try:
         message = json.loads(error.body or "{}").get("message", "")
     except ValueError:
         message = str(error.body)
     if "exceeded quota" in message:
-        return JobFailed(message, where="quota", remedy="wait for other jobs, lower kubernetes.nodes or memory, or raise the quota")
+        remedy = "wait for other jobs, lower kubernetes.nodes or memory, or raise the quota"
+        return JobFailed(message, where="quota", remedy=remedy)
     return JobFailed(
-        f"may not {verb} {path}: {message}",
+        f"not allowed to {verb} {path}: {message}",
         where="permissions",
-        remedy="apply k8s/base/rbac.yaml, or ask for the verbs of the table in docs/kubernetes.md",
+        remedy="apply k8s/base/rbac.yaml, or request the verbs in the table of docs/kubernetes.md",
     )
 
 
-def hang_up(response: Any) -> None:
+def close_stream(response: Any) -> None:
     """Close a stream that another thread is reading, so that its read returns."""
-    line = getattr(getattr(response, "connection", None), "sock", None)
-    if line is not None:
+    connection_socket = getattr(getattr(response, "connection", None), "sock", None)
+    if connection_socket is not None:
         with contextlib.suppress(OSError):
-            line.shutdown(socket.SHUT_RDWR)
+            connection_socket.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""What the jobs of a namespace are doing, known without asking: one watch for each kind of object, whatever the number of jobs."""
+"""Informers: local copies of the objects of all jobs in a namespace, kept current by one watch for each kind of object."""
 
 from __future__ import annotations
 
@@ -6,118 +6,117 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import Any
 
 from kubernetes.client.exceptions import ApiException
 
 from components.launching.kubernetes.api_client import (
-    BROKEN,
-    FORBIDDEN,
-    GONE,
-    TRANSIENT,
-    UNAUTHORIZED,
+    CONNECTION_ERRORS,
     Cluster,
-    Expired,
+    HistoryExpired,
     Object,
-    forbidden,
-    hang_up,
-    say,
+    close_stream,
+    report,
 )
-from components.launching.kubernetes.failures import disruption
+from components.launching.kubernetes.failures import FailureKind, diagnose_failure
 from components.launching.kubernetes.manifests import JOB_LABEL, PODS, Resource
 
 
-class Watches:
-    """The mirrors of a namespace, each started when it is first asked for, and who waits for which job."""
+class Informers:
+    """The informers of a namespace, each started at its first use, and the subscribers of each job."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self._mirrors: dict[Resource, Mirror] = {}
-        self._listeners: dict[str, list[threading.Event]] = {}
+        self._informers: dict[Resource, Informer] = {}
+        self._subscribers: dict[str, list[threading.Event]] = {}
         self._lock = threading.Lock()
 
-    def mirror(self, resource: Resource) -> Mirror:
-        """The watch over a kind of object, its list known.
+    def get(self, resource: Resource) -> Informer:
+        """Return the informer of a kind of object after its first list.
 
         Raises:
-            JobFailed: forbidden, or no answer within the limit; raised to everybody who asks.
+            JobFailed: 403, or no response within the limit; raised to every caller.
         """
         with self._lock:
-            if resource not in self._mirrors:
-                self._mirrors[resource] = Mirror(self.cluster, resource, self._changed)
-            mirror = self._mirrors[resource]
-        mirror.current.wait()
-        if mirror.fault is not None:
-            raise mirror.fault
-        return mirror
+            if resource not in self._informers:
+                self._informers[resource] = Informer(self.cluster, resource, self.notify)
+            informer = self._informers[resource]
+        informer.synced.wait()
+        if informer.error is not None:
+            raise informer.error
+        return informer
 
     @contextlib.contextmanager
-    def listening(self, key: str) -> Iterator[threading.Event]:
-        """An event that is set whenever something of the job changes."""
+    def subscribe(self, key: str) -> Iterator[threading.Event]:
+        """Yield an event that is set whenever an object of the job changes."""
         event = threading.Event()
         with self._lock:
-            self._listeners.setdefault(key, []).append(event)
+            self._subscribers.setdefault(key, []).append(event)
         try:
             yield event
         finally:
             with self._lock:
-                self._listeners[key].remove(event)
+                self._subscribers[key].remove(event)
 
     def stop(self) -> None:
-        """End the watches."""
-        for mirror in self._mirrors.values():
-            mirror.stop()
+        """End all watches."""
+        for informer in self._informers.values():
+            informer.stop()
 
-    def _changed(self, key: str) -> None:
+    def notify(self, key: str) -> None:
+        """Wake everyone who is subscribed to a job."""
         with self._lock:
-            events = list(self._listeners.get(key, []))
+            events = list(self._subscribers.get(key, []))
         for event in events:
             event.set()
 
 
-class Mirror:
-    """All objects of one kind that are ours, kept up to date by one watch, whatever their number.
+class Informer:
+    """Local copy of all objects of one kind that carry our labels, kept current by one watch.
 
-    ``changed(key)`` is called for the job that an object belongs to. Losing the server is not an error until the limit of patience.
+    Calls ``on_change(key)`` for the job that a changed object belongs to. An unreachable API server is an error only after
+    :attr:`RetryPolicy.give_up_s`.
     """
 
-    def __init__(self, cluster: Cluster, resource: Resource, changed: Callable[[str], None]) -> None:
-        self.cluster, self.resource, self.changed = cluster, resource, changed
-        self.fault: BaseException | None = None
-        self.current = threading.Event()  # the list is known
+    def __init__(self, cluster: Cluster, resource: Resource, on_change: Callable[[str], None]) -> None:
+        self.cluster, self.resource, self.on_change = cluster, resource, on_change
+        self.error: BaseException | None = None
+        self.synced = threading.Event()  # the first list is complete
         self._objects: dict[str, Object] = {}
         self._by_job: dict[str, dict[str, Object]] = {}
-        self._departed: dict[str, list[Object]] = {}
+        self._failed: dict[str, list[Object]] = {}
         self._lock, self._stop, self._response = threading.Lock(), threading.Event(), None
         self._thread = threading.Thread(target=self._run, name=f"watch-{resource.plural}", daemon=True)
         self._thread.start()
 
-    def of(self, key: str) -> list[Object]:
-        """The objects of a job."""
+    def objects_of(self, key: str) -> list[Object]:
+        """Return the objects of a job."""
         with self._lock:
             return list(self._by_job.get(key, {}).values())
 
-    def departed(self, key: str) -> list[Object]:
-        """Pods of a job that are gone because their machine was taken away, as they were last seen."""
+    def failed_pods_of(self, key: str) -> list[Object]:
+        """Return the last version of the job's deleted pods whose failure the program did not cause itself."""
         with self._lock:
-            return list(self._departed.get(key, []))
+            return list(self._failed.get(key, []))
 
     def stop(self) -> None:
         """End the watch."""
         self._stop.set()
-        hang_up(self._response)
+        close_stream(self._response)
 
-    def _keep(self, thing: Object) -> None:
-        slim = _slim(thing)
-        uid, key = slim["metadata"]["uid"], slim["metadata"].get("labels", {}).get(JOB_LABEL, "")
-        self._objects[uid] = slim
-        self._by_job.setdefault(key, {})[uid] = slim
+    def _store(self, thing: Object) -> None:
+        trimmed = _trim(thing)
+        uid, key = trimmed["metadata"]["uid"], _job_key(trimmed)
+        self._objects[uid] = trimmed
+        self._by_job.setdefault(key, {})[uid] = trimmed
 
-    def _forget(self, thing: Object) -> None:
-        uid, key = thing["metadata"]["uid"], thing["metadata"].get("labels", {}).get(JOB_LABEL, "")
+    def _remove(self, thing: Object) -> None:
+        uid, key = thing["metadata"]["uid"], _job_key(thing)
         self._objects.pop(uid, None)
-        if self.resource is PODS and disruption(thing):
-            self._departed.setdefault(key, []).append(_slim(thing))
+        failure = diagnose_failure(thing) if self.resource is PODS else None
+        if failure is not None and failure.kind is not FailureKind.program:
+            self._failed.setdefault(key, []).append(_trim(thing))
         self._by_job.get(key, {}).pop(uid, None)
         if not self._by_job.get(key, True):
             del self._by_job[key]
@@ -126,74 +125,77 @@ class Mirror:
         try:
             while not self._stop.is_set():
                 version = self._list()
-                self._follow(version)
+                self._watch(version)
         except BaseException as error:
             if not self._stop.is_set():
-                self.fault = error
-                self.current.set()
+                self.error = error
+                self.synced.set()
                 for key in list(self._by_job):
-                    self.changed(key)
+                    self.on_change(key)
 
     def _list(self) -> str:
-        items, version = self.cluster.collection(self.resource)
+        """Replace the local copy by a fresh list and return the version of the collection."""
+        items, version = self.cluster.list_objects(self.resource)
         with self._lock:
             keys = set(self._by_job)
             self._objects, self._by_job = {}, {}
             for item in items:
-                self._keep(item)
+                self._store(item)
             keys |= set(self._by_job)
-        self.current.set()
+        self.synced.set()
         for key in keys:
-            self.changed(key)
+            self.on_change(key)
         return version
 
-    def _follow(self, version: str) -> None:
-        """Watch until the history is lost; then the caller lists again."""
-        pauses, since = self.cluster.patience.pauses(), None
+    def _watch(self, version: str) -> None:
+        """Apply events until the history expires; then the caller must list again."""
+        retry, failing_since = self.cluster.retry, None
+        pauses = retry.pauses()
+        path = self.resource.path(self.cluster.namespace)
         while not self._stop.is_set():
             try:
-                for event in self.cluster.watch(self.resource, version, self._opened):
+                for event in self.cluster.watch(self.resource, version, self._set_response):
                     version = event["object"]["metadata"].get("resourceVersion", version)
-                    if since is not None:
-                        say("the API server answers again")
-                    pauses, since = self.cluster.patience.pauses(), None
+                    if failing_since is not None:
+                        report("the API server responds again")
+                    pauses, failing_since = retry.pauses(), None
                     if event["type"] != "BOOKMARK":
-                        self._take(event)
-                since = None  # ended by the server, as it should
+                        self._handle(event)
+                failing_since = None  # the server ended the watch after its timeout
                 continue
-            except Expired:
+            except HistoryExpired:
                 return
-            except ApiException as error:
-                if error.status == GONE:
+            except (ApiException, *CONNECTION_ERRORS) as error:
+                if getattr(error, "status", None) == HTTPStatus.GONE:
                     return
-                if error.status == FORBIDDEN:
-                    raise forbidden(error, "watch", self.resource.path(self.cluster.namespace)) from None
-                if error.status == UNAUTHORIZED:
-                    raise self.cluster.unknown() from None
-                if error.status not in TRANSIENT:
-                    raise
-                fault = f"answers {error.status}"
-            except BROKEN as error:
-                fault = f"does not answer ({type(error).__name__})"
+                fault = self.cluster.describe_transient(error, "watch", path)
             if self._stop.is_set():
                 return
-            if since is None:
-                since = time.monotonic()
-            elif time.monotonic() - since > self.cluster.patience.limit:
-                raise self.cluster.given_up(fault)
+            if failing_since is None:
+                failing_since = time.monotonic()
+            elif time.monotonic() - failing_since > retry.give_up_s:
+                raise self.cluster.unresponsive_error(fault)
             self._stop.wait(next(pauses))
 
-    def _opened(self, response: Any) -> None:
+    def _set_response(self, response: Any) -> None:
         self._response = response
 
-    def _take(self, event: Object) -> None:
+    def _handle(self, event: Object) -> None:
+        thing = event["object"]
         with self._lock:
-            (self._forget if event["type"] == "DELETED" else self._keep)(event["object"])
-        self.changed(event["object"]["metadata"].get("labels", {}).get(JOB_LABEL, ""))
+            if event["type"] == "DELETED":
+                self._remove(thing)
+            else:
+                self._store(thing)
+        self.on_change(_job_key(thing))
 
 
-def _slim(thing: Object) -> Object:
-    """What observing a job needs of an object; two hundred waiting jobs then fit into a few megabytes."""
+def _job_key(thing: Object) -> str:
+    return str(thing["metadata"].get("labels", {}).get(JOB_LABEL, ""))
+
+
+def _trim(thing: Object) -> Object:
+    """Keep only the fields that :func:`observe` needs: two hundred waiting jobs then fit into a few megabytes."""
     metadata = {
         key: thing["metadata"].get(key) for key in ("name", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
     }

@@ -1,11 +1,12 @@
-"""Jobs on a Kubernetes cluster: submit once, find again, list, clean up, leave nothing behind.
+"""Launch jobs on a Kubernetes cluster: submit each job once, find it again, list jobs, and delete what finished jobs leave.
 
-Waiting is :mod:`components.launching.kubernetes.job_handle`'s part, watching :mod:`components.launching.kubernetes.job_watch`'s.
+:mod:`components.launching.kubernetes.job_handle` waits for jobs, :mod:`components.launching.kubernetes.job_watch` watches them.
 """
 
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,157 +14,173 @@ from kubernetes.client.exceptions import ApiException
 
 from components.errors import JobFailed
 from components.launching.job import JobSpec, JobState, JobStatus
-from components.launching.kubernetes.api_client import CONFLICT, UNPROCESSABLE, Cluster
+from components.launching.kubernetes.api_client import Cluster
 from components.launching.kubernetes.failures import observe
-from components.launching.kubernetes.job_handle import KubernetesHandle, status_of
-from components.launching.kubernetes.job_watch import Watches
+from components.launching.kubernetes.job_handle import KubernetesHandle, build_status
+from components.launching.kubernetes.job_watch import Informers
 from components.launching.kubernetes.manifests import (
-    DIGEST,
-    FOLDER,
+    DIGEST_ANNOTATION,
+    FOLDER_ANNOTATION,
     JOB_LABEL,
-    MAIN,
-    MANAGED,
+    MAIN_RESOURCES,
+    MANAGED_BY_LABEL,
     MANAGER,
     PODS,
     RUNTIMES,
     SERVICES,
-    Rendered,
+    RenderedJob,
     RenderingName,
     render,
 )
 
 Object = dict[str, Any]
-CONFIRM_S = 30.0
-"""Time after which the server is asked whether what is being deleted is gone, should the watch not tell."""
+CONFIRM_INTERVAL_S = 30.0
+"""Interval at which the API server is asked whether an object still exists while it is being deleted."""
 
 
 class KubernetesLauncher:
-    """Jobs in one namespace. However many are waited for, two watches follow them all.
+    """Launches jobs in one namespace. Two watches follow all jobs, whatever their number.
 
     Args:
-        cluster: where.
-        rendering: the kind of object to make; ``auto`` = the best that the cluster serves.
+        cluster: client of the namespace.
+        rendering: kind of object that a job becomes; ``auto`` = the preferred one that the cluster supports.
     """
 
     def __init__(self, cluster: Cluster, rendering: RenderingName | Literal["auto"] = "auto") -> None:
-        self.cluster, self._wanted = cluster, rendering
-        self.watches = Watches(cluster)
+        self.cluster, self._rendering = cluster, rendering
+        self.informers = Informers(cluster)
 
     @property
     def rendering(self) -> RenderingName:
-        """What jobs become here."""
-        if self._wanted == "auto":
-            self._wanted = self.cluster.renderings()[0]
-        return self._wanted
+        """Kind of object that a job becomes on this cluster."""
+        if self._rendering == "auto":
+            self._rendering = self.cluster.supported_renderings()[0]
+        return self._rendering
 
     def submit(self, job: JobSpec) -> KubernetesHandle:
-        """Start a job, or find it: by name, so that a process started anew waits for the job that it had begun.
+        """Start a job, or attach to the existing job of the same key, so that a restarted process waits for the job it began.
 
-        A job that failed before is removed and started again. One that another process submits at the same moment is one job.
+        A job that failed before is deleted and started again. If two processes submit a job concurrently, both get the same job.
 
         Raises:
             BadInput: the job cannot be rendered.
-            JobFailed: forbidden, no answer, or the name belongs to something that is not ours.
+            JobFailed: 403, no response, or the name belongs to an object that OmniMRI did not create.
         """
         rendered = render(job, self.rendering, self.cluster.namespace)
-        found = self._existing(rendered)
-        main = found or self._create(rendered)
+        existing = self._find_existing(rendered)
+        main = existing or self._create(rendered)
         try:
-            self._own(rendered, main)
-        except JobFailed as error:  # half a job would wait for its other half, and hold its machines meanwhile
-            if found is None and error.where != self.cluster.api.configuration.host:
+            self._apply_owned_objects(rendered, main)
+        except JobFailed as error:  # an incomplete job would hold its machines without ever starting
+            if existing is None and error.where != self.cluster.api.configuration.host:
                 self.cluster.delete(main)
             raise
         return KubernetesHandle(self, job, rendered, main)
 
     def jobs(self) -> list[JobStatus]:
-        """Every job of ours in the namespace, newest last."""
-        pods, _ = self.cluster.collection(PODS)
+        """Return the status of every OmniMRI job in the namespace, newest last."""
+        mains = self._list_mains()
+        pods_by_job: dict[str, list[Object]] = {}
+        for pod in self.cluster.list_objects(PODS)[0]:  # listed after the jobs, because pods explain a failure
+            pods_by_job.setdefault(pod["metadata"]["labels"].get(JOB_LABEL, ""), []).append(pod)
         statuses = []
-        for main in self._mains():
+        for main in mains:
             key = main["metadata"]["labels"][JOB_LABEL]
-            statuses.append(status_of(key, main, [pod for pod in pods if pod["metadata"]["labels"].get(JOB_LABEL) == key]))
+            statuses.append(build_status(key, main, pods_by_job.get(key, [])))
         return sorted(statuses, key=lambda status: status.created)
 
     def clean_up(self) -> list[str]:
-        """Remove jobs that ended, and services and runtimes whose job is gone."""
+        """Delete finished jobs, and services and runtimes whose job no longer exists; return their names."""
         removed, keys = [], set()
-        for main in self._mains():
+        for main in self._list_mains():
             key = main["metadata"]["labels"][JOB_LABEL]
-            if observe(main, []).state.ended:
+            if observe(main, []).state.finished:
                 self.cluster.delete(main)
                 removed.append(key)
             keys.add(key)
-        for resource in (SERVICES, RUNTIMES) if "trainjob" in self.cluster.renderings() else (SERVICES,):
-            for left in self.cluster.collection(resource)[0]:
-                if left["metadata"]["labels"][JOB_LABEL] not in keys:
-                    self.cluster.delete(left)
-                    removed.append(left["metadata"]["name"])
+        auxiliary = (SERVICES, RUNTIMES) if "trainjob" in self.cluster.supported_renderings() else (SERVICES,)
+        for resource in auxiliary:
+            for thing in self.cluster.list_objects(resource)[0]:
+                if thing["metadata"]["labels"][JOB_LABEL] not in keys:
+                    self.cluster.delete(thing)
+                    removed.append(thing["metadata"]["name"])
         return removed
 
     def find(self, key: str) -> KubernetesHandle:
-        """A job by its name.
+        """Return the job with this key.
 
         Raises:
             JobFailed: there is none.
         """
-        for main in self._mains():
+        for main in self._list_mains():
             if main["metadata"]["labels"][JOB_LABEL] == key:
-                folder = Path(main["metadata"].get("annotations", {}).get(FOLDER, "."))
-                identity = main["metadata"].get("annotations", {}).get(DIGEST, "")
-                job = JobSpec(key, "", (), processes=1, folder=folder, identity=identity)
-                return KubernetesHandle(self, job, Rendered(self._rendering_of(main), main), main, name=key)
-        raise JobFailed("no such job", where=key, remedy="omnimri jobs list")
+                annotations = main["metadata"].get("annotations", {})
+                folder = Path(annotations.get(FOLDER_ANNOTATION, "."))
+                job = JobSpec(key, "", (), processes=1, folder=folder, identity=annotations.get(DIGEST_ANNOTATION, ""))
+                return KubernetesHandle(self, job, RenderedJob(_rendering_of(main), main), main, name=key)
+        raise JobFailed("no such job", where=key, remedy="list the jobs: omnimri jobs list")
 
     def stop(self) -> None:
-        """End the watches; jobs go on."""
-        self.watches.stop()
+        """End the watches; jobs keep running."""
+        self.informers.stop()
 
-    # ---- making
+    def remove(self, main: Object) -> None:
+        """Delete a job with all its pods, and wait until they no longer exist."""
+        resource = MAIN_RESOURCES[_rendering_of(main)]
+        key, uid = main["metadata"]["labels"][JOB_LABEL], main["metadata"]["uid"]
+        with self.informers.subscribe(key) as changed:
+            informer = self.informers.get(resource)
+            self.cluster.delete(main)
+            while True:
+                changed.clear()
+                is_cached = any(thing["metadata"]["uid"] == uid for thing in informer.objects_of(key))
+                if not is_cached:  # foreground deletion: its pods were deleted before it
+                    current = self.cluster.get(resource, main["metadata"]["name"])
+                    if current is None or current["metadata"]["uid"] != uid:
+                        return
+                changed.wait(CONFIRM_INTERVAL_S)
+                self.informers.get(resource)  # raises if the watch has failed
 
-    def _mains(self) -> list[Object]:
+    # ---- creation
+
+    def _list_mains(self) -> list[Object]:
+        """List the main objects of all jobs; a JobSet's Job or a TrainJob's JobSet carries our labels, too, and is skipped."""
         return [
             main
-            for name in self.cluster.renderings()
-            for main in self.cluster.collection(MAIN[name])[0]
-            if not _made_by_another_controller(main)
+            for name in self.cluster.supported_renderings()
+            for main in self.cluster.list_objects(MAIN_RESOURCES[name])[0]
+            if not _has_controller(main)
         ]
 
-    @staticmethod
-    def _rendering_of(main: Object) -> RenderingName:
-        return next(name for name, resource in MAIN.items() if resource.kind == main["kind"])
-
-    def _existing(self, rendered: Rendered) -> Object | None:
-        """The job as it is there already; what failed or is being deleted is waited out first."""
+    def _find_existing(self, rendered: RenderedJob) -> Object | None:
+        """Return the job if it exists already. Remove one that has failed or is being deleted, and return None."""
         name = rendered.main["metadata"]["name"]
-        found = self.cluster.get(MAIN[rendered.rendering], name)
-        if found is None:
+        existing = self.cluster.get(MAIN_RESOURCES[rendered.rendering], name)
+        if existing is None:
             return None
-        found.setdefault("kind", rendered.main["kind"])
-        if found["metadata"].get("labels", {}).get(MANAGED) != MANAGER:
-            raise JobFailed("something of this name exists that OmniMRI did not make", where=name, remedy="rename or remove it")
-        if observe(found, []).state is JobState.failed or found["metadata"].get("deletionTimestamp"):
-            self.remove(found)
+        existing.setdefault("kind", rendered.main["kind"])
+        if not _is_ours(existing):
+            raise JobFailed("an object of this name exists that OmniMRI did not create", where=name, remedy="rename or delete it")
+        if observe(existing, []).state is JobState.failed or existing["metadata"].get("deletionTimestamp"):
+            self.remove(existing)
             return None
-        return found
+        return existing
 
-    def _create(self, rendered: Rendered) -> Object:
+    def _create(self, rendered: RenderedJob) -> Object:
+        kind, name = rendered.main["kind"], rendered.main["metadata"]["name"]
         try:
-            for thing in rendered.before:
-                self.cluster.apply(thing)
-            return {**self.cluster.apply(rendered.main), "kind": rendered.main["kind"]}
+            for prerequisite in rendered.prerequisites:
+                self.cluster.apply(prerequisite)
+            return {**self.cluster.apply(rendered.main), "kind": kind}
         except ApiException as error:
-            found = self.cluster.get(MAIN[rendered.rendering], rendered.main["metadata"]["name"])
-            if (
-                error.status in (CONFLICT, UNPROCESSABLE)
-                and found is not None
-                and found["metadata"].get("labels", {}).get(MANAGED) == MANAGER
-            ):
-                return {**found, "kind": rendered.main["kind"]}  # another process was first: it is the same job
-            raise _refused(error, rendered.main) from None
+            existing = self.cluster.get(MAIN_RESOURCES[rendered.rendering], name)
+            is_conflict = error.status in (HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)
+            if is_conflict and existing is not None and _is_ours(existing):
+                return {**existing, "kind": kind}  # another process created the same job first
+            raise _rejection_error(error, rendered.main) from None
 
-    def _own(self, rendered: Rendered, main: Object) -> None:
-        """Apply what belongs to the job, owned by it: whoever deletes the job deletes all of it."""
+    def _apply_owned_objects(self, rendered: RenderedJob, main: Object) -> None:
+        """Apply the other objects of the job with the job as their owner, so that deleting the job deletes all of them."""
         owner = {
             "apiVersion": rendered.main["apiVersion"],
             "kind": rendered.main["kind"],
@@ -172,46 +189,37 @@ class KubernetesLauncher:
             "controller": False,
             "blockOwnerDeletion": False,
         }
-        for thing in (*rendered.before, *rendered.after):
+        for manifest in (*rendered.prerequisites, *rendered.dependents):
             try:
-                self.cluster.apply({**thing, "metadata": {**thing["metadata"], "ownerReferences": [owner]}})
+                self.cluster.apply({**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}})
             except ApiException as error:
-                if error.status != CONFLICT:
-                    raise _refused(error, thing) from None
-
-    def remove(self, main: Object) -> None:
-        """Delete a job with all its pods, and wait until they are gone."""
-        resource = MAIN[self._rendering_of(main)]
-        key, uid = main["metadata"]["labels"][JOB_LABEL], main["metadata"]["uid"]
-        with self.watches.listening(key) as changed:
-            mirror = self.watches.mirror(resource)
-            self.cluster.delete(main)
-            while True:
-                changed.clear()
-                left = [thing for thing in mirror.of(key) if thing["metadata"]["uid"] == uid]
-                if not left:  # deleted in the foreground: its pods went before it
-                    found = self.cluster.get(resource, main["metadata"]["name"])
-                    if found is None or found["metadata"]["uid"] != uid:
-                        return
-                changed.wait(CONFIRM_S)
-                self.watches.mirror(resource)
+                if error.status != HTTPStatus.CONFLICT:
+                    raise _rejection_error(error, manifest) from None
 
 
-def _made_by_another_controller(main: Object) -> bool:
-    """Whether a Job belongs to a JobSet, or a JobSet to a TrainJob: they carry our labels too."""
+def _rendering_of(main: Object) -> RenderingName:
+    return next(name for name, resource in MAIN_RESOURCES.items() if resource.kind == main["kind"])
+
+
+def _is_ours(thing: Object) -> bool:
+    return bool(thing["metadata"].get("labels", {}).get(MANAGED_BY_LABEL) == MANAGER)
+
+
+def _has_controller(main: Object) -> bool:
+    """Return whether another object controls this one, as a JobSet controls its Jobs and a TrainJob its JobSet."""
     return any(owner.get("controller") for owner in main["metadata"].get("ownerReferences") or [])
 
 
-def _refused(error: ApiException, thing: Object) -> JobFailed:
+def _rejection_error(error: ApiException, manifest: Object) -> JobFailed:
+    """Return the user-facing error for an object that the API server rejected."""
     try:
         message = json.loads(error.body or "{}").get("message", "")
     except ValueError:
         message = str(error.reason)
-    where = f"{thing['kind']} {thing['metadata']['name']}"
-    if error.status == CONFLICT:
-        return JobFailed(
-            f"another manager owns a field: {message}", where=where, remedy="remove it: omnimri jobs cancel, or kubectl delete"
-        )
+    where = f"{manifest['kind']} {manifest['metadata']['name']}"
+    if error.status == HTTPStatus.CONFLICT:
+        remedy = "delete it: omnimri jobs cancel, or kubectl delete"
+        return JobFailed(f"another manager owns a field: {message}", where=where, remedy=remedy)
     return JobFailed(
-        f"the API server refuses it ({error.status}): {message}", where=where, remedy="check the settings under kubernetes"
+        f"the API server rejects it ({error.status}): {message}", where=where, remedy="check the settings under kubernetes"
     )

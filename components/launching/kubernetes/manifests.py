@@ -1,4 +1,7 @@
-"""A job as Kubernetes objects, three ways: JobSet, Indexed Job with a headless Service, Kubeflow TrainJob. One pod template."""
+"""Render a job as Kubernetes objects in one of three ways: JobSet, Indexed Job with a headless Service, or Kubeflow TrainJob.
+
+All renderings share one pod template.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,19 @@ RenderingName = Literal["jobset", "job", "trainjob"]
 Object = dict[str, Any]
 
 MANAGER = "omnimri"
-"""Field manager and value of the label ``app.kubernetes.io/managed-by``: what carries it is ours."""
-MANAGED, JOB_LABEL, DIGEST, FOLDER = "app.kubernetes.io/managed-by", "omnimri.dev/job", "omnimri.dev/digest", "omnimri.dev/folder"
-SELECTOR = f"{MANAGED}={MANAGER},{JOB_LABEL}"
-CONTAINER, REPLICAS = "trainer", "node"
-USER = 10001
-KILLED = 137
+"""Field manager, and value of the label ``app.kubernetes.io/managed-by`` on every object that OmniMRI creates."""
+MANAGED_BY_LABEL, JOB_LABEL = "app.kubernetes.io/managed-by", "omnimri.dev/job"
+DIGEST_ANNOTATION, FOLDER_ANNOTATION = "omnimri.dev/digest", "omnimri.dev/folder"
+SELECTOR = f"{MANAGED_BY_LABEL}={MANAGER},{JOB_LABEL}"
+CONTAINER, REPLICATED_JOB = "trainer", "node"
+USER_ID = 10001
+SIGKILL_STATUS = 137
+"""Exit status of a container that SIGKILL ended, for example for exceeding its memory limit."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """A kind of object and where the API server keeps it."""
+    """A kind of object and its location in the API."""
 
     group: str
     version: str
@@ -33,11 +38,11 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """As objects name it."""
+        """Value of ``apiVersion`` in objects of this kind."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str, name: str = "") -> str:
-        """URL path of the collection, or of one object."""
+        """Return the URL path of the collection, or of one object."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         return f"{root}/namespaces/{namespace}/{self.plural}" + (f"/{name}" if name else "")
 
@@ -49,56 +54,59 @@ JOBS = Resource("batch", "v1", "jobs", "Job")
 JOBSETS = Resource("jobset.x-k8s.io", "v1alpha2", "jobsets", "JobSet")
 TRAINJOBS = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
 RUNTIMES = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
-MAIN: dict[RenderingName, Resource] = {"jobset": JOBSETS, "job": JOBS, "trainjob": TRAINJOBS}
+MAIN_RESOURCES: dict[RenderingName, Resource] = {"jobset": JOBSETS, "job": JOBS, "trainjob": TRAINJOBS}
 RESOURCES = {resource.kind: resource for resource in (PODS, SERVICES, JOBS, JOBSETS, TRAINJOBS, RUNTIMES)}
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedJob:
     """The objects of a job.
 
     Attributes:
-        main: the one whose end is the job's end; it owns the others.
-        before: what must be there before it; after: what follows it.
+        main: object whose end is the end of the job; it owns the others.
+        prerequisites: objects that must exist before it. dependents: objects that are applied after it.
     """
 
     rendering: RenderingName
     main: Object
-    before: tuple[Object, ...] = ()
-    after: tuple[Object, ...] = ()
+    prerequisites: tuple[Object, ...] = ()
+    dependents: tuple[Object, ...] = ()
 
     @property
     def objects(self) -> tuple[Object, ...]:
-        """All, in the order in which they are applied."""
-        return (*self.before, self.main, *self.after)
+        """All objects in the order in which they are applied."""
+        return (*self.prerequisites, self.main, *self.dependents)
 
 
-def render(job: JobSpec, rendering: RenderingName, namespace: str) -> Rendered:
-    """The objects that run a job.
+def render(job: JobSpec, rendering: RenderingName, namespace: str) -> RenderedJob:
+    """Return the objects that run a job.
 
     Raises:
-        BadInput: processes do not divide by nodes, GPUs are shared, no image is named, or the nodes would not see the folder.
+        BadInput: the number of processes is not a multiple of the number of nodes, processes would share GPUs, no image is named,
+            or the job's folder is on no volume of the nodes.
     """
-    _check(job)
+    _validate(job)
     return _RENDERINGS[rendering](job, namespace)
 
 
-def _check(job: JobSpec) -> None:
+def _validate(job: JobSpec) -> None:
     if job.processes % job.nodes:
         raise BadInput(
-            f"{job.processes} processes do not divide over {job.nodes} nodes", where="training.processes", remedy="use a multiple"
+            f"{job.processes} processes cannot be divided evenly among {job.nodes} nodes",
+            where="training.processes",
+            remedy="use a multiple of the number of nodes",
         )
     if job.resources.gpus and job.resources.gpus != job.processes_per_node:
         raise BadInput(
-            f"{job.processes_per_node} processes on each node need as many GPUs, not {job.resources.gpus}",
+            f"{job.processes_per_node} processes on each node need {job.processes_per_node} GPUs, not {job.resources.gpus}",
             where="kubernetes.gpus_per_node",
-            remedy="one process for each GPU, or 0 GPUs to train on the CPU",
+            remedy="use one process for each GPU, or 0 GPUs to train on the CPU",
         )
     if not job.image:
-        raise BadInput("no image is named", where="kubernetes.image", remedy="name the image that the Dockerfile makes")
+        raise BadInput("no image is named", where="kubernetes.image", remedy="set it to an image built from the Dockerfile")
     if not any(job.folder.is_relative_to(volume.path) for volume in job.volumes):
         raise BadInput(
-            "the pods would not see this folder",
+            "the pods cannot access this folder",
             where=str(job.folder),
             remedy="set OMNIMRI_HOME to a folder on a shared volume, and name its claim in kubernetes.volumes",
         )
@@ -106,7 +114,7 @@ def _check(job: JobSpec) -> None:
 
 def _labels(job: JobSpec) -> dict[str, str]:
     return {
-        MANAGED: MANAGER,
+        MANAGED_BY_LABEL: MANAGER,
         "app.kubernetes.io/part-of": "omnimri",
         "app.kubernetes.io/name": "training",
         "app.kubernetes.io/component": "training",
@@ -118,11 +126,11 @@ def _main_metadata(job: JobSpec, namespace: str) -> Object:
     labels = _labels(job)
     if job.queue:
         labels["kueue.x-k8s.io/queue-name"] = job.queue
-    annotations = {DIGEST: job.identity, FOLDER: str(job.folder)}
+    annotations = {DIGEST_ANNOTATION: job.identity, FOLDER_ANNOTATION: str(job.folder)}
     return {"name": job.key, "namespace": namespace, "labels": labels, "annotations": annotations}
 
 
-def _indexed_job(job: JobSpec, namespace: str) -> Rendered:
+def _indexed_job(job: JobSpec, namespace: str) -> RenderedJob:
     main = {
         "apiVersion": JOBS.api_version,
         "kind": JOBS.kind,
@@ -143,20 +151,20 @@ def _indexed_job(job: JobSpec, namespace: str) -> Rendered:
             "ports": [{"name": "meeting", "port": pod_entrypoint.PORT, "targetPort": pod_entrypoint.PORT, "protocol": "TCP"}],
         },
     }
-    return Rendered("job", main, after=(service,))
+    return RenderedJob("job", main, dependents=(service,))
 
 
-def _jobset(job: JobSpec, namespace: str) -> Rendered:
+def _jobset(job: JobSpec, namespace: str) -> RenderedJob:
     main = {
         "apiVersion": JOBSETS.api_version,
         "kind": JOBSETS.kind,
         "metadata": _main_metadata(job, namespace),
         "spec": {**_jobset_spec(job, namespace), "ttlSecondsAfterFinished": job.keep_s},
     }
-    return Rendered("jobset", main)
+    return RenderedJob("jobset", main)
 
 
-def _trainjob(job: JobSpec, namespace: str) -> Rendered:
+def _trainjob(job: JobSpec, namespace: str) -> RenderedJob:
     runtime = {
         "apiVersion": RUNTIMES.api_version,
         "kind": RUNTIMES.kind,
@@ -172,10 +180,10 @@ def _trainjob(job: JobSpec, namespace: str) -> Rendered:
             "trainer": {"numNodes": job.nodes},
         },
     }
-    return Rendered("trainjob", main, before=(runtime,))
+    return RenderedJob("trainjob", main, prerequisites=(runtime,))
 
 
-_RENDERINGS: dict[RenderingName, Callable[[JobSpec, str], Rendered]] = {
+_RENDERINGS: dict[RenderingName, Callable[[JobSpec, str], RenderedJob]] = {
     "job": _indexed_job,
     "jobset": _jobset,
     "trainjob": _trainjob,
@@ -183,9 +191,15 @@ _RENDERINGS: dict[RenderingName, Callable[[JobSpec, str], Rendered]] = {
 
 
 def _jobset_spec(job: JobSpec, namespace: str, step: str = "") -> Object:
-    """A JobSet of one Indexed Job. A job that its own policy ended stays ended; anything else starts all nodes anew."""
-    template: Object = {"spec": _job_spec(job, namespace, host=f"{job.key}-{REPLICAS}-0-0", subdomain=None, service=job.key)}
-    template["metadata"] = {"labels": {**_labels(job), **({"trainer.kubeflow.org/trainjob-ancestor-step": step} if step else {})}}
+    """Return the spec of a JobSet with one Indexed Job.
+
+    A job that its pod failure policy or its deadline ended is not restarted; any other failure restarts all nodes.
+    """
+    template: Object = {"spec": _job_spec(job, namespace, host=f"{job.key}-{REPLICATED_JOB}-0-0", subdomain=None, service=job.key)}
+    labels = _labels(job)
+    if step:
+        labels["trainer.kubeflow.org/trainjob-ancestor-step"] = step
+    template["metadata"] = {"labels": labels}
     return {
         "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": job.key},
         "failurePolicy": {
@@ -194,13 +208,13 @@ def _jobset_spec(job: JobSpec, namespace: str, step: str = "") -> Object:
                 {"name": "hopeless", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"]}
             ],
         },
-        "replicatedJobs": [{"name": REPLICAS, "replicas": 1, "template": template}],
+        "replicatedJobs": [{"name": REPLICATED_JOB, "replicas": 1, "template": template}],
     }
 
 
 def _job_spec(job: JobSpec, namespace: str, host: str, subdomain: str | None, service: str = "") -> Object:
-    """An Indexed Job: a pod for each node, replaced under the same index and name."""
-    meeting = f"{host}.{subdomain or service}.{namespace}.svc:{pod_entrypoint.PORT}"
+    """Return the spec of an Indexed Job: one pod for each node, replaced under the same index and host name."""
+    rendezvous = f"{host}.{subdomain or service}.{namespace}.svc:{pod_entrypoint.PORT}"
     return {
         "completionMode": "Indexed",
         "completions": job.nodes,
@@ -208,7 +222,7 @@ def _job_spec(job: JobSpec, namespace: str, host: str, subdomain: str | None, se
         "backoffLimit": job.restarts,
         "activeDeadlineSeconds": job.time_limit_s,
         "podReplacementPolicy": "Failed",
-        # In this order: a disruption counts for nothing, however the container ended.
+        # The order matters: a disruption is ignored, whatever the exit status of the container.
         "podFailurePolicy": {
             "rules": [
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -217,16 +231,16 @@ def _job_spec(job: JobSpec, namespace: str, host: str, subdomain: str | None, se
                     "onExitCodes": {
                         "containerName": CONTAINER,
                         "operator": "In",
-                        "values": [pod_entrypoint.BAD_CONFIGURATION, KILLED],
+                        "values": [pod_entrypoint.BAD_CONFIGURATION, SIGKILL_STATUS],
                     },
                 },
             ]
         },
-        "template": _pod_template(job, meeting, subdomain),
+        "template": _pod_template(job, rendezvous, subdomain),
     }
 
 
-def _pod_template(job: JobSpec, meeting: str, subdomain: str | None) -> Object:
+def _pod_template(job: JobSpec, rendezvous: str, subdomain: str | None) -> Object:
     gpus = job.resources.gpus
     spec: Object = {
         "restartPolicy": "Never",
@@ -236,9 +250,9 @@ def _pod_template(job: JobSpec, meeting: str, subdomain: str | None) -> Object:
         "terminationGracePeriodSeconds": job.grace_s,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -255,7 +269,7 @@ def _pod_template(job: JobSpec, meeting: str, subdomain: str | None) -> Object:
                 ]
             }
         },
-        "containers": [_container(job, meeting)],
+        "containers": [_container(job, rendezvous)],
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.resources.shared_memory}},
             {"name": "scratch", "emptyDir": {"sizeLimit": job.resources.scratch}},
@@ -275,23 +289,23 @@ def _pod_template(job: JobSpec, meeting: str, subdomain: str | None) -> Object:
     return {"metadata": {"labels": _labels(job)}, "spec": spec}
 
 
-def _container(job: JobSpec, meeting: str) -> Object:
-    amounts = {"cpu": job.resources.cpu, "memory": job.resources.memory, "ephemeral-storage": job.resources.scratch}
+def _container(job: JobSpec, rendezvous: str) -> Object:
+    quantities = {"cpu": job.resources.cpu, "memory": job.resources.memory, "ephemeral-storage": job.resources.scratch}
     if job.resources.gpus:
-        amounts["nvidia.com/gpu"] = str(job.resources.gpus)
-    words = pod_entrypoint.arguments(
-        [job.module, *job.arguments], job.nodes, job.processes_per_node, meeting, job.key, job.restarts, job.grace_s
+        quantities["nvidia.com/gpu"] = str(job.resources.gpus)
+    arguments = pod_entrypoint.build_arguments(
+        [job.module, *job.arguments], job.nodes, job.processes_per_node, rendezvous, job.key, job.restarts, job.grace_s
     )
     container: Object = {
         "name": CONTAINER,
         "image": job.image,
         "command": ["python", "-m", pod_entrypoint.__name__],
-        "args": words,
+        "args": arguments,
         "env": [
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             *({"name": name, "value": value} for name, value in sorted(_environment(job).items())),
         ],
-        "resources": {"requests": dict(amounts), "limits": dict(amounts)},
+        "resources": {"requests": dict(quantities), "limits": dict(quantities)},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -311,7 +325,7 @@ def _container(job: JobSpec, meeting: str) -> Object:
 
 
 def _environment(job: JobSpec) -> dict[str, str]:
-    """Caches go to the scratch volume; threads follow the CPU limit; NCCL says what is wrong and gives up on a dead peer."""
+    """Return environment variables: caches on the scratch volume, threads by the CPU limit, NCCL warnings and error handling."""
     cores = max(int(float(job.resources.cpu.removesuffix("m")) / (1000 if job.resources.cpu.endswith("m") else 1)), 1)
     common = {
         "HOME": "/tmp",  # noqa: S108

@@ -1,8 +1,8 @@
-"""Logs of pods, each to its end: a line is kept once, whatever breaks on the way.
+"""Read the logs of pods to their end: every line is stored exactly once, even when connections break.
 
-Every line carries the node's time stamp. After a broken connection, or in a process started anew, the log is asked for from the
-whole second of the last line that is kept, and what is known is passed over. Two processes never write one file: the second waits
-for the first to end, and then goes on where it stopped.
+Every line carries the node's timestamp. After a broken connection, or in a restarted process, the log is requested from the whole
+second of the last stored line, and lines stored before are skipped. Two processes never write the same file: the second one waits
+for the first to end, and then continues from the last stored line.
 """
 
 from __future__ import annotations
@@ -11,137 +11,139 @@ import fcntl
 import heapq
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from kubernetes.client.exceptions import ApiException
 
-from components.launching.kubernetes.api_client import BROKEN, NOT_FOUND, Cluster, hang_up
-from components.launching.kubernetes.failures import index_of
+from components.launching.kubernetes.api_client import CONNECTION_ERRORS, Cluster, close_stream
+from components.launching.kubernetes.failures import node_index
 from components.launching.kubernetes.manifests import CONTAINER
 
-NOT_STARTED = 400
-DIGITS = 9
+FRACTION_DIGITS = 9
 
 
-class Place:
-    """How far a log has been read: the last time stamp, and how many of its lines bear it.
+class ReadPosition:
+    """Position in a log: the last timestamp, and the number of lines read with that timestamp.
 
-    Time stamps are compared as text; they are brought to nine digits first.
+    Timestamps are padded to nine fractional digits and compared as text.
     """
 
     def __init__(self, lines: Iterable[str] = ()) -> None:
-        self.stamp, self.count, self._passed = "", 0, 0
+        self.timestamp, self.count, self._repeated = "", 0, 0
         for line in lines:
-            self.new(line)
+            self.advance(line)
 
     @property
     def since(self) -> str:
-        """What to ask for: kubelets know whole seconds only."""
-        return self.stamp[:19] + "Z" if self.stamp else ""
+        """Value of ``sinceTime`` for the next request, in whole seconds: kubelets ignore the fraction."""
+        return self.timestamp[:19] + "Z" if self.timestamp else ""
 
-    def again(self) -> None:
-        """The log is read again from :attr:`since`."""
-        self._passed = 0
+    def rewind(self) -> None:
+        """Prepare to read the log again from :attr:`since`."""
+        self._repeated = 0
 
-    def new(self, line: str) -> bool:
-        """Whether a line has not been read before; it counts as read now."""
-        stamp = _stamp(line)
-        if stamp < self.stamp:
+    def advance(self, line: str) -> bool:
+        """Return whether a line was not read before, and record it as read."""
+        timestamp = _parse_timestamp(line)
+        if timestamp < self.timestamp:
             return False
-        if stamp == self.stamp:
-            self._passed += 1
-            if self._passed <= self.count:
+        if timestamp == self.timestamp:
+            self._repeated += 1
+            if self._repeated <= self.count:
                 return False
-            self.count = self._passed
+            self.count = self._repeated
             return True
-        self.stamp, self.count, self._passed = stamp, 1, 1
+        self.timestamp, self.count, self._repeated = timestamp, 1, 1
         return True
 
 
-def _stamp(line: str) -> str:
-    """``2026-11-24T10:00:00.12Z text`` -> ``2026-11-24T10:00:00.120000000``, which sorts as text."""
-    whole, _, fraction = line.partition(" ")[0].removesuffix("Z").partition(".")
-    return f"{whole}.{fraction:0<{DIGITS}}"
+def _parse_timestamp(line: str) -> str:
+    """Convert ``2026-11-24T10:00:00.12Z text`` to ``2026-11-24T10:00:00.120000000``, which sorts as text."""
+    seconds, _, fraction = line.partition(" ")[0].removesuffix("Z").partition(".")
+    return f"{seconds}.{fraction:0<{FRACTION_DIGITS}}"
 
 
-class Follower(threading.Thread):
-    """Reads one pod's log to its end and hands on every whole line once.
+class LogFollower(threading.Thread):
+    """Thread that reads one pod's log to its end and passes on every complete line once.
 
     Args:
-        pod: the pod; ``ended``: whether nothing more will be written.
-        take: gets each line, time stamp included.
+        pod: pod to read.
+        is_finished: returns whether the pod will write nothing more.
+        on_line: receives each line, timestamp included.
     """
 
-    def __init__(self, cluster: Cluster, pod: dict[str, Any], ended: Callable[[], bool], take: Callable[[str], None]) -> None:
+    def __init__(
+        self, cluster: Cluster, pod: dict[str, Any], is_finished: Callable[[], bool], on_line: Callable[[str], None]
+    ) -> None:
         super().__init__(name=f"log-{pod['metadata']['name']}", daemon=True)
-        self.cluster, self.pod, self.ended, self.take, self.place = cluster, pod, ended, take, Place()
+        self.cluster, self.pod, self.is_finished, self.on_line = cluster, pod, is_finished, on_line
+        self.position = ReadPosition()
         self._halt, self._response = threading.Event(), None
 
     def run(self) -> None:
-        """Read, and read again, until the pod has ended and everything has been read."""
-        pauses = self.cluster.patience.pauses()
+        """Read repeatedly until the pod has finished and its whole log has been read."""
+        pauses = self.cluster.retry.pauses()
         while not self._halt.is_set():
-            last = self.ended()  # asked before the reading, so that the reading has all
-            before = (self.place.stamp, self.place.count)
+            is_last_read = self.is_finished()  # checked before reading, so that the last read sees the whole log
+            previous = (self.position.timestamp, self.position.count)
             try:
-                self._read(follow=not last)
-                if last:
+                self._read(follow=not is_last_read)
+                if is_last_read:
                     return
             except ApiException as error:
-                if error.status == NOT_FOUND or (last and error.status == NOT_STARTED):
+                not_started = error.status == HTTPStatus.BAD_REQUEST
+                if error.status == HTTPStatus.NOT_FOUND or (is_last_read and not_started):
                     return
-            except BROKEN:
+            except CONNECTION_ERRORS:
                 pass
-            if (self.place.stamp, self.place.count) != before:
-                pauses = self.cluster.patience.pauses()
+            if (self.position.timestamp, self.position.count) != previous:
+                pauses = self.cluster.retry.pauses()
             self._halt.wait(next(pauses))
 
     def _read(self, follow: bool) -> None:
-        self.place.again()
+        self.position.rewind()
         name = self.pod["metadata"]["name"]
-        for line in self.cluster.log(name, CONTAINER, self.place.since, follow, self._opened):
+        for line in self.cluster.stream_log(name, CONTAINER, self.position.since, follow, self._set_response):
             if self._halt.is_set():
                 return
-            if self.place.new(line):
-                self.take(line)
+            if self.position.advance(line):
+                self.on_line(line)
 
-    def _opened(self, response: Any) -> None:
+    def _set_response(self, response: Any) -> None:
         self._response = response
 
     def stop(self) -> None:
-        """End the reading."""
+        """Stop reading."""
         self._halt.set()
-        hang_up(self._response)
+        close_stream(self._response)
 
 
-class KeptLog:
-    """The file of one pod's log; who opened it first writes it."""
+class LogFile:
+    """File with the log of one pod; the process that locks it first writes it."""
 
     def __init__(self, folder: Path, pod: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{index_of(pod)}.{pod['metadata']['name']}.log"
+        self.path = folder / f"{node_index(pod)}.{pod['metadata']['name']}.log"
         self._file = self.path.open("a+")
 
-    def mine(self) -> bool:
-        """Whether this process may write; another that does is waited for by asking again."""
+    def try_lock(self) -> bool:
+        """Try to acquire the right to write; return False while another process has it."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
         return True
 
-    def place(self) -> Place:
-        """Where to go on; half a line, left by a killed process, is removed."""
+    def recover_position(self) -> ReadPosition:
+        """Return the position after the last complete line; truncate an incomplete line that a killed process left."""
         self._file.seek(0)
-        kept = self._file.read()
-        whole = kept[: kept.rfind("\n") + 1]
-        if len(whole) < len(kept):
-            self._file.truncate(len(whole.encode()))
-        place = Place()
-        for line in whole.splitlines():
-            place.new(line)
-        return place
+        content = self._file.read()
+        complete = content[: content.rfind("\n") + 1]
+        if len(complete) < len(content):
+            self._file.truncate(len(complete.encode()))
+        return ReadPosition(complete.splitlines())
 
     def write(self, line: str) -> None:
         """Append a line."""
@@ -149,20 +151,22 @@ class KeptLog:
         self._file.flush()
 
     def close(self) -> None:
-        """Let others write."""
+        """Close the file, which releases the lock."""
         self._file.close()
 
 
-def merged(folder: Path, nodes: int, processes_per_node: int) -> Iterator[str]:
-    """The lines of all pods in the order in which they were written, each with whose it is."""
-    files = [(int(path.name.partition(".")[0]), path) for path in sorted(folder.glob("*.log"))]
-    streams = [[(_stamp(line), index, line) for line in path.read_text(errors="replace").splitlines()] for index, path in files]
-    for _, index, line in heapq.merge(*streams, key=lambda item: item[0]):
-        yield prefixed(line, index, nodes, processes_per_node)
+def merge_logs(folder: Path, nodes: int, processes_per_node: int) -> Iterator[str]:
+    """Yield the lines of all pods in the order in which they were written, each prefixed with its rank."""
+    streams = []
+    for path in sorted(folder.glob("*.log")):
+        index = int(path.name.partition(".")[0])
+        streams.append([(_parse_timestamp(line), index, line) for line in path.read_text(errors="replace").splitlines()])
+    for _, index, line in heapq.merge(*streams, key=lambda entry: entry[0]):
+        yield prefix_rank(line, index, nodes, processes_per_node)
 
 
-def prefixed(line: str, index: int, nodes: int, processes_per_node: int) -> str:
-    """A line without its time stamp, after the rank that wrote it; torchrun names the rank where several share a pod."""
+def prefix_rank(line: str, index: int, nodes: int, processes_per_node: int) -> str:
+    """Replace a line's timestamp by the rank that wrote it; torchrun adds the rank where several processes share a pod."""
     text = line.partition(" ")[2]
     if processes_per_node > 1:
         return text if text.startswith("rank ") else f"node {index}: {text}"

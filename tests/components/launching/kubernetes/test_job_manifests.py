@@ -1,4 +1,4 @@
-"""One job, three renderings: what each holds, and that each passes what the cluster would check."""
+"""Three renderings of a job: their content, and the checks that a cluster would apply."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from components.errors import BadInput
 from components.launching import JobSpec, Resources, SharedVolume
 from components.launching.kubernetes.manifests import JOB_LABEL, RenderingName, render
-from components.launching.kubernetes.pod_entrypoint import arguments
-from tests.helpers.manifest_checks import NEWEST, house_faults, pod_specs, schema_faults, security_faults
+from components.launching.kubernetes.pod_entrypoint import build_arguments
+from tests.helpers.manifest_checks import NEWEST, pod_specs, project_faults, schema_faults, security_faults
 
 STATE = SharedVolume("omnimri-state", Path("/state"))
 SMALL = JobSpec(
@@ -44,7 +44,7 @@ LARGE = replace(
 RENDERINGS: tuple[RenderingName, ...] = ("jobset", "job", "trainjob")
 
 
-def pod_of(job: JobSpec, rendering: RenderingName) -> dict[str, Any]:
+def render_pod(job: JobSpec, rendering: RenderingName) -> dict[str, Any]:
     rendered = render(job, rendering, "omnimri")
     (pod,) = [pod for thing in rendered.objects for pod in pod_specs(thing)]
     return pod
@@ -56,27 +56,27 @@ def pod_of(job: JobSpec, rendering: RenderingName) -> dict[str, Any]:
 def test_every_object_passes_schemas_and_the_restricted_standard(job: JobSpec, rendering: RenderingName, version: str) -> None:
     for thing in render(job, rendering, "omnimri").objects:
         assert schema_faults(thing, version) == []
-    assert security_faults(pod_of(job, rendering)) + house_faults(pod_of(job, rendering)) == []
-    if rendering != "job":  # the Job inside is held to Kubernetes' own schema as well
-        (inner,) = _inner_jobs(render(job, rendering, "omnimri").objects)
+    assert security_faults(render_pod(job, rendering)) + project_faults(render_pod(job, rendering)) == []
+    if rendering != "job":  # the Job inside is also validated with the schema of Kubernetes
+        (inner,) = _find_inner_jobs(render(job, rendering, "omnimri").objects)
         assert schema_faults({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "inner"}, "spec": inner}, version) == []
 
 
-def _inner_jobs(things: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _find_inner_jobs(things: Any) -> list[dict[str, Any]]:
+    jobs: list[dict[str, Any]] = []
     if isinstance(things, dict):
         if "replicatedJobs" in things:
             return [replicated["template"]["spec"] for replicated in things["replicatedJobs"]]
         things = tuple(things.values())
     if isinstance(things, (list, tuple)):
         for thing in things:
-            found += _inner_jobs(thing)
-    return found
+            jobs += _find_inner_jobs(thing)
+    return jobs
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
-def test_a_gpu_pod_asks_for_what_it_gets_and_mounts_what_it_needs(rendering: RenderingName) -> None:
-    pod = pod_of(LARGE, rendering)
+def test_a_gpu_pod_requests_its_limits_and_mounts_its_volumes(rendering: RenderingName) -> None:
+    pod = render_pod(LARGE, rendering)
     (container,) = pod["containers"]
     assert container["resources"]["requests"] == container["resources"]["limits"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
@@ -88,16 +88,16 @@ def test_a_gpu_pod_asks_for_what_it_gets_and_mounts_what_it_needs(rendering: Ren
     assert container["envFrom"] == [{"secretRef": {"name": "mlflow"}}] and pod["priorityClassName"] == "omnimri-training"
 
 
-@pytest.mark.parametrize(("rendering", "first"), [("jobset", "node-0-0"), ("job", "0"), ("trainjob", "node-0-0")])
-def test_the_nodes_meet_at_the_stable_name_of_the_first(rendering: RenderingName, first: str) -> None:
-    words = pod_of(SMALL, rendering)["containers"][0]["args"]
+@pytest.mark.parametrize(("rendering", "host"), [("jobset", "node-0-0"), ("job", "0"), ("trainjob", "node-0-0")])
+def test_the_rendezvous_endpoint_is_the_stable_name_of_the_first_node(rendering: RenderingName, host: str) -> None:
+    command = render_pod(SMALL, rendering)["containers"][0]["args"]
     key = SMALL.key
     assert key == "vision-pretraining-0123456789"
-    assert words == arguments(
+    assert command == build_arguments(
         ["components.training.trainer", "/state/training/0123/job.json"],
         2,
         1,
-        f"{key}-{first}.{key}.omnimri.svc:29400",
+        f"{key}-{host}.{key}.omnimri.svc:29400",
         key,
         3,
         120,
@@ -105,9 +105,9 @@ def test_the_nodes_meet_at_the_stable_name_of_the_first(rendering: RenderingName
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
-def test_disruptions_count_for_nothing_and_hopeless_failures_end_the_job(rendering: RenderingName) -> None:
+def test_disruptions_are_ignored_and_permanent_failures_end_the_job(rendering: RenderingName) -> None:
     objects = render(LARGE, rendering, "omnimri").objects
-    job = _inner_jobs(objects)[0] if rendering != "job" else objects[0]["spec"]
+    job = _find_inner_jobs(objects)[0] if rendering != "job" else objects[0]["spec"]
     ignore, fail = job["podFailurePolicy"]["rules"]
     assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert fail["action"] == "FailJob" and fail["onExitCodes"]["values"] == [2, 137]
@@ -115,7 +115,7 @@ def test_disruptions_count_for_nothing_and_hopeless_failures_end_the_job(renderi
     assert job["activeDeadlineSeconds"] == LARGE.time_limit_s
 
 
-def test_only_what_is_asked_for_goes_to_kueue() -> None:
+def test_only_jobs_with_a_queue_go_to_kueue() -> None:
     for rendering in RENDERINGS:
         for job, queue in ((SMALL, None), (LARGE, "training")):
             labels = render(job, rendering, "omnimri").main["metadata"]["labels"]
@@ -125,18 +125,18 @@ def test_only_what_is_asked_for_goes_to_kueue() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"processes": 3}, "do not divide"),
-        ({"resources": Resources(gpus=8)}, "as many GPUs"),
+        ({"processes": 3}, "cannot be divided"),
+        ({"resources": Resources(gpus=8)}, "need 1 GPUs"),
         ({"image": ""}, "no image"),
-        ({"folder": Path("/elsewhere")}, "would not see"),
+        ({"folder": Path("/elsewhere")}, "cannot access"),
     ],
 )
-def test_a_job_that_cannot_run_is_refused_with_its_setting(change: dict[str, Any], message: str) -> None:
+def test_a_job_that_cannot_run_is_rejected_with_the_setting_at_fault(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         render(replace(SMALL, **change), "jobset", "omnimri")
 
 
 @given(st.text(min_size=1, max_size=80), st.text(alphabet="0123456789abcdef", min_size=10, max_size=64))
-def test_every_name_is_a_name_for_the_cluster(name: str, identity: str) -> None:
+def test_every_job_key_is_a_valid_kubernetes_name(name: str, identity: str) -> None:
     key = replace(SMALL, name=name, identity=identity).key
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", key) and len(f"{key}-node-0-0") <= 63

@@ -1,0 +1,52 @@
+"""Command line and preconditions of a pod."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.launching.kubernetes import pod_entrypoint
+from components.provenance import REPOSITORY
+
+
+def options(processes: int = 1) -> argparse.Namespace:
+    return argparse.Namespace(
+        nodes=2, processes=processes, meeting="first.jobs.omnimri.svc:29400", identity="a", restarts=3, grace=120, job=["m", "x"]
+    )
+
+
+def test_only_the_first_node_hosts_the_rendezvous_and_each_passes_its_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "")
+    for index in (0, 1):
+        command = pod_entrypoint.build_torchrun_command(options(), index, f"10.0.0.{index}")
+        assert f"--rdzv-conf=is_host={int(index == 0)},join_timeout=1800,last_call_timeout=1" in command
+        assert f"--local-addr=10.0.0.{index}" in command and "--rdzv-endpoint=first.jobs.omnimri.svc:29400" in command
+        assert command[-3:] == ["-m", "m", "x"] and "--tee=3" not in command
+
+
+def test_torchrun_gives_the_processes_the_grace_period_of_the_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.launcher.api import LaunchConfig
+
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "")
+    monkeypatch.setenv("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "")
+    monkeypatch.delenv("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE")
+    assert "--tee=3" in pod_entrypoint.build_torchrun_command(options(8), 0, "")
+    assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == 115
+
+
+def test_a_host_name_is_waited_for_until_the_timeout() -> None:
+    assert pod_entrypoint.wait_for_dns("localhost") and not pod_entrypoint.wait_for_dns("no-such-host.invalid", timeout_s=0.0)
+
+
+def test_a_job_file_that_the_pod_cannot_see_is_a_configuration_error(tmp_path: Path) -> None:
+    command = pod_entrypoint.build_arguments(["module", str(tmp_path / "job.json")], 2, 1, "first:29400", "a", 3, 120)
+    completed = subprocess.run(
+        [sys.executable, "-m", pod_entrypoint.__name__, *command], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert completed.returncode == pod_entrypoint.BAD_CONFIGURATION and "kubernetes.volumes" in completed.stderr

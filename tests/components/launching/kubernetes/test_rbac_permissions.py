@@ -1,0 +1,82 @@
+"""Least privilege: the launcher uses exactly the verbs that its role grants and that the documentation lists."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from components.errors import JobFailed
+from components.launching.kubernetes.manifests import RenderingName
+from components.provenance import REPOSITORY
+from tests.doubles.kubelet import ScriptedPod
+from tests.helpers.fake_cluster import FakeCluster
+from tests.helpers.manifest_checks import kustomize
+
+VERBS = {"LIST": "list", "WATCH": "watch", "FETCH": "get", "UPDATE": "patch", "DELETE": "delete"}
+Grant = tuple[str, str, str]  # group, resource, verb
+
+
+def used_grants(cluster: FakeCluster) -> set[Grant]:
+    grants = set()
+    for request in cluster.server.requests():
+        if request.resource is None or request.resource.plural is None:
+            continue  # API discovery, which every account may read
+        plural = "/".join(filter(None, (request.resource.plural, request.subresource)))
+        grants.add((request.resource.group, plural, VERBS[request.action.value]))
+        if request.action.value == "UPDATE":
+            grants.add((request.resource.group, plural, "create"))  # creating an object by server-side apply needs both verbs
+    return grants
+
+
+def role_grants() -> set[Grant]:
+    (role,) = [t for t in kustomize("k8s/overlays/kind") if t["kind"] == "Role" and t["metadata"]["name"] == "launcher"]
+    return {(g, r, v) for rule in role["rules"] for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+def run_all_operations(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every operation of the launcher in every rendering."""
+    monkeypatch.setattr("components.launching.kubernetes.job_handle.MISSING_PODS_S", 0.05)
+    renderings: tuple[RenderingName, ...] = ("job", "jobset", "trainjob")
+    for rendering in renderings:
+        launcher = cluster.launcher(rendering)
+        launcher.submit(cluster.job(rendering)).wait()
+        launcher.submit(cluster.job(rendering)).status()
+        assert launcher.jobs() and launcher.find(cluster.job(rendering).key)
+        cluster.default_behavior = ScriptedPod(exit_code=None)
+        launcher.submit(cluster.job("cancelled-" + rendering)).cancel()
+        cluster.default_behavior = ScriptedPod(("started", "done"))
+    orphaned = {"services": "Service", "trainingruntimes": "TrainingRuntime"}
+    for plural, kind in orphaned.items():
+        labels = {"app.kubernetes.io/managed-by": "omnimri", "omnimri.dev/job": "lost"}
+        cluster.server.put(plural, {"kind": kind, "metadata": {"name": "lost", "labels": labels}})
+    launcher.clean_up()
+    monkeypatch.setattr(cluster.controllers, "create_pod", _create_nothing)
+    cluster.server.put(
+        "events",
+        {
+            "kind": "Event",
+            "type": "Warning",
+            "metadata": {"name": "e"},
+            "involvedObject": {"name": cluster.job("no pods").key},
+            "message": "no service account",
+        },
+    )
+    with pytest.raises(JobFailed, match="no service account"):
+        cluster.launcher().submit(cluster.job("no pods")).wait()
+
+
+async def _create_nothing(*_: Any) -> None:
+    return None
+
+
+def test_the_role_grants_exactly_the_verbs_in_use_and_the_documentation_lists_them(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_all_operations(cluster, monkeypatch)
+    assert used_grants(cluster) == role_grants()
+    page = (REPOSITORY / "docs" / "kubernetes.md").read_text()
+    rows = re.findall(r"^\| `([\w./-]*)` \| `([\w/]+)` \| ([a-z, ]+) \|", page, re.MULTILINE)
+    documented = {("" if g == "core" else g, r, v.strip()) for g, r, verbs in rows for v in verbs.split(",")}
+    assert documented == role_grants()
