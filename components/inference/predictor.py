@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -35,13 +36,13 @@ from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 
 MAX_NEW_TOKENS = 200
-FREE_TEXT = "report"
-"""Task of the answers that no task recognizes."""
 
 
 def task_of(answer: str) -> Task:
-    """Return the first task that recognizes the form of an answer, or else the report."""
-    return next((task for task in TASKS.values() if task.recognizes(answer)), TASKS[FREE_TEXT])
+    """Return the first task that recognizes the form of an answer, or else the task of free text."""
+    recognizing = (task for task in TASKS.values() if task.recognizes(answer))
+    free_text = (task for task in TASKS.values() if task.is_free_text)
+    return next(chain(recognizing, free_text))
 
 
 @dataclass
@@ -201,7 +202,7 @@ class Predictor:
         answer = ""
         for piece in self._stream_text(question):
             answer += piece
-            if task_of(answer.lstrip()).streams_text:
+            if task_of(answer.lstrip()).is_free_text:
                 on_text(piece)
         progress("answering", 1, 1)
         return answer.strip()

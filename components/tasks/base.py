@@ -74,7 +74,8 @@ class Task(ABC):
         needs_findings: instructions exist only for datasets whose labels, boxes or diagnoses state whether there is a lesion.
         is_augmented: training varies contrast and position of the image.
         states_sizes: the response states sizes in millimeters: training moves the image but does not scale it.
-        streams_text: the answer is text of some length: the command line shows it while it is generated.
+        is_free_text: answers have no form of their own: every answer that no other task recognizes belongs to this task, and the
+            command line shows it while it is generated.
     """
 
     name: ClassVar[str]
@@ -86,7 +87,7 @@ class Task(ABC):
     needs_findings: ClassVar[bool] = False
     is_augmented: ClassVar[bool] = True
     states_sizes: ClassVar[bool] = False
-    streams_text: ClassVar[bool] = False
+    is_free_text: ClassVar[bool] = False
 
     # Curation
 

@@ -27,7 +27,7 @@ class Report(Task):
     weight = 0.15
     needs_findings = True
     states_sizes = True
-    streams_text = True
+    is_free_text = True
     phrasings = Phrasings(
         trained=(
             "Generate a diagnostic report based on this MRI scan.",

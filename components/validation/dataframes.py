@@ -53,7 +53,6 @@ _CONTRADICTIONS = {
     frozenset({"PD-weighted", "T2-weighted"}),
 }
 """Sequence names and timings that exclude each other; other differences are a matter of naming."""
-"""Tasks that a dataset can supervise only if its label map names a lesion."""
 _PLACEHOLDER = re.compile(r"[{}]")
 
 SidesByPatient = dict[tuple[str, str], set[str]]
