@@ -30,7 +30,7 @@ import numpy as np
 import zarr
 
 from components.curation.store import VolumeStore
-from components.ingestion.formats.dicom import reader as dicom_reader
+from components.ingestion.formats.dicom.classic import read_series
 from components.samples.cohort import Brain, Grid, generate_brain, simulate_magnitude
 from components.samples.dicom_series import create_mr_image
 
@@ -68,7 +68,7 @@ def write_series(folder: Path, series: int) -> None:
 
 def ours(folder: Path, out: Path) -> None:
     """Read a series and store its volume."""
-    voxels, _, _ = dicom_reader.read_series(sorted(folder.iterdir()), None)
+    voxels, _, _ = read_series(sorted(folder.iterdir()), None)
     voxels /= 1000
     VolumeStore(out).write(f"{int(folder.name):032x}", "voxels", voxels)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from components.errors import BadInput
 
 if TYPE_CHECKING:
+    from components.ingestion.formats.base import Format
     from components.tasks.base import Task
 
 PLUGINS = "OMNIMRI_PLUGINS"
@@ -89,8 +90,18 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._entries
 
 
-FORMATS: Registry[Any] = Registry("format", {})
-"""Image formats, in the order in which a file's content is tried against them."""
+FORMATS: Registry[Format] = Registry(
+    "format",
+    {
+        "dicom": "components.ingestion.formats.dicom.format:FORMAT",
+        "nifti": "components.ingestion.formats.nifti:FORMAT",
+        "metaimage": "components.ingestion.formats.metaimage:FORMAT",
+        "numpy_array": "components.ingestion.formats.numpy_array:FORMAT",
+        "ismrmrd": "components.ingestion.formats.ismrmrd:FORMAT",
+        "fastmri": "components.ingestion.formats.fastmri:FORMAT",
+    },
+)
+"""Image formats (:class:`components.ingestion.formats.base.Format`), in the order in which they are asked to recognize a file."""
 TASKS: Registry[Task] = Registry(
     "task",
     {

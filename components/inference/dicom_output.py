@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from components.errors import BadInput
 from components.files import atomic_file
 from components.inference.prediction import FoundBox, Prediction
-from components.ingestion.formats.dicom.series_splitting import LPS_TO_RAS
-from components.ingestion.formats.sniff import kind_of
+from components.ingestion.formats.orientation import LPS_TO_RAS
+from components.ingestion.formats.sniff import detect_format
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -58,10 +58,10 @@ def save_dicom(prediction: Prediction, instruction: str, source: Path, out: Path
 
 def _images(source: Path) -> list[Dataset]:
     """Headers of the MR images, in the order of their positions."""
-    from components.ingestion.formats.dicom.reader import MR_CLASSES, read_header
+    from components.ingestion.formats.dicom.headers import MR_CLASSES, read_header
 
     files = [source] if source.is_file() else [file for file in sorted(source.rglob("*")) if file.is_file()]
-    found = [read_header(file) for file in files if kind_of(file) == "dicom"]
+    found = [read_header(file) for file in files if detect_format(file) == "dicom"]
     images = [image for image in found if image.get("SOPClassUID") in MR_CLASSES]
     return sorted(images, key=lambda image: int(image.get("InstanceNumber") or 0))
 

@@ -248,10 +248,10 @@ def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
     """Read a volume, and the affine of its file if the file is NIfTI."""
     from components.ingestion import read_path
     from components.ingestion.formats.nifti import load
-    from components.ingestion.formats.sniff import kind_of
+    from components.ingestion.formats.sniff import detect_format
 
     volume = read_path(path)
-    return volume, np.asarray(load(path).affine) if path.is_file() and kind_of(path) == "nifti" else None
+    return volume, np.asarray(load(path).affine) if path.is_file() and detect_format(path) == "nifti" else None
 
 
 def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -1,3 +1,59 @@
-"""Names of the files that ingestion keeps beside the data of a dataset."""
+"""Files that describe an ingested dataset: ``manifest.json``, ``quarantine.json``, and the journal of an unfinished ingestion.
+
+The manifest (``data/<id>/manifest.json``) lists the series and, for each written file, the MD5 of its source, so that a file whose
+source did not change is not written again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from components.files import read_json, write_json
+from components.ingestion.volume import SourceFile, SourceSeries
 
 MANIFEST, QUARANTINE, JOURNAL = "manifest.json", "quarantine.json", ".journal.jsonl"
+FILE_ROLES = ("files", "labels", "annotations")
+"""Fields of a series that list files."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of a manifest.
+
+    Attributes:
+        recipe: digest of the inputs that decide the written bytes besides the sources.
+        series: ingested volumes.
+        sources: path under ``data/`` -> MD5 of the source.
+        contents: path of an image under ``data/`` -> MD5 of its content.
+    """
+
+    recipe: str
+    series: tuple[SourceSeries, ...]
+    sources: dict[str, str]
+    contents: dict[str, str]
+
+    @classmethod
+    def read(cls, root: Path) -> Manifest | None:
+        """Read the manifest of a dataset's folder; None where it has not been ingested."""
+        path = root / MANIFEST
+        if not path.exists():
+            return None
+        content = read_json(path)
+        series = tuple(_series_from_json(entry) for entry in content["series"])
+        return cls(content["recipe"], series, content["sources"], content["contents"])
+
+    def write(self, root: Path) -> None:
+        """Write the manifest to a dataset's folder, atomically."""
+        write_json(root / MANIFEST, asdict(self))
+
+
+def _series_from_json(entry: dict[str, Any]) -> SourceSeries:
+    files = {role: tuple(SourceFile(**file) for file in entry[role]) for role in FILE_ROLES}
+    return SourceSeries(**{**entry, **files})
+
+
+def files_of(series: SourceSeries) -> tuple[SourceFile, ...]:
+    """Return all files of a series: images, labels, annotations."""
+    return (*series.files, *series.labels, *series.annotations)

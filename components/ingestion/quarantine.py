@@ -1,4 +1,4 @@
-"""Why an input is not taken in: the kinds of reasons, and how a file is named without its name."""
+"""Rejected inputs: kinds of reasons, and how the quarantine refers to a file without its name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from components.errors import BadInput
+from components.errors import BadInput, OmniMRIError
 from components.ingestion.volume import Quarantined
 
 Kind = Literal["unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "label", "no image"]
@@ -15,7 +15,7 @@ KINDS: dict[Kind, tuple[str, str]] = {
         "damaged, truncated or empty; a header that claims more than the file holds; pixels that do not decode",
         "get the file again",
     ),
-    "not MR": ("another modality, a report, a presentation state, spectroscopy", "leave it out"),
+    "not MR": ("another modality, a report, a presentation state, spectroscopy", "remove it from the folder"),
     "burnt-in": (
         "Burned In Annotation is YES, a secondary capture or a screen save: the pixels may show a name",
         "give the image itself",
@@ -29,22 +29,22 @@ KINDS: dict[Kind, tuple[str, str]] = {
         "remove one of the two",
     ),
     "unsupported": (
-        "undersampled, echo-planar or non-Cartesian k-space; colours; a 4-D file that the card does not explain",
+        "undersampled, echo-planar or non-Cartesian k-space; colors; a 4-D file that the card does not explain",
         "see the entry's remedy",
     ),
     "label": (
         "a label map on another grid than every image of its case, with unknown segments, or beside one that is used; "
         "outlines off the slices, open, or of another frame of reference; boxes beyond the image",
-        "resample it, or mend the card",
+        "resample it, or fix the card",
     ),
     "no image": (
         "neither an image by its content, nor a sidecar or table that belongs to one",
         "none needed for documents; layout.ignored of the card silences them",
     ),
 }
-"""Kind -> (what is meant, usual remedy). The table in docs/data.md is this one."""
-_SUFFIXES = frozenset(
-    {
+"""Kind -> (meaning, usual remedy). docs/data.md contains this table."""
+_SHOWN_SUFFIXES = frozenset(
+    [
         ".bin",
         ".bval",
         ".bvec",
@@ -97,13 +97,13 @@ _SUFFIXES = frozenset(
         ".yml",
         ".zip",
         ".zraw",
-    }
+    ]
 )
-"""Endings that are shown; any other may be part of a name."""
+"""Suffixes that an entry shows; any other may be part of a name."""
 
 
 class Rejection(NamedTuple):
-    """Why an input is not taken in."""
+    """Reason why an input is not ingested."""
 
     kind: Kind
     reason: str
@@ -111,17 +111,23 @@ class Rejection(NamedTuple):
 
 
 class UnsupportedInput(BadInput):
-    """An input that can be read and is not used all the same."""
+    """An input that can be read but not used."""
 
     def __init__(self, kind: Kind, what: str, *, where: str = "", remedy: str = "") -> None:
         self.kind = kind
         super().__init__(what, where=where, remedy=remedy)
 
 
-class Listing:
-    """The files of a source folder in a fixed order, so that one can be named by its number: its name may be the patient's.
+def rejection_of(error: OmniMRIError) -> Rejection:
+    """Return the rejection that an error about one input means."""
+    kind = error.kind if isinstance(error, UnsupportedInput) else "unreadable"
+    return Rejection(kind, error.what, error.remedy)
 
-    ``find . -type f | LC_ALL=C sort | sed -n 12p`` in the folder prints the twelfth.
+
+class SourceListing:
+    """Files of a source folder in a fixed order, so that an entry can refer to a file by its number: its name may be the patient's.
+
+    ``find . -type f | LC_ALL=C sort | sed -n 12p`` in the folder prints the twelfth file.
     """
 
     def __init__(self, source: Path) -> None:
@@ -135,10 +141,11 @@ class Listing:
     def __iter__(self) -> Iterator[Path]:
         return iter(self._numbers)
 
-    def left_out(self, paths: Iterable[Path], refusal: Rejection) -> Quarantined:
-        """A quarantine entry about one file, or about those that would have made a volume together."""
+    def quarantine_entry(self, paths: Iterable[Path], rejection: Rejection) -> Quarantined:
+        """Return an entry about one file, or about files that would have formed one volume."""
         ordered = sorted(set(paths), key=self._numbers.__getitem__)
         first, more = ordered[0], len(ordered) - 1
-        ending = f", *{first.suffix.lower()}" if first.suffix.lower() in _SUFFIXES else ""
-        which = f"file {self._numbers[first]}{f' and {more} more' if more else ''} of {len(self._numbers)}{ending}"
-        return Quarantined(path=which, kind=refusal.kind, reason=refusal.reason, remedy=refusal.remedy)
+        suffix = first.suffix.lower()
+        shown = f", *{suffix}" if suffix in _SHOWN_SUFFIXES else ""
+        which = f"file {self._numbers[first]}{f' and {more} more' if more else ''} of {len(self._numbers)}{shown}"
+        return Quarantined(path=which, kind=rejection.kind, reason=rejection.reason, remedy=rejection.remedy)

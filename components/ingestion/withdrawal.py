@@ -1,91 +1,94 @@
-"""Patients who withdrew their consent: out of ``data/`` now, and left out of every later ingestion.
+"""Patients who withdrew their consent: removed from ``data/``, and excluded from every later ingestion.
 
-The list (``data/withdrawn.json``: dataset -> pseudonyms) is versioned with the data. It names nobody: a pseudonym leads back to a
-person only with the key.
+The list (``data/withdrawn.json``: dataset -> pseudonyms) is versioned with the data. It identifies nobody: without the key, no
+pseudonym leads back to a person.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from components.files import read_json, write_json
-from components.ingestion.manifest import MANIFEST
+from components.ingestion.manifest import MANIFEST, Manifest, files_of
 
 WITHDRAWN = "withdrawn.json"
-_PARTS = ("files", "labels", "annotations")
 
 
 @dataclass(frozen=True)
 class Removed:
-    """What a withdrawal took out.
-
-    Attributes:
-        series, files: of all datasets.
-    """
+    """Number of series and files, of all datasets, that a withdrawal removed."""
 
     series: int
     files: int
 
 
 def withdrawals(data: Path) -> dict[str, frozenset[str]]:
-    """Dataset -> pseudonyms of those who withdrew."""
+    """Return dataset -> pseudonyms of the patients who withdrew."""
     path = data / WITHDRAWN
     return {dataset: frozenset(patients) for dataset, patients in read_json(path).items()} if path.exists() else {}
 
 
 def withdrawn_patients(data: Path, dataset_id: str) -> frozenset[str]:
-    """Pseudonyms that must not be taken in from this dataset."""
+    """Return the pseudonyms that must not be ingested from a dataset."""
     return withdrawals(data).get(dataset_id, frozenset())
 
 
 def patients_of(data: Path) -> dict[str, set[str]]:
-    """Dataset -> pseudonyms that are in ``data/`` now."""
+    """Return dataset -> pseudonyms of the patients in ``data/``."""
     return {
-        path.parent.name: {one["patient_id"] for one in read_json(path)["series"]} for path in sorted(data.glob(f"*/{MANIFEST}"))
+        path.parent.name: {series["patient_id"] for series in read_json(path)["series"]}
+        for path in sorted(data.glob(f"*/{MANIFEST}"))
     }
 
 
 def withdraw(data: Path, patients: Mapping[str, frozenset[str]]) -> Removed:
-    """Record patients as withdrawn and remove what is theirs.
+    """Record patients as withdrawn and remove their files.
 
-    The list is written first, the manifests next, the files last: killed at any moment, the same call, or the next ingestion,
-    completes it.
+    The list is written first, the manifests next, the files last: after an interruption, the same call, or the next ingestion,
+    completes the removal.
 
     Args:
         patients: dataset -> pseudonyms.
     """
-    known = withdrawals(data)
-    together = {name: known.get(name, frozenset()) | patients.get(name, frozenset()) for name in {*known, *patients}}
-    listed = {name: sorted(gone) for name, gone in sorted(together.items()) if gone}
-    if listed and together != known:
+    recorded = withdrawals(data)
+    merged = {name: recorded.get(name, frozenset()) | patients.get(name, frozenset()) for name in {*recorded, *patients}}
+    listed = {name: sorted(pseudonyms) for name, pseudonyms in sorted(merged.items()) if pseudonyms}
+    if listed and merged != recorded:
         write_json(data / WITHDRAWN, listed)
     series = files = 0
-    for name, gone in listed.items():
-        if (data / name / MANIFEST).exists():
-            lost, deleted = _remove(data, name, frozenset(gone))
-            series, files = series + lost, files + deleted
+    for name, pseudonyms in listed.items():
+        removed = _remove_patients(data, name, frozenset(pseudonyms))
+        series, files = series + removed.series, files + removed.files
     return Removed(series, files)
 
 
-def _remove(data: Path, dataset_id: str, gone: frozenset[str]) -> tuple[int, int]:
-    """Take patients out of one dataset; returns how many series and files went."""
-    manifest = read_json(data / dataset_id / MANIFEST)
-    kept = [one for one in manifest["series"] if one["patient_id"] not in gone]
-    named = {file["path"] for one in kept for part in _PARTS for file in one[part]}
-    lost = len(manifest["series"]) - len(kept)
-    if lost:
-        by_file = {key: value for key, value in manifest.items() if isinstance(value, dict)}
-        pruned = {key: {path: one for path, one in value.items() if path in named} for key, value in by_file.items()}
-        write_json(data / dataset_id / MANIFEST, {**manifest, **pruned, "series": kept})
-    doomed = [path for patient in gone for path in (data / dataset_id / patient).rglob("*") if path.is_file()]
-    doomed = [path for path in doomed if path.relative_to(data).as_posix() not in named]
-    for path in doomed:
-        path.unlink()
-    for patient in gone:
-        folders = [path for path in (data / dataset_id / patient).rglob("*") if path.is_dir()]
-        for folder in [*sorted(folders, reverse=True), data / dataset_id / patient]:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-    return lost, len(doomed)
+def _remove_patients(data: Path, dataset_id: str, patients: frozenset[str]) -> Removed:
+    """Remove patients from the manifest of a dataset, then their files."""
+    root = data / dataset_id
+    manifest = Manifest.read(root)
+    if manifest is None:
+        return Removed(0, 0)
+    remaining = tuple(series for series in manifest.series if series.patient_id not in patients)
+    paths = {file.path for series in remaining for file in files_of(series)}
+    removed = len(manifest.series) - len(remaining)
+    if removed:
+        sources = {path: md5 for path, md5 in manifest.sources.items() if path in paths}
+        contents = {path: md5 for path, md5 in manifest.contents.items() if path in paths}
+        replace(manifest, series=remaining, sources=sources, contents=contents).write(root)
+    return Removed(removed, _remove_files(data, [root / patient for patient in patients], paths))
+
+
+def _remove_files(data: Path, folders: Iterable[Path], listed: set[str]) -> int:
+    """Delete the files of patients' folders that no series lists, and folders that become empty; return how many files."""
+    count = 0
+    for folder in folders:
+        for path in [path for path in folder.rglob("*") if path.is_file() and path.relative_to(data).as_posix() not in listed]:
+            path.unlink()
+            count += 1
+        subfolders = [path for path in folder.rglob("*") if path.is_dir()]
+        for path in [*sorted(subfolders, reverse=True), folder]:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+    return count

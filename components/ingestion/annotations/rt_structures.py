@@ -16,7 +16,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from components.ingestion.formats.dicom.series_splitting import LPS_TO_RAS
+from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.quarantine import Rejection, UnsupportedInput
 
 STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"

@@ -1,90 +1,146 @@
-"""k-space files (HDF5): fastMRI's, and the form in which ISMRMRD raw data is kept under ``data/``.
+"""k-space files (HDF5) of fastMRI: also the form in which ISMRMRD raw data is stored under ``data/``.
 
-fastMRI stores images upside down: rows run from posterior to anterior. They are turned here, k-space included, so that a volume is
-the same way up whatever file it came from. Both axes may be oversampled: k-space is that of the encoded space, and images are cut
-to the reconstructed one, as fastMRI's own reference images are; k-space is then that of the cut image.
+fastMRI stores images upside down: rows run from posterior to anterior. They are flipped when read, k-space included, so that a
+volume has the same orientation whatever file it came from. Both axes may be oversampled: k-space is that of the encoded space, and
+images are cropped to the reconstructed one, as fastMRI's own reference images are; the k-space of the volume is that of the cropped
+image.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from components.errors import BadInput
 from components.files import atomic_file
 from components.ingestion import acquisition_headers
 from components.ingestion.deidentification import allowlists
-from components.ingestion.formats.gzipped import MAX_DEFLATE_RATIO
-from components.ingestion.formats.nifti import content_md5, settled, slice_first
+from components.ingestion.formats import hdf5, ismrmrd_header
+from components.ingestion.formats.base import FileHeader, Format, PlannedFile, PlannedSeries, WriteContext
+from components.ingestion.formats.ismrmrd_header import first_number
+from components.ingestion.formats.nifti_writer import content_md5
+from components.ingestion.formats.orientation import keep_slices_first, round_affine
+from components.ingestion.formats.voxels import remove_nonfinite
 from components.ingestion.quarantine import UnsupportedInput
-from components.ingestion.volume import Acquisition
+from components.ingestion.source_folder import Plan, SourceFolder
+from components.ingestion.volume import Acquisition, Volume
 from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
 
-_SPACE = "http://www.ismrm.org/ISMRMRD"
+READER = "kspace"
+"""``reader`` of these series in manifests."""
 DATASETS = ("kspace", "reconstruction_rss", "reconstruction_esc")
 ACQUISITION = re.compile(r"(?:AX|COR|SAG)(?:T1|T2|PD|FLAIR|DIFF)(?:FS)?(?:PRE|POST)?(?:_FBK)?")
-"""fastMRI's names of acquisitions. Other text in this attribute is not copied: it may name the patient."""
+"""Names of acquisitions that fastMRI publishes. Other text of this attribute is not copied: it may contain the patient's name."""
 SEQUENCES = {"T1": "T1-weighted", "T2": "T2-weighted", "FLAIR": "T2-FLAIR", "PD": "PD-weighted"}
-_MATRICES = tuple(
-    f"encoding/{space}Space/{what}/{axis}"
-    for space in ("encoded", "recon")
-    for what in ("matrixSize", "fieldOfView_mm")
-    for axis in "xyz"
-)
-_LIMITS = tuple(
-    f"encoding/encodingLimits/{axis}/{what}"
-    for axis in ("kspace_encoding_step_1", "kspace_encoding_step_2")
-    for what in ("minimum", "maximum", "center")
-)
-KEPT = (
-    "acquisitionSystemInformation/systemVendor",
-    "acquisitionSystemInformation/systemModel",
-    "acquisitionSystemInformation/systemFieldStrength_T",
-    "acquisitionSystemInformation/receiverChannels",
-    *_MATRICES,
-    *_LIMITS,
-    "sequenceParameters/TR",
-    "sequenceParameters/TE",
-    "sequenceParameters/TI",
-    "sequenceParameters/flipAngle_deg",
-)
-"""Of an ISMRMRD header: two published words and numbers."""
-_WORDS = {KEPT[0]: allowlists.vendor, KEPT[1]: allowlists.scanner}
 
 
-def is_believable(values: h5py.Dataset) -> bool:
-    """Whether an array is not larger than what the file stores of it can be: HDF5 hands out zeros for what was never written."""
-    stored = values.id.get_storage_size()
-    return 0 < values.size * values.dtype.itemsize <= stored * MAX_DEFLATE_RATIO
+@dataclass(frozen=True)
+class PlannedKspace(PlannedFile):
+    """A fastMRI file.
+
+    Attributes:
+        patient: pseudonym, which is written to the file.
+    """
+
+    patient: str
+
+    def write(self, target: Path, context: WriteContext) -> str:
+        """Copy arrays and the allowed parts of the header; return the MD5 of the k-space.
+
+        Raises:
+            BadInput: not the format of fastMRI, or undersampled.
+        """
+        _check(self.source)
+        with h5py.File(self.source) as file:
+            header = ismrmrd_header.parse_header(file["ismrmrd_header"][()]) if "ismrmrd_header" in file else {}
+            arrays = {name: file[name][()] for name in DATASETS if name in file}
+            acquisition = str(file.attrs.get("acquisition", ""))
+        return write_kspace(target, arrays, header, self.patient, acquisition=acquisition)
 
 
-def check(path: Path) -> None:
-    """Raise :class:`BadInput` unless the file has fully sampled k-space in fastMRI's shape."""
+class FastMriFormat(Format):
+    """HDF5 files with fully sampled Cartesian k-space in the layout of fastMRI."""
+
+    name = "fastmri"
+    is_fallback = True
+
+    @override
+    def sniff(self, head: bytes, path: Path) -> bool:
+        return head.startswith(hdf5.MAGIC)
+
+    @override
+    def plan(self, headers: Sequence[FileHeader], folder: SourceFolder, plan: Plan) -> None:
+        for header in headers:
+            relative = folder.relative(header.path)
+            patient = folder.patient(relative)
+            stem = folder.stem(patient, relative)
+            image = PlannedKspace(header.path, f"{stem}.h5", "image", patient)
+            plan.series.append(plan_kspace_series(image, relative, relative, header.path.stem, folder))
+
+    @override
+    def read(self, files: Sequence[Path], sidecar: Path | None, anatomy: str | None) -> Volume:
+        return read_kspace(files[0], anatomy)
+
+    @override
+    def read_path(self, path: Path) -> Volume:
+        return read_kspace(path, None)
+
+    @override
+    def count_voxels(self, path: Path, limit: int) -> int:
+        return hdf5.count_values(path)
+
+
+FORMAT = FastMriFormat()
+
+
+def plan_kspace_series(image: PlannedKspace, name: str, relative: str, box_file_name: str, folder: SourceFolder) -> PlannedSeries:
+    """Plan a series of one k-space file with the card's boxes and tables.
+
+    Args:
+        name: name of the series before it becomes a pseudonym.
+        relative: path of the source in its folder.
+        box_file_name: key in box tables in the format of fastMRI+; "" where such tables do not describe the image.
+    """
+    stem = image.target.removesuffix(".h5")
+    files: list[PlannedFile] = [image]
+    files += folder.plan_boxes(relative, None, stem, (), box_file_name)
+    files += folder.plan_tables(relative, None, stem)
+    return PlannedSeries(image.patient, folder.pseudonyms.series(name), READER, files)
+
+
+def _check(path: Path) -> None:
+    """Require fully sampled k-space in the layout of fastMRI.
+
+    Raises:
+        BadInput: another layout, or a data set that claims more than the file contains.
+        UnsupportedInput: undersampled k-space.
+    """
     try:
         with h5py.File(path) as file:
-            found = file.get("kspace")
-            shape = found.shape if isinstance(found, h5py.Dataset) else None
-            complex_values = shape is not None and np.issubdtype(found.dtype, np.complexfloating)
-            undersampled = "mask" in file
-            sound = all(is_believable(file[name]) for name in DATASETS if isinstance(file.get(name), h5py.Dataset))
+            kspace = file.get("kspace")
+            shape = kspace.shape if isinstance(kspace, h5py.Dataset) else None
+            is_complex = shape is not None and np.issubdtype(kspace.dtype, np.complexfloating)
+            is_undersampled = "mask" in file
+            is_sound = all(hdf5.is_stored(file[name]) for name in DATASETS if isinstance(file.get(name), h5py.Dataset))
     except OSError:
         raise BadInput("HDF5 cannot be read", where=path.name, remedy="get the file again") from None
-    if not sound:
+    if not is_sound:
         raise BadInput("an empty array, or one that claims more than the file holds", where=path.name, remedy="get the file again")
-    if shape is None or len(shape) not in (3, 4) or not complex_values:
+    if shape is None or len(shape) not in (3, 4) or not is_complex:
         raise BadInput(
             f"'kspace' must be complex of (slices, [coils,] rows, columns), found {shape}",
             where=path.name,
             remedy="give files in fastMRI's form, or ISMRMRD",
         )
-    if undersampled:
+    if is_undersampled:
         raise UnsupportedInput(
             "unsupported",
             "undersampled k-space (a test file with a mask): there is no reference image",
@@ -93,21 +149,7 @@ def check(path: Path) -> None:
         )
 
 
-def write_clean(source: Path, target: Path, patient: str) -> str:
-    """Copy arrays and the allowed parts of the header; returns the MD5 of the k-space.
-
-    Raises:
-        BadInput: not fastMRI's form, or undersampled.
-    """
-    check(source)
-    with h5py.File(source) as file:
-        header = header_values(file["ismrmrd_header"][()]) if "ismrmrd_header" in file else {}
-        arrays = {name: file[name][()] for name in DATASETS if name in file}
-        acquisition = str(file.attrs.get("acquisition", ""))
-    return write(target, arrays, header, patient, acquisition=acquisition)
-
-
-def write(
+def write_kspace(
     target: Path,
     arrays: dict[str, NDArray[Any]],
     header: dict[str, list[str]],
@@ -116,123 +158,87 @@ def write(
     acquisition: str = "",
     affine: NDArray[np.float64] | None = None,
 ) -> str:
-    """Write a k-space file; returns the MD5 of the k-space.
+    """Write a k-space file; return the MD5 of the k-space.
 
     Args:
         arrays: by name, see :data:`DATASETS`.
-        affine: (4, 4), pixel of the image of the whole k-space, as it is (not turned) -> RAS+ mm; None = unknown.
+        header: as :func:`components.ingestion.formats.ismrmrd_header.parse_header` returns it.
+        patient: pseudonym.
+        affine: (4, 4), pixel of the uncropped image as stored (not flipped) -> RAS+ mm; None = unknown.
     """
     with atomic_file(target) as temporary, h5py.File(temporary, "w", libver="earliest") as clean:
         for name, values in arrays.items():
             clean.create_dataset(name, data=values, track_times=False)
         if header:
-            clean.create_dataset("ismrmrd_header", data=clean_header(header), track_times=False)
+            clean.create_dataset("ismrmrd_header", data=ismrmrd_header.clean_header(header), track_times=False)
         if ACQUISITION.fullmatch(acquisition):
             clean.attrs["acquisition"] = acquisition
         if affine is not None:
-            clean.attrs["affine"] = settled(affine)
+            clean.attrs["affine"] = round_affine(affine)
         clean.attrs["patient_id"] = patient
     return content_md5(np.ascontiguousarray(arrays["kspace"]).tobytes(), arrays["kspace"].shape)
 
 
-def header_values(text: bytes | str) -> dict[str, list[str]]:
-    """Path of an element of an ISMRMRD header -> its texts, of the first encoding only; empty where it is no XML."""
-    try:
-        root = ElementTree.fromstring(text)  # noqa: S314 (expat of Python 3.11 bounds entity expansion; files are local)
-    except ElementTree.ParseError:
-        return {}
-    found: dict[str, list[str]] = defaultdict(list)
+def read_kspace(path: Path, anatomy: str | None) -> Volume:
+    """Read one file: magnitude (D, H, W), k-space (D, coils, H, W), affine and acquisition.
 
-    def walk(element: ElementTree.Element, path: str) -> None:
-        seen = False
-        for child in element:
-            name = child.tag.rpartition("}")[2]
-            if name == "encoding" and seen:
-                continue
-            seen = seen or name == "encoding"
-            inner = f"{path}/{name}" if path else name
-            if len(child):
-                walk(child, inner)
-            else:
-                found[inner].append((child.text or "").strip())
-
-    walk(root, "")
-    return dict(found)
-
-
-def clean_header(values: dict[str, list[str]]) -> str:
-    """An ISMRMRD header of what may be kept, numbers written as Python reads them."""
-    root = ElementTree.Element(f"{{{_SPACE}}}ismrmrdHeader")
-    for path in KEPT:
-        for text in values.get(path, []):
-            value = _WORDS[path](text) if path in _WORDS else _number(text)
-            if value is not None:
-                *parents, leaf = path.split("/")
-                place = root
-                for name in parents:
-                    inside = place.find(f"{{{_SPACE}}}{name}")
-                    place = ElementTree.SubElement(place, f"{{{_SPACE}}}{name}") if inside is None else inside
-                ElementTree.SubElement(place, f"{{{_SPACE}}}{leaf}").text = str(value)
-    ElementTree.register_namespace("", _SPACE)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _number(text: str) -> str | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return f"{number:g}" if np.isfinite(number) and abs(number) < 1e9 else None
-
-
-def first_number(values: dict[str, list[str]], path: str) -> float | None:
-    """The first number at a path of a header."""
-    found = (_number(text) for text in values.get(path, []))
-    return next((float(number) for number in found if number is not None), None)
-
-
-def read(path: Path, anatomy: str | None) -> tuple[NDArray[np.float32], NDArray[np.complex64], NDArray[np.float64], Acquisition]:
-    """Magnitude (D, H, W), k-space (D, coils, H, W), affine and acquisition of one file.
-
-    fastMRI's header has no position, so the affine centres the volume; its directions are those of an axial image.
+    fastMRI's header has no position, so the affine centers the volume at the origin; its directions are those of an axial image.
 
     Raises:
-        BadInput: no k-space in fastMRI's shape.
+        BadInput: no k-space in the layout of fastMRI.
     """
-    check(path)
+    _check(path)
     with h5py.File(path) as file:
         kspace = np.asarray(file["kspace"][()], dtype=np.complex64)
-        values = header_values(file["ismrmrd_header"][()]) if "ismrmrd_header" in file else {}
+        header = ismrmrd_header.parse_header(file["ismrmrd_header"][()]) if "ismrmrd_header" in file else {}
         acquisition = str(file.attrs.get("acquisition", ""))
-        known = np.array(file.attrs["affine"], dtype=np.float64) if "affine" in file.attrs else None
+        stored_affine = np.array(file.attrs["affine"], dtype=np.float64) if "affine" in file.attrs else None
         reference = next((file[name].shape[-2:] for name in DATASETS[1:] if name in file), None)
-    kspace = kspace[:, None] if kspace.ndim == 3 else kspace
-    images = ifft2c(kspace)
+    images = ifft2c(kspace[:, None] if kspace.ndim == 3 else kspace)
     encoded = images.shape[-2:]
-    wanted = reference or tuple(int(first_number(values, f"encoding/reconSpace/matrixSize/{axis}") or 0) for axis in "xy")
-    kept = tuple(min(want, have) if want else have for want, have in zip(wanted, encoded, strict=True))
-    corner = tuple((have - keep) // 2 for have, keep in zip(encoded, kept, strict=True))
-    images = images[..., corner[0] : corner[0] + kept[0], corner[1] : corner[1] + kept[1]]
-    if known is None:
-        affine = _centred(values, encoded, images.shape)
+    images, corner = _crop(images, reference or _reconstructed_matrix(header))
+    if stored_affine is None:
+        affine = _centered_affine(header, encoded, images.shape)
         images = images[..., ::-1, :]
     else:
-        known[:3, 3] += known[:3, 1] * corner[0] + known[:3, 2] * corner[1]
-        moved, affine = slice_first(images.transpose(0, 2, 3, 1), known)
-        images = np.ascontiguousarray(moved.transpose(0, 3, 1, 2))
-    voxels = np.sqrt((np.abs(images) ** 2).sum(1))
+        stored_affine[:3, 3] += stored_affine[:3, 1] * corner[0] + stored_affine[:3, 2] * corner[1]
+        coils_last, affine = keep_slices_first(images.transpose(0, 2, 3, 1), stored_affine)
+        images = np.ascontiguousarray(coils_last.transpose(0, 3, 1, 2))
+    magnitude = np.sqrt((np.abs(images) ** 2).sum(1)).astype(np.float32)
     sequence = next((kind for text, kind in SEQUENCES.items() if text in acquisition.upper()), None)
-    return voxels.astype(np.float32), fft2c(images).astype(np.complex64), affine, _acquisition(values, sequence, affine, anatomy)
+    return Volume(
+        voxels=remove_nonfinite(magnitude, path.stem),
+        affine=affine,
+        acquisition=_acquisition(header, sequence, affine, anatomy),
+        kspace=fft2c(images).astype(np.complex64),
+    )
 
 
-def _centred(values: dict[str, list[str]], encoded: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """The affine of turned axial images around the origin; pixels are the encoded field of view over the encoded matrix."""
+def _reconstructed_matrix(header: dict[str, list[str]]) -> tuple[int, ...]:
+    """Return rows and columns of the reconstructed space; 0 where the header does not state them."""
+    return tuple(int(first_number(header, f"encoding/reconSpace/matrixSize/{axis}") or 0) for axis in "xy")
 
-    def size(axis: str, count: int) -> float:
-        return (first_number(values, f"encoding/encodedSpace/fieldOfView_mm/{axis}") or count) / count
 
-    depth = first_number(values, "encoding/reconSpace/fieldOfView_mm/z") or first_number(values, _MATRICES[5]) or 1.0
-    steps = depth, size("x", encoded[0]), size("y", encoded[1])
+def _crop(images: NDArray[Any], matrix: tuple[int, ...]) -> tuple[NDArray[Any], tuple[int, ...]]:
+    """Crop images (..., rows, columns) around their center to a matrix (0 = uncropped); return them with first row and column."""
+    encoded = images.shape[-2:]
+    rows, columns = (min(size, available) if size else available for size, available in zip(matrix, encoded, strict=True))
+    corner = (encoded[0] - rows) // 2, (encoded[1] - columns) // 2
+    return images[..., corner[0] : corner[0] + rows, corner[1] : corner[1] + columns], corner
+
+
+def _centered_affine(header: dict[str, list[str]], encoded: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the affine of flipped axial images around the origin; a pixel is the encoded field of view over the encoded matrix."""
+
+    def pixel_size(axis: str, count: int) -> float:
+        return (first_number(header, f"encoding/encodedSpace/fieldOfView_mm/{axis}") or count) / count
+
+    depth = (
+        first_number(header, "encoding/reconSpace/fieldOfView_mm/z")
+        or first_number(header, "encoding/encodedSpace/fieldOfView_mm/z")
+        or 1.0
+    )
+    steps = depth, pixel_size("x", encoded[0]), pixel_size("y", encoded[1])
     slices, _, rows, columns = shape
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = steps[0], -steps[1], -steps[2], 1
@@ -241,9 +247,9 @@ def _centred(values: dict[str, list[str]], encoded: tuple[int, ...], shape: tupl
 
 
 def _acquisition(
-    values: dict[str, list[str]], sequence: str | None, affine: NDArray[np.float64], anatomy: str | None
+    header: dict[str, list[str]], sequence: str | None, affine: NDArray[np.float64], anatomy: str | None
 ) -> Acquisition:
-    repetition, echo, inversion = (first_number(values, f"sequenceParameters/{name}") for name in ("TR", "TE", "TI"))
+    repetition, echo, inversion = (first_number(header, f"sequenceParameters/{name}") for name in ("TR", "TE", "TI"))
     return Acquisition(
         sequence=sequence or acquisition_headers.sequence_kind(repetition, echo, inversion, ""),
         plane=acquisition_headers.plane_of(affine),
@@ -251,8 +257,8 @@ def _acquisition(
         repetition_time_ms=repetition,
         echo_time_ms=echo,
         inversion_time_ms=inversion,
-        flip_angle_deg=first_number(values, "sequenceParameters/flipAngle_deg"),
-        field_strength_t=first_number(values, "acquisitionSystemInformation/systemFieldStrength_T"),
-        vendor=allowlists.vendor(next(iter(values.get(KEPT[0], [])), "")),
-        scanner=allowlists.scanner(next(iter(values.get(KEPT[1], [])), "")),
+        flip_angle_deg=first_number(header, "sequenceParameters/flipAngle_deg"),
+        field_strength_t=first_number(header, ismrmrd_header.FIELD_STRENGTH),
+        vendor=allowlists.vendor(next(iter(header.get(ismrmrd_header.VENDOR, [])), "")),
+        scanner=allowlists.scanner(next(iter(header.get(ismrmrd_header.SCANNER, [])), "")),
     )

@@ -1,18 +1,22 @@
-"""MetaImage (``.mha``, ``.mhd`` with a data file beside it), by SimpleITK."""
+"""MetaImage (``.mha``, ``.mhd`` with a data file beside it), read with SimpleITK."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from components.errors import BadInput
-from components.ingestion.formats.dicom.series_splitting import LPS_TO_RAS
 from components.ingestion.formats.gzipped import MAX_DEFLATE_RATIO
+from components.ingestion.formats.image_files import ImageFileFormat
+from components.ingestion.formats.orientation import LPS_TO_RAS
 
-_HEADER = 1 << 16
-_BYTES = {
+_MAGIC = re.compile(rb"\s*(?:ObjectType|Comment|NDims)\s*=")
+_MAX_HEADER_BYTES = 1 << 16
+_ELEMENT_BYTES = {
     "CHAR": 1,
     "UCHAR": 1,
     "SHORT": 2,
@@ -26,12 +30,102 @@ _BYTES = {
     "FLOAT": 4,
     "DOUBLE": 8,
 }
-_AGAIN = "get the file again"
+_GET_AGAIN = "get the file again"
 
 
-def _fields(path: Path) -> dict[str, str]:
+class MetaImageFormat(ImageFileFormat):
+    """MetaImage with local or external voxels."""
+
+    name = "metaimage"
+
+    @override
+    def sniff(self, head: bytes, path: Path) -> bool:
+        return _MAGIC.match(head) is not None
+
+    @override
+    def load(self, path: Path) -> Any:
+        return load(path)
+
+    def shape_of(self, path: Path) -> tuple[int, ...]:
+        """Return the sides of an image (x, y, z and perhaps more), from its header alone."""
+        try:
+            return tuple(int(side) for side in _header_fields(path)["DimSize"].split())
+        except (KeyError, ValueError):
+            raise BadInput("a damaged MetaImage header", where=path.name, remedy=_GET_AGAIN) from None
+
+    @override
+    def source_files(self, path: Path) -> tuple[Path, ...]:
+        data_file = _external_data_file(path)
+        return (path,) if data_file is None else (path, data_file)
+
+    @override
+    def count_voxels(self, path: Path, limit: int) -> int:
+        if b"ElementDataFile = LOCAL" not in path.read_bytes()[:_MAX_HEADER_BYTES]:
+            raise BadInput("a header that names another file", where="image", remedy="send one .mha with its voxels (LOCAL)")
+        return super().count_voxels(path, limit)
+
+
+FORMAT = MetaImageFormat()
+
+
+def load(path: Path) -> Any:
+    """Load a MetaImage as a NIfTI image: voxels and geometry, none of the header's text.
+
+    Raises:
+        BadInput: a damaged header, fewer voxels than it claims, or several values for each voxel.
+    """
+    import nibabel as nib
+
+    fields = _header_fields(path)
+    data_file = _external_data_file(path)
+    if fields.get("ElementDataFile") != "LOCAL" and (data_file is None or not data_file.is_file()):
+        raise BadInput("the data file of the MetaImage header is not beside it", where=path.name, remedy="give both files")
+    _check_size(fields, path, data_file)
+    image, values = _read_with_simpleitk(path)
+    dimensions = image.GetDimension()
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(dimensions, dimensions)[:3, :3] * np.array(image.GetSpacing())[:3]
+    affine[:3, 3] = image.GetOrigin()[:3]
+    return nib.Nifti1Image(values.transpose(), LPS_TO_RAS @ affine, dtype=values.dtype)
+
+
+def _check_size(fields: dict[str, str], path: Path, data_file: Path | None) -> None:
+    """Reject a header that claims more voxels than the data file can contain, or an unsupported number of dimensions."""
+    try:
+        sides = [int(side) for side in fields["DimSize"].split()]
+        element_type = fields["ElementType"].removeprefix("MET_").removesuffix("_ARRAY")
+        claimed_bytes = int(np.prod(sides, dtype=object)) * _ELEMENT_BYTES[element_type]
+    except (KeyError, ValueError):
+        raise BadInput("a damaged MetaImage header", where=path.name, remedy=_GET_AGAIN) from None
+    ratio = MAX_DEFLATE_RATIO if fields.get("CompressedData", "").lower() == "true" else 1
+    possible_bytes = (data_file or path).stat().st_size * ratio
+    if len(sides) not in (3, 4) or min(sides) < 1:
+        raise BadInput(f"MetaImage of {len(sides)} dimensions", where=path.name, remedy="give images of 3 or 4 dimensions")
+    if claimed_bytes > possible_bytes:
+        raise BadInput("fewer voxels than the MetaImage header says", where=path.name, remedy=_GET_AGAIN)
+
+
+def _read_with_simpleitk(path: Path) -> tuple[Any, Any]:
+    """Return the SimpleITK image and its array (slices, rows, columns)."""
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO("MetaImageIO")
+    reader.SetFileName(str(path))
+    try:
+        image = reader.Execute()
+        values = SimpleITK.GetArrayFromImage(image)
+    except RuntimeError:
+        raise BadInput("MetaImage cannot be read", where=path.name, remedy=_GET_AGAIN) from None
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise BadInput("a MetaImage of colors or vectors", where=path.name, remedy="give an image of one value for each voxel")
+    return image, values
+
+
+def _header_fields(path: Path) -> dict[str, str]:
+    """Return the fields of a header up to ElementDataFile, which is the last."""
     with path.open("rb") as stream:
-        head = stream.read(_HEADER)
+        head = stream.read(_MAX_HEADER_BYTES)
     fields: dict[str, str] = {}
     for line in head.split(b"\n"):
         name, equals, value = line.partition(b"=")
@@ -43,60 +137,8 @@ def _fields(path: Path) -> dict[str, str]:
     return fields
 
 
-def data_file(path: Path) -> Path | None:
-    """The file beside a header that holds its voxels; None where they follow the header, or the name leads elsewhere."""
-    name = _fields(path).get("ElementDataFile", "")
-    plain = name not in ("", "LOCAL", "LIST") and "%" not in name and Path(name).name == name
-    return path.with_name(name) if plain else None
-
-
-def shape_of(path: Path) -> tuple[int, ...]:
-    """Sides of an image (x, y, z and perhaps more), from its header alone.
-
-    Raises:
-        BadInput: a damaged header.
-    """
-    try:
-        return tuple(int(side) for side in _fields(path)["DimSize"].split())
-    except (KeyError, ValueError):
-        raise BadInput("a damaged MetaImage header", where=path.name, remedy=_AGAIN) from None
-
-
-def load(path: Path) -> Any:
-    """A MetaImage as a NIfTI image: voxels and geometry, nothing of the header's text.
-
-    Raises:
-        BadInput: a damaged header, fewer voxels than it says, or colours.
-    """
-    import nibabel as nib
-    import SimpleITK
-
-    fields = _fields(path)
-    beside = data_file(path)
-    if fields.get("ElementDataFile") != "LOCAL" and (beside is None or not beside.is_file()):
-        raise BadInput("the data file of the MetaImage header is not beside it", where=path.name, remedy="give both files")
-    try:
-        sides = [int(side) for side in fields["DimSize"].split()]
-        claimed = int(np.prod(sides, dtype=object)) * _BYTES[fields["ElementType"].removeprefix("MET_").removesuffix("_ARRAY")]
-        there = (beside or path).stat().st_size * (MAX_DEFLATE_RATIO if fields.get("CompressedData", "").lower() == "true" else 1)
-    except (KeyError, ValueError):
-        raise BadInput("a damaged MetaImage header", where=path.name, remedy=_AGAIN) from None
-    if len(sides) not in (3, 4) or min(sides) < 1:
-        raise BadInput(f"MetaImage of {len(sides)} dimensions", where=path.name, remedy="give images of 3 or 4 dimensions")
-    if claimed > there:
-        raise BadInput("fewer voxels than the MetaImage header says", where=path.name, remedy=_AGAIN)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO("MetaImageIO")
-    reader.SetFileName(str(path))
-    try:
-        image = reader.Execute()
-        values = SimpleITK.GetArrayFromImage(image)
-    except RuntimeError:
-        raise BadInput("MetaImage cannot be read", where=path.name, remedy=_AGAIN) from None
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise BadInput("a MetaImage of colours or vectors", where=path.name, remedy="give an image of one value a voxel")
-    count = image.GetDimension()
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(count, count)[:3, :3] * np.array(image.GetSpacing())[:3]
-    affine[:3, 3] = image.GetOrigin()[:3]
-    return nib.Nifti1Image(values.transpose(), LPS_TO_RAS @ affine, dtype=values.dtype)
+def _external_data_file(path: Path) -> Path | None:
+    """Return the file beside a header that stores its voxels; None where they follow the header, or the name leads elsewhere."""
+    name = _header_fields(path).get("ElementDataFile", "")
+    is_plain = name not in ("", "LOCAL", "LIST") and "%" not in name and Path(name).name == name
+    return path.with_name(name) if is_plain else None

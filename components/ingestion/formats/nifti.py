@@ -1,38 +1,89 @@
-"""NIfTI images: written clean, read into the canonical orientation."""
+"""NIfTI (``.nii``, ``.nii.gz``, ``.hdr`` with ``.img``): also the form in which image files of other formats are stored."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
+import io
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from components.errors import BadInput
-from components.files import atomic_file
-from components.ingestion import acquisition_headers
-from components.ingestion.formats.gzipped import MAX_DEFLATE_RATIO
-from components.ingestion.quarantine import UnsupportedInput
-from components.ingestion.volume import Acquisition
+from components.ingestion.annotations import finding_tables
+from components.ingestion.formats.gzipped import GZIP_MAGIC, MAX_DEFLATE_RATIO, is_gzipped
+from components.ingestion.formats.image_files import ImageFileFormat, canonical_volume
+from components.ingestion.volume import Box, Volume
 
-THICK = 1.5
-"""A slice axis is at least this much coarser than the finest other; else the volume counts as axial."""
-_ORIENTATION = {0: "LIP", 1: "PIL", 2: "SPL"}
-"""Slice axis (0 x, 1 y, 2 z) -> where index d, h and w lead: rows run to posterior or inferior, columns to left or posterior."""
-SIDES_MM = 1e-3, 1e3
-"""Sides of a voxel that are believed; others are a damaged header."""
+VOXEL_SIZE_RANGE_MM = 1e-3, 1e3
+"""Plausible sizes of a voxel; others come from a damaged header."""
+MAX_TRAILING_BYTES = 1 << 20
+"""Bytes that an untrusted file may have behind its voxels."""
+_HEADER_BYTES = 544
+"""Size of a NIfTI-2 header with its extension flag."""
+_NIFTI1_MAGIC, _NIFTI2_MAGIC = (b"n+1\0", b"ni1\0"), (b"n+2\0", b"ni2\0")
+
+
+class NiftiFormat(ImageFileFormat):
+    """NIfTI-1 and NIfTI-2, plain or gzipped."""
+
+    name = "nifti"
+    reads_gzipped = True
+
+    @override
+    def sniff(self, head: bytes, path: Path) -> bool:
+        return head[344:348] in _NIFTI1_MAGIC or head[4:8] in _NIFTI2_MAGIC
+
+    @override
+    def load(self, path: Path) -> Any:
+        return load(path)
+
+    def shape_of(self, path: Path) -> tuple[int, ...]:
+        """Return the shape of an image, from its header alone where nibabel recognizes its file name."""
+        try:
+            return tuple(nib.load(path).shape)  # type: ignore[attr-defined]
+        except Exception:
+            return tuple(load(path).shape)
+
+    @override
+    def source_files(self, path: Path) -> tuple[Path, ...]:
+        return (path, path.with_suffix(".img")) if path.suffix == ".hdr" else (path,)
+
+    @override
+    def read(self, files: Sequence[Path], sidecar: Path | None, anatomy: str | None) -> Volume:
+        fields = json.loads(sidecar.read_text()) if sidecar is not None else {}
+        return canonical_volume(load(files[0]), fields, anatomy, files[0].stem)
+
+    @override
+    def place_boxes(self, blocks: Sequence[finding_tables.Block], files: Sequence[Path], volume: Volume) -> tuple[Box, ...]:
+        stored_to_volume = np.linalg.inv(volume.affine) @ _stored_affine(files[0])
+        return finding_tables.boxes_of([block.turned(stored_to_volume) for block in blocks])
+
+    def count_voxels(self, path: Path, limit: int) -> int:
+        """Return the voxels that the header claims; a gzipped file must not decompress to more bytes than that."""
+        try:
+            voxels, excess = _claimed_voxels(path, limit)
+        except Exception:  # nibabel and gzip raise many types for damaged files
+            raise BadInput("a damaged NIfTI file", where="image", remedy="get the file again") from None
+        if excess:
+            raise BadInput("more bytes than the header says", where="image", remedy="get the file again")
+        return voxels
+
+
+FORMAT = NiftiFormat()
 
 
 def load(path: Path) -> Any:
-    """Open an image.
+    """Load an image with nibabel, voxels included.
 
     Raises:
-        BadInput: not NIfTI, shorter than its header says, or without a usable geometry.
+        BadInput: not NIfTI, shorter than its header claims, or without a usable geometry.
     """
     try:
         image: Any = nib.load(path) if path.name.endswith((".nii", ".nii.gz", ".hdr")) else _from_bytes(path.read_bytes())
@@ -44,174 +95,44 @@ def load(path: Path) -> Any:
         raise BadInput(f"NIfTI cannot be read: {type(error).__name__}", where=path.name, remedy="get the file again") from None
     if len(image.shape) not in (3, 4):
         raise BadInput(f"NIfTI of {len(image.shape)} dimensions", where=path.name, remedy="give images of 3 or 4 dimensions")
-    sides = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
-    if not (np.isfinite(image.affine).all() and SIDES_MM[0] <= sides.min() and sides.max() <= SIDES_MM[1]):
+    sizes = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
+    smallest, largest = VOXEL_SIZE_RANGE_MM
+    if not (np.isfinite(image.affine).all() and smallest <= sizes.min() and sizes.max() <= largest):
         raise BadInput("voxels of no possible size", where=path.name, remedy="export it again with its geometry")
     return image
 
 
-def shape_of(path: Path) -> tuple[int, ...]:
-    """Shape of an image, from its header alone where its name says what it is.
-
-    Raises:
-        BadInput: not NIfTI.
-    """
-    try:
-        return tuple(nib.load(path).shape)  # type: ignore[attr-defined]
-    except Exception:
-        return tuple(load(path).shape)
-
-
-def stored_affine(path: Path) -> NDArray[np.float64]:
-    """(slice, row, column, 1) of a file under ``data/``, as it is stored, -> RAS+ mm."""
-    return np.asarray(nib.load(path).affine[:, [2, 1, 0, 3]], dtype=np.float64)  # type: ignore[attr-defined]
-
-
 def _from_bytes(content: bytes) -> Any:
-    """An image whose file name does not say what it is, which nibabel's loader goes by."""
-    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    """Parse an image whose file name has no NIfTI suffix, which nibabel's loader requires."""
+    content = gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
     return (nib.Nifti2Image if content[4:8] == b"n+2\0" else nib.Nifti1Image).from_bytes(content)
 
 
 def _check_size(image: Any, path: Path) -> None:
-    """Refuse a header that claims more voxels than the file can hold, before memory is set aside for them."""
+    """Reject a header that claims more voxels than the file can contain, before memory is allocated for them."""
     claimed = int(np.prod(image.shape, dtype=object)) * image.header.get_data_dtype().itemsize
-    beside = path.with_suffix(".img") if path.suffix == ".hdr" else path
-    with beside.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    if claimed > beside.stat().st_size * (MAX_DEFLATE_RATIO if packed else 1):
+    data_file = path.with_suffix(".img") if path.suffix == ".hdr" else path
+    if claimed > data_file.stat().st_size * (MAX_DEFLATE_RATIO if is_gzipped(data_file) else 1):
         raise BadInput("fewer voxels than the NIfTI header says", where=path.name, remedy="get the file again")
 
 
-def settled(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """An affine without what rounding leaves of products that are zero, which differs between processors: to 1e-9 mm."""
-    return np.asarray(np.round(affine, 9) + 0.0)
+def _stored_affine(path: Path) -> NDArray[np.float64]:
+    """Return the affine (slice, row, column, 1) -> RAS+ mm of a file under ``data/`` in its storage order."""
+    return np.asarray(nib.load(path).affine[:, [2, 1, 0, 3]], dtype=np.float64)  # type: ignore[attr-defined]
 
 
-def channel(image: Any, index: int) -> Any:
-    """One of the images along the fourth axis, stored values and scaling as they are."""
-    raw = np.asanyarray(image.dataobj.get_unscaled() if hasattr(image.dataobj, "get_unscaled") else image.dataobj)
-    slope, intercept = image.header.get_slope_inter()
-    one = nib.Nifti1Image(raw[..., index], image.affine, dtype=raw.dtype)
-    one.header.set_slope_inter(slope if slope is not None else 1, intercept if intercept is not None else 0)
-    return one
-
-
-def write_clean(image: Any, target: Path) -> str:
-    """Write values and geometry, and nothing else of the header: no description, file name, extension or compression (whose bytes
-    differ between machines). Scaled integers stay as they are stored.
-
-    Returns:
-        MD5 of shape, type and stored values.
-
-    Raises:
-        BadInput: every voxel has the same value.
-    """
-    raw = np.asanyarray(image.dataobj.get_unscaled() if hasattr(image.dataobj, "get_unscaled") else image.dataobj)
-    clean = nib.Nifti1Image(raw, settled(image.affine), dtype=raw.dtype)
-    for name in ("b", "c", "d"):  # the quaternion, by its code not to be used: its last bits are the linear algebra library's
-        clean.header[f"quatern_{name}"] = 0
-    clean.header.set_xyzt_units("mm", "sec")
-    if len(image.shape) == 4:
-        clean.header.set_zooms((*clean.header.get_zooms()[:3], image.header.get_zooms()[3]))
-    slope, intercept = image.header.get_slope_inter() if hasattr(image.header, "get_slope_inter") else (None, None)
-    clean.header.set_slope_inter(slope if slope is not None else 1, intercept if intercept is not None else 0)
-    clean.header["vox_offset"], clean.header["magic"] = 352, b"n+1"
-    # nibabel's own writer would scale anew: header and stored values are written as they are.
-    if raw.size == 0 or raw.min() == raw.max():
-        raise BadInput("no signal: every voxel has the same value", where=target.name, remedy="export the series again")
-    stored = np.asarray(raw, dtype=clean.header.get_data_dtype()).tobytes(order="F")
-    with atomic_file(target) as temporary, temporary.open("wb") as stream:
-        clean.header.write_to(stream)  # 348 bytes, and 4 that say there is no extension
-        stream.write(stored)
-    return content_md5(stored, raw.shape, raw.dtype.name, slope, intercept)
-
-
-def content_md5(stored: bytes, *about: Any) -> str:
-    """MD5 of what an image shows (a content sum, not a security measure): the same for copies under other names."""
-    total = hashlib.md5(repr(about).encode(), usedforsecurity=False)
-    total.update(stored)
-    return total.hexdigest()
-
-
-def canonical(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Values (D, H, W) and the affine (d, h, w, 1) -> RAS+ mm. Of a series in time, the first.
-
-    The slice axis is the coarse one of an anisotropic image, else inferior-superior.
-    """
-    values = np.asanyarray(image.dataobj)
-    values = values[..., 0] if values.ndim == 4 else values
-    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
-    coarse = int(spacing.argmax())
-    return _oriented(values, image.affine, coarse if spacing[coarse] >= THICK * spacing.min() else None)
-
-
-def slice_first(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Values (slices, ., ., ...) whose slices stay slices, rows and columns turned the usual way up, and their affine."""
-    return _oriented(values, affine, 0)
-
-
-def _oriented(values: NDArray[Any], affine: NDArray[np.float64], across: int | None) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Turn the first three axes to slices, rows, columns; ``across`` is the slice axis, None = inferior-superior."""
-    now = nib.orientations.io_orientation(affine)
-    wanted = nib.orientations.axcodes2ornt(tuple(_ORIENTATION[int(now[across, 0]) if across is not None else 2]))
-    moved = nib.orientations.ornt_transform(now, wanted)
-    turned = affine @ nib.orientations.inv_ornt_aff(moved, values.shape[:3])
-    return nib.orientations.apply_orientation(values, moved), np.asarray(turned, dtype=np.float64)
-
-
-def read(path: Path, sidecar: Path | None, anatomy: str | None) -> tuple[NDArray[np.float32], NDArray[np.float64], Acquisition]:
-    """Voxels, affine and acquisition of one image."""
-    return volume_of(load(path), json.loads(sidecar.read_text()) if sidecar is not None else {}, anatomy)
-
-
-def volume_of(
-    image: Any, fields: Mapping[str, Any], anatomy: str | None
-) -> tuple[NDArray[np.float32], NDArray[np.float64], Acquisition]:
-    """Voxels, affine and acquisition of an image with the fields of its sidecar."""
-    values, affine = canonical(image)
-    return np.ascontiguousarray(values, dtype=np.float32), affine, acquisition_headers.from_sidecar(fields, affine, anatomy)
-
-
-def read_labels(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """A label map in the orientation of its image.
-
-    Raises:
-        BadInput: another grid than the image's, or values that are no labels.
-    """
-    values, own = canonical(load(path))
-    _check_grid("label map", path, values.shape, own, shape, affine)
-    if not np.array_equal(values, np.rint(values)) or values.min() < 0 or values.max() > 255:
-        raise UnsupportedInput(
-            "label", "label values must be whole numbers from 0 to 255", where=path.name, remedy="mend the label map"
-        )
-    return np.asarray(values, dtype=np.uint8)
-
-
-def _check_grid(
-    what: str, path: Path, shape: tuple[int, ...], own: NDArray[np.float64], wanted: tuple[int, ...], affine: NDArray[np.float64]
-) -> None:
-    """Shape and place of a label map must be its image's; corners may lie half a voxel apart, which headers do."""
-    remedy = "resample it to the image's grid"
-    if shape != wanted:
-        raise UnsupportedInput("label", f"{what} of {shape} for an image of {wanted}", where=path.name, remedy=remedy)
-    corners = np.array([[d, h, w, 1] for d in (0, shape[0] - 1) for h in (0, shape[1] - 1) for w in (0, shape[2] - 1)])
-    apart = float(np.linalg.norm((corners @ (own - affine).T)[:, :3], axis=1).max())
-    if apart > 0.5 * float(np.linalg.norm(affine[:3, :3], axis=0).min()):
-        raise UnsupportedInput("label", f"{what} that lies {apart:.1f} mm off its image", where=path.name, remedy=remedy)
-
-
-def read_tissue_maps(paths: dict[int, Path], shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Labels from probability maps or binary masks: the most probable structure where its probability is at least one half.
-
-    Raises:
-        BadInput: another grid than the image's.
-    """
-    labels, best = np.zeros(shape, dtype=np.uint8), np.full(shape, 0.5)
-    for value, path in sorted(paths.items()):
-        probability, own = canonical(load(path))
-        _check_grid("tissue map", path, probability.shape, own, shape, affine)
-        probability = probability / max(float(probability.max()), 1e-12)
-        labels = np.where(probability >= best, value, labels).astype(np.uint8)
-        best = np.maximum(best, probability)
-    return labels
+def _claimed_voxels(path: Path, limit: int) -> tuple[int, bool]:
+    """Return the voxels that a header claims, and whether a gzipped file decompresses to more (checked up to the limit)."""
+    gzipped = is_gzipped(path)
+    with gzip.open(path) if gzipped else path.open("rb") as stream:
+        head = stream.read(_HEADER_BYTES)
+        header_class = nib.Nifti2Header if head[4:8] in _NIFTI2_MAGIC else nib.Nifti1Header
+        header: Any = header_class.from_fileobj(io.BytesIO(head), check=False)
+        voxels = math.prod(max(int(side), 0) for side in header.get_data_shape())
+        if not gzipped or voxels > limit:
+            return voxels, False
+        claimed_bytes = voxels * header.get_data_dtype().itemsize + max(int(header["vox_offset"]), 0)
+        remaining = claimed_bytes + MAX_TRAILING_BYTES - len(head)
+        while remaining >= 0 and (chunk := stream.read(1 << 20)):
+            remaining -= len(chunk)
+    return voxels, remaining < 0

@@ -1,40 +1,88 @@
-"""NumPy arrays of one examination (MRNet: slices, rows, columns), whose plane and spacing only the card can tell."""
+"""NumPy arrays of one examination (MRNet: slices, rows, columns); only the card states their plane and spacing."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from components.errors import BadInput
+from components.ingestion.formats.base import Role, WriteContext
+from components.ingestion.formats.image_files import ImageFileFormat, PlannedImage
+from components.ingestion.source_folder import SourceFolder
 
 DIRECTIONS = {
     "axial": ((0, 0, 1), (0, -1, 0), (-1, 0, 0)),
     "sagittal": ((-1, 0, 0), (0, 0, -1), (0, -1, 0)),
     "coronal": ((0, -1, 0), (0, 0, -1), (-1, 0, 0)),
 }
-"""Plane -> where slices, rows and columns lead (RAS+), as usually shown: left is the patient's right, top front or head."""
+"""Plane -> directions of slices, rows, columns (RAS+) in radiological display: left is the patient's right, top front or head."""
+_MAGIC = b"\x93NUMPY"
 
 
-def shape_of(path: Path) -> tuple[int, ...]:
-    """Shape of an array, from its header alone.
+@dataclass(frozen=True)
+class PlannedArray(PlannedImage):
+    """An array to be written as NIfTI.
 
-    Raises:
-        BadInput: no plain array.
+    Attributes:
+        plane: "axial", "sagittal" or "coronal".
     """
-    return tuple(_mapped(path).shape)
+
+    plane: str = "axial"
+
+    @override
+    def load(self, context: WriteContext) -> Any:
+        return load(self.source, self.plane, context.card.layout.spacing_mm)
+
+
+class NumpyArrayFormat(ImageFileFormat):
+    """Arrays (slices, rows, columns) in ``.npy`` files."""
+
+    name = "numpy_array"
+
+    @override
+    def sniff(self, head: bytes, path: Path) -> bool:
+        return head.startswith(_MAGIC)
+
+    @override
+    def load(self, path: Path) -> Any:
+        return load(path, "axial", (1.0, 1.0, 1.0))
+
+    @override
+    def shape_of(self, path: Path) -> tuple[int, ...]:
+        return tuple(_map_array(path).shape[::-1])
+
+    @override
+    def plan_image(
+        self, path: Path, target: str, role: Role, relative: str, folder: SourceFolder, channel: int | None
+    ) -> PlannedImage:
+        plane = "axial"
+        if role == "image":
+            plane = next((plane for text, plane in sorted(folder.layout.planes.items()) if text in relative), "axial")
+        return PlannedArray(path, target, role, self.name, channel, plane)
+
+    def _channels(self, path: Path, relative: str, folder: SourceFolder) -> list[int | None]:
+        return [None]
+
+
+FORMAT = NumpyArrayFormat()
 
 
 def load(path: Path, plane: str, spacing_mm: tuple[float, float, float]) -> Any:
-    """An array (slices, rows, columns) as a NIfTI image around the origin.
+    """Load an array (slices, rows, columns) as a NIfTI image that is centered at the origin.
+
+    Args:
+        spacing_mm: distance between slices, rows and columns.
 
     Raises:
         BadInput: pickled objects, another number of axes, or values that are no real numbers.
     """
     import nibabel as nib
 
-    values = _mapped(path)
+    values = _map_array(path)
     if values.ndim != 3 or min(values.shape) < 1 or values.dtype.kind not in "uif":
         raise BadInput(
             f"an array of {values.shape} {values.dtype.name}, not (slices, rows, columns) of numbers",
@@ -51,7 +99,12 @@ def load(path: Path, plane: str, spacing_mm: tuple[float, float, float]) -> Any:
     return nib.Nifti1Image(values.transpose(2, 1, 0), affine, dtype=values.dtype)
 
 
-def _mapped(path: Path) -> Any:
+def _map_array(path: Path) -> Any:
+    """Memory-map an array.
+
+    Raises:
+        BadInput: no plain array.
+    """
     try:
         return np.load(path, allow_pickle=False, mmap_mode="r")
     except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError):

@@ -14,7 +14,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from components.ingestion.formats.dicom import fast_elements
-from components.ingestion.formats.dicom.reader import read_slice
+from components.ingestion.formats.dicom.pixels import read_slice
 from components.ingestion.formats.dicom.series_splitting import frames_of
 
 IMAGES = [path for path in map(Path, get_testdata_files("MR*.dcm")) if "PixelSpacing" in pydicom.dcmread(path, force=True)]
@@ -24,7 +24,7 @@ IMAGES = [path for path in map(Path, get_testdata_files("MR*.dcm")) if "PixelSpa
 def test_frames_are_the_same_from_bytes_and_from_the_librarys_values(path: Path) -> None:
     raw, converted = (pydicom.dcmread(path, force=True) for _ in range(2))
     assert list(converted)  # going through a data set converts it
-    assert fast_elements._bytes(raw, "PixelSpacing") is not None and fast_elements._bytes(converted, "PixelSpacing") is None
+    assert fast_elements._raw_bytes(raw, "PixelSpacing") is not None and fast_elements._raw_bytes(converted, "PixelSpacing") is None
     assert frames_of(raw, path) == frames_of(converted, path)
 
 

@@ -21,7 +21,7 @@ from components.curation.text.report_phrases import parse_report
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, quarantined, read_path, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.formats import nifti
+from components.ingestion.formats.nifti_writer import write_nifti
 from components.ingestion.volume import Volume
 from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
 from tests.helpers import made_images
@@ -410,7 +410,7 @@ def test_what_rounding_leaves_of_zero_does_not_reach_a_file(tmp_path: Path) -> N
     noise[0, 1], noise[2, 0], noise[1, 3] = -3e-17, 8e-18, 4e-15
     written = []
     for affine in (turned, turned + noise):
-        nifti.write_clean(nib.Nifti1Image(np.arange(8.0, dtype=np.float32).reshape(2, 2, 2), affine), tmp_path / "one.nii")
+        write_nifti(nib.Nifti1Image(np.arange(8.0, dtype=np.float32).reshape(2, 2, 2), affine), tmp_path / "one.nii")
         written.append((tmp_path / "one.nii").read_bytes())
     assert written[0] == written[1]
     np.testing.assert_allclose(nib.load(tmp_path / "one.nii").affine, turned, atol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.ingestion.formats.dicom.series_splitting import Frame, affine_of, split
+from components.ingestion.formats.dicom.series_splitting import Frame, affine_of, split_series
 from tests.helpers.made_images import AXIAL, CORONAL, OBLIQUE, SAGITTAL
 
 NAMES = (
@@ -55,7 +55,7 @@ def stack(count: int = 5, orientation: tuple[float, ...] = AXIAL, first: int = 1
 
 @given(st.permutations(list(range(9))), st.sampled_from([AXIAL, SAGITTAL, CORONAL, OBLIQUE]))
 def test_slices_in_any_order_make_one_volume_in_order_of_place(order: list[int], orientation: tuple[float, ...]) -> None:
-    volumes, refused = split(frame(number, place, orientation) for number, place in enumerate(order, start=1))
+    volumes, refused = split_series(frame(number, place, orientation) for number, place in enumerate(order, start=1))
     assert len(volumes) == 1 and not refused
     steps = np.diff([one.position for one in volumes[0]], axis=0)
     np.testing.assert_allclose(np.linalg.norm(steps, axis=1), 3.0)
@@ -76,26 +76,28 @@ def test_repeats_are_told_apart_by_whatever_tells_them_apart(names: list[str], r
     ]
     random.shuffle(frames)  # type: ignore[attr-defined]
     frames = [replace(one, number=number) for number, one in enumerate(frames)]
-    volumes, refused = split(frames)
+    volumes, refused = split_series(frames)
     assert len(volumes) == 2 ** len(names) and not refused
     assert all(len(volume) == 4 and len({one.repeats for one in volume}) == 1 for volume in volumes)
 
 
 def test_repeats_that_nothing_tells_apart_go_by_their_order() -> None:
-    volumes, refused = split([*stack(4, first=1), *stack(4, first=5), *stack(4, first=9)])
+    volumes, refused = split_series([*stack(4, first=1), *stack(4, first=5), *stack(4, first=9)])
     assert [[one.number for one in volume] for volume in volumes] == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]] and not refused
 
 
 def test_echoes_planes_and_parts_of_the_signal_are_volumes_of_their_own() -> None:
     phase = [replace(one, component="P") for one in stack(first=20)]
-    volumes, refused = split(
+    volumes, refused = split_series(
         [*stack(), *stack(first=10, echo=80.0), *phase, *stack(3, SAGITTAL, first=30), *stack(3, CORONAL, first=40)]
     )
     assert sorted(len(volume) for volume in volumes) == [3, 3, 5, 5, 5] and not refused
 
 
 def test_an_attribute_that_differs_within_a_volume_does_not_part_it() -> None:
-    volumes, refused = split([frame(place, place, acquisition=str(place % 2), trigger_time=str(place)) for place in range(6)])
+    volumes, refused = split_series(
+        [frame(place, place, acquisition=str(place % 2), trigger_time=str(place)) for place in range(6)]
+    )
     assert [len(volume) for volume in volumes] == [6] and not refused
 
 
@@ -117,7 +119,7 @@ def test_an_attribute_that_differs_within_a_volume_does_not_part_it() -> None:
     ],
 )
 def test_what_makes_no_regular_volume_is_refused_with_the_reason(frames: list[Frame], reason: str, volumes: int) -> None:
-    found, refused = split(frames)
+    found, refused = split_series(frames)
     assert len(found) == volumes
     assert any(reason in one.reason for one in refused), refused
     assert sum(map(len, found)) + sum(len(one.frames) for one in refused) == len(frames)  # nothing is dropped silently
@@ -125,5 +127,5 @@ def test_what_makes_no_regular_volume_is_refused_with_the_reason(frames: list[Fr
 
 def test_positions_may_be_rounded_by_a_hundredth_of_a_millimetre() -> None:
     rounded = [replace(one, position=tuple(round(part * 1.0001, 2) for part in one.position)) for one in stack(9, OBLIQUE)]
-    volumes, refused = split(rounded)
+    volumes, refused = split_series(rounded)
     assert [len(volume) for volume in volumes] == [9] and not refused

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from components.catalog import DatasetCard
 from components.ingestion import ingest, list_series, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.formats.nifti import canonical
+from components.ingestion.formats.orientation import to_canonical
 from components.samples.packages import package_folder
 from tests.helpers import made_images
 
@@ -102,7 +102,7 @@ def _theirs(folder: Path, out: Path) -> list[tuple[NDArray[np.float64], NDArray[
         image = nib.load(path)
         voxels = image.get_fdata()
         for index in range(voxels.shape[3] if voxels.ndim == 4 else 1):
-            found.append(canonical(nib.Nifti1Image(voxels[..., index] if voxels.ndim == 4 else voxels, image.affine)))
+            found.append(to_canonical(nib.Nifti1Image(voxels[..., index] if voxels.ndim == 4 else voxels, image.affine)))
     return found
 
 
@@ -114,7 +114,7 @@ def _compare(source: Path, folder: Path) -> None:
     assert len(ours) == len(theirs) > 0
     for volume in ours:
         turned = volume.voxels.transpose(2, 1, 0).astype(np.float64)
-        voxels, affine = canonical(nib.Nifti1Image(turned, volume.affine[:, [2, 1, 0, 3]]))
+        voxels, affine = to_canonical(nib.Nifti1Image(turned, volume.affine[:, [2, 1, 0, 3]]))
         same = [
             number
             for number, (their_voxels, their_affine) in enumerate(theirs)

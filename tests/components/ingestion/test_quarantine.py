@@ -16,7 +16,7 @@ import pytest
 from components.catalog import DatasetCard, Layout
 from components.ingestion import ingest, list_series, quarantined, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.quarantine import KINDS, Listing, Rejection
+from components.ingestion.quarantine import KINDS, Rejection, SourceListing
 from components.ingestion.volume import IngestReport, Quarantined
 from tests.helpers import made_images
 
@@ -92,7 +92,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
     "another modality": (lambda f: _bad(f, Modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), "not MR", "modality CT", 5),
     "an unknown modality is not quoted": (lambda f: _bad(f, Modality="ZWETSCHGE"), "not MR", "another modality, not MR", 5),
     "spectroscopy": (lambda f: _bad(f, SOPClassUID="1.2.840.10008.5.1.4.1.1.4.2"), "not MR", "MR Spectroscopy Storage", 5),
-    "colours": (_colour, "unsupported", "a colour image", 1),
+    "colours": (_colour, "unsupported", "a color image", 1),
     "burnt in": (lambda f: _bad(f, BurnedInAnnotation="YES"), "burnt-in", "may show the patient's name", 5),
     "secondary capture": (lambda f: _bad(f, SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "burnt-in", "secondary capture", 5),
     "screen save": (lambda f: _bad(f, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), "burnt-in", "may show", 5),
@@ -190,13 +190,13 @@ def test_a_file_is_named_by_its_number_in_sorted_order(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     ordered = sorted(names, key=str.encode)
-    listing = Listing(tmp_path)
+    listing = SourceListing(tmp_path)
     refusal = Rejection("unreadable", "why", "what to do")
     for name in names:
-        entry = listing.left_out([tmp_path / name], refusal)
+        entry = listing.quarantine_entry([tmp_path / name], refusal)
         assert entry.path.startswith(f"file {ordered.index(name) + 1} of 6")
         assert not re.search("anna|zwetschge|hidden", entry.path.lower())
-    both = listing.left_out([tmp_path / "b.dcm", tmp_path / "a/c.dcm"], refusal)
+    both = listing.quarantine_entry([tmp_path / "b.dcm", tmp_path / "a/c.dcm"], refusal)
     assert both == Quarantined(f"file {ordered.index('a/c.dcm') + 1} and 1 more of 6, *.dcm", "why", "what to do", "unreadable")
 
 

@@ -18,8 +18,8 @@ from components.catalog import load_card
 from components.errors import BadInput
 from components.ingestion import list_series, read_path, read_volume
 from components.ingestion.acquisition_headers import sequence_kind
-from components.ingestion.formats.dicom import reader as dicom_reader
-from components.ingestion.formats.nifti import canonical
+from components.ingestion.formats.dicom.pixels import decode_pixels
+from components.ingestion.formats.orientation import to_canonical
 from components.samples import dicom_series, kspace_files, nifti_files
 from components.samples.cohort import LESION, generate_brain
 from model_core.mri_physics.fourier_numpy import ifft2c
@@ -33,7 +33,7 @@ def test_dicom_geometry_is_that_of_dcm2niix(sources: Path, tmp_path: Path) -> No
     for path in series:
         (folder / path.name).write_bytes(path.read_bytes())
     subprocess.run([dcm2niix.bin, "-z", "n", "-f", "theirs", "-o", str(tmp_path), str(folder)], check=True, capture_output=True)
-    theirs, affine = canonical(nib.load(tmp_path / "theirs.nii"))
+    theirs, affine = to_canonical(nib.load(tmp_path / "theirs.nii"))
     ours = read_path(folder)
     np.testing.assert_allclose(ours.affine, affine, atol=1e-4)
     np.testing.assert_array_equal(ours.voxels, theirs)
@@ -134,6 +134,6 @@ def test_plain_pixels_are_those_of_the_librarys_decoder(
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, stored - 1
     dataset.PixelRepresentation, dataset.PhotometricInterpretation = int(signed), "MONOCHROME2"
     dataset.PixelData = values.tobytes()
-    found, wanted = dicom_reader.decoded(dataset), pixel_array(dataset, raw=True)
+    found, wanted = decode_pixels(dataset), pixel_array(dataset, raw=True)
     assert found.dtype == wanted.dtype and found.shape == wanted.shape
     np.testing.assert_array_equal(found, wanted)

@@ -23,14 +23,14 @@ import sys, time
 from pathlib import Path
 from components.catalog import load_card
 from components.ingestion import ingest
-from components.ingestion import ingest_dataset
+from components.ingestion import cleaning
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 
-clean = ingest_dataset._clean
+clean = cleaning.clean_file
 def slow(*arguments, **more):
     time.sleep(0.02)
     return clean(*arguments, **more)
-ingest_dataset._clean = slow
+cleaning.clean_file = slow
 ingest(load_card(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), DEMO_KEY)
 """
 """Ingestion with a pause at each file, so that there is a moment to kill it at."""
@@ -69,7 +69,7 @@ def test_after_a_kill_the_rest_is_done_and_the_bytes_are_the_same(sources: Path,
 def test_many_processes_write_the_same_bytes_as_one(
     sources: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.ingestion.ingest_dataset.MIN_ITEMS_FOR_WORKERS", 8)
+    monkeypatch.setattr("components.ingestion.cleaning.MIN_ITEMS_FOR_WORKERS", 8)
     name = "synthetic-brain-dicom"
     ingest(load_card(name), sources / name, tmp_path, DEMO_KEY, workers=2)
     assert _bytes(tmp_path / name) == _bytes(data / name)

@@ -20,7 +20,7 @@ from components.catalog import DatasetCard, Layout
 from components.ingestion import ingest, list_series, quarantined, read_volume
 from components.ingestion.annotations.rt_structures import read_structures
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.formats.dicom.series_splitting import LPS_TO_RAS
+from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.volume import Volume
 from tests.helpers import made_images
 

@@ -1,7 +1,7 @@
-"""Elements of a DICOM data set, converted from their bytes here where they are plain, by the library where they are not.
+"""Elements of a DICOM data set, converted here from their raw bytes where that is simple, by pydicom otherwise.
 
-Converting its header, an object for each value, is a third of what it takes the library to read a slice; and the slices of a series
-say nearly the same.
+Converting the header, one object for each value, takes a third of the time in which pydicom reads a slice; and the slices of a
+series have nearly equal headers, so that conversions are cached.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag, Tag
 
 Vector = tuple[float, ...]
+MAX_CACHED_VALUES = 4096
 
 
 @cache
@@ -21,51 +22,51 @@ def _tag(keyword: str) -> BaseTag:
     return Tag(keyword)
 
 
-def _bytes(header: Dataset, keyword: str) -> tuple[bytes, bool] | None:
-    """An element that the library has not converted yet: its bytes, and whether they are little endian."""
+def _raw_bytes(header: Dataset, keyword: str) -> tuple[bytes, bool] | None:
+    """Return the bytes of an element that pydicom has not converted yet, and whether they are little endian; else None."""
     element = header.get_item(_tag(keyword))
     if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
         return element.value, element.is_little_endian
     return None
 
 
-@lru_cache(4096)
-def _text_in(value: bytes) -> str:
+@lru_cache(MAX_CACHED_VALUES)
+def _decode_text(value: bytes) -> str:
     return value.decode("ascii", "replace").strip(" \0")
 
 
-@lru_cache(4096)
-def _numbers_in(value: bytes) -> Vector:
-    return tuple(float(part) for part in _text_in(value).split("\\"))
+@lru_cache(MAX_CACHED_VALUES)
+def _parse_numbers(value: bytes) -> Vector:
+    return tuple(float(part) for part in _decode_text(value).split("\\"))
 
 
 def numbers(header: Dataset, keyword: str) -> Vector:
-    """The values of a decimal string (DS).
+    """Return the values of a decimal string (DS).
 
     Raises:
-        KeyError, TypeError, ValueError: there is none, or it is no numbers.
+        KeyError, TypeError, ValueError: the element is absent, or contains no numbers.
     """
-    raw = _bytes(header, keyword)
+    raw = _raw_bytes(header, keyword)
     if raw is not None:
-        return _numbers_in(raw[0])
+        return _parse_numbers(raw[0])
     value = header[keyword].value
-    return tuple(float(one) for one in (value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]))
+    return tuple(float(item) for item in (value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]))
 
 
 def number(header: Dataset, keyword: str) -> float | None:
-    """A single decimal or integer string (DS, IS); None where it is absent, empty or no number."""
+    """Return a single decimal or integer string (DS, IS); None where it is absent, empty, multiple or no number."""
     try:
-        found = numbers(header, keyword)
+        values = numbers(header, keyword)
     except (KeyError, TypeError, ValueError):
         return None
-    return found[0] if len(found) == 1 else None
+    return values[0] if len(values) == 1 else None
 
 
 def text(header: Dataset, keyword: str) -> str:
-    """The characters of a string element, several values parted by backslashes; "" where it is absent or empty."""
-    raw = _bytes(header, keyword)
+    """Return the characters of a string element, several values separated by backslashes; "" where it is absent or empty."""
+    raw = _raw_bytes(header, keyword)
     if raw is not None:
-        return _text_in(raw[0])
+        return _decode_text(raw[0])
     value: Any = header.get(keyword)
     if value is None:
         return ""
@@ -73,14 +74,14 @@ def text(header: Dataset, keyword: str) -> str:
 
 
 def content(header: Dataset, keyword: str) -> bytes:
-    """The bytes of a binary element (OB, OW); b"" where it is absent."""
-    raw = _bytes(header, keyword)
+    """Return the bytes of a binary element (OB, OW); b"" where it is absent."""
+    raw = _raw_bytes(header, keyword)
     return raw[0] if raw is not None else bytes(header.get(keyword) or b"")
 
 
 def short(header: Dataset, keyword: str) -> int | None:
-    """An unsigned 16-bit number (US); None where it is absent or empty."""
-    raw = _bytes(header, keyword)
+    """Return an unsigned 16-bit number (US); None where it is absent or empty."""
+    raw = _raw_bytes(header, keyword)
     if raw is not None and len(raw[0]) == 2:
         return int.from_bytes(raw[0], "little" if raw[1] else "big")
     value = header.get(keyword)

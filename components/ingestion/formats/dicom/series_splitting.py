@@ -1,9 +1,9 @@
-"""The 2-D images (frames) of DICOM files, and how they make volumes.
+"""The 2-D images (frames) of DICOM files, and the rules by which they form volumes.
 
-A series is an archive's unit, not a volume: it may hold echoes, repeats, diffusion directions and stacks of several orientations,
-in files or frames of any order. Frames are first parted by what never differs within a volume (matrix, pixel size, component of the
-signal, echo time), then by orientation; where positions still repeat, by the first attribute that tells the repeats apart, at last
-by their order.
+A series is the unit of an archive, not a volume: it may contain echoes, repeats, diffusion directions and stacks of several
+orientations, in files or frames of any order. Frames are first grouped by what never differs within a volume (matrix, pixel size,
+component of the signal, echo time), then by orientation; where positions still repeat, by the first attribute that distinguishes
+the repeats, at last by their order.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from pydicom import Dataset
 
 from components.ingestion.formats.dicom import fast_elements
 from components.ingestion.formats.dicom.fast_elements import Vector
+from components.ingestion.formats.orientation import LPS_TO_RAS
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-SAME_DIRECTION = 1e-3
-"""Direction cosines that differ by less are the same: headers round them."""
-SAME_PLACE_MM = 0.01
-UNEVEN = 0.02
-"""A step between slices may differ from the median by this share of it."""
+DIRECTION_TOLERANCE = 1e-3
+"""Direction cosines that differ by less count as equal: headers round them."""
+POSITION_TOLERANCE_MM = 0.01
+SPACING_TOLERANCE = 0.02
+"""Fraction of the median by which a step between slices may differ from it."""
+_EXPORT_AGAIN = "export the whole series again"
 _COMPONENTS = {"M": "M", "MAGNITUDE": "M", "P": "P", "PHASE": "P", "R": "R", "REAL": "R", "I": "I", "IMAGINARY": "I"}
-_REPEATS = (
+_REPEAT_ATTRIBUTES = (
     "image_type",
     "b_value",
     "temporal_position",
@@ -48,16 +49,16 @@ class Frame:
 
     Attributes:
         path: its file.
-        index: its place among the frames of the file, from 0.
+        index: its index among the frames of the file, from 0.
         number: instance number, or ``index`` in a multi-frame file.
-        position: centre of its first pixel, mm, LPS+.
+        position: center of its first pixel, mm, LPS+.
         orientation: direction cosines of a row and of a column, 6 numbers, LPS+.
         pixel_mm: distance between rows, between columns.
-        thickness_mm: distance between slices as the header says, else thickness, else 1.
+        thickness_mm: distance between slices as the header states it, else thickness, else 1.
         shape: rows, columns.
         component: ``"M"``, ``"P"``, ``"R"`` or ``"I"``.
         echo_time: ms.
-        repeats: values of what tells repeats at one position apart, by name.
+        repeats: values of the attributes that distinguish repeats at one position, in a fixed order.
     """
 
     path: Path
@@ -74,52 +75,43 @@ class Frame:
 
     @property
     def kind(self) -> tuple[Hashable, ...]:
-        """What is the same in all frames of a volume."""
+        """Properties that are equal in all frames of a volume."""
         return (self.shape, tuple(round(side, 3) for side in self.pixel_mm), self.component, round(self.echo_time, 2))
 
     @property
     def normal(self) -> NDArray[np.float64]:
-        """Unit vector across the image."""
+        """Unit vector perpendicular to the image."""
         return np.cross(self.orientation[:3], self.orientation[3:])
+
+    @property
+    def order(self) -> tuple[int, int, Path]:
+        """Sort key: instance number, then index, then path."""
+        return self.number, self.index, self.path
 
 
 @dataclass(frozen=True)
-class Refused:
-    """Frames that make no volume, and why."""
+class RejectedFrames:
+    """Frames that form no volume, with reason and remedy."""
 
     frames: tuple[Frame, ...]
     reason: str
     remedy: str
 
 
-def _numbers(value: Any) -> Vector:
-    return tuple(float(number) for number in value)
-
-
-def _number(value: Any, otherwise: float = 0.0) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return otherwise
-
-
-def _item(*places: Dataset, keyword: str) -> Dataset:
-    """The first item of a functional group, in the frame's own groups or the shared ones."""
-    for place in places:
-        if sequence := place.get(keyword):
-            return sequence[0]
-    return Dataset()
-
-
 def frames_of(header: Dataset, path: Path) -> list[Frame]:
-    """The frames of a classic or an enhanced (multi-frame) MR image.
+    """Return the frames of a classic or an enhanced (multi-frame) MR image.
 
     Raises:
         KeyError, AttributeError, ValueError, TypeError: geometry missing or no numbers.
     """
     if "PerFrameFunctionalGroupsSequence" in header:
-        shared = _item(header, keyword="SharedFunctionalGroupsSequence")
-        return [_enhanced(header, own, shared, index, path) for index, own in enumerate(header.PerFrameFunctionalGroupsSequence)]
+        shared = _first_item(header, keyword="SharedFunctionalGroupsSequence")
+        per_frame = enumerate(header.PerFrameFunctionalGroupsSequence)
+        return [_enhanced_frame(header, groups, shared, index, path) for index, groups in per_frame]
+    return [_classic_frame(header, path)]
+
+
+def _classic_frame(header: Dataset, path: Path) -> Frame:
     image_type = tuple(fast_elements.text(header, "ImageType").split("\\"))
     component = fast_elements.text(header, "ComplexImageComponent") or (image_type[2] if len(image_type) > 2 else "M")
     values = {
@@ -127,7 +119,7 @@ def frames_of(header: Dataset, path: Path) -> list[Frame]:
         "b_value": header.get("DiffusionBValue"),
         "temporal_position": fast_elements.text(header, "TemporalPositionIdentifier"),
         "acquisition": fast_elements.text(header, "AcquisitionNumber"),
-        "gradient": _hashable(header.get("DiffusionGradientOrientation")),
+        "gradient": _optional_numbers(header.get("DiffusionGradientOrientation")),
         "inversion_time": fast_elements.text(header, "InversionTime"),
         "flip_angle": fast_elements.text(header, "FlipAngle"),
         "repetition_time": fast_elements.text(header, "RepetitionTime"),
@@ -135,48 +127,39 @@ def frames_of(header: Dataset, path: Path) -> list[Frame]:
         "stack_id": fast_elements.text(header, "StackID"),
     }
     thickness_mm = fast_elements.number(header, "SpacingBetweenSlices") or fast_elements.number(header, "SliceThickness") or 1.0
-    return [
-        Frame(
-            path=path,
-            index=0,
-            number=int(fast_elements.number(header, "InstanceNumber") or 0),
-            position=fast_elements.numbers(header, "ImagePositionPatient"),
-            orientation=fast_elements.numbers(header, "ImageOrientationPatient"),
-            pixel_mm=fast_elements.numbers(header, "PixelSpacing"),
-            thickness_mm=thickness_mm,
-            shape=(fast_elements.short(header, "Rows") or 0, fast_elements.short(header, "Columns") or 0),
-            component=_COMPONENTS.get(component.upper(), "M"),
-            echo_time=fast_elements.number(header, "EchoTime") or 0.0,
-            repeats=tuple(_text(values[name]) for name in _REPEATS),
-        )
-    ]
+    return Frame(
+        path=path,
+        index=0,
+        number=int(fast_elements.number(header, "InstanceNumber") or 0),
+        position=fast_elements.numbers(header, "ImagePositionPatient"),
+        orientation=fast_elements.numbers(header, "ImageOrientationPatient"),
+        pixel_mm=fast_elements.numbers(header, "PixelSpacing"),
+        thickness_mm=thickness_mm,
+        shape=(fast_elements.short(header, "Rows") or 0, fast_elements.short(header, "Columns") or 0),
+        component=_COMPONENTS.get(component.upper(), "M"),
+        echo_time=fast_elements.number(header, "EchoTime") or 0.0,
+        repeats=tuple(_comparable(values[name]) for name in _REPEAT_ATTRIBUTES),
+    )
 
 
-def _hashable(value: Any) -> Any:
-    return None if value is None else _numbers(value)
+def _enhanced_frame(header: Dataset, groups: Dataset, shared: Dataset, index: int, path: Path) -> Frame:
+    """Return one frame of an enhanced image from its own functional groups and the shared ones."""
 
-
-def _text(value: Any) -> Hashable:
-    """A value that compares and sorts: numbers as numbers, the rest as text."""
-    return value if isinstance(value, tuple) else "" if value is None else str(value)
-
-
-def _enhanced(header: Dataset, own: Dataset, shared: Dataset, index: int, path: Path) -> Frame:
     def group(keyword: str) -> Dataset:
-        return _item(own, shared, keyword=keyword)
+        return _first_item(groups, shared, keyword=keyword)
 
     measures, content = group("PixelMeasuresSequence"), group("FrameContentSequence")
     diffusion, timing = group("MRDiffusionSequence"), group("MRTimingAndRelatedParametersSequence")
     frame_type = group("MRImageFrameTypeSequence")
-    direction = _item(diffusion, keyword="DiffusionGradientDirectionSequence")
+    direction = _first_item(diffusion, keyword="DiffusionGradientDirectionSequence")
     component = frame_type.get("ComplexImageComponent") or header.get("ComplexImageComponent") or "M"
     values = {
-        "image_type": tuple(str(part) for part in frame_type.get("FrameType") or ()),
+        "image_type": tuple(str(term) for term in frame_type.get("FrameType") or ()),
         "b_value": diffusion.get("DiffusionBValue"),
         "temporal_position": content.get("TemporalPositionIndex"),
         "acquisition": content.get("FrameAcquisitionNumber"),
-        "gradient": _hashable(direction.get("DiffusionGradientOrientation")),
-        "inversion_time": _hashable(_several(group("MRModifierSequence").get("InversionTimes"))),
+        "gradient": _optional_numbers(direction.get("DiffusionGradientOrientation")),
+        "inversion_time": _optional_numbers(_as_sequence(group("MRModifierSequence").get("InversionTimes"))),
         "flip_angle": timing.get("FlipAngle"),
         "repetition_time": timing.get("RepetitionTime"),
         "trigger_time": group("CardiacSynchronizationSequence").get("NominalCardiacTriggerDelayTime"),
@@ -193,138 +176,170 @@ def _enhanced(header: Dataset, own: Dataset, shared: Dataset, index: int, path: 
         shape=(int(header.Rows), int(header.Columns)),
         component=_COMPONENTS.get(str(component).upper(), "M"),
         echo_time=_number(group("MREchoSequence").get("EffectiveEchoTime")),
-        repeats=tuple(_text(values[name]) for name in _REPEATS),
+        repeats=tuple(_comparable(values[name]) for name in _REPEAT_ATTRIBUTES),
     )
 
 
-def _several(value: Any) -> Any:
+def _first_item(*groups: Dataset, keyword: str) -> Dataset:
+    """Return the first item of a sequence in the first of the groups that has it; an empty data set where none has."""
+    for group in groups:
+        if sequence := group.get(keyword):
+            return sequence[0]
+    return Dataset()
+
+
+def _numbers(value: Any) -> Vector:
+    return tuple(float(number) for number in value)
+
+
+def _number(value: Any, default: float = 0.0) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return default
+
+
+def _optional_numbers(value: Any) -> Any:
+    return None if value is None else _numbers(value)
+
+
+def _as_sequence(value: Any) -> Any:
     return value if value is None or hasattr(value, "__iter__") else [value]
 
 
-def split(frames: Iterable[Frame]) -> tuple[list[tuple[Frame, ...]], list[Refused]]:
-    """The volumes of a series, each in slice order, in a stable order; and the frames that make none."""
+def _comparable(value: Any) -> Hashable:
+    """Return a value that compares and sorts: tuples unchanged, the rest as text."""
+    return value if isinstance(value, tuple) else "" if value is None else str(value)
+
+
+def split_series(frames: Iterable[Frame]) -> tuple[list[tuple[Frame, ...]], list[RejectedFrames]]:
+    """Return the volumes of a series, each in slice order, in a stable order; and the frames that form none."""
     volumes: list[tuple[Frame, ...]] = []
-    refused: list[Refused] = []
-    for part in _groups(frames, lambda frame: frame.kind):
-        stacks = _by_orientation(part)
-        turned = [stack for stack in stacks if len(stack) == 1 and _leans(stack[0], stacks)]
+    rejected: list[RejectedFrames] = []
+    for group in _group_frames(frames, lambda frame: frame.kind):
+        stacks = _group_by_orientation(group)
+        turned = [stack for stack in stacks if len(stack) == 1 and _is_turned(stack[0], stacks)]
         if turned:
-            refused.append(Refused(tuple(part), f"slices turned against the others: {len(turned)} of {len(part)}", _AGAIN))
+            reason = f"slices turned against the others: {len(turned)} of {len(group)}"
+            rejected.append(RejectedFrames(tuple(group), reason, _EXPORT_AGAIN))
             continue
         for stack in stacks:
-            for one in _without_repeats(stack, refused):
-                ordered = in_order(one)
-                fault = uneven(ordered)
+            for repeat in _split_repeats(stack, rejected):
+                volume = sort_frames(repeat)
+                fault = find_spacing_fault(volume)
                 if fault:
-                    refused.append(Refused(ordered, fault, _AGAIN))
+                    rejected.append(RejectedFrames(volume, fault, _EXPORT_AGAIN))
                 else:
-                    volumes.append(ordered)
-    return volumes, refused
+                    volumes.append(volume)
+    return volumes, rejected
 
 
-_AGAIN = "export the whole series again"
+def _group_frames(frames: Iterable[Frame], key: Callable[[Frame], Hashable]) -> list[list[Frame]]:
+    """Group frames by key, in the order of their first numbers."""
+    groups: dict[Hashable, list[Frame]] = defaultdict(list)
+    for frame in sorted(frames, key=lambda frame: frame.order):
+        groups[key(frame)].append(frame)
+    return list(groups.values())
 
 
-def _groups(frames: Iterable[Frame], key: Callable[[Frame], Hashable]) -> list[list[Frame]]:
-    """Frames of equal key, in the order of their first numbers."""
-    found: dict[Hashable, list[Frame]] = defaultdict(list)
-    for frame in sorted(frames, key=lambda frame: (frame.number, frame.index, frame.path)):
-        found[key(frame)].append(frame)
-    return list(found.values())
-
-
-def _by_orientation(frames: Sequence[Frame]) -> list[list[Frame]]:
+def _group_by_orientation(frames: Sequence[Frame]) -> list[list[Frame]]:
     stacks: list[list[Frame]] = []
     for frame in frames:
-        same = (stack for stack in stacks if np.allclose(stack[0].orientation, frame.orientation, rtol=0, atol=SAME_DIRECTION))
-        home = next(same, None)
-        if home is None:
-            stacks.append([frame])
+        for stack in stacks:
+            if np.allclose(stack[0].orientation, frame.orientation, rtol=0, atol=DIRECTION_TOLERANCE):
+                stack.append(frame)
+                break
         else:
-            home.append(frame)
+            stacks.append([frame])
     return stacks
 
 
-def _leans(frame: Frame, stacks: list[list[Frame]]) -> bool:
-    """Whether a lone frame lies at less than 45 degrees to a stack: a slice of it that is turned, not a view of its own."""
+def _is_turned(frame: Frame, stacks: list[list[Frame]]) -> bool:
+    """Return whether a lone frame is at less than 45 degrees to a stack: a turned slice of that stack, not a separate view."""
     return any(len(stack) > 1 and abs(float(frame.normal @ stack[0].normal)) > 0.7071 for stack in stacks)
 
 
-def _places(frames: Sequence[Frame]) -> list[int]:
-    """For each frame of one orientation the number of its position."""
+def _position_indices(frames: Sequence[Frame]) -> list[int]:
+    """Return for each frame of one orientation the index of its position."""
     positions = np.array([frame.position for frame in frames])
     along = positions @ frames[0].normal
-    numbers = [0] * len(frames)
-    known: list[tuple[float, NDArray[np.float64]]] = []
-    for index in np.argsort(along, kind="stable"):
-        number = len(known)
-        while number and along[index] - known[number - 1][0] < SAME_PLACE_MM:
-            number -= 1
-            if np.abs(known[number][1] - positions[index]).max() < SAME_PLACE_MM:
+    indices = [0] * len(frames)
+    distinct: list[tuple[float, NDArray[np.float64]]] = []
+    for frame_index in np.argsort(along, kind="stable"):
+        index = len(distinct)
+        while index and along[frame_index] - distinct[index - 1][0] < POSITION_TOLERANCE_MM:
+            index -= 1
+            if np.abs(distinct[index][1] - positions[frame_index]).max() < POSITION_TOLERANCE_MM:
                 break
         else:
-            number = len(known)
-            known.append((float(along[index]), positions[index]))
-        numbers[index] = number
-    return numbers
+            index = len(distinct)
+            distinct.append((float(along[frame_index]), positions[frame_index]))
+        indices[frame_index] = index
+    return indices
 
 
-def _without_repeats(stack: list[Frame], refused: list[Refused]) -> list[list[Frame]]:
-    """Part a stack until no position repeats in a volume; what remains doubled or incomplete goes to ``refused``."""
-    places = _places(stack)
-    count = len(set(places))
+def _split_repeats(stack: list[Frame], rejected: list[RejectedFrames]) -> list[list[Frame]]:
+    """Split a stack until no position repeats in a volume; frames that are still doubled or incomplete go to ``rejected``."""
+    count = len(set(_position_indices(stack)))
     if count == len(stack):
         return [stack]
-    for name in range(len(_REPEATS)):
-        groups = _groups(stack, lambda frame, name=name: frame.repeats[name])  # type: ignore[misc]
-        whole = [group for group in groups if len(set(_places(group))) == count]
-        if len(groups) > 1 and 2 * len(whole) > len(groups):
-            for group in groups:
-                if group not in whole:
-                    refused.append(Refused(tuple(group), f"an incomplete repeat: {len(group)} of {count} slices", _AGAIN))
-            return [one for group in whole for one in _without_repeats(group, refused)]
+    for attribute in range(len(_REPEAT_ATTRIBUTES)):
+        groups = _group_frames(stack, lambda frame, attribute=attribute: frame.repeats[attribute])  # type: ignore[misc]
+        complete = [group for group in groups if len(set(_position_indices(group))) == count]
+        if len(groups) > 1 and 2 * len(complete) > len(groups):
+            rejected += [_incomplete_repeat(group, count) for group in groups if group not in complete]
+            return [volume for group in complete for volume in _split_repeats(group, rejected)]
+    return _split_by_order(stack, count, rejected)
+
+
+def _split_by_order(stack: list[Frame], count: int, rejected: list[RejectedFrames]) -> list[list[Frame]]:
+    """Split repeats that no attribute distinguishes: the first frame of each position, the second of each, and so on."""
     layers: list[list[Frame]] = []
     depth: dict[Hashable, int] = defaultdict(int)
-    for frame, place in sorted(zip(stack, places, strict=True), key=lambda pair: (pair[0].number, pair[0].index, pair[0].path)):
-        if depth[place] == len(layers):
+    for frame, position in sorted(zip(stack, _position_indices(stack), strict=True), key=lambda pair: pair[0].order):
+        if depth[position] == len(layers):
             layers.append([])
-        layers[depth[place]].append(frame)
-        depth[place] += 1
-    whole = [layer for layer in layers if len(layer) == count]
-    if len(whole) < len(layers) and (len(whole) == 1 or len(layers) - len(whole) > 1):
-        refused.append(Refused(tuple(stack), f"doubled slices: {len(stack)} images at {count} positions", "leave one of each in"))
+        layers[depth[position]].append(frame)
+        depth[position] += 1
+    complete = [layer for layer in layers if len(layer) == count]
+    if len(complete) < len(layers) and (len(complete) == 1 or len(layers) - len(complete) > 1):
+        reason = f"doubled slices: {len(stack)} images at {count} positions"
+        rejected.append(RejectedFrames(tuple(stack), reason, "leave one of each in"))
         return []
-    for layer in layers[len(whole) :]:
-        refused.append(Refused(tuple(layer), f"an incomplete repeat: {len(layer)} of {count} slices", _AGAIN))
-    return whole
+    rejected += [_incomplete_repeat(layer, count) for layer in layers[len(complete) :]]
+    return complete
 
 
-def in_order(frames: Sequence[Frame]) -> tuple[Frame, ...]:
-    """Frames along their normal, so that they lead to superior, posterior or left, whichever the normal is nearest to."""
+def _incomplete_repeat(frames: list[Frame], count: int) -> RejectedFrames:
+    return RejectedFrames(tuple(frames), f"an incomplete repeat: {len(frames)} of {count} slices", _EXPORT_AGAIN)
+
+
+def sort_frames(frames: Sequence[Frame]) -> tuple[Frame, ...]:
+    """Sort frames along their normal towards superior, posterior or left, whichever the normal is nearest to."""
     normal = frames[0].normal
     along = normal if normal[np.abs(normal).argmax()] > 0 else -normal
     return tuple(sorted(frames, key=lambda frame: float(along @ np.array(frame.position))))
 
 
-def uneven(frames: Sequence[Frame]) -> str | None:
-    """What is wrong with the steps between frames in order; None where they are even."""
+def find_spacing_fault(frames: Sequence[Frame]) -> str | None:
+    """Return the fault in the steps between sorted frames; None where they are even."""
     if len(frames) < 2:
         return None
     normal = frames[0].normal
     steps = np.diff(np.array([frame.position for frame in frames]), axis=0)
     sizes = np.abs(steps @ normal)
-    usual = float(np.median(sizes))
-    tolerance = max(UNEVEN * usual, SAME_PLACE_MM)
-    if usual < SAME_PLACE_MM or float(np.abs(steps - np.outer(steps @ normal, normal)).max()) > tolerance:
+    median = float(np.median(sizes))
+    tolerance = max(SPACING_TOLERANCE * median, POSITION_TOLERANCE_MM)
+    if median < POSITION_TOLERANCE_MM or float(np.abs(steps - np.outer(steps @ normal, normal)).max()) > tolerance:
         return "slices side by side or out of line, not one behind the other"
-    if float(np.abs(sizes - usual).max()) <= tolerance:
+    if float(np.abs(sizes - median).max()) <= tolerance:
         return None
-    wide = int((sizes > usual + tolerance).sum())
-    return f"slices missing: {wide} of {len(sizes)} gaps wider than {usual:.2f} mm" if wide else "slices doubled or too close"
+    gaps = int((sizes > median + tolerance).sum())
+    return f"slices missing: {gaps} of {len(sizes)} gaps wider than {median:.2f} mm" if gaps else "slices doubled or too close"
 
 
 def affine_of(frames: Sequence[Frame]) -> NDArray[np.float64]:
-    """(4, 4): index (slice, row, column, 1) of frames in order -> RAS+ mm."""
+    """Return (4, 4): index (slice, row, column, 1) of sorted frames -> RAS+ mm."""
     first, last = frames[0], frames[-1]
     affine = np.eye(4)
     if len(frames) > 1:

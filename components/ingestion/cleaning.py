@@ -1,0 +1,165 @@
+"""De-identify planned files, in worker processes if there are many, and resume after an interruption.
+
+Each written file is noted in a journal beside the manifest, so that an interrupted ingestion resumes where it stopped, and ends
+with the same bytes as an undisturbed one. Writing the manifest removes the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from components.errors import OmniMRIError
+from components.ingestion.formats.base import PlannedFile, WriteContext
+from components.ingestion.manifest import JOURNAL, Manifest, files_of
+from components.ingestion.quarantine import Rejection, rejection_of
+from components.ingestion.series_planner import Mapper
+from components.ingestion.volume import SourceFile
+from components.progress import track
+from components.provenance import digest, file_md5
+
+MIN_ITEMS_FOR_WORKERS = 150
+"""So many items or fewer are processed in this process: starting workers would take longer."""
+_CHUNK = 32
+"""Items that a worker process gets at once."""
+
+
+@dataclass(frozen=True)
+class CleanedFile:
+    """Result of de-identifying one planned file.
+
+    Attributes:
+        file: the file under ``data/``; None if it was rejected.
+        source_md5: MD5 of its source, or a digest over those of several sources.
+        content: MD5 of an image's content, independent of its header; "" for other files.
+        rejection: reason why there is no file.
+    """
+
+    file: SourceFile | None
+    source_md5: str
+    content: str = ""
+    rejection: Rejection | None = None
+
+
+class WorkerPool:
+    """A :data:`Mapper` that starts worker processes when there are enough items, and reuses them for the whole ingestion."""
+
+    def __init__(self, workers: int, stack: ExitStack) -> None:
+        """Create a pool of ``workers`` processes that ``stack`` shuts down."""
+        self._workers, self._stack = workers, stack
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __call__(self, function: Callable[[Any], Any], items: Sequence[Any], description: str) -> Iterator[Any]:
+        """Apply a function to items; results in order."""
+        if self._workers == 1 or len(items) <= MIN_ITEMS_FOR_WORKERS:
+            silence_libraries()
+            yield from track(map(function, items), description, total=len(items))
+            return
+        if self._pool is None:
+            pool = ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"), initializer=silence_libraries)
+            self._pool = self._stack.enter_context(pool)
+        yield from track(self._pool.map(function, items, chunksize=_CHUNK), description, total=len(items))
+
+
+def silence_libraries() -> None:
+    """Keep libraries from quoting header values in warnings and logs: a value may be a patient's name."""
+    from pydicom import config
+
+    config.settings.reading_validation_mode = config.IGNORE
+    config.settings.writing_validation_mode = config.IGNORE
+    warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|nibabel|dicomanonymizer|openjpeg|libjpeg)\b")
+    for name in ("pydicom", "highdicom", "nibabel", "nibabel.global"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def read_previous(root: Path, recipe: str) -> dict[str, CleanedFile]:
+    """Return target -> file of earlier ingestions, finished or interrupted, that used the same recipe."""
+    previous: dict[str, CleanedFile] = {}
+    manifest = Manifest.read(root)
+    if manifest is not None and manifest.recipe == recipe:
+        for series in manifest.series:
+            for file in files_of(series):
+                previous[file.path] = CleanedFile(file, manifest.sources[file.path], manifest.contents.get(file.path, ""))
+    if (root / JOURNAL).exists():
+        for line in (root / JOURNAL).read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the line that was being written at the interruption
+            if entry.pop("recipe") == recipe:
+                file = SourceFile(**entry.pop("file"))
+                previous[file.path] = CleanedFile(file, **entry)
+    return previous
+
+
+def clean_files(
+    files: Sequence[PlannedFile],
+    previous: Mapping[str, CleanedFile],
+    data: Path,
+    context: WriteContext,
+    recipe: str,
+    mapper: Mapper,
+) -> dict[str, CleanedFile]:
+    """Write the files whose source is new or changed; return the results by target, earlier ones where nothing changed."""
+    results: dict[str, CleanedFile] = {}
+    changed: list[PlannedFile] = []
+    for file in files:
+        earlier = previous.get(file.target)
+        if earlier is not None and _is_current(earlier, file, data):
+            results[file.target] = earlier
+        else:
+            changed.append(file)
+    clean = partial(clean_file, data=data, context=context)
+    with (data / context.card.id / JOURNAL).open("a") as journal:
+        for planned, result in zip(changed, mapper(clean, changed, "de-identifying"), strict=True):
+            results[planned.target] = result
+            if result.file is not None:
+                entry = {"recipe": recipe, "file": asdict(result.file), "source_md5": result.source_md5, "content": result.content}
+                journal.write(json.dumps(entry) + "\n")
+                journal.flush()
+    return results
+
+
+def _is_current(earlier: CleanedFile, planned: PlannedFile, data: Path) -> bool:
+    """Return whether a file of an earlier ingestion exists in its size, and its source did not change."""
+    path = data / planned.target
+    if earlier.file is None or not path.is_file() or path.stat().st_size != earlier.file.size:
+        return False
+    return earlier.source_md5 == source_md5(planned)
+
+
+def source_md5(file: PlannedFile) -> str:
+    """Return the MD5 of the source, or a digest over those of several. The MD5 of a file that does not exist is "": the source of
+    a sidecar that only the card declares.
+    """
+    sums = [_cached_md5(path, path.stat().st_mtime_ns) if path.is_file() else "" for path in file.sources]
+    return sums[0] if len(sums) == 1 else digest(sums)[:32]
+
+
+@lru_cache(maxsize=4096)
+def _cached_md5(path: Path, modified_ns: int) -> str:  # a table or an enhanced file is the source of many outputs
+    return file_md5(path)
+
+
+def clean_file(file: PlannedFile, data: Path, context: WriteContext) -> CleanedFile:
+    """Write one de-identified file. Messages of libraries are not passed on: they may quote the header."""
+    target = data / file.target
+    md5 = source_md5(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        content = file.write(target, context)
+    except OmniMRIError as error:
+        return CleanedFile(None, md5, rejection=rejection_of(error))
+    except Exception as error:
+        reason = f"broken or unreadable ({type(error).__name__})"
+        return CleanedFile(None, md5, rejection=Rejection("unreadable", reason, "export or download it again"))
+    return CleanedFile(SourceFile(file.target, file_md5(target), target.stat().st_size), md5, content)

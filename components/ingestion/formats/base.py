@@ -1,0 +1,178 @@
+"""Interface of an image format: recognize its files, plan their series, de-identify them, and read them back.
+
+An image format is one module that defines ``FORMAT``, an instance of a :class:`Format`, and one entry in
+:data:`components.registries.FORMATS` (a plugin adds its entry with ``FORMATS.add``). A format whose files hold one image each
+derives from :class:`components.ingestion.formats.image_files.ImageFileFormat` and implements two methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from components.catalog import DatasetCard
+from components.ingestion.annotations import finding_tables
+from components.ingestion.deidentification.pseudonyms import Pseudonyms
+from components.ingestion.quarantine import Rejection
+from components.ingestion.volume import Box, Volume
+
+if TYPE_CHECKING:
+    from components.ingestion.source_folder import Plan, SourceFolder
+
+Role = Literal["image", "label", "annotation"]
+
+
+@dataclass(frozen=True)
+class WriteContext:
+    """Dataset-wide inputs for writing a de-identified file.
+
+    Attributes:
+        card: card of the dataset (label map, layout).
+        pseudonyms: keyed names of the dataset.
+    """
+
+    card: DatasetCard
+    pseudonyms: Pseudonyms
+
+
+@dataclass(frozen=True)
+class PlannedFile(ABC):
+    """One file to be written under ``data/``. Each kind of output is a subclass, which must be picklable for worker processes.
+
+    Attributes:
+        source: file of the source folder that it is made of.
+        target: path relative to ``data/`` (POSIX form).
+        role: its role in the series.
+    """
+
+    source: Path
+    target: str
+    role: Role
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """All source files whose content decides the output, in a fixed order: the manifest records their MD5."""
+        return (self.source,)
+
+    @abstractmethod
+    def write(self, target: Path, context: WriteContext) -> str:
+        """Write the de-identified file.
+
+        Args:
+            target: absolute path of the output; its folder exists.
+
+        Returns:
+            MD5 of the image content regardless of the header; "" for a file that is no image.
+
+        Raises:
+            OmniMRIError: the source cannot be used.
+        """
+
+
+@dataclass
+class PlannedSeries:
+    """One volume to be ingested.
+
+    Attributes:
+        patient, series_id: pseudonyms.
+        reader: name in the manifest of the form in which the images are stored (see :data:`READERS`).
+        files: images, labels and annotations to be written.
+    """
+
+    patient: str
+    series_id: str
+    reader: str
+    files: list[PlannedFile] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """Result of inspecting one source file.
+
+    Attributes:
+        path: the file.
+        format: registered name of its format; None for a file of no known format.
+        rejection: reason why the file cannot be ingested.
+    """
+
+    path: Path
+    format: str | None
+    rejection: Rejection | None = None
+
+
+class Format(ABC):
+    """An image format.
+
+    Attributes:
+        name: key in :data:`components.registries.FORMATS`.
+        reads_gzipped: whether :meth:`sniff` also gets the decompressed head of gzipped files.
+        is_fallback: whether the format claims files of a container (any HDF5 file) that no other format recognizes; it is asked
+            last.
+    """
+
+    name: ClassVar[str]
+    reads_gzipped: ClassVar[bool] = False
+    is_fallback: ClassVar[bool] = False
+
+    @abstractmethod
+    def sniff(self, head: bytes, path: Path) -> bool:
+        """Return whether a file belongs to this format.
+
+        Args:
+            head: first bytes of the content (:data:`components.ingestion.formats.sniff.HEAD_BYTES` at most).
+            path: the file, for formats that must look deeper. Suffixes are not reliable.
+        """
+
+    def inspect(self, path: Path) -> FileHeader:
+        """Read what planning needs from one file. Runs in worker processes."""
+        return FileHeader(path, self.name)
+
+    @abstractmethod
+    def plan(self, headers: Sequence[Any], folder: SourceFolder, plan: Plan) -> None:
+        """Add the series of this format to the plan, and reject files that cannot be used.
+
+        Args:
+            headers: results of :meth:`inspect` for all files of this format, in the order of the folder's listing.
+        """
+
+    def read(self, files: Sequence[Path], sidecar: Path | None, anatomy: str | None) -> Volume:
+        """Read the ingested image files of one series. Only formats that are stored in their own form under ``data/`` implement it.
+
+        Args:
+            files: image files in the order of the manifest.
+            sidecar: JSON sidecar of the series.
+            anatomy: body part of the dataset card, used where the header has none.
+        """
+        raise NotImplementedError(f"{self.name} files are stored in another format under data/")
+
+    def place_boxes(self, blocks: Sequence[finding_tables.Block], files: Sequence[Path], volume: Volume) -> tuple[Box, ...]:
+        """Transform boxes, drawn in the storage order of the files, to the grid of the volume."""
+        return finding_tables.boxes_of(list(blocks))
+
+    @abstractmethod
+    def read_path(self, path: Path) -> Volume:
+        """Read one file of a user (for prediction) as one volume.
+
+        Raises:
+            BadInput: the file cannot be read as exactly one volume.
+        """
+
+    def count_voxels(self, path: Path, limit: int) -> int:
+        """Return how many values an untrusted file claims to decode to, without allocating memory for them.
+
+        The default, the size of the file, bounds formats without compression and references.
+
+        Args:
+            limit: the caller rejects files with more values, so that a format may stop looking beyond it.
+
+        Raises:
+            BadInput: a damaged header, more bytes than the header claims, or a reference to another file.
+        """
+        return path.stat().st_size
+
+
+READERS = {"kspace": "fastmri"}
+"""``reader`` of a series in a manifest -> registered format, where the two names differ."""

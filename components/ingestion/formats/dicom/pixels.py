@@ -1,0 +1,166 @@
+"""Pixel data of DICOM objects: fast reading of the common encodings, pydicom's decoders for the others."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.pixels import pixel_array
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from components.errors import BadInput
+from components.ingestion.formats.dicom.fast_elements import content, numbers, short, text
+from components.ingestion.formats.gzipped import open_decompressed, read_decompressed
+from components.ingestion.quarantine import Rejection
+
+_META_END = 144
+"""Offset behind the length element of the file meta information (PS3.10 7.1)."""
+_META_HEAD = b"DICM\x02\x00\x00\x00UL\x04\x00"
+"""Bytes from the magic to the value of that length element."""
+_EXPLICIT_SYNTAX = b"\x02\x00\x10\x00UI\x14\x00" + ExplicitVRLittleEndian.encode() + b"\0"
+"""Transfer syntax element of explicit little endian."""
+_FIRST_GROUP = b"\x08\0"
+"""Bytes that a data set begins with: group 0008."""
+_UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+_MAX_FRAME_PIXELS, _MAX_COMPRESSION_RATIO = 2**26, 4096
+"""Plausible pixels of a frame, and bytes decoded from one compressed byte; more comes from a damaged header."""
+_EXPORT_AGAIN = "export or download it again"
+
+
+def read_slice(path: Path) -> Dataset:
+    """Read the data set of a file with its pixels, equal to the result of :func:`pydicom.dcmread`.
+
+    Most files are explicit little endian after a preamble. For them, only the transfer syntax is taken from the file meta
+    information: pydicom parses that into a data set of its own, which takes a quarter of the time. Where its length does not lead
+    to group 0008, pydicom reads the file.
+    """
+    file = read_decompressed(path)
+    end = _META_END + int.from_bytes(file[140:_META_END], "little")
+    is_plain = (
+        file[128:140] == _META_HEAD and file.find(_EXPLICIT_SYNTAX, _META_END, end) > 0 and file[end : end + 2] == _FIRST_GROUP
+    )
+    if not is_plain:
+        return pydicom.dcmread(BytesIO(file), force=True)
+    stream = BytesIO(file)
+    stream.seek(end)
+    dataset = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)
+    dataset.file_meta = _explicit_meta()
+    return dataset
+
+
+@cache
+def _explicit_meta() -> FileMetaDataset:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return meta
+
+
+def find_pixel_fault(path: Path) -> Rejection | None:
+    """Return why the pixels of a file cannot be decoded, None where they can."""
+    try:
+        decode_pixels(pydicom.dcmread(open_decompressed(path), force=True))
+    except BadInput as error:
+        return Rejection("unreadable", error.what, error.remedy)
+    except Exception as error:
+        return Rejection("unreadable", f"broken or unreadable pixels ({type(error).__name__})", _EXPORT_AGAIN)
+    return None
+
+
+def decode_pixels(dataset: Dataset) -> NDArray[Any]:
+    """Return the stored values ([frames,] rows, columns).
+
+    Raises:
+        BadInput: no pixels, or fewer than the header claims.
+        Exception: errors of the decoders.
+    """
+    pixels = content(dataset, "PixelData")
+    if not pixels:
+        raise BadInput("no pixel data", remedy=_EXPORT_AGAIN)
+    rows, columns, frames = short(dataset, "Rows") or 0, short(dataset, "Columns") or 0, int(dataset.get("NumberOfFrames") or 1)
+    bits = rows * columns * frames * (short(dataset, "BitsAllocated") or 0)
+    claimed_bytes = bits // 8
+    if rows * columns > _MAX_FRAME_PIXELS or claimed_bytes > len(pixels) * _MAX_COMPRESSION_RATIO:
+        raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy=_EXPORT_AGAIN)
+    syntax = _transfer_syntax(dataset)
+    if syntax is not None and not UID(syntax).is_compressed:
+        if len(pixels) * 8 < bits:
+            raise BadInput("fewer pixels than the header says", remedy=_EXPORT_AGAIN)
+        shape = (rows, columns) if frames == 1 else (frames, rows, columns)
+        values = _view_plain_pixels(dataset, pixels, shape) if syntax in _UNCOMPRESSED else None
+        if values is not None:
+            return values
+    return _decode_with_pydicom(dataset)
+
+
+def _decode_with_pydicom(dataset: Dataset) -> NDArray[Any]:
+    try:
+        return np.asarray(pixel_array(dataset, raw=True, view_only=True))
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a panic of the RLE decoder (Rust) is no Exception and would end the process
+        raise BadInput("pixels that do not decode", remedy=_EXPORT_AGAIN) from None
+
+
+def _transfer_syntax(dataset: Dataset) -> Any:
+    return dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+
+
+def _view_plain_pixels(dataset: Dataset, pixels: bytes, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Return pixels that are stored like an array: whole words of one sample each, without bits beside the value. Else None.
+
+    Nearly every MR image is stored so; pydicom's decoder, which handles all other cases, takes as long as reading the file.
+    """
+    allocated, stored = short(dataset, "BitsAllocated") or 0, short(dataset, "BitsStored") or 0
+    is_whole = allocated in (8, 16) and 1 <= stored <= allocated and short(dataset, "HighBit") == stored - 1
+    signed = short(dataset, "PixelRepresentation")
+    if not is_whole or signed not in (0, 1) or short(dataset, "SamplesPerPixel") not in (None, 1) or not math.prod(shape):
+        return None
+    values = np.frombuffer(pixels, dtype=f"<{'i' if signed else 'u'}{allocated // 8}", count=math.prod(shape))
+    highest = (1 << stored - bool(signed)) - 1
+    if stored < allocated and (values.max() > highest or (signed and values.min() < -highest - 1)):
+        return None
+    return values.reshape(shape)
+
+
+def stored_pixels(dataset: Dataset) -> bytes:
+    """Return the pixel data of a data set, decompressed, little endian, and cut to its claimed size.
+
+    Raises:
+        BadInput, Exception: see :func:`decode_pixels`.
+    """
+    if _transfer_syntax(dataset) in _UNCOMPRESSED and "PixelData" in dataset:
+        bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1) * int(dataset.BitsAllocated)
+        if len(dataset.PixelData) * 8 < bits:
+            raise BadInput("fewer pixels than the header says", remedy=_EXPORT_AGAIN)
+        return bytes(dataset.PixelData[: (bits + 7) // 8])
+    values = decode_pixels(dataset)
+    if int(dataset.BitsAllocated) == 1:
+        return np.packbits(values.ravel(), bitorder="little").tobytes()
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def rescale_of(header: Dataset, index: int = 0) -> tuple[float, float]:
+    """Return slope and intercept of a frame; (1, 0) where the header states none."""
+    items = [header]
+    if "PerFrameFunctionalGroupsSequence" in header:
+        groups = (header.PerFrameFunctionalGroupsSequence[index], *header.get("SharedFunctionalGroupsSequence", ()))
+        items = [item for group in groups for item in group.get("PixelValueTransformationSequence", ())] + items
+    for item in items:
+        if text(item, "RescaleSlope"):
+            intercept = numbers(item, "RescaleIntercept")[0] if text(item, "RescaleIntercept") else 0.0
+            return numbers(item, "RescaleSlope")[0], intercept
+    return 1.0, 0.0
+
+
+def rescale(plane: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
+    """Apply slope and intercept; the identity returns the stored values in their type."""
+    return plane if (slope, intercept) == (1.0, 0.0) else plane.astype(np.float64) * slope + intercept

@@ -1,0 +1,100 @@
+"""Label maps of ingested series: NIfTI masks, tissue probability maps, DICOM segmentations and structure sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.catalog import DatasetCard
+from components.ingestion.annotations import rt_structures
+from components.ingestion.formats import nifti
+from components.ingestion.formats.orientation import to_canonical
+from components.ingestion.quarantine import UnsupportedInput
+from components.ingestion.volume import Volume
+
+TISSUE_INFIX, SEGMENTATION_SUFFIX, STRUCTURES_SUFFIX = ".tissue-", ".seg.dcm", ".rtstruct.dcm"
+"""Parts of the names of label files under ``data/`` that tell their kind."""
+
+
+def read_labels(paths: Sequence[Path], volume: Volume, card: DatasetCard) -> NDArray[np.uint8]:
+    """Read the labels (D, H, W) of a volume.
+
+    Args:
+        paths: the tissue maps of the volume, or one file of another kind.
+
+    Raises:
+        BadInput: labels on another grid than the volume's, or values and names that the card does not declare.
+    """
+    shape, affine = volume.voxels.shape, volume.affine
+    tissue_maps = {int(path.name.split(TISSUE_INFIX)[1].split(".")[0]): path for path in paths if TISSUE_INFIX in path.name}
+    if tissue_maps:
+        return _read_tissue_maps(tissue_maps, shape, affine)
+    if paths[0].name.endswith(STRUCTURES_SUFFIX):
+        return rt_structures.read_structures(paths[0], affine, shape, card.label_map)
+    if paths[0].name.endswith(SEGMENTATION_SUFFIX):
+        from components.ingestion.formats.dicom.segmentation import read_segmentation
+
+        return read_segmentation(paths[0], affine, shape, card.label_map)
+    return _read_label_map(paths[0], shape, affine)
+
+
+def _read_label_map(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Read a label map in the orientation of its image.
+
+    Raises:
+        UnsupportedInput: another grid than the image's, or values that are no labels.
+    """
+    values, label_affine = to_canonical(nifti.load(path))
+    _check_grid("label map", path, values.shape, label_affine, shape, affine)
+    if not np.array_equal(values, np.rint(values)) or values.min() < 0 or values.max() > 255:
+        raise UnsupportedInput(
+            "label", "label values must be whole numbers from 0 to 255", where=path.name, remedy="fix the label map"
+        )
+    return np.asarray(values, dtype=np.uint8)
+
+
+def _read_tissue_maps(paths: dict[int, Path], shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Read labels from probability maps or binary masks: the most probable structure where its probability is at least one half.
+
+    Args:
+        paths: label value -> map of this structure.
+
+    Raises:
+        UnsupportedInput: another grid than the image's.
+    """
+    labels, best = np.zeros(shape, dtype=np.uint8), np.full(shape, 0.5)
+    for value, path in sorted(paths.items()):
+        probability: NDArray[Any]
+        probability, map_affine = to_canonical(nifti.load(path))
+        _check_grid("tissue map", path, probability.shape, map_affine, shape, affine)
+        probability = probability / max(float(probability.max()), 1e-12)
+        labels = np.where(probability >= best, value, labels).astype(np.uint8)
+        best = np.maximum(best, probability)
+    return labels
+
+
+def _check_grid(
+    noun: str,
+    path: Path,
+    label_shape: tuple[int, ...],
+    label_affine: NDArray[np.float64],
+    image_shape: tuple[int, ...],
+    image_affine: NDArray[np.float64],
+) -> None:
+    """Require the image's shape and position; corners may lie half a voxel apart, as headers of exports do.
+
+    Raises:
+        UnsupportedInput: another shape or position.
+    """
+    remedy = "resample it to the image's grid"
+    if label_shape != image_shape:
+        raise UnsupportedInput("label", f"{noun} of {label_shape} for an image of {image_shape}", where=path.name, remedy=remedy)
+    last_d, last_h, last_w = (side - 1 for side in label_shape)
+    corners = np.array([[d, h, w, 1] for d in (0, last_d) for h in (0, last_h) for w in (0, last_w)])
+    distance_mm = float(np.linalg.norm((corners @ (label_affine - image_affine).T)[:, :3], axis=1).max())
+    if distance_mm > 0.5 * float(np.linalg.norm(image_affine[:3, :3], axis=0).min()):
+        raise UnsupportedInput("label", f"{noun} that lies {distance_mm:.1f} mm off its image", where=path.name, remedy=remedy)

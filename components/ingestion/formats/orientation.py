@@ -1,0 +1,50 @@
+"""Canonical orientation: slices first, rows to posterior or inferior, columns to left or posterior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MIN_ANISOTROPY = 1.5
+"""The slice axis of an anisotropic image is at least this many times coarser than its finest axis; other images count as axial."""
+_AXIS_CODES = {0: "LIP", 1: "PIL", 2: "SPL"}
+"""Slice axis (0 x, 1 y, 2 z) -> directions of the indices d, h, w: rows to posterior or inferior, columns to left or posterior."""
+
+
+def round_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round an affine to 1e-9 mm, so that rounding errors of products that are zero, which differ between CPUs, reach no file."""
+    return np.asarray(np.round(affine, 9) + 0.0)
+
+
+def to_canonical(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return the values (D, H, W) of a NIfTI image and the affine (d, h, w, 1) -> RAS+ mm; of a 4-D image, the first volume.
+
+    The slice axis is the coarse one of an anisotropic image, else inferior-superior.
+    """
+    values = np.asanyarray(image.dataobj)
+    values = values[..., 0] if values.ndim == 4 else values
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    coarse = int(spacing.argmax())
+    return _reorient(values, image.affine, coarse if spacing[coarse] >= MIN_ANISOTROPY * spacing.min() else None)
+
+
+def keep_slices_first(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Turn rows and columns of an array (slices, ., ., ...) to the canonical directions; slices stay slices."""
+    return _reorient(values, affine, 0)
+
+
+def _reorient(
+    values: NDArray[Any], affine: NDArray[np.float64], slice_axis: int | None
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Turn the first three axes to slices, rows, columns; ``slice_axis`` None = the inferior-superior axis."""
+    from nibabel import orientations
+
+    current = orientations.io_orientation(affine)
+    world_axis = int(current[slice_axis, 0]) if slice_axis is not None else 2
+    target = orientations.axcodes2ornt(tuple(_AXIS_CODES[world_axis]))
+    transform = orientations.ornt_transform(current, target)
+    new_affine = affine @ orientations.inv_ornt_aff(transform, values.shape[:3])
+    return orientations.apply_orientation(values, transform), np.asarray(new_affine, dtype=np.float64)

@@ -1,0 +1,181 @@
+"""A source folder as its dataset card describes it, and the plan that formats add their series to.
+
+Every name under ``data/`` is a pseudonym: file and folder names of the source may contain the patient's name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from components.catalog import DatasetCard
+from components.catalog.cards import BoxTable, Table
+from components.ingestion.annotations.sidecars import Sidecars
+from components.ingestion.deidentification.pseudonyms import Pseudonyms
+from components.ingestion.formats.base import PlannedFile, PlannedSeries
+from components.ingestion.planned_annotations import (
+    PlannedFileBoxes,
+    PlannedFindings,
+    PlannedPerson,
+    PlannedReport,
+    PlannedTableBoxes,
+)
+from components.ingestion.quarantine import Rejection, SourceListing
+from components.ingestion.volume import Quarantined
+
+
+@dataclass
+class Plan:
+    """Series of a dataset to be ingested, and inputs that are rejected already.
+
+    Attributes:
+        listing: files of the source folder.
+        series: volumes, in the order of formats, then of files.
+        label_maps: case -> label maps of image files, for all images of that case.
+        quarantined: rejected inputs.
+        ignored: number of files that the card excludes.
+    """
+
+    listing: SourceListing
+    series: list[PlannedSeries] = field(default_factory=list)
+    label_maps: dict[str, list[PlannedFile]] = field(default_factory=lambda: defaultdict(list))
+    quarantined: list[Quarantined] = field(default_factory=list)
+    ignored: int = 0
+    _images: list[tuple[str, PlannedSeries]] = field(default_factory=list)
+
+    def add_image(self, case: str, series: PlannedSeries) -> None:
+        """Add a series that gets the label maps of its case."""
+        self.series.append(series)
+        self._images.append((case, series))
+
+    def reject(self, paths: Iterable[Path], rejection: Rejection) -> None:
+        """List source files in the quarantine."""
+        self.quarantined.append(self.listing.quarantine_entry(paths, rejection))
+
+    def attach_label_maps(self) -> None:
+        """Add the label maps of each case to all of its images; reject those of a case without images."""
+        for case, series in self._images:
+            series.files += self.label_maps[case]
+        cases = {case for case, _ in self._images}
+        for case, files in self.label_maps.items():
+            if case not in cases:
+                for file in files:
+                    self.reject([file.source], _NO_LABELED_IMAGE)
+
+
+_NO_LABELED_IMAGE = Rejection("label", "a label map of no image here", "fix layout.case or layout.labels")
+
+
+class SourceFolder:
+    """A source folder as its card describes it.
+
+    Attributes:
+        used: non-image files that belong to an image.
+        boxes: (index in the card's ``layout.boxes``, table file).
+        tables: (index in the card's ``layout.tables``, table file).
+    """
+
+    def __init__(self, card: DatasetCard, source: Path, pseudonyms: Pseudonyms, other_files: list[Path]) -> None:
+        """Match files of no known format (``other_files``) to the sidecars and tables of the card."""
+        self.card, self.layout, self.source, self.pseudonyms = card, card.layout, source, pseudonyms
+        self.sidecars = Sidecars(source, other_files)
+        self.used: set[Path] = set()
+        self.reviewed = self._select(other_files, self.layout.reviewed)
+        box_globs = [table if isinstance(table, str) else table.path for table in self.layout.boxes]
+        self.boxes = self._select_tables(other_files, box_globs)
+        self.tables = self._select_tables(other_files, [table.path for table in self.layout.tables])
+        self.used |= {*self.reviewed, *(path for _, path in (*self.boxes, *self.tables))}
+
+    def relative(self, path: Path) -> str:
+        """Return the path relative to the source folder (POSIX form)."""
+        return path.relative_to(self.source).as_posix()
+
+    def patient(self, relative: str) -> str:
+        """Return the patient's pseudonym by the card's expression.
+
+        Without an expression the whole dataset counts as one patient, so that no patient is in two splits.
+        """
+        return self.pseudonyms.patient(match_group(self.layout.patient, relative) or "")
+
+    def stem(self, patient: str, series_name: str) -> str:
+        """Return the target path of a series, relative to ``data/``, without ending."""
+        return f"{self.card.id}/{patient}/{self.pseudonyms.series(series_name)}"
+
+    def sequence(self, relative: str) -> str:
+        """Return the sequence that the card declares for an image; the longest matching text decides. "" = none."""
+        matching = [text for text in self.layout.sequences if text in relative]
+        return self.layout.sequences[max(matching, key=lambda text: (len(text), text))] if matching else ""
+
+    def label_suffix(self, relative: str) -> str:
+        """Return the suffix of a label map's target ("seg", or "tissue-<value>" for a map of one structure); "" for an image."""
+        for value, pattern in sorted(self.layout.tissue_maps.items()):
+            if matches_any(relative, [pattern]):
+                return f"tissue-{value}"
+        return "seg" if matches_any(relative, self.layout.labels) else ""
+
+    def plan_tables(self, relative: str, dicom_patient: str | None, stem: str) -> list[PlannedFile]:
+        """Plan the findings, report, sex and age from each of the card's tables that has a key for this image.
+
+        Args:
+            dicom_patient: Patient ID of a DICOM image; None for other formats.
+            stem: target path of the series without ending.
+        """
+        files: list[PlannedFile] = []
+        for index, path in self.tables:
+            table = self.layout.tables[index]
+            key = self._key(table, relative, dicom_patient)
+            if not key:
+                continue
+            if table.findings:
+                files.append(PlannedFindings(path, f"{stem}.findings-{len(files)}.json", "annotation", table, key))
+            if table.report is not None:
+                files.append(PlannedReport(path, f"{stem}.report-{len(files)}.json", "annotation", table, key))
+            if table.sex is not None or table.age is not None:
+                files.append(PlannedPerson(path, f"{stem}.person-{len(files)}.json", "annotation", table, key))
+        return files
+
+    def plan_boxes(
+        self, relative: str, dicom_patient: str | None, stem: str, grid: tuple[int, ...], file_name: str = ""
+    ) -> list[PlannedFile]:
+        """Plan the boxes from each of the card's tables that has a key for this image.
+
+        Args:
+            grid: slices, rows and columns of the image; empty where they are not known.
+            file_name: key in tables in the format of fastMRI+; "" for images that such tables do not describe.
+        """
+        files: list[PlannedFile] = []
+        for index, path in self.boxes:
+            table = self.layout.boxes[index]
+            target = f"{stem}.boxes{f'-{len(files)}' if files else ''}.json"
+            if isinstance(table, BoxTable):
+                if key := self._key(table, relative, dicom_patient):
+                    files.append(PlannedTableBoxes(path, target, "annotation", table, key, grid))
+            elif file_name:
+                files.append(PlannedFileBoxes(path, target, "annotation", file_name, tuple(self.reviewed)))
+        return files
+
+    def _key(self, table: Table, relative: str, dicom_patient: str | None) -> str | None:
+        """Return the value that a table's key column is searched for."""
+        expression = table.image or (self.layout.patient if dicom_patient is None else None)
+        return match_group(expression, relative) if expression or dicom_patient is None else dicom_patient
+
+    def _select(self, paths: list[Path], globs: Iterable[str]) -> list[Path]:
+        return [path for path in paths if matches_any(self.relative(path), globs)]
+
+    def _select_tables(self, paths: list[Path], globs: Iterable[str]) -> list[tuple[int, Path]]:
+        return [(index, path) for index, glob in enumerate(globs) for path in self._select(paths, [glob])]
+
+
+def matches_any(relative: str, globs: Iterable[str]) -> bool:
+    """Return whether one of the globs matches a relative path; ``*`` crosses folders."""
+    return any(fnmatch.fnmatchcase(relative, pattern) for pattern in globs)
+
+
+def match_group(expression: str | None, relative: str) -> str | None:
+    """Return group 1 of the first match of an expression in a relative path; None without a match or an expression."""
+    match = re.search(expression, relative) if expression else None
+    return match[1] if match else None
