@@ -66,12 +66,12 @@ def plainly(settings: Settings) -> None:
 
 def environment(root: Path, server: str | None) -> dict[str, str]:
     """Environment of a run over ``root``."""
-    from flows.environment import QUIET
+    from flows.cli.environment import OFFLINE_DEFAULTS
 
     ours = ("PREFECT_", "MLFLOW_TRACKING", "OMNIMRI_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     mine = {"OMNIMRI_HOME": str(root / "home"), "OMNIMRI_DATA": str(root / "data")}
-    return {**QUIET, **clean, **mine, **({"PREFECT_API_URL": server} if server else {})}
+    return {**OFFLINE_DEFAULTS, **clean, **mine, **({"PREFECT_API_URL": server} if server else {})}
 
 
 def timed(command: list[str], root: Path, server: str | None) -> float:

@@ -1,4 +1,4 @@
-"""The three ways OmniMRI says no. Each names the thing, the fault and the remedy; none carries patient text."""
+"""Errors that a user can act on. Each message names the object, the fault and the remedy; none contains patient text."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ class OmniMRIError(Exception):
 
     Args:
         what: the fault, in one sentence.
-        where: file, field or setting that it is about (paths only of pseudonymised or user-named files).
-        remedy: what the user can do about it.
+        where: the file, field or setting at fault (paths of pseudonymized or user-named files only).
+        remedy: what the user can do.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         self.what, self.where, self.remedy = what, where, remedy
-        super().__init__(": ".join(part for part in (where, what) if part) + (f" ({remedy})" if remedy else ""))
+        super().__init__(": ".join(text for text in (where, what) if text) + (f" ({remedy})" if remedy else ""))
 
 
 class BadInput(OmniMRIError):
@@ -30,4 +30,4 @@ class JobFailed(OmniMRIError):
 
 
 class GateRefused(OmniMRIError):
-    """A quality gate (validation or promotion) said no: exit code 1."""
+    """A quality gate (validation or promotion) refused: exit code 1."""

@@ -1,8 +1,9 @@
-"""Writing so that nothing is ever half-written: a temporary name beside the target, then a rename."""
+"""Atomic writes of files and folders: write under a temporary name beside the target, then rename."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from components.provenance import digest
+
 
 def _temporary(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -20,7 +23,7 @@ def _temporary(target: Path) -> Path:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it becomes ``target``, on failure it is removed."""
+    """Yield a temporary path, which becomes ``target`` on success and is removed on failure."""
     temporary = _temporary(target)
     try:
         yield temporary
@@ -31,24 +34,24 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder; on success it replaces ``target`` whole, on failure it is removed."""
+    """Yield a temporary folder, which replaces ``target`` as a whole on success and is removed on failure."""
     temporary = _temporary(target)
     temporary.mkdir()
     try:
         yield temporary
         if target.exists():
-            doomed = _temporary(target)
-            target.replace(doomed)
+            replaced = _temporary(target)
+            target.replace(replaced)
             temporary.replace(target)
-            shutil.rmtree(doomed)
+            shutil.rmtree(replaced)
         else:
             temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _plain(value: Any) -> Any:
-    """JSON form of the numpy and path values that records carry."""
+def _to_json(value: Any) -> Any:
+    """Return the JSON form of a numpy or path value."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -61,7 +64,7 @@ def _plain(value: Any) -> Any:
 def write_json(target: Path, value: Any) -> None:
     """Write ``value`` as sorted, indented JSON, atomically."""
     with atomic_file(target) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, default=_plain) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, default=_to_json) + "\n")
 
 
 def read_json(source: Path) -> Any:
@@ -70,5 +73,25 @@ def read_json(source: Path) -> Any:
 
 
 def read_lines(source: Path) -> list[Any]:
-    """Read a document of one JSON value a line; nothing where there is none."""
+    """Read a JSON Lines file; return an empty list where there is no file."""
     return [json.loads(line) for line in source.read_text().splitlines()] if source.exists() else []
+
+
+def folder_state(folder: Path) -> str:
+    """Return the digest of the names, sizes and modification times of all files below a folder; "" where there is no folder."""
+    if not folder.is_dir():
+        return ""
+    files: list[list[str | int]] = []
+    pending = [str(folder)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                    continue
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue  # the file was removed after it was listed
+                files.append([os.path.relpath(entry.path, folder), status.st_size, status.st_mtime_ns])
+    return digest(sorted(files))

@@ -1,4 +1,4 @@
-"""Where a run keeps its state: ``OMNIMRI_HOME``, else ``.omnimri/`` in the checkout, else the user's data folder."""
+"""Folders in which runs keep their state: ``OMNIMRI_HOME``, else ``.omnimri/`` in the checkout, else the user's data folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from components.provenance import REPOSITORY
 
 @dataclass(frozen=True)
 class Home:
-    """Folders of one installation. Nothing here is created until a step writes to it.
+    """Folders of one installation. None of them is created until a step writes to it.
 
     Attributes:
         root: state of runs (git-ignored).
@@ -42,32 +42,32 @@ class Home:
 
     @property
     def cards(self) -> Path:
-        """The user's own dataset cards; ``OMNIMRI_CARDS`` moves it."""
+        """The user's own dataset cards; ``OMNIMRI_CARDS`` names another folder."""
         return Path(os.environ.get("OMNIMRI_CARDS", self.root / "cards")).expanduser().resolve()
 
     @property
     def sources(self) -> Path:
-        """Source folders that the demo builds (as a download would leave them, before ingestion)."""
+        """Source folders of the sample datasets, built as a download would leave them, before ingestion."""
         return self.root / "sources"
 
     @property
     def curated(self) -> Path:
-        """Curated corpus: Parquet tables and the volume store."""
+        """The curated corpus: Parquet tables and the volume store."""
         return self.root / "curated"
 
     @property
     def validation(self) -> Path:
-        """Great Expectations project and Data Docs."""
+        """The Great Expectations project and its Data Docs."""
         return self.root / "gx"
 
     @property
     def training(self) -> Path:
-        """One folder per trained stage, named by its digest."""
+        """One folder for each trained stage, named by its digest."""
         return self.root / "training"
 
     @property
     def evaluations(self) -> Path:
-        """One folder per evaluation, named by its digest."""
+        """One folder for each evaluation, named by its digest."""
         return self.root / "evaluations"
 
     @property
@@ -82,10 +82,15 @@ class Home:
 
     @property
     def locks(self) -> Path:
-        """Files that processes hold while they write."""
+        """Lock files, which processes hold while they write (:mod:`components.locks`)."""
         return self.root / "locks"
 
     @property
+    def logs(self) -> Path:
+        """Log files of commands and services."""
+        return self.root / "logs"
+
+    @property
     def tracking_uri(self) -> str:
-        """``MLFLOW_TRACKING_URI`` where set, else the SQLite store under :attr:`mlflow`."""
+        """``MLFLOW_TRACKING_URI`` where it is set, else the SQLite store under :attr:`mlflow`."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow / 'mlflow.db'}"

@@ -1,7 +1,7 @@
-"""One writer at a time, across processes: locks on files, which the kernel gives back when a process ends, however it ends.
+"""Reader/writer locks between processes, on files: the kernel releases them when a process ends, however it ends.
 
-``writer`` is held by whoever may write ``data/`` and the corpus; ``corpus`` for writing as long as they change, for reading as long
-as a model is trained or measured on them. Who wants to write waits for those who read.
+The lock ``writer`` belongs to the process that may change ``data/`` and the corpus. The lock ``corpus`` is exclusive while they
+change, and shared while a model is trained or evaluated on them: a writer waits for all readers.
 """
 
 from __future__ import annotations
@@ -11,36 +11,59 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-_held: set[Path] = set()
+Waiting = Callable[[str], object]
+"""Receives a message once, before a process waits for a lock."""
+
+
+class LockUpgradeError(RuntimeError):
+    """A process that holds a shared lock requests the exclusive one: two such processes would wait for each other forever."""
+
+
+_held_shared: dict[Path, bool] = {}
+"""Locks that this process holds, and whether it shares them."""
 
 
 @contextmanager
-def claim(path: Path, shared: bool = False, waiting: Callable[[str], object] | None = None) -> Iterator[None]:
-    """Hold a lock file while the context is open. A process that holds it already goes on at once.
+def claim(path: Path, shared: bool = False, waiting: Waiting | None = None) -> Iterator[None]:
+    """Hold a lock file while the context is open. A process that holds the lock may claim it again.
 
     Args:
-        shared: others may hold it too, if all of them share.
-        waiting: told once, with the process that has the lock, where it has to be waited for.
+        path: lock file; it is created where it is missing.
+        shared: other processes may hold the lock too, as long as all of them share it.
+        waiting: called with a message that names the holder, before this process waits for the lock.
+
+    Raises:
+        LockUpgradeError: this process holds the lock as shared, and requests it as exclusive.
     """
-    if path in _held:
-        yield
+    if path in _held_shared:
+        if _held_shared[path] and not shared:
+            raise LockUpgradeError(
+                f"{path}: held as shared, requested as exclusive (release the shared lock first, or claim it as exclusive at once)"
+            )
+        yield  # the outermost context releases the lock; an exclusive lock covers a shared one
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, mode | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is not None:
-                file.seek(0)
-                waiting(f"waiting for process {file.read().strip() or 'unknown'}, which holds {path.name}")
-            fcntl.flock(file, mode)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        _held.add(path)
+        _acquire(file, path, shared, waiting)
+        _held_shared[path] = shared
         try:
             yield
         finally:
-            _held.discard(path)
+            del _held_shared[path]
+
+
+def _acquire(file: IO[str], path: Path, shared: bool, waiting: Waiting | None) -> None:
+    """Lock an open file, waiting for other holders, and write this process's id into it."""
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if waiting is not None:
+            file.seek(0)
+            waiting(f"waiting for process {file.read().strip() or 'unknown'}, which holds the lock {path.name}")
+        fcntl.flock(file, mode)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()

@@ -1,6 +1,6 @@
-"""Digests: the names under which every artefact of OmniMRI is found again.
+"""Digests, which name every artifact of OmniMRI by its inputs.
 
-A digest is the hex SHA-256 of the canonical JSON of what went in, or of bytes. Folders use its first 16 characters.
+A digest is the hexadecimal SHA-256 of bytes or of the canonical JSON of the inputs. Folder names use its first 16 characters.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHORT = 16
 
 
-def digest(*parts: Any) -> str:
-    """SHA-256 (64 hex characters) of the canonical JSON of ``parts``; pydantic models count by their fields."""
-    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+def digest(*values: Any) -> str:
+    """Return the SHA-256 (64 hex characters) of the canonical JSON of values; pydantic models count by their fields."""
+    plain = [value.model_dump(mode="json") if isinstance(value, BaseModel) else value for value in values]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_md5(path: Path) -> str:
-    """MD5 of a file's bytes, the sum that DVC records (not used for security)."""
+    """Return the MD5 of a file's bytes, as DVC records it (not used for security)."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -47,8 +47,8 @@ def code_digest(*packages: str) -> str:
     return digest([(path.relative_to(REPOSITORY).as_posix(), source_digest(path.read_bytes())) for path in sources], *plugins)
 
 
-def _sources(place: Path) -> Iterable[Path]:
-    return place.rglob("*.py") if place.is_dir() else [place]
+def _sources(package: Path) -> Iterable[Path]:
+    return package.rglob("*.py") if package.is_dir() else [package]
 
 
 def source_digest(source: bytes) -> str:
@@ -66,8 +66,11 @@ def _is_docstring(statement: ast.AST) -> bool:
 
 
 def git_commit() -> str:
-    """Commit of the checkout, with ``+dirty`` where tracked files differ, or outside of git what an image's
-    build says (``OMNIMRI_COMMIT``), or ``"unknown"``. The pin of the data is no code: a version names its data itself."""
+    """Return the commit of the checkout, with ``+dirty`` where tracked files other than the data pin differ from it.
+
+    Outside of a git checkout, return the commit that the build of the image recorded (``OMNIMRI_COMMIT``), or ``"unknown"``. The
+    data pin ``data.dvc`` does not count as code: every result names its data version itself.
+    """
     if not (REPOSITORY / ".git").exists():  # an installed wheel; a repository around the environment is not ours
         return os.environ.get("OMNIMRI_COMMIT", "unknown")
     try:

@@ -1,4 +1,4 @@
-"""What a run costs: the peak of resident memory over a whole tree of processes."""
+"""Peak resident memory of a process and its children."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class PeakMemory:
     """Sample the resident memory of this process and its children while the context is open.
 
     Attributes:
-        mib: highest sum seen, MiB. Pages shared between processes count once for each, so this is an upper bound.
+        mib: highest sum sampled so far, MiB. Shared pages count once for each process, so this is an upper bound.
     """
 
     def __init__(self) -> None:
         self.mib = 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()
@@ -30,15 +30,15 @@ class PeakMemory:
         self._stop.set()
         self._thread.join()
 
-    def _watch(self) -> None:
-        this = psutil.Process()
+    def _sample(self) -> None:
+        own = psutil.Process()
         while True:
             total = 0
-            for process in [this, *this.children(recursive=True)]:
+            for process in [own, *own.children(recursive=True)]:
                 try:
                     total += process.memory_info().rss
                 except psutil.Error:
-                    continue  # it ended between the listing and the look
+                    continue  # the process ended after it was listed
             self.mib = max(self.mib, total / 2**20)
             if self._stop.wait(SAMPLE_EVERY_S):
                 return

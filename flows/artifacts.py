@@ -1,6 +1,6 @@
-"""What a run shows in Prefect's pages: tables, summaries and links, made of the records that steps return.
+"""Artifacts of a run in Prefect's UI: tables, summaries and links, built from the reports of the steps.
 
-Nothing here could name a patient: counts, digests, pseudonyms, numbers.
+They contain counts, digests, pseudonyms and figures, and so name no patient.
 """
 
 from __future__ import annotations
@@ -23,63 +23,63 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60
-SHOWN = 80
+MAX_TAG = 80
 CURVE = "curve.jsonl"
 
 
 def sparkline(values: list[float], width: int = WIDTH) -> str:
-    """Values as a line of bars, the lowest and the highest of them at its ends; of many values, means of equal shares."""
+    """Draw values as a line of bars, scaled from the lowest to the highest. Of many values, draw means over equal shares."""
     if not values:
         return ""
     shares = min(width, len(values))
-    cuts = [round(place * len(values) / shares) for place in range(shares + 1)]
+    cuts = [round(share * len(values) / shares) for share in range(shares + 1)]
     means = [sum(values[start:end]) / (end - start) for start, end in pairwise(cuts)]
     low, high = min(means), max(means)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(BARS[round((mean - low) * scale)] for mean in means)
 
 
-def tell_data_version(version: DataVersion, found: list[DatasetDifference]) -> None:
-    """What a new data version has that the one before had not."""
+def publish_data_version(version: DataVersion, differences: list[DatasetDifference]) -> None:
+    """Publish the differences between a new data version and the previous one."""
     rows = [
         {
-            "dataset": one.dataset_id,
-            "patients": f"+{len(one.patients_new)} -{len(one.patients_removed)}",
-            "series": f"+{len(one.series_new)} ~{len(one.series_changed)} -{len(one.series_removed)}",
-            "files": f"+{one.files_new} ~{one.files_changed} -{one.files_removed}",
+            "dataset": difference.dataset_id,
+            "patients": f"+{len(difference.patients_new)} -{len(difference.patients_removed)}",
+            "series": f"+{len(difference.series_new)} ~{len(difference.series_changed)} -{len(difference.series_removed)}",
+            "files": f"+{difference.files_new} ~{difference.files_changed} -{difference.files_removed}",
         }
-        for one in found
+        for difference in differences
     ]
     create_table_artifact(rows, key="dataset-diff", description=f"Data version {version.digest}: + new, ~ changed, - removed")
 
 
-def tell_validation(report: ValidationReport) -> None:
-    """How every table stands against its rules, and where the Data Docs are."""
+def publish_validation(report: ValidationReport) -> None:
+    """Publish the result of each table, and the address of the Data Docs."""
     lines = [f"# Validation {'passed' if report.passed else 'FAILED'}", "", f"[Data Docs]({report.data_docs.as_uri()})", ""]
-    lines += ["| table | rows | expectations | failed | rows left out |", "|---|---|---|---|---|"]
-    for one in report.tables:
-        left_out = sum(failure.rows for failure in one.left_out)
-        lines.append(f"| {one.table} | {one.rows} | {one.expectations} | {len(one.failures)} | {left_out} |")
-    failed = [f"- {failure}" for one in report.tables for failure in one.failures]
+    lines += ["| table | rows | expectations | failed | excluded rows |", "|---|---|---|---|---|"]
+    for result in report.tables:
+        excluded = sum(failure.rows for failure in result.left_out)
+        lines.append(f"| {result.table} | {result.rows} | {result.expectations} | {len(result.failures)} | {excluded} |")
+    failed = [f"- {failure}" for result in report.tables for failure in result.failures]
     create_markdown_artifact("\n".join([*lines, "", *failed]), key="validation", description=f"Corpus {report.corpus_digest}")
 
 
-def tell_stage(result: StageResult) -> None:
-    """The course of a stage's loss."""
+def publish_stage(result: StageResult) -> None:
+    """Publish the loss curve of a stage."""
     path = result.folder / CURVE
     points = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    how = "reused" if result.reused else f"{result.seconds:.0f} s, {result.step_seconds:.3f} s a step"
+    duration = "reused" if result.reused else f"{result.seconds:.0f} s, {result.step_seconds:.3f} s a step"
     if result.resumed_at:
-        how += f", gone on from step {result.resumed_at}"
+        duration += f", resumed at step {result.resumed_at}"
     text = (
-        f"# {result.stage}\n\nLoss {result.first_loss:.3f} → {result.last_loss:.3f} in {result.steps} steps ({how})\n\n"
+        f"# {result.stage}\n\nLoss {result.first_loss:.3f} → {result.last_loss:.3f} in {result.steps} steps ({duration})\n\n"
         f"`{sparkline([point['loss'] for point in points])}`\n\n{_run_link(result.run_id)}"
     )
     create_markdown_artifact(text, key=f"loss-{result.stage.replace('_', '-')}", description="Loss by step")
 
 
-def tell_evaluation(report: EvaluationReport) -> None:
-    """Every metric beside its baselines, and where the page is."""
+def publish_evaluation(report: EvaluationReport) -> None:
+    """Publish every metric beside its baselines, and the address of the report page."""
     rows = [
         {
             "task": row.task,
@@ -92,13 +92,13 @@ def tell_evaluation(report: EvaluationReport) -> None:
         }
         for row in report.rows
     ]
-    create_table_artifact(rows, key="evaluation", description=f"Held-out patients; the page: {report.report.as_uri()}")
+    create_table_artifact(rows, key="evaluation", description=f"Held-out patients; report page: {report.report.as_uri()}")
 
 
-def tell_registration(version: ModelVersion, run_id: str, refused: str) -> None:
-    """The version, where it is in MLflow, and why it stays candidate if it does."""
-    where = f"stays candidate: {refused}" if refused else f"is {', '.join(version.aliases)}"
-    description = f"{version.name} version {version.version} {where}"
+def publish_registration(version: ModelVersion, run_id: str, refused: str) -> None:
+    """Publish a registered version, its MLflow run, and why it stays candidate if it does."""
+    state = f"stays candidate: {refused}" if refused else f"is {', '.join(version.aliases)}"
+    description = f"{version.name} version {version.version} {state}"
     if address := run_address(run_id):
         create_link_artifact(
             address, link_text=f"{version.name} {version.version} in MLflow", key="mlflow-run", description=description
@@ -107,10 +107,10 @@ def tell_registration(version: ModelVersion, run_id: str, refused: str) -> None:
         create_markdown_artifact(f"MLflow run `{run_id}`", key="mlflow-run", description=description)
 
 
-def tell_promotion(version: ModelVersion, to: str, refused: str) -> None:
-    """What a person is asked to approve: where the version comes from, how it scored, and what the gate says."""
+def publish_promotion(version: ModelVersion, to: str, refused: str) -> None:
+    """Publish what a person needs to approve a promotion: origin and scores of the version, and the answer of the gate."""
     gate = f"The gate refuses: {refused}" if refused else "Every gate is open."
-    rows = [f"| {name} | {value} |" for name, value in sorted(version.tags.items()) if len(value) <= SHOWN]
+    rows = [f"| {name} | {value} |" for name, value in sorted(version.tags.items()) if len(value) <= MAX_TAG]
     scores = [f"| {task} | {metric} | {value:.3f} |" for task, metric, _, value in json.loads(version.tags.get("results", "[]"))]
     lines = [
         f"# {version.name} version {version.version} to {to}",
@@ -126,7 +126,7 @@ def tell_promotion(version: ModelVersion, to: str, refused: str) -> None:
 
 
 def run_address(run_id: str) -> str | None:
-    """Page of an MLflow run; None where no server is used."""
+    """Return the address of an MLflow run; None without an MLflow server."""
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not server.startswith(("http://", "https://")):
         return None
@@ -142,11 +142,11 @@ def _run_link(run_id: str) -> str:
 
 
 def flow_run_link() -> str:
-    """Page of the flow run that everything belongs to (the outermost of nested ones), or its id where there are no pages."""
+    """Return the address of the outermost flow run, or its id without a Prefect server."""
     from prefect.runtime import flow_run
     from prefect.utilities.urls import url_for
 
     context = FlowRunContext.get()
-    number = flow_run.root_flow_run_id or (str(context.flow_run.id) if context and context.flow_run else "")
-    served = os.environ.get("PREFECT_API_URL")
-    return (url_for("flow-run", number) if served else None) or str(number)
+    run_id = flow_run.root_flow_run_id or (str(context.flow_run.id) if context and context.flow_run else "")
+    has_server = os.environ.get("PREFECT_API_URL")
+    return (url_for("flow-run", run_id) if has_server else None) or str(run_id)

@@ -1,32 +1,34 @@
-"""The five tasks on held-out patients, baselines beside them."""
+"""Evaluation of all tasks on held-out patients, beside baselines."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 
 from components.curation.corpus import Corpus
 from components.evaluation import EvaluationReport, evaluate
+from components.evaluation.evaluate import evaluation_inputs
 from components.home import Home
 from components.locks import claim
 from components.settings import EvaluationSettings
-from flows.artifacts import tell_evaluation
+from flows.artifacts import publish_evaluation
+from flows.reporting import report_waiting, reported_step
 from flows.retries import STEP
-from flows.steps import evaluate_inputs, reading, remember
+from flows.steps import reading, record_step
 
 
 @task(name="evaluate", **STEP)
 def evaluate_tasks(model: Path, settings: EvaluationSettings, seed: int) -> EvaluationReport:
-    """Measure the model and write the report page. Of two runs that want the same measurement, one waits."""
-    home, say = Home.open(), get_run_logger().info
-    stage = model.parent.name
-    inputs = evaluate_inputs(stage, Corpus.open(home.curated).digest, settings, seed)
-    with reading(home), claim(home.locks / f"evaluate-{stage}", waiting=say):
-        report = evaluate(model, home.curated, settings, home.evaluations, seed)
-    remember(home, "evaluate", inputs, report.report)
-    tell_evaluation(report)
-    say("report: %s", report.report)
+    """Evaluate the model and write the report page. Of two runs that request the same evaluation, one waits for the other."""
+    home = Home.open()
+    with reported_step("evaluate") as step:
+        with reading(home), claim(home.locks / f"evaluate-{model.parent.name}", waiting=report_waiting):
+            inputs = evaluation_inputs(model, Corpus.open(home.curated).digest, settings, seed)
+            report = evaluate(model, home.curated, settings, home.evaluations, seed)
+            record_step(home, "evaluate", inputs.by_name(), report.report)
+        step.result = f"{'reused, ' if report.reused else ''}report: {report.report}"
+    publish_evaluation(report)
     return report
 
 

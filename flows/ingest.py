@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 
 from components.catalog import load_card
 from components.home import Home
@@ -12,33 +12,31 @@ from components.ingestion.volume import IngestReport
 from components.settings import DatasetSettings, IngestionSettings
 from components.versioning import DataRepository, DataVersion
 from components.versioning.source_state import source_folder
-from flows.artifacts import tell_data_version
+from flows.artifacts import publish_data_version
+from flows.reporting import report_waiting, report_warning, reported_step
 from flows.retries import STEP
-from flows.steps import manifest, read_inputs, remember, writing
+from flows.steps import changing, dataset_inputs, manifest_path, preparing, record_step
 
 
 @task(task_run_name="read {dataset.card}", **STEP)
 def ingest_dataset(dataset: DatasetSettings, settings: IngestionSettings) -> IngestReport:
-    """Read, de-identify and quarantine one dataset; builds the sample if the profile names no folder."""
-    home = Home.open()
+    """Read, de-identify and quarantine one dataset; build the sample dataset if the profile names no folder."""
+    home, name = Home.open(), f"read {dataset.card}"
     source = source_folder(dataset, home)
-    if dataset.path is None:
-        from components.samples import build_sample
+    with reported_step(name) as step:
+        if dataset.path is None:
+            from components.samples import build_sample
 
-        build_sample(dataset.card, source)
-    card, key = load_card(dataset.card), load_key(settings, home)
-    inputs = read_inputs(dataset, settings, home)
-    report = ingest(card, source, home.data, key, workers=settings.workers)
-    remember(home, f"read {dataset.card}", inputs, manifest(dataset, home))
-    get_run_logger().info(
-        "%s: %d series of %d patients, %d files new, %d reused, %d in quarantine",
-        dataset.card,
-        report.series,
-        report.patients,
-        report.files_new,
-        report.files_reused,
-        len(report.quarantined),
-    )
+            build_sample(dataset.card, source)
+        key = load_key(settings, home)
+        inputs = dataset_inputs(dataset, settings, home).by_name()
+        with changing(home, name, inputs, report_waiting):
+            report = ingest(load_card(dataset.card), source, home.data, key, workers=settings.workers)
+            record_step(home, name, inputs, manifest_path(dataset, home))
+        step.result = (
+            f"{report.series} series of {report.patients} patients, {report.files_new} files new, {report.files_reused} reused, "
+            f"{len(report.quarantined)} in quarantine"
+        )
     return report
 
 
@@ -47,16 +45,15 @@ def version_data() -> DataVersion:
     """Pin ``data/`` in ``data.dvc`` and push it to the default remote."""
     home = Home.open()
     repository = DataRepository(home.data.parent, home.data)
-    before = repository.digest() if repository.pin.exists() else None
-    version = repository.snapshot()
-    if version.changed and before is not None:
-        if repository.has(before):
-            tell_data_version(version, repository.diff(before))
+    previous = repository.digest() if repository.pin.exists() else None
+    with reported_step("version data") as step:
+        version = repository.snapshot()
+        step.result = f"{version.digest[:12]}, {version.files} files"
+    if version.changed and previous is not None:
+        if repository.has(previous):
+            publish_data_version(version, repository.diff(previous))
         else:
-            get_run_logger().warning(
-                "data.dvc named version %s, which this machine does not have: its differences cannot be listed", before[:12]
-            )
-    get_run_logger().info("data version %s: %d files", version.digest[:12], version.files)
+            report_warning(f"data.dvc named version {previous[:12]}, which this machine does not have: no differences are listed")
     return version
 
 
@@ -65,6 +62,6 @@ def ingest_datasets(
     datasets: tuple[DatasetSettings, ...], settings: IngestionSettings
 ) -> tuple[tuple[IngestReport, ...], DataVersion]:
     """Ingest every dataset, then version them together."""
-    with writing(Home.open(), waiting=get_run_logger().info):
+    with preparing(Home.open(), report_waiting):
         reports = tuple(ingest_dataset(dataset, settings) for dataset in datasets)
         return reports, version_data()

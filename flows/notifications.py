@@ -1,4 +1,4 @@
-"""Telling people that a run has ended: by a notification block of Prefect that ``OMNIMRI_NOTIFY`` names; else nobody."""
+"""Notifications at the end of a run, through the Prefect block that ``OMNIMRI_NOTIFY`` names; none without it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def notify(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
-    """Tell which run ended how, and where it is; no message of an error, which may name a file."""
+    """Send the name, the final state and the address of a run, but no error message, since that may name a file."""
     name = os.environ.get(VARIABLE)
     if not name:
         return
@@ -25,5 +25,5 @@ def notify(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
     try:
         block: Any = Block.load(name)
         block.notify(f"{flow.name} / {flow_run.name}: {state.name}\n{url_for(flow_run) or ''}", subject=f"OmniMRI: {state.name}")
-    except Exception as error:  # a letter that cannot be sent does not fail the run; its text may hold the address, a secret
-        logger.warning("%s=%s could not be told: %s", VARIABLE, name, type(error).__name__)
+    except Exception as error:  # a notification must not fail a run; the error may contain the secret address
+        logger.warning("no notification through %s=%s: %s", VARIABLE, name, type(error).__name__)

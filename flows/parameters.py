@@ -1,4 +1,4 @@
-"""What the deployed flows are given. Prefect's pages draw a form from these, with the descriptions as its help."""
+"""Parameters of the deployed flows. Prefect's UI builds forms from them, with the descriptions as help texts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.settings import Settings, load_settings
 
 Goal = Literal["corpus", "candidate"]
-"""Where a run that follows an update ends."""
+"""Last result of a run that follows an update."""
 
 
 class Form(BaseModel):
-    """A frozen form; a misspelt name is an error."""
+    """A frozen form; a misspelled name is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Profile(Form):
-    """Which settings a run uses. They are read when it starts, and recorded with the model."""
+    """The settings of a run. They are read when it starts, and recorded with the model."""
 
     name: str = Field(default="demo", title="Profile", description="a profile of profiles/, or the path of a YAML file")
     overrides: list[str] = Field(
@@ -30,37 +30,37 @@ class Profile(Form):
     )
 
     def settings(self) -> Settings:
-        """The settings that this names.
+        """Load the settings.
 
         Raises:
-            BadInput: no such profile, or a value that the settings refuse.
+            BadInput: no such profile, or an invalid value.
         """
         return load_settings(self.name, self.overrides)
 
 
 class Change(Form):
-    """What has changed, as the watcher's event says."""
+    """A change of the data, as the watcher announces it."""
 
     kind: Literal["folder", "remote", "tag", "all"] = Field(
         default="all",
-        description="a source folder, the upstream's data version, a tagged one; all = look at every source folder",
+        description="a source folder, the data version of the upstream branch, or a tagged one; all = check every source folder",
     )
     name: str = Field(default="", description="of a folder: its dataset card; else the branch or the pattern of tags")
     revision: str | None = Field(default=None, description="of a data version: its digest")
 
 
 class Promotion(Form):
-    """Which version goes where."""
+    """A version, and the alias that it is to get."""
 
     version: str = Field(default="candidate", description="version number or alias")
-    to: Literal["staging", "production"] = Field(default="production", description="where to")
-    reason: str | None = Field(default=None, description="why, to promote in spite of a gate that refuses; recorded")
+    to: Literal["staging", "production"] = Field(default="production", description="new alias")
+    reason: str | None = Field(default=None, description="reason to override a gate that refuses; recorded")
 
 
 class Approval(RunInput):
-    """A person's answer, which a waiting promotion is resumed with."""
+    """A person's answer, which resumes a suspended promotion."""
 
     version: str = Field(title="Version", description="the version that this answer is about")
     approve: bool = Field(default=False, title="Approve", description="promote this version")
-    by: str = Field(min_length=1, title="By", description="who decides; recorded with the version")
+    by: str = Field(min_length=1, title="By", description="name of the person who decides; recorded with the version")
     comment: str = Field(default="", title="Comment", description="recorded with the version")

@@ -1,4 +1,4 @@
-"""The whole chain: data -> corpus -> four stages -> evaluation -> a registered, promoted model."""
+"""The whole pipeline: data -> corpus -> four stages -> evaluation -> a registered, promoted model."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefect import flow, get_run_logger
+from prefect import flow
 
-from components.curation.corpus import Corpus
 from components.curation.table_rows import CurationReport
 from components.evaluation import EvaluationReport, ResultRow
 from components.home import Home
 from components.locks import claim
 from components.provenance import code_digest, digest
 from components.registry import Lineage, ModelVersion
+from components.registry.inputs import RegistrationInputs
 from components.resources import PeakMemory
 from components.settings import Settings
 from components.tracking import Tracking
 from components.tracking.runs import client_of
 from components.validation import ValidationReport
-from flows.artifacts import flow_run_link, tell_registration
+from flows.artifacts import flow_run_link, publish_registration
 from flows.curate import curate_corpus
 from flows.evaluate import evaluate_model
 from flows.ingest import ingest_datasets
 from flows.promote import register_and_stage
-from flows.steps import evaluate_inputs, preparing, register_inputs, remember
+from flows.reporting import report_waiting
+from flows.steps import preparing, record_step
 from flows.train import cancel_jobs, train_stages
 
 FLOW_RUN_TAG = "prefect.flow_run"
@@ -35,12 +36,12 @@ FLOW_RUN_TAG = "prefect.flow_run"
 
 @dataclass(frozen=True)
 class PipelineReport:
-    """What one run did and where to look.
+    """Results of a run, and where they are.
 
     Attributes:
-        seconds: wall time by step, seconds.
+        seconds: wall time of each part of the run, seconds.
         peak_memory_mib: highest resident memory of the run's process tree, MiB.
-        refused: why the model was not promoted to staging; empty if it was.
+        refused: why the model was not promoted to staging; "" if it was.
     """
 
     profile: str
@@ -61,13 +62,13 @@ class PipelineReport:
 
 @dataclass
 class Stopwatch:
-    """Wall time by step."""
+    """Wall time of the parts of a run."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time one step."""
+    def measure(self, name: str) -> Iterator[None]:
+        """Measure one part."""
         start = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - start, 1)
@@ -75,7 +76,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What became of a corpus: an evaluated, registered version, and why it stays candidate ("" if it is staged)."""
+    """An evaluated, registered version, and why it stays candidate ("" if it is in staging)."""
 
     version: ModelVersion
     evaluation: EvaluationReport
@@ -83,57 +84,56 @@ class Candidate:
     refused: str
 
 
-def make_candidate(
+def train_candidate(
     settings: Settings, data_digest: str, curation: CurationReport, validation: ValidationReport, watch: Stopwatch
 ) -> Candidate:
-    """Train on a corpus, evaluate, register; the corpus is kept as it is meanwhile."""
+    """Train on a corpus, evaluate and register. The caller holds the corpus (:func:`flows.steps.reading`)."""
     home = Home.open()
     tracking = Tracking(home.tracking_uri, home)
-    with watch.step("train"):
+    with watch.measure("train"):
         identity = digest(settings, data_digest, curation.digest, code_digest("flows", "components", "model_core", "kernels"))
         with claim(home.locks / "registry"):
             run_id = tracking.pipeline_run(identity, settings, data_digest, {"corpus_digest": curation.digest})
         client_of(home.tracking_uri, home).set_tag(run_id, FLOW_RUN_TAG, flow_run_link())
         stages = train_stages(settings, run_id)
     model = stages[-1].model_dir
-    with watch.step("evaluate"):
+    with watch.measure("evaluate"):
         evaluation = evaluate_model(model, settings.evaluation, settings.seed)
-    with watch.step("register + stage"):
+    with watch.measure("register + stage"):
         lineage = Lineage.of(settings, data_digest, curation.digest, stages, validation.passed)
         version, refused = register_and_stage(model, evaluation, lineage, run_id, settings.registry)
     scores = {f"{row.task}/{row.metric}": row.model for row in evaluation.rows}
     tracking.finish_pipeline(run_id, scores, [evaluation.report])
-    corpus = Corpus.open(home.curated).digest
-    evaluated = evaluate_inputs(model.parent.name, corpus, settings.evaluation, settings.seed)
-    remember(home, "register", register_inputs(evaluated, settings, data_digest), evaluation.report)
-    tell_registration(version, run_id, refused)
+    inputs = RegistrationInputs(version.tags["weights_digest"], evaluation.digest, data_digest, settings.digest())
+    record_step(home, "register", inputs.by_name(), evaluation.report)
+    publish_registration(version, run_id, refused)
     return Candidate(version, evaluation, run_id, refused)
 
 
 @flow(name="pipeline", flow_run_name="pipeline {settings.profile}", validate_parameters=False, on_cancellation=[cancel_jobs])
 def pipeline(settings: Settings) -> PipelineReport:
-    """Run every step; what has not changed since the last run is found, not made again."""
-    home, watch, say = Home.open(), Stopwatch(), get_run_logger().info
-    with PeakMemory() as memory, ExitStack() as kept:
-        with preparing(home, kept, settings, say):
-            with watch.step("ingest"):
+    """Run every step; results whose inputs have not changed are reused."""
+    home, watch = Home.open(), Stopwatch()
+    with PeakMemory() as memory, ExitStack() as corpus_lock:
+        with preparing(home, report_waiting, corpus_lock):
+            with watch.measure("ingest"):
                 ingests, data = ingest_datasets(settings.datasets, settings.ingestion)
-            with watch.step("curate + validate"):
+            with watch.measure("curate + validate"):
                 curation, validation = curate_corpus(settings)
-        made = make_candidate(settings, data.digest, curation, validation, watch)
+        candidate = train_candidate(settings, data.digest, curation, validation, watch)
     return PipelineReport(
         profile=settings.profile,
         data_digest=data.digest,
         corpus_digest=curation.digest,
         volumes=curation.volumes_total,
         quarantined=sum(len(report.quarantined) for report in ingests),
-        rows=made.evaluation.rows,
-        model=made.version,
-        run_id=made.run_id,
-        report=made.evaluation.report,
+        rows=candidate.evaluation.rows,
+        model=candidate.version,
+        run_id=candidate.run_id,
+        report=candidate.evaluation.report,
         data_docs=validation.data_docs,
         tracking_uri=home.tracking_uri,
         seconds=watch.seconds,
         peak_memory_mib=round(memory.mib),
-        refused=made.refused,
+        refused=candidate.refused,
     )

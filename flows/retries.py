@@ -1,5 +1,7 @@
-"""Which failures pass by themselves: a server that restarts, a network that blinks, a database that is busy. Only those are tried
-again; a gate that refuses, wrong input, or a job that failed will fail again."""
+"""Retries of steps after transient failures: a restarting server, a network fault, a busy database.
+
+Nothing else is retried: a gate that refuses, wrong input or a failed job would fail again.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,20 @@ from prefect.cache_policies import NO_CACHE
 
 from components.errors import OmniMRIError
 
-PASSING_ERRORS = frozenset({errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH})
-PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+TRANSIENT_ERRNO = frozenset({errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH})
+TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+TRANSIENT_DATABASE_WORDS = ("locked", "connection", "could not connect")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it came of."""
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and the errors that caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def passes(error: BaseException) -> bool:
-    """Whether the same call may succeed a little later."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same call may succeed a little later."""
     import httpx
     import requests
     from mlflow.exceptions import RestException
@@ -32,32 +35,33 @@ def passes(error: BaseException) -> bool:
 
     if isinstance(error, OmniMRIError):
         return False
-    for one in _chain(error):
-        if isinstance(one, RestException):
-            return one.get_http_status_code() in PASSING_STATUS
-        if isinstance(one, httpx.HTTPStatusError):
-            return one.response.status_code in PASSING_STATUS
-        if isinstance(one, (ConnectionError, TimeoutError, httpx.TransportError, requests.ConnectionError, requests.Timeout)):
+    for cause in _causes(error):
+        if isinstance(cause, RestException):
+            return cause.get_http_status_code() in TRANSIENT_STATUS
+        if isinstance(cause, httpx.HTTPStatusError):
+            return cause.response.status_code in TRANSIENT_STATUS
+        if isinstance(cause, (ConnectionError, TimeoutError, httpx.TransportError, requests.ConnectionError, requests.Timeout)):
             return True
-        if isinstance(one, (sqlite3.OperationalError, OperationalError)):
-            return any(word in str(one) for word in ("locked", "connection", "could not connect"))
-        if isinstance(one, OSError) and one.errno in PASSING_ERRORS:
+        if isinstance(cause, (sqlite3.OperationalError, OperationalError)):
+            return any(word in str(cause) for word in TRANSIENT_DATABASE_WORDS)
+        if isinstance(cause, OSError) and cause.errno in TRANSIENT_ERRNO:
             return True
     return False
 
 
-def _may_pass(task: Any, run: Any, state: Any) -> bool:
+def _failed_transiently(task: Any, run: Any, state: Any) -> bool:
+    """Return whether a failed task is to be retried (``retry_condition_fn`` of Prefect)."""
     error = state.data if isinstance(state.data, BaseException) else getattr(state.data, "result", None)
     if not isinstance(error, BaseException):
         error = state.result(raise_on_failure=False)
-    return isinstance(error, BaseException) and passes(error)
+    return isinstance(error, BaseException) and is_transient(error)
 
 
 STEP: dict[str, Any] = {
     "retries": 4,
     "retry_delay_seconds": [2, 8, 30, 60],
     "retry_jitter_factor": 0.3,
-    "retry_condition_fn": _may_pass,
+    "retry_condition_fn": _failed_transiently,
     "cache_policy": NO_CACHE,
 }
-"""Options of every task. What has been done is known by content (``flows.steps``), not by Prefect's cache."""
+"""Options of every task. Finished work is found by its content (:mod:`flows.steps`), not by Prefect's cache."""

@@ -1,58 +1,53 @@
-"""What every step depends on, so that it can be said beforehand what a run would do, and why.
+"""The plan of a run: the inputs of every step, and which steps a run would execute now.
 
-A step that has been done leaves a record: the digests of its inputs by name, and of the files that prove it
-(``steps/<step>/<digest of the inputs>.json``). With the same inputs and the proofs in place there is nothing to do; else the names
-whose digests differ from those of the last time say why. The steps themselves need no record: each finds by content what is there.
+The component that implements a step states its inputs (``curation_inputs``, ``stage_inputs``, ...); plan and execution both use it.
+A finished step leaves a record of its inputs, by name, and of the files that prove its result
+(``steps/<step>/<digest of the inputs>.json``). The records explain a plan: they name the inputs that changed since the last run.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from components.catalog import load_card
+from components.catalog import DatasetCard, load_card
+from components.curation import curation_inputs, is_current
 from components.curation.corpus import SUMMARY, Corpus
-from components.curation.inputs import card_digest, code_version
 from components.errors import BadInput
+from components.evaluation.evaluate import RESULTS, evaluation_inputs
 from components.files import read_json, write_json
 from components.home import Home
 from components.ingestion.deidentification.pseudonyms import load_key
-from components.ingestion.ingest_dataset import output_recipe
+from components.ingestion.inputs import IngestionInputs, ingestion_inputs
 from components.ingestion.manifest import MANIFEST
-from components.ingestion.withdrawal import withdrawn_patients
-from components.locks import claim
+from components.locks import Waiting, claim
 from components.provenance import SHORT, code_digest, digest, file_md5
-from components.settings import STAGES, DatasetSettings, EvaluationSettings, IngestionSettings, Settings, StageName
+from components.registry.inputs import RegistrationInputs
+from components.settings import STAGES, DatasetSettings, IngestionSettings, Settings, StageName
 from components.training import stage_jobs
 from components.training.stages import CODE as TRAINING_CODE
 from components.training.stages import DONE
+from components.validation import current_report, validation_inputs
 from components.versioning import DataRepository
-from components.versioning.source_state import folder_state, source_folder
+from components.versioning.source_state import source_folder
 
 State = Literal["reused", "runs", "depends"]
 Inputs = Mapping[str, str]
-MEASURING_CODE = (
-    "components/evaluation",
-    "components/tasks",
-    "components/curation",
-    "components/training",
-    "model_core",
-    "kernels",
-)
-REGISTERED = "registered.json"
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """What a run would do with one step.
+    """One step of a plan.
 
     Attributes:
-        state: ``reused``: its result is there; ``runs``; ``depends``: it runs if a step before it leaves something else.
-        why: the inputs that changed, or what it waits for.
+        step: its name.
+        state: ``reused``: the result exists; ``runs``; ``depends``: the step runs if an earlier one changes its inputs.
+        why: the changed inputs, or the steps that it depends on.
     """
 
     step: str
@@ -60,66 +55,63 @@ class PlannedStep:
     why: str
 
 
-def _folder(home: Home, step: str) -> Path:
+def _record_folder(home: Home, step: str) -> Path:
     return home.root / "steps" / re.sub(r"[^\w.-]+", "-", step)
 
 
-def remember(home: Home, step: str, inputs: Inputs, *proofs: Path) -> None:
-    """Note that a step has been done with these inputs and left these files."""
-    proven = {str(path): file_md5(path) for path in proofs}
-    write_json(_folder(home, step) / f"{digest(dict(inputs))[:SHORT]}.json", {"inputs": dict(inputs), "proofs": proven})
+def record_step(home: Home, step: str, inputs: Inputs, *proofs: Path) -> None:
+    """Record that a step has run with these inputs and left these files."""
+    checksums = {str(path): file_md5(path) for path in proofs}
+    record = _record_folder(home, step) / f"{digest(dict(inputs))[:SHORT]}.json"
+    write_json(record, {"inputs": dict(inputs), "proofs": checksums})
 
 
-def reasons(home: Home, step: str, inputs: Inputs) -> list[str]:
-    """Why a step would have something to do; nothing where its result is there."""
-    folder = _folder(home, step)
+def changes(home: Home, step: str, inputs: Inputs) -> list[str]:
+    """Return what has changed since a step ran last; nothing if it has run with these inputs and its files are in place."""
+    folder = _record_folder(home, step)
     record = folder / f"{digest(dict(inputs))[:SHORT]}.json"
     if record.exists():
-        lost = [path for path, md5 in read_json(record)["proofs"].items() if not _is(Path(path), md5)]
-        return [f"{Path(path).name} is not what it left" for path in lost]
-    known = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not known:
-        return ["never done here"]
-    before = read_json(known[-1])["inputs"]
-    return [name for name in sorted({*inputs, *before}) if inputs.get(name) != before.get(name)]
+        proofs = read_json(record)["proofs"].items()
+        return [f"{Path(path).name} has changed" for path, md5 in proofs if not _has_md5(Path(path), md5)]
+    records = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not records:
+        return ["never run here"]
+    previous = read_json(records[-1])["inputs"]
+    names = [name for name in sorted({*inputs, *previous}) if inputs.get(name) != previous.get(name)]
+    return [f"{name} changed" for name in names]
 
 
-def _is(path: Path, md5: str) -> bool:
+def _has_md5(path: Path, md5: str) -> bool:
     return path.is_file() and file_md5(path) == md5
 
 
-def read_inputs(dataset: DatasetSettings, ingestion: IngestionSettings, home: Home) -> Inputs:
-    """Inputs of reading a dataset. A key that is yet to be made counts as none."""
-    card = load_card(dataset.card)
-    known = ingestion.public_demo_key or ingestion.key_file or (home.root / "pseudonym.key").exists()
-    return {
-        "source files": folder_state(source_folder(dataset, home)),
-        "card, key and form": output_recipe(card, load_key(ingestion, home)) if known else "",
-        "withdrawn patients": digest(sorted(withdrawn_patients(home.data, card.id))),
-    }
-
-
-def manifest(dataset: DatasetSettings, home: Home) -> Path:
-    """What reading a dataset leaves last."""
+def manifest_path(dataset: DatasetSettings, home: Home) -> Path:
+    """Return the path of the file that ingestion of a dataset writes last."""
     return home.data / dataset.card / MANIFEST
 
 
-def curate_inputs(settings: Settings, home: Home) -> Inputs:
-    """Inputs of the corpus."""
-    read = {f"data of {one.card}": file_md5(path) for one in settings.datasets if (path := manifest(one, home)).exists()}
-    cards = {one.card: card_digest(load_card(one.card)) for one in settings.datasets}
-    shaping = settings.curation.model_dump(mode="json", exclude={"workers"})
-    return {**read, "dataset cards": digest(cards), "settings: curation": digest(shaping), "code of curation": code_version()}
+def dataset_inputs(dataset: DatasetSettings, ingestion: IngestionSettings, home: Home) -> IngestionInputs:
+    """Return the inputs of the ingestion of a dataset of the settings; no key is created."""
+    has_key = ingestion.public_demo_key or ingestion.key_file or (home.root / "pseudonym.key").exists()
+    key = load_key(ingestion, home) if has_key else None
+    return ingestion_inputs(load_card(dataset.card), source_folder(dataset, home), home.data, key)
 
 
-def validate_inputs(home: Home) -> Inputs:
-    """Inputs of validation."""
-    corpus = Corpus.open(home.curated).tables_digest if (home.curated / SUMMARY).exists() else ""
-    return {"corpus": corpus, "code of validation": code_digest("components/validation", "components/curation", "components/tasks")}
+def cards_of(settings: Settings) -> list[DatasetCard]:
+    """Read the cards of the settings' datasets."""
+    return [load_card(dataset.card) for dataset in settings.datasets]
+
+
+def pinned_data(home: Home) -> str:
+    """Return the pinned data version; "" where there is none."""
+    try:
+        return DataRepository(home.data.parent, home.data).digest()
+    except BadInput:
+        return ""
 
 
 def stage_inputs(stage: StageName, settings: Settings, corpus: str, parent: str) -> Inputs:
-    """Inputs of a stage, by names; whether it is trained is told by its folder, which carries the digest of all of them."""
+    """Inputs of a stage."""
     training = settings.training
     engine = digest(training.zero_stage, training.precision, training.decoder_average)
     return {
@@ -133,113 +125,106 @@ def stage_inputs(stage: StageName, settings: Settings, corpus: str, parent: str)
     }
 
 
-def evaluate_inputs(stage: str, corpus: str, settings: EvaluationSettings, seed: int) -> Inputs:
-    """Inputs of the evaluation of a model that the chain trained; ``stage``: folder name of its last stage."""
-    return {
-        "model": stage,
-        "corpus": corpus,
-        "seed": str(seed),
-        "settings: evaluation": settings.digest(),
-        "code of evaluation": code_digest(*MEASURING_CODE),
-    }
+class _Planner:
+    """Plans the steps of a run one after the other.
 
+    Attributes:
+        steps: the plan so far.
+    """
 
-def register_inputs(evaluated: Inputs, settings: Settings, data: str) -> Inputs:
-    """Inputs of a registration; the rest of a model's lineage is in those of its evaluation."""
-    return {"evaluation": digest(dict(evaluated)), "settings": settings.digest(), "data version": data}
+    def __init__(self, settings: Settings, home: Home) -> None:
+        self.settings, self.home = settings, home
+        self.steps: list[PlannedStep] = []
 
+    def add(self, step: str, exists: bool, inputs: Inputs) -> None:
+        """Plan a step.
 
-def _preparation(settings: Settings, home: Home) -> list[PlannedStep]:
-    """From source folders to a validated corpus."""
-    steps: list[PlannedStep] = []
-    for dataset in settings.datasets:
-        why = reasons(home, f"read {dataset.card}", read_inputs(dataset, settings.ingestion, home))
-        steps.append(PlannedStep(f"read {dataset.card}", "runs" if why else "reused", _changed(why)))
-    before = [step.step for step in steps if step.state == "runs"]
-    for name, inputs in (("curate", curate_inputs(settings, home)), ("validate", validate_inputs(home))):
-        why = reasons(home, name, inputs)
-        if why or not before:
-            steps.append(PlannedStep(name, "runs" if why else "reused", _changed(why)))
+        Args:
+            step: its name.
+            exists: its result for these inputs exists.
+            inputs: as they are now; an earlier step that runs may change them.
+        """
+        reasons = changes(self.home, step, inputs)
+        if not exists:
+            self.steps.append(PlannedStep(step, "runs", "; ".join(reasons) or "its result is missing"))
+        elif self._pending:
+            self.steps.append(PlannedStep(step, "depends", f"runs if {_shorten(self._pending)} changes its inputs"))
         else:
-            steps.append(PlannedStep(name, "depends", _after(before)))
-        if steps[-1].state == "runs":
-            before.append(name)
-    return steps
+            self.steps.append(PlannedStep(step, "reused", "its inputs are the same"))
+
+    @property
+    def _pending(self) -> list[str]:
+        return [planned.step for planned in self.steps if planned.state == "runs"]
+
+    @cached_property
+    def corpus(self) -> str | None:
+        """Digest of the corpus as it is now; None before there is one."""
+        return Corpus.open(self.home.curated).digest if (self.home.curated / SUMMARY).exists() else None
+
+    def plan_data(self) -> None:
+        """Plan ingestion, curation and validation."""
+        for dataset in self.settings.datasets:
+            inputs = dataset_inputs(dataset, self.settings.ingestion, self.home).by_name()
+            step = f"read {dataset.card}"
+            self.add(step, not changes(self.home, step, inputs), inputs)
+        curation = curation_inputs(self.home.data, cards_of(self.settings), self.settings.curation)
+        self.add("curate", is_current(self.home.curated, curation), curation.by_name())
+        report = current_report(self.home.curated, self.home.validation) if self.corpus else None
+        self.add("validate", report is not None and report.passed, validation_inputs(self.home.curated).by_name())
+
+    def plan_model(self) -> None:
+        """Plan training, evaluation and registration."""
+        settings, home = self.settings, self.home
+        if self.corpus is None:
+            self.steps += [PlannedStep(step, "runs", "no corpus yet") for step in (*STAGES, "evaluate", "register")]
+            return
+        jobs = stage_jobs(self.corpus, settings, home, STAGES[-1])
+        parent = ""
+        for stage, job in zip(STAGES, jobs, strict=True):
+            self.add(stage, (job.folder / DONE).exists(), stage_inputs(stage, settings, self.corpus, parent))
+            parent = job.identity
+        model = jobs[-1].folder / "model"
+        if not (jobs[-1].folder / DONE).exists():
+            self.steps += [PlannedStep(step, "runs", "no trained model yet") for step in ("evaluate", "register")]
+            return
+        evaluation = evaluation_inputs(model, self.corpus, settings.evaluation, settings.seed)
+        self.add("evaluate", (home.evaluations / evaluation.digest[:SHORT] / RESULTS).exists(), evaluation.by_name())
+        registration = RegistrationInputs(evaluation.weights, evaluation.digest, pinned_data(home), settings.digest()).by_name()
+        self.add("register", not changes(home, "register", registration), registration)
 
 
-def _changed(why: list[str]) -> str:
-    return (
-        "; ".join(one if " is " in one or one.startswith("never") else f"{one} changed" for one in why) or "its inputs are the same"
-    )
-
-
-def _after(steps: list[str]) -> str:
-    shown = ", ".join(steps) if len(steps) <= 2 else f"{steps[0]} and {len(steps) - 1} more"
-    return f"if {shown} leaves something else"
+def _shorten(steps: list[str]) -> str:
+    return ", ".join(steps) if len(steps) <= 2 else f"{steps[0]} or {len(steps) - 1} more"
 
 
 def plan(settings: Settings, home: Home) -> list[PlannedStep]:
-    """What ``omnimri run`` would do now, step by step; nothing is written, and no service is asked."""
-    steps = _preparation(settings, home)
-    before = [step.step for step in steps if step.state != "reused"]
-    if not (home.curated / SUMMARY).exists():
-        later = (*STAGES, "evaluate", "register")
-        return [*steps, *(PlannedStep(name, "runs", "no corpus yet") for name in later)]
-    corpus = Corpus.open(home.curated).digest
-    jobs = stage_jobs(corpus, settings, home, STAGES[-1])
-    parent, running = "", list(before)
-    for stage, job in zip(STAGES, jobs, strict=True):
-        if (job.folder / DONE).exists():
-            state: State = "depends" if before else "reused"
-            why = _after(before) if before else "its inputs are the same"
-        else:
-            state, why = "runs", _changed(reasons(home, stage, stage_inputs(stage, settings, corpus, parent)))
-            running.append(stage)
-        steps.append(PlannedStep(stage, state, why))
-        parent = job.folder.name
-    evaluated = evaluate_inputs(parent, corpus, settings.evaluation, settings.seed)
-    registered = register_inputs(evaluated, settings, pinned(home))
-    for name, inputs in (("evaluate", evaluated), ("register", registered)):
-        changed = reasons(home, name, inputs)
-        state = "runs" if changed else "depends" if running else "reused"
-        steps.append(PlannedStep(name, state, _after(running) if state == "depends" else _changed(changed)))
-        if changed:
-            running.append(name)
-    return steps
-
-
-def pinned(home: Home) -> str:
-    """The pinned data version; empty where there is none."""
-    try:
-        return DataRepository(home.data.parent, home.data).digest()
-    except BadInput:
-        return ""
+    """Return what ``omnimri run`` would do now, step by step; nothing is written, and no service is contacted."""
+    planner = _Planner(settings, home)
+    planner.plan_data()
+    planner.plan_model()
+    return planner.steps
 
 
 @contextmanager
-def writing(home: Home, settings: Settings | None = None, waiting: Callable[[str], object] | None = None) -> Iterator[None]:
-    """Be the one that may change ``data/`` and the corpus.
+def preparing(home: Home, waiting: Waiting, corpus_lock: ExitStack | None = None) -> Iterator[None]:
+    """Be the only process that may change ``data/`` and the corpus.
 
     Args:
-        settings: of what will be prepared; where all of that is there already nothing is going to change, so that those who train
-            on the corpus are not waited for.
-        waiting: told whom it waits for.
+        home: whose data and corpus.
+        waiting: receives a message before this process waits.
+        corpus_lock: at the end keeps the corpus as it is, until the stack is closed and before another writer may begin.
     """
     with claim(home.locks / "writer", waiting=waiting):
-        settled = settings is not None and all(step.state == "reused" for step in _preparation(settings, home))
-        with claim(home.locks / "corpus", shared=settled, waiting=waiting):
-            yield
+        yield
+        if corpus_lock is not None:
+            corpus_lock.enter_context(reading(home))
 
 
 @contextmanager
-def preparing(
-    home: Home, kept: ExitStack, settings: Settings | None = None, waiting: Callable[[str], object] | None = None
-) -> Iterator[None]:
-    """As :func:`writing`; then keep the corpus as it is until ``kept`` is closed, before another writer may begin."""
-    with claim(home.locks / "writer", waiting=waiting):
-        with writing(home, settings, waiting):
-            yield
-        kept.enter_context(reading(home))
+def changing(home: Home, step: str, inputs: Inputs, waiting: Waiting) -> Iterator[None]:
+    """Hold the corpus for a step of the preparation: alone if it has something to do, else together with the readers."""
+    with claim(home.locks / "corpus", shared=not changes(home, step, inputs), waiting=waiting):
+        yield
 
 
 @contextmanager

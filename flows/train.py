@@ -1,10 +1,10 @@
-"""The four training stages, each starting from the one before."""
+"""The four training stages, each starting from the weights of the one before."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 
 from components.curation.corpus import Corpus
 from components.home import Home
@@ -13,10 +13,11 @@ from components.locks import claim
 from components.settings import STAGES, Settings, StageName
 from components.training import StageResult, stage_jobs, train_stage
 from components.training.stages import DONE
-from flows.artifacts import tell_stage
+from flows.artifacts import publish_stage
 from flows.parameters import Profile
+from flows.reporting import report_waiting, reported_step
 from flows.retries import STEP
-from flows.steps import reading, remember, stage_inputs
+from flows.steps import reading, record_step, stage_inputs
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -24,38 +25,34 @@ if TYPE_CHECKING:
 
 @task(task_run_name="{stage}", **STEP)
 def run_stage(stage: StageName, settings: Settings, parent: StageResult | None, parent_run_id: str | None) -> StageResult:
-    """Train one stage, or find it already trained from the same inputs. Of two runs that want the same stage, one waits."""
-    home, say = Home.open(), get_run_logger().info
+    """Train one stage, or reuse it. Of two runs that request the same stage, one waits for the other."""
+    home = Home.open()
     corpus = Corpus.open(home.curated).digest
     job = stage_jobs(corpus, settings, home, stage)[-1]
-    inputs = stage_inputs(stage, settings, corpus, parent.folder.name if parent else "")
-    with claim(home.locks / job.folder.name, waiting=say):
-        for lock in job.folder.glob("lock-*"):  # of processes whose flow was killed: they write a checkpoint and end
-            with claim(lock, waiting=say):
-                pass
-        result = train_stage(stage, home.curated, settings, home, parent, parent_run_id, open_launcher(settings))
-    remember(home, stage, inputs, result.folder / DONE)
-    tell_stage(result)
-    say(
-        "%s: loss %.3f -> %.3f in %d steps, %s",
-        stage,
-        result.first_loss,
-        result.last_loss,
-        result.steps,
-        "reused" if result.reused else f"{result.seconds:.0f} s",
-    )
+    with reported_step(stage) as step:
+        with claim(home.locks / job.folder.name, waiting=report_waiting):
+            for lock in job.folder.glob("lock-*"):  # of processes whose flow was killed: they write a checkpoint and end
+                with claim(lock, waiting=report_waiting):
+                    pass
+            result = train_stage(stage, home.curated, settings, home, parent, parent_run_id, open_launcher(settings))
+        record_step(home, stage, stage_inputs(stage, settings, corpus, parent.digest if parent else ""), result.folder / DONE)
+        step.result = f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps"
+        if result.reused:
+            step.result += ", reused"
+    publish_stage(result)
     return result
 
 
 def cancel_jobs(flow: Any, flow_run: FlowRun, state: Any) -> None:
-    """When somebody cancels a run, its jobs on the cluster end too; they are found by their names, which its settings decide.
+    """Cancel the cluster jobs of a run that a user has canceled; its settings determine their names.
 
-    A run that crashes or loses its machine is not cancelled: its job goes on, and the next run finds it.
+    A run that crashes or loses its machine is not canceled: its job continues, and the next run finds it.
     """
-    given, home = flow_run.parameters, Home.open()
-    settings = (
-        Settings.model_validate(given["settings"]) if "settings" in given else Profile.model_validate(given["profile"]).settings()
-    )
+    parameters, home = flow_run.parameters, Home.open()
+    if "settings" in parameters:
+        settings = Settings.model_validate(parameters["settings"])
+    else:
+        settings = Profile.model_validate(parameters["profile"]).settings()
     if settings.launcher != "kubernetes":
         return
     launcher = open_launcher(settings)

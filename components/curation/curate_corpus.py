@@ -179,10 +179,15 @@ def curate(
             shutil.rmtree(out, ignore_errors=True)  # the last patient withdrew or left the source: no data of theirs may stay
         raise BadInput("no ingested series", where=", ".join(card.id for card in cards), remedy="run omnimri ingest first")
     inputs = inputs_of_series(series, cards, settings)
-    if (out / SUMMARY).exists() and (summary := read_json(out / SUMMARY))["inputs"] == inputs.digest:
-        return _build_report(summary, new=0, removed=0, started=started)
+    if is_current(out, inputs):
+        return _build_report(read_json(out / SUMMARY), new=0, removed=0, started=started)
     facts = {card.id: card_facts(card) for card in cards}
     return _update(jobs, facts, inputs, CurationTarget(data, out / STORE, settings), out, run, started)
+
+
+def is_current(out: Path, inputs: CurationInputs) -> bool:
+    """Return whether the corpus under ``out`` was curated from these inputs."""
+    return (out / SUMMARY).exists() and read_json(out / SUMMARY)["inputs"] == inputs.digest
 
 
 def _list_jobs(series: Mapping[str, list[SourceSeries]], cards: list[DatasetCard], settings: CurationSettings) -> list[VolumeJob]:

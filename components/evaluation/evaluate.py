@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,55 @@ def weights_digest(model_dir: Path) -> str:
     return digest([(path.name, file_md5(path)) for path in sorted(model_dir.iterdir()) if path.is_file()])
 
 
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """Digests of everything that decides the result of an evaluation.
+
+    Attributes:
+        weights: digest of the saved model.
+        corpus: digest of the corpus.
+        settings: digest of the evaluation settings.
+        seed: of the cases and the image sampler.
+        code: digest of the code of evaluation.
+    """
+
+    weights: str
+    corpus: str
+    settings: str
+    seed: int
+    code: str
+
+    def by_name(self) -> dict[str, str]:
+        """Return each digest under the name of the input in plain words."""
+        return {
+            "model": self.weights,
+            "corpus": self.corpus,
+            "settings: evaluation": self.settings,
+            "seed": str(self.seed),
+            "code of evaluation": self.code,
+        }
+
+    @property
+    def digest(self) -> str:
+        """Digest of all inputs."""
+        return digest(self.by_name())
+
+
+def evaluation_inputs(model_dir: Path, corpus: str, settings: EvaluationSettings, seed: int) -> EvaluationInputs:
+    """Return the inputs that :func:`evaluate` would use now.
+
+    Args:
+        model_dir: folder of the saved model.
+        corpus: digest of the corpus.
+        settings: of the evaluation.
+        seed: of the cases and the image sampler.
+
+    Raises:
+        BadInput: not a folder that ``save_pretrained`` wrote.
+    """
+    return EvaluationInputs(weights_digest(model_dir), corpus, settings.digest(), seed, code_digest(*CODE))
+
+
 def evaluate(model_dir: Path, corpus_root: Path, settings: EvaluationSettings, out: Path, seed: int) -> EvaluationReport:
     """Evaluate a saved model on the test patients of a corpus.
 
@@ -48,13 +97,13 @@ def evaluate(model_dir: Path, corpus_root: Path, settings: EvaluationSettings, o
         BadInput: a path has no model or no corpus, or the corpus has no test patients.
     """
     corpus = Corpus.open(corpus_root)
-    weights = weights_digest(model_dir)
-    identity = digest(weights, corpus.digest, settings, seed, code_digest(*CODE))
+    inputs = evaluation_inputs(model_dir, corpus.digest, settings, seed)
+    identity = inputs.digest
     folder = out / identity[:SHORT]
     reused = (folder / RESULTS).exists()
     if not reused:
         with atomic_directory(folder) as temporary:
-            _write_evaluation(model_dir, weights, corpus, settings, seed, temporary)
+            _write_evaluation(model_dir, inputs.weights, corpus, settings, seed, temporary)
     results = read_json(folder / RESULTS)
     rows = tuple(ResultRow(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in results["rows"])
     sweep = tuple(SweepRow(**row) for row in results["sweep"])

@@ -17,6 +17,7 @@ from components.evaluation import EvaluationReport, weights_digest
 from components.files import write_json
 from components.provenance import REPOSITORY
 from components.registry.audit_log import Action, AuditLog, AuditState, Move
+from components.registry.inputs import RegistrationInputs
 from components.registry.model_card import limitations, model_card
 from components.registry.model_version import LOCK, Lineage, ModelVersion
 from components.registry.promotion_gate import CASES, RESULTS, compare_results
@@ -90,9 +91,9 @@ def register(
         **lineage.tags(),
         RESULTS: json.dumps([[row.task, row.metric, row.higher_is_better, row.model] for row in evaluation.rows]),
     }
-    identity = ("weights_digest", "evaluation_digest", "data_digest", "settings_digest")
+    inputs = RegistrationInputs(weights, evaluation.digest, lineage.data_digest, lineage.settings_digest)
     for existing in list_versions(tracking_uri, name):
-        if all(existing.tags.get(tag) == tags[tag] for tag in identity):
+        if inputs.match(existing.tags):
             return existing
     client, audit_log = mlflow_client(tracking_uri), audit_log_of(tracking_uri, name)
     uri = _log_model(model_dir, evaluation, lineage, tags, run_id, name)

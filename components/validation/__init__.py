@@ -4,8 +4,9 @@ from components.validation.validation_gate import (
     TableResult,
     ValidationInputs,
     ValidationReport,
+    current_report,
     validate,
     validation_inputs,
 )
 
-__all__ = ["TableResult", "ValidationInputs", "ValidationReport", "validate", "validation_inputs"]
+__all__ = ["TableResult", "ValidationInputs", "ValidationReport", "current_report", "validate", "validation_inputs"]

@@ -167,7 +167,7 @@ def validate(corpus_root: Path, project: Path, accept_drift: str | None = None) 
         raise BadInput("no reason given", where="--accept-drift", remedy="state why the data may have changed")
     corpus = Corpus.open(corpus_root, include_quarantined=True)
     identity = validation_inputs(corpus_root).digest
-    accepted = read_json(project / ACCEPTED) if (project / ACCEPTED).exists() else None
+    accepted = _read_accepted(project)
     if accept_drift is None and (existing := _existing_report(project, identity, accepted)):
         return existing
     from components.validation.dataframes import build_dataframes
@@ -183,6 +183,16 @@ def validate(corpus_root: Path, project: Path, accept_drift: str | None = None) 
         write_json(project / ACCEPTED, {"digest": corpus.tables_digest, "profile": profile, "reason": accept_drift or ""})
     write_json(project / REPORT, {"identity": identity, **asdict(report)})
     return report
+
+
+def current_report(corpus_root: Path, project: Path) -> ValidationReport | None:
+    """Return the report that :func:`validate` would reuse now; None if it would check the corpus."""
+    return _existing_report(project, validation_inputs(corpus_root).digest, _read_accepted(project))
+
+
+def _read_accepted(project: Path) -> dict[str, Any] | None:
+    """Read the version that drift is measured against; None before the first accepted version."""
+    return read_json(project / ACCEPTED) if (project / ACCEPTED).exists() else None
 
 
 def _existing_report(project: Path, identity: str, accepted: dict[str, Any] | None) -> ValidationReport | None:

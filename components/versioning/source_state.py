@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from components.errors import BadInput, OmniMRIError
+from components.files import folder_state
 from components.home import Home
-from components.provenance import digest
 from components.settings import DatasetSettings
 from components.versioning.repository import DataRepository
 
@@ -33,26 +33,6 @@ class Watched:
     name: str
     state: str
     revision: str | None = None
-
-
-def folder_state(folder: Path) -> str:
-    """Digest of names, sizes and times of change of all files below a folder; empty where there is none."""
-    if not folder.is_dir():
-        return ""
-    found: list[list[str | int]] = []
-    stack = [str(folder)]
-    while stack:
-        with os.scandir(stack.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    stack.append(entry.path)
-                    continue
-                try:
-                    about = entry.stat()
-                except FileNotFoundError:
-                    continue  # it went between the listing and the look
-                found.append([os.path.relpath(entry.path, folder), about.st_size, about.st_mtime_ns])
-    return digest(sorted(found))
 
 
 def source_folder(dataset: DatasetSettings, home: Home) -> Path:

@@ -1,4 +1,4 @@
-"""``omnimri catalog``: the dataset cards."""
+"""``omnimri catalog``: list, show, check and sum up the dataset cards."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from components.errors import BadInput
+from flows.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from components.catalog.summary import Share, Summary
 
-app = typer.Typer(no_args_is_help=True, help="The dataset cards.")
-
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+app = typer.Typer(no_args_is_help=True, help="List, show, check and sum up the dataset cards.")
 
 
 @app.command("list", epilog="Example: omnimri catalog list --anatomy knee --task reconstruction")
@@ -47,41 +46,43 @@ def _number(value: int | None) -> str:
 
 @app.command(epilog="Example: omnimri catalog show pi-cai")
 def show(dataset: Annotated[str, typer.Argument(help="id of the card")], as_json: JsonOption = False) -> None:
-    """Show one dataset card, with where its figures are stated."""
+    """Show one dataset card, with the sources of its figures."""
     from components.catalog import load_card
-    from flows.cli.output import emit, plain, table
+    from flows.cli.output import emit, table, to_json
 
     card = load_card(dataset)
     if as_json:
         emit(card)
         return
-    said = plain(card.model_dump(exclude_defaults=True, exclude={"sources", "layout"}))
-    layout = plain(card.layout.model_dump(exclude_defaults=True))
-    rows = [*said.items(), *((f"layout: {name}", value) for name, value in layout.items())]
-    table(card.name, ["field", "value"], [[name, _text(value)] for name, value in rows])
-    alike: dict[tuple[str, bool], list[str]] = {}
+    fields = to_json(card.model_dump(exclude_defaults=True, exclude={"sources", "layout"}))
+    layout = to_json(card.layout.model_dump(exclude_defaults=True))
+    rows = [*fields.items(), *((f"layout: {name}", value) for name, value in layout.items())]
+    table(card.name, ["field", "value"], [[name, _to_text(value)] for name, value in rows])
+    fields_by_source: dict[tuple[str, bool], list[str]] = {}
     for name, source in card.sources.items():
-        alike.setdefault((source.where, source.checked), []).append(name)
-    if alike:
-        sources = [[", ".join(names), "yes" if read else "no", where] for (where, read), names in alike.items()]
-        table("Sources", ["of", "read again", "where it is stated"], sources)
+        fields_by_source.setdefault((source.where, source.checked), []).append(name)
+    if fields_by_source:
+        cells = [[", ".join(names), "yes" if checked else "no", where] for (where, checked), names in fields_by_source.items()]
+        table("Sources", ["fields", "checked", "source"], cells)
 
 
-def _text(value: object) -> str:
+def _to_text(value: object) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {_text(one)}" for key, one in value.items())
-    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
+        return "\n".join(f"{key}: {_to_text(item)}" for key, item in value.items())
+    return ", ".join(map(_to_text, value)) if isinstance(value, list) else str(value)
 
 
 @app.command(epilog="Example: omnimri catalog check my-dataset --folder /data/my-dataset")
 def check(
-    card: Annotated[str | None, typer.Argument(help="id of a card, or path of its file; none = all cards")] = None,
-    folder: Annotated[Path | None, typer.Option(help="the dataset's folder: what does each glob of the layout find?")] = None,
+    card: Annotated[str | None, typer.Argument(help="id of a card, or path of its file; without it, all cards")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="folder of the dataset: count the files that each glob of the layout matches")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check cards: fields, sources, overlaps and, with a folder, the layout. Ends with 2 where there is a fault."""
+    """Check the fields, sources and overlaps of cards and, with a folder, the layout. Exit with status 2 if there is a fault."""
     if folder is not None and card is None:
-        raise BadInput("a folder belongs to one card", where="--folder", remedy="name the card too")
+        raise BadInput("a folder can be checked against one card only", where="--folder", remedy="name the card too")
     from components.catalog.check import check_cards
     from flows.cli.output import emit, table
 
@@ -90,45 +91,54 @@ def check(
         emit(checked)
     else:
         if checked.globs:
-            table("Layout", ["field", "glob", "files"], [[one.field, one.pattern, str(one.files)] for one in checked.globs])
-            print(f"{checked.unmatched} files that no glob finds")
+            table("Layout", ["field", "glob", "files"], [[glob.field, glob.pattern, str(glob.files)] for glob in checked.globs])
+            print(f"{checked.unmatched} files that no glob matches")
         elif folder is not None and not checked.faults:
-            print("The layout has no globs: every image counts, and of DICOM the headers tell.")
+            print("The layout has no globs: every image is read; DICOM headers say what a file is.")
         if checked.patients is not None:
-            print(f"{checked.patients} patients named by the paths")
+            print(f"{checked.patients} patients found in the paths")
         if checked.faults:
-            table("Faults", ["file", "field", "what", "remedy"], [[f.file, f.field, f.what, f.remedy] for f in checked.faults])
+            rows = [[fault.file, fault.field, fault.what, fault.remedy] for fault in checked.faults]
+            table("Faults", ["file", "field", "fault", "remedy"], rows)
         print(f"{checked.cards} cards, {len(checked.faults)} faults")
     raise typer.Exit(2 if checked.faults else 0)
 
 
 @app.command(epilog="Example: omnimri catalog summary --without uk-biobank --without mr-rate")
 def summary(
-    without: Annotated[list[str] | None, typer.Option(metavar="CARD", help="leave a card out; repeatable")] = None,
+    without: Annotated[list[str] | None, typer.Option(metavar="CARD", help="exclude a card; repeatable")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add up what the cards state, beside the figures of the OmniMRI paper."""
+    """Sum up the figures of the cards, beside those of the OmniMRI paper."""
     from components.catalog import list_cards
     from components.catalog.summary import summarize_cards
     from flows.cli.output import emit
 
-    summed = summarize_cards(list_cards(), without or ())
+    totals = summarize_cards(list_cards(), without or ())
     if as_json:
-        emit(summed)
+        emit(totals)
     else:
-        _print(summed)
+        _print_summary(totals)
 
 
-def _print(summed: Summary) -> None:
+def _print_summary(summed: Summary) -> None:
     from flows.cli.output import table
 
     rows = [
-        [name, f"{one.at_least:,}", f"{one.at_most:,}", f"{one.paper:,}", str(one.stated), str(one.null), str(one.checked)]
-        for name, one in summed.totals.items()
+        [
+            name,
+            f"{total.at_least:,}",
+            f"{total.at_most:,}",
+            f"{total.paper:,}",
+            str(total.stated),
+            str(total.null),
+            str(total.checked),
+        ]
+        for name, total in summed.totals.items()
     ]
     table(
         f"{summed.cards} datasets (the paper: {summed.paper_cards})",
-        ["", "at least", "at most", "paper", "stated by", "null", "read"],
+        ["", "at least", "at most", "paper", "stated by", "null", "checked"],
         rows,
     )
     for title, shares in (
@@ -138,7 +148,7 @@ def _print(summed: Summary) -> None:
         ("Access", summed.access),
     ):
         table(title, ["", "cards", "% of cards", "patients, at most", "% of patients", "paper, %"], _share_rows(shares))
-    print(f"{summed.figures_checked} of {summed.figures} figures were read at their source when the card was written.")
+    print(f"{summed.figures_checked} of {summed.figures} figures were checked at their source when the card was written.")
     print(summed.meaning)
 
 
@@ -146,11 +156,11 @@ def _share_rows(shares: dict[str, Share]) -> list[list[str]]:
     return [
         [
             name,
-            str(one.cards),
-            f"{one.card_percent:.1f}",
-            f"{one.patients:,}",
-            f"{one.percent:.1f}",
-            "" if one.paper is None else f"{one.paper:.1f}",
+            str(share.cards),
+            f"{share.card_percent:.1f}",
+            f"{share.patients:,}",
+            f"{share.percent:.1f}",
+            "" if share.paper is None else f"{share.paper:.1f}",
         ]
-        for name, one in shares.items()
+        for name, share in shares.items()
     ]

@@ -1,4 +1,4 @@
-"""``omnimri schema``: the JSON schemas of what OmniMRI writes."""
+"""``omnimri schema``: JSON schemas of the records that OmniMRI writes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="JSON schemas of what OmniMRI writes.")
+HELP = "Print JSON schemas of the records that OmniMRI writes."
+app = typer.Typer(no_args_is_help=True, help=HELP)
 
 
-@app.callback()
+@app.callback(help=HELP)
 def _group() -> None:
-    """JSON schemas of what OmniMRI writes."""
+    """Keep ``description`` a word of its own while it is the only command."""
 
 
 @app.command("description", epilog="Example: omnimri schema description > description.schema.json")

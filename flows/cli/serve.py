@@ -1,4 +1,4 @@
-"""``omnimri serve``, ``watch`` and ``deploy``: runs by a schedule, by an event, or by a form in Prefect's pages."""
+"""``omnimri serve``, ``watch`` and ``deploy``: runs started by a schedule, by an event or in Prefect's UI."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,43 +14,45 @@ import typer
 from components.errors import BadInput
 from components.home import Home
 from components.settings import Settings, load_settings
+from flows.cli.options import ProfileOption
 
 app = typer.Typer()
 
-ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="a profile of profiles/, or a YAML path")]
-EveryOption = Annotated[float, typer.Option(min=0.1, help="seconds between two looks at the datasets")]
-QuietOption = Annotated[float, typer.Option(min=0.0, help="seconds without a change after which a change is announced")]
-FetchOption = Annotated[bool, typer.Option("--fetch/--no-fetch", help="ask the git remote for new data versions and tags")]
+EveryOption = Annotated[float, typer.Option(min=0.1, help="seconds between two checks of the datasets")]
+QuietOption = Annotated[float, typer.Option(min=0.0, help="seconds without a further change, after which a change is announced")]
+FetchOption = Annotated[bool, typer.Option("--fetch/--no-fetch", help="fetch new data versions and tags from the git remote")]
 TagsOption = Annotated[str, typer.Option(help="pattern of the git tags that name data versions")]
 TrainOption = Annotated[
-    bool, typer.Option("--train-on-update", help="an update leads to a new candidate, not to a validated corpus only")
+    bool, typer.Option("--train-on-update", help="train a new candidate after an update, rather than stop at a validated corpus")
 ]
-GpuOption = Annotated[int, typer.Option(min=1, help="runs of the train deployment at a time")]
-TimezoneOption = Annotated[str, typer.Option(help="of the schedules")]
+GpuOption = Annotated[int, typer.Option(min=1, help="concurrent runs of the train deployment")]
+TimezoneOption = Annotated[str, typer.Option(help="time zone of the schedules")]
 
 
 class PoolName(StrEnum):
-    """Where deployed runs are: processes of a worker's machine, or pods."""
+    """Where deployed runs execute: in processes of a worker's machine, or in pods."""
 
     process = "process"
     kubernetes = "kubernetes"
 
 
-def _profile(profile: str) -> str:
-    """A profile as every process finds it, whatever its folder."""
+def _absolute(profile: str) -> str:
+    """Return a profile's name, or the absolute path of its file, which every process finds."""
     load_settings(profile)
-    from pathlib import Path
-
     return str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @app.command("serve", epilog="Example: omnimri serve --profile my-profile.yaml --train-on-update")
 def serve(
     profile: ProfileOption = "demo",
     train_on_update: TrainOption = False,
-    host: Annotated[str, typer.Option(help="address that the pages are served at")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="of Prefect's pages")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="of MLflow's pages")] = 5000,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of Prefect")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="port of MLflow")] = 5000,
     every: EveryOption = 30.0,
     quiet: QuietOption = 20.0,
     fetch: FetchOption = True,
@@ -57,22 +60,22 @@ def serve(
     gpu_runs: GpuOption = 1,
     timezone: TimezoneOption = "UTC",
 ) -> None:
-    """Start Prefect, MLflow, a worker and the watcher on this machine, deploy the flows, and look after all of it until stopped."""
-    from flows.server.deploy import Deploying
-    from flows.server.supervisor import Addresses, Services, describe
+    """Start Prefect, MLflow, a worker and the watcher on this machine, deploy the flows, and supervise all of it until stopped."""
+    from flows.server.deploy import Deployment
+    from flows.server.supervisor import Addresses, Supervisor, to_json
 
-    deploying = Deploying(profile=_profile(profile), train_on_update=train_on_update, gpu_limit=gpu_runs, timezone=timezone)
-    watch_words = ["--every", str(every), "--quiet", str(quiet), "--tags", tags, "--fetch" if fetch else "--no-fetch"]
+    deployment = Deployment(profile=_absolute(profile), train_on_update=train_on_update, gpu_limit=gpu_runs, timezone=timezone)
+    watch_options = ["--every", str(every), "--quiet", str(quiet), "--tags", tags, "--fetch" if fetch else "--no-fetch"]
     addresses = Addresses(host, port, mlflow_port)
-    services = Services(Home.open(), addresses, deploying, watch_words, lambda text: print(text, file=sys.stderr, flush=True))
-    signal.signal(signal.SIGTERM, services.ask_to_stop)
-    signal.signal(signal.SIGINT, services.ask_to_stop)
+    supervisor = Supervisor(Home.open(), addresses, deployment, watch_options, _log)
+    signal.signal(signal.SIGTERM, supervisor.request_stop)
+    signal.signal(signal.SIGINT, supervisor.request_stop)
     try:
-        services.start()
-        print(describe(addresses), flush=True)
-        services.run()
+        supervisor.start()
+        print(to_json(addresses), flush=True)
+        supervisor.run()
     finally:
-        services.stop()
+        supervisor.stop()
 
 
 @app.command("watch", epilog="Example: omnimri watch --profile my-profile.yaml --quiet 60")
@@ -87,35 +90,38 @@ def watch(
     from functools import partial
 
     from components.versioning.source_state import observe, require_git_pattern
-    from flows.server.watcher import watch as look_on
+    from flows.server.watcher import watch as watch_datasets
 
     if not os.environ.get("PREFECT_API_URL"):
-        raise BadInput("no server to tell", where="PREFECT_API_URL", remedy="omnimri serve starts one, with a watcher of its own")
+        raise BadInput(
+            "no Prefect server to announce to", where="PREFECT_API_URL", remedy="omnimri serve starts one, with its own watcher"
+        )
     require_git_pattern(tags)
 
-    def settings() -> Settings:
+    def read_settings() -> Settings:
         return load_settings(profile)
 
-    settings()
-    look = partial(observe, fetch=fetch, tags=tags)
-    look_on(settings, Home.open(), every, quiet, lambda text: print(text, file=sys.stderr, flush=True), look)
+    read_settings()
+    watch_datasets(read_settings, Home.open(), every, quiet, _log, partial(observe, fetch=fetch, tags=tags))
 
 
 @app.command("deploy", epilog="Example: omnimri deploy --pool-type kubernetes --profile /state/my-profile.yaml")
 def deploy(
     profile: ProfileOption = "demo",
     pool: Annotated[str, typer.Option(help="name of the work pool")] = "omnimri",
-    pool_type: Annotated[PoolName, typer.Option(help="where deployed runs are")] = PoolName.process,
+    pool_type: Annotated[PoolName, typer.Option(help="where deployed runs execute")] = PoolName.process,
     train_on_update: TrainOption = False,
     gpu_runs: GpuOption = 1,
     timezone: TimezoneOption = "UTC",
 ) -> None:
     """Bring the Prefect server that PREFECT_API_URL names up to date with prefect.yaml; part of omnimri serve."""
-    from flows.server.deploy import Deploying
-    from flows.server.deploy import deploy as bring
+    from flows.server.deploy import Deployment
+    from flows.server.deploy import deploy as apply_deployment
 
     if not os.environ.get("PREFECT_API_URL"):
-        raise BadInput("no server to deploy to", where="PREFECT_API_URL", remedy="omnimri serve starts one and deploys to it")
+        raise BadInput(
+            "no Prefect server to deploy to", where="PREFECT_API_URL", remedy="omnimri serve starts one and deploys to it"
+        )
     load_settings(profile)
-    seconds = bring(Deploying(pool, pool_type.value, profile, train_on_update, gpu_runs, timezone))
+    seconds = apply_deployment(Deployment(pool, pool_type.value, profile, train_on_update, gpu_runs, timezone))
     print(f"deployed to work pool {pool} ({pool_type.value}) in {seconds:.0f} s", file=sys.stderr)

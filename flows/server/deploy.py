@@ -1,5 +1,7 @@
-"""``prefect.yaml`` into a Prefect server: work pool, queues, deployments, and the automation that follows updates. Doing it again
-changes nothing but what has changed."""
+"""Deployment of ``prefect.yaml`` to a Prefect server: work pool, queues, flows, and the automation that follows updates.
+
+Deploying again changes only what differs.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,15 @@ PoolType = Literal["process", "kubernetes"]
 
 
 @dataclass(frozen=True)
-class Deploying:
-    """How the flows are deployed.
+class Deployment:
+    """Options of the deployed flows.
 
     Attributes:
-        pool: name of the work pool; pool_type: where its runs are, in processes of a worker's machine or in pods.
-        profile: settings of runs that nobody gives others.
-        train_on_update: a dataset that updates leads to a new candidate, not to a validated corpus only.
-        gpu_limit: trainings at a time.
+        pool: name of the work pool.
+        pool_type: runs execute in processes of a worker's machine, or in pods.
+        profile: default settings of the runs.
+        train_on_update: train a new candidate after an update of a dataset, rather than stop at a validated corpus.
+        gpu_limit: number of concurrent trainings.
         timezone: of the schedules.
     """
 
@@ -40,7 +43,7 @@ class Deploying:
     timezone: str = "UTC"
 
     def environment(self) -> dict[str, str]:
-        """What ``prefect.yaml`` refers to."""
+        """Return the environment variables that ``prefect.yaml`` refers to."""
         return {
             "OMNIMRI_WORK_POOL": self.pool,
             "OMNIMRI_PROFILE": self.profile,
@@ -50,7 +53,7 @@ class Deploying:
 
 
 def _template(pool_type: PoolType) -> dict[str, Any]:
-    """How a run of the pool is started."""
+    """Return the base job template of a work pool."""
     if pool_type == "kubernetes":
         template: dict[str, Any] = read_json(CLUSTER_TEMPLATE)
         return template
@@ -58,43 +61,43 @@ def _template(pool_type: PoolType) -> dict[str, Any]:
 
     template = ProcessWorker.get_default_base_job_template()
     fields = template["variables"]["properties"]
-    # One process for a run: our code needs no checkout, so nothing has to be prepared by another.
+    # A single process for each run: our code needs no checkout, and so no process that prepares one.
     fields["command"]["default"] = f"{sys.executable} -m prefect.engine"
     fields["working_dir"]["default"] = str(Home.open().root)
     return template
 
 
-def make_pool(wanted: Deploying) -> None:
+def create_pool(deployment: Deployment) -> None:
     """Create or update the work pool and its queue for accelerators."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-    template = _template(wanted.pool_type)
+    template = _template(deployment.pool_type)
     with get_client(sync_client=True) as client:
         try:
-            client.create_work_pool(WorkPoolCreate(name=wanted.pool, type=wanted.pool_type, base_job_template=template))
+            client.create_work_pool(WorkPoolCreate(name=deployment.pool, type=deployment.pool_type, base_job_template=template))
         except ObjectAlreadyExists:
-            client.update_work_pool(wanted.pool, WorkPoolUpdate(base_job_template=template))
+            client.update_work_pool(deployment.pool, WorkPoolUpdate(base_job_template=template))
         try:
-            queue = client.read_work_queue_by_name("gpu", wanted.pool)
-            client.update_work_queue(queue.id, concurrency_limit=wanted.gpu_limit)
+            queue = client.read_work_queue_by_name("gpu", deployment.pool)
+            client.update_work_queue(queue.id, concurrency_limit=deployment.gpu_limit)
         except ObjectNotFound:
-            client.create_work_queue("gpu", concurrency_limit=wanted.gpu_limit, work_pool_name=wanted.pool)
+            client.create_work_queue("gpu", concurrency_limit=deployment.gpu_limit, work_pool_name=deployment.pool)
 
 
-def deploy(wanted: Deploying) -> float:
-    """Bring the server that ``PREFECT_API_URL`` names up to date with ``prefect.yaml``; seconds it took.
+def deploy(deployment: Deployment) -> float:
+    """Bring the server that ``PREFECT_API_URL`` names up to date with ``prefect.yaml``; return the time it took, seconds.
 
     Raises:
-        JobFailed: Prefect refuses.
+        JobFailed: Prefect reports an error.
     """
     started = time.monotonic()
-    make_pool(wanted)
+    create_pool(deployment)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)]
-    environment = {**os.environ, **wanted.environment()}
+    environment = {**os.environ, **deployment.environment()}
     done = subprocess.run(command, cwd=PREFECT_FILE.parent, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
-        raise JobFailed(f"could not be deployed:\n{tail}", where=str(PREFECT_FILE), remedy="see the message of Prefect above")
+        raise JobFailed(f"deployment failed:\n{tail}", where=str(PREFECT_FILE), remedy="see the message of Prefect above")
     return time.monotonic() - started

@@ -1,7 +1,7 @@
-"""Everything on one machine: Prefect's server, MLflow's server, a worker and the watcher, as children that are looked after.
+"""Supervision of the services of one machine: Prefect's server, MLflow's server, a worker and the watcher, as child processes.
 
-A child that ends unasked is started again, with growing pauses. A run that lost its process is put in line again. On SIGTERM and
-SIGINT the children end in the order of need, those first that use the others, and their children with them.
+A child that ends unexpectedly is restarted, with growing pauses. A run that lost its process is scheduled again. On SIGTERM and
+SIGINT the children are stopped, clients before servers, together with the processes that they started.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ import psutil
 from components.errors import BadInput, JobFailed
 from components.files import read_json, write_json
 from components.home import Home
-from flows.server.deploy import Deploying, deploy
+from flows.server.deploy import Deployment, deploy
 
 SERVICES = "services.json"
 DATABASE = "OMNIMRI_DATABASE_URL"
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
-START_S, STOP_S, LOOK_EVERY_S, RECOVER_EVERY_S = 180.0, 60.0, 0.5, 10.0
+START_S, STOP_S, CHECK_EVERY_S, RECOVER_EVERY_S = 180.0, 60.0, 0.5, 10.0
 PAUSES_S = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
-CALM_S = 120.0
-"""A child that has run for so long is started without a pause when it ends."""
+STABLE_S = 120.0
+"""A child that has run for this time is restarted without a pause."""
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the services answer."""
+    """Addresses of the services."""
 
     host: str = "127.0.0.1"
     prefect_port: int = 4200
@@ -47,30 +47,38 @@ class Addresses:
 
     @property
     def prefect(self) -> str:
-        """Prefect's pages."""
+        """Address of Prefect's UI."""
         return f"http://{self.host}:{self.prefect_port}"
 
     @property
     def prefect_api(self) -> str:
-        """Prefect's interface for programs."""
+        """Address of Prefect's API."""
         return f"{self.prefect}/api"
 
     @property
     def mlflow(self) -> str:
-        """MLflow's pages and its interface for programs."""
+        """Address of MLflow's UI and API."""
         return f"http://{self.host}:{self.mlflow_port}"
 
     def environment(self) -> dict[str, str]:
-        """What a process needs to use the services."""
+        """Return the environment variables of a process that uses the services."""
         return {"PREFECT_API_URL": self.prefect_api, "MLFLOW_TRACKING_URI": self.mlflow, "PREFECT_UI_URL": self.prefect}
 
 
 @dataclass
 class Child:
-    """A process that ought to run.
+    """A process to keep running.
 
     Attributes:
-        groups: process groups of all its starts; what a killed child leaves behind is in one of them.
+        name: of the service.
+        command: words of its command line.
+        environment: its environment variables.
+        log: file of its output.
+        process: the last start; None before the first.
+        started: time of the last start, seconds.
+        failures: number of ends in a row shortly after a start.
+        not_before: time of the next start, seconds; 0 while the process runs.
+        groups: process groups of all its starts, which contain the processes that a killed child leaves behind.
     """
 
     name: str
@@ -84,7 +92,7 @@ class Child:
     groups: list[int] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start it in a process group of its own."""
+        """Start the process in a process group of its own."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(
@@ -99,17 +107,17 @@ class Child:
         self.groups.append(self.process.pid)
         self.started = time.monotonic()
 
-    def look_after(self) -> str | None:
-        """Start it again if it has ended; what happened, if something did."""
+    def restart_if_ended(self) -> str | None:
+        """Restart the process if it has ended; return a message about its end, once."""
         if self.process is None or self.process.poll() is None:
             return None
         now = time.monotonic()
         if self.not_before == 0.0:
-            self._signal(signal.SIGKILL)  # what it had started: it holds a server's port, or writes into a worker's closed pipe
-            self.failures = 0 if now - self.started > CALM_S else self.failures + 1
+            self._signal(signal.SIGKILL)  # its children may hold a server's port, or write into a worker's closed pipe
+            self.failures = 0 if now - self.started > STABLE_S else self.failures + 1
             pause = PAUSES_S[min(max(self.failures - 1, 0), len(PAUSES_S) - 1)]
             self.not_before = now + pause
-            return f"{self.name} ended with status {self.process.returncode}; starting it again in {pause:.0f} s ({self.log})"
+            return f"{self.name} ended with status {self.process.returncode}; restart in {pause:.0f} s ({self.log})"
         if now >= self.not_before:
             self.not_before = 0.0
             self.start()
@@ -121,7 +129,7 @@ class Child:
                 os.killpg(group, number)
 
     def stop(self) -> None:
-        """SIGTERM to it and all that it started, SIGKILL to what is left after a while."""
+        """Send SIGTERM to the process and its children, and SIGKILL to those that remain after a while."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number)
             deadline = time.monotonic() + STOP_S
@@ -136,53 +144,52 @@ def _has_members(group: int) -> bool:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    return any(one.status() != psutil.STATUS_ZOMBIE for one in _members(group))
+    return any(process.status() != psutil.STATUS_ZOMBIE for process in _members(group))
 
 
 def _members(group: int) -> list[psutil.Process]:
-    found = []
+    members = []
     for process in psutil.process_iter():
         try:
             if os.getpgid(process.pid) == group:
-                found.append(process)
+                members.append(process)
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
-    return found
+    return members
 
 
-def databases(url: str) -> tuple[str, str]:
-    """Addresses of Prefect's and of MLflow's database on a PostgreSQL server.
+def database_urls(url: str) -> tuple[str, str]:
+    """Return the addresses of Prefect's and of MLflow's database on a PostgreSQL server.
 
     Raises:
-        BadInput: not the address of a PostgreSQL server, or one that names a database.
+        BadInput: not the address of a PostgreSQL server, or it names a database.
     """
-    scheme, found, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     server, _, database = rest.partition("/")
-    if not found or scheme not in ("postgresql", "postgres") or not server.rpartition("@")[2] or database:
+    if not separator or scheme not in ("postgresql", "postgres") or not server.rpartition("@")[2] or database:
         raise BadInput(
             "not the address of a PostgreSQL server",
             where=DATABASE,
-            remedy="postgresql://USER:PASSWORD@HOST:5432, without a database: it holds two of them, prefect and mlflow",
+            remedy="postgresql://USER:PASSWORD@HOST:5432, without a database: the server has two of them, prefect and mlflow",
         )
     return f"postgresql+asyncpg://{server}/prefect", f"postgresql+psycopg2://{server}/mlflow"
 
 
-def running(home: Home) -> Mapping[str, str] | None:
-    """Environment of the services that this home is served by, if they run."""
+def running_services(home: Home) -> Mapping[str, str] | None:
+    """Return the environment variables of this home's services; None if they do not run."""
     path = home.root / SERVICES
     if not path.exists():
         return None
-    found = read_json(path)
+    stored = read_json(path)
     try:
-        process = psutil.Process(found["pid"])
-        there = abs(process.create_time() - found["started"]) < 1
+        is_same = abs(psutil.Process(stored["pid"]).create_time() - stored["started"]) < 1
     except psutil.NoSuchProcess:
         return None
-    environment: Mapping[str, str] = found["environment"]
-    return environment if there else None
+    environment: Mapping[str, str] = stored["environment"]
+    return environment if is_same else None
 
 
-def _free(host: str, port: int) -> bool:
+def _is_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -193,95 +200,94 @@ def _free(host: str, port: int) -> bool:
 
 
 def answers(url: str) -> bool:
-    """Whether a server answers."""
+    """Return whether a server answers with status 200."""
     try:
-        with urllib.request.urlopen(url, timeout=3) as reply:  # noqa: S310 (an address of ours)
+        with urllib.request.urlopen(url, timeout=3) as reply:  # noqa: S310 (our own address)
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
 
-class Services:
-    """The services of one home.
+class Supervisor:
+    """Starts, watches and stops the services of one home.
 
     Args:
-        watch: options of the watcher.
-        say: told what happens.
+        home: whose services they are.
+        addresses: of the servers.
+        deployment: options of the deployed flows.
+        watch_options: options of ``omnimri watch``.
+        log: receives messages.
     """
 
     def __init__(
-        self, home: Home, addresses: Addresses, deploying: Deploying, watch: list[str], say: Callable[[str], object]
+        self,
+        home: Home,
+        addresses: Addresses,
+        deployment: Deployment,
+        watch_options: list[str],
+        log: Callable[[str], object],
     ) -> None:
-        self.home, self.addresses, self.deploying, self.say = home, addresses, deploying, say
-        self.children = self._children(watch)
+        self.home, self.addresses, self.deployment, self.log = home, addresses, deployment, log
+        self.children = self._define_children(watch_options)
         self._stopping = self._announced = False
 
-    def _children(self, watch: list[str]) -> dict[str, Child]:
-        home, at = self.home, self.addresses
-        mine = {
-            name: value for name, value in os.environ.items() if name not in (DATABASE, "MLFLOW_TRACKING_URI", "PREFECT_API_URL")
-        }
-        mine.update({"OMNIMRI_HOME": str(home.root), "OMNIMRI_DATA": str(home.data)})
-        database, store = os.environ.get(DATABASE), f"sqlite:///{home.mlflow / 'mlflow.db'}"
-        servers = {**mine, "PREFECT_UI_URL": at.prefect}
-        # With leases in memory, a server that was killed would fail their renewal, and so the runs that hold a limit.
-        servers.setdefault("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", LEASES)
-        if database:
-            servers["PREFECT_SERVER_DATABASE_CONNECTION_URL"], store = databases(database)
-        clients = {**mine, **at.environment(), **self.deploying.environment()}
-        # Connections come back: a server that is killed is there again in seconds.
-        clients.setdefault("PREFECT_CLIENT_MAX_RETRIES", "8")
-        clients.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
-        python, logs = [sys.executable, "-m"], home.root / "logs"
-
-        def child(name: str, environment: dict[str, str], *words: str) -> Child:
-            return Child(name, [*python, *words], environment, logs / f"{name}.log")
-
-        where = ["--host", at.host, "--port"]
-        mlflow = {**servers, "MLFLOW_BACKEND_STORE_URI": store}  # not among the words of the command: it may hold a password
+    def _define_children(self, watch_options: list[str]) -> dict[str, Child]:
+        """Return the services by name."""
+        home, addresses, deployment = self.home, self.addresses, self.deployment
+        servers, store = self._server_environment()
+        clients = self._client_environment()
+        mlflow = {**servers, "MLFLOW_BACKEND_STORE_URI": store}  # not on the command line: the address may contain a password
+        host, artifacts = ("--host", addresses.host), (home.mlflow / "artifacts").as_uri()
+        serve_prefect = ("prefect", "server", "start", *host, "--port", str(addresses.prefect_port))
+        serve_mlflow = ("mlflow", "server", *host, "--port", str(addresses.mlflow_port), "--workers", "1")
+        store_artifacts = ("--no-serve-artifacts", "--default-artifact-root", artifacts)
+        start_worker = ("prefect", "worker", "start", "--pool", deployment.pool, "--type", "process")
+        watch = ("flows.cli", "watch", "--profile", deployment.profile, *watch_options)
         return {
-            "prefect": child("prefect", servers, "prefect", "server", "start", *where, str(at.prefect_port)),
-            "mlflow": child(
-                "mlflow",
-                mlflow,
-                "mlflow",
-                "server",
-                *where,
-                str(at.mlflow_port),
-                "--workers",
-                "1",
-                "--no-serve-artifacts",
-                "--default-artifact-root",
-                (home.mlflow / "artifacts").as_uri(),
-            ),
-            "worker": child(
-                "worker",
-                clients,
-                "prefect",
-                "worker",
-                "start",
-                "--pool",
-                self.deploying.pool,
-                "--type",
-                "process",
-                "--name",
-                f"omnimri-{socket.gethostname()}",
-            ),
-            "watcher": child("watcher", clients, "flows.cli", "watch", "--profile", self.deploying.profile, *watch),
+            "prefect": self._child("prefect", servers, *serve_prefect),
+            "mlflow": self._child("mlflow", mlflow, *serve_mlflow, *store_artifacts),
+            "worker": self._child("worker", clients, *start_worker, "--name", f"omnimri-{socket.gethostname()}"),
+            "watcher": self._child("watcher", clients, *watch),
         }
+
+    def _child(self, name: str, environment: dict[str, str], *module: str) -> Child:
+        return Child(name, [sys.executable, "-m", *module], environment, self.home.logs / f"{name}.log")
+
+    def _common_environment(self) -> dict[str, str]:
+        """Return this process's environment without addresses of other services."""
+        foreign = (DATABASE, "MLFLOW_TRACKING_URI", "PREFECT_API_URL")
+        inherited = {name: value for name, value in os.environ.items() if name not in foreign}
+        return {**inherited, "OMNIMRI_HOME": str(self.home.root), "OMNIMRI_DATA": str(self.home.data)}
+
+    def _server_environment(self) -> tuple[dict[str, str], str]:
+        """Return the environment of the servers, and the address of MLflow's database."""
+        environment = {**self._common_environment(), "PREFECT_UI_URL": self.addresses.prefect}
+        # With leases in memory, a server that was killed would fail their renewal, and so the runs that hold a limit.
+        environment.setdefault("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", LEASES)
+        store = f"sqlite:///{self.home.mlflow / 'mlflow.db'}"
+        if database := os.environ.get(DATABASE):
+            environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"], store = database_urls(database)
+        return environment, store
+
+    def _client_environment(self) -> dict[str, str]:
+        """Return the environment of the worker and the watcher."""
+        environment = {**self._common_environment(), **self.addresses.environment(), **self.deployment.environment()}
+        environment.setdefault("PREFECT_CLIENT_MAX_RETRIES", "8")  # a server that was killed answers again after seconds
+        environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
+        return environment
 
     def start(self) -> None:
-        """Start everything, in the order of need.
+        """Start the servers, deploy the flows, then start the clients.
 
         Raises:
-            BadInput: a port is taken, or this home is served already.
-            JobFailed: a service does not come up.
+            BadInput: a port is in use, or this home has running services.
+            JobFailed: a service does not start.
         """
-        if running(self.home) is not None:
-            raise BadInput("is served already", where=str(self.home.root), remedy="stop the other omnimri serve first")
+        if running_services(self.home) is not None:
+            raise BadInput("its services are running", where=str(self.home.root), remedy="stop the other omnimri serve first")
         for port, option in ((self.addresses.prefect_port, "--port"), (self.addresses.mlflow_port, "--mlflow-port")):
-            if not _free(self.addresses.host, port):
-                raise BadInput("is taken by another program", where=f"port {port}", remedy=f"choose another with {option}")
+            if not _is_free(self.addresses.host, port):
+                raise BadInput("in use by another program", where=f"port {port}", remedy=f"choose another with {option}")
         self.home.mlflow.mkdir(parents=True, exist_ok=True)
         self.home.prefect.mkdir(parents=True, exist_ok=True)
         os.environ.update(self.addresses.environment())
@@ -297,11 +303,11 @@ class Services:
         for name in ("prefect", "mlflow"):
             self.children[name].start()
         self._await("prefect", f"{self.addresses.prefect_api}/health")
-        self.say(f"Prefect    {self.addresses.prefect}")
+        self.log(f"Prefect    {self.addresses.prefect}")
         self._await("mlflow", f"{self.addresses.mlflow}/health")
-        self.say(f"MLflow     {self.addresses.mlflow}")
-        seconds = deploy(self.deploying)
-        self.say(f"deployed   pipeline, curate, train, evaluate, promote (profile {self.deploying.profile}, {seconds:.0f} s)")
+        self.log(f"MLflow     {self.addresses.mlflow}")
+        seconds = deploy(self.deployment)
+        self.log(f"deployed   pipeline, curate, train, evaluate, promote (profile {self.deployment.profile}, {seconds:.0f} s)")
         for name in ("worker", "watcher"):
             self.children[name].start()
 
@@ -310,53 +316,53 @@ class Services:
         while not answers(url):
             if child.process is None or child.process.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(child.log.read_text(errors="replace").splitlines()[-10:])
-                raise JobFailed(f"did not come up:\n{tail}", where=name, remedy=f"the whole log: {child.log}")
+                raise JobFailed(f"did not start:\n{tail}", where=name, remedy=f"full log: {child.log}")
             time.sleep(0.2)
 
     def run(self) -> None:
-        """Look after the children until somebody asks to stop."""
+        """Watch the children until a stop is requested."""
         last = time.monotonic()
         while not self._stopping:
             for child in self.children.values():
-                if told := child.look_after():
-                    self.say(told)
+                if message := child.restart_if_ended():
+                    self.log(message)
             if time.monotonic() - last > RECOVER_EVERY_S:
                 self._recover()
                 last = time.monotonic()
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(CHECK_EVERY_S)
 
-    def _recover(self, cut_off: Collection[UUID] = ()) -> None:
-        """A server that does not answer now is asked later."""
+    def _recover(self, interrupted: Collection[UUID] = ()) -> None:
+        """Recover runs that lost their process; do nothing while the server does not answer."""
         from flows.server.recovery import recover
 
         if not answers(f"{self.addresses.prefect_api}/health"):
             return
         try:
-            for one in recover(self.deploying.pool, cut_off):
-                self.say(f"run {one.name} had lost its process: {one.outcome}")
+            for recovery in recover(self.deployment.pool, interrupted):
+                self.log(f"run {recovery.name} lost its process: {recovery.outcome}")
         except Exception as error:
-            self.say(f"runs could not be looked at ({type(error).__name__}); trying again")
+            self.log(f"recovery of runs failed ({type(error).__name__}); trying again")
 
-    def ask_to_stop(self, number: int = 0, frame: object = None) -> None:
-        """As a signal handler, or from another thread."""
+    def request_stop(self, number: int = 0, frame: object = None) -> None:
+        """Request the end of :meth:`run`; usable as a signal handler."""
         self._stopping = True
 
     def stop(self) -> None:
-        """End the children, those first that use the others; runs that were cut off are put in line for the next start."""
-        from flows.server.recovery import runs_under_way
+        """Stop the children, clients before servers; interrupted runs are scheduled for the next start."""
+        from flows.server.recovery import active_run_ids
 
-        up = self.children["worker"].process is not None and answers(f"{self.addresses.prefect_api}/health")
-        cut_off = runs_under_way(self.deploying.pool) if up else []
+        is_up = self.children["worker"].process is not None and answers(f"{self.addresses.prefect_api}/health")
+        interrupted = active_run_ids(self.deployment.pool) if is_up else []
         for name in ("watcher", "worker"):
             self.children[name].stop()
-        if up:
-            self._recover(cut_off)
+        if is_up:
+            self._recover(interrupted)
         for name in ("mlflow", "prefect"):
             self.children[name].stop()
-        if self._announced:  # else it is that of another, which runs
+        if self._announced:  # otherwise the file belongs to another supervisor, which is running
             (self.home.root / SERVICES).unlink(missing_ok=True)
 
 
-def describe(addresses: Addresses) -> str:
-    """The addresses as one JSON object, for programs."""
+def to_json(addresses: Addresses) -> str:
+    """Return the addresses as one JSON object."""
     return json.dumps({"prefect": addresses.prefect, "prefect_api": addresses.prefect_api, "mlflow": addresses.mlflow})

@@ -1,7 +1,7 @@
-"""The watcher: looks at what tells of updates, waits until a change has settled, and announces it as an event of Prefect's.
+"""The watcher: observe the sources of data, wait until a change has settled, and announce it as a Prefect event.
 
-What has been announced is kept in ``watched.json``: a change that happens while nobody watches is found at the next start, and an
-announcement that fails is made again. It may be made twice (killed in between): the second finds everything done.
+Announced states are stored in ``watched.json``: a change that happens while no watcher runs is found at the next start, and a
+failed announcement is repeated. A watcher that is killed may announce a change twice; the second run then finds everything done.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from components.settings import Settings
 from components.versioning.source_state import Watched, observe
 
 UPDATED = "omnimri.dataset.updated"
-KNOWN = "watched.json"
+STATE_FILE = "watched.json"
 EVERY_S, QUIET_S = 30.0, 20.0
 
 
@@ -28,69 +28,71 @@ class Watcher:
     """Finds settled changes.
 
     Attributes:
-        quiet_s: a change is announced when nothing has changed for so long.
-        known: what has been announced or was there at the first look; key -> state.
-        moving: key -> state that is not announced yet, and since when it is like this.
+        path: file of the announced states.
+        quiet_s: time without a further change after which a change has settled, seconds.
+        announced: key -> state that was announced, or present at the first observation.
+        unsettled: key -> state that is not announced yet, and the time of its first observation.
     """
 
     path: Path
     quiet_s: float = QUIET_S
-    known: dict[str, str] = field(default_factory=dict)
-    moving: dict[str, tuple[str, float]] = field(default_factory=dict)
+    announced: dict[str, str] = field(default_factory=dict)
+    unsettled: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, home: Home, quiet_s: float = QUIET_S) -> Watcher:
-        """A watcher that knows what has been announced before."""
-        path = home.root / KNOWN
+        """Return a watcher with the states that have been announced before."""
+        path = home.root / STATE_FILE
         return cls(path, quiet_s, dict(read_json(path)) if path.exists() else {})
 
-    def settled(self, found: Iterable[Watched], now: float) -> list[Watched]:
-        """What has changed since it was announced last, and has stayed as it is since. What is seen first has not changed.
+    def settled_changes(self, observed: Iterable[Watched], now: float) -> list[Watched]:
+        """Return the sources that differ from their announced state and have settled. A new source counts as announced.
 
         Args:
-            now: seconds, of any clock that only goes forward.
+            observed: the sources as they are now.
+            now: time on a monotonic clock, seconds.
         """
         ready = []
         first: dict[str, str] = {}
-        for one in found:
-            key = f"{one.kind} {one.name}"
-            if key not in self.known:
-                first[key] = one.state
-            elif one.state == self.known[key]:
-                self.moving.pop(key, None)
-            elif key not in self.moving or self.moving[key][0] != one.state:
-                self.moving[key] = (one.state, now)
-            elif now - self.moving[key][1] >= self.quiet_s:
-                ready.append(one)
+        for source in observed:
+            key = f"{source.kind} {source.name}"
+            if key not in self.announced:
+                first[key] = source.state
+            elif source.state == self.announced[key]:
+                self.unsettled.pop(key, None)
+            elif key not in self.unsettled or self.unsettled[key][0] != source.state:
+                self.unsettled[key] = (source.state, now)
+            elif now - self.unsettled[key][1] >= self.quiet_s:
+                ready.append(source)
         if first:
-            self._know(first)
+            self._save(first)
         return ready
 
-    def announced(self, one: Watched) -> None:
-        """Note that a change has been announced."""
-        key = f"{one.kind} {one.name}"
-        self.moving.pop(key, None)
-        self._know({key: one.state})
+    def mark_announced(self, source: Watched) -> None:
+        """Record that a change has been announced."""
+        key = f"{source.kind} {source.name}"
+        self.unsettled.pop(key, None)
+        self._save({key: source.state})
 
-    def _know(self, states: dict[str, str]) -> None:
-        self.known.update(states)
-        write_json(self.path, self.known)
+    def _save(self, states: dict[str, str]) -> None:
+        self.announced.update(states)
+        write_json(self.path, self.announced)
 
 
-async def _emit(one: Watched) -> None:
+async def _emit(source: Watched) -> None:
     from prefect.events import Event, Resource
     from prefect.events.clients import get_events_client
 
-    name, number = f"{one.kind} {one.name}", digest(one.kind, one.name)[:16]
-    resource = Resource({"prefect.resource.id": f"omnimri.dataset.{number}", "prefect.resource.name": name})
-    payload = {"kind": one.kind, "name": one.name, "revision": one.revision}
+    name, short = f"{source.kind} {source.name}", digest(source.kind, source.name)[:16]
+    resource = Resource({"prefect.resource.id": f"omnimri.dataset.{short}", "prefect.resource.name": name})
+    payload = {"kind": source.kind, "name": source.name, "revision": source.revision}
     async with get_events_client(reconnection_attempts=0, checkpoint_every=1) as client:
         await client.emit(Event(event=UPDATED, resource=resource, payload=payload))
 
 
-def announce(one: Watched) -> None:
-    """Send the event, and wait until the server has it."""
-    asyncio.run(_emit(one))
+def announce(source: Watched) -> None:
+    """Send the event, and wait until the server has received it."""
+    asyncio.run(_emit(source))
 
 
 def watch(
@@ -98,24 +100,27 @@ def watch(
     home: Home,
     every_s: float,
     quiet_s: float,
-    say: Callable[[str], object],
-    look: Callable[[tuple, Home], list[Watched]] = observe,
-    stop: Callable[[], bool] = lambda: False,
+    log: Callable[[str], object],
+    observe_sources: Callable[[tuple, Home], list[Watched]] = observe,
 ) -> None:
-    """Look, and announce what has settled, until asked to stop.
+    """Observe the sources and announce settled changes, forever.
 
     Args:
-        settings: read anew at every look, so that an edited profile counts.
-        look: what is looked at.
+        settings: loads the settings before every observation, so that an edit of the profile takes effect.
+        home: whose sources are observed.
+        every_s: time between two observations, seconds.
+        quiet_s: time without a further change after which a change has settled, seconds.
+        log: receives messages.
+        observe_sources: returns the sources as they are now.
     """
     watcher = Watcher.open(home, quiet_s)
-    while not stop():
-        for one in watcher.settled(look(settings().datasets, home), time.monotonic()):
+    while True:
+        for source in watcher.settled_changes(observe_sources(settings().datasets, home), time.monotonic()):
             try:
-                announce(one)
-            except Exception as error:  # the server is away: the change is still there at the next look
-                say(f"{one.kind} {one.name} has changed, but could not be announced ({type(error).__name__}); trying again")
+                announce(source)
+            except Exception as error:  # the server does not answer: the next observation finds the change again
+                log(f"{source.kind} {source.name} has changed, but the announcement failed ({type(error).__name__}); trying again")
                 continue
-            watcher.announced(one)
-            say(f"{one.kind} {one.name} has changed: announced as {UPDATED}")
-        time.sleep(min(every_s, quiet_s) if watcher.moving else every_s)
+            watcher.mark_announced(source)
+            log(f"{source.kind} {source.name} has changed: announced as {UPDATED}")
+        time.sleep(min(every_s, quiet_s) if watcher.unsettled else every_s)

@@ -1,49 +1,72 @@
-"""Locks between processes: one writer, many readers, nothing left behind by a process that was killed."""
+"""Locks between processes: one writer, many readers, and no lock left behind by a killed process."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from components.locks import claim
+from components.locks import LockUpgradeError, claim
 
 HOLDER = "import sys, time; from pathlib import Path; from components.locks import claim\n"
 HOLD = HOLDER + "with claim(Path(sys.argv[1]), shared=sys.argv[2] == 'shared'):\n print('held', flush=True)\n time.sleep(60)"
 
 
-def hold(path: Path, kind: str) -> subprocess.Popen[str]:
-    """Another process that holds the lock."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path), kind], stdout=subprocess.PIPE, text=True)
+def hold(path: Path, mode: str) -> subprocess.Popen[str]:
+    """Start another process that holds the lock."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path), mode], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "waits"), [("alone", False, True), ("shared", False, True), ("alone", True, True), ("shared", True, False)]
+    ("theirs", "ours", "waits"),
+    [("exclusive", False, True), ("shared", False, True), ("exclusive", True, True), ("shared", True, False)],
 )
-def test_writers_are_alone_and_readers_share(tmp_path: Path, theirs: str, ours: bool, waits: bool) -> None:
-    told: list[str] = []
+def test_a_writer_excludes_everybody_and_readers_share(tmp_path: Path, theirs: str, ours: bool, waits: bool) -> None:
+    messages: list[str] = []
     other = hold(tmp_path / "lock", theirs)
 
-    def end_it(text: str) -> None:
-        told.append(text)
-        other.kill()  # the kernel gives the lock back
+    def kill_holder(message: str) -> None:
+        messages.append(message)
+        other.kill()  # the kernel releases the lock
 
-    with claim(tmp_path / "lock", shared=ours, waiting=end_it):
-        assert bool(told) == waits
+    with claim(tmp_path / "lock", shared=ours, waiting=kill_holder):
+        assert bool(messages) == waits
     other.kill()
     other.wait()
-    if waits and theirs == "alone":
-        assert str(other.pid) in told[0]
+    if waits and theirs == "exclusive":
+        assert str(other.pid) in messages[0]
 
 
-def test_who_holds_it_goes_on(tmp_path: Path) -> None:
-    began = time.monotonic()
-    with claim(tmp_path / "lock"), claim(tmp_path / "lock"), claim(tmp_path / "lock", shared=True):
+def test_a_process_claims_its_own_lock_again_without_waiting(tmp_path: Path) -> None:
+    def fail(message: str) -> None:
+        pytest.fail(message)
+
+    with claim(tmp_path / "lock"), claim(tmp_path / "lock", waiting=fail), claim(tmp_path / "lock", shared=True, waiting=fail):
         pass
-    with claim(tmp_path / "lock", waiting=lambda text: pytest.fail(text)):
-        assert time.monotonic() - began < 1
+    with claim(tmp_path / "lock", shared=True, waiting=fail), claim(tmp_path / "lock", shared=True, waiting=fail):
+        pass
+
+
+def test_a_shared_lock_is_never_upgraded_silently(tmp_path: Path) -> None:
+    with claim(tmp_path / "lock", shared=True):
+        with pytest.raises(LockUpgradeError, match="held as shared, requested as exclusive"), claim(tmp_path / "lock"):
+            pytest.fail("entered as a writer beside other readers")
+        other = hold(tmp_path / "lock", "shared")  # the refused request has not changed the mode
+        other.kill()
+        other.wait()
+    with claim(tmp_path / "lock"):
+        pass
+
+
+def test_the_outermost_context_releases_the_lock(tmp_path: Path) -> None:
+    with claim(tmp_path / "lock"):
+        with claim(tmp_path / "lock", shared=True):
+            pass
+        request = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_SH | fcntl.LOCK_NB)"
+        probe = subprocess.run([sys.executable, "-c", request, str(tmp_path / "lock")], capture_output=True)
+        assert b"BlockingIOError" in probe.stderr
+    hold(tmp_path / "lock", "exclusive").kill()

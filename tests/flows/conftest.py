@@ -1,4 +1,4 @@
-"""One real Prefect server for all tests of a session, on SQLite."""
+"""A real Prefect server on SQLite for all tests of a session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.served import free_port, wait
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of its interface; Prefect in this process uses it."""
+    """Start the server, make it that of this process, and yield the address of its API."""
     home, port = tmp_path_factory.mktemp("prefect"), free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     settings = {**clean, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}

@@ -1,4 +1,4 @@
-"""Ingestion as a flow: what the tasks add to :mod:`components.ingestion`."""
+"""Ingestion as a flow: versions of the data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from components.versioning import DataRepository
 from flows import ingest
 
 
-def test_a_new_clone_knows_nothing_of_the_version_that_its_pin_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_clone_lacks_the_version_that_its_pin_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNIMRI_HOME", str(tmp_path / ".omnimri"))
     monkeypatch.setenv("OMNIMRI_DATA", str(tmp_path / "data"))
     (tmp_path / "data" / "one").mkdir(parents=True)
-    (tmp_path / "data" / "one" / "file").write_text("made on another machine")
-    there = DataRepository(tmp_path, tmp_path / "data").snapshot()
+    (tmp_path / "data" / "one" / "file").write_text("written on another machine")
+    elsewhere = DataRepository(tmp_path, tmp_path / "data").snapshot()
     for folder in (".dvc", ".omnimri"):
         shutil.rmtree(tmp_path / folder)
-    (tmp_path / "data" / "one" / "file").write_text("made on this one")
+    (tmp_path / "data" / "one" / "file").write_text("written on this one")
     with disable_run_logger():
         here = ingest.version_data.fn()
-    assert here.changed and here.digest != there.digest
+    assert here.changed and here.digest != elsewhere.digest
     assert DataRepository(tmp_path, tmp_path / "data").has(here.digest)
-    assert not DataRepository(tmp_path, tmp_path / "data").has(there.digest)
+    assert not DataRepository(tmp_path, tmp_path / "data").has(elsewhere.digest)

@@ -1,4 +1,4 @@
-"""What ``omnimri history``, ``rollback`` and ``lineage`` say to people and to programs."""
+"""``omnimri history``, ``rollback`` and ``lineage``: messages and JSON."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from components.errors import BadInput, GateRefused
-from components.registry.audit_log import Action, Move, State
+from components.registry.audit_log import Action, AuditState, Move
 from components.registry.registration import audit_log_of
-from flows.cli.registry import app
+from flows.cli.history import app
 
 
 @pytest.fixture
@@ -25,44 +25,43 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     uri = f"sqlite:///{database}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("OMNIMRI_HOME", str(tmp_path / "home"))
-    history, client = audit_log_of(uri, "omnimri"), MlflowClient(uri)
-    history._run()
+    log, client = audit_log_of(uri, "omnimri"), MlflowClient(uri)
+    log._run_id()
     for number in ("1", "2"):
         client.create_model_version("omnimri", source=str(tmp_path))
-        act = Action("promote", number, "production", reason="a release", figures=(("report/BLEU", 0.5, None),))
+        action = Action("promote", number, "production", reason="a release", figures=(("report/BLEU", 0.5, None),))
         move = Move("production", "1" if number == "2" else "", number)
-        history.write(partial(_this, replace(act, moves=(move,))))
+        log.write(partial(_in_any_state, replace(action, moves=(move,))))
     return database
 
 
-def _this(act: Action, state: State) -> Action:
-    """Whatever the state."""
-    return act
+def _in_any_state(action: Action, state: AuditState) -> Action:
+    return action
 
 
-def said(*words: str) -> str:
+def output_of(*words: str) -> str:
     done = CliRunner().invoke(app, list(words), catch_exceptions=True)
     if done.exception is not None:
         raise done.exception
     return " ".join(done.output.split())
 
 
-def test_the_history_is_told_whole_and_tampering_ends_with_an_error(store: Path) -> None:
-    told = json.loads(said("history", "--json"))
-    assert [entry["act"]["version"] for entry in told["entries"]] == ["1", "2"] and not told["faults"]
-    shown = said("history", "--figures")
-    assert "promote 2" in shown and "a release" in shown and "2 entries, the last" in shown
+def test_the_history_is_complete_and_tampering_is_an_error(store: Path) -> None:
+    printed = json.loads(output_of("history", "--json"))
+    assert [entry["act"]["version"] for entry in printed["entries"]] == ["1", "2"] and not printed["faults"]
+    shown = output_of("history", "--figures")
+    assert "promote 2" in shown and "a release" in shown and "2 entries, last hash" in shown
     with sqlite3.connect(store) as database:
         database.execute("UPDATE params SET value = replace(value, 'a release', 'no reason') WHERE key = '000001'")
     with pytest.raises(GateRefused, match="entry 1 was changed"):
-        said("history")
+        output_of("history")
 
 
-def test_a_rollback_wants_the_weights_of_then_and_a_question_is_one_question(store: Path) -> None:
+def test_a_rollback_needs_the_original_weights_and_lineage_one_subject(store: Path) -> None:
     with pytest.raises(GateRefused, match="weights"):
-        said("rollback", "--reason", "a test")
+        output_of("rollback", "--reason", "a test")
     with pytest.raises(BadInput, match="needs a reason"):
-        said("rollback", "--reason", " ")
+        output_of("rollback", "--reason", " ")
     for words in ([], ["1", "--dataset", "icbm152-2009"]):
-        with pytest.raises(BadInput, match="one question"):
-            said("lineage", *words)
+        with pytest.raises(BadInput, match="exactly one"):
+            output_of("lineage", *words)

@@ -20,7 +20,7 @@ def _json(*arguments: str, code: int = 0) -> dict:
     return json.loads(_run(*arguments, "--json", code=code))
 
 
-def test_cards_are_listed_by_what_is_asked_for() -> None:
+def test_cards_are_listed_by_filters() -> None:
     cards = _json("catalog", "list", "--anatomy", "prostate", "--task", "detection", "--access", "open", "--format", "MetaImage")
     assert [card["id"] for card in cards["cards"]] == ["pi-cai"]
     assert "pi-cai" in _run("catalog", "list", "--anatomy", "prostate")
@@ -45,11 +45,11 @@ def test_a_fault_ends_with_two_and_names_file_field_and_remedy(tmp_path: Path, m
     assert (Path(fault["file"]).name, fault["field"]) == ("mine.yaml", "doi") and fault["remedy"]
 
 
-def test_a_layout_is_held_against_a_folder(tmp_path: Path) -> None:
+def test_a_layout_is_checked_against_a_folder(tmp_path: Path) -> None:
     (tmp_path / "labelsTr").mkdir()
     (tmp_path / "labelsTr" / "la_003.nii.gz").touch()
     checked = _json("catalog", "check", "msd-heart", "--folder", str(tmp_path), code=2)
-    assert {one["pattern"]: one["files"] for one in checked["globs"]}["labelsTr/la_*.nii.gz"] == 1
+    assert {glob["pattern"]: glob["files"] for glob in checked["globs"]}["labelsTr/la_*.nii.gz"] == 1
 
 
 @pytest.mark.parametrize(

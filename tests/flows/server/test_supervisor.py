@@ -1,4 +1,4 @@
-"""Children are started again when they die, and end with all that they started."""
+"""Child processes are restarted when they end, and are stopped together with their own children."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from components.errors import BadInput
 from components.files import write_json
 from components.home import Home
-from flows.environment import settle
-from flows.server.supervisor import SERVICES, Child, databases, running
+from flows.cli.environment import set_defaults
+from flows.server.supervisor import SERVICES, Child, database_urls, running_services
 
 PARENT = """
 import subprocess, sys, time
@@ -41,18 +41,18 @@ def child(tmp_path: Path) -> Child:
 
 
 def pids(child: Child) -> list[int]:
-    """The grandchildren that all starts of it made."""
+    """Return the process ids of the grandchildren of all starts."""
     return [int(line) for line in child.log.read_text().split()]
 
 
-def test_a_killed_child_is_there_again(child: Child) -> None:
-    """What it had started ends first: it would hold a server's port."""
-    assert child.process is not None and child.look_after() is None
+def test_a_killed_child_is_restarted(child: Child) -> None:
+    """Its own children are killed first: they could hold a server's port."""
+    assert child.process is not None and child.restart_if_ended() is None
     child.process.kill()
     child.process.wait()
-    told = child.look_after()
-    assert told is not None and "status -9" in told and str(child.log) in told
-    wait(lambda: child.look_after() is None and child.process is not None and child.process.poll() is None)
+    message = child.restart_if_ended()
+    assert message is not None and "status -9" in message and str(child.log) in message
+    wait(lambda: child.restart_if_ended() is None and child.process is not None and child.process.poll() is None)
     wait(lambda: len(pids(child)) == 2)
     assert [alive(pid) for pid in pids(child)] == [False, True]
     child.stop()
@@ -63,43 +63,43 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def test_pauses_grow_for_a_child_that_dies_at_once(tmp_path: Path) -> None:
+def test_pauses_grow_for_a_child_that_ends_at_once(tmp_path: Path) -> None:
     child = Child("broken", [sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ), tmp_path / "log")
     child.start()
-    told: list[str] = []
+    messages: list[str] = []
 
     def thrice() -> bool:
-        told.extend(text for text in [child.look_after()] if text)
-        return len(told) == 3
+        messages.extend(text for text in [child.restart_if_ended()] if text)
+        return len(messages) == 3
 
     wait(thrice)
-    assert ["in 0 s" in told[0], "in 1 s" in told[1], "in 2 s" in told[2]] == [True] * 3
+    assert ["in 0 s" in messages[0], "in 1 s" in messages[1], "in 2 s" in messages[2]] == [True] * 3
 
 
-def test_the_addresses_of_services_that_run_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_addresses_of_running_services_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path, tmp_path / "data")
     this = psutil.Process()
     address = {"PREFECT_API_URL": "http://127.0.0.1:4999/api"}
     write_json(tmp_path / SERVICES, {"pid": this.pid, "started": this.create_time(), "environment": address})
-    assert running(home) == address
+    assert running_services(home) == address
     for name in ("PREFECT_API_URL", "PREFECT_HOME", "OMNIMRI_HOME", "OMNIMRI_DATA"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    settle(home)
+    set_defaults(home)
     assert os.environ["PREFECT_API_URL"] == address["PREFECT_API_URL"]
     write_json(tmp_path / SERVICES, {"pid": this.pid, "started": this.create_time() - 60, "environment": address})
-    assert running(home) is None  # a process that got the number of one that is gone
+    assert running_services(home) is None  # another process with the id of an ended one
 
 
 def test_one_variable_names_both_databases() -> None:
-    assert databases("postgresql://me:word@db:5432") == (
+    assert database_urls("postgresql://me:word@db:5432") == (
         "postgresql+asyncpg://me:word@db:5432/prefect",
         "postgresql+psycopg2://me:word@db:5432/mlflow",
     )
 
 
 @pytest.mark.parametrize("url", ["sqlite:///here", "postgresql://", "postgresql://db/other", "db:5432"])
-def test_another_address_is_refused_without_its_password(url: str) -> None:
+def test_another_address_is_refused_without_printing_its_password(url: str) -> None:
     with pytest.raises(BadInput) as refused:
-        databases(url.replace("://", "://me:word@", 1))
+        database_urls(url.replace("://", "://me:word@", 1))
     assert "word@" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""``omnimri model summary`` prints what the accounting counts."""
+"""``omnimri model summary`` prints the counts of the accounting."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_the_summary_of_a_preset_as_json() -> None:
 
 def test_the_summary_of_a_preset_as_tables() -> None:
     shown = CliRunner().invoke(app, SMALL, catch_exceptions=False).stdout
-    assert "of one token" in shown and "together" in shown and "4 x 32 x 32" in shown
+    assert "active for a token" in shown and "sum" in shown and "4 x 32 x 32" in shown
 
 
 @pytest.mark.parametrize(
     ("change", "fault"), [({"debug": "9b"}, "no preset '9b'"), ({"32": "33"}, "33 x 33 pixels")], ids=["name", "size"]
 )
-def test_what_cannot_be_counted_is_refused(change: dict[str, str], fault: str) -> None:
+def test_an_unknown_preset_or_size_is_refused(change: dict[str, str], fault: str) -> None:
     with pytest.raises(BadInput, match=fault):
         CliRunner().invoke(app, [change.get(word, word) for word in SMALL], catch_exceptions=False)

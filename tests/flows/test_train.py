@@ -1,4 +1,4 @@
-"""Cancelling a run cancels its jobs on the cluster, and no others."""
+"""Canceling a run cancels its jobs on the cluster, and no others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.doubles.kubelet import Kubelet, ScriptedPod
 from tests.helpers.corpora import tiny_corpus
 
 
-def test_a_cancelled_run_ends_its_own_jobs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_canceled_run_cancels_its_own_jobs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNIMRI_HOME", str(tmp_path))
     corpus = tiny_corpus(tmp_path / "curated")
     volumes = f"kubernetes.volumes={{state: {tmp_path}}}"
@@ -38,6 +38,6 @@ def test_a_cancelled_run_ends_its_own_jobs_only(tmp_path: Path, monkeypatch: pyt
         launcher.stop()
 
 
-def test_a_local_run_asks_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "open_launcher", lambda settings: pytest.fail("nothing to cancel"))
+def test_a_local_run_contacts_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "open_launcher", lambda settings: pytest.fail("there is nothing to cancel"))
     train.cancel_jobs(None, SimpleNamespace(parameters={"settings": load_settings("debug").model_dump(mode="json")}), None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What ``omnimri data`` says to people and to programs."""
+"""``omnimri data``: messages and JSON."""
 
 from __future__ import annotations
 
@@ -32,44 +32,44 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(*words: str) -> str:
+def output_of(*words: str) -> str:
     done = CliRunner().invoke(app, list(words), catch_exceptions=True)
     if done.exception is not None:
         raise done.exception
     return " ".join(done.output.split())
 
 
-def test_status_diff_and_push_tell_what_changed(root: Path) -> None:
-    assert "unchanged, and is in the remote" in said("status")
+def test_status_diff_and_push_report_changes(root: Path) -> None:
+    assert "unchanged, and is in the remote" in output_of("status")
     write_patient(root / "source", 4)
     ingest(tiny_card(), root / "source", root / "data", KEY)
-    assert "has changed since version" in said("status")
-    [dataset] = json.loads(said("diff", "--json"))["datasets"]
+    assert "has changed since version" in output_of("status")
+    [dataset] = json.loads(output_of("diff", "--json"))["datasets"]
     assert len(dataset["patients_new"]) == len(dataset["series_new"]) == 1
-    assert "data.dvc names a new version" in said("push")
-    assert said("diff") == "no difference"
+    assert "data.dvc names a new version" in output_of("push")
+    assert output_of("diff") == "no difference"
 
 
-def test_a_patient_withdraws_by_the_id_that_the_hospital_gave(root: Path) -> None:
-    answer = json.loads(said("withdraw", "sub-02", "--json"))
+def test_a_patient_is_withdrawn_by_the_id_in_the_source(root: Path) -> None:
+    answer = json.loads(output_of("withdraw", "sub-02", "--json"))
     assert answer["removed"] == {"series": 1, "files": 3} and len(answer["versions"]) == 1
     assert list(answer["patients"]) == [tiny_card().id]
     assert "sub-02" not in json.dumps(answer)
-    assert "series of withdrawn patients left out" in said("checkout", answer["versions"][0], "--to", str(root / "old"))
+    assert "series of withdrawn patients excluded" in output_of("checkout", answer["versions"][0], "--to", str(root / "old"))
     with pytest.raises(BadInput, match="no such patient") as refused:
-        said("withdraw", "Doe^Jane")
+        output_of("withdraw", "Doe^Jane")
     assert "Jane" not in str(refused.value)
 
 
 def test_a_damaged_slice_is_named(root: Path) -> None:
-    assert "whole" in said("verify")
+    assert "intact" in output_of("verify")
     file = next((root / "home" / "curated").rglob("*.voxels.b2nd"))
     shutil.copy(next((root / "home" / "curated").rglob("*.labels.b2nd")), file)
     with pytest.raises(JobFailed, match="1 faults"):
-        said("verify")
-    assert "1 volumes removed" in said("verify", "--repair") and not file.exists()
+        output_of("verify")
+    assert "1 volumes removed" in output_of("verify", "--repair") and not file.exists()
 
 
 def test_the_summary_counts_slices(root: Path) -> None:
-    shares = json.loads(said("summary", "--json"))["shares"]
+    shares = json.loads(output_of("summary", "--json"))["shares"]
     assert sum(share["slices"] for share in shares) == 4 * 8

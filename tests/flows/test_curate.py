@@ -1,4 +1,4 @@
-"""Curation on a Dask cluster gives the bytes of curation in processes of this machine."""
+"""Curation on a Dask cluster writes the same bytes as curation in processes of this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from components.curation import curate
 from components.errors import BadInput
 from components.ingestion import ingest
 from components.settings import CurationSettings, DatasetSettings, Settings, load_settings
-from flows.curate import _on_dask
+from flows.curate import curate_on_dask
 from tests.helpers.datasets import KEY, tiny_card, tree, write_cohort
 
 
@@ -25,17 +25,17 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.mark.timeout(300)
-def test_a_dask_cluster_makes_the_same_corpus_and_makes_it_once(server: str, settings: Settings, tmp_path: Path) -> None:
-    report = _on_dask(settings, None)
+def test_a_dask_cluster_curates_the_same_corpus_once(server: str, settings: Settings, tmp_path: Path) -> None:
+    report = curate_on_dask(settings, None)
     assert report.volumes_new == 20
     curate(tmp_path / "data", [tiny_card()], tmp_path / "here", settings.curation)
     assert tree(tmp_path / "home" / "curated") == tree(tmp_path / "here")
-    assert _on_dask(settings, None).volumes_new == 0
+    assert curate_on_dask(settings, None).volumes_new == 0
 
 
 @pytest.mark.timeout(300)
-def test_a_volume_that_a_worker_cannot_make_fails_the_run_and_is_named(server: str, settings: Settings, tmp_path: Path) -> None:
+def test_a_volume_that_a_worker_cannot_read_fails_the_run_by_name(server: str, settings: Settings, tmp_path: Path) -> None:
     broken = next((tmp_path / "data").rglob("*.nii"))
     broken.write_bytes(b"no image")
     with pytest.raises(BadInput, match=broken.name):
-        _on_dask(settings, None)
+        curate_on_dask(settings, None)

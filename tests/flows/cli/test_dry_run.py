@@ -1,4 +1,4 @@
-"""What `--dry-run` prints is what a cluster would be given: valid, complete, and asked of nobody."""
+"""``--dry-run`` prints the objects that a cluster would get: valid and complete, without contacting it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def printed(*words: str) -> str:
     return done.stdout
 
 
-def test_the_whole_chain_at_the_papers_scale_is_four_valid_jobs() -> None:
+def test_the_whole_pipeline_at_the_papers_scale_is_four_valid_jobs() -> None:
     text = printed("run", "--profile", "paper", "--dry-run")
     objects = list(yaml.safe_load_all(text))
     assert [thing["kind"] for thing in objects] == ["JobSet"] * 4
@@ -40,7 +40,7 @@ def test_the_whole_chain_at_the_papers_scale_is_four_valid_jobs() -> None:
 
 
 @pytest.mark.parametrize(("rendering", "kinds"), [("job", ["Job", "Service"]), ("trainjob", ["TrainingRuntime", "TrainJob"])])
-def test_one_stage_on_machines_named_on_the_command_line(rendering: str, kinds: list[str]) -> None:
+def test_one_stage_on_nodes_named_on_the_command_line(rendering: str, kinds: list[str]) -> None:
     words = ("train", "--stage", "1", "--launcher", "kubernetes", "--nodes", "2", "--gpus", "4", "--dry-run", "--json")
     objects = json.loads(printed(*words, "--set", f"kubernetes.rendering={rendering}"))["objects"]
     assert [thing["kind"] for thing in objects] == kinds
@@ -49,6 +49,6 @@ def test_one_stage_on_machines_named_on_the_command_line(rendering: str, kinds: 
 
 
 @pytest.mark.parametrize("words", [("train", "--dry-run"), ("train", "--nodes", "2"), ("run", "--launcher", "moon")])
-def test_what_makes_no_sense_is_refused(words: tuple[str, ...]) -> None:
+def test_contradictory_options_are_refused(words: tuple[str, ...]) -> None:
     with pytest.raises(BadInput):
         CliRunner().invoke(app, list(words), catch_exceptions=False)

@@ -1,4 +1,4 @@
-"""Only what passes by itself is tried again."""
+"""Only transient failures are retried."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import requests
 from mlflow.exceptions import RestException
 
 from components.errors import BadInput, GateRefused, JobFailed
-from flows.retries import passes
+from flows.retries import is_transient
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1")
 
@@ -37,8 +37,8 @@ def wrapped(cause: Exception) -> RuntimeError:
     ],
     ids=repr,
 )
-def test_a_service_that_restarts_is_waited_for(error: Exception) -> None:
-    assert passes(error)
+def test_failures_of_a_restarting_service_are_transient(error: Exception) -> None:
+    assert is_transient(error)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_a_service_that_restarts_is_waited_for(error: Exception) -> None:
     ],
     ids=repr,
 )
-def test_what_would_fail_again_fails_at_once(error: Exception) -> None:
-    assert not passes(error)
+def test_permanent_failures_are_not_retried(error: Exception) -> None:
+    assert not is_transient(error)
 
 
-def test_a_refusal_stays_one_whatever_it_came_of() -> None:
+def test_a_user_facing_error_is_permanent_whatever_caused_it() -> None:
     refused = JobFailed("did not answer")
     refused.__cause__ = ConnectionError()
-    assert not passes(refused)
+    assert not is_transient(refused)

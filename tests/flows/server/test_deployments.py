@@ -1,4 +1,4 @@
-"""Deployments, events, plans and pages against a real Prefect server."""
+"""Deployments, events, plans and artifacts with a real Prefect server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from components.errors import GateRefused
 from components.home import Home
 from components.settings import load_settings
 from components.versioning.source_state import Watched
-from flows.server.deploy import Deploying, deploy, make_pool
+from flows.server.deploy import Deployment, create_pool, deploy
 from flows.server.recovery import recover
 from flows.server.watcher import announce
 from flows.steps import plan
@@ -41,42 +41,42 @@ def ask(server: str, path: str, **body: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def deployed(server: str) -> dict[str, Any]:
-    """Deployments by name, after they have been brought up to date twice."""
+    """Deployments by name, after deploying twice."""
     for goal in (False, True):
-        deploy(Deploying(profile="debug", train_on_update=goal, gpu_limit=3))
-    return {one["name"]: one for one in ask(server, "/deployments/filter")}
+        deploy(Deployment(profile="debug", train_on_update=goal, gpu_limit=3))
+    return {found["name"]: found for found in ask(server, "/deployments/filter")}
 
 
-def test_deploying_again_makes_nothing_twice(server: str, deployed: dict[str, Any]) -> None:
+def test_deploying_again_duplicates_nothing(server: str, deployed: dict[str, Any]) -> None:
     assert sorted(deployed) == ["curate", "evaluate", "pipeline", "promote", "train"]
     (automation,) = ask(server, "/automations/filter")
     assert automation["trigger"]["expect"] == ["omnimri.dataset.updated"] and automation["enabled"]
     (schedule,) = deployed["pipeline"]["schedules"]
     assert schedule["schedule"]["cron"] == "0 2 * * *" and not schedule["active"]
-    queues = {one["name"]: one["concurrency_limit"] for one in ask(server, "/work_pools/omnimri/queues/filter")}
+    queues = {queue["name"]: queue["concurrency_limit"] for queue in ask(server, "/work_pools/omnimri/queues/filter")}
     assert queues["gpu"] == 3 and deployed["train"]["work_queue_name"] == "gpu"
     assert deployed["curate"]["parameters"] == {"profile": {"name": "debug"}, "goal": "candidate"}
 
 
 def test_the_same_flows_can_run_in_pods(server: str) -> None:
-    make_pool(Deploying(pool="pods", pool_type="kubernetes"))
+    create_pool(Deployment(pool="pods", pool_type="kubernetes"))
     answer = httpx.get(f"{server}/work_pools/pods", timeout=30).json()
     assert answer["type"] == "kubernetes"
     assert answer["base_job_template"]["job_configuration"]["job_manifest"]["kind"] == "Job"
 
 
 def test_every_field_of_every_form_is_described(deployed: dict[str, Any]) -> None:
-    for one in deployed.values():
-        schema = one["parameter_openapi_schema"]
-        for part in (schema, *schema.get("definitions", {}).values()):
-            for name, field in part.get("properties", {}).items():
-                assert field.get("description"), f"{one['name']}: {name}"
+    for deployment in deployed.values():
+        schema = deployment["parameter_openapi_schema"]
+        for form in (schema, *schema.get("definitions", {}).values()):
+            for name, field in form.get("properties", {}).items():
+                assert field.get("description"), f"{deployment['name']}: {name}"
 
 
-def test_an_update_starts_a_run_with_what_changed(server: str, deployed: dict[str, Any]) -> None:
+def test_an_update_starts_a_run_with_the_change_as_parameter(server: str, deployed: dict[str, Any]) -> None:
     announce(Watched("tag", "data-*", "data-7 0123", "0123456789abcdef0123456789abcdef"))
-    wanted = {"id": {"any_": [deployed["curate"]["id"]]}}
-    (run,) = wait(lambda: ask(server, "/flow_runs/filter", deployments=wanted), 30, "run of the automation")
+    deployment = {"id": {"any_": [deployed["curate"]["id"]]}}
+    (run,) = wait(lambda: ask(server, "/flow_runs/filter", deployments=deployment), 30, "run of the automation")
     assert run["parameters"] == {
         "profile": {"name": "debug"},
         "goal": "candidate",
@@ -85,14 +85,14 @@ def test_an_update_starts_a_run_with_what_changed(server: str, deployed: dict[st
     ask(server, f"/flow_runs/{run['id']}/set_state", state={"type": "CANCELLED"}, force=True)
 
 
-def test_a_run_that_lost_its_process_is_in_line_again_four_times(server: str, deployed: dict[str, Any]) -> None:
-    """With the flows within it, which nobody else would end; one whose process lives is left alone."""
-    place = f"/deployments/{deployed['evaluate']['id']}/create_flow_run"
-    lost, alive = (ask(server, place, state={"type": "PENDING"})["id"] for _ in range(2))
-    gone = subprocess.Popen(["true"])
-    gone.wait()
+def test_a_run_that_lost_its_process_is_scheduled_up_to_four_times(server: str, deployed: dict[str, Any]) -> None:
+    """Its nested flow runs are ended; a run with a living process is left alone."""
+    create = f"/deployments/{deployed['evaluate']['id']}/create_flow_run"
+    lost, alive = (ask(server, create, state={"type": "PENDING"})["id"] for _ in range(2))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
     running = subprocess.Popen(["sleep", "60"], env={**os.environ, "PREFECT__FLOW_RUN_ID": alive})
-    for run, process in ((lost, gone), (alive, running)):
+    for run, process in ((lost, ended), (alive, running)):
         httpx.patch(f"{server}/flow_runs/{run}", json={"infrastructure_pid": str(process.pid)}, timeout=30).raise_for_status()
     task = ask(server, "/task_runs/", flow_run_id=lost, task_key="inner", dynamic_key="0")["id"]
     flow = ask(server, "/flows/", name="inner")["id"]
@@ -105,23 +105,23 @@ def test_a_run_that_lost_its_process_is_in_line_again_four_times(server: str, de
         for start in range(1, 5):
             for run in {lost, alive} if start == 1 else {lost}:
                 ask(server, f"/flow_runs/{run}/set_state", state={"type": "RUNNING"}, force=True)
-            (found,) = recover("omnimri")
-            assert (found.outcome, state(lost)) == (("in line again", "SCHEDULED") if start < 4 else ("crashed", "CRASHED"))
+            (recovery,) = recover("omnimri")
+            assert (recovery.outcome, state(lost)) == (("scheduled again", "SCHEDULED") if start < 4 else ("crashed", "CRASHED"))
             assert (state(alive), state(inner)) == ("RUNNING", "CRASHED")
     finally:
         running.kill()
         running.wait()
-    (found,) = recover("omnimri")
+    recover("omnimri")
     assert state(alive) == "SCHEDULED"
 
 
 def states(profile: Path, home: Home, *steps: str) -> list[str]:
-    found = {one.step: one.state for one in plan(load_settings(str(profile)), home)}
-    return [found[step] for step in steps]
+    planned = {step.step: step.state for step in plan(load_settings(str(profile)), home)}
+    return [planned[step] for step in steps]
 
 
-def test_what_the_plan_says_is_what_happens(server: str, home: Home, tmp_path: Path) -> None:
-    """A dataset is followed from its first reading through a change of one file, as the automation would."""
+def test_an_update_runs_the_planned_steps(server: str, home: Home, tmp_path: Path) -> None:
+    """Follow a dataset from its first ingestion through a change of one file, as the automation does."""
     from flows.deployments import curate
     from flows.parameters import Change, Profile
 
@@ -132,20 +132,20 @@ def test_what_the_plan_says_is_what_happens(server: str, home: Home, tmp_path: P
     assert states(profile, home, *steps) == ["reused"] * 3
     write_patient(tmp_path / "source", 2, seed=41)
     assert states(profile, home, *steps) == ["runs", "depends", "depends"]
-    kept = {path: path.stat().st_mtime_ns for path in home.curated.rglob("*.b2nd")}
+    before = {path: path.stat().st_mtime_ns for path in home.curated.rglob("*.b2nd")}
     curate(Profile(name=str(profile)), Change(kind="folder", name="synthetic-brain-nifti"))
     after = {path: path.stat().st_mtime_ns for path in home.curated.rglob("*.b2nd")}
-    untouched = [path for path in kept if after.get(path) == kept[path]]
-    assert len(kept) == len(after) == 8 and len(untouched) == 6, "voxels and labels of one volume of four"
+    untouched = [path for path in before if after.get(path) == before[path]]
+    assert len(before) == len(after) == 8 and len(untouched) == 6, "voxels and labels of one volume of four"
     assert states(profile, home, *steps) == ["reused"] * 3
-    made = {one["key"]: one for one in ask(server, "/artifacts/filter", sort="ID_DESC")}
-    assert json.loads(made["dataset-diff"]["data"])[0]["series"] == "+0 ~1 -0"
-    assert "passed" in made["validation"]["data"] and "index.html" in made["validation"]["data"]
+    artifacts = {artifact["key"]: artifact for artifact in ask(server, "/artifacts/filter", sort="ID_DESC")}
+    assert json.loads(artifacts["dataset-diff"]["data"])[0]["series"] == "+0 ~1 -0"
+    assert "passed" in artifacts["validation"]["data"] and "index.html" in artifacts["validation"]["data"]
 
 
 @pytest.fixture
-def letters() -> Iterator[tuple[str, list[str]]]:
-    """A web hook: its address, and what it was sent."""
+def webhook() -> Iterator[tuple[str, list[str]]]:
+    """A web hook: its address, and the messages that it received."""
     received: list[str] = []
 
     class Hook(BaseHTTPRequestHandler):
@@ -165,29 +165,29 @@ def letters() -> Iterator[tuple[str, list[str]]]:
     thread.join()
 
 
-def test_people_are_told_by_a_block_and_told_no_details(
-    server: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, letters: tuple[str, list[str]]
+def test_notifications_go_through_a_block_and_contain_no_details(
+    server: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, webhook: tuple[str, list[str]]
 ) -> None:
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
     from flows.deployments import train
     from flows.parameters import Profile
 
-    address, received = letters
+    address, received = webhook
     block = CustomWebhookNotificationBlock(name="hook", url=address, json_data={"subject": "{{subject}}", "text": "{{body}}"})
     block.save("hook", overwrite=True)
     with pytest.raises(Exception, match="no curated corpus"):
         train(Profile(name="debug"))
-    assert received == [], "nobody is told unless a block is named"
+    assert received == [], "without a block there is no notification"
     monkeypatch.setenv("OMNIMRI_NOTIFY", "custom-webhook/hook")
     with pytest.raises(Exception, match="no curated corpus"):
         train(Profile(name="debug"))
-    (letter,) = received
-    assert json.loads(letter)["subject"] == "OmniMRI: Failed" and "training" in letter
-    assert "corpus" not in letter and str(tmp_path) not in letter
+    (message,) = received
+    assert json.loads(message)["subject"] == "OmniMRI: Failed" and "training" in message
+    assert "corpus" not in message and str(tmp_path) not in message
 
 
-def test_a_corpus_that_fails_its_rules_stops_the_update(server: str, home: Home, tmp_path: Path) -> None:
+def test_a_corpus_that_fails_validation_stops_the_update(server: str, home: Home, tmp_path: Path) -> None:
     from flows.deployments import curate
     from flows.parameters import Profile
 

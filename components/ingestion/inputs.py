@@ -1,0 +1,47 @@
+"""The inputs of ingestion: the digests that decide whether a dataset has to be read again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.catalog import DatasetCard
+from components.files import folder_state
+from components.ingestion.ingest_dataset import output_recipe
+from components.ingestion.withdrawal import withdrawn_patients
+from components.provenance import digest
+
+
+@dataclass(frozen=True)
+class IngestionInputs:
+    """Digests of everything that decides the ingested files of a dataset.
+
+    Attributes:
+        source: digest of names, sizes and modification times in the source folder, ``""`` where there is no folder.
+        recipe: digest of the card's layout, the pseudonym key and the output format, ``""`` before a key has been created.
+        withdrawn: digest of the pseudonyms of withdrawn patients.
+    """
+
+    source: str
+    recipe: str
+    withdrawn: str
+
+    def by_name(self) -> dict[str, str]:
+        """Return each digest under the name of the input in plain words."""
+        return {"source files": self.source, "card, key or output format": self.recipe, "withdrawn patients": self.withdrawn}
+
+
+def ingestion_inputs(card: DatasetCard, source: Path, data: Path, key: bytes | None) -> IngestionInputs:
+    """Return the inputs that :func:`components.ingestion.ingest` would use now; no source file is opened.
+
+    Args:
+        card: of the dataset.
+        source: folder of the source files.
+        data: folder of the de-identified files of all datasets.
+        key: of the pseudonyms; None before it has been created.
+    """
+    return IngestionInputs(
+        source=folder_state(source),
+        recipe=output_recipe(card, key) if key is not None else "",
+        withdrawn=digest(sorted(withdrawn_patients(data, card.id))),
+    )

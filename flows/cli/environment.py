@@ -1,0 +1,50 @@
+"""The process environment of a command, set before any of the large libraries is imported.
+
+Prefect, DVC, MLflow, Great Expectations and the Hugging Face libraries send telemetry or look for updates by default. All of
+this is switched off here; a variable that the user has set keeps its value.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from components.errors import OmniMRIError
+from components.home import Home
+from flows.server.supervisor import running_services
+
+OFFLINE_DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def set_defaults(home: Home) -> None:
+    """Set the variables that the user has not set: no telemetry, no downloads, Prefect's state in ``home``, running services."""
+    for name, value in OFFLINE_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if "PREFECT_HOME" not in os.environ:
+        home.prefect.mkdir(parents=True, exist_ok=True)  # Prefect does not create missing parents, and then waits until its timeout
+        os.environ["PREFECT_HOME"] = str(home.prefect)
+    # A cold machine needs longer than the default 20 s to start the temporary server.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    if "PREFECT_API_URL" not in os.environ and (services := running_services(home)) is not None:
+        os.environ.update({name: value for name, value in services.items() if name not in os.environ})
+    os.environ.setdefault("OMNIMRI_HOME", str(home.root))
+    os.environ.setdefault("OMNIMRI_DATA", str(home.data))
+    for logger in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(logger).addFilter(drop_traceback)
+
+
+def drop_traceback(record: logging.LogRecord) -> bool:
+    """Remove the traceback of a user-facing error from a log record; Prefect would log it for the task and for every flow."""
+    if record.exc_info and isinstance(record.exc_info[1], OmniMRIError):
+        record.exc_info = None
+    return True

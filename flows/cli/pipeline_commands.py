@@ -1,0 +1,320 @@
+"""``omnimri run`` and its single steps: ``ingest``, ``curate``, ``validate``, ``train`` and ``evaluate``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from components.errors import BadInput, GateRefused
+from components.home import Home
+from components.progress import step
+from components.settings import STAGES, DatasetSettings, Settings, load_settings
+from flows.cli import preflight
+from flows.cli.jobs import cluster_objects, placement_overrides, print_objects
+from flows.cli.options import JsonOption, LauncherOption, ProfileOption, SetOption
+from flows.cli.run_log import run_log
+
+if TYPE_CHECKING:
+    from components.evaluation import ResultRow
+    from components.ingestion.volume import IngestReport
+    from flows.pipeline import PipelineReport
+
+app = typer.Typer()
+
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the objects that a cluster would get, and change nothing")]
+PlanOption = Annotated[
+    bool, typer.Option("--dry-run", help="print what each step would do and why (and a cluster's objects), and change nothing")
+]
+
+
+class TaskRunnerName(StrEnum):
+    """Where volumes are curated: in processes of this machine, or on a Dask cluster."""
+
+    processes = "processes"
+    dask = "dask"
+
+
+@app.command(epilog="Example: omnimri run --profile demo --set training.instruction_tuning.steps=400")
+def run(
+    profile: ProfileOption = "demo",
+    overrides: SetOption = None,
+    launcher: LauncherOption = None,
+    dry_run: PlanOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole pipeline: ingest, curate, validate, train, evaluate, register. Only what changed is computed again."""
+    settings = load_settings(profile, [*(overrides or []), *([f"launcher={launcher}"] if launcher else [])])
+    preflight.check_cards(settings.datasets)
+    if dry_run:
+        _print_plan(settings, as_json)
+        return
+    preflight.check_run(settings)
+    from flows.cli.output import emit
+
+    with run_log("run"):
+        with step("start"):
+            from flows.pipeline import pipeline
+            from flows.reporting import start_prefect
+
+            start_prefect()
+        report = pipeline(settings)
+    if as_json:
+        emit(report)
+    else:
+        _print_pipeline(report)
+    if report.refused:
+        name, number = report.model.name, report.model.version
+        remedy = f"read the report; omnimri models promote {number} --to staging --force --reason TEXT overrides the gate"
+        raise GateRefused(report.refused, where=f"{name} version {number} stays candidate", remedy=remedy)
+
+
+def _print_plan(settings: Settings, as_json: bool) -> None:
+    """Print what each step would do. For a cluster, print it as comments above the objects, so that the output is one YAML file."""
+    from flows.cli.output import emit, table
+    from flows.steps import plan
+
+    steps = plan(settings, Home.open())
+    if settings.launcher != "kubernetes":
+        if as_json:
+            emit({"steps": steps})
+        else:
+            table("Plan", ["step", "state", "reason"], [[planned.step, planned.state, planned.why] for planned in steps])
+        return
+    remarks, objects = cluster_objects(settings, STAGES[-1])
+    if as_json:
+        emit({"steps": steps, "objects": objects})
+        return
+    print_objects([*(f"# {planned.step}: {planned.state} ({planned.why})" for planned in steps), *remarks], objects)
+
+
+def _print_pipeline(report: PipelineReport) -> None:
+    from flows.cli.output import pairs, relative
+
+    _print_results(report.rows)
+    print(f"{sum(report.seconds.values()):.0f} s in all; peak memory {report.peak_memory_mib:.0f} MiB")
+    pairs(
+        {
+            "model": f"{report.model.name} version {report.model.version} ({', '.join(report.model.aliases)})",
+            "data": f"{report.data_digest} ({report.volumes} volumes curated, {report.quarantined} inputs in quarantine)",
+            "report": relative(report.report),
+            "Data Docs": relative(report.data_docs),
+            "MLflow": f"mlflow ui --backend-store-uri {report.tracking_uri}  (or: make ui)",
+            "try it": 'omnimri predict IMAGE "Segment the white matter in this brain MRI."',
+        }
+    )
+
+
+def _print_results(rows: tuple[ResultRow, ...]) -> None:
+    """Print one line for each metric, with the best baseline beside it."""
+    from flows.cli.output import HIGHER, LOWER, table
+
+    cells = []
+    for row in rows:
+        best = (max if row.higher_is_better else min)(row.baselines.items(), key=lambda item: item[1], default=None)
+        cells.append(
+            [
+                row.task,
+                f"{row.metric} {HIGHER if row.higher_is_better else LOWER}",
+                f"{row.model:.3f}",
+                f"{best[1]:.3f} ({best[0]})" if best else "",
+                row.verdict,
+                f"{row.cases} of {row.patients}",
+            ]
+        )
+    table("Held-out patients", ["task", "metric", "model", "best baseline", "verdict", "cases of patients"], cells)
+
+
+@app.command(epilog="Example: omnimri ingest icbm152-2009 ~/downloads/icbm")
+def ingest(
+    dataset: Annotated[str, typer.Argument(help="id of the dataset card")],
+    path: Annotated[Path, typer.Argument(help="source folder; it is only read")],
+    workers: Annotated[int, typer.Option(min=1, help="number of processes")] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with status 1 if any input is quarantined")] = False,
+    profile: ProfileOption = "demo",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read, de-identify, quarantine and version one dataset. Skipped inputs are counted, and listed in its quarantine.json."""
+    preflight.check_folder(path, "source folder", "name the folder that contains the dataset's files")
+    settings = load_settings(profile, overrides).ingestion.model_copy(update={"workers": workers})
+    datasets = (DatasetSettings(card=dataset, path=path.resolve()),)
+    preflight.check_datasets(datasets, settings)
+    from flows.cli.output import emit
+
+    with run_log("ingest"):
+        with step("start"):
+            from flows.ingest import ingest_datasets
+            from flows.reporting import start_prefect
+
+            start_prefect()
+        (report,), version = ingest_datasets(datasets, settings)
+    if as_json:
+        emit({"dataset": report, "data_digest": version.digest})
+    else:
+        _print_ingestion(report, version.digest)
+    if strict and report.quarantined:
+        raise GateRefused(
+            f"{len(report.quarantined)} inputs in quarantine", where=dataset, remedy=f"reasons: {report.root / 'quarantine.json'}"
+        )
+
+
+def _print_ingestion(report: IngestReport, version: str) -> None:
+    """Print the counts of an ingestion, and its quarantine by kind and reason."""
+    from flows.cli.output import table
+
+    print(
+        f"{report.dataset_id}: {report.series} series of {report.patients} patients; {report.files_new} files new, "
+        f"{report.files_reused} reused, {report.files_removed} removed, {report.files_ignored} ignored; "
+        f"{len(report.quarantined)} inputs in quarantine; data version {version}"
+    )
+    if not report.quarantined:
+        return
+    counts = Counter((item.kind, item.reason, item.remedy) for item in report.quarantined)
+    examples = {(item.kind, item.reason, item.remedy): item.path for item in reversed(report.quarantined)}
+    rows = [[str(count), *reason, examples[reason]] for reason, count in counts.most_common()]
+    table("Quarantine", ["inputs", "kind", "reason", "remedy", "example"], rows)
+
+
+@app.command(epilog="Example: omnimri curate --profile demo --json")
+def curate(
+    profile: ProfileOption = "demo",
+    overrides: SetOption = None,
+    preview: Annotated[int, typer.Option(min=0, help="also write an HTML page with this many samples of each kind")] = 0,
+    task_runner: Annotated[TaskRunnerName, typer.Option(help="where volumes are curated")] = TaskRunnerName.processes,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="address of a Dask scheduler; without it, a temporary local cluster")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the curated corpus up to date with data/, and validate it."""
+    settings = load_settings(profile, overrides)
+    preflight.check_cards(settings.datasets)
+    from flows.cli.output import emit, relative
+
+    with run_log("curate"):
+        with step("start"):
+            from flows.curate import curate_corpus, preview_corpus
+            from flows.reporting import start_prefect
+
+            start_prefect()
+        report, validation = curate_corpus(settings, task_runner.value, scheduler)
+        page = preview_corpus(preview) if preview else None
+    if as_json:
+        emit(report)
+        return
+    print(
+        f"{report.volumes_total} volumes: {report.volumes_new} new, {report.volumes_reused} reused, "
+        f"{report.volumes_removed} removed; {report.instructions} instructions; {report.seconds:.1f} s"
+    )
+    print(f"Data Docs: {relative(validation.data_docs)}")
+    if validation.quarantined:
+        print("excluded rows: " + ", ".join(f"{count} {table}" for table, count in validation.quarantined.items()))
+    if page:
+        print(f"preview: {relative(page)}")
+
+
+@app.command(epilog="Example: omnimri validate")
+def validate(
+    accept_drift: Annotated[
+        str | None, typer.Option(metavar="REASON", help="accept a drift of the data, for this recorded reason")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every curated table against its expectations."""
+    preflight.check_corpus()
+    from flows.cli.output import emit, relative
+
+    with run_log("validate"), step("validate") as running:
+        from components.validation import validate as validate_tables
+
+        home = Home.open()
+        report = validate_tables(home.curated, home.validation, accept_drift)
+        running.result = "passed" if report.passed else "FAILED"
+    if as_json:
+        emit(report)
+    else:
+        print(f"Data Docs: {relative(report.data_docs)}")
+    report.require()
+
+
+@app.command(epilog="Example: omnimri train --stage 2")
+def train(
+    stage: Annotated[str, typer.Option(help="last stage to train: 1, 2, 3, 4 or all")] = "all",
+    profile: ProfileOption = "demo",
+    overrides: SetOption = None,
+    launcher: LauncherOption = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="number of cluster nodes")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each node, one process each")] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the stages. An interrupted stage resumes from its last checkpoint; a finished one is reused."""
+    if stage not in ("1", "2", "3", "4", "all"):
+        raise BadInput("no such stage", where=f"--stage {stage}", remedy="1, 2, 3, 4 or all")
+    until = STAGES[-1 if stage == "all" else int(stage) - 1]
+    settings = load_settings(profile, [*(overrides or []), *placement_overrides(launcher, nodes, gpus)])
+    from flows.cli.output import emit, table
+
+    if dry_run:
+        remarks, objects = cluster_objects(settings, until)
+        if as_json:
+            emit({"objects": objects})
+        else:
+            print_objects(remarks, objects)
+        return
+    preflight.check_corpus()
+    preflight.check_model_folders(settings.model)
+    with run_log("train"):
+        with step("start"):
+            from flows.reporting import start_prefect
+            from flows.train import train_stages
+
+            start_prefect()
+        results = train_stages(settings, until=until)
+    if as_json:
+        emit(results)
+        return
+    cells = [
+        [
+            result.stage,
+            str(result.steps),
+            f"{result.first_loss:.3f} -> {result.last_loss:.3f}",
+            "reused" if result.reused else f"{result.seconds:.0f} s",
+            str(result.model_dir),
+        ]
+        for result in results
+    ]
+    table("Stages", ["stage", "steps", "loss", "time", "model"], cells)
+
+
+@app.command(epilog="Example: omnimri evaluate models:/omnimri@staging")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="an MLflow model URI, or a folder saved with save_pretrained")],
+    profile: ProfileOption = "demo",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a model on the held-out patients, beside its baselines, and write the report page."""
+    settings = load_settings(profile, overrides)
+    preflight.check_corpus()
+    preflight.check_model(model)
+    from flows.cli.output import emit, relative
+
+    with run_log("evaluate"):
+        with step("start"):
+            from components.inference import resolve_model
+            from flows.evaluate import evaluate_model
+            from flows.reporting import start_prefect
+
+            folder = resolve_model(model, Home.open().tracking_uri)
+            start_prefect()
+        report = evaluate_model(folder, settings.evaluation, settings.seed)
+    if as_json:
+        emit(report)
+        return
+    _print_results(report.rows)
+    print(f"Report: {relative(report.report)}")

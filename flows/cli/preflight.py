@@ -1,0 +1,107 @@
+"""Checks of a command's settings and paths before Prefect is imported and a server starts: a usage error answers within seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.errors import BadInput
+from components.home import Home
+from components.settings import DatasetSettings, IngestionSettings, ModelSettings, Settings
+
+if TYPE_CHECKING:
+    from components.catalog import DatasetCard
+
+CORPUS_SUMMARY = "corpus.json"
+MODEL_URIS = ("models:/", "runs:/")
+
+
+def check_run(settings: Settings) -> None:
+    """Check everything that a whole run depends on.
+
+    Raises:
+        BadInput: a dataset, the pseudonym key or a model folder of the settings is wrong.
+    """
+    check_datasets(settings.datasets, settings.ingestion)
+    check_model_folders(settings.model)
+
+
+def check_datasets(datasets: tuple[DatasetSettings, ...], ingestion: IngestionSettings) -> None:
+    """Check the card, the source folder and the pseudonym key of each dataset.
+
+    Raises:
+        BadInput: no such card or folder, a faulty card, a missing key file, or the published demo key for real patients.
+    """
+    from components.ingestion.deidentification.pseudonyms import check_key, load_key
+
+    key = load_key(ingestion, Home.open()) if ingestion.public_demo_key or ingestion.key_file else None
+    for dataset, card in zip(datasets, check_cards(datasets), strict=True):
+        _check_source(dataset)
+        if key is not None:
+            check_key(key, card)
+
+
+def check_cards(datasets: tuple[DatasetSettings, ...]) -> list[DatasetCard]:
+    """Read the dataset cards.
+
+    Raises:
+        BadInput: no such card, or a faulty one.
+    """
+    from components.catalog import load_card
+
+    return [load_card(dataset.card) for dataset in datasets]
+
+
+def _check_source(dataset: DatasetSettings) -> None:
+    from components.samples import SAMPLES
+
+    if dataset.path is not None:
+        check_folder(dataset.path, f"source folder of {dataset.card}", "correct datasets.path in the profile")
+    elif dataset.card not in SAMPLES:
+        raise BadInput(
+            "OmniMRI has no sample of this dataset",
+            where=dataset.card,
+            remedy=f"name its folder in the profile (datasets: path), or choose one of {', '.join(SAMPLES)}",
+        )
+
+
+def check_folder(path: Path, role: str, remedy: str) -> None:
+    """Check that a folder exists.
+
+    Raises:
+        BadInput: it does not.
+    """
+    if not path.is_dir():
+        raise BadInput(f"no such folder ({role})", where=str(path), remedy=remedy)
+
+
+def check_model_folders(model: ModelSettings) -> None:
+    """Check the local tokenizer and backbone of the settings.
+
+    Raises:
+        BadInput: no such folder.
+    """
+    for name in ("tokenizer", "backbone"):
+        if (folder := getattr(model, name)) is not None:
+            check_folder(folder, f"model.{name}", f"correct model.{name} in the profile, or leave it out")
+
+
+def check_corpus() -> None:
+    """Check that there is a curated corpus.
+
+    Raises:
+        BadInput: there is none.
+    """
+    root = Home.open().curated
+    if not (root / CORPUS_SUMMARY).is_file():
+        raise BadInput("no curated corpus", where=str(root), remedy="run omnimri curate first")
+
+
+def check_model(model: str) -> None:
+    """Check that a model is an MLflow URI or a saved model folder.
+
+    Raises:
+        BadInput: neither.
+    """
+    if not model.startswith(MODEL_URIS) and not (Path(model) / "config.json").is_file():
+        raise BadInput("no saved model", where=model, remedy="a folder of save_pretrained, or e.g. models:/omnimri@staging")

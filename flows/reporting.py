@@ -1,0 +1,37 @@
+"""Reports of steps: to Prefect's log, and to the terminal of the command that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+
+from components.progress import Step, report, step
+
+
+@contextmanager
+def reported_step(name: str) -> Iterator[Step]:
+    """Report a step at its end; set ``result`` of the yielded object to its summary."""
+    with step(name) as running:
+        yield running
+    get_run_logger().info(running.result)
+
+
+def report_waiting(message: str) -> None:
+    """Report that a step waits for another process."""
+    get_run_logger().info(message)
+    report(message)
+
+
+def report_warning(message: str) -> None:
+    """Report something that the user should know, and that does not stop the run."""
+    get_run_logger().warning(message)
+    report(f"warning: {message}")
+
+
+def start_prefect() -> None:
+    """Start Prefect's temporary server, unless one is running; the first flow would start it unseen."""
+    with get_client(sync_client=True) as client:
+        client.hello()
