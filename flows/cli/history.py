@@ -44,13 +44,10 @@ def history(
 def _line(entry: Entry, figures: bool) -> list[str]:
     action = entry.act
     moves = ", ".join(f"{move.place}: {move.before or 'none'} → {move.after or 'none'}" for move in action.moves)
-    why = [action.reason] if action.reason else []
-    why += list(action.gates)
+    why = [*([action.reason] if action.reason else []), *action.gates]
     if figures:
-        why += [
-            f"{name} {ours:.3f}" + (f" (before {theirs:.3f})" if theirs is not None else "")
-            for name, ours, theirs in action.figures
-        ]
+        for name, value, replaced in action.figures:
+            why.append(f"{name} {value:.3f}" + (f" (before {replaced:.3f})" if replaced is not None else ""))
     what = f"{action.action} {action.version}" + (f" to {action.place}" if action.action == "refuse" else "")
     return [str(entry.number), entry.at[:19].replace("T", " "), entry.who, what, moves, "; ".join(why)]
 
