@@ -9,8 +9,8 @@ import numpy as np
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
 from components.curation.table_rows import InstructionRecord, VolumeRecord
-from components.curation.text.descriptions import level
-from components.curation.text.differentials import differential
+from components.curation.text.descriptions import signal_term
+from components.curation.text.differentials import list_considerations
 from components.curation.text.instructions import build_instruction, spread
 from components.curation.text.phrasings import Phrasings
 from components.settings import CurationSettings, EvaluationSettings
@@ -90,7 +90,7 @@ class Diagnosis(Task):
         self, curated: CuratedVolume, slice_index: int, name: str, positive: bool
     ) -> Iterator[InstructionRecord]:
         """Yield the question with its differential, if there is one; the finding of the dataset is called most likely."""
-        considered = differential(name, curated.record.anatomy)
+        considered = list_considerations(name, curated.record.anatomy)
         if not considered:
             return
         locations = [
@@ -99,7 +99,7 @@ class Diagnosis(Task):
                 for text in (
                     measure.side,
                     measure.inside and f"in {measure.inside}",
-                    measure.signal and level(measure.signal),
+                    measure.signal and signal_term(measure.signal),
                 )
                 if text
             )

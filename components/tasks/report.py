@@ -10,7 +10,7 @@ from components.curation.table_rows import DescriptionRecord, InstructionRecord
 from components.curation.text.instructions import MASK_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
 from components.curation.text.structure_names import knee_organ
-from components.curation.text.template import KNEE_ORGANS, paragraph
+from components.curation.text.template import KNEE_ORGANS, format_paragraph
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Task
 
@@ -122,7 +122,7 @@ def report_text(description: DescriptionRecord, anatomy: str | None) -> str:
     organs = [
         f"{organ.replace('_', ' ').capitalize()}: {'; '.join(statements)}." for organ, statements in by_organ.items() if statements
     ]
-    return " ".join(text for text in (paragraph(header), *organs, paragraph(conclusion)) if text)
+    return " ".join(text for text in (format_paragraph(header), *organs, format_paragraph(conclusion)) if text)
 
 
 TASK = Report()

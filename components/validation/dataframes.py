@@ -22,7 +22,7 @@ from components.curation.table_rows import DescriptionRecord, InstructionRecord,
 from components.curation.text.controlled_vocabulary import SIDES
 from components.curation.text.phrasings import scan_name
 from components.curation.text.structure_names import is_lesion, lesion_values
-from components.curation.text.template import FIELD_NAMES, PROVENANCES, paragraph
+from components.curation.text.template import FIELD_NAMES, PROVENANCES, format_paragraph
 from components.errors import OmniMRIError
 from components.ingestion.acquisition_headers import plane_of, sequence_kind
 from components.ingestion.sequence_classification import canonical_sequence
@@ -181,7 +181,7 @@ def _description_row(corpus: Corpus, description: DescriptionRecord) -> dict[str
         "provenance_complete": all((provenance.get(name, "none") != "none") == bool(text) for name, text in fields.items()),
         "provenance_known": sources <= set(PROVENANCES),
         "fields": fields,
-        "text_is_fields": description.text == paragraph(fields),
+        "text_is_fields": description.text == format_paragraph(fields),
         "fields_as_header": volume is None or _fields_match_header(fields, provenance, volume),
         "side_as_measured": _sides_match_measures(description),
         "lesion_as_known": volume is None or _lesion_text_matches(description, volume),

@@ -1,4 +1,4 @@
-"""A tiny curated corpus in a moment, through curation's own code but without files, cards or readers."""
+"""A tiny curated corpus, built within a second by the code of curation but without source files, cards or readers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model_core.mri_physics.fourier_numpy import fft2c
 
 LABEL_MAP = {1: "cerebrospinal fluid", 2: "grey matter", 3: "white matter", 4: "lesion"}
 SEQUENCES = {"T1-weighted": (0.2, 0.6, 1.0, 0.5), "T2-weighted": (1.0, 0.6, 0.4, 0.9)}
-"""Signal of the four structures."""
+"""Sequence -> relative signal of the four structures."""
 SLICES, EXTENT_MM = 8, 216.0
 
 
@@ -26,14 +26,14 @@ def card(name: str = "tiny-brain") -> CardFacts:
 
 
 def tiny_volume(seed: int, sequence: str = "T1-weighted", lesion: bool = False, kspace: bool = False, matrix: int = 32) -> Volume:
-    """Three nested ellipsoids with, perhaps, a lesion in the white matter; axial, (8, matrix, matrix) voxels over 216 mm."""
+    """Return three nested ellipsoids, optionally with a lesion in white matter; axial, (8, matrix, matrix) voxels over 216 mm."""
     rng = np.random.default_rng(seed)
     d, h, w = np.meshgrid(np.linspace(-0.7, 0.7, SLICES), *[np.linspace(-1, 1, matrix)] * 2, indexing="ij")
     radius = np.sqrt(d**2 + (h / rng.uniform(0.75, 0.9)) ** 2 + (w / rng.uniform(0.65, 0.8)) ** 2)
     labels = np.select([radius < 0.6, radius < 0.85, radius < 1.0], [3, 2, 1], 0).astype(np.uint8)
     if lesion:
-        centre = rng.uniform(-0.2, 0.2, size=3)
-        labels[((d - centre[0]) ** 2 + (h - centre[1]) ** 2 + (w - centre[2]) ** 2) < rng.uniform(0.2, 0.3) ** 2] = 4
+        center = rng.uniform(-0.2, 0.2, size=3)
+        labels[((d - center[0]) ** 2 + (h - center[1]) ** 2 + (w - center[2]) ** 2) < rng.uniform(0.2, 0.3) ** 2] = 4
     signal = np.array([0.0, *SEQUENCES[sequence]])[labels] * 900 + rng.normal(0, 9, labels.shape)
     image = (np.abs(signal) * np.exp(1j * (h + w) * rng.uniform(-1, 1))).astype(np.complex64)
     step = EXTENT_MM / matrix
@@ -69,15 +69,15 @@ def tiny_settings(matrix: int = 32) -> CurationSettings:
 
 
 def tiny_corpus(folder: Path, patients: int = 6, matrix: int = 32) -> Corpus:
-    """Two volumes a patient (T1; T2 with k-space), a lesion in every second patient; three splits from 4 patients on."""
+    """Curate two volumes per patient (T1; T2 with k-space), a lesion in every second patient; three splits from 4 patients on."""
     settings, facts, store = tiny_settings(matrix), card(), VolumeStore(folder / STORE)
     curated: dict[str, CuratedVolume] = {}
     for number in range(patients):
         for sequence in SEQUENCES:
             series = tiny_series(f"{number:02d}-{sequence[:2]}", f"p{number:012x}", "kspace" if sequence[:2] == "T2" else "nifti")
             volume = tiny_volume(number, sequence, lesion=number % 2 == 0, kspace=sequence[:2] == "T2", matrix=matrix)
-            name = digest(series.series_id)[:32]
-            curated[name] = curate_volume(name, volume, series, facts, settings, store)
-    records = [one.record for one in curated.values()]
+            volume_id = digest(series.series_id)[:32]
+            curated[volume_id] = curate_volume(volume_id, volume, series, facts, settings, store)
+    records = [volume.record for volume in curated.values()]
     write_corpus(folder, records, curated.__getitem__, {facts.dataset_id: facts}, settings, inputs="tiny")
     return Corpus.open(folder)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.table_rows import DescriptionRecord, InstructionRecord, SplitRecord, VolumeRecord
-from components.curation.text.template import paragraph
+from components.curation.text.template import format_paragraph
 from components.ingestion.volume import Volume
 from components.validation.rules import rules
 
@@ -92,7 +92,7 @@ def _field(name: str, change: Callable[[str], str], provenance: str | None = Non
     def change_field(description: DescriptionRecord) -> dict[str, Any]:
         fields = {**description.fields, name: change(description.fields[name])}
         sources = {**description.provenance, name: provenance or description.provenance[name]}
-        return {"fields": fields, "text": paragraph(fields), "provenance": sources}
+        return {"fields": fields, "text": format_paragraph(fields), "provenance": sources}
 
     return _change_description(change_field)
 

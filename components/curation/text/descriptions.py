@@ -12,7 +12,7 @@ from components.curation.table_rows import DescriptionRecord, MeasureRecord
 from components.curation.text.phrasings import describe_in_words
 from components.curation.text.report_phrases import parse_report
 from components.curation.text.structure_names import is_fluid, template_field
-from components.curation.text.template import Draft, HierarchicalDescription, Provenance, paragraph
+from components.curation.text.template import Draft, HierarchicalDescription, Provenance, format_paragraph
 from components.ingestion.sequence_classification import canonical_sequence
 from components.ingestion.volume import Acquisition
 
@@ -45,14 +45,14 @@ def _fill_structures(draft: Draft, measures: list[MeasureRecord], anatomy: str |
         draft.fill(f"{_VISIBLE}.{template_field(body_part)}", body_part, "header" if anatomy else "card")
 
 
-def level(signal: float) -> str:
+def signal_term(signal: float) -> str:
     """Return the term for a relative signal."""
     return "hyperintense" if signal > BRIGHTER else "hypointense" if signal < DARKER else "isointense"
 
 
 def _fill_signal(draft: Draft, measures: list[MeasureRecord]) -> None:
     normal = [f"{m.name} {m.signal:.1f} of {m.reference}" for m in measures if m.signal is not None and not m.lesion]
-    abnormal = [f"{m.name} {level(m.signal)} to {m.reference}" for m in measures if m.signal is not None and m.lesion]
+    abnormal = [f"{m.name} {signal_term(m.signal)} to {m.reference}" for m in measures if m.signal is not None and m.lesion]
     draft.fill(f"{_TISSUE}.normal_signal_appearance", ", ".join(normal), "statistics")
     draft.fill(f"{_TISSUE}.abnormal_signal_patterns", ", ".join(abnormal), "statistics")
 
@@ -103,7 +103,7 @@ def _to_record(volume_id: str, draft: Draft, measures: list[MeasureRecord], vlm:
         volume_id=volume_id,
         fields=fields,
         provenance=dict(draft.provenance),
-        text=paragraph(fields),
+        text=format_paragraph(fields),
         phrasings=describe_in_words(fields),
         measures=measures,
         vlm=vlm,

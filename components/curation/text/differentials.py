@@ -24,7 +24,7 @@ _TABLE: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 
-def differential(finding: str, anatomy: str | None) -> list[str]:
+def list_considerations(finding: str, anatomy: str | None) -> list[str]:
     """Return the considerations besides a finding in a body part; empty if the table has no entry."""
     lowered_anatomy, lowered_finding = (anatomy or "").lower(), finding.lower()
     for body_part, words, considered in _TABLE:

@@ -60,11 +60,6 @@ def lesion_values(label_map: dict[int, str]) -> list[int]:
     return sorted(value for value, name in label_map.items() if value and is_lesion(name))
 
 
-def structure_values(label_map: dict[int, str]) -> list[int]:
-    """Return the label values of normal structures, sorted."""
-    return sorted(value for value, name in label_map.items() if value and not is_lesion(name))
-
-
 def lesion_name(label_map: dict[int, str]) -> str:
     """Return the name of the lesions of a dataset in boxes and answers: its only lesion name, or ``lesion`` for several kinds."""
     names = [label_map[value].lower() for value in lesion_values(label_map)]

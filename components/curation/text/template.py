@@ -105,10 +105,6 @@ class HierarchicalDescription(_Section):
             for name in type(getattr(self, section)).model_fields
         }
 
-    def paragraph(self) -> str:
-        """Return the known fields as one paragraph."""
-        return paragraph(self.fields())
-
 
 FIELD_NAMES: tuple[str, ...] = tuple(HierarchicalDescription().fields())
 """``"section.field"``, all 19, in the order of Fig. 2."""
@@ -127,7 +123,7 @@ class Draft:
             self.texts[name], self.provenance[name] = text, provenance
 
 
-def paragraph(fields: dict[str, str]) -> str:
+def format_paragraph(fields: dict[str, str]) -> str:
     """Format ``"section.field"`` -> text as one paragraph, in the order of Fig. 2; empty fields are omitted."""
     return " ".join(f"{_label(name)}: {fields[name]}." for name in FIELD_NAMES if fields.get(name))
 

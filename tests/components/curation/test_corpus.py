@@ -1,4 +1,4 @@
-"""The tiny corpus that other rooms test with is a whole corpus, and the same one every time."""
+"""The tiny corpus of the tests is complete and reproducible."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def test_every_split_has_every_task(corpus: Corpus) -> None:
-    found = {(record.split, record.task) for record in corpus.instructions}
-    assert found == {(split, task) for split in ("train", "validation", "test") for task in TASKS}
+    assert {(record.split, record.task) for record in corpus.instructions} == {
+        (split, task) for split in ("train", "validation", "test") for task in TASKS
+    }
 
 
-def test_every_row_points_to_a_volume_whose_arrays_are_there(corpus: Corpus) -> None:
+def test_every_row_refers_to_a_volume_with_arrays_in_the_store(corpus: Corpus) -> None:
     for record in corpus.volumes.values():
         assert corpus.store.read(record.volume_id).shape == (record.slices, record.rows, record.columns)
         assert corpus.store.has(record.volume_id, "kspace") == record.has_kspace
@@ -38,27 +39,27 @@ def test_kspace_and_voxels_agree(corpus: Corpus) -> None:
     np.testing.assert_allclose(magnitude, corpus.store.read(record.volume_id), rtol=2.0**-10, atol=1e-6)
 
 
-def test_made_twice_it_has_the_same_digest_and_bytes(corpus: Corpus, tmp_path: Path) -> None:
+def test_curated_twice_it_has_the_same_digest_and_bytes(corpus: Corpus, tmp_path: Path) -> None:
     again = tiny_corpus(tmp_path)
     assert again.digest == corpus.digest
     for path in sorted(corpus.root.rglob("*.*")):
         assert (tmp_path / path.relative_to(corpus.root)).read_bytes() == path.read_bytes(), path.name
 
 
-def test_it_knows_its_labels(corpus: Corpus) -> None:
+def test_it_returns_the_label_map_of_its_datasets(corpus: Corpus) -> None:
     assert corpus.label_map("tiny-brain") == LABEL_MAP
     with pytest.raises(BadInput, match="not a dataset of this corpus"):
         corpus.label_map("elsewhere")
 
 
-def test_an_empty_folder_is_no_corpus(tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_a_corpus(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no curated corpus"):
         Corpus.open(tmp_path)
 
 
-def test_no_slice_is_asked_about_twice() -> None:
-    """Found by the gate: evenly spaced places, rounded, can fall on the same slice."""
+def test_no_slice_is_chosen_twice() -> None:
+    """Evenly spaced positions can round to the same slice."""
     for length in range(1, 12):
         for count in range(1, 12):
-            found = spread(list(range(length)), count)
-            assert len(set(found)) == len(found) and 1 <= len(found) <= count
+            chosen = spread(list(range(length)), count)
+            assert len(set(chosen)) == len(chosen) and 1 <= len(chosen) <= count

@@ -1,4 +1,4 @@
-"""Patients are split whole, the same way every time, in fair numbers."""
+"""Patients are never divided between splits; the split is reproducible and close to the requested shares."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_split_of_a_dataset_gets_its_share_of_patients(number: int, data: 
 
 
 @given(st.integers(0, 5))
-def test_both_kinds_of_patients_are_held_out(seed: int) -> None:
+def test_patients_with_and_without_a_lesion_are_held_out(seed: int) -> None:
     splits = split_patients(cohort(12, lesions=6), 0.15, 0.25, seed)
     assert {int(patient[1:]) < 6 for patient, split in splits.items() if split == "test"} == {True, False}
 
@@ -35,7 +35,7 @@ def test_order_and_repetition_do_not_matter() -> None:
     assert split_patients(patients, 0.15, 0.25, 0) == split_patients([*patients[::-1], *patients], 0.15, 0.25, 0)
 
 
-def test_another_seed_is_another_split() -> None:
+def test_another_seed_gives_another_split() -> None:
     assert split_patients(cohort(30), 0.15, 0.25, 0) != split_patients(cohort(30), 0.15, 0.25, 1)
 
 
@@ -45,7 +45,7 @@ def test_a_patient_of_two_datasets_is_in_one_split() -> None:
     assert alone == both
 
 
-def test_datasets_too_small_to_cut_are_trained_on() -> None:
+def test_datasets_too_small_to_cut_go_to_train() -> None:
     splits = split_patients([*cohort(12), Patient("icbm", "template", None)], 0.15, 0.25, 0)
     assert splits["icbm"] == "train"
 
@@ -56,5 +56,5 @@ def test_one_more_patient_moves_at_most_one_other_per_cut(number: int) -> None:
     assert sum(before[patient] != after[patient] for patient in before) <= 2
 
 
-def test_nobody_is_held_out_where_no_share_is_wanted() -> None:
+def test_no_patient_is_held_out_if_the_shares_are_zero() -> None:
     assert set(split_patients(cohort(12), 0.0, 0.0, 0).values()) == {"train"}

@@ -56,3 +56,24 @@ def test_epochs_are_shuffled_unlike_each_other() -> None:
 def test_a_share_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no samples in s1"):
         _mixture([0.5, 0.5], [4, 0])
+
+
+TABLE_2 = {
+    "vision pretraining": (1.0, 0.0, 0.0),
+    "alignment": (0.0, 1.0, 0.0),
+    "multimodal pretraining": (0.0, 0.8, 0.2),
+    "instruction tuning": (0.0, 0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("shares", TABLE_2.values(), ids=TABLE_2.keys())
+def test_the_ratios_of_table_2_hold_at_every_prefix(shares: tuple[float, float, float]) -> None:
+    """Every prefix is less than one sample off the exact number, and equal to it where that is an integer."""
+    mixture = Mixture([Source(name, 100, share) for name, share in zip("ipr", shares, strict=True) if share], seed=7)
+    positive = [share for share in shares if share]
+    counts = [0] * len(positive)
+    for number, draw in enumerate(islice(mixture.draws(), 2_000), start=1):
+        counts[draw.source] += 1
+        assert all(abs(count - share * number) < 1 - 1e-9 for count, share in zip(counts, positive, strict=True))
+        if number % 5 == 0:
+            assert counts == [round(share * number) for share in positive]
