@@ -21,7 +21,7 @@ from components.ingestion.manifest import MANIFEST, QUARANTINE, Manifest, files_
 from components.ingestion.series_checks import SeriesChecks
 from components.ingestion.series_planner import make_plan
 from components.ingestion.source_folder import Plan
-from components.ingestion.volume import IngestReport, Quarantined, SourceSeries
+from components.ingestion.volume import IngestReport, QuarantineEntry, SourceSeries
 from components.ingestion.withdrawal import withdrawn_patients
 from components.provenance import digest
 
@@ -91,7 +91,7 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
     )
 
 
-def _write_quarantine(root: Path, plan: Plan) -> list[Quarantined]:
+def _write_quarantine(root: Path, plan: Plan) -> list[QuarantineEntry]:
     """Write the rejected inputs of a plan, sorted by file and reason; return them."""
     quarantined = sorted(set(plan.quarantined), key=lambda entry: (entry.path, entry.reason))
     write_json(root / QUARANTINE, [asdict(entry) for entry in quarantined])

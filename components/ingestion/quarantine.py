@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from components.errors import BadInput, OmniMRIError
-from components.ingestion.volume import Quarantined
+from components.ingestion.volume import QuarantineEntry
 
 Kind = Literal["unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "label", "no image"]
 KINDS: dict[Kind, tuple[str, str]] = {
@@ -141,11 +141,11 @@ class SourceListing:
     def __iter__(self) -> Iterator[Path]:
         return iter(self._numbers)
 
-    def quarantine_entry(self, paths: Iterable[Path], rejection: Rejection) -> Quarantined:
+    def quarantine_entry(self, paths: Iterable[Path], rejection: Rejection) -> QuarantineEntry:
         """Return an entry about one file, or about files that would have formed one volume."""
         ordered = sorted(set(paths), key=self._numbers.__getitem__)
         first, more = ordered[0], len(ordered) - 1
         suffix = first.suffix.lower()
         shown = f", *{suffix}" if suffix in _SHOWN_SUFFIXES else ""
         which = f"file {self._numbers[first]}{f' and {more} more' if more else ''} of {len(self._numbers)}{shown}"
-        return Quarantined(path=which, kind=rejection.kind, reason=rejection.reason, remedy=rejection.remedy)
+        return QuarantineEntry(path=which, kind=rejection.kind, reason=rejection.reason, remedy=rejection.remedy)

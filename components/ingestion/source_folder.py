@@ -25,7 +25,7 @@ from components.ingestion.planned_annotations import (
     PlannedTableBoxes,
 )
 from components.ingestion.quarantine import Rejection, SourceListing
-from components.ingestion.volume import Quarantined
+from components.ingestion.volume import QuarantineEntry
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Plan:
     listing: SourceListing
     series: list[PlannedSeries] = field(default_factory=list)
     label_maps: dict[str, list[PlannedFile]] = field(default_factory=lambda: defaultdict(list))
-    quarantined: list[Quarantined] = field(default_factory=list)
+    quarantined: list[QuarantineEntry] = field(default_factory=list)
     ignored: int = 0
     _images: list[tuple[str, PlannedSeries]] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""The canonical volume that every reader makes, whatever the file format."""
+"""Volumes in canonical form, which all formats are read into, and records of an ingestion."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class SourceSeries:
-    """The files that make up one volume (a DICOM series, one NIfTI, one HDF5), with its labels if any.
+    """Files of one volume (DICOM slices, one NIfTI or one HDF5 file), with its labels and annotations.
 
     Attributes:
-        dataset_id: the card it belongs to.
-        patient_id: pseudonym, the same in every dataset table.
+        dataset_id: id of its dataset card.
+        patient_id: pseudonym, equal in all tables of the dataset.
         series_id: stable name within the dataset.
-        reader: ``"dicom"``, ``"nifti"`` or ``"kspace"``: chosen by content.
-        files: image files, in the reader's order.
+        reader: form in which the images are stored: ``"dicom"``, ``"nifti"``, ``"kspace"``, or the name of a plugin's format.
+        files: image files, in the order of the reader.
         labels: label files (NIfTI mask, DICOM SEG or RTSTRUCT), may be empty.
-        annotations: box tables or sidecars that belong to it, may be empty.
-        md5: digest over the md5 sums of all of these files.
+        annotations: sidecar, boxes, findings, report, sex and age; may be empty.
+        md5: digest over the MD5 sums of all of these files.
     """
 
     dataset_id: str
@@ -51,7 +51,7 @@ class SourceSeries:
 
 @dataclass(frozen=True)
 class Acquisition:
-    """What the header says, de-identified. None = the header does not say.
+    """De-identified values of the header. None = the header does not state the value.
 
     Attributes:
         modality: DICOM Modality, ``"MR"``.
@@ -63,7 +63,7 @@ class Acquisition:
         field_strength_t: tesla.
         vendor, scanner: manufacturer and model.
         sex: ``"F"``, ``"M"``, ``"O"``.
-        age_years: years (90 and over reported as 90).
+        age_years: years; 90 for every age of 90 and more.
     """
 
     modality: str = "MR"
@@ -83,7 +83,7 @@ class Acquisition:
 
 @dataclass(frozen=True)
 class Box:
-    """A lesion box on one slice, half-open pixel ranges of the volume's own grid (``voxels`` indices).
+    """A lesion box on one slice: half-open index ranges on the grid of ``Volume.voxels``.
 
     Attributes:
         slice_index: index along the slice axis (axis 0 of ``voxels``).
@@ -108,12 +108,12 @@ class Volume:
             For k-space input, the reference reconstruction. Raw scanner units, finite.
         affine: (4, 4) float64, index (d, h, w, 1) -> RAS+ mm.
         acquisition: header values.
-        kspace: (D, coils, H, W) complex64, centred Cartesian, or None. ``ifft2`` (centred, orthonormal) gives complex coil images
+        kspace: (D, coils, H, W) complex64, centered Cartesian, or None. ``ifft2`` (centered, orthonormal) gives complex coil images
             on the grid of ``voxels``.
-        labels: (D, H, W) uint8, 0 = background, values per the card's label map, or None.
-        boxes: lesion boxes from the dataset's own table (labels' boxes are derived in curation).
-        diagnosis: finding -> present, from the dataset's own metadata; empty = unknown.
-        report: the radiologist's text; only words of known forms are taken out of it (curation/reports.py). Empty = none.
+        labels: (D, H, W) uint8, 0 = background, other values as in the card's label map, or None.
+        boxes: lesion boxes from the dataset's own table (curation derives boxes from labels).
+        diagnosis: finding -> whether it is present, from the dataset's own tables; empty = unknown.
+        report: the radiologist's text, of which curation uses only sentences of known forms; empty = none.
     """
 
     voxels: NDArray[np.float32]
@@ -133,14 +133,14 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Quarantined:
-    """An input that was not taken in.
+class QuarantineEntry:
+    """A rejected input.
 
     Attributes:
-        path: its number among the files of the source folder (see :class:`~components.ingestion.quarantine.Listing`): its name may
-            be the patient's.
-        reason: what is wrong with it.
-        remedy: what to do.
+        path: its number among the files of the source folder (see :class:`~components.ingestion.quarantine.SourceListing`): its
+            name may be the patient's.
+        reason: the fault.
+        remedy: what the user can do about it.
         kind: one of :data:`~components.ingestion.quarantine.KINDS`.
     """
 
@@ -152,7 +152,16 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What one ingestion did."""
+    """Result of one ingestion.
+
+    Attributes:
+        root: folder of the dataset under ``data/``.
+        series, patients: ingested.
+        files_new, files_reused, files_removed: files under ``data/``, compared with the previous ingestion.
+        files_ignored: source files that the card excludes.
+        quarantined: rejected inputs.
+        seconds: duration.
+    """
 
     dataset_id: str
     root: Path
@@ -162,5 +171,5 @@ class IngestReport:
     files_reused: int
     files_removed: int
     files_ignored: int
-    quarantined: tuple[Quarantined, ...]
+    quarantined: tuple[QuarantineEntry, ...]
     seconds: float

@@ -16,7 +16,7 @@ from components.ingestion.formats.base import READERS
 from components.ingestion.formats.label_maps import read_labels
 from components.ingestion.formats.sniff import detect_format
 from components.ingestion.manifest import QUARANTINE, Manifest
-from components.ingestion.volume import Acquisition, Quarantined, SourceSeries, Volume
+from components.ingestion.volume import Acquisition, QuarantineEntry, SourceSeries, Volume
 from components.registries import FORMATS
 
 
@@ -26,10 +26,10 @@ def list_series(data: Path, dataset_id: str) -> list[SourceSeries]:
     return list(manifest.series) if manifest is not None else []
 
 
-def quarantined(data: Path, dataset_id: str) -> list[Quarantined]:
+def read_quarantine(data: Path, dataset_id: str) -> list[QuarantineEntry]:
     """Return the inputs of a dataset that ingestion rejected."""
     path = data / dataset_id / QUARANTINE
-    return [Quarantined(**entry) for entry in read_json(path)] if path.exists() else []
+    return [QuarantineEntry(**entry) for entry in read_json(path)] if path.exists() else []
 
 
 @contextmanager

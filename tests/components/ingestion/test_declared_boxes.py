@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from components.catalog import DatasetCard, Layout, load_card
 from components.catalog.cards import BoxTable
 from components.errors import BadInput
-from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion import ingest, list_series, read_quarantine, read_volume
 from components.ingestion.annotations import finding_tables
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.volume import Volume
@@ -85,7 +85,7 @@ def test_the_table_of_duke_is_read_by_its_card(tmp_path: Path, order: list[int],
         if volume.boxes:
             np.testing.assert_array_equal(_boxed(volume), volume.voxels == BRIGHT)
             assert volume.diagnosis == {"tumour": True}
-    assert not quarantined(tmp_path / "data", card.id)
+    assert not read_quarantine(tmp_path / "data", card.id)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -149,7 +149,7 @@ def test_a_box_that_cannot_be_is_told_and_the_image_kept(tmp_path: Path, row: tu
     ingest(CARD, tmp_path / "source", tmp_path / "data", DEMO_KEY)
     (volume,) = [read_volume(tmp_path / "data", one, CARD) for one in list_series(tmp_path / "data", CARD.id)]
     assert volume.boxes == () and volume.diagnosis == {}
-    assert [(one.reason, bool(one.remedy)) for one in quarantined(tmp_path / "data", CARD.id)] == [(reason, True)]
+    assert [(one.reason, bool(one.remedy)) for one in read_quarantine(tmp_path / "data", CARD.id)] == [(reason, True)]
 
 
 def test_a_workbook_is_read_like_the_table_that_is_in_it(tmp_path: Path) -> None:

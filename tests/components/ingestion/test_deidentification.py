@@ -26,7 +26,7 @@ from pydicom.tag import Tag
 from components.catalog import DatasetCard, Layout, cards
 from components.curation import curate
 from components.errors import BadInput
-from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion import ingest, list_series, read_quarantine, read_volume
 from components.ingestion.deidentification.allowlists import body_part, scanner, vendor
 from components.ingestion.deidentification.deidentify import clean_sidecar, profile
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
@@ -319,7 +319,7 @@ def test_nothing_planted_is_in_tables_or_messages(
         *capfd.readouterr(),
         *(str(one.message) for one in recwarn),
         refused.value.what,
-        *(str(one) for one in quarantined(planted, CARD.id)),
+        *(str(one) for one in read_quarantine(planted, CARD.id)),
     ]
     assert len(report.quarantined) == 2 and not [text for text in PLANTED if any(text in message for message in messages)]
     assert not _found(tmp_path / "data") and not _found(tmp_path / "curated")

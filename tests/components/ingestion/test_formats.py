@@ -19,7 +19,7 @@ from components.catalog import DatasetCard, Layout
 from components.catalog.cards import LabelTable
 from components.curation.text.report_phrases import parse_report
 from components.errors import BadInput
-from components.ingestion import ingest, list_series, quarantined, read_path, read_volume
+from components.ingestion import ingest, list_series, read_path, read_quarantine, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.nifti_writer import write_nifti
 from components.ingestion.volume import Volume
@@ -74,7 +74,7 @@ def test_metaimage_lies_where_simpleitk_puts_it(source: Path, name: str, compres
     for x, y, z in [(0, 0, 0), (11, 0, 0), (0, 9, 0), (3, 4, 2), (11, 9, 4)]:
         left, back, up = image.TransformIndexToPhysicalPoint((x, y, z))
         assert at(volume, np.array([-left, -back, up])) == values[z, y, x]
-    assert not quarantined(source.parent / "data", "made-up")  # the data file of a .mhd is part of it
+    assert not read_quarantine(source.parent / "data", "made-up")  # the data file of a .mhd is part of it
 
 
 def test_a_metaimage_header_may_not_point_elsewhere(source: Path) -> None:
@@ -338,7 +338,7 @@ def test_a_4d_file_that_the_card_does_not_explain_is_refused_with_the_remedy(sou
     _nifti(source / "three.nii.gz", values[..., 0])
     _nifti(source / "one-of-four.nii.gz", values[..., 1:2])
     assert len(volumes(source, card(("NIfTI",)))) == 2
-    (entry,) = quarantined(source.parent / "data", "made-up")
+    (entry,) = read_quarantine(source.parent / "data", "made-up")
     assert (entry.kind, entry.reason) == ("unsupported", "3 images along the fourth axis, and the card does not say what they are")
     assert "layout.channels" in entry.remedy and "layout.sequences" in entry.remedy
     with pytest.raises(BadInput, match="3 images in one place"):
@@ -362,7 +362,9 @@ def test_sidecars_of_upper_folders_are_inherited_and_the_nearest_wins(source: Pa
     found = {one.acquisition.echo_time_ms: one.acquisition for one in volumes(source, card(("NIfTI",), patient="(sub-[^/]+)/"))}
     assert set(found) == {3.0, 2.0}
     assert found[3.0].repetition_time_ms == 500.0 and all(one.field_strength_t == 3.0 for one in found.values())
-    assert [one.kind for one in quarantined(source.parent / "data", "made-up")] == ["no image"]  # T2w.json describes nothing here
+    assert [one.kind for one in read_quarantine(source.parent / "data", "made-up")] == [
+        "no image"
+    ]  # T2w.json describes nothing here
 
 
 def test_masks_of_single_structures_become_one_label_map(source: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from components.catalog import DatasetCard
 from components.errors import BadInput
 from components.inference.untrusted_input import Limits, require_modest
-from components.ingestion import ingest, quarantined, read_path
+from components.ingestion import ingest, read_path, read_quarantine
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats import gzipped
 from components.samples.packages import package_folder
@@ -96,4 +96,4 @@ def test_a_damaged_gzipped_file_is_read_or_refused_with_a_reason(tmp_path: Path,
     (source / "broken.dcm.gz").write_bytes(broken[: data.draw(st.integers(0, len(broken)))])
     report = ingest(CARD, source, tmp_path / "data", DEMO_KEY)
     assert report.series + len(report.quarantined) == 2
-    assert all(one.reason and one.remedy for one in quarantined(tmp_path / "data", CARD.id))
+    assert all(one.reason and one.remedy for one in read_quarantine(tmp_path / "data", CARD.id))

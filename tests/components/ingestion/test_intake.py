@@ -10,7 +10,7 @@ from pydicom.data import get_testdata_file
 
 from components.catalog import load_card
 from components.errors import BadInput
-from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion import ingest, list_series, read_quarantine, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.samples import SAMPLES
 
@@ -56,7 +56,7 @@ def test_intervals_between_dates_stay(data: Path) -> None:
 
 
 def test_a_truncated_file_is_quarantined_and_another_modality_is_refused(data: Path) -> None:
-    reasons = {(one.kind, one.reason) for one in quarantined(data, "pydicom-samples")}
+    reasons = {(one.kind, one.reason) for one in read_quarantine(data, "pydicom-samples")}
     assert ("unreadable", "fewer pixels than the header says") in reasons
     assert ("not MR", "modality CT, not MR") in reasons
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from components.catalog import DatasetCard, Layout, load_card
 from components.catalog.cards import LabelTable
-from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion import ingest, list_series, read_quarantine, read_volume
 from components.ingestion.annotations.finding_tables import person_of
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonyms
 from components.ingestion.volume import Volume
@@ -72,7 +72,7 @@ def test_sex_age_and_diagnosis_reach_the_volume_and_names_do_not(tmp_path: Path)
         names.patient("sub-2"): ("M", 90.0, {"schizophrenia": False}),  # as the rule for headers has it
         names.patient("sub-3"): (None, None, {}),
     }
-    assert not quarantined(tmp_path / "data", CARD.id)
+    assert not read_quarantine(tmp_path / "data", CARD.id)
     kept = b"".join(path.read_bytes() + path.name.encode() for path in (tmp_path / "data").rglob("*") if path.is_file())
     assert not [word for word in (b"Zwetschge", b"zwetschge", b"Quitte", b"sub-2", b"91.5") if word in kept]
 
@@ -96,7 +96,7 @@ def test_a_corrected_table_is_read_again_and_nothing_else(tmp_path: Path) -> Non
 def test_a_column_that_is_not_there_is_told_once(tmp_path: Path) -> None:
     _write(tmp_path / "source", tuple((row[0], row[4]) for row in ROWS))
     assert len(_taken(tmp_path)) == 3
-    assert [one.reason for one in quarantined(tmp_path / "data", CARD.id)] == ["no column 'sex'"]
+    assert [one.reason for one in read_quarantine(tmp_path / "data", CARD.id)] == ["no column 'sex'"]
 
 
 @pytest.mark.parametrize("name", ["openneuro", "spine-generic-multi-subject"])

@@ -14,10 +14,10 @@ import pydicom
 import pytest
 
 from components.catalog import DatasetCard, Layout
-from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion import ingest, list_series, read_quarantine, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.quarantine import KINDS, Rejection, SourceListing
-from components.ingestion.volume import IngestReport, Quarantined
+from components.ingestion.volume import IngestReport, QuarantineEntry
 from tests.helpers import made_images
 
 CARD = DatasetCard(id="made-up", name="Made up", rights="none", formats=("DICOM",), synthetic=True)
@@ -133,7 +133,7 @@ def test_each_is_listed_with_kind_reason_and_remedy_and_the_sound_series_goes_on
     make(source / "bad")
     report = taken(source.parent)
     assert report.series == 1 and report.patients == 1
-    listed = quarantined(source.parent / "data", CARD.id)
+    listed = read_quarantine(source.parent / "data", CARD.id)
     assert list(report.quarantined) == listed and len(listed) == count, listed
     assert any(one.kind == kind and reason in one.reason and one.remedy for one in listed), listed
     assert all(one.kind in KINDS for one in listed)
@@ -197,7 +197,7 @@ def test_a_file_is_named_by_its_number_in_sorted_order(tmp_path: Path) -> None:
         assert entry.path.startswith(f"file {ordered.index(name) + 1} of 6")
         assert not re.search("anna|zwetschge|hidden", entry.path.lower())
     both = listing.quarantine_entry([tmp_path / "b.dcm", tmp_path / "a/c.dcm"], refusal)
-    assert both == Quarantined(f"file {ordered.index('a/c.dcm') + 1} and 1 more of 6, *.dcm", "why", "what to do", "unreadable")
+    assert both == QuarantineEntry(f"file {ordered.index('a/c.dcm') + 1} and 1 more of 6, *.dcm", "why", "what to do", "unreadable")
 
 
 def test_the_documented_table_is_the_code_s() -> None:

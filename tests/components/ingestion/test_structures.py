@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.measure import find_contours
 
 from components.catalog import DatasetCard, Layout
-from components.ingestion import ingest, list_series, quarantined, read_volume
+from components.ingestion import ingest, list_series, read_quarantine, read_volume
 from components.ingestion.annotations.rt_structures import read_structures
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.orientation import LPS_TO_RAS
@@ -177,7 +177,7 @@ def test_what_cannot_be_the_images_labels_is_refused_with_the_reason_and_the_ima
     made_images.structure_set(source / "rt.dcm", {wrong.name: [points]}, **(wrong.more or {}))
     (volume,) = taken(source.parent)
     assert volume.labels is None
-    (entry,) = quarantined(source.parent / "data", CARD.id)
+    (entry,) = read_quarantine(source.parent / "data", CARD.id)
     assert entry.kind == "label" and wrong.reason in entry.reason and entry.remedy
 
 
@@ -208,7 +208,7 @@ def test_structures_that_make_no_label_map_are_refused(make: Callable[[Path], No
     make(source / "rt.dcm")
     (volume,) = taken(source.parent)
     assert volume.labels is None
-    assert [one.reason for one in quarantined(source.parent / "data", CARD.id)] == [reason]
+    assert [one.reason for one in read_quarantine(source.parent / "data", CARD.id)] == [reason]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -220,5 +220,5 @@ def test_a_damaged_structure_set_costs_its_labels_only(source: Path, data: st.Da
         content[place] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(132, len(content)))])
     (volume,) = taken(source.parent)
-    listed = quarantined(source.parent / "data", CARD.id)
+    listed = read_quarantine(source.parent / "data", CARD.id)
     assert (volume.labels is None) == bool(listed) and all(one.reason and one.remedy for one in listed)

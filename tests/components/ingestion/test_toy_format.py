@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from components.catalog import DatasetCard, Layout
 from components.errors import BadInput
 from components.inference.untrusted_input import Limits, require_modest
-from components.ingestion import ingest, list_series, quarantined, read_path, read_volume
+from components.ingestion import ingest, list_series, read_path, read_quarantine, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.sniff import detect_format
 from components.registries import FORMATS, PLUGINS
@@ -67,7 +67,7 @@ def test_a_folder_is_ingested_and_read_back(source: Path, tmp_path: Path, worker
     data = tmp_path / "data"
     report = ingest(CARD, source, data, DEMO_KEY, workers=workers)
     assert (report.series, report.patients, report.files_new) == (PATIENTS, PATIENTS, 3 * PATIENTS)
-    assert sorted(entry.reason for entry in quarantined(data, CARD.id)) == [
+    assert sorted(entry.reason for entry in read_quarantine(data, CARD.id)) == [
         "another number of voxels than the header says",
         "no image of a known format by its content, and nothing that belongs to one",
     ]
