@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from components.training import StageResult
     from components.validation import ValidationReport
     from components.versioning import DataVersion
-    from components.versioning.version_diff import DatasetDifference
+    from components.versioning.version_diff import DatasetDiff
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60
@@ -39,7 +39,7 @@ def sparkline(values: list[float], width: int = WIDTH) -> str:
     return "".join(BARS[round((mean - low) * scale)] for mean in means)
 
 
-def publish_data_version(version: DataVersion, differences: list[DatasetDifference]) -> None:
+def publish_data_version(version: DataVersion, differences: list[DatasetDiff]) -> None:
     """Publish the differences between a new data version and the previous one."""
     rows = [
         {

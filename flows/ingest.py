@@ -50,7 +50,7 @@ def version_data() -> DataVersion:
         version = repository.snapshot()
         step.result = f"{version.digest[:12]}, {version.files} files"
     if version.changed and previous is not None:
-        if repository.has(previous):
+        if repository.has_version(previous):
             publish_data_version(version, repository.diff(previous))
         else:
             report_warning(f"data.dvc named version {previous[:12]}, which this machine does not have: no differences are listed")

@@ -90,7 +90,7 @@ def _reproduce_in(
     _git("-C", str(checkout), "checkout", "--quiet", "--detach", commit)
     seconds["checkout"] = time.monotonic() - start
     start = time.monotonic()
-    layout = DataRepository(home.data.parent, home.data).lay_out(data, checkout / "data")
+    layout = DataRepository(home.data.parent, home.data).export_version(data, checkout / "data")
     seconds["data"] = time.monotonic() - start
     profile.write_text(json.dumps(settings))  # JSON is YAML
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(OWN_VARIABLES)}

@@ -1,5 +1,6 @@
-"""Versions of ``data/`` by DVC, pinned by ``data.dvc`` beside it."""
+"""Versions of ``data/`` in DVC, pinned by ``data.dvc``."""
 
-from components.versioning.repository import DataRepository, DataStatus, DataVersion
+from components.versioning.data_version import CheckoutResult, DataStatus, DataVersion
+from components.versioning.repository import DataRepository
 
-__all__ = ["DataRepository", "DataStatus", "DataVersion"]
+__all__ = ["CheckoutResult", "DataRepository", "DataStatus", "DataVersion"]

@@ -1,258 +1,165 @@
-"""One folder under DVC: what changed, push and pull, older versions. Commands are DVC's own, from Python.
+"""The DVC repository of the data folder: pin, push, pull, check out, export, compare, and withdraw patients.
 
-A version is a list of files with their md5 (DVC's ``.dir`` object), named by its own md5. Objects are moved a batch at a time, each
-under a temporary name until it is whole, and the list of a version last: where the list is, everything it names is. So a push or a
-pull that was interrupted, at any moment, goes on where it stopped.
+It uses the Python interface of DVC. :mod:`components.versioning.dvc_store` transfers the objects of a version.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import re
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from components.errors import BadInput, JobFailed
-from components.files import atomic_file
+from components.errors import BadInput
 from components.ingestion.withdrawal import Removed, withdraw, withdrawals
-from components.progress import track
-from components.provenance import file_md5
-from components.versioning.version_diff import DatasetDifference, Version, differences
+from components.versioning.data_version import CheckoutResult, DataStatus, DataVersion
+from components.versioning.dvc_store import (
+    cached_file_lists,
+    fetch_objects,
+    has_remote,
+    object_path,
+    open_dvc,
+    push_version,
+    read_file_list,
+    remote_has_version,
+    require_remote,
+)
+from components.versioning.export import export_files
+from components.versioning.folder_changes import find_changes
+from components.versioning.patient_files import belongs_to, delete_objects, find_versions_with
+from components.versioning.pin import Pin, digest_at_revision
+from components.versioning.version_diff import DatasetDiff, VersionContent, diff_versions
 
-if TYPE_CHECKING:
-    from dvc.repo import Repo
-
-REMOTE = "local"
-REMOTE_FOLDER = Path(".omnimri") / "dvc-remote"
-"""The default remote, a folder beside the runs' state; relative to the repository."""
-BATCH = 500
-"""Files that are moved together."""
 _DIGEST = re.compile(r"[0-9a-f]{6,32}")
-_LIST = ".dir"
-
-
-@dataclass(frozen=True)
-class DataVersion:
-    """A pinned version of the data.
-
-    Attributes:
-        digest: md5 that DVC gives the folder, without its ``.dir``: the name of this version everywhere downstream.
-        files, bytes: what it holds.
-        changed: it differs from the version that was pinned before.
-    """
-
-    digest: str
-    files: int
-    bytes: int
-    changed: bool
-
-
-@dataclass(frozen=True)
-class DatasetStatus:
-    """Files of one dataset that are not as the pinned version has them."""
-
-    dataset_id: str
-    new: int
-    modified: int
-    removed: int
-
-
-@dataclass(frozen=True)
-class DataStatus:
-    """The folder against its pinned version.
-
-    Attributes:
-        digest: the pinned version.
-        clean: the folder is what is pinned.
-        pushed: the pinned version is whole in the default remote.
-        datasets: those that differ.
-    """
-
-    digest: str
-    clean: bool
-    pushed: bool
-    datasets: tuple[DatasetStatus, ...]
-
-
-@dataclass(frozen=True)
-class LaidOut:
-    """An older version in a folder.
-
-    Attributes:
-        digest: the version.
-        files: how many were written; those that were there already are not among them.
-        withdrawn: what was left out, because its patients have withdrawn since.
-    """
-
-    digest: str
-    files: int
-    withdrawn: Removed
+_DIGEST_LENGTH = 32
 
 
 class DataRepository:
-    """The DVC repository at ``root`` that holds the folder ``data``."""
+    """The DVC repository at ``root`` that versions the folder ``data``.
+
+    Attributes:
+        root: folder of the repository.
+        data: the versioned folder, below ``root``.
+        pin: the ``.dvc`` file that names the pinned version.
+    """
 
     def __init__(self, root: Path, data: Path) -> None:
         self.root, self.data = root.resolve(), data.resolve()
         self.pin = self.root / f"{self.data.name}.dvc"
 
     def snapshot(self) -> DataVersion:
-        """Pin the folder as it is now and push it to the default remote. The pin is not rewritten where nothing changed.
+        """Pin the current content of the folder and push it to the default remote. An unchanged pin is not rewritten.
 
         Raises:
             BadInput: there is no data.
-            JobFailed: DVC refuses.
+            JobFailed: DVC raised an error.
         """
         if not self.data.is_dir() or not any(self.data.iterdir()):
             raise BadInput("no data to version", where=str(self.data), remedy="run omnimri ingest first")
-        before = self._pinned()
-        with self._opened() as repo:
-            if before is None or repo.status([str(self.pin)]):
+        previous = Pin.read(self.pin)
+        with open_dvc(self.root) as repo:
+            if previous is None or repo.status([str(self.pin)]):
                 repo.add([str(self.data)])
-            if repo.config["core"].get("remote"):
-                self._push(repo)
-        after = self._pinned()
-        assert after is not None
-        return DataVersion(after["md5"].removesuffix(_LIST), after["nfiles"], after["size"], before != after)
+            if has_remote(repo):
+                push_version(repo, self.digest())
+        current = self._read_pin()
+        return DataVersion(current.digest, current.files, current.bytes, previous != current)
 
     def digest(self) -> str:
-        """The pinned version.
+        """Return the digest of the pinned version.
 
         Raises:
-            BadInput: nothing is pinned.
+            BadInput: no version is pinned.
         """
-        pinned = self._pinned()
-        if pinned is None:
-            raise BadInput("no pinned data version", where=str(self.pin), remedy="run omnimri ingest first")
-        return str(pinned["md5"]).removesuffix(_LIST)
+        return self._read_pin().digest
 
-    def clean(self) -> bool:
-        """The folder is what is pinned."""
-        with self._opened() as repo:
+    def is_clean(self) -> bool:
+        """Return whether the folder equals the pinned version."""
+        with open_dvc(self.root) as repo:
             return not repo.status([str(self.pin)])
 
     def status(self) -> DataStatus:
-        """What changed since the pinned version.
+        """Return the differences between the folder and the pinned version.
 
         Raises:
-            BadInput: nothing is pinned.
+            BadInput: no version is pinned.
         """
         digest = self.digest()
-        with self._opened() as repo:
-            found = repo.data_status(granular=True, with_renames=False)["uncommitted"]
-            remote = repo.config["core"].get("remote")
-            pushed = bool(remote) and repo.cloud.get_remote_odb().exists(f"{digest}{_LIST}")
-        counts: dict[str, dict[str, int]] = {}
-        for kind in ("added", "modified", "deleted"):
-            for path in found.get(kind, ()):
-                dataset = path.removeprefix(f"{self.data.name}/").partition("/")[0]
-                if not path.endswith("/"):
-                    of_kind = counts.setdefault(dataset, {})
-                    of_kind[kind] = of_kind.get(kind, 0) + 1
-        datasets = tuple(
-            DatasetStatus(name, kinds.get("added", 0), kinds.get("modified", 0), kinds.get("deleted", 0))
-            for name, kinds in sorted(counts.items())
-        )
+        with open_dvc(self.root) as repo:
+            datasets = find_changes(repo, self.data.name).by_dataset()
+            pushed = remote_has_version(repo, digest)
         return DataStatus(digest, clean=not datasets, pushed=pushed, datasets=datasets)
 
     def push(self) -> DataVersion:
-        """Pin the folder as it is and send what the default remote lacks; an interrupted push goes on.
+        """Pin the current content of the folder and send what the default remote lacks; resume an interrupted push.
 
         Raises:
-            BadInput: no data, or no remote.
-            JobFailed: DVC refuses.
+            BadInput: there is no data, or no remote.
+            JobFailed: DVC raised an error.
         """
-        with self._opened() as repo:
-            _require_remote(repo)
+        with open_dvc(self.root) as repo:
+            require_remote(repo)
         return self.snapshot()
 
-    def pull(self) -> LaidOut:
-        """Bring the folder to the pinned version, fetching from the default remote what is not here; an interrupted pull goes on.
+    def pull(self) -> CheckoutResult:
+        """Set the folder to the pinned version and fetch missing files from the default remote; resume an interrupted pull.
 
         Raises:
-            BadInput: nothing is pinned, no remote, or the folder has changes that no version holds.
+            BadInput: no version is pinned, there is no remote, or the folder has changes that are in no version.
             JobFailed: the remote lacks files.
         """
-        return self._enter(self.digest(), force=False)
+        return self._check_out(self.digest(), force=False)
 
-    def checkout(self, revision: str, force: bool = False) -> LaidOut:
-        """Bring the folder to an older version, and pin it. Patients who have withdrawn since are left out.
+    def checkout(self, revision: str, force: bool = False) -> CheckoutResult:
+        """Set the folder to an older version, and pin it. Patients who have withdrawn since are excluded.
 
         Args:
             revision: a digest of the data (6 characters or more), or a git revision whose pin names one.
-            force: give up changes that no version holds.
+            force: discard changes that are in no version.
 
         Raises:
-            BadInput: no such version, or such changes without ``force``.
+            BadInput: there is no such version, or there are such changes and ``force`` is false.
             JobFailed: neither cache nor remote has its files.
         """
-        return self._enter(self.resolve(revision), force)
+        return self._check_out(self.resolve(revision), force)
 
-    def lay_out(self, revision: str, folder: Path) -> LaidOut:
-        """Write an older version into a folder beside the data, which is not touched; goes on where it was interrupted.
+    def export_version(self, revision: str, folder: Path) -> CheckoutResult:
+        """Write an older version into another folder; the data folder does not change. Resume an interrupted export.
+
+        Patients who have withdrawn since are excluded.
 
         Raises:
-            BadInput: no such version, or the folder holds other files.
+            BadInput: there is no such version, or the folder contains other files.
             JobFailed: neither cache nor remote has its files.
         """
-        digest = self.resolve(revision)
-        gone = withdrawals(self.data)
-        with self._opened() as repo:
-            files = self._files(repo, digest)
-            wanted = {path: md5 for path, md5 in files.items() if not _of_withdrawn(path, gone)}
-            there = (
-                {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} if folder.exists() else set()
-            )
-            if strangers := sorted(path for path in there - wanted.keys() if not path.endswith(".tmp")):
-                raise BadInput(
-                    f"{len(strangers)} files that are not of this version",
-                    where=str(folder / strangers[0]),
-                    remedy="name an empty folder",
-                )
-            todo = {path: md5 for path, md5 in wanted.items() if path not in there or file_md5(folder / path) != md5}
-            self._fetch(repo, set(todo.values()))
-            for path, md5 in track(todo.items(), "writing files", total=len(todo)):
-                with atomic_file(folder / path) as temporary:
-                    temporary.write_bytes(Path(repo.cache.local.oid_to_path(md5)).read_bytes())
-        for left in folder.rglob(".*.tmp"):
-            left.unlink()
-        return LaidOut(digest, len(todo), withdraw(folder, gone))
+        digest, withdrawn = self.resolve(revision), withdrawals(self.data)
+        with open_dvc(self.root) as repo:
+            files = read_file_list(repo, digest)
+            included = {path: md5 for path, md5 in files.items() if not belongs_to(path, withdrawn)}
+            written = export_files(repo, included, folder)
+        return CheckoutResult(digest, written, withdraw(folder, withdrawn))
 
-    def diff(self, revision: str | None = None) -> list[DatasetDifference]:
-        """What differs between a version (by default the pinned one) and the folder as it is.
+    def diff(self, revision: str | None = None) -> list[DatasetDiff]:
+        """Return the differences between a version (default: the pinned one) and the current content of the folder.
 
         Raises:
-            BadInput: no such version.
+            BadInput: there is no such version.
         """
-        digest = self.digest() if revision is None else self.resolve(revision)
-        with self._opened() as repo:
-            files = self._files(repo, digest)
+        pinned = self.digest()
+        digest = pinned if revision is None else self.resolve(revision)
+        with open_dvc(self.root) as repo:
+            files = read_file_list(repo, digest)
+            current = find_changes(repo, self.data.name).apply_to(read_file_list(repo, pinned), self.data)
 
-            def read(path: str) -> bytes:
-                self._fetch(repo, {files[path]})
-                return Path(repo.cache.local.oid_to_path(files[path])).read_bytes()
+            def read_object(path: str) -> bytes:
+                fetch_objects(repo, {files[path]})
+                return object_path(repo, files[path]).read_bytes()
 
-            # DVC remembers sums by size and time of change: unchanged files are not read again.
-            found = repo.data_status(granular=True, with_renames=False)["uncommitted"]
-            now = dict(self._files(repo, self.digest()))
-            for kind in ("added", "modified", "deleted"):
-                for path in (path.removeprefix(f"{self.data.name}/") for path in found.get(kind, ()) if not path.endswith("/")):
-                    if kind == "deleted":
-                        now.pop(path, None)
-                    else:
-                        now[path] = file_md5(self.data / path)
-            return differences(Version(files, read), Version(now, lambda path: (self.data / path).read_bytes()))
+            older = VersionContent(files, read_object)
+            return diff_versions(older, VersionContent(current, lambda path: (self.data / path).read_bytes()))
 
     def withdraw(self, patients: dict[str, frozenset[str]]) -> tuple[Removed, DataVersion]:
-        """Take patients out of the folder for good and pin what is left. Earlier versions still hold them: see :meth:`holding`.
+        """Remove patients from the folder permanently and pin the result.
+
+        Earlier versions still contain them; see :meth:`find_versions_with`.
 
         Args:
             patients: dataset -> pseudonyms.
@@ -260,196 +167,89 @@ class DataRepository:
         removed = withdraw(self.data, patients)
         return removed, self.snapshot()
 
-    def holding(self, patients: dict[str, frozenset[str]]) -> dict[str, frozenset[str]]:
-        """Versions whose lists are on this machine and that hold files of these patients: digest -> md5 of the files."""
-        found: dict[str, frozenset[str]] = {}
-        with self._opened() as repo:
-            for path in sorted(Path(repo.cache.local.path).glob(f"??/*{_LIST}")):
-                files = _listed(path.read_bytes())
-                theirs = frozenset(md5 for name, md5 in files.items() if _of_withdrawn(name, patients))
-                if theirs:
-                    found[path.parent.name + path.name.removesuffix(_LIST)] = theirs
-        return found
+    def find_versions_with(self, patients: dict[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+        """Return digest -> md5 of the patients' files, for versions with such files whose file list is on this machine."""
+        with open_dvc(self.root) as repo:
+            return find_versions_with(repo, patients)
 
     def purge(self, patients: dict[str, frozenset[str]]) -> int:
-        """Delete the files of patients from cache and default remote, wherever an earlier version holds them.
+        """Delete the patients' files of earlier versions from cache and default remote; return their number.
 
-        Those versions can still be laid out, without these patients. Returns how many files went; files that somebody else's data
-        are made of too stay.
+        Files with the same content as files of the pinned version remain. The earlier versions can still be exported, without
+        these patients.
         """
-        doomed = frozenset().union(*self.holding(patients).values())
-        with self._opened() as repo:
-            doomed -= set(self._files(repo, self.digest()).values())
-            stores = [repo.cache.local]
-            if repo.config["core"].get("remote"):
-                stores.append(repo.cloud.get_remote_odb())
-            for store in stores:
-                for md5 in store.list_oids_exists(doomed):
-                    store.fs.remove(store.oid_to_path(md5))
-        return len(doomed)
+        with open_dvc(self.root) as repo:
+            objects = frozenset().union(*find_versions_with(repo, patients).values())
+            objects -= set(read_file_list(repo, self.digest()).values())
+            delete_objects(repo, objects)
+        return len(objects)
 
     def resolve(self, revision: str) -> str:
-        """Digest of the data that a revision names.
+        """Return the digest that a revision names.
+
+        Args:
+            revision: a digest of the data (6 characters or more), or a git revision whose pin names one.
 
         Raises:
-            BadInput: neither a version whose list is in cache or remote, nor a git revision with a pin.
+            BadInput: it is neither a version whose file list is in cache or remote, nor a git revision with a pin.
         """
         if _DIGEST.fullmatch(revision):
-            matching = sorted(self._known(revision))
+            matching = sorted(self._find_digests(revision))
             if len(matching) == 1:
                 return matching[0]
             if matching:
-                raise BadInput(f"{len(matching)} versions begin like this", where=revision, remedy="give more characters")
-        text = self._git_show(revision)
-        if text is None:
+                raise BadInput(f"{len(matching)} versions start with this prefix", where=revision, remedy="give more characters")
+        digest = digest_at_revision(self.pin, revision)
+        if digest is None:
             raise BadInput(
-                "neither a data version nor a git revision with one",
+                "neither a data version nor a git revision that pins one",
                 where=revision,
-                remedy=f"git log -- {self.pin.name} lists the revisions; models show gives the data version of a model",
+                remedy=f"git log -- {self.pin.name} lists the revisions; models show prints the data version of a model",
             )
-        return str(yaml.safe_load(text)["outs"][0]["md5"]).removesuffix(_LIST)
+        return digest
 
-    def has(self, digest: str) -> bool:
-        """Whether the list of a version is in cache or default remote: a new clone has a pin, and nothing of what it names."""
-        return digest in self._known(digest)
+    def has_version(self, digest: str) -> bool:
+        """Return whether the file list of a version is in cache or default remote; a new clone may have only the pin."""
+        return digest in self._find_digests(digest)
 
-    def _known(self, beginning: str) -> set[str]:
-        """Digests that begin like this, of versions whose list is in the cache; of a whole digest, the remote is asked too."""
-        with self._opened() as repo:
-            lists = Path(repo.cache.local.path).glob(f"{beginning[:2]}/*{_LIST}")
-            known = {path.parent.name + path.name.removesuffix(_LIST) for path in lists}
-            if len(beginning) == 32 and beginning not in known and repo.config["core"].get("remote"):
-                known |= {beginning} if repo.cloud.get_remote_odb().exists(f"{beginning}{_LIST}") else set()
-        return {digest for digest in known if digest.startswith(beginning)}
+    def _find_digests(self, prefix: str) -> set[str]:
+        """Return the digests with a prefix of versions in the cache; look up a complete digest in the remote, too."""
+        with open_dvc(self.root) as repo:
+            digests = set(cached_file_lists(repo, prefix))
+            if len(prefix) == _DIGEST_LENGTH and not digests and remote_has_version(repo, prefix):
+                return {prefix}
+        return digests
 
-    def _git_show(self, revision: str) -> str | None:
-        if revision.startswith("-") or not (self.root / ".git").exists():
-            return None
-        done = subprocess.run(["git", "show", f"{revision}:./{self.pin.name}"], cwd=self.root, capture_output=True, text=True)
-        return done.stdout if done.returncode == 0 else None
-
-    def _enter(self, digest: str, force: bool) -> LaidOut:
-        """The folder as a version has it, less those who withdrew."""
-        gone = withdrawals(self.data)
-        if not force and self._pinned() is not None and self.data.exists() and not self._only_missing():
+    def _check_out(self, digest: str, force: bool) -> CheckoutResult:
+        """Set the folder to a version without withdrawn patients, and pin it."""
+        withdrawn = withdrawals(self.data)
+        if not force and self.pin.exists() and self.data.exists() and self._has_unversioned_files():
             raise BadInput(
-                "the folder has changes that no version holds",
+                "the folder has changes that are in no version",
                 where=str(self.data),
-                remedy="omnimri data push keeps them as a version; --force gives them up",
+                remedy="omnimri data push saves them as a version; --force discards them",
             )
-        with self._opened() as repo:
-            files = self._files(repo, digest)
-            objects = set(files.values())
-            lost = {md5 for path, md5 in files.items() if _of_withdrawn(path, gone)}
-            self._fetch(repo, objects - lost)
-            if any(not repo.cache.local.exists(md5) for md5 in lost):
+        with open_dvc(self.root) as repo:
+            files = read_file_list(repo, digest)
+            withdrawn_objects = {md5 for path, md5 in files.items() if belongs_to(path, withdrawn)}
+            fetch_objects(repo, set(files.values()) - withdrawn_objects)
+            if any(not repo.cache.local.exists(md5) for md5 in withdrawn_objects):
                 raise BadInput(
                     "files of withdrawn patients in this version have been purged",
                     where=digest,
-                    remedy="omnimri data checkout REV --to FOLDER lays out the rest",
+                    remedy="omnimri data checkout REV --to FOLDER writes the other patients",
                 )
-            size = sum(Path(repo.cache.local.oid_to_path(md5)).stat().st_size for md5 in files.values())
-            pinned = {"md5": f"{digest}{_LIST}", "size": size, "nfiles": len(files), "hash": "md5", "path": self.data.name}
-            with atomic_file(self.pin) as temporary:
-                temporary.write_text(yaml.safe_dump({"outs": [pinned]}, sort_keys=False))
+            size = sum(object_path(repo, md5).stat().st_size for md5 in files.values())
+            Pin(digest, len(files), size).write(self.pin)
             repo.checkout([str(self.pin)], force=True)
-        return LaidOut(digest, len(files), withdraw(self.data, gone))
+        return CheckoutResult(digest, len(files), withdraw(self.data, withdrawn))
 
-    def _only_missing(self) -> bool:
-        """Nothing would be lost: files are as pinned, or not there (as an interrupted pull leaves them)."""
-        return all(one.new == one.modified == 0 for one in self.status().datasets)
+    def _has_unversioned_files(self) -> bool:
+        """Return whether a checkout would discard files; missing files, as after an interrupted pull, do not count."""
+        return any(dataset.new or dataset.modified for dataset in self.status().datasets)
 
-    def _files(self, repo: Repo, digest: str) -> dict[str, str]:
-        """Path -> md5 of a version."""
-        self._fetch(repo, {f"{digest}{_LIST}"})
-        return _listed(Path(repo.cache.local.oid_to_path(f"{digest}{_LIST}")).read_bytes())
-
-    def _push(self, repo: Repo) -> None:
-        digest = self.digest()
-        wanted, remote = set(self._files(repo, digest).values()), repo.cloud.get_remote_odb()
-        if not remote.exists(f"{digest}{_LIST}"):  # where the list is, all is
-            missing = sorted(wanted - set(remote.list_oids_exists(wanted)))
-            _move(missing, repo.cloud.push, remote, "sending files")
-            _move([f"{digest}{_LIST}"], repo.cloud.push, remote, "sending the list")
-
-    def _fetch(self, repo: Repo, objects: set[str]) -> None:
-        """Have objects in the cache."""
-        missing = sorted(md5 for md5 in objects if not repo.cache.local.exists(md5))
-        if missing:
-            _require_remote(repo)
-            _move(missing, repo.cloud.pull, repo.cache.local, "fetching files")
-
-    def _pinned(self) -> dict[str, Any] | None:
-        if not self.pin.exists():
-            return None
-        return dict(yaml.safe_load(self.pin.read_text())["outs"][0])
-
-    @contextmanager
-    def _opened(self) -> Iterator[Repo]:
-        """The repository, initialised where there is none, without analytics; library errors become ours."""
-        os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-        from dvc_objects.errors import ObjectDBError
-
-        logging.getLogger("dvc").setLevel(logging.WARNING)  # its hints are for people who type DVC's commands
-        within_git = (self.root / ".git").exists()
-        try:
-            if not (self.root / ".dvc").is_dir():
-                self._initialise(within_git)
-            repo = Repo(str(self.root))
-            try:
-                yield repo
-            finally:
-                repo.close()
-        except (DvcException, ObjectDBError) as error:
-            raise JobFailed(f"DVC: {error}", where=str(self.root), remedy="see `dvc doctor` in this folder") from error
-
-    def _initialise(self, within_git: bool) -> None:
-        from dvc.repo import Repo
-
-        repo = Repo.init(str(self.root), no_scm=not within_git)
-        try:
-            with repo.config.edit() as config:
-                config["core"].update({"remote": REMOTE, "analytics": False, "autostage": False})
-                config["remote"][REMOTE] = {"url": str(self.root / REMOTE_FOLDER)}
-        finally:
-            repo.close()
-
-
-def _listed(content: bytes) -> dict[str, str]:
-    return {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
-
-
-def _of_withdrawn(path: str, gone: dict[str, frozenset[str]]) -> bool:
-    """Whether a file (``dataset/patient/...``) is of a patient who withdrew."""
-    dataset, _, rest = path.partition("/")
-    return rest.partition("/")[0] in gone.get(dataset, ())
-
-
-def _require_remote(repo: Repo) -> None:
-    if not repo.config["core"].get("remote"):
-        raise BadInput("no remote to push to or pull from", where=".dvc/config", remedy="dvc remote add --default NAME URL")
-
-
-def _move(objects: list[str], transfer: Callable[..., Any], target: Any, what: str) -> None:
-    """Push or pull objects, a batch at a time.
-
-    Args:
-        target: the object store that has them afterwards.
-
-    Raises:
-        JobFailed: some are nowhere, or could not be moved.
-    """
-    from dvc_data.hashfile.db import get_index
-    from dvc_data.hashfile.hash_info import HashInfo
-
-    get_index(target).clear()  # DVC's memory of what is there: a remote that was deleted since would stay empty
-    for start in track(range(0, len(objects), BATCH), f"{what}, {BATCH} at a time"):
-        transfer([HashInfo("md5", md5) for md5 in objects[start : start + BATCH]])
-    if lacking := set(objects) - set(target.list_oids_exists(objects)):
-        raise JobFailed(
-            f"{len(lacking)} of {len(objects)} objects could not be moved",
-            where=min(lacking),
-            remedy="run it again; if it stays so, the remote is incomplete: push from a machine that has the version",
-        )
+    def _read_pin(self) -> Pin:
+        pin = Pin.read(self.pin)
+        if pin is None:
+            raise BadInput("no pinned data version", where=str(self.pin), remedy="run omnimri ingest first")
+        return pin

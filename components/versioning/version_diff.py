@@ -1,4 +1,4 @@
-"""What differs between two versions of the data, in patients and series."""
+"""Compare two versions of the data: patients, series and files."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-MANIFEST = "manifest.json"
+from components.ingestion.manifest import MANIFEST
+
 Files = Mapping[str, str]
 """Path relative to ``data/`` -> md5."""
 
 
 @dataclass(frozen=True)
-class DatasetDifference:
-    """One dataset, from an older to a newer version.
+class DatasetDiff:
+    """Differences of one dataset from an older to a newer version.
 
     Attributes:
-        series_new, series_changed, series_removed: names; changed = the same name, other bytes.
+        series_new, series_changed, series_removed: names of series; changed = same name, different content.
         patients_new, patients_removed: pseudonyms.
-        files_new, files_changed, files_removed: how many.
+        files_new, files_changed, files_removed: number of files.
     """
 
     dataset_id: str
@@ -33,51 +34,61 @@ class DatasetDifference:
 
 
 @dataclass(frozen=True)
-class Version:
-    """A version as it is compared.
+class VersionContent:
+    """Content of a version.
 
     Attributes:
-        files: what it holds.
-        read: bytes of one of its files, by path.
+        files: path -> md5.
+        read: function that returns the content of a file, by path.
     """
 
     files: Files
     read: Callable[[str], bytes]
 
     def series(self, dataset_id: str) -> dict[str, tuple[str, str]]:
-        """Series -> (patient, md5); empty where the dataset is not in this version."""
+        """Return series -> (patient, md5) from the manifest of a dataset; empty without a manifest."""
         path = f"{dataset_id}/{MANIFEST}"
         if path not in self.files:
             return {}
-        return {one["series_id"]: (one["patient_id"], one["md5"]) for one in json.loads(self.read(path))["series"]}
+        return {series["series_id"]: (series["patient_id"], series["md5"]) for series in json.loads(self.read(path))["series"]}
 
 
-def differences(older: Version, newer: Version) -> list[DatasetDifference]:
-    """The datasets that differ, by name."""
-    by_dataset: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
-    for side, version in enumerate((older, newer)):
-        for path, md5 in version.files.items():
-            by_dataset.setdefault(path.partition("/")[0], ({}, {}))[side][path] = md5
+def diff_versions(older: VersionContent, newer: VersionContent) -> list[DatasetDiff]:
+    """Return the datasets that differ, sorted by name."""
+    older_files, newer_files = _group_by_dataset(older.files), _group_by_dataset(newer.files)
     return [
-        _dataset(name, before, after, older.series(name), newer.series(name))
-        for name, (before, after) in sorted(by_dataset.items())
-        if before != after
+        _diff_dataset(name, older_files.get(name, {}), newer_files.get(name, {}), older.series(name), newer.series(name))
+        for name in sorted({*older_files, *newer_files})
+        if older_files.get(name) != newer_files.get(name)
     ]
 
 
-def _dataset(
-    name: str, before: Files, after: Files, series_before: dict[str, tuple[str, str]], series_after: dict[str, tuple[str, str]]
-) -> DatasetDifference:
-    patients_before, patients_after = ({patient for patient, _ in series.values()} for series in (series_before, series_after))
-    shared = series_before.keys() & series_after.keys()
-    return DatasetDifference(
+def _group_by_dataset(files: Files) -> dict[str, dict[str, str]]:
+    groups: dict[str, dict[str, str]] = {}
+    for path, md5 in files.items():
+        groups.setdefault(path.partition("/")[0], {})[path] = md5
+    return groups
+
+
+def _diff_dataset(
+    name: str,
+    older_files: Files,
+    newer_files: Files,
+    older_series: dict[str, tuple[str, str]],
+    newer_series: dict[str, tuple[str, str]],
+) -> DatasetDiff:
+    older_patients = {patient for patient, _ in older_series.values()}
+    newer_patients = {patient for patient, _ in newer_series.values()}
+    common_series = older_series.keys() & newer_series.keys()
+    common_files = older_files.keys() & newer_files.keys()
+    return DatasetDiff(
         dataset_id=name,
-        series_new=tuple(sorted(series_after.keys() - series_before.keys())),
-        series_changed=tuple(sorted(one for one in shared if series_before[one] != series_after[one])),
-        series_removed=tuple(sorted(series_before.keys() - series_after.keys())),
-        patients_new=tuple(sorted(patients_after - patients_before)),
-        patients_removed=tuple(sorted(patients_before - patients_after)),
-        files_new=len(after.keys() - before.keys()),
-        files_changed=sum(before[path] != after[path] for path in before.keys() & after.keys()),
-        files_removed=len(before.keys() - after.keys()),
+        series_new=tuple(sorted(newer_series.keys() - older_series.keys())),
+        series_changed=tuple(sorted(series for series in common_series if older_series[series] != newer_series[series])),
+        series_removed=tuple(sorted(older_series.keys() - newer_series.keys())),
+        patients_new=tuple(sorted(newer_patients - older_patients)),
+        patients_removed=tuple(sorted(older_patients - newer_patients)),
+        files_new=len(newer_files.keys() - older_files.keys()),
+        files_changed=sum(older_files[path] != newer_files[path] for path in common_files),
+        files_removed=len(older_files.keys() - newer_files.keys()),
     )

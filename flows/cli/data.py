@@ -19,8 +19,7 @@ from flows.cli.options import JsonOption, ProfileOption
 
 if TYPE_CHECKING:
     from components.registry.lineage import Use
-    from components.versioning import DataRepository
-    from components.versioning.repository import LaidOut
+    from components.versioning import CheckoutResult, DataRepository
 
 app = typer.Typer(no_args_is_help=True, help="Manage data versions, withdraw patients, and check the stored data.")
 PSEUDONYM = re.compile(r"p[0-9a-f]{12}")
@@ -118,7 +117,7 @@ def pull(as_json: JsonOption = False) -> None:
         print(_describe(result, "data/"))
 
 
-def _describe(result: LaidOut, where: str) -> str:
+def _describe(result: CheckoutResult, where: str) -> str:
     excluded = f"; {result.withdrawn.series} series of withdrawn patients excluded" if result.withdrawn.series else ""
     return f"{where} is version {result.digest}, {result.files} files{excluded}"
 
@@ -138,7 +137,7 @@ def checkout(
         with _claim_data():
             result = repository.checkout(revision, force)
     else:
-        result = repository.lay_out(revision, to.resolve())
+        result = repository.export_version(revision, to.resolve())
     if as_json:
         emit(result)
         return
@@ -163,7 +162,7 @@ def withdraw(
     patients = find_patients(patient, profile, home)
     with _claim_data():
         removed, version = repository.withdraw(patients)
-    versions = repository.holding(patients)
+    versions = repository.find_versions_with(patients)
     models = _find_models(patients, set(versions), home)
     purged = repository.purge(patients) if purge else 0
     if as_json:

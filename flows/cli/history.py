@@ -103,7 +103,7 @@ def lineage(
         uses = versions_with_dataset(dataset, home.tracking_uri, name)
     else:
         patients = find_patients(str(patient), profile, home)
-        holding = open_repository().holding(patients)
+        holding = open_repository().find_versions_with(patients)
         uses = versions_with_patients(patients, holding, home.tracking_uri, name)
     if as_json:
         emit({"versions": uses})

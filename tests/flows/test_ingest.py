@@ -24,5 +24,5 @@ def test_a_new_clone_lacks_the_version_that_its_pin_names(tmp_path: Path, monkey
     with disable_run_logger():
         here = ingest.version_data.fn()
     assert here.changed and here.digest != elsewhere.digest
-    assert DataRepository(tmp_path, tmp_path / "data").has(here.digest)
-    assert not DataRepository(tmp_path, tmp_path / "data").has(elsewhere.digest)
+    assert DataRepository(tmp_path, tmp_path / "data").has_version(here.digest)
+    assert not DataRepository(tmp_path, tmp_path / "data").has_version(elsewhere.digest)

@@ -1,4 +1,4 @@
-"""A DVC repository around a folder."""
+"""Pinning a folder in DVC: digests, unchanged pins, the default remote."""
 
 from pathlib import Path
 
@@ -16,31 +16,31 @@ def repository(tmp_path: Path) -> DataRepository:
     return DataRepository(tmp_path, data)
 
 
-def test_a_version_has_a_digest_that_follows_the_content(repository: DataRepository) -> None:
+def test_the_digest_of_a_version_follows_the_content(repository: DataRepository) -> None:
     first = repository.snapshot()
-    assert first.changed and first.files == 1 and first.digest == repository.digest() and repository.clean()
+    assert first.changed and first.files == 1 and first.digest == repository.digest() and repository.is_clean()
     (repository.data / "two.txt").write_text("two")
-    assert not repository.clean()
+    assert not repository.is_clean()
     second = repository.snapshot()
     assert second.changed and second.files == 2 and second.digest != first.digest
     (repository.data / "two.txt").unlink()
     assert repository.snapshot().digest == first.digest
 
 
-def test_nothing_changed_leaves_the_pin_alone(repository: DataRepository) -> None:
+def test_an_unchanged_folder_does_not_rewrite_the_pin(repository: DataRepository) -> None:
     repository.snapshot()
-    before = repository.pin.stat().st_mtime_ns
+    modified = repository.pin.stat().st_mtime_ns
     assert not repository.snapshot().changed
-    assert repository.pin.stat().st_mtime_ns == before
+    assert repository.pin.stat().st_mtime_ns == modified
 
 
-def test_the_content_is_in_the_local_remote(repository: DataRepository) -> None:
+def test_a_snapshot_pushes_the_content_to_the_default_remote(repository: DataRepository) -> None:
     repository.snapshot()
     stored = [path for path in (repository.root / ".omnimri" / "dvc-remote").rglob("*") if path.is_file()]
     assert "one" in [path.read_text() for path in stored]
 
 
-def test_no_data_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_data_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="omnimri ingest"):
         DataRepository(tmp_path, tmp_path / "data").snapshot()
     with pytest.raises(BadInput, match="omnimri ingest"):

@@ -19,6 +19,7 @@ from components.ingestion.deidentification.pseudonyms import Pseudonyms
 from components.ingestion.withdrawal import withdrawn_patients
 from components.settings import CurationSettings
 from components.versioning import DataRepository
+from components.versioning.dvc_store import open_dvc
 from tests.helpers.datasets import KEY, tiny_card, tree, write_cohort, write_patient
 
 CARD = tiny_card().id
@@ -35,14 +36,14 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def repository(tmp_path: Path, source: Path) -> DataRepository:
-    """A versioned dataset of four patients."""
+    """Create a versioned dataset of four patients."""
     ingest(tiny_card(), source, tmp_path / "data", KEY)
     repository = DataRepository(tmp_path, tmp_path / "data")
     repository.snapshot()
     return repository
 
 
-def follow(repository: DataRepository, source: Path) -> None:
+def ingest_again(repository: DataRepository, source: Path) -> None:
     ingest(tiny_card(), source, repository.data, KEY)
 
 
@@ -51,61 +52,61 @@ def test_status_counts_files_by_dataset(repository: DataRepository, source: Path
     write_patient(source, 4)
     write_patient(source, 1, seed=50)
     shutil.rmtree(source / "sub-00")
-    follow(repository, source)
-    [changed] = repository.status().datasets
-    assert (changed.dataset_id, changed.new, changed.removed) == (CARD, 3, 3)  # image, labels and sidecar of a patient
-    assert changed.modified >= 3  # image, labels, manifest
+    ingest_again(repository, source)
+    [status] = repository.status().datasets
+    assert (status.dataset_id, status.new, status.removed) == (CARD, 3, 3)  # image, labels and sidecar of a patient
+    assert status.modified >= 3  # image, labels, manifest
 
 
-def test_the_difference_is_told_in_patients_and_series(repository: DataRepository, source: Path) -> None:
+def test_the_difference_lists_patients_and_series(repository: DataRepository, source: Path) -> None:
     first = repository.digest()
     assert repository.diff() == []
     write_patient(source, 4)
     write_patient(source, 1, seed=50)
     shutil.rmtree(source / "sub-00")
-    follow(repository, source)
-    for difference in (repository.diff(), repository.push() and repository.diff(first)):
-        [one] = difference
-        assert (one.patients_new, one.patients_removed) == ((pseudonym(4),), (pseudonym(0),))
-        assert (len(one.series_new), len(one.series_changed), len(one.series_removed)) == (1, 1, 1)
+    ingest_again(repository, source)
+    for differences in (repository.diff(), repository.push() and repository.diff(first)):
+        [diff] = differences
+        assert (diff.patients_new, diff.patients_removed) == ((pseudonym(4),), (pseudonym(0),))
+        assert (len(diff.series_new), len(diff.series_changed), len(diff.series_removed)) == (1, 1, 1)
 
 
-def test_an_older_version_comes_back_and_the_newer_again(repository: DataRepository, source: Path) -> None:
+def test_checkout_restores_an_older_version_and_then_the_newer_one(repository: DataRepository, source: Path) -> None:
     old, before = repository.digest(), tree(repository.data)
     write_patient(source, 4)
-    follow(repository, source)
+    ingest_again(repository, source)
     new, after = repository.push().digest, tree(repository.data)
     assert repository.checkout(old[:8]).digest == old
-    assert tree(repository.data) == before and repository.clean() and repository.digest() == old
+    assert tree(repository.data) == before and repository.is_clean() and repository.digest() == old
     repository.checkout(new)
     assert tree(repository.data) == after
 
 
-def test_changes_that_no_version_holds_are_not_given_up_unasked(repository: DataRepository) -> None:
+def test_changes_that_are_in_no_version_are_not_discarded_without_force(repository: DataRepository) -> None:
     (repository.data / CARD / "notes.txt").write_text("mine")
-    with pytest.raises(BadInput, match="changes that no version holds"):
+    with pytest.raises(BadInput, match="changes that are in no version"):
         repository.checkout(repository.digest())
     repository.checkout(repository.digest(), force=True)
     assert not (repository.data / CARD / "notes.txt").exists()
 
 
-def test_two_versions_lie_side_by_side(repository: DataRepository, source: Path, tmp_path: Path) -> None:
+def test_a_version_can_be_exported_beside_the_current_one(repository: DataRepository, source: Path, tmp_path: Path) -> None:
     old, before = repository.digest(), tree(repository.data)
     write_patient(source, 1, seed=50)
-    follow(repository, source)
-    now = tree(repository.data)
-    beside = tmp_path / "previous"
-    assert repository.lay_out(old, beside).files == len(before)
-    assert tree(beside) == before and tree(repository.data) == now
-    next(beside.rglob("*.nii")).write_bytes(b"damaged")
-    assert repository.lay_out(old, beside).files == 1  # goes on: only what is not right is written
-    assert tree(beside) == before
-    (beside / "mine.txt").touch()
-    with pytest.raises(BadInput, match="not of this version"):
-        repository.lay_out(old, beside)
+    ingest_again(repository, source)
+    current = tree(repository.data)
+    exported = tmp_path / "previous"
+    assert repository.export_version(old, exported).files == len(before)
+    assert tree(exported) == before and tree(repository.data) == current
+    next(exported.rglob("*.nii")).write_bytes(b"damaged")
+    assert repository.export_version(old, exported).files == 1  # resumes: only the damaged file is written
+    assert tree(exported) == before
+    (exported / "mine.txt").touch()
+    with pytest.raises(BadInput, match="do not belong to this version"):
+        repository.export_version(old, exported)
 
 
-def test_a_git_revision_names_the_version_that_it_pins(tmp_path: Path) -> None:
+def test_a_git_revision_resolves_to_the_version_that_it_pins(tmp_path: Path) -> None:
     def git(*words: str) -> None:
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=tmp_path, check=True, capture_output=True)
 
@@ -119,121 +120,121 @@ def test_a_git_revision_names_the_version_that_it_pins(tmp_path: Path) -> None:
         git("add", "data.dvc")
         git("commit", "-qm", content)
     assert repository.resolve("HEAD~1") == digests[0] != repository.resolve("HEAD") == digests[1]
-    for nonsense in ("HEAD~7", "--all", "0123456789abcdef"):
+    for unknown in ("HEAD~7", "--all", "0123456789abcdef"):
         with pytest.raises(BadInput, match="neither a data version nor a git revision"):
-            repository.resolve(nonsense)
+            repository.resolve(unknown)
 
 
-def test_what_is_not_here_is_fetched_from_the_remote(repository: DataRepository) -> None:
-    whole = tree(repository.data)
+def test_pull_fetches_missing_files_from_the_remote(repository: DataRepository) -> None:
+    content = tree(repository.data)
     shutil.rmtree(repository.root / ".dvc" / "cache")
     shutil.rmtree(repository.data)
     repository.pull()
-    assert tree(repository.data) == whole
+    assert tree(repository.data) == content
 
 
-@pytest.mark.parametrize("gone", [(".omnimri",), (".omnimri", ".dvc/cache")])
-def test_a_remote_that_was_deleted_is_filled_again(repository: DataRepository, gone: tuple[str, ...]) -> None:
-    for folder in gone:
+@pytest.mark.parametrize("deleted", [(".omnimri",), (".omnimri", ".dvc/cache")])
+def test_a_deleted_remote_is_filled_again(repository: DataRepository, deleted: tuple[str, ...]) -> None:
+    for folder in deleted:
         shutil.rmtree(repository.root / folder)
     repository.snapshot()
     assert repository.status().pushed
-    whole = tree(repository.data)
+    content = tree(repository.data)
     for folder in (repository.root / ".dvc" / "cache", repository.data):
         shutil.rmtree(folder)
     repository.pull()
-    assert tree(repository.data) == whole
+    assert tree(repository.data) == content
 
 
-def test_a_remote_without_the_files_is_named(repository: DataRepository) -> None:
+def test_a_remote_without_the_files_is_an_error(repository: DataRepository) -> None:
     for folder in (repository.root / ".dvc" / "cache", repository.root / ".omnimri" / "dvc-remote", repository.data):
         shutil.rmtree(folder)
-    with pytest.raises(JobFailed, match="could not be moved"):
+    with pytest.raises(JobFailed, match="could not be transferred"):
         repository.pull()
 
 
-MANY = """
+TRANSFER = """
 import sys
 from pathlib import Path
-from components.versioning import DataRepository, repository
-repository.BATCH = 20
+from components.versioning import DataRepository, dvc_store
+dvc_store.BATCH_SIZE = 20
 root = Path(sys.argv[1])
 print("ready", flush=True)
 getattr(DataRepository(root, root / "data"), sys.argv[2])()
 """
 
 
-def interrupted(root: Path, what: str, grown: Path, files: int) -> None:
-    """Run push or pull in another process and kill it (SIGKILL) when so many objects have arrived."""
-    process = subprocess.Popen([sys.executable, "-c", MANY, str(root), what], stdout=subprocess.PIPE)
-    while process.poll() is None and len(list(grown.glob("**/??/*"))) < files:
+def run_and_kill(root: Path, command: str, store: Path, objects: int) -> None:
+    """Run push or pull in another process and kill it (SIGKILL) as soon as the store contains ``objects`` objects."""
+    process = subprocess.Popen([sys.executable, "-c", TRANSFER, str(root), command], stdout=subprocess.PIPE)
+    while process.poll() is None and len(list(store.glob("**/??/*"))) < objects:
         time.sleep(0.002)
     process.kill()
     process.wait()
 
 
-def whole(folder: Path) -> int:
-    """How many objects there are; each must be what its name says."""
+def count_intact_objects(folder: Path) -> int:
+    """Return the number of objects in a store; the md5 of each must equal its name."""
     objects = [path for path in folder.glob("**/??/*") if path.is_file() and len(path.name.removesuffix(".dir")) == 30]
     for path in objects:
         assert hashlib.md5(path.read_bytes()).hexdigest() == path.parent.name + path.name.removesuffix(".dir")
     return len(objects)
 
 
-def test_push_and_pull_go_on_after_a_kill(tmp_path: Path) -> None:
+def test_push_and_pull_resume_after_a_kill(tmp_path: Path) -> None:
     (tmp_path / "data" / "many").mkdir(parents=True)
     for number in range(120):
         (tmp_path / "data" / "many" / f"{number}.bin").write_bytes(f"{number}".encode() * 2000)
     repository = DataRepository(tmp_path, tmp_path / "data")
-    with repository._opened() as opened:
-        opened.add([str(repository.data)])
+    with open_dvc(repository.root) as dvc:
+        dvc.add([str(repository.data)])
     remote, cache = tmp_path / ".omnimri" / "dvc-remote", tmp_path / ".dvc" / "cache"
-    interrupted(tmp_path, "push", remote, 30)
-    assert 0 < whole(remote) < 121 and not repository.status().pushed
+    run_and_kill(tmp_path, "push", remote, 30)
+    assert 0 < count_intact_objects(remote) < 121 and not repository.status().pushed
     repository.push()
-    assert whole(remote) == 121 and repository.status().pushed
+    assert count_intact_objects(remote) == 121 and repository.status().pushed
     content = tree(repository.data)
     shutil.rmtree(cache)
     shutil.rmtree(repository.data)
-    interrupted(tmp_path, "pull", cache, 30)
-    assert 0 < whole(cache) < 121
+    run_and_kill(tmp_path, "pull", cache, 30)
+    assert 0 < count_intact_objects(cache) < 121
     repository.pull()
     assert tree(repository.data) == content
 
 
-def test_a_withdrawn_patient_is_gone_everywhere_and_stays_away(repository: DataRepository, source: Path, tmp_path: Path) -> None:
+def test_a_withdrawn_patient_is_removed_and_stays_excluded(repository: DataRepository, source: Path, tmp_path: Path) -> None:
     settings = CurationSettings(matrix=32, pixel_mm=6.75, slices_per_volume=2, workers=1)
     curate(repository.data, [tiny_card()], tmp_path / "curated", settings)
-    old, who = repository.digest(), pseudonym(2)
-    removed, version = repository.withdraw({CARD: frozenset({who})})
+    old, patient = repository.digest(), pseudonym(2)
+    removed, version = repository.withdraw({CARD: frozenset({patient})})
     assert (removed.series, removed.files, version.changed) == (1, 3, True)
-    follow(repository, source)  # the source still has them
-    assert withdrawn_patients(repository.data, CARD) == {who} and repository.clean()
-    assert who not in {one.patient_id for one in list_series(repository.data, CARD)}
+    ingest_again(repository, source)  # the source still contains them
+    assert withdrawn_patients(repository.data, CARD) == {patient} and repository.is_clean()
+    assert patient not in {series.patient_id for series in list_series(repository.data, CARD)}
     curate(repository.data, [tiny_card()], tmp_path / "curated", settings)
     assert len(Corpus.open(tmp_path / "curated").volumes) == 3
-    traces = [path for path in (tmp_path / "curated").rglob("*") if path.is_file() and who.encode() in path.read_bytes()]
+    traces = [path for path in (tmp_path / "curated").rglob("*") if path.is_file() and patient.encode() in path.read_bytes()]
     assert traces == []
-    assert repository.lay_out(old, tmp_path / "old").withdrawn.series == 1
-    assert not list((tmp_path / "old").rglob(f"*{who}*"))
+    assert repository.export_version(old, tmp_path / "old").withdrawn.series == 1
+    assert not list((tmp_path / "old").rglob(f"*{patient}*"))
     assert repository.checkout(old).withdrawn.series == 1
-    assert withdrawn_patients(repository.data, CARD) == {who} and not list(repository.data.rglob(f"*{who}*"))
+    assert withdrawn_patients(repository.data, CARD) == {patient} and not list(repository.data.rglob(f"*{patient}*"))
 
 
-def test_purging_deletes_their_files_from_every_version_and_nobody_elses(repository: DataRepository, tmp_path: Path) -> None:
-    old, who = repository.digest(), {CARD: frozenset({pseudonym(2)})}
-    theirs = [path.read_bytes() for path in repository.data.rglob("*") if path.is_file() and pseudonym(2) in str(path)]
-    repository.withdraw(who)
-    theirs = [content for content in theirs if content not in tree(repository.data).values()]  # a sidecar is like another's
-    assert set(repository.holding(who)) == {old}
-    assert repository.purge(who) == len(theirs) == 2
+def test_purging_deletes_only_the_files_of_these_patients_from_every_version(repository: DataRepository, tmp_path: Path) -> None:
+    old, patients = repository.digest(), {CARD: frozenset({pseudonym(2)})}
+    contents = [path.read_bytes() for path in repository.data.rglob("*") if path.is_file() and pseudonym(2) in str(path)]
+    repository.withdraw(patients)
+    contents = [content for content in contents if content not in tree(repository.data).values()]  # identical sidecars exist
+    assert set(repository.find_versions_with(patients)) == {old}
+    assert repository.purge(patients) == len(contents) == 2
     for folder in (repository.root / ".dvc" / "cache", repository.root / ".omnimri" / "dvc-remote"):
-        assert not [path for path in folder.rglob("*") if path.is_file() and path.read_bytes() in theirs]
-    assert len(list_series(_laid(repository, old, tmp_path), CARD)) == 3
+        assert not [path for path in folder.rglob("*") if path.is_file() and path.read_bytes() in contents]
+    assert len(list_series(_export(repository, old, tmp_path), CARD)) == 3
     with pytest.raises(BadInput, match="purged"):
         repository.checkout(old)
 
 
-def _laid(repository: DataRepository, digest: str, tmp_path: Path) -> Path:
-    repository.lay_out(digest, tmp_path / "laid")
-    return tmp_path / "laid"
+def _export(repository: DataRepository, digest: str, tmp_path: Path) -> Path:
+    repository.export_version(digest, tmp_path / "exported")
+    return tmp_path / "exported"

@@ -1,0 +1,168 @@
+"""Object store of DVC: open the repository, read the file list of a version, transfer objects to and from the default remote.
+
+The objects of a version are its files, named by md5, and its file list (DVC's ``.dir`` object), named by its own md5. Objects are
+transferred in batches, each under a temporary name until it is complete, and the file list last: a store that contains the list
+contains all files that it names. An interrupted push or pull can therefore resume at any point.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.errors import BadInput, JobFailed
+from components.progress import track
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+REMOTE = "local"
+REMOTE_FOLDER = Path(".omnimri") / "dvc-remote"
+"""Default remote: a folder relative to the repository."""
+BATCH_SIZE = 500
+"""Objects per transfer."""
+LIST_SUFFIX = ".dir"
+"""Suffix of the md5 of a file list."""
+
+
+@contextmanager
+def open_dvc(root: Path) -> Iterator[Repo]:
+    """Open the DVC repository at ``root``, without analytics; initialize it if there is none.
+
+    Raises:
+        JobFailed: DVC raised an error.
+    """
+    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc_objects.errors import ObjectDBError
+
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # its hints refer to DVC commands, not to those of OmniMRI
+    try:
+        if not (root / ".dvc").is_dir():
+            _initialize(root)
+        repo = Repo(str(root))
+        try:
+            yield repo
+        finally:
+            repo.close()
+    except (DvcException, ObjectDBError) as error:
+        raise JobFailed(f"DVC: {error}", where=str(root), remedy="run `dvc doctor` in this folder") from error
+
+
+def _initialize(root: Path) -> None:
+    from dvc.repo import Repo
+
+    repo = Repo.init(str(root), no_scm=not (root / ".git").exists())
+    try:
+        with repo.config.edit() as config:
+            config["core"].update({"remote": REMOTE, "analytics": False, "autostage": False})
+            config["remote"][REMOTE] = {"url": str(root / REMOTE_FOLDER)}
+    finally:
+        repo.close()
+
+
+def has_remote(repo: Repo) -> bool:
+    """Return whether a default remote is configured."""
+    return bool(repo.config["core"].get("remote"))
+
+
+def require_remote(repo: Repo) -> None:
+    """Raise unless a default remote is configured.
+
+    Raises:
+        BadInput: there is no default remote.
+    """
+    if not has_remote(repo):
+        raise BadInput("no remote to push to or pull from", where=".dvc/config", remedy="dvc remote add --default NAME URL")
+
+
+def object_path(repo: Repo, name: str) -> Path:
+    """Return the path of an object in the cache."""
+    return Path(repo.cache.local.oid_to_path(name))
+
+
+def read_file_list(repo: Repo, digest: str) -> dict[str, str]:
+    """Return path -> md5 of the files of a version; fetch the list if the cache lacks it.
+
+    Raises:
+        BadInput: the cache lacks the list and there is no remote.
+        JobFailed: the remote lacks the list, too.
+    """
+    fetch_objects(repo, {f"{digest}{LIST_SUFFIX}"})
+    return parse_file_list(object_path(repo, f"{digest}{LIST_SUFFIX}").read_bytes())
+
+
+def parse_file_list(content: bytes) -> dict[str, str]:
+    """Return path -> md5 from the content of a file list."""
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
+
+
+def cached_file_lists(repo: Repo, prefix: str = "") -> dict[str, Path]:
+    """Return digest -> path of the file lists in the cache, for versions whose digest starts with ``prefix``."""
+    folder = prefix[:2] if len(prefix) >= 2 else "??"
+    lists = sorted(Path(repo.cache.local.path).glob(f"{folder}/*{LIST_SUFFIX}"))
+    by_digest = {path.parent.name + path.name.removesuffix(LIST_SUFFIX): path for path in lists}
+    return {digest: path for digest, path in by_digest.items() if digest.startswith(prefix)}
+
+
+def remote_has_version(repo: Repo, digest: str) -> bool:
+    """Return whether the default remote contains a complete version; False without a remote."""
+    return has_remote(repo) and bool(repo.cloud.get_remote_odb().exists(f"{digest}{LIST_SUFFIX}"))
+
+
+def push_version(repo: Repo, digest: str) -> None:
+    """Send the objects of a version that the default remote lacks, the file list last.
+
+    Raises:
+        JobFailed: some objects could not be transferred.
+    """
+    objects, remote = set(read_file_list(repo, digest).values()), repo.cloud.get_remote_odb()
+    if remote.exists(f"{digest}{LIST_SUFFIX}"):
+        return
+    missing = sorted(objects - set(remote.list_oids_exists(objects)))
+    _transfer(missing, repo.cloud.push, remote, "sending files")
+    _transfer([f"{digest}{LIST_SUFFIX}"], repo.cloud.push, remote, "sending the list")
+
+
+def fetch_objects(repo: Repo, objects: set[str]) -> None:
+    """Fetch the objects that the cache lacks from the default remote.
+
+    Raises:
+        BadInput: objects are missing and there is no remote.
+        JobFailed: the remote lacks objects.
+    """
+    missing = sorted(md5 for md5 in objects if not repo.cache.local.exists(md5))
+    if missing:
+        require_remote(repo)
+        _transfer(missing, repo.cloud.pull, repo.cache.local, "fetching files")
+
+
+def _transfer(objects: list[str], transfer: Callable[..., Any], target: Any, label: str) -> None:
+    """Push or pull objects in batches.
+
+    Args:
+        transfer: push or pull method of DVC.
+        target: object store that receives the objects.
+        label: label of the progress display.
+
+    Raises:
+        JobFailed: objects are missing in the target afterwards.
+    """
+    from dvc_data.hashfile.db import get_index
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    get_index(target).clear()  # DVC's index of the target is stale if the remote has been deleted since
+    for start in track(range(0, len(objects), BATCH_SIZE), f"{label}, {BATCH_SIZE} at a time"):
+        transfer([HashInfo("md5", md5) for md5 in objects[start : start + BATCH_SIZE]])
+    if missing := set(objects) - set(target.list_oids_exists(objects)):
+        raise JobFailed(
+            f"{len(missing)} of {len(objects)} objects could not be transferred",
+            where=min(missing),
+            remedy="run the command again; if the error persists, the remote is incomplete: push from a machine with this version",
+        )
