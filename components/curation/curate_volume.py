@@ -30,11 +30,10 @@ from components.curation.text.descriptions import describe
 from components.curation.text.structure_names import lesion_values
 from components.ingestion.volume import SourceSeries, Volume
 from components.settings import CurationSettings
-from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
+from model_core.mri_physics.coils import low_resolution_sensitivities
+from model_core.mri_physics.fourier import fft2c, ifft2c
 
 SCALE_PERCENTILE = 99.5
-SMOOTH_LINES = 24
-"""Number of lowest frequencies, per axis, from which coil sensitivities are estimated."""
 
 
 class CardFacts(Row):
@@ -69,17 +68,6 @@ def combine_coils(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
     if kspace.shape[1] == 1:
         return images[:, 0]
     return np.asarray((low_resolution_sensitivities(kspace).conj() * images).sum(axis=1), dtype=np.complex64)
-
-
-def low_resolution_sensitivities(kspace: NDArray[np.complex64], lines: int = SMOOTH_LINES) -> NDArray[np.complex64]:
-    """Return the coil images of the lowest ``lines`` frequencies of each axis over their root sum of squares, (D, coils, H, W)."""
-    rows, columns = kspace.shape[-2:]
-    low = np.zeros_like(kspace)
-    center = tuple(slice(max(n // 2 - lines // 2, 0), n // 2 + lines // 2) for n in (rows, columns))
-    low[..., center[0], center[1]] = kspace[..., center[0], center[1]]
-    smooth = ifft2c(low)
-    root = np.sqrt((np.abs(smooth) ** 2).sum(axis=1, keepdims=True))
-    return np.asarray(smooth / np.maximum(root, np.finfo(np.float32).tiny), dtype=np.complex64)
 
 
 def compute_intensity_scale(magnitude: NDArray[np.floating[Any]]) -> float:

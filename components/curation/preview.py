@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from components.curation.corpus import Corpus
 from components.curation.table_rows import InstructionRecord, VolumeRecord
 from components.curation.text.instructions import spread
-from components.curation.undersampling import sampling_mask, undersample
 from components.files import atomic_file
 from components.provenance import digest
 from components.registries import TASKS
 from model_core.boxes import GRID
+from model_core.mri_physics.sampling_masks import random_mask, undersample
 
 TEMPLATE = "preview.html.j2"
 SLICES = 3
@@ -123,7 +123,7 @@ def _show_instruction(corpus: Corpus, record: InstructionRecord) -> dict[str, An
     gray = _to_gray(image)
     pictures = [Picture(_encode_png(gray), "shown")]
     if record.acceleration and record.centre_fraction and record.mask_seed is not None:
-        columns = sampling_mask(image.shape[1], record.acceleration, record.centre_fraction, record.mask_seed)
+        columns = random_mask(image.shape[1], record.acceleration, record.centre_fraction, record.mask_seed)
         zero_filled, _ = undersample(corpus.store.read(record.volume_id, "kspace", record.slice_index), columns)
         shown = Picture(_encode_png(_to_gray(zero_filled)), f"shown: {record.acceleration}x")
         pictures = [shown, Picture(_encode_png(gray), "answer")]

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
-from components.curation.undersampling import undersample
 from components.evaluation import metrics
 from components.evaluation.baselines import total_variation
-from components.evaluation.masks import sweep_mask
 from components.evaluation.results import SweepRow
 from components.provenance import digest
 from components.settings import EvaluationSettings, MaskKind
+from model_core.mri_physics.sampling_masks import create_mask, undersample
 
 if TYPE_CHECKING:
     from components.evaluation.model_answers import AnswerGenerator, Case
@@ -45,7 +44,7 @@ def _undersample_case(case: Case, kind: MaskKind, acceleration: int, seed: int, 
     """Undersample the fully sampled slice of a case with another mask."""
     record = case.record.model_copy(update={"instruction": INSTRUCTION, "acceleration": acceleration})
     mask_seed = int(digest(seed, kind, acceleration, record.volume_id, record.slice_index)[:12], 16)
-    columns = sweep_mask(kind, case.image.shape[1], acceleration, mask_seed)
+    columns = create_mask(kind, case.image.shape[1], acceleration, mask_seed)
     zero_filled, measured = undersample(corpus.store.read(record.volume_id, "kspace", record.slice_index), columns)
     sampling = np.broadcast_to(columns, case.image.shape)
     return replace(case, record=record, image=zero_filled, target=replace(case.target, kspace=measured, sampling=sampling))

@@ -18,10 +18,10 @@ from scipy import ndimage
 from components.curation.curate_volume import resample_volume
 from components.curation.measure.regions import FOREGROUND
 from components.curation.resampling import PlaneGrid
-from components.inference.coils import estimate_sensitivities, measured_columns
 from components.ingestion.volume import Volume
 from model_core.boxes import GRID, TextBox
-from model_core.mri_physics.fourier_numpy import fft2c
+from model_core.mri_physics.coils import estimate_sensitivities, measured_columns
+from model_core.mri_physics.fourier import fft2c
 from model_core.mri_physics.sense import Measured
 
 BATCH = 8

@@ -17,10 +17,10 @@ from components.curation.store import VolumeStore
 from components.curation.table_rows import InstructionRecord, VolumeRecord
 from components.curation.text.instructions import IMAGE_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
-from components.curation.undersampling import centre_fraction_of, sampling_mask, undersample
 from components.provenance import digest
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Image, Target, Task
+from model_core.mri_physics.sampling_masks import center_fraction_of, random_mask, undersample
 from model_core.targets import TARGET_IMAGE
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Reconstruction(Task):
                     IMAGE_RESPONSE,
                     {"acceleration": str(acceleration)},
                     acceleration=acceleration,
-                    centre_fraction=centre_fraction_of(acceleration),
+                    centre_fraction=center_fraction_of(acceleration),
                     mask_seed=seed % _LARGEST_SEED,
                 )
 
@@ -89,7 +89,7 @@ class Reconstruction(Task):
         """Undersample the slice's k-space: only the seed of the mask is stored."""
         image: Image = store.read(record.volume_id, "voxels", record.slice_index)
         assert record.acceleration is not None and record.centre_fraction is not None and record.mask_seed is not None
-        columns = sampling_mask(image.shape[1], record.acceleration, record.centre_fraction, record.mask_seed)
+        columns = random_mask(image.shape[1], record.acceleration, record.centre_fraction, record.mask_seed)
         zero_filled, measured = undersample(store.read(record.volume_id, "kspace", record.slice_index), columns)
         return zero_filled, Target(TARGET_IMAGE, image, measured, np.broadcast_to(columns, image.shape))
 

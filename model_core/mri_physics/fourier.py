@@ -1,18 +1,23 @@
-"""Centred, orthonormal 2-D Fourier transforms of the last two axes (the convention of fastMRI)."""
+"""Centered, orthonormal 2-D Fourier transforms of NumPy arrays (the convention of fastMRI)."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-_AXES = (-2, -1)
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
 
-
-def fft2c(image: Tensor) -> Tensor:
-    """Image (..., H, W) -> k-space (..., H, W), complex64."""
-    return torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(image, dim=_AXES), norm="ortho"), dim=_AXES)
+_PLANE = (-2, -1)
 
 
-def ifft2c(kspace: Tensor) -> Tensor:
-    """k-space (..., H, W) -> image (..., H, W), complex64."""
-    return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(kspace, dim=_AXES), norm="ortho"), dim=_AXES)
+def fft2c(image: NDArray[Any]) -> NDArray[np.complex64]:
+    """Transform an image (..., H, W) to k-space (..., H, W), zero frequency at (H // 2, W // 2)."""
+    spectrum = fft.fft2(fft.ifftshift(image, axes=_PLANE), axes=_PLANE, norm="ortho")
+    return np.asarray(fft.fftshift(spectrum, axes=_PLANE), dtype=np.complex64)
+
+
+def ifft2c(kspace: NDArray[Any]) -> NDArray[np.complex64]:
+    """Transform k-space (..., H, W) to a complex image (..., H, W), the inverse of :func:`fft2c`."""
+    image = fft.ifft2(fft.ifftshift(kspace, axes=_PLANE), axes=_PLANE, norm="ortho")
+    return np.asarray(fft.fftshift(image, axes=_PLANE), dtype=np.complex64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_core.mri_physics.fourier import fft2c, ifft2c
+from model_core.mri_physics.fourier_torch import fft2c, ifft2c
 
 ITERATIONS = 8
 """Of conjugate gradients with several coils. Stopped early: what the coils hardly encode is left to the network."""

@@ -13,7 +13,7 @@ from components.curation.store import VolumeStore
 from components.ingestion.volume import Acquisition, SourceFile, SourceSeries, Volume
 from components.provenance import digest
 from components.settings import CurationSettings
-from model_core.mri_physics.fourier_numpy import fft2c
+from model_core.mri_physics.fourier import fft2c
 
 LABEL_MAP = {1: "cerebrospinal fluid", 2: "grey matter", 3: "white matter", 4: "lesion"}
 SEQUENCES = {"T1-weighted": (0.2, 0.6, 1.0, 0.5), "T2-weighted": (1.0, 0.6, 0.4, 0.9)}

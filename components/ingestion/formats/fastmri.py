@@ -32,7 +32,7 @@ from components.ingestion.formats.voxels import remove_nonfinite
 from components.ingestion.quarantine import UnsupportedInput
 from components.ingestion.source_folder import Plan, SourceFolder
 from components.ingestion.volume import Acquisition, Volume
-from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
+from model_core.mri_physics.fourier import fft2c, ifft2c
 
 READER = "kspace"
 """``reader`` of these series in manifests."""

@@ -11,7 +11,7 @@ from components.curation.corpus import Corpus
 from components.curation.text.instructions import spread
 from components.errors import BadInput
 from components.registries import TASKS
-from model_core.mri_physics.fourier_numpy import ifft2c
+from model_core.mri_physics.fourier import ifft2c
 from tests.helpers.corpora import LABEL_MAP, tiny_corpus
 
 

@@ -14,7 +14,6 @@ import torch
 
 from components.curation.curate_volume import resample_volume
 from components.curation.resampling import PlaneGrid
-from components.curation.undersampling import sampling_mask, undersample
 from components.evaluation.metrics import dice, iou, psnr
 from components.inference import Predictor, Sampling
 from components.inference.question import ignore_progress
@@ -24,7 +23,8 @@ from components.training.batches import sequence_batch
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import SequenceBatch
 from model_core.boxes import GRID, TextBox, format_boxes
-from model_core.mri_physics.fourier_numpy import ifft2c
+from model_core.mri_physics.fourier import ifft2c
+from model_core.mri_physics.sampling_masks import random_mask, undersample
 from model_core.objectives import InstructionTuning
 from model_core.processing import Processor
 from model_core.targets import TARGET_IMAGE
@@ -83,7 +83,7 @@ def _reconstruction() -> list[Lesson]:
     for seed in range(4):
         volume = _slice(seed, lesion=True)
         assert volume.kspace is not None
-        columns = sampling_mask(MATRIX, 4, 0.08, seed)
+        columns = random_mask(MATRIX, 4, 0.08, seed)
         _, measured = undersample(volume.kspace[0, 0], columns)
         given = replace(volume, kspace=measured[None, None], voxels=np.abs(ifft2c(measured))[None].astype(np.float32))
         shown = _shown(given)

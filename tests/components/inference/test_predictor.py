@@ -17,13 +17,13 @@ from components.curation.corpus import Corpus
 from components.errors import BadInput
 from components.evaluation.metrics import psnr
 from components.inference import Predictor, Sampling, resolve_model, save
-from components.inference.coils import calibration_width, estimate_sensitivities, measured_columns
 from components.inference.prediction import FoundBox
 from components.inference.predictor import task_of
 from components.inference.sliding_window import ResampledVolume
 from components.ingestion.volume import Acquisition, Volume
 from components.tasks.detection import drop_duplicate_boxes
-from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
+from model_core.mri_physics.coils import calibration_width, estimate_sensitivities, measured_columns
+from model_core.mri_physics.fourier import fft2c, ifft2c
 from tests.helpers.corpora import tiny_corpus, tiny_volume
 from tests.helpers.trained import tiny_model
 

@@ -23,7 +23,7 @@ from components.ingestion import ingest, list_series, read_path, read_quarantine
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.nifti_writer import write_nifti
 from components.ingestion.volume import Volume
-from model_core.mri_physics.fourier_numpy import fft2c, ifft2c
+from model_core.mri_physics.fourier import fft2c, ifft2c
 from tests.helpers import made_images
 
 OBLIQUE = np.array(made_images.OBLIQUE).reshape(2, 3)

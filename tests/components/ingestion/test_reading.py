@@ -22,7 +22,7 @@ from components.ingestion.formats.dicom.pixels import decode_pixels
 from components.ingestion.formats.orientation import to_canonical
 from components.samples import dicom_series, kspace_files, nifti_files
 from components.samples.cohort import LESION, generate_brain
-from model_core.mri_physics.fourier_numpy import ifft2c
+from model_core.mri_physics.fourier import ifft2c
 
 
 def test_dicom_geometry_is_that_of_dcm2niix(sources: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sampling pattern and coil sensitivities of a multi-coil measurement, estimated from its k-space without a network.
+"""Sampled columns and coil sensitivities of a multi-coil measurement, estimated from its k-space.
 
 Shape letters: D slices, C coils, H rows, W columns.
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from components.curation.curate_volume import low_resolution_sensitivities
+from model_core.mri_physics.fourier import ifft2c
 
 KERNEL, CALIBRATION = 6, 24
 """ESPIRiT's kernel and the side of its calibration region, k-space points (sigpy's defaults)."""
+SMOOTH_LINES = 24
+"""Lowest frequencies of each axis from which smooth coil images are computed."""
 _MEASURED = 1e-6
 """Smallest magnitude of a measured column, relative to the largest: less is rounding of the Fourier transform of a reader."""
 
@@ -46,3 +48,14 @@ def estimate_sensitivities(kspace_DCHW: NDArray[np.complex64]) -> NDArray[np.com
     options = {"calib_width": width, "kernel_width": KERNEL, "crop": 0, "show_pbar": False}
     maps = [EspiritCalib(kspace_CHW, **options).run() for kspace_CHW in kspace_DCHW]
     return np.asarray(np.stack(maps), dtype=np.complex64)
+
+
+def low_resolution_sensitivities(kspace_DCHW: NDArray[np.complex64], lines: int = SMOOTH_LINES) -> NDArray[np.complex64]:
+    """Return the coil images of the lowest ``lines`` frequencies of each axis over their root sum of squares, (D, C, H, W)."""
+    rows, columns = kspace_DCHW.shape[-2:]
+    low = np.zeros_like(kspace_DCHW)
+    center = tuple(slice(max(n // 2 - lines // 2, 0), n // 2 + lines // 2) for n in (rows, columns))
+    low[..., center[0], center[1]] = kspace_DCHW[..., center[0], center[1]]
+    smooth = ifft2c(low)
+    root = np.sqrt((np.abs(smooth) ** 2).sum(axis=1, keepdims=True))
+    return np.asarray(smooth / np.maximum(root, np.finfo(np.float32).tiny), dtype=np.complex64)
