@@ -1,4 +1,4 @@
-"""From what a user calls a model to the folder that holds it."""
+"""Resolution of a model's name: a folder, or an MLflow URI."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 from components.errors import BadInput
 
 PREPROCESSING = "preprocessing.json"
-"""What a model folder has beside weights and tokenizer: the grid that images are brought to."""
+"""File of a model folder with the grid that images are resampled to."""
+_LIST_MODELS = "omnimri models list shows the registered versions"
 
 
 def resolve_model(model: str | Path, tracking_uri: str) -> Path:
-    """A folder as it is; ``models:/omnimri@staging``, ``models:/omnimri/3`` or ``runs:/...`` from MLflow.
+    """Return the folder of a model: a folder unchanged; ``models:/omnimri@staging``, ``models:/omnimri/3`` or ``runs:/...`` from MLflow.
 
     Raises:
-        BadInput: neither a saved model nor anything that MLflow knows.
+        BadInput: the folder contains no saved model, or MLflow has no such model.
     """
     if not str(model).startswith(("models:/", "runs:/")):
         folder = Path(model)
         if not (folder / "config.json").is_file():
-            raise BadInput(
-                "no saved model", where=str(model), remedy="a folder of save_pretrained, or e.g. models:/omnimri@staging"
-            )
+            remedy = "name a folder of save_pretrained, or e.g. models:/omnimri@staging"
+            raise BadInput("no saved model", where=str(model), remedy=remedy)
         return folder
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -30,8 +30,8 @@ def resolve_model(model: str | Path, tracking_uri: str) -> Path:
     try:
         local = Path(mlflow.artifacts.download_artifacts(str(model)))
     except MlflowException:
-        raise BadInput("MLflow has no such model", where=str(model), remedy="omnimri models list shows those there are") from None
-    found = sorted(local.rglob(PREPROCESSING))
-    if not found:
-        raise BadInput("not a model of OmniMRI", where=str(model), remedy="omnimri models list shows those there are")
-    return found[0].parent
+        raise BadInput("MLflow has no such model", where=str(model), remedy=_LIST_MODELS) from None
+    preprocessing_files = sorted(local.rglob(PREPROCESSING))
+    if not preprocessing_files:
+        raise BadInput("not a model of OmniMRI", where=str(model), remedy=_LIST_MODELS)
+    return preprocessing_files[0].parent

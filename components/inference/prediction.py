@@ -1,4 +1,4 @@
-"""What comes out, and its files."""
+"""Predictions and their files."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class FoundBox:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer.
+    """The answer to an instruction about a volume.
 
     Attributes:
-        task: which of the five the answer's form belongs to.
-        text: the answer as written, without markers.
-        slices: indices of the slices that were looked at.
-        boxes: for detection.
-        image: (D, H, W) float32, for reconstruction.
-        mask: (D, H, W) uint8, for segmentation.
-        uncertainty: (D, H, W) float32, deviation of the draws of every voxel, where several were made: in the image's units, or of
-            the mask's probability.
+        task: task that the form of the answer belongs to.
+        text: text of the answer, without markers.
+        slices: indices of the slices that were processed.
         affine: (4, 4), index (d, h, w, 1) -> RAS+ mm, of image, mask and uncertainty.
-        file_affine: (4, 4) of the NIfTI file that was asked about, whose voxels may run in another order; None = another format.
-        preview: (M, M) of the middle slice as the model saw it.
+        preview: (M, M) pixels of the middle slice as the model received it.
+        boxes: boxes of a detection.
+        image: (D, H, W) float32, reconstructed image.
+        mask: (D, H, W) uint8, mask of a segmentation.
+        uncertainty: (D, H, W) float32, standard deviation over two or more samples, in units of the image or of the mask's
+            probability.
+        file_affine: (4, 4) of the input's NIfTI file, whose axes may have another order; None for another format.
     """
 
     task: TaskName
@@ -55,23 +55,12 @@ class Prediction:
     file_affine: NDArray[np.float64] | None = None
 
 
-def _save_nifti(path: Path, values: NDArray[Any], prediction: Prediction) -> Path:
-    """(D, H, W) as NIfTI: on the very grid of the file that was asked about, or in the order (W, H, D), which viewers expect."""
-    import nibabel as nib
-
-    image = nib.Nifti1Image(values.transpose(2, 1, 0), prediction.affine[:, [2, 1, 0, 3]])
-    if (like := prediction.file_affine) is not None:
-        wanted = nib.orientations.io_orientation(like)
-        turned = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(image.affine), wanted))
-        if np.allclose(turned.affine, like, atol=1e-3):  # not where an axis is as near to one direction as to another
-            image = nib.Nifti1Image(turned.dataobj, like)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(image.to_bytes())
-    return path
-
-
 def save(prediction: Prediction, out: Path) -> list[Path]:
-    """Write ``answer.json`` and a picture and, where there are such, ``image.nii`` or ``mask.nii`` and ``uncertainty.nii``."""
+    """Write ``answer.json`` and ``picture.png`` and, if the prediction has them, ``image.nii``, ``mask.nii``, ``uncertainty.nii``.
+
+    Returns:
+        The paths of the written files.
+    """
     written = []
     for name in ("image", "mask", "uncertainty"):
         if (values := getattr(prediction, name)) is not None:
@@ -87,7 +76,25 @@ def save(prediction: Prediction, out: Path) -> list[Path]:
     return [*written, out / "answer.json"]
 
 
+def _save_nifti(path: Path, values: NDArray[Any], prediction: Prediction) -> Path:
+    """Write (D, H, W) values as NIfTI: on the grid of the input's file, or in the order (W, H, D), which viewers expect."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(values.transpose(2, 1, 0), prediction.affine[:, [2, 1, 0, 3]])
+    if (file_affine := prediction.file_affine) is not None:
+        orientation = nib.orientations.io_orientation(file_affine)
+        transform = nib.orientations.ornt_transform(nib.orientations.io_orientation(image.affine), orientation)
+        reoriented = image.as_reoriented(transform)
+        # The orientation is ambiguous if an axis is equally close to two directions.
+        if np.allclose(reoriented.affine, file_affine, atol=1e-3):
+            image = nib.Nifti1Image(reoriented.dataobj, file_affine)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(image.to_bytes())
+    return path
+
+
 def _save_picture(prediction: Prediction, path: Path) -> Path:
+    """Draw the input of the middle slice next to its mask, image or boxes."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -103,9 +110,8 @@ def _save_picture(prediction: Prediction, path: Path) -> Path:
     else:
         right.imshow(prediction.preview, cmap="gray", vmin=0, vmax=1)
         for box in (box for box in prediction.boxes if box.slice_index == middle):
-            right.add_patch(
-                Rectangle((box.col0, box.row0), box.col1 - box.col0, box.row1 - box.row0, fill=False, edgecolor="orange")
-            )
+            height, width = box.row1 - box.row0, box.col1 - box.col0
+            right.add_patch(Rectangle((box.col0, box.row0), width, height, fill=False, edgecolor="orange"))
     right.set_title(prediction.text[:60], fontsize=9)
     for axis in (left, right):
         axis.set_axis_off()

@@ -54,8 +54,7 @@ class Segmentation(Task):
             structure = card.label_map[value].lower()
             for slice_index in spread(slices, settings.slices_per_volume):
                 words = {"structure": structure}
-                fields = {"structure": structure, "label_value": value}
-                yield build_instruction(curated, self, slice_index, MASK_RESPONSE, words, **fields)
+                yield build_instruction(curated, self, slice_index, MASK_RESPONSE, words, structure=structure, label_value=value)
 
     def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:  # noqa: D102 (see Task)
         return volume.has_labels and record.label_value in volume.label_values

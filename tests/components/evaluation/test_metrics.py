@@ -18,7 +18,7 @@ edges = st.tuples(st.integers(0, 900), st.integers(1, 99)).map(lambda pair: (pai
 boxes = st.tuples(edges, edges).map(lambda pair: TextBox("lesion", pair[0][0], pair[1][0], pair[0][1], pair[1][1]))
 
 
-def _volumes() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _volumes() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     truth = rng.uniform(size=(3, 24, 24)).astype(np.float32)
     return (truth + 0.05 * rng.normal(size=truth.shape)).astype(np.float32), truth
