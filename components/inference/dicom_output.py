@@ -1,7 +1,7 @@
-"""An answer about a DICOM series as DICOM: a mask as Segmentation (PS3.3 A.51), words and boxes as Structured Report (A.35.3).
+"""DICOM output for a DICOM series: a mask as Segmentation (PS3.3 A.51), text and boxes as Structured Report (PS3.3 A.35.3).
 
-Patient and study are those of the images that were asked about, and every object names them as its source. Reports are marked as
-unverified and partial: a machine has made them.
+Patient and study are those of the input images, and every object references them as its source. Reports are marked as unverified
+and partial, because they are generated.
 """
 
 from __future__ import annotations
@@ -22,62 +22,65 @@ from components.ingestion.formats.sniff import detect_format
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MAKER, MODEL, SERIAL = "OmniMRI", "omnimri", "0"
+MANUFACTURER, MODEL, SERIAL = "OmniMRI", "omnimri", "0"
 SEGMENTATION_FILE, REPORT_FILE = "segmentation.dcm", "report.dcm"
 SERIES = {SEGMENTATION_FILE: 9001, REPORT_FILE: 9002}
 DISCLAIMER = "Made by research software. Not a medical device; not for clinical use."
 
 
 def save_dicom(prediction: Prediction, instruction: str, source: Path, out: Path) -> list[Path]:
-    """Write ``segmentation.dcm`` of a mask, or ``report.dcm`` of words and boxes; nothing for a reconstruction.
+    """Write ``segmentation.dcm`` for a mask, or ``report.dcm`` for text and boxes; nothing for a reconstruction.
 
     Args:
-        source: the DICOM file or folder that was asked about; nothing is written of anything else.
+        source: the input; nothing is written unless it is a DICOM file or folder.
+
+    Returns:
+        The paths of the written files.
 
     Raises:
-        BadInput: the series lacks what a DICOM object must repeat (patient, study, position).
+        BadInput: the series lacks elements that a DICOM object must repeat (patient, study, position).
     """
-    images = _images(source)
+    images = _read_image_headers(source)
     if not images or prediction.image is not None:
         return []
     name = SEGMENTATION_FILE if prediction.mask is not None else REPORT_FILE
-    make = _report if prediction.mask is None else _segmentation
+    build = _build_report if prediction.mask is None else _build_segmentation
     try:
-        made = make(prediction, instruction, images)
+        dataset = build(prediction, instruction, images)
     except (AttributeError, KeyError, ValueError) as error:
         raise BadInput(
-            f"no DICOM can be made of the answer ({type(error).__name__})",
+            f"the answer cannot be written as DICOM ({type(error).__name__})",
             where=source.name,
-            remedy="the series needs patient, study and position in its headers; the NIfTI and JSON answers are there all the same",
+            remedy="add patient, study and position to the headers of the series; the NIfTI and JSON files are complete",
         ) from None
     out.mkdir(parents=True, exist_ok=True)
     with atomic_file(out / name) as temporary:
-        made.save_as(temporary, enforce_file_format=True)
+        dataset.save_as(temporary, enforce_file_format=True)
     return [out / name]
 
 
-def _images(source: Path) -> list[Dataset]:
-    """Headers of the MR images, in the order of their positions."""
+def _read_image_headers(source: Path) -> list[Dataset]:
+    """Read the headers of the MR images, in the order of their instance numbers."""
     from components.ingestion.formats.dicom.headers import MR_CLASSES, read_header
 
     files = [source] if source.is_file() else [file for file in sorted(source.rglob("*")) if file.is_file()]
-    found = [read_header(file) for file in files if detect_format(file) == "dicom"]
-    images = [image for image in found if image.get("SOPClassUID") in MR_CLASSES]
+    headers = [read_header(file) for file in files if detect_format(file) == "dicom"]
+    images = [image for image in headers if image.get("SOPClassUID") in MR_CLASSES]
     return sorted(images, key=lambda image: int(image.get("InstanceNumber") or 0))
 
 
-def _lps(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Index (slice, row, column) -> DICOM's patient coordinates, mm."""
+def _to_lps(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Convert an affine to RAS+ into one from indices (slice, row, column) to DICOM's patient coordinates (LPS+), mm."""
     return np.asarray(np.linalg.inv(LPS_TO_RAS) @ affine, dtype=np.float64)
 
 
-def _codes(instruction: str) -> tuple[str, Any, Any]:
-    """Label, category and type (SNOMED CT) of the structure that an instruction names."""
+def _find_codes(instruction: str) -> tuple[str, Any, Any]:
+    """Return label, category and type (SNOMED CT) of the structure that an instruction names."""
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
     anatomy, abnormal = codes.SCT.AnatomicalStructure, codes.SCT.MorphologicallyAbnormalStructure
-    known = {
+    structures = {
         "grey matter": (anatomy, codes.SCT.GrayMatter),
         "gray matter": (anatomy, codes.SCT.GrayMatter),
         "white matter": (anatomy, codes.SCT.WhiteMatter),
@@ -86,25 +89,28 @@ def _codes(instruction: str) -> tuple[str, Any, Any]:
         "tumour": (abnormal, codes.SCT.Neoplasm),
         "lesion": (abnormal, codes.SCT.Lesion),
     }
-    asked = instruction.lower()
-    for name, (category, kind) in known.items():
-        if name in asked:
+    text = instruction.lower()
+    for name, (category, kind) in structures.items():
+        if name in text:
             return name, category, kind
     return "structure", anatomy, codes.SCT.AnatomicalStructure
 
 
-def _segmentation(prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> Dataset:
+def _build_segmentation(prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> Dataset:
     import highdicom as hd
 
     assert prediction.mask is not None
-    label, category, kind = _codes(instruction)
-    kind_of_algorithm = hd.sr.CodedConcept("123109", "DCM", "Artificial Intelligence")
-    algorithm = hd.AlgorithmIdentificationSequence(MODEL, family=kind_of_algorithm, version=_version())
+    label, category, kind = _find_codes(instruction)
+    algorithm_family = hd.sr.CodedConcept("123109", "DCM", "Artificial Intelligence")
+    algorithm = hd.AlgorithmIdentificationSequence(MODEL, family=algorithm_family, version=_version())
     segment = hd.seg.SegmentDescription(
         1, label, category, kind, hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, algorithm_identification=algorithm
     )
     volume = hd.Volume(
-        prediction.mask, _lps(prediction.affine), coordinate_system="PATIENT", frame_of_reference_uid=images[0].FrameOfReferenceUID
+        prediction.mask,
+        _to_lps(prediction.affine),
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=images[0].FrameOfReferenceUID,
     )
     return hd.seg.Segmentation(
         source_images=images,
@@ -115,7 +121,7 @@ def _segmentation(prediction: Prediction, instruction: str, images: Sequence[Dat
         series_number=SERIES[SEGMENTATION_FILE],
         sop_instance_uid=hd.UID(),
         instance_number=1,
-        manufacturer=MAKER,
+        manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL,
         software_versions=_version(),
         device_serial_number=SERIAL,
@@ -125,7 +131,7 @@ def _segmentation(prediction: Prediction, instruction: str, images: Sequence[Dat
     )
 
 
-def _report(prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> Dataset:
+def _build_report(prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> Dataset:
     import highdicom as hd
     from highdicom.sr import CodedConcept, ContainerContentItem, ContentSequence, RelationshipTypeValues, TextContentItem
 
@@ -136,10 +142,10 @@ def _report(prediction: Prediction, instruction: str, images: Sequence[Dataset])
     note = ContainerContentItem(CodedConcept("121111", "DCM", "Summary"), relationship_type=contains)
     request.ContentSequence = ContentSequence([TextContentItem(CodedConcept("121106", "DCM", "Comment"), instruction, contains)])
     note.ContentSequence = ContentSequence([TextContentItem(CodedConcept("121106", "DCM", "Comment"), DISCLAIMER, contains)])
-    found = [TextContentItem(CodedConcept("121071", "DCM", "Finding"), prediction.text or "no answer", contains)]
-    found += [_box(box, prediction, images) for box in prediction.boxes]
-    findings.ContentSequence = ContentSequence(found)
-    root.ContentSequence = ContentSequence([_language(), request, findings, note])
+    items: list[Any] = [TextContentItem(CodedConcept("121071", "DCM", "Finding"), prediction.text or "no answer", contains)]
+    items += [_build_box(box, prediction, images) for box in prediction.boxes]
+    findings.ContentSequence = ContentSequence(items)
+    root.ContentSequence = ContentSequence([_build_language(), request, findings, note])
     return hd.sr.ComprehensiveSR(
         evidence=images,
         content=root,
@@ -147,7 +153,7 @@ def _report(prediction: Prediction, instruction: str, images: Sequence[Dataset])
         series_number=SERIES[REPORT_FILE],
         sop_instance_uid=hd.UID(),
         instance_number=1,
-        manufacturer=MAKER,
+        manufacturer=MANUFACTURER,
         is_complete=False,
         is_final=False,
         is_verified=False,
@@ -155,7 +161,7 @@ def _report(prediction: Prediction, instruction: str, images: Sequence[Dataset])
     )
 
 
-def _language() -> Any:
+def _build_language() -> Any:
     from highdicom.sr import CodeContentItem, CodedConcept, RelationshipTypeValues
 
     return CodeContentItem(
@@ -165,8 +171,8 @@ def _language() -> Any:
     )
 
 
-def _box(box: FoundBox, prediction: Prediction, images: Sequence[Dataset]) -> Any:
-    """A finding with its outline on the image that lies nearest."""
+def _build_box(box: FoundBox, prediction: Prediction, images: Sequence[Dataset]) -> Any:
+    """Build a finding with its outline on the nearest image."""
     from highdicom.sr import (
         CodedConcept,
         ContentSequence,
@@ -178,8 +184,8 @@ def _box(box: FoundBox, prediction: Prediction, images: Sequence[Dataset]) -> An
 
     corners = [(box.row0, box.col0), (box.row0, box.col1), (box.row1, box.col1), (box.row1, box.col0), (box.row0, box.col0)]
     index = np.array([[box.slice_index, row - 0.5, column - 0.5, 1.0] for row, column in corners])
-    points = (index @ _lps(prediction.affine).T)[:, :3]
-    image, frame, pixels = _nearest(points, images)
+    points = (index @ _to_lps(prediction.affine).T)[:, :3]
+    image, frame, pixels = _find_nearest_frame(points, images)
     item = TextContentItem(CodedConcept("121071", "DCM", "Finding"), box.label, RelationshipTypeValues.CONTAINS)
     outline = ScoordContentItem(
         CodedConcept("111030", "DCM", "Image Region"),
@@ -187,24 +193,30 @@ def _box(box: FoundBox, prediction: Prediction, images: Sequence[Dataset]) -> An
         pixels + 0.5,
         relationship_type=RelationshipTypeValues.INFERRED_FROM,
     )
-    seen = ImageContentItem(
+    source_image = ImageContentItem(
         CodedConcept("111040", "DCM", "Original Source"),
         image.SOPClassUID,
         image.SOPInstanceUID,
         referenced_frame_numbers=frame,
         relationship_type=RelationshipTypeValues.SELECTED_FROM,
     )
-    outline.ContentSequence = ContentSequence([seen])
+    outline.ContentSequence = ContentSequence([source_image])
     item.ContentSequence = ContentSequence([outline])
     return item
 
 
-def _nearest(points_mm: NDArray[np.float64], images: Sequence[Dataset]) -> tuple[Dataset, int | None, NDArray[np.float64]]:
-    """The frame whose plane the points are nearest to, its number in a multi-frame image, and the points as (column, row) on it."""
+def _find_nearest_frame(
+    points_mm: NDArray[np.float64], images: Sequence[Dataset]
+) -> tuple[Dataset, int | None, NDArray[np.float64]]:
+    """Find the frame whose plane is nearest to the points.
+
+    Returns:
+        The image, the frame number in a multi-frame image (else None), and the points as (column, row) on the frame.
+    """
     best: tuple[float, Dataset, int | None, NDArray[np.float64]] | None = None
     for image in images:
-        for number, (position, orientation, spacing) in _planes(image):
-            along_columns, along_rows = orientation[:3] * spacing[1], orientation[3:] * spacing[0]  # a step in column, in row
+        for number, (position, orientation, spacing) in _frame_planes(image):
+            along_columns, along_rows = orientation[:3] * spacing[1], orientation[3:] * spacing[0]  # mm per column, per row
             normal = np.cross(orientation[:3], orientation[3:])
             offsets = points_mm - position
             distance = float(np.abs(offsets @ normal).mean())
@@ -215,8 +227,8 @@ def _nearest(points_mm: NDArray[np.float64], images: Sequence[Dataset]) -> tuple
     return best[1], best[2], best[3]
 
 
-def _planes(image: Dataset) -> list[tuple[int | None, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]]:
-    """(frame number or None, (position, orientation, row and column spacing)) of every frame."""
+def _frame_planes(image: Dataset) -> list[tuple[int | None, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]]:
+    """Return (frame number or None, (position, orientation, row and column spacing)) of every frame."""
 
     def plane(position: Any, orientation: Any, spacing: Any) -> tuple[Any, Any, Any]:
         return np.array(position, float), np.array(orientation, float), np.array(spacing, float)
@@ -224,12 +236,12 @@ def _planes(image: Dataset) -> list[tuple[int | None, tuple[NDArray[np.float64],
     if "PerFrameFunctionalGroupsSequence" not in image:
         return [(None, plane(image.ImagePositionPatient, image.ImageOrientationPatient, image.PixelSpacing))]
     shared = image.SharedFunctionalGroupsSequence[0]
-    found: list[Any] = []
+    planes: list[Any] = []
     for number, frame in enumerate(image.PerFrameFunctionalGroupsSequence, start=1):
-        turned = (frame if "PlaneOrientationSequence" in frame else shared).PlaneOrientationSequence[0].ImageOrientationPatient
-        spaced = (frame if "PixelMeasuresSequence" in frame else shared).PixelMeasuresSequence[0].PixelSpacing
-        found.append((number, plane(frame.PlanePositionSequence[0].ImagePositionPatient, turned, spaced)))
-    return found
+        orientation = (frame if "PlaneOrientationSequence" in frame else shared).PlaneOrientationSequence[0].ImageOrientationPatient
+        spacing = (frame if "PixelMeasuresSequence" in frame else shared).PixelMeasuresSequence[0].PixelSpacing
+        planes.append((number, plane(frame.PlanePositionSequence[0].ImagePositionPatient, orientation, spacing)))
+    return planes
 
 
 def _version() -> str:

@@ -12,7 +12,10 @@ _LIST_MODELS = "omnimri models list shows the registered versions"
 
 
 def resolve_model(model: str | Path, tracking_uri: str) -> Path:
-    """Return the folder of a model: a folder unchanged; ``models:/omnimri@staging``, ``models:/omnimri/3`` or ``runs:/...`` from MLflow.
+    """Return the folder of a model.
+
+    Args:
+        model: a folder, which is returned unchanged, or an MLflow URI, e.g. ``models:/omnimri@staging`` or ``models:/omnimri/3``.
 
     Raises:
         BadInput: the folder contains no saved model, or MLflow has no such model.

@@ -1,4 +1,4 @@
-"""What a stranger's file may ask of this machine: so much memory, and no file but itself."""
+"""Limits for untrusted uploads: size of the request, decoded size of an image, no references to other files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from components.registries import FORMATS
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request.
+    """Limits of one request.
 
     Attributes:
-        request_bytes: of its body; images: of its rows; instruction_characters: of each question.
-        voxels: of an image once it is unpacked (all frames, coils and channels).
-        queue: requests that wait while one is answered; seconds: for an answer.
+        request_bytes: size of the body, bytes.
+        images: number of rows, each with one image.
+        instruction_characters: length of each instruction, characters.
+        voxels: decoded size of an image: voxels of all frames, coils and channels.
+        queue: number of requests that wait while one is answered.
+        seconds: time for an answer.
     """
 
     request_bytes: int = 256 * 2**20
@@ -28,13 +31,13 @@ class Limits:
     seconds: float = 120.0
 
 
-def require_modest(path: Path, limits: Limits) -> None:
-    """Look at a file's claims before it is read.
+def check_limits(path: Path, limits: Limits) -> None:
+    """Check the header of an image file against the limits before the file is read.
 
     Raises:
-        BadInput: more voxels than allowed, a damaged header, or a file that refers to other files.
+        BadInput: the image has too many voxels, its header is damaged, or the file refers to other files.
     """
     name = detect_format(path)
     voxels = path.stat().st_size if name is None else FORMATS[name].count_voxels(path, limits.voxels)
     if voxels > limits.voxels:
-        raise BadInput("an image of too many voxels", where="image", remedy=f"at most {limits.voxels} in all")
+        raise BadInput("the image has too many voxels", where="image", remedy=f"send at most {limits.voxels} voxels")

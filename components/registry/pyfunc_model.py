@@ -60,7 +60,7 @@ class OmniMRIPyfunc(PythonModel):
     def _answer(self, image: str, instruction: str, limits: Any) -> dict[str, str]:
         from components.errors import BadInput
         from components.inference import save
-        from components.inference.untrusted_input import require_modest
+        from components.inference.untrusted_input import check_limits
 
         if len(instruction) > limits.instruction_characters:
             raise BadInput(
@@ -73,7 +73,7 @@ class OmniMRIPyfunc(PythonModel):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image"
             path.write_bytes(content)
-            require_modest(path, limits)
+            check_limits(path, limits)
             prediction = self.predictor.predict(path, instruction)
             written = [file for file in save(prediction, Path(folder) / "out") if file.suffix == ".nii"]
             file = base64.b64encode(written[0].read_bytes()).decode() if written else ""

@@ -1,4 +1,4 @@
-"""What comes back of a DICOM series is DICOM: valid, of the same patient, and in the same place."""
+"""The answer about a DICOM series is DICOM: valid, of the same patient, at the same position."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from components.samples.dicom_series import GRID, create_mr_image
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A T1 of twenty slices, its files in no order."""
+    """Write a T1 series of twenty slices; the file names are not in slice order."""
     folder, patient = tmp_path_factory.mktemp("series"), generate_brain(0, GRID, 0)
     for index, plane in enumerate(simulate_magnitude(patient.images["T1-weighted"], 0, "T1-weighted")):
         create_mr_image(patient, "T1-weighted", 1, index, plane).save_as(
@@ -36,18 +36,18 @@ def volume(series: Path) -> Volume:
     return read_path(series)
 
 
-def answer(volume: Volume, task: str, **parts: object) -> Prediction:
+def answer(volume: Volume, task: str, **fields: object) -> Prediction:
     preview = np.zeros((8, 8), np.float32)
     plain = Prediction(task, "Modality: MRI. One lesion.", (0,), np.asarray(volume.affine), preview)  # type: ignore[arg-type]
-    return replace(plain, **parts)  # type: ignore[arg-type]
+    return replace(plain, **fields)  # type: ignore[arg-type]
 
 
-def valid(path: Path) -> None:
-    """By dicom3tools, which knows every module of the standard."""
+def validate_dicom(path: Path) -> None:
+    """Validate a file with dicom3tools, which checks every module of the standard."""
     if shutil.which("dciodvfy") is None:
         pytest.skip("no validator: apt-get install dicom3tools")
-    said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True).stderr
-    assert not [line for line in said.splitlines() if line.startswith("Error")], said
+    errors = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True).stderr
+    assert not [line for line in errors.splitlines() if line.startswith("Error")], errors
 
 
 @pytest.fixture(scope="module")
@@ -63,42 +63,42 @@ def test_a_mask_becomes_a_segmentation_of_the_same_pixels(series: Path, volume: 
     bright = np.percentile(np.stack([image.pixel_array for image in images.values()]), 90)
     uids = [uid for uid in images if images[uid].pixel_array.max() > bright]
     masks = written.get_pixels_by_source_instance(uids, segment_numbers=[1], ignore_spatial_locations=True)[..., 0]
-    for uid, found in zip(uids, masks, strict=True):
-        np.testing.assert_array_equal(found, images[uid].pixel_array > bright)
-    valid(path)
+    for uid, mask_slice in zip(uids, masks, strict=True):
+        np.testing.assert_array_equal(mask_slice, images[uid].pixel_array > bright)
+    validate_dicom(path)
 
 
-def test_an_empty_mask_is_an_answer_too(series: Path, volume: Volume, mask: np.ndarray, tmp_path: Path) -> None:
+def test_an_empty_mask_is_written_too(series: Path, volume: Volume, mask: np.ndarray, tmp_path: Path) -> None:
     [path] = save_dicom(answer(volume, "segmentation", mask=np.zeros_like(mask)), "Segment the lesion.", series, tmp_path)
     assert not hd.seg.segread(path).pixel_array.any()
-    valid(path)
+    validate_dicom(path)
 
 
 def test_boxes_become_outlines_on_the_image_that_shows_them(series: Path, volume: Volume, tmp_path: Path) -> None:
-    """The corner of the box is where the voxel is: on the very image, at the very pixel."""
+    """The corners of a box are on the image and the pixels of its voxels."""
     box = FoundBox("lesion", 6, 30, 40, 50, 70)
     [path] = save_dicom(answer(volume, "detection", boxes=(box,)), "Is there a lesion?", series, tmp_path)
-    valid(path)
+    validate_dicom(path)
     report = pydicom.dcmread(path)
     text = report.to_json()
     assert report.VerificationFlag == "UNVERIFIED" and report.PatientID == "DCM-0000" and "not for clinical use" in text
     findings = next(item for item in report.ContentSequence if item.ConceptNameCodeSequence[0].CodeMeaning == "Findings")
     outline = findings.ContentSequence[1].ContentSequence[0]
     uid = outline.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
-    [image] = [one for one in map(pydicom.dcmread, series.iterdir()) if uid == one.SOPInstanceUID]
+    [image] = [header for header in map(pydicom.dcmread, series.iterdir()) if uid == header.SOPInstanceUID]
     columns, rows = np.array(outline.GraphicData).reshape(-1, 2).T
     crop = image.pixel_array[round(rows.min()) : round(rows.max()), round(columns.min()) : round(columns.max())]
-    there = volume.voxels[6, 30:50, 40:70]
-    assert sorted(crop.ravel().tolist()) == pytest.approx(sorted(there.ravel().tolist()))
+    expected = volume.voxels[6, 30:50, 40:70]
+    assert sorted(crop.ravel().tolist()) == pytest.approx(sorted(expected.ravel().tolist()))
 
 
 @pytest.mark.parametrize("task", ["diagnosis", "report"])
-def test_words_become_a_report(series: Path, volume: Volume, tmp_path: Path, task: str) -> None:
+def test_text_becomes_a_report(series: Path, volume: Volume, tmp_path: Path, task: str) -> None:
     [path] = save_dicom(answer(volume, task), "Generate a report.", series, tmp_path)
     assert "One lesion." in pydicom.dcmread(path).to_json()
-    valid(path)
+    validate_dicom(path)
 
 
-def test_of_what_is_no_dicom_no_dicom_is_made(volume: Volume, tmp_path: Path) -> None:
+def test_no_dicom_is_written_for_another_format(volume: Volume, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("no image")
     assert not save_dicom(answer(volume, "report"), "Report.", tmp_path, tmp_path / "out") and not (tmp_path / "out").exists()

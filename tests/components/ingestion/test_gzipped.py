@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from components.catalog import DatasetCard
 from components.errors import BadInput
-from components.inference.untrusted_input import Limits, require_modest
+from components.inference.untrusted_input import Limits, check_limits
 from components.ingestion import ingest, read_path, read_quarantine
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats import gzipped
@@ -80,7 +80,7 @@ def test_a_bomb_is_refused_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pyt
         ("unreadable", "a gzipped file that unpacks to more than 2 MiB", "unpack it, if that is right")
     ]
     with pytest.raises(BadInput, match="more than 2 MiB"):
-        require_modest(tmp_path / "source" / "bomb.dcm.gz", Limits())
+        check_limits(tmp_path / "source" / "bomb.dcm.gz", Limits())
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

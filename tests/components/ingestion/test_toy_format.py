@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from components.catalog import DatasetCard, Layout
 from components.errors import BadInput
-from components.inference.untrusted_input import Limits, require_modest
+from components.inference.untrusted_input import Limits, check_limits
 from components.ingestion import ingest, list_series, read_path, read_quarantine, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.sniff import detect_format
@@ -97,9 +97,9 @@ def test_one_file_is_read_for_prediction(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_limits_of_untrusted_files_apply(source: Path) -> None:
-    require_modest(source / "sub-1", Limits())
+    check_limits(source / "sub-1", Limits())
     with pytest.raises(BadInput, match="too many voxels"):
-        require_modest(source / "sub-1", Limits(voxels=100))
+        check_limits(source / "sub-1", Limits(voxels=100))
 
 
 def test_every_format_knows_its_registered_name(source: Path) -> None:
