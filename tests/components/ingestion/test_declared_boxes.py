@@ -21,7 +21,7 @@ from components.ingestion import ingest, list_series, read_quarantine, read_volu
 from components.ingestion.annotations import finding_tables
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.volume import Volume
-from tests.helpers import made_images
+from tests.helpers import dicom_files
 
 KEY = bytes(range(32))
 TITLES = ("Patient ID", "Start Row", "End Row", "Start Column", "End Column", "Start Slice", "End Slice")
@@ -59,16 +59,16 @@ def _boxed(volume: Volume) -> NDArray[np.bool_]:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 2, 4, 1, 3, 5]])
-@pytest.mark.parametrize("orientation", [made_images.AXIAL, made_images.SAGITTAL])
+@pytest.mark.parametrize("orientation", [dicom_files.AXIAL, dicom_files.SAGITTAL])
 def test_the_table_of_duke_is_read_by_its_card(tmp_path: Path, order: list[int], orientation: tuple[float, ...]) -> None:
     """Slices count from one in the order of the instance numbers, which may lead up or down; only dynamic series are boxed."""
     card, source = load_card("duke-breast-cancer-mri"), tmp_path / "source"
     study = source / "Duke-Breast-Cancer-MRI" / "Breast_MRI_001" / "01-01-1990-NA-MRI BREAST"
     for number, name in enumerate(("ax dyn 1st pass", "ax t1", "Ax Vibrant MultiPhase")):
-        voxels = made_images.pixels(6, 12, 14, seed=number)
+        voxels = dicom_files.random_pixels(6, 12, 14, seed=number)
         for slice_number in (2, 3, 4):  # the third to the fifth file
             voxels[order[slice_number - 1], 4:8, 5:11] = BRIGHT
-        made_images.series(
+        dicom_files.write_series(
             study / f"{number}.000000-{name}-1",
             name,
             voxels,
@@ -121,7 +121,7 @@ def test_boxes_turn_with_the_image(
 
 
 def test_several_boxes_and_arrays_without_a_header(tmp_path: Path) -> None:
-    values = made_images.pixels(5, 8, 9)
+    values = dicom_files.random_pixels(5, 8, 9)
     values[1:3, 2:4, 5:7] = values[4, 6:8, 0:2] = BRIGHT
     (tmp_path / "source").mkdir()
     np.save(tmp_path / "source" / "exam7.npy", values)
@@ -144,7 +144,7 @@ def test_several_boxes_and_arrays_without_a_header(tmp_path: Path) -> None:
 )
 def test_a_box_that_cannot_be_is_told_and_the_image_kept(tmp_path: Path, row: tuple[object, ...], reason: str) -> None:
     (tmp_path / "source").mkdir()
-    np.save(tmp_path / "source" / "exam7.npy", made_images.pixels(5, 8, 9))
+    np.save(tmp_path / "source" / "exam7.npy", dicom_files.random_pixels(5, 8, 9))
     _table(tmp_path / "source" / "boxes.csv", row)
     ingest(CARD, tmp_path / "source", tmp_path / "data", DEMO_KEY)
     (volume,) = [read_volume(tmp_path / "data", one, CARD) for one in list_series(tmp_path / "data", CARD.id)]

@@ -32,7 +32,7 @@ from components.ingestion.deidentification.deidentify import clean_sidecar, prof
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.provenance import REPOSITORY
 from components.settings import CurationSettings
-from tests.helpers import made_images
+from tests.helpers import dicom_files
 
 NAME, DATE, UID, NUMBER = "ZWETSCHGE", "19440406", "1.2.826.0.1.77777777", 7654321
 PLANTED = (NAME, NAME.lower(), "Zwetschge", DATE, "1944-04-06", UID, str(NUMBER))
@@ -139,7 +139,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _nifti(folder)
     _metaimage(folder)
     _kspace(folder)
-    np.save(folder / f"{NAME} array.npy", made_images.pixels(3, 9, 8))
+    np.save(folder / f"{NAME} array.npy", dicom_files.random_pixels(3, 9, 8))
     (folder / f"{NAME} notes.txt").write_text(f"{NAME} was here")
     (folder / f"broken.{NAME}").write_bytes(b"\0" * 128 + b"DICM" + NAME.encode() * 9)
     with (folder / "findings.csv").open("w", newline="") as stream:
@@ -154,8 +154,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _dicom(folder: Path) -> None:
-    for number, voxels in enumerate(made_images.pixels(1, 8, 9)):
-        path = made_images.slice_(folder / "dicom", f"{NAME}{number}", number + 1, (0, 0, 4.0 * number), voxels)
+    for number, voxels in enumerate(dicom_files.random_pixels(1, 8, 9)):
+        path = dicom_files.write_slice(folder / "dicom", f"{NAME}{number}", number + 1, (0, 0, 4.0 * number), voxels)
         image = pydicom.dcmread(path)
         own = {name: image[name] for name in ("SOPInstanceUID", "SeriesInstanceUID", "ImageType", "EchoTime")}
         assert _plant(image) > 2000
@@ -169,8 +169,8 @@ def _dicom(folder: Path) -> None:
         image.preamble = NAME.encode().ljust(128, b"\0")
         image.PixelData = image.PixelData + NAME.encode() + b" "  # behind the last pixel
         image.save_as(path, enforce_file_format=True)
-    frames = [{"plane": plane, "offset": 4.0 * place} for place, plane in enumerate(made_images.pixels(3, 8, 9, seed=5))]
-    path = made_images.enhanced(folder / "dicom" / "enhanced.dcm", frames)
+    frames = [{"plane": plane, "offset": 4.0 * place} for place, plane in enumerate(dicom_files.random_pixels(3, 8, 9, seed=5))]
+    path = dicom_files.write_enhanced(folder / "dicom" / "enhanced.dcm", frames)
     image = pydicom.dcmread(path)
     for item in (image, *image.PerFrameFunctionalGroupsSequence, *image.SharedFunctionalGroupsSequence):
         item.PatientComments, item.ImageComments, item.FrameLabel = NAME, NAME, NAME
@@ -181,7 +181,7 @@ def _dicom(folder: Path) -> None:
 def _structures(folder: Path) -> None:
     """Outlines on the classic image, whose frame of reference and patient are planted too."""
     corners = np.array([[2.0, 2, 0], [2, 6, 0], [6, 6, 0], [6, 2, 0]])
-    path = made_images.structure_set(folder / "dicom" / "structures.dcm", {"Meniscus": [corners]}, f"{UID}.9", UID)
+    path = dicom_files.write_structure_set(folder / "dicom" / "structures.dcm", {"Meniscus": [corners]}, f"{UID}.9", UID)
     image = pydicom.dcmread(path)
     kept = ("SOPInstanceUID", "StructureSetROISequence", "ROIContourSequence", "ReferencedFrameOfReferenceSequence")
     own = {name: image[name] for name in kept}
@@ -195,7 +195,7 @@ def _structures(folder: Path) -> None:
 
 
 def _nifti(folder: Path) -> None:
-    image = nib.Nifti1Image(made_images.pixels(8, 9, 3, seed=6), np.diag([1.0, 1, 4, 1]))
+    image = nib.Nifti1Image(dicom_files.random_pixels(8, 9, 3, seed=6), np.diag([1.0, 1, 4, 1]))
     image.header["descrip"], image.header["aux_file"], image.header["intent_name"] = NAME, NAME, NAME
     image.header["db_name"] = NAME
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", f"{NAME} {DATE}".encode()))
@@ -218,11 +218,11 @@ def _nifti(folder: Path) -> None:
 
 
 def _metaimage(folder: Path) -> None:
-    image = SimpleITK.GetImageFromArray(made_images.pixels(3, 9, 8, seed=7))
+    image = SimpleITK.GetImageFromArray(dicom_files.random_pixels(3, 9, 8, seed=7))
     for key in ("PatientName", "Comment", "Name", "0010|0010"):
         image.SetMetaData(key, f"{NAME} {DATE}")
     SimpleITK.WriteImage(image, str(folder / f"{NAME}.mha"))
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(made_images.pixels(3, 9, 8, seed=8)), str(folder / f"{NAME}2.mhd"))
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(dicom_files.random_pixels(3, 9, 8, seed=8)), str(folder / f"{NAME}2.mhd"))
 
 
 def _kspace(folder: Path) -> None:
@@ -372,9 +372,9 @@ def test_elements_that_are_left_say_nothing_but_numbers_and_published_words(plan
 
 
 def test_uids_stay_consistent_and_dates_keep_their_intervals(tmp_path: Path) -> None:
-    voxels = made_images.pixels(2, 4, 8, 9)
-    made_images.series(tmp_path / "source", "a", voxels[0], StudyDate="20200105")
-    made_images.series(tmp_path / "source", "b", voxels[1], StudyDate="20200112", SeriesInstanceUID="1.2.3", EchoTime=80)
+    voxels = dicom_files.random_pixels(2, 4, 8, 9)
+    dicom_files.write_series(tmp_path / "source", "a", voxels[0], StudyDate="20200105")
+    dicom_files.write_series(tmp_path / "source", "b", voxels[1], StudyDate="20200112", SeriesInstanceUID="1.2.3", EchoTime=80)
     ingest(CARD, tmp_path / "source", tmp_path / "data", DEMO_KEY)
     images = [pydicom.dcmread(path) for path in sorted(tmp_path.glob("data/**/*.dcm"))]
     assert len({image.FrameOfReferenceUID for image in images}) == 1 and len({image.SeriesInstanceUID for image in images}) == 2

@@ -18,7 +18,7 @@ from components.ingestion import ingest, list_series, read_quarantine, read_volu
 from components.ingestion.annotations.finding_tables import person_of
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonyms
 from components.ingestion.volume import Volume
-from tests.helpers import made_images
+from tests.helpers import dicom_files
 
 TABLE = LabelTable(
     path="participants.tsv",
@@ -49,7 +49,8 @@ def _write(folder: Path, rows: tuple[tuple[str, ...], ...], sidecars: dict[str, 
         anat = folder / row[0] / "anat"
         anat.mkdir(parents=True, exist_ok=True)
         nib.save(
-            nib.Nifti1Image(made_images.pixels(8, 9, 4, seed=number).astype(np.int16), np.eye(4)), anat / f"{row[0]}_T1w.nii.gz"
+            nib.Nifti1Image(dicom_files.random_pixels(8, 9, 4, seed=number).astype(np.int16), np.eye(4)),
+            anat / f"{row[0]}_T1w.nii.gz",
         )
         if row[0] in (sidecars or {}):
             (anat / f"{row[0]}_T1w.json").write_text(json.dumps((sidecars or {})[row[0]]))

@@ -18,7 +18,7 @@ from components.ingestion import ingest, list_series, read_quarantine, read_volu
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.quarantine import KINDS, Rejection, SourceListing
 from components.ingestion.volume import IngestReport, QuarantineEntry
-from tests.helpers import made_images
+from tests.helpers import dicom_files
 
 CARD = DatasetCard(id="made-up", name="Made up", rights="none", formats=("DICOM",), synthetic=True)
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "data.md"
@@ -31,18 +31,18 @@ def taken(folder: Path, card: DatasetCard = CARD) -> IngestReport:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A folder with one sound series."""
-    made_images.series(
-        tmp_path / "source" / "sound", "sound", made_images.pixels(5, 8, 9), SeriesInstanceUID="1.2.3.1", PatientID="sound"
+    dicom_files.write_series(
+        tmp_path / "source" / "sound", "sound", dicom_files.random_pixels(5, 8, 9), SeriesInstanceUID="1.2.3.1", PatientID="sound"
     )
     return tmp_path / "source"
 
 
 def _bad(folder: Path, **values: object) -> None:
-    made_images.series(folder, "bad", made_images.pixels(5, 8, 9, seed=3), **values)
+    dicom_files.write_series(folder, "bad", dicom_files.random_pixels(5, 8, 9, seed=3), **values)
 
 
 def _colour(folder: Path) -> None:
-    path = made_images.slice_(folder, "bad", 1, (0, 0, 0), made_images.pixels(8, 9))
+    path = dicom_files.write_slice(folder, "bad", 1, (0, 0, 0), dicom_files.random_pixels(8, 9))
     image = pydicom.dcmread(path)
     image.SamplesPerPixel, image.PhotometricInterpretation, image.PlanarConfiguration = 3, "RGB", 0
     image.PixelData = image.PixelData * 3
@@ -50,17 +50,17 @@ def _colour(folder: Path) -> None:
 
 
 def _truncated(folder: Path) -> None:
-    path = made_images.slice_(folder, "bad", 1, (0, 0, 0), made_images.pixels(64, 64))
+    path = dicom_files.write_slice(folder, "bad", 1, (0, 0, 0), dicom_files.random_pixels(64, 64))
     path.write_bytes(path.read_bytes()[:-3000])
 
 
 def _one_broken_slice(folder: Path) -> None:
-    paths = made_images.series(folder, "bad", made_images.pixels(5, 8, 9, seed=3))
+    paths = dicom_files.write_series(folder, "bad", dicom_files.random_pixels(5, 8, 9, seed=3))
     paths[2].write_bytes(paths[2].read_bytes()[:-40])
 
 
 def _copies_of_pixels(folder: Path) -> None:
-    made_images.series(folder, "copy", made_images.pixels(5, 8, 9), SeriesInstanceUID="1.2.3.2", PatientID="another")
+    dicom_files.write_series(folder, "copy", dicom_files.random_pixels(5, 8, 9), SeriesInstanceUID="1.2.3.2", PatientID="another")
 
 
 def _claims(folder: Path) -> None:
@@ -79,7 +79,7 @@ def _hdf5_claims(folder: Path) -> None:
 
 
 def _dicom_claims(folder: Path) -> None:
-    made_images.slice_(folder, "bad", 1, (0, 0, 0), made_images.pixels(8, 9), Rows=65000, Columns=65000)
+    dicom_files.write_slice(folder, "bad", 1, (0, 0, 0), dicom_files.random_pixels(8, 9), Rows=65000, Columns=65000)
 
 
 CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
@@ -100,7 +100,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
     "no direction": (lambda f: _bad(f, ImageOrientationPatient=[0, 0, 0, 0, 0, 0]), "geometry", "missing or wrong", 5),
     "a slice missing": (lambda f: _bad(f, order=[0, 1, 3, 4]), "geometry", "slices missing: 1 of 3 gaps", 1),
     "a slice doubled": (
-        lambda f: (_bad(f), made_images.slice_(f, "twice", 9, (-30, -20, 18), made_images.pixels(8, 9, seed=8))),
+        lambda f: (_bad(f), dicom_files.write_slice(f, "twice", 9, (-30, -20, 18), dicom_files.random_pixels(8, 9, seed=8))),
         "geometry",
         "doubled slices: 6 images at 5 positions",
         1,
@@ -108,12 +108,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
     "a slice turned": (
         lambda f: (
             _bad(f, order=[0, 1, 3, 4]),
-            made_images.slice_(
+            dicom_files.write_slice(
                 f,
                 "turned",
                 9,
                 (-30, -20, 18),
-                made_images.pixels(8, 9),
+                dicom_files.random_pixels(8, 9),
                 ImageOrientationPatient=[0.9848078, 0.1736482, 0, -0.1736482, 0.9848078, 0],
             ),
         ),
@@ -152,16 +152,16 @@ def test_a_whole_copy_takes_the_place_of_a_broken_one(source: Path) -> None:
 def test_labels_that_fit_no_image_are_listed_and_the_image_is_kept(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     for name, values, shift in (
-        ("p1", made_images.pixels(8, 9, 4), 0.0),
-        ("p1-seg", made_images.pixels(8, 9, 4) % 3, 0.0),
-        ("p2", made_images.pixels(8, 9, 4, seed=2), 0.0),
-        ("p2-seg", made_images.pixels(8, 9, 5) % 3, 0.0),
-        ("p3", made_images.pixels(8, 9, 4, seed=3), 0.0),
-        ("p3-seg", made_images.pixels(8, 9, 4) % 2, 9.0),
-        ("p4", made_images.pixels(8, 9, 4, seed=4), 0.0),
-        ("p4-seg", made_images.pixels(8, 9, 4) % 3, 0.0),
-        ("p4-b-seg", made_images.pixels(8, 9, 4) % 2, 0.0),
-        ("p5-seg", made_images.pixels(8, 9, 4) % 3, 0.0),
+        ("p1", dicom_files.random_pixels(8, 9, 4), 0.0),
+        ("p1-seg", dicom_files.random_pixels(8, 9, 4) % 3, 0.0),
+        ("p2", dicom_files.random_pixels(8, 9, 4, seed=2), 0.0),
+        ("p2-seg", dicom_files.random_pixels(8, 9, 5) % 3, 0.0),
+        ("p3", dicom_files.random_pixels(8, 9, 4, seed=3), 0.0),
+        ("p3-seg", dicom_files.random_pixels(8, 9, 4) % 2, 9.0),
+        ("p4", dicom_files.random_pixels(8, 9, 4, seed=4), 0.0),
+        ("p4-seg", dicom_files.random_pixels(8, 9, 4) % 3, 0.0),
+        ("p4-b-seg", dicom_files.random_pixels(8, 9, 4) % 2, 0.0),
+        ("p5-seg", dicom_files.random_pixels(8, 9, 4) % 3, 0.0),
     ):
         affine = np.diag([1.0, 1, 4, 1])
         affine[0, 3] = shift

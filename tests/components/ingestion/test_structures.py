@@ -22,7 +22,7 @@ from components.ingestion.annotations.rt_structures import read_structures
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.volume import Volume
-from tests.helpers import made_images
+from tests.helpers import dicom_files
 
 CARD = DatasetCard(
     id="made-up",
@@ -37,9 +37,9 @@ SHAPE, PIXEL, STEP = (5, 40, 48), (0.9, 1.1), 4.0
 
 
 def outline(
-    rows_and_columns: NDArray[np.float64], number: float, orientation: tuple[float, ...] = made_images.AXIAL
+    rows_and_columns: NDArray[np.float64], number: float, orientation: tuple[float, ...] = dicom_files.AXIAL
 ) -> NDArray[np.float64]:
-    """Points (rows, columns) of a slice of :func:`made_images.series` in patient coordinates, mm LPS+."""
+    """Points (rows, columns) of a slice of :func:`dicom_files.write_series` in patient coordinates, mm LPS+."""
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     first = np.array([-30.0, -20, 10]) + np.cross(row, column) * STEP * number
     return first + rows_and_columns[:, :1] * PIXEL[0] * column + rows_and_columns[:, 1:] * PIXEL[1] * row
@@ -57,19 +57,19 @@ def taken(folder: Path, card: DatasetCard = CARD) -> list[Volume]:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A folder with a series of images."""
-    made_images.series(tmp_path / "source", "image", made_images.pixels(*SHAPE))
+    dicom_files.write_series(tmp_path / "source", "image", dicom_files.random_pixels(*SHAPE))
     return tmp_path / "source"
 
 
-@pytest.mark.parametrize("orientation", [made_images.AXIAL, made_images.SAGITTAL, made_images.CORONAL, made_images.OBLIQUE])
+@pytest.mark.parametrize("orientation", [dicom_files.AXIAL, dicom_files.SAGITTAL, dicom_files.CORONAL, dicom_files.OBLIQUE])
 @pytest.mark.parametrize("form", ["classic", "enhanced"])
 def test_circles_around_an_ellipsoid_label_the_pixels_within_it(tmp_path: Path, orientation: tuple[float, ...], form: str) -> None:
     voxels = np.random.default_rng(0).permutation(int(np.prod(SHAPE))).reshape(SHAPE).astype(np.uint16)  # each value once
     if form == "classic":
-        made_images.series(tmp_path / "source", "image", voxels, orientation)
+        dicom_files.write_series(tmp_path / "source", "image", voxels, orientation)
     else:
         frames = [{"plane": plane, "offset": STEP * number} for number, plane in enumerate(voxels)]
-        made_images.enhanced(tmp_path / "source" / "e.dcm", frames, orientation)
+        dicom_files.write_enhanced(tmp_path / "source" / "e.dcm", frames, orientation)
     angles = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     middle, radius = np.array([19.3, 22.6]), 14.0  # pixels; flatter along rows
     radii = [radius * np.sqrt(1 - ((number - 2) / 2.5) ** 2) for number in range(SHAPE[0])]
@@ -77,7 +77,7 @@ def test_circles_around_an_ellipsoid_label_the_pixels_within_it(tmp_path: Path, 
         outline(middle + one * np.stack([0.7 * np.sin(angles), np.cos(angles)], axis=1), number, orientation)
         for number, one in enumerate(radii)
     ]
-    made_images.structure_set(tmp_path / "source" / "rt.dcm", {"Tumour": drawn})
+    dicom_files.write_structure_set(tmp_path / "source" / "rt.dcm", {"Tumour": drawn})
     (volume,) = taken(tmp_path)
     assert volume.labels is not None and set(np.unique(volume.labels)) == {0, 1}
     place = volume.labels if np.array_equal(volume.voxels, voxels) else _as_made(volume, voxels)
@@ -109,7 +109,7 @@ def test_outlines_found_around_any_mask_give_the_mask_back(tmp_path: Path, seed:
         for number, plane in enumerate(mask)
         for points in find_contours(np.pad(plane, 1).astype(float), 0.5)
     ]
-    path = made_images.structure_set(tmp_path / "rt.dcm", {"tumour": drawn}, kind=kind)
+    path = dicom_files.write_structure_set(tmp_path / "rt.dcm", {"tumour": drawn}, kind=kind)
     columns = [*axes, 3]
     labels = read_structures(path, affine[:, columns], tuple(np.array(mask.shape)[axes]), {7: "tumour"})
     np.testing.assert_array_equal(labels, 7 * mask.transpose(axes))
@@ -118,7 +118,7 @@ def test_outlines_found_around_any_mask_give_the_mask_back(tmp_path: Path, seed:
 def test_a_keyhole_and_a_nested_outline_are_the_same_hole(source: Path) -> None:
     keyhole = np.concatenate([square(5, 25)[:1], square(5, 25)[1:], square(5, 25)[:1], square(10.5, 20.5), square(10.5, 20.5)[:1]])
     nested = [outline(square(5, 25), 2), outline(square(10.5, 20.5), 2)]
-    made_images.structure_set(source / "rt.dcm", {"tumour": [outline(keyhole, 1), *nested]})
+    dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [outline(keyhole, 1), *nested]})
     (volume,) = taken(source.parent)
     expected = np.zeros(SHAPE[1:], dtype=np.uint8)
     expected[5:26, 5:26] = 1
@@ -131,18 +131,18 @@ def test_a_keyhole_and_a_nested_outline_are_the_same_hole(source: Path) -> None:
 
 def test_neighbours_share_an_outline_without_an_overlap(source: Path) -> None:
     core, rim = outline(square(10, 20), 2), [outline(square(5, 25), 2), outline(square(10, 20), 2)]
-    made_images.structure_set(source / "rt.dcm", {"tumour": [core], "OEDEMA": rim, "Couch 1": [outline(square(0, 30), 2)]})
+    dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [core], "OEDEMA": rim, "Couch 1": [outline(square(0, 30), 2)]})
     (volume,) = taken(source.parent)
     assert volume.labels is not None
     assert int((volume.labels == 1).sum()) == 9**2 and int((volume.labels > 0).sum()) == 21**2
 
 
 def test_only_the_series_that_it_refers_to_is_labelled(source: Path) -> None:
-    made_images.series(source, "other", made_images.pixels(*SHAPE, seed=1), SeriesInstanceUID="1.2.3.4", EchoTime=80)
-    made_images.structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 9), 2)]}, series_uid="1.2.3.4")
+    dicom_files.write_series(source, "other", dicom_files.random_pixels(*SHAPE, seed=1), SeriesInstanceUID="1.2.3.4", EchoTime=80)
+    dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 9), 2)]}, series_uid="1.2.3.4")
     found = {one.acquisition.echo_time_ms: one.labels is not None for one in taken(source.parent)}
     assert found == {12.0: False, 80.0: True}
-    made_images.structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 9), 2)]}, series_uid=None)
+    dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 9), 2)]}, series_uid=None)
     assert all(one.labels is not None for one in taken(source.parent))  # without such a reference, all in its frame
 
 
@@ -174,7 +174,7 @@ WRONG = {
 def test_what_cannot_be_the_images_labels_is_refused_with_the_reason_and_the_image_kept(case: str, source: Path) -> None:
     wrong = WRONG[case]
     points = wrong.outlines if wrong.outlines.shape[1] == 3 else outline(wrong.outlines, 2)
-    made_images.structure_set(source / "rt.dcm", {wrong.name: [points]}, **(wrong.more or {}))
+    dicom_files.write_structure_set(source / "rt.dcm", {wrong.name: [points]}, **(wrong.more or {}))
     (volume,) = taken(source.parent)
     assert volume.labels is None
     (entry,) = read_quarantine(source.parent / "data", CARD.id)
@@ -182,18 +182,18 @@ def test_what_cannot_be_the_images_labels_is_refused_with_the_reason_and_the_ima
 
 
 def _overlapping(path: Path) -> None:
-    made_images.structure_set(path, {"tumour": [outline(square(5, 9), 2)], "oedema": [outline(square(6, 20), 2)]})
+    dicom_files.write_structure_set(path, {"tumour": [outline(square(5, 9), 2)], "oedema": [outline(square(6, 20), 2)]})
 
 
 def _in_two_frames(path: Path) -> None:
-    made_images.structure_set(path, {"tumour": [outline(square(5, 9), 2)], "oedema": [outline(square(15, 20), 2)]})
+    dicom_files.write_structure_set(path, {"tumour": [outline(square(5, 9), 2)], "oedema": [outline(square(15, 20), 2)]})
     image = pydicom.dcmread(path)
     image.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.9"
     image.save_as(path)
 
 
 def _empty(path: Path) -> None:
-    made_images.structure_set(path, {})
+    dicom_files.write_structure_set(path, {})
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_structures_that_make_no_label_map_are_refused(make: Callable[[Path], No
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_structure_set_costs_its_labels_only(source: Path, data: st.DataObject) -> None:
-    path = made_images.structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 25), 2), outline(square(10, 20), 2)]})
+    path = dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 25), 2), outline(square(10, 20), 2)]})
     content = bytearray(path.read_bytes())
     for place in data.draw(st.lists(st.integers(132, len(content) - 1), max_size=4)):
         content[place] = data.draw(st.integers(0, 255))

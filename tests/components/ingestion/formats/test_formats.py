@@ -24,9 +24,9 @@ from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.nifti_writer import write_nifti
 from components.ingestion.volume import Volume
 from model_core.mri_physics.fourier import fft2c, ifft2c
-from tests.helpers import made_images
+from tests.helpers import dicom_files
 
-OBLIQUE = np.array(made_images.OBLIQUE).reshape(2, 3)
+OBLIQUE = np.array(dicom_files.OBLIQUE).reshape(2, 3)
 DIRECTIONS = np.stack([*OBLIQUE, np.cross(*OBLIQUE)], axis=1)  # columns: along a row, along a column, across
 
 
@@ -64,7 +64,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["image.mha", "image.mhd", "image.nrrd.mha"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_metaimage_lies_where_simpleitk_puts_it(source: Path, name: str, compressed: bool) -> None:
-    values = made_images.pixels(5, 10, 12).astype(np.int16)
+    values = dicom_files.random_pixels(5, 10, 12).astype(np.int16)
     image = SimpleITK.GetImageFromArray(values)
     image.SetDirection(DIRECTIONS.ravel().tolist())
     image.SetSpacing([0.9, 1.1, 4.0])
@@ -90,7 +90,8 @@ def _mrnet(source: Path) -> None:
         (source / "train" / plane).mkdir(parents=True)
         for exam in ("0000", "0001"):
             np.save(
-                source / "train" / plane / f"{exam}.npy", made_images.pixels(4, 8, 8, seed=2 * number + int(exam)).astype(np.uint8)
+                source / "train" / plane / f"{exam}.npy",
+                dicom_files.random_pixels(4, 8, 8, seed=2 * number + int(exam)).astype(np.uint8),
             )
     for finding, rows in (("acl", "0000,1\n0001,0\n"), ("meniscus", "0000,0\n")):
         (source / f"train-{finding}.csv").write_text(rows)
@@ -119,7 +120,7 @@ def test_mrnet_arrays_get_plane_sequence_and_findings_from_the_card(source: Path
         (("acl tear", True), ("meniscal tear", False)),
         (("acl tear", False),),  # the second table says nothing about the second
     }
-    arrays = {made_images.pixels(4, 8, 8, seed=seed).astype(np.uint8).tobytes() for seed in range(6)}
+    arrays = {dicom_files.random_pixels(4, 8, 8, seed=seed).astype(np.uint8).tobytes() for seed in range(6)}
     assert {one.voxels.astype(np.uint8).tobytes() for one in found} == arrays  # shown as they are stored
 
 
@@ -138,7 +139,7 @@ Signed: B. Miller"""
 def _told(source: Path, rows: list[list[str]]) -> DatasetCard:
     """Images ``sub-0``, ``sub-1``, ... beside a table of reports, and the card of both."""
     for number in range(3):
-        image = nib.Nifti1Image(made_images.pixels(4, 12, 12, seed=number).astype(np.float32), np.eye(4))  # type: ignore[attr-defined]
+        image = nib.Nifti1Image(dicom_files.random_pixels(4, 12, 12, seed=number).astype(np.float32), np.eye(4))  # type: ignore[attr-defined]
         nib.save(image, source / f"sub-{number}_T1w.nii")  # type: ignore[attr-defined]
     with (source / "reports.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows(rows)
@@ -299,7 +300,7 @@ def _nifti(path: Path, values: NDArray[np.int16], affine: NDArray[np.float64] | 
 def test_brats_names_give_sequences_and_the_label_map_of_the_same_time_point(source: Path) -> None:
     for visit in ("000", "001"):
         for number, name in enumerate(("t1n", "t1c", "t2w", "t2f")):
-            values = made_images.pixels(8, 9, 4, seed=number + 10 * int(visit)).astype(np.int16)
+            values = dicom_files.random_pixels(8, 9, 4, seed=number + 10 * int(visit)).astype(np.int16)
             _nifti(source / f"BraTS-GLI-00005-{visit}" / f"BraTS-GLI-00005-{visit}-{name}.nii.gz", values)
         labels = np.full((8, 9, 4), 1 + int(visit), dtype=np.int16)
         labels[0] = 0
@@ -320,7 +321,7 @@ def test_brats_names_give_sequences_and_the_label_map_of_the_same_time_point(sou
 
 
 def test_channels_of_a_4d_file_are_volumes_repeats_of_a_named_sequence_are_one(source: Path) -> None:
-    _nifti(source / "BRATS_001.nii.gz", made_images.pixels(8, 9, 4, 2).astype(np.int16))
+    _nifti(source / "BRATS_001.nii.gz", dicom_files.random_pixels(8, 9, 4, 2).astype(np.int16))
     named = volumes(source, card(("NIfTI",), channels=["FLAIR", "T1-weighted"]))
     assert sorted(str(one.acquisition.sequence) for one in named) == ["FLAIR", "T1-weighted"]
     assert not np.array_equal(named[0].voxels, named[1].voxels)
@@ -330,7 +331,7 @@ def test_channels_of_a_4d_file_are_volumes_repeats_of_a_named_sequence_are_one(s
 
 @pytest.mark.parametrize("form", ["nii.gz", "nii", "mha"])
 def test_a_4d_file_that_the_card_does_not_explain_is_refused_with_the_remedy(source: Path, form: str) -> None:
-    values = made_images.pixels(8, 9, 4, 3).astype(np.int16)
+    values = dicom_files.random_pixels(8, 9, 4, 3).astype(np.int16)
     if form == "mha":
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values.transpose(), isVector=False), str(source / "four.mha"))
     else:
@@ -348,8 +349,8 @@ def test_a_4d_file_that_the_card_does_not_explain_is_refused_with_the_remedy(sou
 def test_sidecars_of_upper_folders_are_inherited_and_the_nearest_wins(source: Path) -> None:
     """BIDS, the inheritance principle."""
     anat = source / "sub-01" / "ses-1" / "anat"
-    _nifti(anat / "sub-01_ses-1_T1w.nii.gz", made_images.pixels(8, 9, 4).astype(np.int16))
-    _nifti(anat / "sub-01_ses-1_acq-fast_T1w.nii.gz", made_images.pixels(8, 9, 4, seed=1).astype(np.int16))
+    _nifti(anat / "sub-01_ses-1_T1w.nii.gz", dicom_files.random_pixels(8, 9, 4).astype(np.int16))
+    _nifti(anat / "sub-01_ses-1_acq-fast_T1w.nii.gz", dicom_files.random_pixels(8, 9, 4, seed=1).astype(np.int16))
     fields = {
         source / "T1w.json": {"EchoTime": 0.003, "MagneticFieldStrength": 1.5, "Manufacturer": "Siemens"},
         source / "T2w.json": {"MagneticFieldStrength": 9.4},
@@ -368,7 +369,7 @@ def test_sidecars_of_upper_folders_are_inherited_and_the_nearest_wins(source: Pa
 
 
 def test_masks_of_single_structures_become_one_label_map(source: Path) -> None:
-    _nifti(source / "s01" / "mri.nii.gz", made_images.pixels(8, 9, 4).astype(np.int16))
+    _nifti(source / "s01" / "mri.nii.gz", dicom_files.random_pixels(8, 9, 4).astype(np.int16))
     for number, name in enumerate(("liver", "spleen")):
         mask = np.zeros((8, 9, 4), dtype=np.int16)
         mask[2 * number] = 1
@@ -381,14 +382,14 @@ def test_masks_of_single_structures_become_one_label_map(source: Path) -> None:
 
 
 def test_enhanced_echoes_and_times_become_volumes_of_one_patient(source: Path) -> None:
-    voxels = made_images.pixels(2, 2, 3, 8, 9)
+    voxels = dicom_files.random_pixels(2, 2, 3, 8, 9)
     frames = [
         {"plane": voxels[echo, time, place], "offset": 4.0 * place, "echo": (12, 80)[echo], "time": time + 1}
         for place in range(3)
         for time in range(2)
         for echo in range(2)
     ]
-    made_images.enhanced(source / "e.dcm", frames)
+    dicom_files.write_enhanced(source / "e.dcm", frames)
     found = volumes(source, card(("DICOM",)))
     assert {one.voxels.astype(np.uint16).tobytes() for one in found} == {
         voxels[echo, time].tobytes() for echo in range(2) for time in range(2)
@@ -398,7 +399,7 @@ def test_enhanced_echoes_and_times_become_volumes_of_one_patient(source: Path) -
 
 
 def test_a_path_and_an_ingested_dataset_give_the_same_volume(source: Path) -> None:
-    made_images.series(source, "s", made_images.pixels(4, 8, 9), made_images.OBLIQUE)
+    dicom_files.write_series(source, "s", dicom_files.random_pixels(4, 8, 9), dicom_files.OBLIQUE)
     (ingested,) = volumes(source, card(("DICOM",)))
     alone = read_path(source)
     np.testing.assert_array_equal(alone.voxels, ingested.voxels)

@@ -20,7 +20,7 @@ from components.ingestion import ingest, list_series, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.orientation import to_canonical
 from components.samples.packages import package_folder
-from tests.helpers import made_images
+from tests.helpers import dicom_files
 
 CARD = DatasetCard(id="made-up", name="Made up", rights="none", formats=("DICOM",), synthetic=True)
 NIBABEL = package_folder("nibabel") / "nicom" / "tests" / "data"
@@ -37,23 +37,25 @@ BLANKED = ("siemens_dwi_0.dcm.gz", "siemens_dwi_1000.dcm.gz", "philips_mprage.dc
 
 
 def _stack(folder: Path, orientation: tuple[float, ...], order: list[int]) -> None:
-    made_images.series(folder, "s", made_images.pixels(7, 10, 12), orientation, order=order, RescaleSlope=0.5, RescaleIntercept=-3)
+    dicom_files.write_series(
+        folder, "s", dicom_files.random_pixels(7, 10, 12), orientation, order=order, RescaleSlope=0.5, RescaleIntercept=-3
+    )
 
 
 def _echoes(folder: Path) -> None:
     for echo in (12, 40):
-        made_images.series(
-            folder, f"e{echo}", made_images.pixels(5, 10, 12, seed=echo), made_images.OBLIQUE, first=echo, EchoTime=echo
+        dicom_files.write_series(
+            folder, f"e{echo}", dicom_files.random_pixels(5, 10, 12, seed=echo), dicom_files.OBLIQUE, first=echo, EchoTime=echo
         )
 
 
 def _times(folder: Path) -> None:
     for time in (1, 2, 3):
-        made_images.series(
+        dicom_files.write_series(
             folder,
             f"t{time}",
-            made_images.pixels(5, 10, 12, seed=time),
-            made_images.OBLIQUE,
+            dicom_files.random_pixels(5, 10, 12, seed=time),
+            dicom_files.OBLIQUE,
             first=10 * time,
             AcquisitionNumber=time,
             TemporalPositionIdentifier=time,
@@ -61,29 +63,31 @@ def _times(folder: Path) -> None:
 
 
 def _planes(folder: Path) -> None:
-    for number, orientation in enumerate((made_images.AXIAL, made_images.SAGITTAL, made_images.CORONAL)):
-        made_images.series(folder, f"p{number}", made_images.pixels(3, 10, 12, seed=number), orientation, first=1 + 3 * number)
+    for number, orientation in enumerate((dicom_files.AXIAL, dicom_files.SAGITTAL, dicom_files.CORONAL)):
+        dicom_files.write_series(
+            folder, f"p{number}", dicom_files.random_pixels(3, 10, 12, seed=number), orientation, first=1 + 3 * number
+        )
 
 
 def _enhanced(folder: Path) -> None:
-    frames = [{"plane": plane, "offset": 4.0 * number} for number, plane in enumerate(made_images.pixels(6, 10, 12))]
-    made_images.enhanced(folder / "e.dcm", frames[::-1], made_images.OBLIQUE)
+    frames = [{"plane": plane, "offset": 4.0 * number} for number, plane in enumerate(dicom_files.random_pixels(6, 10, 12))]
+    dicom_files.write_enhanced(folder / "e.dcm", frames[::-1], dicom_files.OBLIQUE)
 
 
 def _enhanced_times(folder: Path) -> None:
-    voxels = made_images.pixels(2, 4, 10, 12)
+    voxels = dicom_files.random_pixels(2, 4, 10, 12)
     frames = [
         {"plane": voxels[time, place], "offset": 4.0 * place, "time": time + 1} for time, place in product(range(2), range(4))
     ]
     # Of a Siemens file whose temporal index comes first, dcm2niix mixes the repeats.
-    made_images.enhanced(folder / "e.dcm", frames, Manufacturer="Philips Medical Systems")
+    dicom_files.write_enhanced(folder / "e.dcm", frames, Manufacturer="Philips Medical Systems")
 
 
 GENERATED: dict[str, Callable[[Path], None]] = {
-    "axial": lambda folder: _stack(folder, made_images.AXIAL, [0, 1, 2, 3, 4, 5, 6]),
-    "sagittal, from the end": lambda folder: _stack(folder, made_images.SAGITTAL, [6, 5, 4, 3, 2, 1, 0]),
-    "coronal, interleaved": lambda folder: _stack(folder, made_images.CORONAL, [0, 2, 4, 6, 1, 3, 5]),
-    "oblique": lambda folder: _stack(folder, made_images.OBLIQUE, [3, 1, 2, 0, 6, 5, 4]),
+    "axial": lambda folder: _stack(folder, dicom_files.AXIAL, [0, 1, 2, 3, 4, 5, 6]),
+    "sagittal, from the end": lambda folder: _stack(folder, dicom_files.SAGITTAL, [6, 5, 4, 3, 2, 1, 0]),
+    "coronal, interleaved": lambda folder: _stack(folder, dicom_files.CORONAL, [0, 2, 4, 6, 1, 3, 5]),
+    "oblique": lambda folder: _stack(folder, dicom_files.OBLIQUE, [3, 1, 2, 0, 6, 5, 4]),
     "two echoes": _echoes,
     "three repeats": _times,
     "three planes": _planes,
@@ -142,7 +146,7 @@ def test_packaged_headers_put_their_frames_where_dcm2niix_does(name: str, tmp_pa
         image = pydicom.dcmread(packed)
     if "NumberOfFrames" in image:
         image.Rows = image.Columns = 24  # as good as 256 for the geometry, and quicker
-    image.PixelData = made_images.pixels(int(image.get("NumberOfFrames", 1)), image.Rows, image.Columns).tobytes()
+    image.PixelData = dicom_files.random_pixels(int(image.get("NumberOfFrames", 1)), image.Rows, image.Columns).tobytes()
     image.save_as(tmp_path / "source" / "image.dcm")
     _compare(tmp_path / "source", tmp_path)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.ingestion.formats.dicom.series_splitting import Frame, affine_of, split_series
-from tests.helpers.made_images import AXIAL, CORONAL, OBLIQUE, SAGITTAL
+from tests.helpers.dicom_files import AXIAL, CORONAL, OBLIQUE, SAGITTAL
 
 NAMES = (
     "image_type",

@@ -23,18 +23,19 @@ from components.ingestion import ingest, read_path, read_quarantine
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats import gzipped
 from components.samples.packages import package_folder
-from tests.helpers import made_images
+from tests.helpers import dicom_files
 
 CARD = DatasetCard(id="made-up", name="Made up", rights="none", formats=("DICOM",), synthetic=True)
 
 
 def _classic(folder: Path) -> None:
-    made_images.series(folder, "slice", made_images.pixels(4, 8, 9), made_images.OBLIQUE)
+    dicom_files.write_series(folder, "slice", dicom_files.random_pixels(4, 8, 9), dicom_files.OBLIQUE)
 
 
 def _enhanced(folder: Path) -> None:
-    made_images.enhanced(
-        folder / "e.dcm", [{"plane": plane, "offset": 4.0 * place} for place, plane in enumerate(made_images.pixels(3, 8, 9))]
+    dicom_files.write_enhanced(
+        folder / "e.dcm",
+        [{"plane": plane, "offset": 4.0 * place} for place, plane in enumerate(dicom_files.random_pixels(3, 8, 9))],
     )
 
 
@@ -43,7 +44,7 @@ def _mosaic(folder: Path) -> None:
     folder.mkdir()
     packed = package_folder("nibabel") / "nicom" / "tests" / "data" / "siemens_dwi_0.dcm.gz"
     image = pydicom.dcmread(BytesIO(gzip.decompress(packed.read_bytes())))
-    image.PixelData = made_images.pixels(image.Rows, image.Columns).tobytes()
+    image.PixelData = dicom_files.random_pixels(image.Rows, image.Columns).tobytes()
     image.save_as(folder / "mosaic.dcm")
 
 
@@ -71,8 +72,8 @@ def test_gzipped_and_plain_files_leave_the_same_bytes(tmp_path: Path, make: Call
 def test_a_bomb_is_refused_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sound header and a gibibyte of zeros would do it; the bound is lowered here, so that the test is quick."""
     monkeypatch.setattr(gzipped, "MAX_DECOMPRESSED_BYTES", 2**21)
-    paths = made_images.series(tmp_path / "source", "slice", made_images.pixels(4, 8, 9))
-    bomb = made_images.slice_(tmp_path, "bomb", 1, (0, 0, 0), made_images.pixels(8, 9)).read_bytes() + bytes(2**21)
+    paths = dicom_files.write_series(tmp_path / "source", "slice", dicom_files.random_pixels(4, 8, 9))
+    bomb = dicom_files.write_slice(tmp_path, "bomb", 1, (0, 0, 0), dicom_files.random_pixels(8, 9)).read_bytes() + bytes(2**21)
     (tmp_path / "source" / "bomb.dcm.gz").write_bytes(gzip.compress(bomb))
     report = ingest(CARD, tmp_path / "source", tmp_path / "data", DEMO_KEY)
     assert report.series == 1 and len(paths) == report.files_new
@@ -88,8 +89,8 @@ def test_a_bomb_is_refused_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pyt
 def test_a_damaged_gzipped_file_is_read_or_refused_with_a_reason(tmp_path: Path, data: st.DataObject) -> None:
     source = tmp_path / "source"
     if not source.exists():
-        made_images.series(source, "sound", made_images.pixels(2, 8, 9), SeriesInstanceUID="1.2.3.1")
-        made_images.slice_(tmp_path, "whole", 1, (0, 0, 0), made_images.pixels(8, 9, seed=1))
+        dicom_files.write_series(source, "sound", dicom_files.random_pixels(2, 8, 9), SeriesInstanceUID="1.2.3.1")
+        dicom_files.write_slice(tmp_path, "whole", 1, (0, 0, 0), dicom_files.random_pixels(8, 9, seed=1))
     broken = bytearray(gzip.compress((tmp_path / "whole.dcm").read_bytes(), mtime=0))
     for place in data.draw(st.lists(st.integers(0, len(broken) - 1), max_size=3)):
         broken[place] = data.draw(st.integers(0, 255))
