@@ -7,7 +7,7 @@ written from scratch. While tables change, ``corpus.json`` is absent, so that a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.curation.corpus import SUMMARY
-from components.curation.curate_volume import CardFacts, CuratedVolume
+from components.curation.curate_volume import CardFacts, LoadVolume
 from components.curation.slice_table import FILE as SLICES_FILE
 from components.curation.slice_table import SliceTable
 from components.curation.splits import Patient, split_patients
@@ -43,8 +43,6 @@ from components.settings import CurationSettings
 
 SURPLUS = Table("surplus", InstructionRecord, "sample_id")
 """Instructions that balancing excluded; they are stored so that the next curation need not compute them again."""
-LoadVolume = Callable[[str], CuratedVolume]
-"""Reads the curated volume of a volume id."""
 Item = TypeVar("Item")
 
 
@@ -125,6 +123,14 @@ def write_corpus(
     write_arrow(out, SURPLUS, rows.candidates.filter(~selected))
     write_table(out, SPLITS, splits)
     rows.slices.write(out)
+    counts = {
+        "volumes": len(volumes),
+        "slices": len(rows.slices),
+        "descriptions": len(volumes),
+        "instructions": int(selected.sum()),
+        "patients": len(splits),
+        "splits": {name: sum(record.split == name for record in splits) for name in ("train", "validation", "test")},
+    }
     datasets = {name: facts.model_dump(mode="json") for name, facts in sorted(cards.items())}
     tables = _table_digests(out)
     summary = {
@@ -135,14 +141,7 @@ def write_corpus(
         "datasets": datasets,
         "settings": settings.model_dump(mode="json", exclude={"workers"}),
         "duplicates": duplicates,
-        "counts": {
-            "volumes": len(volumes),
-            "slices": len(rows.slices),
-            "descriptions": len(volumes),
-            "instructions": int(selected.sum()),
-            "patients": len(splits),
-            "splits": {name: sum(record.split == name for record in splits) for name in ("train", "validation", "test")},
-        },
+        "counts": counts,
     }
     write_json(out / SUMMARY, summary)
     return summary
@@ -196,8 +195,8 @@ def _collect_rows(
     for records in _batches(changed, BATCH):
         loaded = [load(record.volume_id).model_copy(update={"record": record}) for record in records]
         descriptions.append(to_arrow(DESCRIPTIONS, (volume.description for volume in loaded)))
-        asked = (row for volume in loaded for row in candidates(volume, cards[volume.record.dataset_id], settings))
-        instructions.append(to_arrow(INSTRUCTIONS, asked))
+        rows = (row for volume in loaded for row in candidates(volume, cards[volume.record.dataset_id], settings))
+        instructions.append(to_arrow(INSTRUCTIONS, rows))
         slices.append(SliceTable.from_facts((volume.record.volume_id, volume.record.slices, volume.facts) for volume in loaded))
     in_order = SliceTable.concatenate(slices).take([record.volume_id for record in volumes])
     return _VolumeRows(pa.concat_tables(descriptions), pa.concat_tables(instructions), in_order)

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.curation.corpus import STORE, SUMMARY
-from components.curation.corpus_writer import LoadVolume, PreviousCorpus, write_corpus
-from components.curation.curate_volume import CardFacts, CuratedVolume, curate_volume
+from components.curation.corpus_writer import PreviousCorpus, write_corpus
+from components.curation.curate_volume import CardFacts, CuratedVolume, LoadVolume, curate_volume
 from components.curation.inputs import (
     CurationInputs,
     card_digest,
@@ -194,7 +194,7 @@ def _list_jobs(series: Mapping[str, list[SourceSeries]], cards: list[DatasetCard
     jobs: list[VolumeJob] = []
     for card in cards:
         voxel_fields = card_digest(card)
-        jobs += [VolumeJob(compute_volume_id(one, voxel_fields, settings), one, card) for one in series[card.id]]
+        jobs += [VolumeJob(compute_volume_id(source, voxel_fields, settings), source, card) for source in series[card.id]]
     return jobs
 
 

@@ -9,6 +9,7 @@ grid, the two differ by cropping only.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -56,6 +57,10 @@ class CuratedVolume(Row):
     description: DescriptionRecord
     facts: SliceFacts
     files: dict[ArrayName, str] = Field(description="array in the store -> MD5 of its file")
+
+
+LoadVolume = Callable[[str], CuratedVolume]
+"""Reads the curated volume of a volume id."""
 
 
 def combine_coils(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:

@@ -109,7 +109,7 @@ def inputs_of_series(
 ) -> CurationInputs:
     """Compute the inputs from series that have been listed already (:func:`ingested_series`)."""
     return CurationInputs(
-        data={dataset_id: _series_digest(found) if found else "" for dataset_id, found in series.items()},
+        data={dataset_id: _series_digest(ingested) if ingested else "" for dataset_id, ingested in series.items()},
         cards={card.id: digest(card_digest(card), card_facts(card)) for card in cards},
         settings=digest(settings.model_dump(mode="json", exclude={"workers"})),
         code=code_version(),
@@ -119,9 +119,10 @@ def inputs_of_series(
 def _series_digest(series: list[SourceSeries]) -> str:
     """Digest of patients, series, and the path and MD5 of every file in its role; the order of the series does not matter."""
     entries = []
-    for one in series:
-        files_by_role = [[[file.path, file.md5] for file in files] for files in (one.files, one.labels, one.annotations)]
-        entries.append([one.series_id, one.patient_id, one.reader, one.md5, files_by_role])
+    for source in series:
+        roles = (source.files, source.labels, source.annotations)
+        files_by_role = [[[file.path, file.md5] for file in files] for files in roles]
+        entries.append([source.series_id, source.patient_id, source.reader, source.md5, files_by_role])
     return digest(sorted(entries))
 
 

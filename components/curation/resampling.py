@@ -48,7 +48,7 @@ class PlaneGrid:
 
     @property
     def interpolates(self) -> bool:
-        """Whether values are interpolated; False if whole pixels are cropped or padded."""
+        """True if values are interpolated, False if whole pixels are cropped or padded."""
         return self.scale != (1.0, 1.0)
 
     def map_affine(self, source: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -70,7 +70,7 @@ class MeasureRecord(Row):
     name: str = Field(description="of the structure or lesion, lower case")
     label_value: int | None = Field(description="None = known by boxes only")
     lesion: bool
-    count: int | None = Field(description="connected parts of a lesion (26-neighbourhood)")
+    count: int | None = Field(description="connected parts of a lesion (26-neighborhood)")
     volume_ml: float | None = Field(description="of all parts, milliliters; None = known by boxes only")
     size_mm: float = Field(description="longest side of the bounding box of the largest part, millimeters")
     side: str | None = Field(

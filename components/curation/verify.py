@@ -67,8 +67,8 @@ def verify(root: Path, repair: bool = False) -> Verification:
             continue
         files += len(checksums)
         for array, md5 in checksums.items():
-            found = store.find_faults(volume_id, array, md5)
-            faults += [Fault(volume_id, store.path(volume_id, array).name, what) for what in found]
+            sentences = store.find_faults(volume_id, array, md5)
+            faults += [Fault(volume_id, store.path(volume_id, array).name, sentence) for sentence in sentences]
     if repair and faults:
         (root / SUMMARY).unlink(missing_ok=True)
         for volume_id in {fault.volume_id for fault in faults}:

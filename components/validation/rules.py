@@ -96,8 +96,17 @@ def _not_empty_rule(table: str) -> Rule:
 
 
 def _volume_rules() -> list[Rule]:
-    from components.validation.expectations import ExpectColumnAffinesToHaveStoredOrientation
+    return [
+        *_identity_rules(),
+        *_intensity_rules(),
+        *_header_rules(),
+        *_geometry_rules(),
+        *_annotation_rules(),
+    ]
 
+
+def _identity_rules() -> list[Rule]:
+    """Return the rules of the volume table about identity, split and dataset."""
     rule = partial(Rule, "volumes")
     return [
         rule("is_listed_once", "Every volume is listed once.", _expect_unique("volume_id")),
@@ -112,6 +121,13 @@ def _volume_rules() -> list[Rule]:
         rule("patient_is_a_pseudonym", "The patient is identified by a pseudonym.", _expect_true("patient_is_pseudonym")),
         rule("header_names_nobody", "No text of the header can identify a patient.", _expect_true("header_names_nobody")),
         rule("files_name_nobody", "No file or series name can identify a patient.", _expect_true("files_name_nobody")),
+    ]
+
+
+def _intensity_rules() -> list[Rule]:
+    """Return the rules of the volume table about stored intensities."""
+    rule = partial(Rule, "volumes")
+    return [
         rule("statistics_are_there", "The intensity statistics are numbers.", _expect_true("statistics_known")),
         rule("voxels_are_numbers", "Every voxel is a finite number.", _expect_true("finite"), SCAN_TOLERANCE),
         rule("image_is_not_constant", "The image is not constant.", _expect_between("voxel_deviation", 1e-4), SCAN_TOLERANCE),
@@ -134,6 +150,13 @@ def _volume_rules() -> list[Rule]:
             SCAN_TOLERANCE,
         ),
         rule("intensity_scale_is_positive", "The intensity scale is above zero.", _expect_between("intensity_scale", 1e-12)),
+    ]
+
+
+def _header_rules() -> list[Rule]:
+    """Return the rules of the volume table about header fields."""
+    rule = partial(Rule, "volumes")
+    return [
         rule("modality_is_mr", "The modality is MR.", _expect_in("modality", ["MR"])),
         rule("header_numbers_are_finite", "The numbers in the header are finite.", _expect_true("header_numbers_finite")),
         rule(
@@ -175,6 +198,15 @@ def _volume_rules() -> list[Rule]:
             _expect_true("sequence_as_timing"),
             0.1,
         ),
+    ]
+
+
+def _geometry_rules() -> list[Rule]:
+    """Return the rules of the volume table about geometry."""
+    from components.validation.expectations import ExpectColumnAffinesToHaveStoredOrientation
+
+    rule = partial(Rule, "volumes")
+    return [
         rule(
             "plane_as_geometry",
             "The plane agrees with the direction cosines.",
@@ -193,6 +225,13 @@ def _volume_rules() -> list[Rule]:
         rule("has_slices", "There is at least one slice.", _expect_between("slices", 1)),
         rule("has_rows_of_pixels", "Slices have at least 8 rows.", _expect_between("rows", 8)),
         rule("has_columns_of_pixels", "Slices have at least 8 columns.", _expect_between("columns", 8)),
+    ]
+
+
+def _annotation_rules() -> list[Rule]:
+    """Return the rules of the volume table about annotations, arrays and descriptions."""
+    rule = partial(Rule, "volumes")
+    return [
         rule("labels_are_on_card", "Every label value is on the card.", _expect_between("unknown_label_values", 0, 0)),
         rule(
             "annotation_lies_on_tissue",
@@ -252,8 +291,11 @@ def _description_rules() -> list[Rule]:
 
 
 def _instruction_rules() -> list[Rule]:
-    from components.validation.expectations import ExpectColumnBoxesToBeInsideTheImage
+    return [*_reference_rules(), *_task_rules()]
 
+
+def _reference_rules() -> list[Rule]:
+    """Return the rules of the instruction table about references, splits and text."""
     rule = partial(Rule, "instructions")
     return [
         rule("is_listed_once", "Every instruction is listed once.", _expect_unique("sample_id")),
@@ -268,6 +310,15 @@ def _instruction_rules() -> list[Rule]:
         rule("response_is_not_empty", "The response is not empty.", _expect_between("response_length", 1, 4_000)),
         rule("no_placeholder_is_left", "The instruction contains no unfilled placeholder.", _expect_true("no_placeholder")),
         rule("names_nobody", "No instruction or response can identify a patient.", _expect_true("names_nobody")),
+    ]
+
+
+def _task_rules() -> list[Rule]:
+    """Return the rules of the instruction table about the content of single tasks."""
+    from components.validation.expectations import ExpectColumnBoxesToBeInsideTheImage
+
+    rule = partial(Rule, "instructions")
+    return [
         rule(
             "boxes_are_inside",
             "Boxes are inside the image, start before end.",
@@ -319,7 +370,7 @@ def _card_rules() -> list[Rule]:
         rule("dataset_has_volumes", "Every dataset has volumes.", _expect_between("volumes", 1)),
         rule("no_more_patients_than_on_card", "There are at most as many patients as on the card.", _expect_true("patients_fit")),
         rule("no_more_volumes_than_on_card", "There are at most as many volumes as on the card.", _expect_true("volumes_fit")),
-        rule("has_labels_as_on_card", "A dataset with a label map has labelled volumes.", _expect_true("labels_fit")),
+        rule("has_labels_as_on_card", "A dataset with a label map has labeled volumes.", _expect_true("labels_fit")),
         rule("has_tasks_as_on_card", "Every task on the card has instructions.", _expect_true("tasks_fit")),
     ]
 

@@ -55,7 +55,7 @@ def parse_report(report: str) -> dict[str, str]:
     ]
     sentences_by_field["diagnostic_impression.recommendation"] = advice
     grading = parse_severity(". ".join(impression)) or parse_severity(". ".join(sentences(parts.get("findings", ""))))
-    texts = {name: _join_sentences(found) for name, found in sentences_by_field.items()}
+    texts = {name: _join_sentences(candidates) for name, candidates in sentences_by_field.items()}
     texts["diagnostic_impression.severity_or_grading"] = grading or ""
     return {name: text for name, text in texts.items() if text}
 

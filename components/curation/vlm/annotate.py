@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.curation.curate_volume import CuratedVolume
+from components.curation.curate_volume import CuratedVolume, LoadVolume
 from components.curation.store import VolumeStore
 from components.curation.table_rows import VolumeRecord
 from components.curation.text.descriptions import add_vlm_answers
@@ -28,7 +28,6 @@ from components.provenance import digest
 from components.settings import VisualSettings
 
 FOLDER, RUNS = "visual", "runs.jsonl"
-LoadVolume = Callable[[str], CuratedVolume]
 logger = logging.getLogger(__name__)
 
 
