@@ -1,13 +1,13 @@
 # syntax=docker/dockerfile:1
-# One image for everything that is ours: flows, services (Prefect, MLflow) and training pods.
+# One image for flows, services (Prefect, MLflow) and training pods.
 #
 #   docker build --target cpu  -t omnimri:0.2.0      --build-arg COMMIT=$(git rev-parse HEAD) .
 #   docker build --target cuda -t omnimri:0.2.0-cuda --build-arg COMMIT=$(git rev-parse HEAD) .
 #
-# Pin the base: --build-arg PYTHON_BASE=python@sha256:...; the default names a version, for a build that has no digest at hand.
+# Pin the base image with --build-arg PYTHON_BASE=python@sha256:...; the default names a version for builds without a known digest.
 ARG PYTHON_BASE=python:3.11.14-slim-bookworm
 
-# ---- the environment; torch comes first and by its exact pin, so that nothing else draws in another build of it
+# ---- Python environment. torch is installed first with its exact pin, so that no other package pulls in a different build.
 FROM ${PYTHON_BASE} AS packages
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/venv/bin:$PATH
 WORKDIR /opt/omnimri
@@ -15,7 +15,7 @@ RUN python -m venv /opt/venv
 COPY pyproject.toml constraints.txt constraints-cluster.txt ./
 
 FROM packages AS packages-cpu
-# The usual wheels of torch carry CUDA: name PyTorch's index of CPU wheels here for an image of a quarter of the size.
+# The default wheels of torch include CUDA: set this to PyTorch's index of CPU wheels for an image of a quarter of the size.
 ARG TORCH_INDEX=
 # hadolint ignore=DL3013
 RUN pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "$(grep '^torch==' constraints.txt)"
@@ -27,14 +27,14 @@ RUN pip install "$(grep '^torch==' constraints.txt)"
 COPY . .
 RUN pip install --constraint constraints.txt --constraint constraints-cluster.txt --editable '.[cluster]'
 
-# ---- what both images are
+# ---- base of both images
 FROM ${PYTHON_BASE} AS runtime
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="OmniMRI" \
       org.opencontainers.image.description="One vision-language model for the MRI workflow. Research software, not a medical device." \
       org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.revision="${COMMIT}"
-# Nothing phones home or downloads models. (TOKENIZERS_PARALLELISM is no secret.)
+# Disable telemetry and model downloads. (DL3064: TOKENIZERS_PARALLELISM is not a secret.)
 # hadolint ignore=DL3064
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp OMNIMRI_COMMIT=${COMMIT} \
     DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true GX_ANALYTICS_ENABLED=false \
@@ -51,7 +51,7 @@ COPY --from=packages-cpu /opt/omnimri /opt/omnimri
 USER 10001:10001
 HEALTHCHECK --interval=60s --timeout=30s --start-period=30s --retries=3 CMD ["omnimri", "--help"]
 
-# ---- CUDA: training pods. The wheels bring CUDA's libraries, the node's container toolkit the driver's; Triton wants a C compiler.
+# ---- CUDA: training pods. The wheels contain the CUDA libraries; the node's container toolkit mounts the driver; Triton needs gcc.
 FROM runtime AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # hadolint ignore=DL3008

@@ -1,10 +1,11 @@
-"""What waiting for jobs on a cluster costs: API calls a minute, CPU and memory of the waiting process, by the number of jobs.
+"""Cost of waiting for jobs on a cluster: API calls per minute, CPU and memory of the waiting process, by number of jobs.
 
     python -m benchmarks.kubernetes_waiting
 
-Jobs of two pods wait in one process, as the launcher does it (two watches for all; a thread and a log connection for each pod that
-runs) and, beside it, as a poll of every job each five seconds would. The API server is the double of the tests over real HTTP, in a
-process of its own; its watches end after five minutes as a real server's do. The window is a minute after everything is running.
+One process waits for jobs of two pods: as the launcher does (two watches for all jobs; one thread and one log connection for each
+running pod), and, for comparison, by polling every job every five seconds. The API server is the one of the tests over HTTP, in a
+process of its own; its watches end after five minutes, as those of a real server do. Measurement starts when all connections are
+open.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,29 @@ from typing import Any
 import psutil
 
 from components.launching import JobSpec, SharedVolume
-from components.launching.kubernetes.api_client import Cluster, RetryPolicy
+from components.launching.kubernetes.api_client import Cluster
 from components.launching.kubernetes.job_handle import KubernetesHandle
 from components.launching.kubernetes.launcher import KubernetesLauncher
 from components.launching.kubernetes.manifests import JOBS, PODS
 
 RESULTS = Path(__file__).parent / "results"
-POLL_EVERY_S = 5.0
+POLL_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Cost of one scenario; CPU in percent of one core, memory in MiB in addition to that of the idle process."""
+
+    window_s: float
+    api_calls_per_minute: float
+    cpu_percent: float
+    memory_mib: float
+    threads: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of waiting; CPU in percent of one core, memory in MiB beyond the process with nothing to wait for."""
+    """Row of the results: scenario, measurement and environment."""
 
     jobs: int
     pods_running: bool
@@ -50,57 +62,45 @@ class Row:
     versions: str
 
 
-def serve(port: Any, counted: Any, runs: bool) -> None:
-    """The API server, controllers and kubelet, in a process of their own; counts the requests."""
+def serve(port: Any, request_count: Any, pods_run: bool) -> None:
+    """Run API server, controllers and kubelet in this process, and count the requests."""
     from tests.doubles.apiserver import RunningServer
     from tests.doubles.controllers import Controllers
     from tests.doubles.kubelet import BlockedPod, Kubelet, ScriptedPod
 
-    fate = ScriptedPod(exit_code=None) if runs else BlockedPod("ContainerCreating")
-    with RunningServer() as server, Controllers(server), Kubelet(server, lambda pod: fate):
-        server.api.log_poll_s = 2.0  # pods of this measurement write nothing
+    behavior = ScriptedPod(exit_code=None) if pods_run else BlockedPod("ContainerCreating")
+    with RunningServer() as server, Controllers(server), Kubelet(server, lambda pod: behavior):
+        server.api.log_poll_s = 2.0  # pods of this benchmark write nothing
         port.value = server.port
         while True:
-            counted.value = len(server.requests())
+            request_count.value = len(server.requests())
             time.sleep(0.2)
 
 
-def by_watch(launcher: KubernetesLauncher, handles: list[KubernetesHandle]) -> None:
-    """A thread for each job, as flows do."""
+def wait_by_watch(launcher: KubernetesLauncher, handles: list[KubernetesHandle]) -> None:
+    """Start one waiting thread for each job, as flows do."""
     for handle in handles:
         threading.Thread(target=handle.wait, daemon=True).start()
 
 
-def by_poll(launcher: KubernetesLauncher, handles: list[KubernetesHandle]) -> None:
-    """A thread for each job that asks for the job and its pods every five seconds."""
+def wait_by_poll(launcher: KubernetesLauncher, handles: list[KubernetesHandle]) -> None:
+    """Start one thread for each job that requests the job and its pods every five seconds."""
 
     def poll(handle: KubernetesHandle) -> None:
         while True:
             launcher.cluster.get(JOBS, handle.key)
             launcher.cluster.list_objects(PODS, f"omnimri.dev/job={handle.key}")
-            time.sleep(POLL_EVERY_S)
+            time.sleep(POLL_INTERVAL_S)
 
     for handle in handles:
         threading.Thread(target=poll, args=(handle,), daemon=True).start()
 
 
-def waited(jobs: int, runs: bool, way: str, window_s: float, result: Any) -> None:
-    """Measure in a fresh process."""
-    from kubernetes import client
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # two hundred jobs have much to say
-    context = multiprocessing.get_context("spawn")
-    port, counted = context.Value("i", 0), context.Value("i", 0)
-    server = context.Process(target=serve, args=(port, counted, runs), daemon=True)
-    server.start()
-    while not port.value:
-        time.sleep(0.05)
-    configuration = client.Configuration(host=f"http://127.0.0.1:{port.value}")
-    configuration.retries, configuration.connection_pool_maxsize = False, 512
-    launcher = KubernetesLauncher(Cluster(client.ApiClient(configuration), "omnimri", RetryPolicy()), "job")
-    folder, this = Path(tempfile.mkdtemp()), psutil.Process()
+def submit_jobs(launcher: KubernetesLauncher, count: int) -> list[KubernetesHandle]:
+    """Submit jobs of two nodes each."""
+    folder = Path(tempfile.mkdtemp())
     handles = []
-    for number in range(jobs):
+    for number in range(count):
         job = JobSpec(
             f"job {number}",
             "module",
@@ -114,24 +114,48 @@ def waited(jobs: int, runs: bool, way: str, window_s: float, result: Any) -> Non
             pending_limit_s=3600,
         )
         handles.append(launcher.submit(job))
-    memory = this.memory_info().rss
-    (by_watch if way == "watch" else by_poll)(launcher, handles)
-    settled = counted.value
-    while True:  # until all connections are made
+    return handles
+
+
+def wait_for_connections(request_count: Any, way: str) -> None:
+    """Return when no new connections are opened; polling has no persistent ones."""
+    previous = request_count.value
+    while True:
         time.sleep(3.0)
-        if way == "poll" or counted.value == settled:
-            break
-        settled = counted.value
-    calls, cpu, begun = counted.value, sum(this.cpu_times()[:2]), time.monotonic()
+        if way == "poll" or request_count.value == previous:
+            return
+        previous = request_count.value
+
+
+def measure(jobs: int, pods_run: bool, way: str, window_s: float, result: Any) -> None:
+    """Measure one scenario in this process, send the result, and end the process."""
+    from kubernetes import client
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # two hundred jobs log too much
+    context = multiprocessing.get_context("spawn")
+    port, request_count = context.Value("i", 0), context.Value("i", 0)
+    server = context.Process(target=serve, args=(port, request_count, pods_run), daemon=True)
+    server.start()
+    while not port.value:
+        time.sleep(0.05)
+    configuration = client.Configuration(host=f"http://127.0.0.1:{port.value}")
+    configuration.retries, configuration.connection_pool_maxsize = False, 512
+    launcher = KubernetesLauncher(Cluster(client.ApiClient(configuration), "omnimri"), "job")
+    process = psutil.Process()
+    handles = submit_jobs(launcher, jobs)
+    memory = process.memory_info().rss
+    (wait_by_watch if way == "watch" else wait_by_poll)(launcher, handles)
+    wait_for_connections(request_count, way)
+    calls, cpu_s, started = request_count.value, sum(process.cpu_times()[:2]), time.monotonic()
     time.sleep(window_s)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     result.send(
-        (
-            (counted.value - calls) / seconds * 60,
-            (sum(this.cpu_times()[:2]) - cpu) / seconds * 100,
-            (this.memory_info().rss - memory) / 2**20,
-            this.num_threads(),
-            seconds,
+        Measurement(
+            round(seconds, 1),
+            round((request_count.value - calls) / seconds * 60, 2),
+            round((sum(process.cpu_times()[:2]) - cpu_s) / seconds * 100, 2),
+            round((process.memory_info().rss - memory) / 2**20, 1),
+            process.num_threads(),
         )
     )
     server.kill()
@@ -139,36 +163,23 @@ def waited(jobs: int, runs: bool, way: str, window_s: float, result: Any) -> Non
 
 
 def main() -> None:
-    """Measure and write ``results/kubernetes_waiting.csv``."""
+    """Measure all scenarios and write ``results/kubernetes_waiting.csv``."""
     context, rows = multiprocessing.get_context("spawn"), []
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    machine = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    cpu_lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in cpu_lines if line.startswith("model name")), platform.processor())
     versions = f"Python {platform.python_version()}, kubernetes {version('kubernetes')}, kmock {version('kmock')}"
-    for jobs, runs, way, window_s in [
+    for jobs, pods_run, way, window_s in [
         (1, True, "watch", 10),
         (200, False, "watch", 10),
         (200, True, "watch", 60),
         (200, True, "poll", 15),
     ]:
-        ours, result = context.Pipe()
-        process = context.Process(target=waited, args=(jobs, runs, way, window_s, result))
+        receiver, sender = context.Pipe()
+        process = context.Process(target=measure, args=(jobs, pods_run, way, window_s, sender))
         process.start()
-        calls, cpu, memory, threads, seconds = ours.recv()
+        measurement: Measurement = receiver.recv()
         process.join()
-        rows.append(
-            Row(
-                jobs,
-                runs,
-                way,
-                round(seconds, 1),
-                round(calls, 2),
-                round(cpu, 2),
-                round(memory, 1),
-                threads,
-                f"{machine}, {os.cpu_count()} cores",
-                versions,
-            )
-        )
+        rows.append(Row(jobs, pods_run, way, *astuple(measurement), f"{cpu}, {os.cpu_count()} cores", versions))
         print(rows[-1], flush=True)
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / "kubernetes_waiting.csv").open("w", newline="") as file:

@@ -1,2 +1,2 @@
--- Run once, at the first start; the image itself makes the database `prefect`.
+-- Runs once, at the first start; the image itself creates the database `prefect`.
 CREATE DATABASE mlflow OWNER omnimri;

@@ -1,6 +1,6 @@
-"""An OpenAI-compatible server around a local model: the protocol of ``/v1/models`` and ``/v1/chat/completions`` over real HTTP.
+"""OpenAI-compatible server for a local model: ``/v1/models`` and ``/v1/chat/completions`` over HTTP.
 
-Decoding is guided by the schema of each request, by the same grammar engine as in the product. Faults can come before answers.
+The schema of each request constrains decoding, with the same grammar engine as in the product. Faults can be injected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from components.curation.vlm.prompt import VlmQuery
 
 
 class Answers(Protocol):
-    """A model, as curation knows it."""
+    """Interface of a model in curation."""
 
     def answer(self, queries: list[VlmQuery], schema: dict[str, Any]) -> list[str]: ...
 
@@ -33,21 +33,21 @@ class Served:
     """A running server.
 
     Attributes:
-        faults: (status, headers) to answer the next completions with, first to last.
-        completions: bodies of the completions asked for; authorisations: their Authorization headers.
+        faults: (status, headers) of the responses to the next completions, first to last.
+        completions: bodies of the requested completions. authorizations: their Authorization headers.
     """
 
     model: Answers
     address: str = ""
     faults: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     completions: list[dict[str, Any]] = field(default_factory=list)
-    authorisations: list[str | None] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def _image(url: str) -> np.ndarray:
     head, _, data = url.partition(",")
-    assert head == "data:image/png;base64", "only images inside of the request: nothing is fetched"
+    assert head == "data:image/png;base64", "only images inside the request are supported: nothing is downloaded"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("L"))
 
 
@@ -75,7 +75,7 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
                 return self._reply(404, {"error": {"message": "not found", "type": "invalid_request_error"}})
             with served.lock:
                 served.completions.append(body)
-                served.authorisations.append(self.headers.get("Authorization"))
+                served.authorizations.append(self.headers.get("Authorization"))
                 if served.faults:
                     status, headers = served.faults.pop(0)
                     return self._reply(status, {"error": {"message": "fault", "type": "server_error"}}, headers)
@@ -100,14 +100,14 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
             )
 
         def log_message(self, *_: object) -> None:
-            """Nothing of a request is written down."""
+            """Log nothing."""
 
     return Handler
 
 
 @contextmanager
 def serving(model: Answers) -> Iterator[Served]:
-    """A server on a free port of this machine, for the length of a block."""
+    """Run a server on a free port of this machine for the length of the block."""
     served = Served(model)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(served))
     served.address = f"http://127.0.0.1:{server.server_address[1]}/v1"

@@ -1,4 +1,4 @@
-"""A Qwen-VL of a few thousand weights, randomly initialised, saved as a checkpoint with tokenizer and image processor."""
+"""Randomly initialized Qwen-VL with a few thousand weights, saved as a checkpoint with tokenizer and image processor."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ TEXT = {
 }
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Qwen's special tokens; merges of the template's words keep answers short."""
+def _train_tokenizer() -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with Qwen's special tokens on the words of the template, which keeps answers short."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -46,8 +46,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_qwen(folder: Path, family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl", seed: int = 0) -> Path:
-    """Save a checkpoint under ``folder`` and return it."""
-    tokenizer = _tokenizer()
+    """Save a checkpoint in ``folder`` and return the folder."""
+    tokenizer = _train_tokenizer()
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     shared = {
         "image_token_id": ids["<|image_pad|>"],

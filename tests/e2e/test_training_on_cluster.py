@@ -1,4 +1,4 @@
-"""A whole training stage through the Kubernetes path: two pods that really run, against an API server over HTTP."""
+"""A complete training stage on a test cluster: two pods that run as processes, and an API server over HTTP."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from tests.helpers.corpora import tiny_corpus
 
 
 @dataclass
-class Place:
-    """A corpus, settings for two pods, and folders that pods and this process see alike."""
+class Workspace:
+    """A corpus, settings for two pods, and folders that the pods and this process share."""
 
     folder: Path
     corpus: Path
     profile: str = "debug"
 
     def train(self, name: str, launcher: KubernetesLauncher | None, *overrides: str) -> StageResult:
-        environment = f"kubernetes.environment={{OMP_NUM_THREADS: '{threads()}'}}"
+        environment = f"kubernetes.environment={{OMP_NUM_THREADS: '{threads_per_process()}'}}"
         settings = load_settings(
             self.profile,
             [
@@ -56,51 +56,51 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """As in the image, there is no compiler, so processes talk through gloo."""
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Hide the compiler, as in the image, so that processes communicate through gloo."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    return Place(tmp_path, tiny_corpus(tmp_path / "corpus").root)
+    return Workspace(tmp_path, tiny_corpus(tmp_path / "corpus").root)
 
 
-def assert_same_bits(ours: StageResult, theirs: StageResult) -> None:
-    weights = [load_file(result.model_dir / "model.safetensors") for result in (ours, theirs)]
+def assert_same_bits(first: StageResult, second: StageResult) -> None:
+    weights = [load_file(result.model_dir / "model.safetensors") for result in (first, second)]
     assert weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert (ours.first_loss, ours.last_loss, ours.steps) == (theirs.first_loss, theirs.last_loss, theirs.steps)
+    assert (first.first_loss, first.last_loss, first.steps) == (second.first_loss, second.last_loss, second.steps)
 
 
-def test_two_pods_train_to_the_same_bits_as_two_local_processes(place: Place) -> None:
-    """Stage 1, JobSet, two nodes of one process, torchrun's rendezvous over the loopback."""
+def test_two_pods_train_to_the_same_bits_as_two_local_processes(workspace: Workspace) -> None:
+    """Stage 1, JobSet, two nodes with one process each, torchrun's rendezvous over the loopback."""
     with RunningServer() as server, Controllers(server), Kubelet(server) as kubelet:
         launcher = KubernetesLauncher(Cluster(server.client(), NAMESPACE))
-        theirs = place.train("cluster", launcher)
+        on_cluster = workspace.train("cluster", launcher)
         launcher.stop()
         assert launcher.rendering == "jobset" and len(kubelet.started) == 2
-    assert_same_bits(place.train("local", None), theirs)
-    log = (theirs.folder / "vision_pretraining.log").read_text()
+    assert_same_bits(workspace.train("local", None), on_cluster)
+    log = (on_cluster.folder / "vision_pretraining.log").read_text()
     assert "rank 0: vision_pretraining 3/3 loss" in log and "rank 1: " in log
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_stage_1_of_the_demo_has_the_same_weights_through_the_cluster(place: Place) -> None:
-    """The demo's own corpus, network and steps, two pods against two local processes."""
-    place = replace(place, profile="demo", corpus=demo_corpus(place.folder))
+def test_stage_1_of_the_demo_has_the_same_weights_through_the_cluster(workspace: Workspace) -> None:
+    """Corpus, network and steps of the demo; two pods versus two local processes."""
+    workspace = replace(workspace, profile="demo", corpus=build_demo_corpus(workspace.folder))
     with RunningServer() as server, Controllers(server), Kubelet(server) as kubelet:
         launcher = KubernetesLauncher(Cluster(server.client(), NAMESPACE))
-        theirs = place.train("cluster", launcher)
+        on_cluster = workspace.train("cluster", launcher)
         launcher.stop()
-        assert len(kubelet.started) == 2 and theirs.steps == load_settings("demo").training.vision_pretraining.steps
-    ours = place.train("local", None)
-    assert_same_bits(ours, theirs)
-    for name, result in (("local", ours), ("cluster", theirs)):
+        assert len(kubelet.started) == 2 and on_cluster.steps == load_settings("demo").training.vision_pretraining.steps
+    local = workspace.train("local", None)
+    assert_same_bits(local, on_cluster)
+    for name, result in (("local", local), ("cluster", on_cluster)):
         digest = hashlib.sha256((result.model_dir / "model.safetensors").read_bytes()).hexdigest()
         print(f"{name}: {result.steps} steps in {result.seconds:.0f} s, {digest}")
 
 
-def demo_corpus(folder: Path) -> Path:
-    """The corpus that the demo profile is trained on."""
+def build_demo_corpus(folder: Path) -> Path:
+    """Build the corpus that the demo profile trains on."""
     settings = load_settings("demo")
     cards = [load_card(dataset.card) for dataset in settings.datasets]
     for card in cards:
@@ -113,24 +113,24 @@ def demo_corpus(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("node", [0, 1])
-def test_a_pod_evicted_in_the_middle_comes_back_and_the_bits_stay_the_same(place: Place, node: int) -> None:
-    """The kubelet sends SIGTERM, all write a checkpoint; the new pod meets the others (node 0: is met by them) and they go on."""
+def test_a_pod_evicted_in_the_middle_is_replaced_and_the_weights_stay_the_same(workspace: Workspace, node: int) -> None:
+    """The kubelet sends SIGTERM, all pods write a checkpoint, and the replaced pod joins (node 0: hosts) the rendezvous."""
     steps = ("training.vision_pretraining.steps=60", "training.vision_pretraining.checkpoint_every=5")
     with RunningServer() as server, Controllers(server), Kubelet(server) as kubelet:
         launcher = KubernetesLauncher(Cluster(server.client(), NAMESPACE), "job")
 
         def evict() -> None:
-            while not list((place.folder / "cluster").glob("training/*/checkpoint.json")):
+            while not list((workspace.folder / "cluster").glob("training/*/checkpoint.json")):
                 time.sleep(0.05)
             kubelet.disrupt(node, "EvictionByEvictionAPI", "drained")
 
         threading.Thread(target=evict, daemon=True).start()
-        theirs = place.train("cluster", launcher, *steps)
+        on_cluster = workspace.train("cluster", launcher, *steps)
         launcher.stop()
-        assert len(kubelet.started) >= 3 and theirs.resumed_at is not None
-    assert_same_bits(place.train("local", None, *steps), theirs)
+        assert len(kubelet.started) >= 3 and on_cluster.resumed_at is not None
+    assert_same_bits(workspace.train("local", None, *steps), on_cluster)
 
 
-def threads() -> int:
-    """As the local launcher shares out this machine."""
+def threads_per_process() -> int:
+    """Return the number of threads that the local launcher gives each of two processes."""
     return max((os.cpu_count() or 1) // 2, 1)

@@ -241,7 +241,7 @@ def test_transient_faults_are_retried_and_others_are_reported(local: LocalModel,
         model = OpenAIClient(settings, first_wait_s=0.01)
         served.faults[:] = [(503, {}), (429, {"Retry-After": "0.05"}), (500, {})]
         assert parse_answer(model.answer(_queries(1), SCHEMA)[0], SCHEMA)
-        assert len(served.completions) == 4 and set(served.authorisations) == {"Bearer secret-word"}
+        assert len(served.completions) == 4 and set(served.authorizations) == {"Bearer secret-word"}
         served.faults[:] = [(503, {})] * 4
         with pytest.raises(JobFailed, match="no answer after 4 attempts: status 503"):
             model.answer(_queries(1), SCHEMA)
