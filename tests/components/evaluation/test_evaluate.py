@@ -1,4 +1,4 @@
-"""An evaluation of a model that knows nothing says so, on test patients only, and is made once."""
+"""An evaluation of an untrained model: test patients only, baselines, verdicts, page; stored once."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def test_every_task_has_rows_with_baselines(report: EvaluationReport) -> None:
     assert all(row.baselines and row.cases and row.patients for row in report.rows)
 
 
-def test_the_page_says_where_the_model_loses_and_what_it_rests_on(report: EvaluationReport) -> None:
+def test_the_page_states_where_the_model_is_worse_and_the_kind_of_patients(report: EvaluationReport) -> None:
     page = report.report.read_text()
     assert "All test patients are synthetic" in page and "Where the model loses" in page
     worse = [row for row in report.rows if row.verdict == "worse"]
@@ -61,7 +61,7 @@ def test_the_page_says_where_the_model_loses_and_what_it_rests_on(report: Evalua
     assert "default-src 'none'" in page and "http" not in page.replace(NIIVUE.read_text(), "").replace("http-equiv", "")
 
 
-def test_the_page_shows_examples_curves_and_the_worst_cases_first(report: EvaluationReport) -> None:
+def test_the_page_shows_examples_plots_and_the_worst_cases_first(report: EvaluationReport) -> None:
     page = report.report.read_text()
     assert {f'alt="examples of {task}"' in page for task in ("reconstruction", "segmentation")} == {True}
     assert 'alt="the worst of segmentation"' in page and page.count("<h3>Worst first</h3>") >= 4
@@ -73,7 +73,7 @@ def test_the_page_shows_examples_curves_and_the_worst_cases_first(report: Evalua
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser: apt-get install chromium")
 def test_a_browser_opens_the_page_and_shows_the_volume(report: EvaluationReport, tmp_path: Path) -> None:
-    """The page's policy forbids every request, so that whatever it shows is in the file."""
+    """The page's policy forbids every request, so the file contains everything that it shows."""
     command = [
         "chromium",
         "--headless",
@@ -86,20 +86,20 @@ def test_a_browser_opens_the_page_and_shows_the_volume(report: EvaluationReport,
         "--dump-dom",
         report.report.as_uri(),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    [shown] = re.findall(r'<div id="viewer" ([^>]*)>', done.stdout)
-    assert 'data-state="ready"' in shown and 'data-volumes="3"' in shown
-    assert not re.search(r"Uncaught|Content Security Policy", done.stderr)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    [attributes] = re.findall(r'<div id="viewer" ([^>]*)>', process.stdout)
+    assert 'data-state="ready"' in attributes and 'data-volumes="3"' in attributes
+    assert not re.search(r"Uncaught|Content Security Policy", process.stderr)
 
 
-def test_reconstruction_is_tried_under_every_mask_at_every_acceleration(report: EvaluationReport) -> None:
-    asked = {(row.mask, row.acceleration) for row in report.sweep}
-    assert asked == {(kind, acceleration) for kind in SETTINGS.masks for acceleration in SETTINGS.accelerations}
+def test_the_sweep_has_every_mask_at_every_acceleration(report: EvaluationReport) -> None:
+    combinations = {(row.mask, row.acceleration) for row in report.sweep}
+    assert combinations == {(kind, acceleration) for kind in SETTINGS.masks for acceleration in SETTINGS.accelerations}
     zero_filled = {(row.mask, row.acceleration): row.values["NMSE"]["zero-filled"] for row in report.sweep}
     assert all(zero_filled[kind, 2] < zero_filled[kind, 8] for kind in SETTINGS.masks)
 
 
-def test_subgroups_are_parts_of_the_whole(report: EvaluationReport) -> None:
+def test_subgroups_add_up_to_all_cases(report: EvaluationReport) -> None:
     whole = {(row.task, row.metric): row.cases for row in report.rows}
     by_factor: dict[tuple[str, str, str], int] = {}
     for row in report.subgroups:
@@ -111,42 +111,42 @@ def test_subgroups_are_parts_of_the_whole(report: EvaluationReport) -> None:
             assert cases == whole[task, metric]
 
 
-def test_the_list_of_patients_names_nobody(report: EvaluationReport, corpus: Corpus) -> None:
+def test_the_cohort_file_contains_no_pseudonym(report: EvaluationReport, corpus: Corpus) -> None:
     text = (report.folder / "cohort.json").read_text()
     assert not any(patient in text for patient in corpus.splits)
-    listed = {one for splits in json.loads(text).values() for people in splits.values() for one in people}
-    assert len(listed) == len(corpus.splits)
+    digests = {patient for splits in json.loads(text).values() for patients in splits.values() for patient in patients}
+    assert len(digests) == len(corpus.splits)
 
 
-def test_it_is_made_once(report: EvaluationReport, corpus: Corpus, model: Path) -> None:
+def test_the_same_inputs_are_evaluated_once(report: EvaluationReport, corpus: Corpus, model: Path) -> None:
     again = evaluate(model, corpus.root, SETTINGS, report.folder.parent, seed=0)
     assert again.reused and not report.reused and again == report
     assert again.cases == digest(read_json(report.folder / "cases.json"))
 
 
-def test_only_test_patients_are_asked_about(corpus: Corpus) -> None:
+def test_all_cases_are_of_test_patients(corpus: Corpus) -> None:
     for records in select_cases(corpus, 6, seed=0).values():
         assert records and all(corpus.splits[record.patient_id] == "test" for record in records)
         assert len({record.sample_id for record in records}) == len(records)
 
 
-def test_the_atlas_knows_training_patients_only(corpus: Corpus) -> None:
-    """Without the labels of the training split there is no atlas, whatever the test split holds."""
+def test_baselines_use_training_patients_only(corpus: Corpus) -> None:
+    """Without the training split there are no baselines, whatever the test split contains."""
     assert build_atlas(corpus).means and count_reports(corpus, "report").overall and median_box(corpus)
     without = Corpus(corpus.root, corpus.summary)
-    without.__dict__["instructions"] = [one for one in corpus.instructions if one.split != "train"]
+    without.__dict__["instructions"] = [record for record in corpus.instructions if record.split != "train"]
     without.__dict__["volumes"] = {k: v for k, v in corpus.volumes.items() if v.split != "train"}
     assert not build_atlas(without).means and not count_reports(without, "report").overall and median_box(without) is None
 
 
 def test_total_variation_beats_zero_filling(corpus: Corpus) -> None:
-    record = next(one for one in corpus.instructions if one.task == "reconstruction")
+    record = next(record for record in corpus.instructions if record.task == "reconstruction")
     image, target = TASKS["reconstruction"].input_and_target(record, corpus.store)
-    made = total_variation(target.kspace, target.sampling)
-    assert ((made - target.image) ** 2).mean() < ((image - target.image) ** 2).mean()
+    reconstructed = total_variation(target.kspace, target.sampling)
+    assert ((reconstructed - target.image) ** 2).mean() < ((image - target.image) ** 2).mean()
 
 
-def test_a_difference_must_hold_across_patients() -> None:
+def test_a_verdict_requires_a_consistent_difference_across_patients() -> None:
     patients = [f"p{i // 3}" for i in range(18)]
     clear, doubtful = [0.9] * 18, [0.9] * 15 + [-5.0] * 3
 
@@ -161,13 +161,13 @@ def test_a_difference_must_hold_across_patients() -> None:
 
 
 @pytest.mark.parametrize("patients", [1, 3, 5])
-def test_a_few_patients_settle_nothing_however_clear(patients: int) -> None:
+def test_few_patients_give_no_verdict_however_clear(patients: int) -> None:
     names = [f"p{i}" for i in range(patients)]
     assert compare_scores(lambda _: 1.0, lambda _: 0.0, names, higher_is_better=True) == TOO_FEW
 
 
 @given(values=st.lists(st.floats(-1, 1), min_size=6, max_size=12))
-def test_one_case_a_patient_is_the_paired_t_test(values: list[float]) -> None:
+def test_one_case_per_patient_gives_the_paired_t_test(values: list[float]) -> None:
     array = np.array(values)
     assume(array.std() > 1e-3)
     test = ttest_1samp(array, 0.0)
@@ -178,43 +178,43 @@ def test_one_case_a_patient_is_the_paired_t_test(values: list[float]) -> None:
     assert said == ("no difference" if test.pvalue > 0.05 else "better" if array.mean() > 0 else "worse")
 
 
-def test_the_page_names_what_is_behind_though_undecided(report: EvaluationReport) -> None:
+def test_the_page_lists_values_behind_a_baseline_without_a_verdict(report: EvaluationReport) -> None:
     page = report.report.read_text()
     behind = [row for row in report.rows if row.behind and row.verdict != "worse"]
     assert behind and all(f"<li>{row.task}, {row.metric}: {row.model:.3f} ({row.verdict})</li>" in page for row in behind)
 
 
-def test_a_row_is_behind_its_best_baseline() -> None:
+def test_a_row_can_be_behind_its_best_baseline() -> None:
     row = ResultRow("report", "BLEU", True, 0.5, {"a": 0.4, "b": 0.6}, "no difference", 2, 2)
     assert row.behind and not replace(row, higher_is_better=False, model=0.3).behind and not replace(row, model=0.7).behind
 
 
-def test_the_rows_are_a_table_too(report: EvaluationReport) -> None:
+def test_the_rows_are_stored_as_parquet(report: EvaluationReport) -> None:
     table = pq.read_table(report.folder / "rows.parquet").to_pylist()
     assert [(row["task"], row["metric"], row["model"]) for row in table] == [(r.task, r.metric, r.model) for r in report.rows]
     assert json.loads(table[0]["baselines"]) == report.rows[0].baselines
 
 
-@pytest.mark.parametrize("package", ["components/curation", "components/training", "model_core"])
-def test_another_way_to_make_the_input_is_another_evaluation(package: str) -> None:
-    """Undersampling and reading of cases live outside of this room."""
+@pytest.mark.parametrize("package", ["components/curation", "components/tasks", "components/training", "model_core"])
+def test_code_that_prepares_the_input_decides_the_evaluation(package: str) -> None:
+    """Undersampling and reading of cases are outside of the evaluation package."""
     assert package in CODE
 
 
-def test_the_baseline_report_is_that_of_the_sequence(corpus: Corpus) -> None:
+def test_the_baseline_report_depends_on_the_sequence(corpus: Corpus) -> None:
     reports = count_reports(corpus, "report")
     for sequence in ("T1-weighted", "T2-weighted"):
-        volume = next(one for one in corpus.volumes.values() if one.sequence == sequence and one.split == "test")
+        volume = next(v for v in corpus.volumes.values() if v.sequence == sequence and v.split == "test")
         assert f"Sequence: {sequence}." in reports.for_volume(volume)
         assert reports.for_volume(volume.model_copy(update={"sequence": "FLAIR"})) == reports.overall
 
 
-def test_the_atlas_shows_what_is_rare(corpus: Corpus) -> None:
-    """A lesion is in half of the slices nowhere; its share is the one that training patients like best."""
+def test_the_atlas_predicts_rare_structures(corpus: Corpus) -> None:
+    """No pixel is lesion in half of the slices; the threshold with the best training Dice is therefore lower."""
     atlas = build_atlas(corpus)
     assert atlas.thresholds["lesion"] < atlas.thresholds["white matter"]
-    rows = [one for one in corpus.instructions if one.split == "train" and one.structure == "lesion"]
-    assert any(atlas.mask(one, corpus.volumes[one.volume_id]).any() for one in rows)
+    records = [r for r in corpus.instructions if r.split == "train" and r.structure == "lesion"]
+    assert any(atlas.mask(record, corpus.volumes[record.volume_id]).any() for record in records)
 
 
 def test_a_folder_without_a_model_is_refused(corpus: Corpus, tmp_path: Path) -> None:

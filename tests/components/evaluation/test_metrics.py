@@ -1,4 +1,4 @@
-"""Metrics against the libraries and definitions that they name, on cases whose answer is known."""
+"""Metrics agree with the libraries and definitions that they name, on cases with a known result."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,14 @@ def _volumes() -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.booleans()), min_size=2, max_size=20))
-def test_auroc_by_ranks_is_that_of_scikit_learn(pairs: list[tuple[float, bool]]) -> None:
+def test_auroc_by_ranks_equals_scikit_learn(pairs: list[tuple[float, bool]]) -> None:
     scores, truth = zip(*pairs, strict=True)
-    found = metrics.auroc_by_ranks(scores, truth)
-    assert found == pytest.approx(roc_auc_score(truth, scores)) if len(set(truth)) == 2 else np.isnan(found)
+    area = metrics.auroc_by_ranks(scores, truth)
+    assert area == pytest.approx(roc_auc_score(truth, scores)) if len(set(truth)) == 2 else np.isnan(area)
 
 
-def test_hd95_is_in_millimetres_and_an_empty_mask_is_as_far_as_the_image_is_wide() -> None:
-    """Beside scipy's distances of the outlines, for two discs of 1.5 mm pixels that lie 6 pixels apart."""
+def test_hd95_is_in_millimeters_and_the_image_diagonal_for_an_empty_mask() -> None:
+    """Compare with scipy's distances of the outlines of two discs, 6 pixels of 1.5 mm apart."""
     rows, columns = np.mgrid[:48, :48]
     first, second = ((rows - 24) ** 2 + (columns - c) ** 2 < 64 for c in (18, 24))
     edges = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * 1.5 for mask in (first, second)]
@@ -43,18 +43,18 @@ def test_hd95_is_in_millimetres_and_an_empty_mask_is_as_far_as_the_image_is_wide
     assert metrics.hd95(empty, empty, (1.5, 1.5)) == 0 and metrics.hd95(empty, first, (1.5, 1.5)) == pytest.approx(72 * 2**0.5)
 
 
-def test_psnr_and_nmse_by_their_formulas() -> None:
-    made, truth = _volumes()
-    mean_square = ((made - truth) ** 2).mean()
-    assert metrics.psnr(made, truth, 2.0) == pytest.approx(10 * np.log10(4.0 / mean_square), rel=1e-5)
-    assert metrics.nmse(made, truth) == pytest.approx(mean_square / (truth**2).mean(), rel=1e-5)
+def test_psnr_and_nmse_follow_their_formulas() -> None:
+    prediction, truth = _volumes()
+    mean_square = ((prediction - truth) ** 2).mean()
+    assert metrics.psnr(prediction, truth, 2.0) == pytest.approx(10 * np.log10(4.0 / mean_square), rel=1e-5)
+    assert metrics.nmse(prediction, truth) == pytest.approx(mean_square / (truth**2).mean(), rel=1e-5)
 
 
-def test_ssim_is_that_which_training_minimises() -> None:
-    made, truth = _volumes()
-    truth[:, 0, 0] = 1.0  # the same range in every slice: training takes the slice's, evaluation the volume's
-    loss = structural_dissimilarity(torch.from_numpy(made)[:, None], torch.from_numpy(truth)[:, None])
-    assert metrics.ssim(made, truth, 1.0) == pytest.approx(1 - float(loss.mean()), abs=1e-4)
+def test_ssim_is_the_one_that_training_optimizes() -> None:
+    prediction, truth = _volumes()
+    truth[:, 0, 0] = 1.0  # same range in every slice: training uses that of the slice, evaluation that of the volume
+    loss = structural_dissimilarity(torch.from_numpy(prediction)[:, None], torch.from_numpy(truth)[:, None])
+    assert metrics.ssim(prediction, truth, 1.0) == pytest.approx(1 - float(loss.mean()), abs=1e-4)
 
 
 def test_dice_of_half_a_mask_is_two_thirds() -> None:
@@ -66,7 +66,7 @@ def test_dice_of_half_a_mask_is_two_thirds() -> None:
     assert metrics.dice(~truth, truth) == 0 and metrics.dice(truth, truth) == 1
 
 
-def test_nothing_predicted_of_nothing_is_right() -> None:
+def test_an_empty_prediction_of_an_empty_mask_is_correct() -> None:
     empty, full = np.zeros((4, 4), dtype=bool), np.ones((4, 4), dtype=bool)
     assert metrics.dice(empty, empty) == 1 and metrics.dice(full, empty) == 0
 
@@ -77,7 +77,7 @@ def test_iou_is_symmetric_and_one_for_itself(first: TextBox, second: TextBox) ->
     assert metrics.iou(first, second) == metrics.iou(second, first) <= 1
 
 
-def test_a_box_counts_once() -> None:
+def test_a_box_is_matched_once() -> None:
     near = TextBox("lesion", 110, 100, 205, 200)
     assert metrics.count_matches([FOUND, near], [FOUND]) == 1
     assert metrics.detection_f1([[FOUND, near]], [[FOUND]]) == pytest.approx(2 / 3)
@@ -85,8 +85,8 @@ def test_a_box_counts_once() -> None:
     assert metrics.detection_f1([[]], [[]]) == 1
 
 
-def test_average_precision_by_hand() -> None:
-    """Two lesions, one met by the surest answer, one by nobody: precision 1 up to a recall of one half."""
+def test_average_precision_of_small_examples() -> None:
+    """Two lesions, one matched by the most confident answer, one unmatched: precision 1 up to a recall of one half."""
     wrong = TextBox("lesion", 700, 700, 800, 800)
     truth = [[FOUND], [FOUND], []]
     assert metrics.average_precision([[FOUND], [], [wrong]], truth, [0.9, 0.1, 0.2]) == pytest.approx(0.5)
@@ -98,28 +98,28 @@ def test_average_precision_by_hand() -> None:
 
 @given(
     scores=st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4]), min_size=4, max_size=4),
-    right=st.lists(st.booleans(), min_size=4, max_size=4),
+    correct=st.lists(st.booleans(), min_size=4, max_size=4),
 )
-def test_average_precision_is_that_of_scikit_learn_where_every_lesion_is_met(scores: list[float], right: list[bool]) -> None:
-    assume(any(right))
-    predicted, truth = [[FOUND]] * 4, [[FOUND] if hit else [] for hit in right]
-    assert metrics.average_precision(predicted, truth, scores) == pytest.approx(average_precision_score(right, scores))
+def test_average_precision_equals_scikit_learn_if_every_lesion_is_matched(scores: list[float], correct: list[bool]) -> None:
+    assume(any(correct))
+    predicted, truth = [[FOUND]] * 4, [[FOUND] if hit else [] for hit in correct]
+    assert metrics.average_precision(predicted, truth, scores) == pytest.approx(average_precision_score(correct, scores))
 
 
-def test_auroc_is_that_of_scikit_learn() -> None:
+def test_auroc_equals_scikit_learn() -> None:
     scores, truth = [0.1, 0.4, 0.35, 0.8], [False, False, True, True]
     assert metrics.auroc(scores, truth) == roc_auc_score(truth, scores)
     assert metrics.auroc(scores, [True] * 4) == 0.5
 
 
-def test_a_field_counts_where_name_and_text_are_right() -> None:
+def test_a_field_counts_if_name_and_text_are_correct() -> None:
     truth = "Modality: MRI. Sequence: T1-weighted."
     assert metrics.field_f1([truth], [truth]) == 1
     assert metrics.field_f1(["Modality: MRI. Sequence: FLAIR."], [truth]) == 0.5
     assert metrics.field_f1(["words"], [truth]) == 0
 
 
-def test_texts_that_are_the_same_score_one() -> None:
+def test_equal_texts_score_one() -> None:
     text = ["one lesion in the left hemisphere of the brain"]
     assert metrics.bleu(text, text) == pytest.approx(1) and metrics.rouge_l(text, text) == pytest.approx(1)
-    assert metrics.bleu(["quite other words stand here in this text"], text) < 0.1
+    assert metrics.bleu(["a completely different sentence with other words"], text) < 0.1
