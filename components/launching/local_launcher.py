@@ -12,6 +12,7 @@ from pathlib import Path
 
 from components.errors import JobFailed
 from components.launching.job import JobSpec, JobState, JobStatus
+from components.progress import show_status
 from components.provenance import REPOSITORY
 
 GRACE_S, PROGRESS_INTERVAL_S = 60.0, 10.0
@@ -76,7 +77,7 @@ class LocalHandle:
         lines = [line for line in self.logs().splitlines() if line.startswith(f"{self.job.name} ")]
         if lines and lines[-1] != self._last_reported:
             self._last_reported = lines[-1]
-            print(self._last_reported, file=sys.stderr, flush=True)
+            show_status(self._last_reported)
 
     def cancel(self) -> None:
         """Send SIGTERM, and SIGKILL after :data:`GRACE_S`."""

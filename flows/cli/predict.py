@@ -11,7 +11,7 @@ import typer
 
 from components.errors import BadInput
 from components.home import Home
-from components.progress import hide_bars, step
+from components.progress import hide_bars, show_status, step
 from flows.cli import preflight
 from flows.cli.options import JsonOption
 from flows.cli.run_log import run_log
@@ -55,6 +55,7 @@ def predict(
         if not image.exists():
             raise BadInput("no such file or folder", where=str(image), remedy="name a .nii.gz, a DICOM folder or an .h5")
     preflight.check_model(model)
+    streamed: list[str] = []
     streams = len(images) == 1 and sys.stdout.isatty() and not as_json
     with run_log("predict") as output:
         from components.inference import Predictor, Sampling, resolve_model, save, save_dicom
@@ -67,20 +68,25 @@ def predict(
 
         def write(piece: str) -> None:
             hide_bars()
+            streamed.append(piece)
             print(piece, end="", flush=True, file=output)
+
+        def show_phase(phase: str, done: int, total: int) -> None:
+            show_status(f"{phase} {done}/{total}")
 
         with step("predict") as predicting:
             if len(images) == 1:
-                predictions, folders = [predictor.predict(images[0], instruction, sampling, write if streams else None)], [out]
+                prediction = predictor.predict(images[0], instruction, sampling, write if streams else None, show_phase)
+                predictions, folders = [prediction], [out]
             else:
-                predictions = predictor.predict_many([(image, instruction) for image in images], sampling)
+                predictions = predictor.predict_many([(image, instruction) for image in images], sampling, show_phase)
                 folders = [out / f"{number:03d}" for number in range(1, len(images) + 1)]
             predicting.result = ", ".join(prediction.task for prediction in predictions)
         files = [
             [*save(prediction, folder), *save_dicom(prediction, instruction, image, folder)]
             for prediction, image, folder in zip(predictions, images, folders, strict=True)
         ]
-    _print_predictions(predictions, files, as_json, streams)
+    _print_predictions(predictions, files, as_json, bool(streamed))
 
 
 def _print_predictions(predictions: list[Prediction], files: list[list[Path]], as_json: bool, streamed: bool) -> None:
@@ -95,6 +101,6 @@ def _print_predictions(predictions: list[Prediction], files: list[list[Path]], a
         emit(answers[0] if len(answers) == 1 else {"answers": answers})
         return
     for prediction, paths in zip(predictions, files, strict=True):
-        print("" if streamed and prediction.task == "report" else prediction.text)
+        print("" if streamed else prediction.text)
         for path in paths:
             print(f"wrote {relative(path)}", file=sys.stderr)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import random
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from urllib3.connection import HTTPConnection
 
 from components.errors import JobFailed
 from components.launching.kubernetes.manifests import MAIN_RESOURCES, MANAGER, RESOURCES, SELECTOR, RenderingName, Resource
+from components.progress import show_status
 
 Object = dict[str, Any]
 TRANSIENT_STATUSES = frozenset({0, 408, 429, 500, 502, 503, 504})
@@ -68,8 +68,8 @@ class HistoryExpired(Exception):
 
 
 def report(text: str) -> None:
-    """Print a message for the user on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Show the user what the cluster does now."""
+    show_status(text)
 
 
 class Cluster:
