@@ -1,8 +1,9 @@
 """The plan equals the run: whatever field of a card or setting changes, the steps that ``--dry-run`` announces are those that run.
 
 A tiny home is ingested, curated and validated for real; its stages, evaluation and registration are marked as done. Then one field
-at a time changes. The steps of a run are taken from the components themselves, not from the planner: curation runs for real on a copy
-of the corpus, and the later steps are looked up by the digests under which they store their results. The slow tests at the end train.
+at a time changes. The steps of a run are taken from the components themselves, not from the planner: curation runs for real on a
+copy of the corpus, and the later steps are looked up by the digests under which they store their results. The slow tests at the end
+train.
 """
 
 from __future__ import annotations
