@@ -21,7 +21,14 @@ from components.settings import CurationSettings
 if TYPE_CHECKING:
     from components.catalog import DatasetCard
 
-CODE = ("components/curation", "components/ingestion", "components/tasks", "model_core/boxes.py", "model_core/mri_physics")
+CODE = (
+    "components/curation",
+    "components/ingestion",
+    "components/tasks",
+    "components/phi_patterns.py",
+    "model_core/boxes.py",
+    "model_core/mri_physics",
+)
 """Sources that decide the content of a curated volume and of its texts."""
 DESCRIPTIVE_CARD_FIELDS = {
     "name",

@@ -16,6 +16,7 @@ from components.curation.inputs import code_version
 from components.evaluation.evaluate import CODE as EVALUATION_CODE
 from components.provenance import REPOSITORY, code_digest, digest, file_md5, git_commit, source_digest
 from components.training.stages import CODE as TRAINING_CODE
+from components.validation.validation_gate import CODE as VALIDATION_CODE
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -63,7 +64,7 @@ def step_digests() -> dict[str, str]:
     code_digest.cache_clear()
     return {
         "curate": code_version(),
-        "validate": code_digest("components/validation", "components/curation", "components/tasks"),
+        "validate": code_digest(*VALIDATION_CODE),
         "train": code_digest(*TRAINING_CODE),
         "evaluate": code_digest(*EVALUATION_CODE),
     }
@@ -83,6 +84,14 @@ def test_an_edited_constant_changes_the_digest_of_every_step_downstream(checkout
     edited.write_text(edited.read_text().replace("GRID = 1000", "GRID = 999"))
     after = step_digests()
     assert {step for step in before if after[step] != before[step]} == {"curate", "train", "evaluate"}
+
+
+def test_an_edited_pattern_of_identifying_text_curates_and_validates_again(checkout: Path) -> None:
+    before = step_digests()
+    edited = checkout / "components/phi_patterns.py"
+    edited.write_text(edited.read_text() + "\nADDED = 1\n")
+    after = step_digests()
+    assert {"curate", "validate"} <= {step for step in before if after[step] != before[step]}
 
 
 @given(st.sampled_from(["def f(x):", "class C:", "async def f(x):"]), st.text(alphabet="abc 012", max_size=12))
