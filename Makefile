@@ -58,7 +58,7 @@ bench: install
 	$(BIN)/python -m benchmarks.training_step && $(BIN)/python -m benchmarks.loader
 
 kernels-table: install
-	$(BIN)/python -m kernels.gpu.compile_check --output benchmarks/results/compiled.csv
+	$(BIN)/python -m kernels.compile_check --output benchmarks/results/compiled.csv
 
 gpu-test:
 	$(GPU_PYTHON) -m pytest tests/kernels/test_gpu.py tests/kernels/test_training.py tests/model_core/test_objectives.py -m gpu

@@ -15,9 +15,10 @@ from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
 
 from benchmarks.harness import Measurement, measure, write
-from kernels import moe_ops
-from kernels.experts import experts_grouped
-from kernels.moe import moe, route
+from kernels.moe_experts.cpu import experts_grouped
+from kernels.moe_layer import moe
+from kernels.moe_routing.autograd import route_op
+from kernels.moe_routing.reference import route
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _router(case: Case, inputs: list[Tensor]) -> list[Measurement]:
         return order, counts, balance, routing.logits_TE.logsumexp(-1).square().mean()
 
     def ours() -> object:
-        return moe_ops.route_op(hidden, router, None, valid, case.top_k, True, False)
+        return route_op(hidden, router, None, valid, case.top_k, True, False)
 
     return measure(case.name, "router and sort", {"eager": eager, "ours": ours}, "cuda")
 

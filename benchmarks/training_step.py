@@ -28,7 +28,7 @@ from components.settings import StageSettings, load_settings
 from components.training.batches import BatchMaker
 from components.training.engine import parameter_groups
 from components.training.samples import Samples
-from kernels.moe import moe, moe_reference
+from kernels.moe_layer import moe, moe_reference
 from kernels.window_attention import window_attention, window_attention_reference
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import ImageBatch

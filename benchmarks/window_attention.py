@@ -15,10 +15,10 @@ from torch import Tensor
 
 from benchmarks.harness import Measurement, measure, write
 from kernels.window_attention import window_attention
-from kernels.windows import (
+from kernels.window_attention.geometry import (
     Triple,
     bias_table_rows,
-    fitted,
+    fit_window,
     middle_row,
     padded_grid,
     partition,
@@ -67,7 +67,7 @@ CPU = [
 
 def _windowed(case: Case, qkv: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
     """Pad, roll, cut, attend, put back."""
-    used, moved = fitted(case.size, case.window, case.shift)
+    used, moved = fit_window(case.size, case.window, case.shift)
     grid = padded_grid(case.size, used)
     x = F.pad(qkv.flatten(4), (0, 0, *(n for a, b in zip(reversed(grid), reversed(case.size), strict=True) for n in (0, a - b))))
     x = x.roll([-step for step in moved], dims=(1, 2, 3)) if any(moved) else x
@@ -82,7 +82,7 @@ Attention = Callable[[Tensor, Tensor], Tensor]
 
 def _in_pytorch(case: Case, device: str, fused: bool) -> Attention:
     """Bias and mask as tensors, added to the scores (MONAI's way) or ``fused`` by PyTorch; index and mask are kept."""
-    used, moved = fitted(case.size, case.window, case.shift)
+    used, moved = fit_window(case.size, case.window, case.shift)
     code = position_codes_N(case.window, used)
     index = (code[:, None] - code[None, :] + middle_row(case.window)).to(device)
     forbidden = None
@@ -111,7 +111,7 @@ def _flex(case: Case) -> Attention:
     """FlexAttention, compiled, the bias gathered in the score function."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    used, moved = fitted(case.size, case.window, case.shift)
+    used, moved = fit_window(case.size, case.window, case.shift)
     code = position_codes_N(case.window, used).cuda()
     region = regions_nN(padded_grid(case.size, used), used, moved).cuda()
     middle, windows = middle_row(case.window), len(region)

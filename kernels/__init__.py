@@ -1,4 +1,5 @@
-"""The operations that the project exists for: shifted windowed attention in 2-D and 3-D, and mixture-of-experts layers.
+"""Custom operations: shifted window attention in 2-D and 3-D, and mixture-of-experts layers.
 
-One public function per operation; the plain PyTorch form in the same file is its specification.
+One folder per operation: ``reference`` is the specification in plain PyTorch, ``cpu`` a faster CPU implementation, ``triton_*``
+the GPU kernels, ``autograd`` the registration with PyTorch.
 """

@@ -1,4 +1,4 @@
-"""Which tensors the Triton kernels take."""
+"""Dispatch: which tensors are computed by Triton kernels."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _interpreted = False
 
 
 def uses_triton(x: Tensor) -> bool:
-    """Whether an operation on ``x`` runs as a Triton kernel: on a GPU always, on a CPU only inside :func:`interpreted`.
+    """Return whether an operation on ``x`` runs as a Triton kernel: always on a GPU, on a CPU only inside :func:`interpreted`.
 
-    A tensor without data ("meta") stands for one on a GPU: shapes, saved tensors and costs are those of the kernels.
+    A meta tensor represents one on a GPU: shapes, saved tensors and costs are those of the kernels.
     """
     return x.is_cuda or x.is_meta or _interpreted
 
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """Send CPU tensors through the Triton kernels too, in Triton's interpreter: for tests, thousands of times slower.
+    """Run CPU tensors through the Triton kernels in Triton's interpreter: for tests, thousands of times slower.
 
     ``TRITON_INTERPRET=1`` must be set before triton is first imported.
     """
     global _interpreted
-    before, _interpreted = _interpreted, True
+    previous, _interpreted = _interpreted, True
     try:
         yield
     finally:
-        _interpreted = before
+        _interpreted = previous

@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from kernels.windows import Triple, fitted, padded_grid
+from kernels.window_attention.geometry import Triple, fit_window, padded_grid
 from model_core.config import OmniMRIConfig
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration
 from model_core.targets import TARGET_MASK
@@ -208,7 +208,7 @@ def _window_attention_flops(qkv: Any, table: Any, pad: Any, window: list[int], s
     """Scores and weighted sums of every window, padding included."""
     batch, *grid, _, heads, head_dim = qkv
     size: Triple = (grid[0], grid[1], grid[2])
-    used, _ = fitted(size, (window[0], window[1], window[2]), (shift[0], shift[1], shift[2]))
+    used, _ = fit_window(size, (window[0], window[1], window[2]), (shift[0], shift[1], shift[2]))
     padded = padded_grid(size, used)
     tokens, places = padded[0] * padded[1] * padded[2], used[0] * used[1] * used[2]
     return int(2 * 2 * batch * tokens * places * heads * head_dim)

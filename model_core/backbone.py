@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention, Qwen2MoeRMSNorm
 
-from kernels.moe import MoEOutput
+from kernels.moe_layer import MoEOutput
 from model_core.config import OmniMRIConfig, Triple
 from model_core.moe import SparseMoeBlock
 

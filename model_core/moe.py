@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeMLP, Qwen2MoeTopKRouter
 
-from kernels.moe import MoEOutput, moe, moe_hidden
+from kernels.moe_layer import MoEOutput, moe, moe_hidden
 from model_core.losses.reduction import ranks, summed
 
 
 class SparseMoeBlock(nn.Module):
-    """Qwen2-MoE's block with the same parameters, computed by :func:`kernels.moe.moe`, which also gives the router's losses."""
+    """Qwen2-MoE's block with the same parameters, computed by :func:`kernels.moe_layer.moe`, which adds the router's losses."""
 
     def __init__(self, config: Qwen2MoeConfig) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kernels.window_attention import window_attention
-from kernels.windows import Triple, bias_table_rows
+from kernels.window_attention.geometry import Triple, bias_table_rows
 from model_core.config import OmniMRIConfig
 
 

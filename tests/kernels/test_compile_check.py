@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from components.provenance import REPOSITORY
-from kernels.gpu.compile_check import EVERY_CONFIGURATION, SPILL_BUDGET, TARGETS, cases
+from kernels.compile_check import EVERY_CONFIGURATION, SPILL_BUDGET, TARGETS, cases
 
 TABLE = REPOSITORY / "benchmarks" / "results" / "compiled.csv"
 STALE = "the committed table is of other kernels or another Triton: make kernels-table"
@@ -38,7 +38,7 @@ def test_every_kernel_compiles_in_every_configuration(target: str, committed: Ro
     """In a process of its own: the interpreter of the other tests and the compiler exclude each other."""
     table = tmp_path / "compiled.csv"
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "kernels.gpu.compile_check", "--quick", "--targets", target, "--output", str(table)]
+    command = [sys.executable, "-m", "kernels.compile_check", "--quick", "--targets", target, "--output", str(table)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, "\n".join(line for line in done.stdout.splitlines() if "<--" in line) + done.stderr[-2000:]
     rows, known = _rows(table), [row for row in committed if row["target"] == target]

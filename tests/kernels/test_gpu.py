@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gpu import launch
-from kernels.moe import moe, moe_reference
+from kernels import triton_launch
+from kernels.moe_layer import moe, moe_reference
 from kernels.window_attention import window_attention, window_attention_reference
-from kernels.windows import Triple, bias_table_rows
+from kernels.window_attention.geometry import Triple, bias_table_rows
 
 pytestmark = pytest.mark.gpu
 
@@ -48,11 +48,11 @@ def every_config(request: pytest.FixtureRequest) -> Iterator[None]:
 
     def run(kernel: Any, grid: Any, configs: Sequence[Any], arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
         config = configs[min(request.param, len(configs) - 1)]
-        kernel[grid](**arguments, **constants, **launch.values(config))
+        kernel[grid](**arguments, **constants, **triton_launch.launch_options(config))
 
-    launch.observe(run)
+    triton_launch.observe(run)
     yield
-    launch.observe(None)
+    triton_launch.observe(None)
 
 
 def _error(x: Tensor, y: Tensor) -> float:
@@ -132,11 +132,11 @@ def test_moe(case: tuple[int, int, int, int, int], dtype: torch.dtype, scoring: 
 
 
 def test_the_sort_is_stable_and_exact() -> None:
-    from kernels import moe_ops
+    from kernels.moe_routing.autograd import route_op
 
     hidden, router, *_ = (x.cuda() for x in _layer(5000, 128, 64, 8))
     valid = torch.ones(5000, dtype=torch.bool, device="cuda")
-    _, _, _, chosen, order, place, ends, counts, _ = moe_ops.route_op(hidden, router, None, valid, 8, True, False)
+    _, _, _, chosen, order, place, ends, counts, _ = route_op(hidden, router, None, valid, 8, True, False)
     expected = chosen.flatten().argsort(stable=True)
     assert torch.equal(order.long(), expected)
     assert torch.equal(place.flatten().long()[expected], torch.arange(40000, device="cuda"))

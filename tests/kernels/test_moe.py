@@ -16,11 +16,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock, load_balancing_loss_func
 
-from kernels import experts as forms
-from kernels import moe_ops
 from kernels.dispatch import interpreted
-from kernels.experts import experts_grouped, experts_reference
-from kernels.moe import MoEOutput, balanced_bias, moe, moe_hidden, moe_reference, route
+from kernels.moe_experts import cpu
+from kernels.moe_experts.autograd import experts_op
+from kernels.moe_experts.cpu import experts_grouped
+from kernels.moe_experts.reference import experts_reference
+from kernels.moe_layer import MoEOutput, balanced_bias, moe, moe_hidden, moe_reference
+from kernels.moe_routing.autograd import route_op
+from kernels.moe_routing.reference import route
 from model_core.moe import SparseMoeBlock
 
 
@@ -181,7 +184,7 @@ def _assert_close(ours: list[Tensor], expected: list[Tensor], bar: float = 1e-5)
 def test_grouped_products_are_the_specification(experts: int, tokens: int, data: st.DataObject) -> None:
     top_k = data.draw(st.integers(1, experts))
     inputs = _inputs(tokens, experts, 8, 12)
-    with patch.object(forms, "GROUPED_EXPERTS", 0):
+    with patch.object(cpu, "GROUPED_EXPERTS", 0):
         ours = _results(moe, inputs, top_k)
     _assert_close(ours, _results(moe_reference, inputs, top_k))
 
@@ -192,7 +195,7 @@ def test_a_step_of_generation_is_the_specification(experts: int, tokens: int, sm
     """One token, few tokens through all experts, and more than few."""
     top_k = data.draw(st.integers(1, experts))
     inputs = _inputs(tokens, experts, 8, 12)
-    with torch.no_grad(), patch.object(forms, "SMALL_EXPERTS", forms.SMALL_EXPERTS if small else 0):
+    with torch.no_grad(), patch.object(cpu, "SMALL_EXPERTS", cpu.SMALL_EXPERTS if small else 0):
         torch.testing.assert_close(moe_hidden(*inputs, top_k), moe_reference(*inputs, top_k).hidden_TH, atol=1e-5, rtol=1e-5)
 
 
@@ -203,8 +206,8 @@ def test_the_product_of_a_traced_graph_tells_the_truth_about_itself() -> None:
         torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True),
     )
     ends = torch.tensor([4, 4, 7], dtype=torch.int32)
-    torch.library.opcheck(forms.grouped_op, (rows, weight, ends))
-    assert torch.autograd.gradcheck(lambda *x: forms.grouped_op(*x, ends), (rows, weight))
+    torch.library.opcheck(cpu.grouped_op, (rows, weight, ends))
+    assert torch.autograd.gradcheck(lambda *x: cpu.grouped_op(*x, ends), (rows, weight))
 
 
 @given(
@@ -252,7 +255,7 @@ def test_a_mask_that_is_a_strided_view_counts_as_its_copy() -> None:
 def test_the_same_input_gives_the_same_bits_every_time(grouped: bool) -> None:
     """Many tokens with four choices each: a gather with repeated rows would sum their gradients in any order."""
     inputs = _inputs(512, 16, 64, 32)
-    with patch.object(forms, "GROUPED_EXPERTS", 16 if grouped else 64):
+    with patch.object(cpu, "GROUPED_EXPERTS", 16 if grouped else 64):
         runs = [_results(moe, inputs, 4) for _ in range(5)]
     assert all(torch.equal(x, y) for run in runs[1:] for x, y in zip(run, runs[0], strict=True))
 
@@ -272,7 +275,7 @@ def test_the_sort_is_stable_and_a_permutation(tokens: int, experts: int, data: s
     top_k = data.draw(st.integers(1, min(experts, 4)))
     hidden, router, *_ = _inputs(tokens, experts, 16, 8)
     with interpreted():
-        _, _, _, chosen, order, place, ends, counts, _ = moe_ops.route_op(
+        _, _, _, chosen, order, place, ends, counts, _ = route_op(
             hidden, router, None, torch.ones(tokens, dtype=torch.bool), top_k, True, False
         )
     expected = chosen.flatten().argsort(stable=True)
@@ -298,7 +301,7 @@ def test_experts_that_may_not_be_chosen_leave_the_sort_a_permutation() -> None:
     hidden, router, *_ = _inputs(10, 4, 16, 8)
     bias = torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf])
     with interpreted():
-        _, _, _, chosen, order, *_ = moe_ops.route_op(hidden, router, bias, torch.ones(10, dtype=torch.bool), 2, True, False)
+        _, _, _, chosen, order, *_ = route_op(hidden, router, bias, torch.ones(10, dtype=torch.bool), 2, True, False)
     assert (chosen[:, 0] == 0).all() and (chosen[:, 1] != 0).all()
     assert torch.equal(order.long(), chosen.flatten().argsort(stable=True))
 
@@ -338,9 +341,9 @@ def test_the_operators_keep_the_rules_of_torch_library() -> None:
     hidden, router, gate_up, down = (x.requires_grad_() for x in _inputs(9, 3, 16, 8))
     valid = torch.ones(9, dtype=torch.bool)
     with interpreted():
-        weights, _, _, _, order, place, ends, _, _ = moe_ops.route_op(hidden, router, None, valid, 2, True, False)
-        torch.library.opcheck(moe_ops.route_op, (hidden, router, None, valid, 2, True, False))
-        torch.library.opcheck(moe_ops.experts_op, (hidden, weights.detach().requires_grad_(), gate_up, down, order, place, ends))
+        weights, _, _, _, order, place, ends, _, _ = route_op(hidden, router, None, valid, 2, True, False)
+        torch.library.opcheck(route_op, (hidden, router, None, valid, 2, True, False))
+        torch.library.opcheck(experts_op, (hidden, weights.detach().requires_grad_(), gate_up, down, order, place, ends))
 
 
 def test_of_the_experts_only_the_pre_activations_are_kept() -> None:

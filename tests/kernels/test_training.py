@@ -13,7 +13,7 @@ from transformers import Qwen2MoeConfig
 import model_core.moe
 import model_core.swin
 from kernels.dispatch import interpreted
-from kernels.moe import moe_reference
+from kernels.moe_layer import moe_reference
 from kernels.window_attention import window_attention_reference
 from model_core.moe import SparseMoeBlock
 from model_core.swin import SwinBlock

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from kernels import window_attention as module
 from kernels.dispatch import interpreted
-from kernels.window_attention import window_attention, window_attention_reference
-from kernels.windows import Triple, bias_table_rows, geometry
+from kernels.window_attention import autograd, operation, window_attention, window_attention_reference
+from kernels.window_attention.geometry import Triple, bias_table_rows, geometry
 from model_core.swin import SwinBlock
 
 SHIFTED_AND_PADDED = ((6, 9, 8), (5, 7, 7), (2, 3, 3))
@@ -133,7 +132,7 @@ def _inputs(size: Triple, window: Triple, heads: int, head_dim: int, batch: int 
 
 
 def _the_op(window: Triple, shift: Triple) -> Op:
-    return lambda qkv, table, pad: module._window_attention_op(qkv, table, pad, window, shift)[0].flatten(4)
+    return lambda qkv, table, pad: autograd.window_attention_op(qkv, table, pad, window, shift)[0].flatten(4)
 
 
 def _specification(window: Triple, shift: Triple) -> Op:
@@ -219,7 +218,7 @@ def test_a_block_can_be_computed_again_in_the_backward_pass(on_triton: bool) -> 
     for again in (False, True):
         leaves = [x.clone().requires_grad_() for x in (qkv, table, pad)]
         with interpreted() if on_triton else contextlib.nullcontext():
-            op = module.window_attention
+            op = operation.window_attention
             arguments = (leaves[0], leaves[1], window, shift, leaves[2])
             (checkpoint(op, *arguments, use_reentrant=False) if again else op(*arguments)).sum().backward()
         gradients.append([leaf.grad for leaf in leaves])
@@ -233,9 +232,9 @@ def test_the_operators_keep_the_rules_of_torch_library(on_triton: bool) -> None:
     arguments = tuple(x.requires_grad_() for x in (qkv, table, pad))
     if on_triton:
         with interpreted():
-            torch.library.opcheck(module._window_attention_op, (*arguments, window, shift))
+            torch.library.opcheck(autograd.window_attention_op, (*arguments, window, shift))
     else:
-        torch.library.opcheck(module._window_attention_op, (*arguments, window, shift))
+        torch.library.opcheck(autograd.window_attention_op, (*arguments, window, shift))
 
 
 def test_no_score_tensor_is_kept_for_the_backward_pass() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import window_attention
 from kernels.dispatch import interpreted
+from kernels.window_attention import operation
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.accounting import SampleSize, costs, parameters
 from model_core.backbone import attention_mask, positions
@@ -117,7 +117,7 @@ def test_memory_of_the_encoder_is_what_autograd_keeps(preset: str, side: int) ->
     """Within 5 %: on a CPU, statistics of the softmax are by window, with padding. Large windows keep no scores, as on a GPU."""
     model, pixels, _ = _real(preset, side)
     counted = {row.part: row.kept for row in costs(model.config, SampleSize(1, side, side, TEXT), torch.float32)}
-    with patch.object(window_attention, "EAGER_TOKENS", 0):
+    with patch.object(operation, "EAGER_TOKENS", 0):
         real = _kept(model, lambda: model.vision(pixels))
     assert counted["Swin encoder"] == pytest.approx(real, rel=0.05)
 

@@ -1,6 +1,6 @@
 """Backward pass of shifted window attention: gradients of qkv, of the bias table and of the padding, as Triton kernels.
 
-Names as in :mod:`kernels.gpu.window_tiles`.
+Names as in :mod:`kernels.window_attention.triton_tiles`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.launch import launch
-from kernels.gpu.window_tiles import (
+from kernels.triton_launch import launch
+from kernels.window_attention.geometry import Geometry, middle_row
+from kernels.window_attention.triton_tiles import (
     KEY,
     SMALLEST_KEYS,
     Tiles,
@@ -28,7 +29,6 @@ from kernels.gpu.window_tiles import (
     masked_scores,
     place_of_program,
 )
-from kernels.windows import Geometry, middle_row
 
 QUERY_BACKWARD_TILES: Tiles = ((64, 32, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 1))
 KEY_BACKWARD_TILES: Tiles = ((32, 64, 4, 1), (64, 64, 4, 1), (32, 64, 4, 3), (32, 128, 4, 1))

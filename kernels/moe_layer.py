@@ -1,8 +1,8 @@
-"""Mixture-of-experts layer: router and SwiGLU experts, dropless (Qwen2-MoE's form; Fedus et al., arXiv:2101.03961, for the losses).
+"""Mixture-of-experts layer: router and SwiGLU experts, dropless (Qwen2-MoE; Fedus et al., arXiv:2101.03961, for the losses).
 
 :func:`moe` is the operation, :func:`moe_reference` its specification in plain PyTorch: tokens are sorted by expert (stable), each
-expert computes its own contiguous rows, and the results are combined by a gather and a sum over K. On a GPU the operation is the
-Triton kernels of ``kernels/gpu``; on a CPU it is the reference, or PyTorch's grouped products where these are faster or traceable.
+expert computes its own contiguous rows, and the results are combined by a gather and a sum over K. On a GPU the operation runs as
+Triton kernels; on a CPU as the reference, or as PyTorch's grouped products where these are faster or can be traced.
 
 Shape letters: T tokens, H hidden size, E experts, I expert width, K experts of a token, S = T * K rows sorted by expert.
 """
@@ -10,75 +10,34 @@ Shape letters: T tokens, H hidden size, E experts, I expert width, K experts of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import uses_triton
-from kernels.experts import Experts, experts_reference, generation_form, training_form
-from kernels.moe_ops import experts_op, route_op
-
-Scoring = Literal["softmax", "sigmoid"]
+from kernels.moe_experts.autograd import experts_op
+from kernels.moe_experts.cpu import Experts, generation_form, training_form
+from kernels.moe_experts.reference import experts_reference
+from kernels.moe_routing.autograd import route_op
+from kernels.moe_routing.reference import Scoring, route
 
 
 @dataclass(frozen=True)
 class MoEOutput:
-    """What one layer computes.
+    """Output of one layer.
 
     Attributes:
         hidden_TH: combined output of the experts, dtype of the input.
-        load_balance_loss: scalar float32, Switch's loss in transformers' scale: K where the load is even.
+        load_balance_loss: scalar float32, Switch's loss in transformers' scale: K for an even load.
         z_loss: scalar float32, mean squared logsumexp of the router's logits (ST-MoE).
-        counts_E: int64, (token, choice) pairs that went to each expert; masked tokens are not counted.
+        counts_E: int64, (token, choice) pairs of each expert; masked tokens are not counted.
     """
 
     hidden_TH: Tensor
     load_balance_loss: Tensor
     z_loss: Tensor
     counts_E: Tensor
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Where the tokens go.
-
-    Attributes:
-        weights_TK: float32, how much each chosen expert counts.
-        experts_TK: int64, the chosen experts, best first.
-        probabilities_TE: float32 scores before the choice.
-        logits_TE: float32.
-    """
-
-    weights_TK: Tensor
-    experts_TK: Tensor
-    probabilities_TE: Tensor
-    logits_TE: Tensor
-
-
-def route(
-    hidden_TH: Tensor,
-    router_weight_EH: Tensor,
-    top_k: int,
-    norm_topk_prob: bool = True,
-    scoring: Scoring = "softmax",
-    expert_bias: Tensor | None = None,
-) -> Routing:
-    """Choose K experts per token, in float32 (float64 where the input is).
-
-    ``expert_bias`` (E,) changes who is chosen and never how much a choice counts (aux-loss-free balancing, arXiv:2408.15664).
-    """
-    with torch.autocast(hidden_TH.device.type, enabled=False):
-        exact = torch.promote_types(hidden_TH.dtype, torch.float32)
-        logits = F.linear(hidden_TH.to(exact), router_weight_EH.to(exact))
-    probabilities = logits.softmax(-1) if scoring == "softmax" else logits.sigmoid()
-    preference = probabilities if expert_bias is None else probabilities + expert_bias.to(exact)
-    experts = preference.topk(top_k, dim=-1).indices
-    weights = probabilities.gather(-1, experts)
-    if norm_topk_prob:
-        weights = weights / weights.sum(-1, keepdim=True)
-    return Routing(weights, experts, probabilities, logits)
 
 
 def moe(
@@ -95,12 +54,12 @@ def moe(
     """Route every token to ``top_k`` of the experts and combine their results.
 
     Args:
-        hidden_TH: float32, float16 or bfloat16, as the experts' weights; the router computes in float32.
+        hidden_TH: float32, float16 or bfloat16, same dtype as the experts' weights; the router computes in float32.
         expert_bias: (E,), see :func:`balanced_bias`; receives no gradient.
-        valid_T: bool, tokens that count in losses and load (padding is computed, and not counted); None = all.
+        valid_T: bool, tokens that contribute to losses and load (padding is computed but not counted); None = all.
 
     Raises:
-        ValueError: more experts per token than there are experts, or sizes that do not fit each other.
+        ValueError: more experts per token than experts, or inconsistent sizes.
     """
     _check(hidden_TH, router_weight_EH, gate_up_E2IH, down_EHI, top_k, expert_bias, valid_T)
     if _autocast(hidden_TH):
@@ -128,7 +87,7 @@ def moe_hidden(
     top_k: int,
     norm_topk_prob: bool = True,
 ) -> Tensor:
-    """``moe(...).hidden_TH`` alone, (T, H), as generation needs it: without the losses, and on a CPU in the form for few tokens."""
+    """Return only ``moe(...).hidden_TH`` (T, H), for generation: no losses, and on a CPU the implementation for few tokens."""
     weights = router_weight_EH, gate_up_E2IH, down_EHI
     if torch.is_grad_enabled() or uses_triton(hidden_TH) or _autocast(hidden_TH):
         return moe(hidden_TH, *weights, top_k, norm_topk_prob).hidden_TH
@@ -149,17 +108,17 @@ def moe_reference(
     expert_bias: Tensor | None = None,
     valid_T: Tensor | None = None,
 ) -> MoEOutput:
-    """What :func:`moe` computes, in plain PyTorch."""
+    """Compute :func:`moe` in plain PyTorch (specification)."""
     _check(hidden_TH, router_weight_EH, gate_up_E2IH, down_EHI, top_k, expert_bias, valid_T)
     weights = router_weight_EH, gate_up_E2IH, down_EHI
     return _layer(experts_reference, hidden_TH, *weights, top_k, norm_topk_prob, scoring, expert_bias, valid_T)
 
 
 def balanced_bias(expert_bias_E: Tensor, counts_E: Tensor, rate: float = 1e-3) -> Tensor:
-    """The bias of the next step: up for experts with less than the mean load, down for those with more (arXiv:2408.15664, alg. 1).
+    """Return the bias for the next step: raised for experts below the mean load, lowered above it (arXiv:2408.15664, alg. 1).
 
     Args:
-        counts_E: load of the step, over all processes.
+        counts_E: load of the step, summed over all processes.
     """
     load = counts_E.to(expert_bias_E.dtype)
     return expert_bias_E + rate * (load.mean() - load).sign()
@@ -181,17 +140,17 @@ def _check(
     (tokens, size), experts, width = hidden_TH.shape, len(router_EH), down.shape[-1]
     if not 1 <= top_k <= experts:
         raise ValueError(f"top_k {top_k} must be between 1 and the number of experts, {experts}")
-    wanted = {
+    expected = {
         "router_weight": (router_EH, (experts, size)),
         "gate_up": (gate_up, (experts, 2 * width, size)),
         "down": (down, (experts, size, width)),
         "expert_bias": (expert_bias, (experts,)),
         "valid": (valid, (tokens,)),
     }
-    for name, (tensor, shape) in wanted.items():
+    for name, (tensor, shape) in expected.items():
         if tensor is not None and tensor.shape != shape:
             raise ValueError(
-                f"{name} is {tuple(tensor.shape)}, {experts} experts on {size} hidden numbers of {tokens} tokens need {shape}"
+                f"{name} is {tuple(tensor.shape)}, expected {shape} for {experts} experts, hidden size {size} and {tokens} tokens"
             )
 
 

@@ -1,4 +1,4 @@
-"""How attention windows lie on a grid of tokens: partition, cyclic shift, padding, regions, relative positions.
+"""Geometry of attention windows on a token grid: partition, cyclic shift, padding, regions, relative positions.
 
 Shape letters: B samples, D H W the token grid, c channels, N tokens of a window, n windows of a sample.
 """
@@ -15,39 +15,39 @@ Triple = tuple[int, int, int]
 
 
 def bias_table_rows(window: Triple) -> int:
-    """Rows of the relative-position bias table: one per relative offset inside a window."""
+    """Return the number of rows of the relative-position bias table: one per relative offset within a window."""
     return (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
 
 
-def fitted(size: Triple, window: Triple, shift: Triple) -> tuple[Triple, Triple]:
-    """Window and shift as used: an axis that one window covers is not cut further, and then not shifted (Video Swin)."""
+def fit_window(size: Triple, window: Triple, shift: Triple) -> tuple[Triple, Triple]:
+    """Return window and shift as applied: an axis that one window covers is neither partitioned nor shifted (Video Swin)."""
     used = tuple(min(length, side) for length, side in zip(size, window, strict=True))
     moved = tuple(0 if length <= side else step for length, side, step in zip(size, window, shift, strict=True))
     return (used[0], used[1], used[2]), (moved[0], moved[1], moved[2])
 
 
 def padded_grid(size: Triple, used: Triple) -> Triple:
-    """The grid filled up at its far end to multiples of the window."""
+    """Return the grid, padded at its end to multiples of the window."""
     depth, height, width = (length + -length % side for length, side in zip(size, used, strict=True))
     return depth, height, width
 
 
 def partition(x_BDHWc: Tensor, used: Triple) -> Tensor:
-    """(B, D, H, W, c) -> (B * n, N, c)."""
+    """Partition (B, D, H, W, c) into windows (B * n, N, c)."""
     batch, depth, height, width, channels = x_BDHWc.shape
     split = x_BDHWc.view(batch, depth // used[0], used[0], height // used[1], used[1], width // used[2], used[2], channels)
     return split.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, used[0] * used[1] * used[2], channels)
 
 
 def reverse(x_nNc: Tensor, used: Triple, batch: int, grid: Triple) -> Tensor:
-    """(B * n, N, c) -> (B, D, H, W, c)."""
+    """Reverse :func:`partition`: (B * n, N, c) -> (B, D, H, W, c)."""
     counts = [length // side for length, side in zip(grid, used, strict=True)]
     split = x_nNc.view(batch, *counts, *used, -1)
     return split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(batch, *grid, -1)
 
 
 def position_codes_N(window: Triple, used: Triple) -> Tensor:
-    """A number for each token of a window; ``code[query] - code[key]`` + :func:`middle_row` is their row of the bias table.
+    """Return a code for each token of a window: ``code[query] - code[key]`` + :func:`middle_row` is the row of the bias table.
 
     A window clipped to the grid reads the middle of the table.
     """
@@ -57,12 +57,12 @@ def position_codes_N(window: Triple, used: Triple) -> Tensor:
 
 
 def middle_row(window: Triple) -> int:
-    """Row of the bias table for a token and itself."""
+    """Return the row of the bias table for a token and itself."""
     return bias_table_rows(window) // 2
 
 
 def regions_nN(grid: Triple, used: Triple, moved: Triple) -> Tensor:
-    """Region of every token of every rolled window; tokens may attend within their region."""
+    """Return the region of every token of every rolled window; tokens attend only within their region."""
     region = torch.zeros(grid, dtype=torch.long)
     for axis, (length, side, step) in enumerate(zip(grid, used, moved, strict=True)):
         if step:
@@ -76,14 +76,14 @@ def regions_nN(grid: Triple, used: Triple, moved: Triple) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Where every place of every window is, as tables: address arithmetic instead of rolled and cut tensors.
+    """Position tables of all windows: address arithmetic instead of rolled and partitioned tensors.
 
     Attributes:
-        rows_nN: int32, the token of each place within its sample, -1 for padding.
+        rows_nN: int32, token at each position within its sample, -1 for padding.
         codes_N: int32 :func:`position_codes_N`, the same for all windows.
         regions_nN: int32 :func:`regions_nN`; one row of zeros if no window is shifted.
-        window: of the bias table; used: of the grid, smaller where an axis is.
-        padded: some places are padding; shifted: some pairs may not attend.
+        window: size in the bias table; used: size on the grid, smaller where the grid is.
+        padded: some positions are padding; shifted: some pairs are masked.
     """
 
     rows_nN: Tensor
@@ -97,8 +97,8 @@ class Geometry:
 
 @lru_cache(maxsize=16)
 def geometry(size: Triple, window: Triple, shift: Triple, device: torch.device) -> Geometry:
-    """The windows of a grid of ``size`` tokens (D, H, W). Kept: call it with real tensors only, never while tracing."""
-    used, moved = fitted(size, window, shift)
+    """Return the geometry of a grid of ``size`` tokens (D, H, W). Cached: call it outside of tracing only."""
+    used, moved = fit_window(size, window, shift)
     grid = padded_grid(size, used)
     tokens = torch.full(grid, -1)
     tokens[: size[0], : size[1], : size[2]] = torch.arange(size[0] * size[1] * size[2]).view(size)

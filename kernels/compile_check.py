@@ -24,9 +24,14 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime.driver import driver
 
-from kernels.gpu import experts as experts_of_mixture
-from kernels.gpu import launch, routing, window_backward, window_forward
-from kernels.windows import bias_table_rows, geometry
+from kernels import triton_launch
+from kernels.moe_experts import triton_backward as experts_backward
+from kernels.moe_experts import triton_forward as experts_forward
+from kernels.moe_routing import triton_backward as routing_backward
+from kernels.moe_routing import triton_forward as routing_forward
+from kernels.window_attention import triton_backward as window_backward
+from kernels.window_attention import triton_forward as window_forward
+from kernels.window_attention.geometry import bias_table_rows, geometry
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -95,15 +100,15 @@ def _moe_case(
         gate_up, down = empty(experts, 2 * width, hidden_size), empty(experts, hidden_size, width)
         valid = empty(tokens, dtype=torch.bool)
         bias = empty(experts, dtype=torch.float32) if sigmoid else None
-        routed = routing.route(hidden, router, bias, valid, top_k, True, sigmoid)
+        routed = routing_forward.forward(hidden, router, bias, valid, top_k, True, sigmoid)
         number = empty(dtype=torch.float32)
         gradients = routed.probabilities_E, routed.weights_TK, number, number
-        routing.route_backward(
+        routing_backward.backward(
             routed.logits_TE, routed.experts_TK, valid, *gradients, normalised=True, sigmoid=sigmoid, dtype=dtype
         )
         sort = routed.order_S, routed.place_TK, routed.ends_E
-        out, pre = experts_of_mixture.forward(hidden, routed.weights_TK, gate_up, down, *sort)
-        experts_of_mixture.backward(out, hidden, routed.weights_TK, gate_up, down, *sort, pre)
+        out, pre = experts_forward.forward(hidden, routed.weights_TK, gate_up, down, *sort)
+        experts_backward.backward(out, hidden, routed.weights_TK, gate_up, down, *sort, pre)
 
     return Case(f"moe E{experts} K{top_k} H{hidden_size} I{width} {str(dtype).removeprefix('torch.')}", run)
 
@@ -165,19 +170,19 @@ def compile_case(target: str, case: Case) -> list[Row]:
     def compiled(
         kernel: Any, grid: Any, configs: Sequence[triton.Config], arguments: Mapping[str, Any], constants: Mapping[str, Any]
     ) -> None:
-        for config in launch.for_amd(configs) if target == "gfx942" else configs:
-            options = launch.values(config)
+        for config in triton_launch.for_amd(configs) if target == "gfx942" else configs:
+            options = triton_launch.launch_options(config)
             result = kernel.warmup(**arguments, **constants, **options, grid=(1,))
             registers, spills = _amd_usage(result) if target == "gfx942" else _nvidia_usage(result, TARGETS[target].arch)
             text = " ".join(f"{name}={value}" for name, value in options.items())
             rows[Row(target, case.name, kernel.fn.__name__, text, registers, spills, result.metadata.shared)] = None
 
     driver.set_active(_NoDevice(TARGETS[target]))
-    launch.observe(compiled)
+    triton_launch.observe(compiled)
     try:
         case.run()
     finally:
-        launch.observe(None)
+        triton_launch.observe(None)
     return list(rows)
 
 

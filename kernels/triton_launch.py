@@ -1,4 +1,4 @@
-"""One way to launch a Triton kernel: tuned on a GPU, with its first configuration where results must not depend on timing."""
+"""Launch of Triton kernels: autotuned on a GPU, with the first configuration where results must be deterministic."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _observer: Observer | None = None
 
 
 def observe(observer: Observer | None) -> None:
-    """Hand every launch to ``observer(kernel, grid, configs, arguments, constants)`` instead of the device (the compile check)."""
+    """Send every launch to ``observer(kernel, grid, configs, arguments, constants)`` instead of the device (compile check)."""
     global _observer
     _observer = observer
 
 
 def observed() -> bool:
-    """Whether launches go to an observer."""
+    """Return whether launches go to an observer."""
     return _observer is not None
 
 
@@ -38,31 +38,31 @@ def launch(
 ) -> None:
     """Run ``kernel`` over ``grid``.
 
-    The fastest of ``configs`` is found by timing, once for each value of ``key`` and power of two of ``size``. Under
-    ``torch.use_deterministic_algorithms`` and in Triton's interpreter it is the first, so that the same input gives the same bits
-    in every run.
+    The fastest of ``configs`` is determined by timing, once for each value of ``key`` and power of two of ``size``. With
+    ``torch.use_deterministic_algorithms`` and in Triton's interpreter the first is used, so that the same input gives the same
+    bits in every run.
 
     Args:
-        grid: programs, from the constants and the configuration's values.
+        grid: number of programs, from the constants and the configuration's values.
         key: names of arguments on which the choice may depend.
-        size: how much there is to do, so that a small first batch does not decide for large ones.
+        size: amount of work, so that a small first batch does not determine the choice for large ones.
     """
     if torch.version.hip is not None:
         configs = for_amd(configs)
     if _observer is not None:
         _observer(kernel, grid, configs, arguments, constants)
         return
-    # Triton launches on the current device, which need not be that of the tensors.
+    # Triton launches on the current device, which may differ from that of the tensors.
     device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if len(configs) == 1 or _fixed(kernel):
-            kernel[grid](**arguments, **constants, **values(configs[0]))
+            kernel[grid](**arguments, **constants, **launch_options(configs[0]))
         else:
             _tuned(kernel, tuple(configs), tuple(key), triton.next_power_of_2(size))[grid](**arguments, **constants)
 
 
 def for_amd(configs: Sequence[triton.Config]) -> list[triton.Config]:
-    """The same tiles with at most two stages: a compute unit has 64 KiB of shared memory."""
+    """Return the same tiles with at most two stages: a compute unit has 64 KiB of shared memory."""
     shallow: dict[str, triton.Config] = {}
     for config in configs:
         two = triton.Config(config.kwargs, num_warps=config.num_warps, num_stages=min(2, config.num_stages))
@@ -75,8 +75,8 @@ def _fixed(kernel: Any) -> bool:
     return interpreted or torch.are_deterministic_algorithms_enabled()
 
 
-def values(config: triton.Config) -> dict[str, Any]:
-    """A configuration as keyword arguments of a launch."""
+def launch_options(config: triton.Config) -> dict[str, Any]:
+    """Return a configuration as keyword arguments of a launch."""
     return {**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages}
 
 

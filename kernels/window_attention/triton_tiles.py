@@ -1,14 +1,14 @@
-"""What the forward and the backward pass of window attention share: how a tile is read, the dense bias, arguments and tiles.
+"""Shared by the forward and backward kernels of window attention: loading of tiles, the dense bias, arguments and tile sizes.
 
-Roll, partition, mask and reverse are address arithmetic; no window tensor and no score tensor is made. Two small integer tables,
-shared by all samples and heads, carry the geometry:
+Roll, partition, mask and reverse are address arithmetic; no window tensor and no score tensor is created. Two small integer tables,
+shared by all samples and heads, describe the geometry:
 
-- ``rows`` (n, N): the token of each place of each window within its sample, -1 for padding.
-- ``regions`` (n or 1, N): places of different regions of a shifted window may not attend.
+- ``rows`` (n, N): token at each position of each window within its sample, -1 for padding.
+- ``regions`` (n or 1, N): positions in different regions of a shifted window are masked.
 
-The bias of every pair of places is laid out once a call, (h, P, P), since a gather from the table for every score is the slowest
-thing that a score can need: it took three quarters of the time (benchmarks/results). Its columns past the window hold -inf, so
-keys need no bounds check. Float16 and bfloat16 have it in float16, whose rounding is below that of their scores.
+The bias of all pairs of positions is expanded once per call, (h, P, P): gathering it from the table for every score took three
+quarters of the time (benchmarks/results). Its columns beyond the window are -inf, so that keys need no bounds check. For float16
+and bfloat16 it is float16, whose rounding error is below that of the scores.
 
 Everything is computed in base 2 (exp2, log2): the scale and the bias carry a factor log2(e).
 
@@ -27,25 +27,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.launch import launch
-from kernels.windows import Geometry, middle_row
+from kernels.triton_launch import launch
+from kernels.window_attention.geometry import Geometry, middle_row
 
 LOG2E: float = 1.4426950408889634
 ONE_TILE, ONE_TILE_FLOAT32 = 64, 32
-"""Windows of up to so many tokens are computed in one tile; float32 needs twice the registers."""
-# Tiles as (queries, keys, warps, stages), the first being the safe choice. Float32 has tiles of its own: its products run on the
-# scalar units, where large tiles do not fit the registers. None of them spills (kernels/gpu/compile_check.py).
+"""Largest window (tokens) that is computed in one tile; float32 needs twice the registers."""
+# Tiles as (queries, keys, warps, stages); the first is the safe choice. Float32 has its own tiles: its products run on the
+# scalar units, where large tiles do not fit the registers. None of them spills (kernels/compile_check.py).
 Tiles = tuple[tuple[int, int, int, int], ...]
 FLOAT32_TILES: Tiles = ((32, 16, 8, 1),)
 SMALLEST_KEYS = 16
-"""No tile has fewer keys."""
+"""Smallest number of keys of a tile."""
 KEY = ("N", "HEAD_DIM", "HEADS", "PADDED", "SHIFTED")
-"""What the choice of a tile may depend on."""
+"""Arguments on which the choice of a tile may depend."""
 
 
 @triton.jit
 def place_of_program(pid, windows, HEADS: tl.constexpr, TILES: tl.constexpr):
-    """Tile, head, window of the batch, window of the sample, sample."""
+    """Return tile, head, window of the batch, window of the sample, and sample of a program."""
     tile = pid % TILES
     head = pid // TILES % HEADS
     batch_window = pid // (TILES * HEADS)
@@ -54,7 +54,7 @@ def place_of_program(pid, windows, HEADS: tl.constexpr, TILES: tl.constexpr):
 
 @triton.jit
 def load_tokens(base, row, dim, pad, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):
-    """(places, d) of the tokens ``row``; padding reads the vector ``pad``."""
+    """Load (positions, d) of the tokens ``row``; padding reads the vector ``pad``."""
     known = dim[None, :] < HEAD_DIM
     if PADDED:
         x = tl.load(base + row[:, None] * STRIDE + dim[None, :], mask=known & (row >= 0)[:, None], other=0.0)

@@ -1,6 +1,6 @@
 """Forward pass of shifted window attention with a trainable bias, as Triton kernels.
 
-Names as in :mod:`kernels.gpu.window_tiles`.
+Names as in :mod:`kernels.window_attention.triton_tiles`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.launch import launch
-from kernels.gpu.window_tiles import (
+from kernels.triton_launch import launch
+from kernels.window_attention.geometry import Geometry
+from kernels.window_attention.triton_tiles import (
     KEY,
     Tiles,
     common,
@@ -26,7 +27,6 @@ from kernels.gpu.window_tiles import (
     masked_scores,
     place_of_program,
 )
-from kernels.windows import Geometry
 
 FORWARD_TILES: Tiles = ((64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 2), (128, 32, 4, 3))
 ONE_TILE_FORWARD = ((4, 4, 1), (8, 4, 2), (8, 4, 3), (2, 4, 1))

@@ -1,10 +1,10 @@
-"""Routing of a mixture of experts as Triton kernels: scores, choice, losses and stable sort, forward and backward.
+"""Routing of a mixture of experts as Triton kernels: scores, choice, losses and stable sort.
 
-Nothing waits for the device. The sort is a counting sort, and there are no atomics: what is summed across programs is summed from
-their partial results, in a fixed order.
+Nothing waits for the device. The sort is a counting sort. There are no atomics: sums over programs add their partial results in a
+fixed order.
 
 Shape letters: T tokens, H hidden size, E experts, K experts of a token, S = T * K rows sorted by expert.
-In the kernels C is what a product sums over.
+In the kernels C is the contracted axis of a product.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.launch import launch
+from kernels.triton_launch import launch
 
 
 @dataclass(frozen=True)
 class Routed:
-    """What the router found.
+    """Result of routing.
 
     Attributes:
         weights_TK: float32; experts_TK: int32, best first.
         order_S: int32, the (token, choice) pair ``token * K + choice`` of each sorted row.
         place_TK: int32, the row of each pair.
-        ends_E: int32, where the rows of each expert end.
+        ends_E: int32, end of the rows of each expert.
         counts_E: int64, pairs of valid tokens; probabilities_E: float32, sum of the scores of valid tokens.
         z: float32 scalar, sum of the squared logsumexp of valid tokens.
         logits_TE: float32.
@@ -45,16 +45,13 @@ class Routed:
 
 
 @triton.jit
-def _scores(logits_TE, known_E, SIGMOID: tl.constexpr):
-    """Scores, softmax and logsumexp of masked logits."""
+def expert_scores(logits_TE, known_E, SIGMOID: tl.constexpr):
+    """Return scores, softmax and logsumexp of masked logits."""
     peak_T = tl.max(logits_TE, 1)
     raised_TE = tl.exp(logits_TE - peak_T[:, None])
     total_T = tl.sum(raised_TE, 1)
     softmax_TE = raised_TE / total_T[:, None]
-    if SIGMOID:
-        scores_TE = tl.where(known_E[None, :], 1.0 / (1.0 + tl.exp(-logits_TE)), 0.0)
-    else:
-        scores_TE = softmax_TE
+    scores_TE = tl.where(known_E[None, :], 1.0 / (1.0 + tl.exp(-logits_TE)), 0.0) if SIGMOID else softmax_TE
     return scores_TE, softmax_TE, peak_T + tl.log(total_T)
 
 
@@ -100,7 +97,7 @@ def _route_kernel(
         logits_TE = tl.dot(x, w, logits_TE, input_precision="ieee")
     place = token[:, None] * EXPERTS + expert[None, :]
     tl.store(logits + place, logits_TE, mask=real_T[:, None] & known_E[None, :])
-    scores_TE, _, lse_T = _scores(tl.where(known_E[None, :], logits_TE, float("-inf")), known_E, SIGMOID)
+    scores_TE, _, lse_T = expert_scores(tl.where(known_E[None, :], logits_TE, float("-inf")), known_E, SIGMOID)
 
     preference_TE = scores_TE
     if BIASED:
@@ -119,7 +116,7 @@ def _route_kernel(
         total_T += weight_T
         member_TE += (is_choice_TE & real_T[:, None]).to(tl.int32)
         preference_TE = tl.where(is_choice_TE, float("-inf"), preference_TE)
-        chosen, weight = chosen + (choice_T,), weight + (weight_T,)
+        chosen, weight = (*chosen, choice_T), (*weight, weight_T)
     # A token chooses an expert once: within the tile, a choice comes after those of the tokens before it.
     before_TE = tl.cumsum(member_TE, 0) - member_TE
     for k in tl.static_range(TOP_K):
@@ -140,7 +137,7 @@ def _route_kernel(
 def _place_kernel(
     experts, ranks, bases, order, place, pairs, tiles, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Row of each (token, choice) pair, and pair of each row, from where a tile's rows of an expert begin."""
+    """Store the row of each (token, choice) pair and the pair of each row, given the first row of each tile and expert."""
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = pair < pairs
     expert = tl.load(experts + pair, mask=real, other=0)
@@ -150,56 +147,7 @@ def _place_kernel(
     tl.store(order + row, pair, mask=real)
 
 
-@triton.jit
-def _route_backward_kernel(
-    logits,
-    experts,
-    dweights,
-    valid,
-    load,
-    dbalance,
-    dz,
-    dlogits,
-    tokens,
-    EXPERTS: tl.constexpr,
-    EXPERTS_PAD: tl.constexpr,
-    TOP_K: tl.constexpr,
-    NORMALISED: tl.constexpr,
-    SIGMOID: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-):
-    """Gradient of the logits from those of the weights and of the two losses."""
-    token, expert = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, EXPERTS_PAD)
-    real_T, known_E = token < tokens, expert < EXPERTS
-    place = token[:, None] * EXPERTS + expert[None, :]
-    inside = real_T[:, None] & known_E[None, :]
-    logits_TE = tl.load(logits + place, mask=inside, other=0.0)
-    scores_TE, softmax_TE, lse_T = _scores(tl.where(known_E[None, :], logits_TE, float("-inf")), known_E, SIGMOID)
-    total_T, mean_T = tl.zeros([BLOCK_T], tl.float32), tl.zeros([BLOCK_T], tl.float32)
-    dscores_TE, member_TE = tl.zeros([BLOCK_T, EXPERTS_PAD], tl.float32), tl.zeros([BLOCK_T, EXPERTS_PAD], tl.int32)
-    for k in tl.static_range(TOP_K):
-        is_choice_TE = expert[None, :] == tl.load(experts + token * TOP_K + k, mask=real_T, other=0)[:, None]
-        dweight_T = tl.load(dweights + token * TOP_K + k, mask=real_T, other=0.0)
-        score_T = tl.sum(tl.where(is_choice_TE, scores_TE, 0.0), 1)
-        total_T += score_T
-        mean_T += dweight_T * score_T
-        dscores_TE += tl.where(is_choice_TE, dweight_T[:, None], 0.0)
-        member_TE += is_choice_TE.to(tl.int32)
-    if NORMALISED:
-        shifted_TE = (dscores_TE - (mean_T / total_T)[:, None]) / total_T[:, None]
-        dscores_TE = tl.where(member_TE > 0, shifted_TE, 0.0)
-    counted_T = tl.load(valid + token, mask=real_T, other=0).to(tl.float32)
-    load_E = tl.load(load + expert, mask=known_E, other=0.0) * tl.load(dbalance)
-    dscores_TE += load_E[None, :] * counted_T[:, None]
-    if SIGMOID:
-        dlogits_TE = dscores_TE * scores_TE * (1.0 - scores_TE)
-    else:
-        dlogits_TE = scores_TE * (dscores_TE - tl.sum(scores_TE * dscores_TE, 1)[:, None])
-    dlogits_TE += (2.0 * tl.load(dz) * lse_T * counted_T)[:, None] * softmax_TE
-    tl.store(dlogits + place, dlogits_TE.to(dlogits.dtype.element_ty), mask=inside)
-
-
-def route(
+def forward(
     hidden: Tensor,
     router: Tensor,
     expert_bias: Tensor | None,
@@ -276,50 +224,3 @@ def route(
         BLOCK_T=tile,
     )
     return Routed(weights, chosen, order, place, ends, counts.sum(0), sums.sum(0), z.sum(), logits)
-
-
-def route_backward(
-    logits: Tensor,
-    experts: Tensor,
-    valid: Tensor,
-    load: Tensor,
-    dweights: Tensor,
-    dbalance: Tensor,
-    dz: Tensor,
-    *,
-    normalised: bool,
-    sigmoid: bool,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Gradient of the logits, (T, E) of ``dtype``.
-
-    Args:
-        load: (E,) float32, derivative of the load-balance loss by the score of a valid token.
-        dweights: (T, K); dbalance, dz: gradients of the load-balance loss and of the sum of squared logsumexp, scalars.
-    """
-    tokens, count = logits.shape
-    padded = max(16, triton.next_power_of_2(count))
-    dlogits = torch.empty(tokens, count, dtype=dtype, device=logits.device)
-    launch(
-        _route_backward_kernel,
-        lambda c: (triton.cdiv(tokens, c["BLOCK_T"]),),
-        [triton.Config({"BLOCK_T": 16 if padded > 64 else 32}, num_warps=4)],
-        (),
-        {
-            "logits": logits,
-            "experts": experts,
-            "dweights": dweights.contiguous(),
-            "valid": valid,
-            "load": load,
-            "dbalance": dbalance,
-            "dz": dz,
-            "dlogits": dlogits,
-            "tokens": tokens,
-        },
-        EXPERTS=count,
-        EXPERTS_PAD=padded,
-        TOP_K=experts.shape[1],
-        NORMALISED=normalised,
-        SIGMOID=sigmoid,
-    )
-    return dlogits

@@ -1,0 +1,1 @@
+"""The SwiGLU experts of a mixture and the combination of their results."""
