@@ -1,10 +1,10 @@
 """Update a curated corpus to the state of ``data/``: curate new and changed volumes, remove volumes whose source is gone.
 
 The id of a volume is the digest of everything that decides its content: the bytes of its source files (MD5), the settings that
-    shape its voxels, the code of curation and ingestion, and its dataset card. Patient and file names are not part of it, so that
-    an input that was renamed or moved to another patient changes table rows but no voxel. A volume whose id is in the store is not
-    curated again. Each curated volume writes its arrays and, last, a JSON sidecar to the store; an interrupted run therefore
-    resumes where it stopped.
+shape its voxels, the code of curation and ingestion, and its dataset card. Patient and file names are not part of it, so that an
+input that was renamed or moved to another patient changes table rows but no voxel. A volume whose id is in the store is not curated
+again. Each curated volume writes its arrays and, last, a JSON sidecar to the store; an interrupted run therefore resumes where it
+stopped.
 
 Missing volumes can be curated on any machine that sees ``data/`` and the corpus (:data:`JobRunner`): in processes of this machine,
 or on a cluster. :mod:`components.curation.corpus_writer` writes the tables. ``corpus.json`` is written last and carries the digest

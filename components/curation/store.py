@@ -7,9 +7,8 @@ folders, so that no folder contains more than a few thousand files at 224,194 vo
     store/3f/a2/3fa2....voxels.b2nd  .labels.b2nd  .kspace.b2nd
 
 Voxels are stored as float16: after division by the 99.5th percentile they are around 0-2, where the relative error of half
-    precision is at most 2**-11 (a PSNR ceiling near 70 dB, far above the noise of any acquisition), at half the disk space and page
-    cache of float32. Readers always return float32. k-space spans many decades and stays complex64. Compression uses the first
-    level of
+precision is at most 2**-11 (a PSNR ceiling near 70 dB, far above the noise of any acquisition), at half the disk space and page
+cache of float32. Readers always return float32. k-space spans many decades and stays complex64. Compression uses the first level of
 Zstandard: the next four take up to eight times as long to save 1 %.
 
 **Checksums.** A file contains its shape and the CRC-32 of every compressed chunk, protected by a CRC-32 over this table, the name

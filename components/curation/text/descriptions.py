@@ -1,8 +1,8 @@
 """Fill the template from facts, without reading voxels: section 1 from the header, 2 to 5 from report, labels, boxes and diagnoses.
 
 Nothing is guessed: a field without a source stays empty with provenance ``none``. The order of trust is header, report, label,
-    statistics, vision-language model, card; the first source of a field is kept. The model (``curation/vlm``) is queried later,
-    about all volumes together, and fills only sections 2 and 3 (:func:`add_vlm_answers`).
+statistics, vision-language model, card; the first source of a field is kept. The model (``curation/vlm``) is queried later, about
+all volumes together, and fills only sections 2 and 3 (:func:`add_vlm_answers`).
 """
 
 from __future__ import annotations

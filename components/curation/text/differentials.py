@@ -1,7 +1,7 @@
 """Differential considerations for findings, used in the answers to open diagnostic questions.
 
 A list is general knowledge, not a statement about a patient: only the finding that the dataset itself states is called likely. For
-    a finding without an entry, no differential is asked for. The first entry for the brain is the example of the paper's Fig. 4B.
+a finding without an entry, no differential is asked for. The first entry for the brain is the example of the paper's Fig. 4B.
 """
 
 from __future__ import annotations

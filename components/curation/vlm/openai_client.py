@@ -60,28 +60,7 @@ class OpenAIClient:
             return list(pool.map(lambda query: self._complete(query, schema), queries))
 
     def _complete(self, query: VlmQuery, schema: dict[str, Any]) -> str:
-        image = "data:image/png;base64," + base64.b64encode(query.png()).decode()
-        reply = self._call(
-            "POST",
-            "chat/completions",
-            {
-                "model": self._settings.model,
-                "messages": [
-                    {"role": "system", "content": SYSTEM},
-                    {
-                        "role": "user",
-                        "content": [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": query.question}],
-                    },
-                ],
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": "visual_description", "schema": schema, "strict": True},
-                },
-                "max_tokens": max_answer_length(self._settings.field_characters),
-                "temperature": 0,
-                "seed": 0,
-            },
-        )
+        reply = self._call("POST", "chat/completions", self._request_body(query, schema))
         choice = reply["choices"][0]
         if choice.get("finish_reason") != "stop":
             raise JobFailed(
@@ -90,6 +69,22 @@ class OpenAIClient:
                 remedy="serve the model with a longer context",
             )
         return str(choice["message"]["content"])
+
+    def _request_body(self, query: VlmQuery, schema: dict[str, Any]) -> dict[str, Any]:
+        """Build a chat completion that is decoded greedily and constrained to the schema."""
+        image = "data:image/png;base64," + base64.b64encode(query.png()).decode()
+        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": query.question}]
+        return {
+            "model": self._settings.model,
+            "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "visual_description", "schema": schema, "strict": True},
+            },
+            "max_tokens": max_answer_length(self._settings.field_characters),
+            "temperature": 0,
+            "seed": 0,
+        }
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Send one request, with retries and exponential backoff for transient faults; errors never quote the body (an image)."""
