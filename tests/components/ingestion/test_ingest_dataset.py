@@ -1,4 +1,4 @@
-"""Taking datasets in: clean, complete, incremental."""
+"""Ingestion of datasets: de-identified, complete, incremental."""
 
 import json
 import shutil
@@ -29,15 +29,15 @@ IDENTIFYING = (
     b"2024-05-06",
     b"070809",
 )
-"""What the generated sources carry on purpose: names, numbers, birth and study dates, institution, serial number."""
+"""Identifying values in the generated sources: names, numbers, birth and study dates, institution, serial number."""
 
 
-def test_the_sources_do_carry_what_must_go(sources: Path) -> None:
+def test_the_sources_contain_identifying_values(sources: Path) -> None:
     everything = b"".join(path.read_bytes() for path in sources.rglob("*") if path.is_file() and "synthetic" in str(path))
     assert all(text in everything for text in IDENTIFYING)
 
 
-def test_nothing_identifying_is_left_in_any_byte_or_name(data: Path) -> None:
+def test_no_byte_and_no_name_identifies_a_patient(data: Path) -> None:
     for path in data.rglob("*"):
         assert not any(text.decode() in path.name for text in IDENTIFYING)
         if path.is_file():
@@ -45,18 +45,18 @@ def test_nothing_identifying_is_left_in_any_byte_or_name(data: Path) -> None:
             assert not [text for text in IDENTIFYING if text in content], path.name
 
 
-def test_no_private_element_is_left(data: Path) -> None:
+def test_private_elements_are_removed(data: Path) -> None:
     for path in sorted(data.rglob("*.dcm"))[::10]:
         assert not [element for element in pydicom.dcmread(path).iterall() if element.tag.is_private]
 
 
-def test_intervals_between_dates_stay(data: Path) -> None:
+def test_intervals_between_dates_are_preserved(data: Path) -> None:
     study = {pydicom.dcmread(path).StudyDate for path in data.rglob("*.dcm") if "synthetic" in str(path)}
     assert len(study) == 2 and all(date < "20240506" for date in study)  # one for each patient
 
 
-def test_a_truncated_file_is_quarantined_and_another_modality_is_refused(data: Path) -> None:
-    reasons = {(one.kind, one.reason) for one in read_quarantine(data, "pydicom-samples")}
+def test_a_truncated_file_and_another_modality_are_quarantined(data: Path) -> None:
+    reasons = {(entry.kind, entry.reason) for entry in read_quarantine(data, "pydicom-samples")}
     assert ("unreadable", "fewer pixels than the header says") in reasons
     assert ("not MR", "modality CT, not MR") in reasons
 
@@ -64,16 +64,16 @@ def test_a_truncated_file_is_quarantined_and_another_modality_is_refused(data: P
 def test_every_series_can_be_read(data: Path) -> None:
     for sample in SAMPLES:
         card = load_card(sample)
-        series = list_series(data, sample)
-        assert series
-        for one in series:
-            volume = read_volume(data, one, card)
+        listed = list_series(data, sample)
+        assert listed
+        for series in listed:
+            volume = read_volume(data, series, card)
             assert volume.voxels.ndim == 3 and volume.voxels.std() > 0
             assert volume.acquisition.plane == "axial"
             assert volume.labels is None or set(volume.labels.flat) <= {0, *card.label_map}
 
 
-def test_a_second_time_nothing_is_written(sources: Path, data: Path) -> None:
+def test_nothing_is_written_for_an_unchanged_source(sources: Path, data: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file() and path.suffix != ".json"}
     for sample in SAMPLES:
         report = ingest(load_card(sample), sources / sample, data, DEMO_KEY)
@@ -81,7 +81,7 @@ def test_a_second_time_nothing_is_written(sources: Path, data: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file() and path.suffix != ".json"}
 
 
-def test_only_what_changed_is_written_and_what_vanished_is_removed(sources: Path, tmp_path: Path) -> None:
+def test_only_changed_files_are_written_and_vanished_ones_are_removed(sources: Path, tmp_path: Path) -> None:
     card, source, data = load_card("synthetic-brain-nifti"), tmp_path / "source", tmp_path / "data"
     shutil.copytree(sources / card.id, source)
     first = ingest(card, source, data, DEMO_KEY)
@@ -94,32 +94,32 @@ def test_only_what_changed_is_written_and_what_vanished_is_removed(sources: Path
     shutil.rmtree(source / "sub-01")
     report = ingest(card, source, data, DEMO_KEY)
     assert report.patients == 1 and report.files_new == 0 and report.files_removed == 5
-    assert len({one.patient_id for one in list_series(data, card.id)}) == 1
+    assert len({series.patient_id for series in list_series(data, card.id)}) == 1
 
 
-def test_a_broken_file_costs_its_own_series_only(sources: Path, tmp_path: Path) -> None:
+def test_a_broken_file_affects_only_its_own_series(sources: Path, tmp_path: Path) -> None:
     card, source = load_card("synthetic-brain-kspace"), tmp_path / "source"
     shutil.copytree(sources / card.id, source)
     broken = sorted(source.glob("*.h5"))[0]
     broken.write_bytes(broken.read_bytes()[:5000])
     report = ingest(card, source, tmp_path / "data", DEMO_KEY)
-    assert report.series == 1 and [one.path for one in report.quarantined] == ["file 2 of 3, *.h5"]
+    assert report.series == 1 and [entry.path for entry in report.quarantined] == ["file 2 of 3, *.h5"]
 
 
-def test_another_key_gives_other_names(sources: Path, data: Path, tmp_path: Path) -> None:
+def test_another_key_gives_other_pseudonyms(sources: Path, data: Path, tmp_path: Path) -> None:
     card = load_card("synthetic-brain-nifti")
     ingest(card, sources / card.id, tmp_path, b"another key of thirty-two bytes!!")
-    patients = {one.patient_id for one in list_series(data, card.id)}
-    assert not patients & {one.patient_id for one in list_series(tmp_path, card.id)}
+    patients = {series.patient_id for series in list_series(data, card.id)}
+    assert not patients & {series.patient_id for series in list_series(tmp_path, card.id)}
 
 
-def test_the_published_key_is_refused_for_real_patients(sources: Path, tmp_path: Path) -> None:
+def test_the_published_key_is_rejected_for_real_patients(sources: Path, tmp_path: Path) -> None:
     card = load_card("icbm152-2009").model_copy(update={"public_sample": False})
     with pytest.raises(BadInput, match="public_demo_key"):
         ingest(card, sources / card.id, tmp_path, DEMO_KEY)
 
 
-def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     shutil.copy(get_testdata_file("CT_small.dcm"), tmp_path / "source")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="no readable MR image"):

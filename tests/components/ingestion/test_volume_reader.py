@@ -1,4 +1,4 @@
-"""Every reader puts the same anatomy in the same place."""
+"""All formats are read into the same orientation, with labels and boxes on the same anatomy."""
 
 import subprocess
 from pathlib import Path
@@ -26,7 +26,7 @@ from model_core.mri_physics.fourier import ifft2c
 
 
 def test_dicom_geometry_is_that_of_dcm2niix(sources: Path, tmp_path: Path) -> None:
-    """The converter most labs trust, on the same files."""
+    """Compare with the converter that most labs use, on the same files."""
     series = sorted((sources / "synthetic-brain-dicom" / "DCM-0001").glob("S1*.dcm"))
     folder = tmp_path / "series"
     folder.mkdir()
@@ -47,16 +47,16 @@ def test_dicom_geometry_is_that_of_dcm2niix(sources: Path, tmp_path: Path) -> No
         ("synthetic-brain-kspace", kspace_files.GRID, kspace_files.COHORT, "T2-weighted"),
     ],
 )
-def test_the_image_and_its_labels_come_back_the_same_way_up(data: Path, sample: str, grid, cohort: int, sequence: str) -> None:  # type: ignore[no-untyped-def]
+def test_image_and_labels_are_read_in_their_original_orientation(data: Path, sample: str, grid, cohort: int, sequence: str) -> None:  # type: ignore[no-untyped-def]
     card = load_card(sample)
     patients = [generate_brain(number, grid, cohort) for number in range(2)]
-    for one in list_series(data, sample):
-        volume = read_volume(data, one, card)
+    for series in list_series(data, sample):
+        volume = read_volume(data, series, card)
         if volume.acquisition.sequence != sequence:
             continue
-        likeness = [np.corrcoef(volume.voxels.ravel(), patient.images[sequence].ravel())[0, 1] for patient in patients]
-        assert max(likeness) > 0.98
-        patient = patients[int(np.argmax(likeness))]
+        correlations = [np.corrcoef(volume.voxels.ravel(), patient.images[sequence].ravel())[0, 1] for patient in patients]
+        assert max(correlations) > 0.98
+        patient = patients[int(np.argmax(correlations))]
         if volume.labels is not None:
             np.testing.assert_array_equal(volume.labels, patient.labels)
         if sample != "synthetic-brain-kspace":  # its files have no position
@@ -66,7 +66,7 @@ def test_the_image_and_its_labels_come_back_the_same_way_up(data: Path, sample: 
 def test_boxes_of_the_flipped_table_lie_on_the_lesion(data: Path) -> None:
     card = load_card("synthetic-brain-kspace")
     patient = generate_brain(1, kspace_files.GRID, kspace_files.COHORT)
-    volume = next(v for one in list_series(data, card.id) if (v := read_volume(data, one, card)).boxes)
+    volume = next(v for series in list_series(data, card.id) if (v := read_volume(data, series, card)).boxes)
     covered = np.zeros_like(patient.labels, dtype=bool)
     for box in volume.boxes:
         covered[box.slice_index, box.row0 : box.row1, box.col0 : box.col1] = True
@@ -87,12 +87,12 @@ def test_a_sagittal_volume_has_sagittal_slices(tmp_path: Path) -> None:
     volume = read_path(tmp_path / "image.nii")
     assert volume.acquisition.plane == "sagittal" and volume.voxels.shape == (4, 8, 6)
     corner = volume.affine @ [0, 0, 0, 1]
-    assert corner[:3].tolist() == [15.0, 5.0, 7.0]  # first slice rightmost, first row on top, first column in front
+    assert corner[:3].tolist() == [15.0, 5.0, 7.0]  # first slice rightmost, first row superior, first column anterior
     assert volume.voxels[0, 0, 0] == values[3, 5, 7]
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all" * 40, b"\x1f\x8b\x08" + b"\0" * 50])
-def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_no_known_format_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "image.nii.gz").write_bytes(content)
     with pytest.raises(BadInput, match="convert it"):
         read_path(tmp_path / "image.nii.gz")
@@ -120,10 +120,10 @@ def test_the_sequence_follows_from_the_timing(timing: tuple[float, float, float,
     stray=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_plain_pixels_are_those_of_the_librarys_decoder(
+def test_plain_pixels_equal_those_of_pydicoms_decoder(
     bits: tuple[int, int], signed: bool, frames: int, stray: bool, seed: int
 ) -> None:
-    """``stray``: something else in the bits beside the value's own."""
+    """``stray``: other data in the bits beside the value."""
     allocated, stored = bits
     low, high = (0, 2**allocated) if stray else (-(2 ** (stored - 1)), 2 ** (stored - 1)) if signed else (0, 2**stored)
     values = np.random.default_rng(seed).integers(low, high, (frames, 5, 4)).astype(f"u{allocated // 8}")
@@ -134,6 +134,6 @@ def test_plain_pixels_are_those_of_the_librarys_decoder(
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, stored - 1
     dataset.PixelRepresentation, dataset.PhotometricInterpretation = int(signed), "MONOCHROME2"
     dataset.PixelData = values.tobytes()
-    found, wanted = decode_pixels(dataset), pixel_array(dataset, raw=True)
-    assert found.dtype == wanted.dtype and found.shape == wanted.shape
-    np.testing.assert_array_equal(found, wanted)
+    ours, reference = decode_pixels(dataset), pixel_array(dataset, raw=True)
+    assert ours.dtype == reference.dtype and ours.shape == reference.shape
+    np.testing.assert_array_equal(ours, reference)

@@ -1,4 +1,4 @@
-"""One volume, whatever file it came from: each format against the library or the numbers that it was made with."""
+"""Each format is read like its reference library reads it, or back to the numbers that the file was created from."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def card(formats: tuple[str, ...], label_map: dict[int, str] | None = None, **la
     )
 
 
-def volumes(source: Path, one: DatasetCard) -> list[Volume]:
+def ingest_and_read(source: Path, dataset: DatasetCard) -> list[Volume]:
     data = source.parent / "data"
-    ingest(one, source, data, DEMO_KEY)
-    return [read_volume(data, series, one) for series in list_series(data, one.id)]
+    ingest(dataset, source, data, DEMO_KEY)
+    return [read_volume(data, series, dataset) for series in list_series(data, dataset.id)]
 
 
-def at(volume: Volume, world_mm: NDArray[np.float64]) -> float:
-    """The voxel at a place (RAS+ mm)."""
+def voxel_at(volume: Volume, world_mm: NDArray[np.float64]) -> float:
+    """Return the voxel at a position (RAS+ mm)."""
     index = np.rint(np.linalg.inv(volume.affine) @ [*world_mm, 1])[:3].astype(int)
     return float(volume.voxels[tuple(index)])
 
@@ -63,21 +63,21 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["image.mha", "image.mhd", "image.nrrd.mha"])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_metaimage_lies_where_simpleitk_puts_it(source: Path, name: str, compressed: bool) -> None:
+def test_metaimage_has_the_geometry_of_simpleitk(source: Path, name: str, compressed: bool) -> None:
     values = dicom_files.random_pixels(5, 10, 12).astype(np.int16)
     image = SimpleITK.GetImageFromArray(values)
     image.SetDirection(DIRECTIONS.ravel().tolist())
     image.SetSpacing([0.9, 1.1, 4.0])
     image.SetOrigin([-30.0, -20.0, 10.0])
     SimpleITK.WriteImage(image, str(source / name), compressed)
-    (volume,) = volumes(source, card(("MetaImage",)))
+    (volume,) = ingest_and_read(source, card(("MetaImage",)))
     for x, y, z in [(0, 0, 0), (11, 0, 0), (0, 9, 0), (3, 4, 2), (11, 9, 4)]:
         left, back, up = image.TransformIndexToPhysicalPoint((x, y, z))
-        assert at(volume, np.array([-left, -back, up])) == values[z, y, x]
+        assert voxel_at(volume, np.array([-left, -back, up])) == values[z, y, x]
     assert not read_quarantine(source.parent / "data", "made-up")  # the data file of a .mhd is part of it
 
 
-def test_a_metaimage_header_may_not_point_elsewhere(source: Path) -> None:
+def test_a_metaimage_header_must_not_refer_to_another_folder(source: Path) -> None:
     header = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_SHORT\nElementDataFile = ../secret.raw\n"
     (source.parent / "secret.raw").write_bytes(b"\1\0" * 64)
     (source / "image.mhd").write_text(header)
@@ -85,7 +85,7 @@ def test_a_metaimage_header_may_not_point_elsewhere(source: Path) -> None:
         read_path(source / "image.mhd")
 
 
-def _mrnet(source: Path) -> None:
+def _write_mrnet(source: Path) -> None:
     for number, plane in enumerate(("axial", "coronal", "sagittal")):
         (source / "train" / plane).mkdir(parents=True)
         for exam in ("0000", "0001"):
@@ -98,7 +98,7 @@ def _mrnet(source: Path) -> None:
 
 
 def test_mrnet_arrays_get_plane_sequence_and_findings_from_the_card(source: Path) -> None:
-    _mrnet(source)
+    _write_mrnet(source)
     tables = [
         LabelTable(path=f"*-{finding}.csv", key=0, image=r"/(\d+)\.npy$", findings={1: text})
         for finding, text in (("acl", "acl tear"), ("meniscus", "meniscal tear"))
@@ -111,17 +111,17 @@ def test_mrnet_arrays_get_plane_sequence_and_findings_from_the_card(source: Path
         sequences={"coronal/": "T1-weighted", "sagittal/": "T2-weighted", "axial/": "PD-weighted"},
         spacing_mm=(3.0, 0.6, 0.6),
     )
-    found = volumes(source, mrnet)
-    assert sorted((one.acquisition.plane, one.acquisition.sequence) for one in found) == sorted(
+    volumes = ingest_and_read(source, mrnet)
+    assert sorted((volume.acquisition.plane, volume.acquisition.sequence) for volume in volumes) == sorted(
         2 * [("axial", "PD-weighted"), ("coronal", "T1-weighted"), ("sagittal", "T2-weighted")]
     )
-    assert all(one.spacing_mm == pytest.approx((3.0, 0.6, 0.6)) for one in found)
-    assert {tuple(sorted(one.diagnosis.items())) for one in found} == {
+    assert all(volume.spacing_mm == pytest.approx((3.0, 0.6, 0.6)) for volume in volumes)
+    assert {tuple(sorted(volume.diagnosis.items())) for volume in volumes} == {
         (("acl tear", True), ("meniscal tear", False)),
-        (("acl tear", False),),  # the second table says nothing about the second
+        (("acl tear", False),),  # the second table has no row of the second examination
     }
     arrays = {dicom_files.random_pixels(4, 8, 8, seed=seed).astype(np.uint8).tobytes() for seed in range(6)}
-    assert {one.voxels.astype(np.uint8).tobytes() for one in found} == arrays  # shown as they are stored
+    assert {volume.voxels.astype(np.uint8).tobytes() for volume in volumes} == arrays  # displayed as stored
 
 
 REPORT = """St. Elsewhere Hospital
@@ -136,8 +136,8 @@ Follow-up in 6 weeks.
 Signed: B. Miller"""
 
 
-def _told(source: Path, rows: list[list[str]]) -> DatasetCard:
-    """Images ``sub-0``, ``sub-1``, ... beside a table of reports, and the card of both."""
+def _write_reports(source: Path, rows: list[list[str]]) -> DatasetCard:
+    """Write images ``sub-0``, ``sub-1``, ``sub-2`` and a table of reports; return their card."""
     for number in range(3):
         image = nib.Nifti1Image(dicom_files.random_pixels(4, 12, 12, seed=number).astype(np.float32), np.eye(4))  # type: ignore[attr-defined]
         nib.save(image, source / f"sub-{number}_T1w.nii")  # type: ignore[attr-defined]
@@ -147,30 +147,30 @@ def _told(source: Path, rows: list[list[str]]) -> DatasetCard:
     return card(("NIfTI",), patient=r"(sub-\d+)", tables=[table])
 
 
-def test_a_tables_reports_are_taken_in_without_whom_they_are_about_and_reach_the_description(source: Path) -> None:
+def test_reports_of_a_table_are_ingested_without_identifying_text_and_reach_the_description(source: Path) -> None:
     """The second image has a row without a text, the third none."""
     rows = [["study", "patient_name", "radiologist", "text"], ["sub-0", "Roe, Jane", "Miller", REPORT], ["sub-1", "Doe", "", ""]]
-    found = sorted((one.report for one in volumes(source, _told(source, rows))), reverse=True)
-    assert found == [
+    reports = sorted((volume.report for volume in ingest_and_read(source, _write_reports(source, rows))), reverse=True)
+    assert reports == [
         "FINDINGS:\nThere is a 14 mm enhancing lesion in the left frontal lobe.\nNo midline shift.\n"
         "IMPRESSION:\nGlioma is suspected.\nRECOMMENDATION:\nFollow-up in 6 weeks.",
         "",
         "",
     ]
-    assert parse_report(found[0]) == {
+    assert parse_report(reports[0]) == {
         "pathological_findings.masses_or_suspicious_lesions": "There is a 14 mm enhancing lesion in the left frontal lobe",
         "tissue_signal_characteristics.symmetry_and_structural_integrity": "No midline shift",
         "diagnostic_impression.suggestive_of": "Glioma is suspected",
         "diagnostic_impression.recommendation": "Follow-up in 6 weeks",
     }
-    kept = b"".join(path.read_bytes() for path in (source.parent / "data").rglob("*.json"))
-    assert b"lesion in the left" in kept
-    assert not [word for word in (b"Jane", b"Roe", b"Miller", b"1970", b"May 2024", b"Elsewhere", b"sub-0") if word in kept]
+    stored = b"".join(path.read_bytes() for path in (source.parent / "data").rglob("*.json"))
+    assert b"lesion in the left" in stored
+    assert not [word for word in (b"Jane", b"Roe", b"Miller", b"1970", b"May 2024", b"Elsewhere", b"sub-0") if word in stored]
 
 
-def test_a_text_column_that_a_table_does_not_have_is_told(source: Path) -> None:
-    report = ingest(_told(source, [["study", "words"], ["sub-0", "No lesion."]]), source, source.parent / "data", DEMO_KEY)
-    assert {one.reason for one in report.quarantined} == {"no column 'text'"}
+def test_a_missing_text_column_is_reported(source: Path) -> None:
+    report = ingest(_write_reports(source, [["study", "words"], ["sub-0", "No lesion."]]), source, source.parent / "data", DEMO_KEY)
+    assert {entry.reason for entry in report.quarantined} == {"no column 'text'"}
 
 
 def test_arrays_of_python_objects_are_not_unpickled(source: Path) -> None:
@@ -180,10 +180,10 @@ def test_arrays_of_python_objects_are_not_unpickled(source: Path) -> None:
 
 
 @pytest.mark.parametrize("coils", [None, 3])
-def test_oversampled_fastmri_is_cut_as_its_reference_is_and_keeps_its_pixel_size(source: Path, coils: int | None) -> None:
+def test_oversampled_fastmri_is_cropped_like_its_reference_and_keeps_its_pixel_size(source: Path, coils: int | None) -> None:
     """640 x 368 encoded over 440 x 253 mm, 320 x 320 reconstructed, at a twentieth of the size."""
     rng = np.random.default_rng(1)
-    encoded, kept = (32, 18), (16, 16)
+    encoded, cropped = (32, 18), (16, 16)
     images = rng.standard_normal((3, coils or 1, *encoded)) + 1j * rng.standard_normal((3, coils or 1, *encoded))
     kspace = fft2c(images)
     root = np.sqrt((np.abs(images) ** 2).sum(1))
@@ -199,15 +199,15 @@ def test_oversampled_fastmri_is_cut_as_its_reference_is_and_keeps_its_pixel_size
         file["kspace"] = kspace if coils else kspace[:, 0]
         file["ismrmrd_header"] = header
         file.attrs["acquisition"] = "CORPDFS_FBK"
-    (volume,) = volumes(source, card(("k-space HDF5",), patient="([^/]+)$"))
-    assert volume.voxels.shape == (3, *kept)
+    (volume,) = ingest_and_read(source, card(("k-space HDF5",), patient="([^/]+)$"))
+    assert volume.voxels.shape == (3, *cropped)
     np.testing.assert_allclose(volume.voxels[:, ::-1], reference, rtol=1e-4)  # stored upside down
     assert volume.spacing_mm == pytest.approx((4.5, 13.75, 13.75)) and volume.acquisition.sequence == "PD-weighted"
-    assert volume.kspace is not None and volume.kspace.shape == (3, coils or 1, *kept)
+    assert volume.kspace is not None and volume.kspace.shape == (3, coils or 1, *cropped)
     np.testing.assert_allclose(np.sqrt((np.abs(ifft2c(volume.kspace)) ** 2).sum(1)), volume.voxels, rtol=1e-3)
 
 
-def test_fastmri_plus_boxes_count_from_the_top_of_the_turned_image_and_reviewed_files_without_any_are_normal(source: Path) -> None:
+def test_fastmri_plus_boxes_count_from_the_top_of_the_flipped_image_and_reviewed_files_without_any_are_normal(source: Path) -> None:
     for number, name in enumerate(("looked-1", "looked-2", "not-looked")):
         image = np.full((2, 1, 16, 16), 0.01 * (number + 1), dtype=complex)
         image[1, 0, 3:5, 6:9] = 1.0  # near the top as stored, near the bottom as displayed
@@ -219,16 +219,16 @@ def test_fastmri_plus_boxes_count_from_the_top_of_the_turned_image_and_reviewed_
         writer.writerow(["looked-1", 1, "No", 6, 11, 3, 2, "Meniscus Tear"])
     (source / "knee_file_list.csv").write_text("looked-1\nlooked-2\n")
     knee = card(("k-space HDF5",), boxes=["knee.csv"], reviewed=["*_file_list.csv"], patient="([^/]+)$")
-    found = volumes(source, knee)
-    (boxed,) = [one for one in found if one.boxes]
+    volumes = ingest_and_read(source, knee)
+    (boxed,) = [volume for volume in volumes if volume.boxes]
     box = boxed.boxes[0]
     inside = boxed.voxels[box.slice_index, box.row0 : box.row1, box.col0 : box.col1]
     assert box.label == "meniscus tear" and inside.shape == (2, 3) and (inside > 0.9).all()
-    assert sorted(str(one.diagnosis) for one in found) == ["{'lesion': False}", "{'meniscus tear': True}", "{}"]
+    assert sorted(str(volume.diagnosis) for volume in volumes) == ["{'lesion': False}", "{'meniscus tear': True}", "{}"]
 
 
-def _raw(path: Path, images: NDArray[np.complex128], contrasts: int = 1, skip: int = 0) -> None:
-    """ISMRMRD lines (readout last) of (slices, coils, readout, phase) images, slices out of order, repeated for each contrast."""
+def _write_raw(path: Path, images: NDArray[np.complex128], contrasts: int = 1, skip: int = 0) -> None:
+    """Write ISMRMRD lines of images (slices, coils, readout, phase), slices out of order, repeated for each contrast."""
     slices, coils, readout, phase = images.shape
     kspace = fft2c(images)
     header = ismrmrd.xsd.ismrmrdHeader(
@@ -270,29 +270,29 @@ def _space(x: int, y: int, wide: float, high: float) -> ismrmrd.xsd.encodingSpac
     )
 
 
-def test_ismrmrd_lines_become_an_image_that_lies_where_their_directions_say(source: Path) -> None:
+def test_ismrmrd_lines_form_an_image_with_the_geometry_of_their_directions(source: Path) -> None:
     rng = np.random.default_rng(2)
     images = rng.standard_normal((3, 2, 24, 10)) + 1j * rng.standard_normal((3, 2, 24, 10))
-    _raw(source / "scan.mrd", images, contrasts=2)
-    first, second = sorted(volumes(source, card(("ISMRMRD",))), key=lambda one: one.acquisition.echo_time_ms or 0)
+    _write_raw(source / "scan.mrd", images, contrasts=2)
+    first, second = sorted(ingest_and_read(source, card(("ISMRMRD",))), key=lambda volume: volume.acquisition.echo_time_ms or 0)
     assert (first.acquisition.echo_time_ms, second.acquisition.echo_time_ms) == (12.0, 80.0)
     np.testing.assert_allclose(second.voxels, 2 * first.voxels, rtol=1e-4)
     root = np.sqrt((np.abs(images) ** 2).sum(1))
     assert first.spacing_mm == pytest.approx((4.0, 1.6, 2.0)) or first.spacing_mm == pytest.approx((4.0, 2.0, 1.6))
-    assert sorted(first.voxels.shape) == [3, 10, 12]  # read-out oversampling is cut
+    assert sorted(first.voxels.shape) == [3, 10, 12]  # readout oversampling is cropped
     row, column, across = DIRECTIONS.T
     for number, read, phase in [(0, 12, 5), (1, 6, 0), (2, 17, 9), (0, 8, 3)]:
         left, back, up = np.array([5.0, 6, 7]) + across * 4.0 * number + row * 2.0 * (read - 12) + column * 1.6 * (phase - 5)
-        assert at(first, np.array([-left, -back, up])) == pytest.approx(root[number, read, phase], rel=1e-4)
+        assert voxel_at(first, np.array([-left, -back, up])) == pytest.approx(root[number, read, phase], rel=1e-4)
 
 
-def test_accelerated_raw_data_is_refused(source: Path) -> None:
-    _raw(source / "scan.h5", np.ones((1, 1, 24, 10), dtype=complex), skip=1)
+def test_accelerated_raw_data_is_rejected(source: Path) -> None:
+    _write_raw(source / "scan.h5", np.ones((1, 1, 24, 10), dtype=complex), skip=1)
     with pytest.raises(BadInput, match="undersampled"):
         read_path(source / "scan.h5")
 
 
-def _nifti(path: Path, values: NDArray[np.int16], affine: NDArray[np.float64] | None = None) -> None:
+def _write_nifti(path: Path, values: NDArray[np.int16], affine: NDArray[np.float64] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(values, np.diag([1.0, 1, 4, 1]) if affine is None else affine), path)
 
@@ -301,10 +301,10 @@ def test_brats_names_give_sequences_and_the_label_map_of_the_same_time_point(sou
     for visit in ("000", "001"):
         for number, name in enumerate(("t1n", "t1c", "t2w", "t2f")):
             values = dicom_files.random_pixels(8, 9, 4, seed=number + 10 * int(visit)).astype(np.int16)
-            _nifti(source / f"BraTS-GLI-00005-{visit}" / f"BraTS-GLI-00005-{visit}-{name}.nii.gz", values)
+            _write_nifti(source / f"BraTS-GLI-00005-{visit}" / f"BraTS-GLI-00005-{visit}-{name}.nii.gz", values)
         labels = np.full((8, 9, 4), 1 + int(visit), dtype=np.int16)
         labels[0] = 0
-        _nifti(source / f"BraTS-GLI-00005-{visit}" / f"BraTS-GLI-00005-{visit}-seg.nii.gz", labels)
+        _write_nifti(source / f"BraTS-GLI-00005-{visit}" / f"BraTS-GLI-00005-{visit}-seg.nii.gz", labels)
     brats = card(
         ("NIfTI",),
         {1: "necrotic core", 2: "oedema"},
@@ -313,32 +313,32 @@ def test_brats_names_give_sequences_and_the_label_map_of_the_same_time_point(sou
         case=r"(BraTS-GLI-\d+-\d+)-",
         sequences={"-t1n.": "T1-weighted", "-t1c.": "T1-weighted post contrast", "-t2w.": "T2-weighted", "-t2f.": "FLAIR"},
     )
-    found = volumes(source, brats)
-    assert sorted(str(one.acquisition.sequence) for one in found) == sorted(
+    volumes = ingest_and_read(source, brats)
+    assert sorted(str(volume.acquisition.sequence) for volume in volumes) == sorted(
         2 * ["T1-weighted", "T1-weighted post contrast", "T2-weighted", "FLAIR"]
     )
-    assert sorted(int(one.labels.max()) for one in found if one.labels is not None) == 4 * [1] + 4 * [2]
+    assert sorted(int(volume.labels.max()) for volume in volumes if volume.labels is not None) == 4 * [1] + 4 * [2]
 
 
-def test_channels_of_a_4d_file_are_volumes_repeats_of_a_named_sequence_are_one(source: Path) -> None:
-    _nifti(source / "BRATS_001.nii.gz", dicom_files.random_pixels(8, 9, 4, 2).astype(np.int16))
-    named = volumes(source, card(("NIfTI",), channels=["FLAIR", "T1-weighted"]))
-    assert sorted(str(one.acquisition.sequence) for one in named) == ["FLAIR", "T1-weighted"]
+def test_channels_of_a_4d_file_become_volumesand_of_repeats_the_first_is_used(source: Path) -> None:
+    _write_nifti(source / "BRATS_001.nii.gz", dicom_files.random_pixels(8, 9, 4, 2).astype(np.int16))
+    named = ingest_and_read(source, card(("NIfTI",), channels=["FLAIR", "T1-weighted"]))
+    assert sorted(str(volume.acquisition.sequence) for volume in named) == ["FLAIR", "T1-weighted"]
     assert not np.array_equal(named[0].voxels, named[1].voxels)
-    (first,) = volumes(source, card(("NIfTI",), sequences={"BRATS": "BOLD"}))
+    (first,) = ingest_and_read(source, card(("NIfTI",), sequences={"BRATS": "BOLD"}))
     assert first.voxels.shape == (4, 9, 8) and first.acquisition.sequence == "BOLD"
 
 
 @pytest.mark.parametrize("form", ["nii.gz", "nii", "mha"])
-def test_a_4d_file_that_the_card_does_not_explain_is_refused_with_the_remedy(source: Path, form: str) -> None:
+def test_a_4d_file_that_the_card_does_not_explain_is_rejected_with_the_remedy(source: Path, form: str) -> None:
     values = dicom_files.random_pixels(8, 9, 4, 3).astype(np.int16)
     if form == "mha":
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values.transpose(), isVector=False), str(source / "four.mha"))
     else:
-        _nifti(source / f"four.{form}", values)
-    _nifti(source / "three.nii.gz", values[..., 0])
-    _nifti(source / "one-of-four.nii.gz", values[..., 1:2])
-    assert len(volumes(source, card(("NIfTI",)))) == 2
+        _write_nifti(source / f"four.{form}", values)
+    _write_nifti(source / "three.nii.gz", values[..., 0])
+    _write_nifti(source / "one-of-four.nii.gz", values[..., 1:2])
+    assert len(ingest_and_read(source, card(("NIfTI",)))) == 2
     (entry,) = read_quarantine(source.parent / "data", "made-up")
     assert (entry.kind, entry.reason) == ("unsupported", "3 images along the fourth axis, and the card does not say what they are")
     assert "layout.channels" in entry.remedy and "layout.sequences" in entry.remedy
@@ -347,10 +347,10 @@ def test_a_4d_file_that_the_card_does_not_explain_is_refused_with_the_remedy(sou
 
 
 def test_sidecars_of_upper_folders_are_inherited_and_the_nearest_wins(source: Path) -> None:
-    """BIDS, the inheritance principle."""
+    """Test the inheritance principle of BIDS."""
     anat = source / "sub-01" / "ses-1" / "anat"
-    _nifti(anat / "sub-01_ses-1_T1w.nii.gz", dicom_files.random_pixels(8, 9, 4).astype(np.int16))
-    _nifti(anat / "sub-01_ses-1_acq-fast_T1w.nii.gz", dicom_files.random_pixels(8, 9, 4, seed=1).astype(np.int16))
+    _write_nifti(anat / "sub-01_ses-1_T1w.nii.gz", dicom_files.random_pixels(8, 9, 4).astype(np.int16))
+    _write_nifti(anat / "sub-01_ses-1_acq-fast_T1w.nii.gz", dicom_files.random_pixels(8, 9, 4, seed=1).astype(np.int16))
     fields = {
         source / "T1w.json": {"EchoTime": 0.003, "MagneticFieldStrength": 1.5, "Manufacturer": "Siemens"},
         source / "T2w.json": {"MagneticFieldStrength": 9.4},
@@ -360,28 +360,33 @@ def test_sidecars_of_upper_folders_are_inherited_and_the_nearest_wins(source: Pa
     }
     for path, content in fields.items():
         path.write_text(json.dumps(content))
-    found = {one.acquisition.echo_time_ms: one.acquisition for one in volumes(source, card(("NIfTI",), patient="(sub-[^/]+)/"))}
-    assert set(found) == {3.0, 2.0}
-    assert found[3.0].repetition_time_ms == 500.0 and all(one.field_strength_t == 3.0 for one in found.values())
-    assert [one.kind for one in read_quarantine(source.parent / "data", "made-up")] == [
+    by_echo_time = {
+        volume.acquisition.echo_time_ms: volume.acquisition
+        for volume in ingest_and_read(source, card(("NIfTI",), patient="(sub-[^/]+)/"))
+    }
+    assert set(by_echo_time) == {3.0, 2.0}
+    assert by_echo_time[3.0].repetition_time_ms == 500.0 and all(
+        acquisition.field_strength_t == 3.0 for acquisition in by_echo_time.values()
+    )
+    assert [entry.kind for entry in read_quarantine(source.parent / "data", "made-up")] == [
         "no image"
     ]  # T2w.json describes nothing here
 
 
 def test_masks_of_single_structures_become_one_label_map(source: Path) -> None:
-    _nifti(source / "s01" / "mri.nii.gz", dicom_files.random_pixels(8, 9, 4).astype(np.int16))
+    _write_nifti(source / "s01" / "mri.nii.gz", dicom_files.random_pixels(8, 9, 4).astype(np.int16))
     for number, name in enumerate(("liver", "spleen")):
         mask = np.zeros((8, 9, 4), dtype=np.int16)
         mask[2 * number] = 1
-        _nifti(source / "s01" / "segmentations" / f"{name}.nii.gz", mask)
+        _write_nifti(source / "s01" / "segmentations" / f"{name}.nii.gz", mask)
     masks = card(
         ("NIfTI",), {1: "liver", 2: "spleen"}, tissue_maps={1: "*/liver.nii.gz", 2: "*/spleen.nii.gz"}, patient="(s[0-9]+)/"
     )
-    (volume,) = volumes(source, masks)
+    (volume,) = ingest_and_read(source, masks)
     assert volume.labels is not None and sorted(np.unique(volume.labels)) == [0, 1, 2]
 
 
-def test_enhanced_echoes_and_times_become_volumes_of_one_patient(source: Path) -> None:
+def test_enhanced_echoes_and_times_become_volumesof_one_patient(source: Path) -> None:
     voxels = dicom_files.random_pixels(2, 2, 3, 8, 9)
     frames = [
         {"plane": voxels[echo, time, place], "offset": 4.0 * place, "echo": (12, 80)[echo], "time": time + 1}
@@ -390,23 +395,23 @@ def test_enhanced_echoes_and_times_become_volumes_of_one_patient(source: Path) -
         for echo in range(2)
     ]
     dicom_files.write_enhanced(source / "e.dcm", frames)
-    found = volumes(source, card(("DICOM",)))
-    assert {one.voxels.astype(np.uint16).tobytes() for one in found} == {
+    volumes = ingest_and_read(source, card(("DICOM",)))
+    assert {volume.voxels.astype(np.uint16).tobytes() for volume in volumes} == {
         voxels[echo, time].tobytes() for echo in range(2) for time in range(2)
     }
-    assert sorted(one.acquisition.echo_time_ms or 0 for one in found) == [12, 12, 80, 80]
-    assert all(one.acquisition.repetition_time_ms == 500 and one.acquisition.vendor == "Siemens" for one in found)
+    assert sorted(volume.acquisition.echo_time_ms or 0 for volume in volumes) == [12, 12, 80, 80]
+    assert all(volume.acquisition.repetition_time_ms == 500 and volume.acquisition.vendor == "Siemens" for volume in volumes)
 
 
 def test_a_path_and_an_ingested_dataset_give_the_same_volume(source: Path) -> None:
     dicom_files.write_series(source, "s", dicom_files.random_pixels(4, 8, 9), dicom_files.OBLIQUE)
-    (ingested,) = volumes(source, card(("DICOM",)))
+    (ingested,) = ingest_and_read(source, card(("DICOM",)))
     alone = read_path(source)
     np.testing.assert_array_equal(alone.voxels, ingested.voxels)
     np.testing.assert_allclose(alone.affine, ingested.affine)
 
 
-def test_what_rounding_leaves_of_zero_does_not_reach_a_file(tmp_path: Path) -> None:
+def test_rounding_errors_of_zero_do_not_reach_a_file(tmp_path: Path) -> None:
     """The last bits of a product differ between processors, and with them the bytes of a header."""
     turned = np.array([[-2, 0, 0, 9], [0, 1.9, -0.6, -3.5], [0, 0.6, 1.9, -7], [0, 0, 0, 1.0]])
     noise = np.zeros((4, 4))

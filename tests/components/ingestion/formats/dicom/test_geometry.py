@@ -1,4 +1,4 @@
-"""Every MR DICOM image lies where dcm2niix puts it, voxel for voxel."""
+"""Every MR DICOM image has the geometry and the voxels that dcm2niix gives it."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ PACKAGED = {
     "localizer": sorted((PYDICOM / "dicomdirtests" / "98892003" / "MR1").iterdir()),
     "projections": sorted((PYDICOM / "dicomdirtests" / "98892003" / "MR700").iterdir()),
 }
-"""MR images in the wheels of pydicom and nibabel that dcm2niix reads too. Others have cut pixels or no UIDs; see also BLANKED."""
+"""MR images in the wheels of pydicom and nibabel that dcm2niix can read. Others lack pixels or UIDs; see also BLANKED."""
 BLANKED = ("siemens_dwi_0.dcm.gz", "siemens_dwi_1000.dcm.gz", "philips_mprage.dcm.gz")
-"""Real headers of two mosaics and an enhanced image whose pixels were taken out before publication: noise is put in their place."""
+"""Real headers of two mosaics and an enhanced image whose pixels were removed before publication; noise replaces them."""
 
 
-def _stack(folder: Path, orientation: tuple[float, ...], order: list[int]) -> None:
+def _write_stack(folder: Path, orientation: tuple[float, ...], order: list[int]) -> None:
     dicom_files.write_series(
         folder, "s", dicom_files.random_pixels(7, 10, 12), orientation, order=order, RescaleSlope=0.5, RescaleIntercept=-3
     )
 
 
-def _echoes(folder: Path) -> None:
+def _write_echoes(folder: Path) -> None:
     for echo in (12, 40):
         dicom_files.write_series(
             folder, f"e{echo}", dicom_files.random_pixels(5, 10, 12, seed=echo), dicom_files.OBLIQUE, first=echo, EchoTime=echo
         )
 
 
-def _times(folder: Path) -> None:
+def _write_times(folder: Path) -> None:
     for time in (1, 2, 3):
         dicom_files.write_series(
             folder,
@@ -62,76 +62,76 @@ def _times(folder: Path) -> None:
         )
 
 
-def _planes(folder: Path) -> None:
+def _write_planes(folder: Path) -> None:
     for number, orientation in enumerate((dicom_files.AXIAL, dicom_files.SAGITTAL, dicom_files.CORONAL)):
         dicom_files.write_series(
             folder, f"p{number}", dicom_files.random_pixels(3, 10, 12, seed=number), orientation, first=1 + 3 * number
         )
 
 
-def _enhanced(folder: Path) -> None:
+def _write_enhanced(folder: Path) -> None:
     frames = [{"plane": plane, "offset": 4.0 * number} for number, plane in enumerate(dicom_files.random_pixels(6, 10, 12))]
     dicom_files.write_enhanced(folder / "e.dcm", frames[::-1], dicom_files.OBLIQUE)
 
 
-def _enhanced_times(folder: Path) -> None:
+def _write_enhanced_times(folder: Path) -> None:
     voxels = dicom_files.random_pixels(2, 4, 10, 12)
     frames = [
-        {"plane": voxels[time, place], "offset": 4.0 * place, "time": time + 1} for time, place in product(range(2), range(4))
+        {"plane": voxels[time, index], "offset": 4.0 * index, "time": time + 1} for time, index in product(range(2), range(4))
     ]
-    # Of a Siemens file whose temporal index comes first, dcm2niix mixes the repeats.
+    # dcm2niix mixes the repeats of a Siemens file whose temporal index comes first.
     dicom_files.write_enhanced(folder / "e.dcm", frames, Manufacturer="Philips Medical Systems")
 
 
 GENERATED: dict[str, Callable[[Path], None]] = {
-    "axial": lambda folder: _stack(folder, dicom_files.AXIAL, [0, 1, 2, 3, 4, 5, 6]),
-    "sagittal, from the end": lambda folder: _stack(folder, dicom_files.SAGITTAL, [6, 5, 4, 3, 2, 1, 0]),
-    "coronal, interleaved": lambda folder: _stack(folder, dicom_files.CORONAL, [0, 2, 4, 6, 1, 3, 5]),
-    "oblique": lambda folder: _stack(folder, dicom_files.OBLIQUE, [3, 1, 2, 0, 6, 5, 4]),
-    "two echoes": _echoes,
-    "three repeats": _times,
-    "three planes": _planes,
-    "enhanced, oblique": _enhanced,
-    "enhanced, two repeats": _enhanced_times,
+    "axial": lambda folder: _write_stack(folder, dicom_files.AXIAL, [0, 1, 2, 3, 4, 5, 6]),
+    "sagittal, from the end": lambda folder: _write_stack(folder, dicom_files.SAGITTAL, [6, 5, 4, 3, 2, 1, 0]),
+    "coronal, interleaved": lambda folder: _write_stack(folder, dicom_files.CORONAL, [0, 2, 4, 6, 1, 3, 5]),
+    "oblique": lambda folder: _write_stack(folder, dicom_files.OBLIQUE, [3, 1, 2, 0, 6, 5, 4]),
+    "two echoes": _write_echoes,
+    "three repeats": _write_times,
+    "three planes": _write_planes,
+    "enhanced, oblique": _write_enhanced,
+    "enhanced, two repeats": _write_enhanced_times,
 }
 
 
-def _theirs(folder: Path, out: Path) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Voxels and affine of every volume that dcm2niix finds."""
+def _convert_with_dcm2niix(folder: Path, out: Path) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return voxels and affine of every volume that dcm2niix writes."""
     out.mkdir()
     command = [dcm2niix.bin, "-z", "n", "-p", "n", "-f", "%s_%d_%e", "-o", str(out), str(folder)]
     subprocess.run(command, check=True, capture_output=True)
-    found = []
+    volumes = []
     for path in sorted(path for path in out.glob("*.nii") if "_ROI" not in path.name):
         image = nib.load(path)
         voxels = image.get_fdata()
         for index in range(voxels.shape[3] if voxels.ndim == 4 else 1):
-            found.append(to_canonical(nib.Nifti1Image(voxels[..., index] if voxels.ndim == 4 else voxels, image.affine)))
-    return found
+            volumes.append(to_canonical(nib.Nifti1Image(voxels[..., index] if voxels.ndim == 4 else voxels, image.affine)))
+    return volumes
 
 
 def _compare(source: Path, folder: Path) -> None:
-    """Ingest, read, and find each volume among dcm2niix's, once."""
-    theirs = _theirs(source, folder / "theirs")
+    """Ingest and read a folder; match each volume to exactly one of dcm2niix."""
+    theirs = _convert_with_dcm2niix(source, folder / "theirs")
     ingest(CARD, source, folder / "data", DEMO_KEY)
-    ours = [read_volume(folder / "data", one, CARD) for one in list_series(folder / "data", CARD.id)]
+    ours = [read_volume(folder / "data", series, CARD) for series in list_series(folder / "data", CARD.id)]
     assert len(ours) == len(theirs) > 0
     for volume in ours:
-        turned = volume.voxels.transpose(2, 1, 0).astype(np.float64)
-        voxels, affine = to_canonical(nib.Nifti1Image(turned, volume.affine[:, [2, 1, 0, 3]]))
-        same = [
+        transposed = volume.voxels.transpose(2, 1, 0).astype(np.float64)
+        voxels, affine = to_canonical(nib.Nifti1Image(transposed, volume.affine[:, [2, 1, 0, 3]]))
+        matches = [
             number
             for number, (their_voxels, their_affine) in enumerate(theirs)
             if their_voxels.shape == voxels.shape
             and np.abs(their_affine - affine).max() < 1e-3
             and np.allclose(their_voxels, voxels, rtol=1e-6, atol=0)
         ]
-        assert len(same) == 1, volume.affine
-        theirs.pop(same[0])
+        assert len(matches) == 1, volume.affine
+        theirs.pop(matches[0])
 
 
 @pytest.mark.parametrize("name", PACKAGED)
-def test_packaged_images_lie_where_dcm2niix_puts_them(name: str, tmp_path: Path) -> None:
+def test_packaged_images_have_the_geometry_of_dcm2niix(name: str, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     for path in PACKAGED[name]:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -140,18 +140,18 @@ def test_packaged_images_lie_where_dcm2niix_puts_them(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", BLANKED)
-def test_packaged_headers_put_their_frames_where_dcm2niix_does(name: str, tmp_path: Path) -> None:
+def test_packaged_headers_have_the_geometry_of_dcm2niix(name: str, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    with gzip.open(NIBABEL / name) as packed:
-        image = pydicom.dcmread(packed)
+    with gzip.open(NIBABEL / name) as stream:
+        image = pydicom.dcmread(stream)
     if "NumberOfFrames" in image:
-        image.Rows = image.Columns = 24  # as good as 256 for the geometry, and quicker
+        image.Rows = image.Columns = 24  # equivalent to 256 for the geometry, and faster
     image.PixelData = dicom_files.random_pixels(int(image.get("NumberOfFrames", 1)), image.Rows, image.Columns).tobytes()
     image.save_as(tmp_path / "source" / "image.dcm")
     _compare(tmp_path / "source", tmp_path)
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_generated_series_lie_where_dcm2niix_puts_them(name: str, tmp_path: Path) -> None:
+def test_generated_series_have_the_geometry_of_dcm2niix(name: str, tmp_path: Path) -> None:
     GENERATED[name](tmp_path / "source")
     _compare(tmp_path / "source", tmp_path)
