@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -71,8 +72,11 @@ def main() -> None:
     except OmniMRIError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
     finally:
-        run_log.print_path()
+        run_log.finish()
 
 
 if __name__ == "__main__":

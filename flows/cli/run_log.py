@@ -1,8 +1,8 @@
 """The log file of a command: everything that libraries and child processes print goes there, and only our progress to the terminal.
 
-The redirection acts on file descriptors 1 and 2, so that it covers libraries in C++ and child processes too. The descriptors stay
-redirected until the process ends (Prefect stops its temporary server at exit, and logs it); ``sys.stdout`` and ``sys.stderr`` lead
-to the terminal again as soon as the work is done.
+The redirection acts on file descriptors 1 and 2, so that it covers libraries in C++ and child processes too. ``sys.stdout`` and
+``sys.stderr`` lead to the terminal again while the command prints its results. Everything later goes to the log file: at exit, Prefect
+stops its temporary server, and reports it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class _State:
 
     Attributes:
         enabled: this process belongs to the command alone, so that its descriptors may be redirected.
-        path: the log file; None before the first :func:`run_log`.
+        path: path of the log file; None before the first :func:`run_log`.
+        log: the open log file.
     """
 
     enabled: bool = False
     path: Path | None = None
+    log: TextIO | None = None
 
 
 _state = _State()
@@ -65,7 +67,7 @@ def run_log(command: str) -> Iterator[TextIO]:
     _state.path = Home.open().logs / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     _state.path.parent.mkdir(parents=True, exist_ok=True)
     output, terminal = _duplicate(sys.stdout), _duplicate(sys.stderr)
-    log = _state.path.open("a", buffering=1)
+    log = _state.log = _state.path.open("a", buffering=1)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log.fileno(), stream.fileno())
     sys.stdout = sys.stderr = log
@@ -87,9 +89,12 @@ def _duplicate(stream: TextIO) -> TextIO:
     return os.fdopen(os.dup(stream.fileno()), "w", buffering=1, encoding=stream.encoding, errors=stream.errors)
 
 
-def print_path() -> None:
-    """Print where the log file is, if there is one."""
-    if _state.path is not None:
-        from flows.cli.output import relative
+def finish() -> None:
+    """Print the path of the log file, if there is one, and send everything that follows to it."""
+    if _state.path is None or _state.log is None:
+        return
+    from flows.cli.output import relative
 
-        print(f"log: {relative(_state.path)}", file=sys.stderr)
+    print(f"log: {relative(_state.path)}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stdout = sys.stderr = _state.log
