@@ -1,8 +1,8 @@
 """The log file of a command: everything that libraries and child processes print goes there, and only our progress to the terminal.
 
 The redirection acts on file descriptors 1 and 2, so that it covers libraries in C++ and child processes too. ``sys.stdout`` and
-``sys.stderr`` lead to the terminal again while the command prints its results. Everything later goes to the log file: at exit, Prefect
-stops its temporary server, and reports it.
+``sys.stderr`` lead to the terminal again while the command prints its results. Everything later goes to the log file: at exit,
+Prefect stops its temporary server, and reports it.
 """
 
 from __future__ import annotations
