@@ -98,7 +98,7 @@ def load(path: Path) -> Any:
     sizes = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
     smallest, largest = VOXEL_SIZE_RANGE_MM
     if not (np.isfinite(image.affine).all() and smallest <= sizes.min() and sizes.max() <= largest):
-        raise BadInput("voxels of no possible size", where=path.name, remedy="export it again with its geometry")
+        raise BadInput("an implausible voxel size", where=path.name, remedy="export it again with its geometry")
     return image
 
 

@@ -30,4 +30,6 @@ def require_single(count: int, noun: str, path: Path) -> None:
         BadInput: ``count`` is not 1.
     """
     if count != 1:
-        raise BadInput(f"{count} {noun} in one place", where=str(path), remedy="give one, or ingest the folder, which splits them")
+        raise BadInput(
+            f"{count} {noun} where one is expected", where=str(path), remedy="give one, or ingest the folder, which splits them"
+        )

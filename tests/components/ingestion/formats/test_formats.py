@@ -342,7 +342,7 @@ def test_a_4d_file_that_the_card_does_not_explain_is_rejected_with_the_remedy(so
     (entry,) = read_quarantine(source.parent / "data", "made-up")
     assert (entry.kind, entry.reason) == ("unsupported", "3 images along the fourth axis, and the card does not say what they are")
     assert "layout.channels" in entry.remedy and "layout.sequences" in entry.remedy
-    with pytest.raises(BadInput, match="3 images in one place"):
+    with pytest.raises(BadInput, match="3 images where one is expected"):
         read_path(source / f"four.{form}")
 
 
