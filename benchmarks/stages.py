@@ -33,7 +33,7 @@ from components.training.batches import BatchMaker
 from components.training.samples import Samples
 from components.training.trainer import OBJECTIVES
 from model_core import OmniMRIForConditionalGeneration
-from model_core.losses.contrastive import standardised
+from model_core.losses.contrastive import standardize
 from model_core.objectives import Alignment, Objective, VisionPretraining
 from model_core.processing import Processor
 
@@ -97,7 +97,7 @@ def retrieval(result: StageResult, corpus: Corpus, settings: Settings) -> Iterat
     ids, mask = processor.pad([processor.encode_description(text) for text in texts])
     hidden = objective.model(ids, mask).hidden_states
     read = hidden[torch.arange(len(texts)), mask.sum(-1) - 1]
-    shared = [objective.image_projection(standardised(seen)), objective.text_projection(standardised(read))]
+    shared = [objective.image_projection(standardize(seen)), objective.text_projection(standardize(read))]
     similarity = torch.nn.functional.normalize(shared[0], dim=-1) @ torch.nn.functional.normalize(shared[1], dim=-1).T
     own = torch.tensor([texts.index(corpus.descriptions[volume].text) for volume in volumes])
     place = (similarity > similarity.gather(1, own[:, None])).sum(1)

@@ -120,7 +120,7 @@ def costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype = torch.
     counted.run("connector", lambda: model.connector(features))
     hidden, _ = counted.run("backbone", lambda: model.backbone(embeddings, where, mask, valid))
     counted.run("text head", lambda: model.lm_head(hidden))
-    places = model.visual_head.places(grid, torch.device("meta"))
+    places = model.visual_head.position_features(grid, torch.device("meta"))
     counted.run("visual-token head", lambda: model.visual_head(noisy, noisy[:, 0], hidden[0, :visual], places))
     # What the decoder reads of its conditions; k-space enters when an image is sampled, not here.
     given = SimpleNamespace(pixel_values_B1DHW=pixels, features=features, query_BQ=query, kind_B=kind)

@@ -18,13 +18,13 @@ Sampler = Literal["euler", "heun"]
 SAMPLERS: tuple[Sampler, ...] = ("euler", "heun")
 
 
-def between(clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
+def interpolate(clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
     """The point of the path at each sample's time, (B, ...)."""
     time = time_B.view(-1, *[1] * (clean.ndim - 1))
     return (1 - time) * clean + time * noise
 
 
-def noise_of(seeds: Sequence[int], shape: Sequence[int], draws: int = 1) -> Tensor:
+def sample_noise(seeds: Sequence[int], shape: Sequence[int], draws: int = 1) -> Tensor:
     """Normal noise (K, B, *shape), float32, on the CPU. Every sample has a generator of its own: its noise depends on its seed
     alone, not on its place, on its neighbours, on the device or on how many more draws are made."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -23,7 +23,7 @@ from model_core.heads.connector import Connector
 from model_core.heads.image_decoder import Conditions, ImageDecoder
 from model_core.heads.modulated import ZeroConv2d, ZeroLinear
 from model_core.heads.visual_tokens import VisualTarget, VisualTokenHead
-from model_core.mri_physics.sense import Measured
+from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.swin import SwinEncoder, WindowAttention
 
 
@@ -209,7 +209,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor,
         pixel_values: Tensor,
         kind_B: Tensor,
-        measured: Measured | None = None,
+        measured: KSpaceMeasurement | None = None,
         seeds: Sequence[int] | None = None,
         steps: int = 1,
         sampler: Sampler = "euler",
@@ -234,7 +234,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features=output.features,
             query_BQ=self.query_states(input_ids, output.hidden_states),
             kind_B=kind_B,
-            measured=measured or Measured.nothing(pixel_values),
+            measured=measured or KSpaceMeasurement.empty(pixel_values),
         )
         return self.image_decoder.sample(given, range(len(input_ids)) if seeds is None else seeds, steps, sampler, draws)
 

@@ -11,7 +11,7 @@ from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeMLP, Qwen2MoeTopKRouter
 
 from kernels.moe_layer import MoEOutput, moe, moe_hidden
-from model_core.losses.reduction import ranks, summed
+from model_core.losses.reduction import all_reduce_sum, world_size
 
 
 class SparseMoeBlock(nn.Module):
@@ -32,7 +32,7 @@ class SparseMoeBlock(nn.Module):
         if routed:
             output = moe(hidden_TH, *weights, self.top_k, self.norm_topk_prob, valid_T=valid_BL.flatten())
             chosen_TH = output.hidden_TH
-            if ranks() > 1:
+            if world_size() > 1:
                 output = over_all_ranks(output, hidden_TH, self.gate.weight, valid_BL.flatten())
         else:
             output, chosen_TH = None, moe_hidden(hidden_TH, *weights, self.top_k, self.norm_topk_prob)
@@ -49,8 +49,8 @@ def over_all_ranks(output: MoEOutput, hidden_TH: Tensor, router_EH: Tensor, vali
     """
     probability_E = (F.linear(hidden_TH.float(), router_EH.float()).softmax(-1) * valid_T[:, None]).sum(0)
     own = valid_T.sum().double()
-    everywhere = summed(torch.cat([output.counts_E.double(), own[None]]))
+    everywhere = all_reduce_sum(torch.cat([output.counts_E.double(), own[None]]))
     counts_E, total = everywhere[:-1], everywhere[-1].clamp(min=1)
-    balance = len(router_EH) * ranks() * (counts_E / total * (probability_E / total)).sum()
-    z_loss = output.z_loss * (own * ranks() / total)
+    balance = len(router_EH) * world_size() * (counts_E / total * (probability_E / total)).sum()
+    z_loss = output.z_loss * (own * world_size() / total)
     return replace(output, load_balance_loss=balance.float(), z_loss=z_loss.float(), counts_E=counts_E.long())

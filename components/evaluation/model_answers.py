@@ -19,7 +19,7 @@ from components.registries import TASKS
 from components.settings import EvaluationSettings
 from components.tasks.base import Image, Target
 from model_core import OmniMRIForConditionalGeneration
-from model_core.mri_physics.sense import Measured
+from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.processing import Processor
 
 BATCH = 8
@@ -61,7 +61,7 @@ class AnswerGenerator:
                 mask,
                 _pixels(batch),
                 torch.tensor([case.target.kind for case in batch]),
-                measured=Measured(
+                measured=KSpaceMeasurement(
                     _stack([case.target.kspace for case in batch])[:, None, None],
                     _stack([case.target.sampling for case in batch])[:, None],
                 ),

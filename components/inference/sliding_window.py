@@ -22,7 +22,7 @@ from components.ingestion.volume import Volume
 from model_core.boxes import GRID, TextBox
 from model_core.mri_physics.coils import estimate_sensitivities, measured_columns
 from model_core.mri_physics.fourier import fft2c
-from model_core.mri_physics.sense import Measured
+from model_core.mri_physics.sense import KSpaceMeasurement
 
 BATCH = 8
 """Tiles that the network processes at once: memory does not grow with the volume."""
@@ -61,7 +61,7 @@ class ResampledVolume:
     scale: float
     corners: tuple[tuple[int, int], ...]
     zero_filled: NDArray[np.float32] | None = None
-    measured: Measured | None = None
+    measured: KSpaceMeasurement | None = None
 
     @classmethod
     def from_volume(cls, volume: Volume, matrix: int, pixel_mm: float) -> ResampledVolume:
@@ -72,7 +72,7 @@ class ResampledVolume:
         """
         measured, zero_filled = _undersampled_kspace(volume), None
         if measured is not None:
-            combined = measured.zero_filled()[:, 0].numpy()
+            combined = measured.adjoint()[:, 0].numpy()
             zero_filled = np.abs(combined)
             volume = replace(volume, kspace=fft2c(combined)[:, None], voxels=zero_filled)
         _, rows, columns = volume.voxels.shape
@@ -105,7 +105,7 @@ class ResampledVolume:
         """Return the (M, M) pixels of a tile."""
         return self.voxels[tile.index, tile.row : tile.row + self.matrix, tile.column : tile.column + self.matrix]
 
-    def measurement_of(self, tiles: Sequence[Tile]) -> Measured | None:
+    def measurement_of(self, tiles: Sequence[Tile]) -> KSpaceMeasurement | None:
         """Return the measurement of the tiles' slices if a tile is the source's grid: every sampler step then agrees with it.
 
         Return None on any other grid; :meth:`to_source_grid` images are then made consistent after the last step.
@@ -145,20 +145,20 @@ class ResampledVolume:
         return edges[0], edges[1], edges[2], edges[3]
 
 
-def slice_batches(measured: Measured, size: int) -> Iterator[tuple[slice, Measured]]:
+def slice_batches(measured: KSpaceMeasurement, size: int) -> Iterator[tuple[slice, KSpaceMeasurement]]:
     """Yield a measurement in batches of at most ``size`` slices, each with its range of slices."""
     for first in range(0, len(measured.sampling_BDHW), size):
         batch = slice(first, first + size)
         yield batch, _select_slices(measured, list(range(*batch.indices(len(measured.sampling_BDHW)))))
 
 
-def _select_slices(measured: Measured, slices: Sequence[int]) -> Measured:
+def _select_slices(measured: KSpaceMeasurement, slices: Sequence[int]) -> KSpaceMeasurement:
     maps = measured.coil_maps_BCDHW
     rows = list(slices)
-    return Measured(measured.kspace_BCDHW[rows], measured.sampling_BDHW[rows], None if maps is None else maps[rows])
+    return KSpaceMeasurement(measured.kspace_BCDHW[rows], measured.sampling_BDHW[rows], None if maps is None else maps[rows])
 
 
-def _undersampled_kspace(volume: Volume) -> Measured | None:
+def _undersampled_kspace(volume: Volume) -> KSpaceMeasurement | None:
     """Return the volume's k-space, zero where it was not measured, its slices as samples of depth 1.
 
     Coil maps are included if there are several coils. Return None if the volume has no k-space, or if all of it was measured.
@@ -172,7 +172,7 @@ def _undersampled_kspace(volume: Volume) -> Measured | None:
     depth, coils, rows, _ = kspace.shape
     sampling = torch.from_numpy(columns).expand(depth, 1, rows, -1)
     maps = torch.from_numpy(estimate_sensitivities(kspace))[:, :, None] if coils > 1 else None
-    return Measured(torch.from_numpy(kspace)[:, :, None], sampling, maps)
+    return KSpaceMeasurement(torch.from_numpy(kspace)[:, :, None], sampling, maps)
 
 
 def _tile_corners(voxels_DPP: NDArray[np.float32], matrix: int) -> tuple[tuple[int, int], ...]:

@@ -172,7 +172,7 @@ def _add_residual(volume: ResampledVolume, residual_DPP: NDArray[np.float32]) ->
     import torch
 
     from components.inference.sliding_window import BATCH, slice_batches
-    from model_core.mri_physics.sense import consistent
+    from model_core.mri_physics.sense import enforce_data_consistency
 
     measured = volume.measured
     source = volume.volume.voxels / np.float32(volume.scale) if volume.zero_filled is None else volume.zero_filled
@@ -180,7 +180,9 @@ def _add_residual(volume: ResampledVolume, residual_DPP: NDArray[np.float32]) ->
     if measured is None:
         return image
     batches = slice_batches(measured, BATCH)
-    return np.concatenate([consistent(torch.from_numpy(image[rows])[:, None], batch)[:, 0].numpy() for rows, batch in batches])
+    return np.concatenate(
+        [enforce_data_consistency(torch.from_numpy(image[rows])[:, None], batch)[:, 0].numpy() for rows, batch in batches]
+    )
 
 
 TASK = Reconstruction()

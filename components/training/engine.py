@@ -25,7 +25,7 @@ from components.settings import StageSettings, TrainingSettings
 from components.training.checkpoints import Checkpoints, tag_of
 from components.training.cost import batch_flops, batch_tokens
 from components.training.ema import Average
-from model_core.losses.reduction import Step, rank, ranks, summed
+from model_core.losses.reduction import Step, all_reduce_sum, rank, world_size
 from model_core.objectives import InstructionTuning, LossOutput, Objective
 from model_core.swin import WindowAttention
 
@@ -85,7 +85,7 @@ class Engine:
         import deepspeed
 
         self.settings, self.training, self.objective = settings, training, objective
-        self.checkpoints = Checkpoints(folder, rank(), ranks(), training.keep_checkpoints, training.keep_every)
+        self.checkpoints = Checkpoints(folder, rank(), world_size(), training.keep_checkpoints, training.keep_every)
         objective.train()
         if training.activation_checkpointing:
             objective.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -108,7 +108,7 @@ class Engine:
 
     def _config(self, training: TrainingSettings, parameters: int) -> dict[str, Any]:
         # DeepSpeed sets aside two buckets of 500 million numbers, whatever the model has.
-        aligned = 2 * ranks()
+        aligned = 2 * world_size()
         bucket = min(-(-parameters // aligned) * aligned, LARGEST_BUCKET)
         zero: dict[str, Any] = {"stage": training.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
         if training.zero_stage == 3:
@@ -160,8 +160,8 @@ class Engine:
         values = torch.stack([torch.stack(row).double() for row in rows]).sum(0).cpu()
         work = [float(sum(measure(self.objective, batch) for batch in micro_batches)) for measure in (batch_tokens, batch_flops)]
         together = torch.cat([values, torch.tensor(work, dtype=torch.float64)])
-        together = summed(together.to(self.engine.device)).cpu()
-        means = (together[: 1 + len(parts)] / ranks()).tolist()
+        together = all_reduce_sum(together.to(self.engine.device)).cpu()
+        means = (together[: 1 + len(parts)] / world_size()).tolist()
         sums, counts = (together[1 + len(parts) + place * len(tasks) :][: len(tasks)].tolist() for place in (0, 1))
         loads = [output.load_layers_E for output in outputs if output.load_layers_E is not None]
         return StepResult(
@@ -170,7 +170,7 @@ class Engine:
             tasks={name: total / count for name, total, count in zip(tasks, sums, counts, strict=True) if count},
             gradient_norm=norm,
             learning_rate=rate,
-            samples=self.settings.micro_batch * self.settings.gradient_accumulation * ranks(),
+            samples=self.settings.micro_batch * self.settings.gradient_accumulation * world_size(),
             tokens=int(together[-2]),
             flops=float(together[-1]),
             load_layers_E=torch.stack(loads).sum(0).cpu() if loads else None,
@@ -197,7 +197,7 @@ class Engine:
         step = self.checkpoints.last_whole()
         if step is None:
             return None
-        elsewhere = self.checkpoints.manifest(step)["world"] != ranks() and self.training.zero_stage > 0
+        elsewhere = self.checkpoints.manifest(step)["world"] != world_size() and self.training.zero_stage > 0
         tag = self.checkpoints.universal(step) if elsewhere else tag_of(step)
         decays = [group["weight_decay"] for group in self.engine.optimizer.param_groups]
         self.engine._config.load_universal_checkpoint = elsewhere
@@ -291,4 +291,4 @@ def join_processes() -> tuple[int, int]:
     else:
         _shared_memory_where_it_helps()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-    return rank(), ranks()
+    return rank(), world_size()

@@ -12,7 +12,7 @@ from components.registries import TASKS
 from components.settings import StageName
 from components.training.metrics_log import Curve
 from components.training.samples import Samples
-from model_core.mri_physics.sense import Measured
+from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.objectives import Objective, VisionPretraining
 from model_core.processing import Processor
 from model_core.targets import TARGET_NONE
@@ -135,7 +135,7 @@ def decoded_images(objective: Objective, processor: Processor, samples: Samples)
                 mask.to(device),
                 pixels,
                 torch.tensor([kind], device=device),
-                measured=Measured(
+                measured=KSpaceMeasurement(
                     torch.from_numpy(target.kspace)[None, None, None].to(device),
                     torch.from_numpy(target.sampling.copy())[None, None].to(device),
                 ),

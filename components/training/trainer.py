@@ -42,7 +42,7 @@ from components.training.metrics_log import Curve
 from components.training.samples import Samples
 from components.training.stages import StageResult, write_result
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.losses.reduction import summed
+from model_core.losses.reduction import all_reduce_sum
 from model_core.objectives import Alignment, InstructionTuning, MultimodalPretraining, Objective, VisionPretraining
 from model_core.processing import Processor
 from model_core.tokenization import special_ids
@@ -126,7 +126,7 @@ class Stop:
         if world == 1:
             return self.asked
         asked = torch.tensor(float(self.asked), device="cuda" if torch.cuda.is_available() else "cpu")
-        return bool(summed(asked) > 0)
+        return bool(all_reduce_sum(asked) > 0)
 
 
 class Training:

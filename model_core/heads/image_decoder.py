@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model_core.config import OmniMRIConfig
-from model_core.flow import Sampler, integrate, noise_of
+from model_core.flow import Sampler, integrate, sample_noise
 from model_core.heads.modulated import TimeEmbedding, ZeroConv2d, ZeroLinear
-from model_core.mri_physics.sense import Measured, consistent
+from model_core.mri_physics.sense import KSpaceMeasurement, enforce_data_consistency
 from model_core.targets import TARGET_MASK
 
 
@@ -43,7 +43,7 @@ class Conditions:
     features: list[Tensor]
     query_BQ: Tensor
     kind_B: Tensor
-    measured: Measured
+    measured: KSpaceMeasurement
 
 
 class _Block(GradientCheckpointingLayer):
@@ -128,15 +128,15 @@ class ImageDecoder(nn.Module):
             x = block(torch.cat([x, skip], 1), condition_Sk)
         return x
 
-    def target(self, target_B1DHW: Tensor, given: Conditions) -> Tensor:
+    def encode_target(self, target_B1DHW: Tensor, given: Conditions) -> Tensor:
         """The clean target in the space of the flow."""
         residual = (target_B1DHW - given.pixel_values_B1DHW) / self.residual_scale
         return torch.where((given.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1), 2 * target_B1DHW - 1, residual)
 
-    def image(self, residual_B1DHW: Tensor, given: Conditions) -> Tensor:
+    def decode_image(self, residual_B1DHW: Tensor, given: Conditions) -> Tensor:
         """Magnitude image from a residual, made consistent with the measured k-space where there is one."""
         image = given.pixel_values_B1DHW + self.residual_scale * residual_B1DHW
-        return consistent(image.squeeze(1), given.measured)[:, None]
+        return enforce_data_consistency(image.squeeze(1), given.measured)[:, None]
 
     @torch.no_grad()
     def sample(self, given: Conditions, seeds: Sequence[int], steps: int = 1, sampler: Sampler = "euler", draws: int = 1) -> Tensor:
@@ -150,7 +150,7 @@ class ImageDecoder(nn.Module):
 
         def velocity(state: Tensor, time: float) -> Tensor:
             clean = self(state, torch.full((len(state),), time, device=state.device), given)
-            agreed = (self.image(clean, given) - pixels) / self.residual_scale
+            agreed = (self.decode_image(clean, given) - pixels) / self.residual_scale
             return (state - torch.where(is_mask, 2 * clean.sigmoid() - 1, agreed)) / time
 
         def draw(noise: Tensor) -> Tensor:
@@ -158,4 +158,4 @@ class ImageDecoder(nn.Module):
             probability, image = (target + 1) / 2, pixels + self.residual_scale * target
             return torch.where(is_mask, probability.clamp(0, 1), image.clamp(min=0))
 
-        return torch.stack([draw(noise) for noise in noise_of(seeds, pixels.shape[1:], draws)])
+        return torch.stack([draw(noise) for noise in sample_noise(seeds, pixels.shape[1:], draws)])

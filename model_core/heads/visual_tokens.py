@@ -83,7 +83,7 @@ class VisualTokenHead(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.output = ZeroLinear(width, target)
 
-    def places(self, grid: Triple, device: torch.device) -> Tensor:
+    def position_features(self, grid: Triple, device: torch.device) -> Tensor:
         """Features (N, 3 * place_features) of the tokens' places in the grid."""
         axes = [torch.arange(size, device=device) / 64.0 for size in grid]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)

@@ -9,7 +9,7 @@ from torch import Tensor
 from model_core.losses.reduction import gather_with_gradient, rank
 
 
-def multi_positive(similarity_BB: Tensor, positive_BB: Tensor, candidate_BB: Tensor) -> Tensor:
+def multi_positive_loss(similarity_BB: Tensor, positive_BB: Tensor, candidate_BB: Tensor) -> Tensor:
     """Mean over anchors with a positive of ``-mean_p log softmax`` over the candidates (SupCon, arXiv:2004.11362, eq. 2).
 
     Zero, with a gradient of zero, where no anchor has a positive.
@@ -22,7 +22,7 @@ def multi_positive(similarity_BB: Tensor, positive_BB: Tensor, candidate_BB: Ten
     return (per_anchor * anchors).sum() / anchors.sum().clamp(min=1)
 
 
-def standardised(rows_Bc: Tensor) -> Tensor:
+def standardize(rows_Bc: Tensor) -> Tensor:
     """Each feature with mean 0 and deviation 1 over the samples of all ranks, which are gathered here.
 
     Pooled features of a fresh encoder point in almost the same direction for every image; without this, small batches stay
@@ -32,17 +32,17 @@ def standardised(rows_Bc: Tensor) -> Tensor:
     return (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-6).sqrt()
 
 
-def volume_discrimination(embedding_Bc: Tensor, group_B: Tensor, temperature: float) -> Tensor:
+def volume_discrimination_loss(embedding_Bc: Tensor, group_B: Tensor, temperature: float) -> Tensor:
     """Volumes of the same (sequence, plane, anatomy) attract each other; the others repel (paper section 4.1, third objective).
 
     Rows are those of all ranks.
     """
     rows, group = F.normalize(embedding_Bc.float(), dim=-1), group_B
     others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    return multi_positive(rows @ rows.T / temperature, group[:, None] == group[None], others)
+    return multi_positive_loss(rows @ rows.T / temperature, group[:, None] == group[None], others)
 
 
-def neighbouring_patches(features_BNc: Tensor, grid: tuple[int, int, int], volume_B: Tensor, temperature: float) -> Tensor:
+def neighboring_patches_loss(features_BNc: Tensor, grid: tuple[int, int, int], volume_B: Tensor, temperature: float) -> Tensor:
     """Patch-level InfoNCE (paper section 4.1, second objective), of the patches of this rank.
 
     The positive of a patch is its right-hand neighbour; negatives are the neighbours' patches of other volumes, on all ranks. Far
@@ -60,9 +60,9 @@ def neighbouring_patches(features_BNc: Tensor, grid: tuple[int, int, int], volum
     return F.cross_entropy(similarity.masked_fill(~candidate, -1e4), own)
 
 
-def image_text(image_Bc: Tensor, text_Bc: Tensor, same_text_BB: Tensor, log_scale: Tensor) -> Tensor:
+def image_text_loss(image_Bc: Tensor, text_Bc: Tensor, same_text_BB: Tensor, log_scale: Tensor) -> Tensor:
     """CLIP's symmetric loss over the samples of all ranks; those that carry the very same text are all positives."""
     images, texts = F.normalize(image_Bc.float(), dim=-1), F.normalize(text_Bc.float(), dim=-1)
     similarity = images @ texts.T * log_scale.float().exp().clamp(max=100)
     every = torch.ones_like(same_text_BB)
-    return (multi_positive(similarity, same_text_BB, every) + multi_positive(similarity.T, same_text_BB, every)) / 2
+    return (multi_positive_loss(similarity, same_text_BB, every) + multi_positive_loss(similarity.T, same_text_BB, every)) / 2

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def ranks() -> int:
+def world_size() -> int:
     """Processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -24,10 +24,10 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over all ranks, without a gradient, in the input's type."""
     values = values.detach().clone()
-    if ranks() > 1:
+    if world_size() > 1:
         dist.all_reduce(values)
     return values
 
@@ -51,11 +51,11 @@ class Step:
         if not names:
             return cls({}, len(counts))
         stacked = torch.stack([torch.stack([one[name].float() for name in names]) for one in counts])
-        return cls(dict(zip(names, summed(stacked.sum(0)), strict=True)), len(counts))
+        return cls(dict(zip(names, all_reduce_sum(stacked.sum(0)), strict=True)), len(counts))
 
     def mean(self, name: str, total: Tensor) -> Tensor:
         """This micro-batch's part of the mean over the whole step; zero where nothing was counted anywhere."""
-        return total * ranks() / self.counts[name].clamp(min=1)
+        return total * world_size() / self.counts[name].clamp(min=1)
 
     def part(self, value: Tensor) -> Tensor:
         """This micro-batch's part of a mean over micro-batches, for what is no mean of countable things."""
@@ -64,7 +64,7 @@ class Step:
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """Rows of all ranks, in the order of the ranks; gradients flow back to the rank that a row came from."""
-    if ranks() == 1:
+    if world_size() == 1:
         return rows
     from torch.distributed.nn.functional import all_gather
 

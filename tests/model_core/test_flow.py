@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
-from model_core.flow import SAMPLERS, Sampler, between, integrate, noise_of
+from model_core.flow import SAMPLERS, Sampler, integrate, interpolate, sample_noise
 
 STEPS = 5
 CLEAN = torch.linspace(-1, 1, 12).view(2, 6)
@@ -23,7 +23,7 @@ def test_euler_goes_the_way_of_diffusers() -> None:
     """Same sigmas, same steps, same velocity: the same state after every step."""
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=[step / STEPS for step in range(STEPS, 0, -1)])
-    noise = noise_of([0, 1], (6,))[0]
+    noise = sample_noise([0, 1], (6,))[0]
     state, seen, theirs = noise, [], []
 
     def recorded(now: Tensor, time: float) -> Tensor:
@@ -45,7 +45,7 @@ def test_heun_goes_the_way_of_diffusers() -> None:
     scheduler.timesteps = torch.cat([sigmas[:1], sigmas[1:].repeat_interleave(2)]) * 1000
     scheduler.sigmas = torch.cat([sigmas[:1], sigmas[1:].repeat_interleave(2), torch.zeros(1)])
     scheduler.set_begin_index(0)
-    noise = noise_of([0, 1], (6,))[0]
+    noise = sample_noise([0, 1], (6,))[0]
     state = noise
     for timestep in scheduler.timesteps:
         state = scheduler.step(_towards_clean(state, float(timestep) / 1000), timestep, state).prev_sample
@@ -67,7 +67,7 @@ def test_the_error_falls_with_the_order_of_the_sampler(sampler: Sampler, order: 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_straight_flow_needs_one_step(sampler: Sampler) -> None:
     """A perfect prediction of the target is met exactly, whatever the steps."""
-    noise = noise_of([3, 4], (6,))[0]
+    noise = sample_noise([3, 4], (6,))[0]
     for steps in (1, 2, 7):
         torch.testing.assert_close(integrate(lambda y, t: (y - CLEAN) / t, noise, steps, sampler), CLEAN)
 
@@ -75,16 +75,16 @@ def test_a_straight_flow_needs_one_step(sampler: Sampler) -> None:
 def test_the_path_has_the_velocity_that_is_learnt() -> None:
     noise, time = torch.randn(2, 6), torch.tensor([0.25, 0.75])
     step = 1e-2
-    slope = (between(CLEAN, noise, time + step) - between(CLEAN, noise, time)) / step
+    slope = (interpolate(CLEAN, noise, time + step) - interpolate(CLEAN, noise, time)) / step
     torch.testing.assert_close(slope, noise - CLEAN, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(between(CLEAN, noise, torch.tensor([0.0, 1.0])), torch.stack([CLEAN[0], noise[1]]))
+    torch.testing.assert_close(interpolate(CLEAN, noise, torch.tensor([0.0, 1.0])), torch.stack([CLEAN[0], noise[1]]))
 
 
 def test_noise_depends_on_the_seed_alone() -> None:
     """Neighbours, place in the batch and the number of draws change no bit."""
-    together = noise_of([7, 8, 9], (2, 3), draws=3)
+    together = sample_noise([7, 8, 9], (2, 3), draws=3)
     assert together.shape == (3, 3, 2, 3)
-    assert torch.equal(noise_of([9], (2, 3), draws=2)[:, 0], together[:2, 2])
+    assert torch.equal(sample_noise([9], (2, 3), draws=2)[:, 0], together[:2, 2])
     assert not torch.equal(together[0], together[1])
     assert together.flatten().unique().numel() == together.numel()
 

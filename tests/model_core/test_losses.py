@@ -9,7 +9,13 @@ from monai.losses import ContrastiveLoss, DiceLoss
 from skimage.metrics import structural_similarity
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss as clip_loss
 
-from model_core.losses.contrastive import image_text, multi_positive, neighbouring_patches, standardised, volume_discrimination
+from model_core.losses.contrastive import (
+    image_text_loss,
+    multi_positive_loss,
+    neighboring_patches_loss,
+    standardize,
+    volume_discrimination_loss,
+)
 from model_core.losses.pixels import soft_dice_loss, structural_dissimilarity
 from model_core.losses.reduction import Step
 
@@ -36,7 +42,7 @@ def test_with_one_positive_it_is_cross_entropy() -> None:
     similarity = torch.randn(5, 5)
     eye, every = torch.eye(5, dtype=torch.bool), torch.ones(5, 5, dtype=torch.bool)
     torch.testing.assert_close(
-        multi_positive(similarity, eye, every), torch.nn.functional.cross_entropy(similarity, torch.arange(5))
+        multi_positive_loss(similarity, eye, every), torch.nn.functional.cross_entropy(similarity, torch.arange(5))
     )
 
 
@@ -45,7 +51,7 @@ def test_with_two_views_of_each_image_it_is_the_contrastive_loss_of_monai() -> N
     torch.manual_seed(0)
     first, second = torch.randn(4, 6), torch.randn(4, 6)
     group = torch.arange(4).repeat(2)
-    ours = volume_discrimination(torch.cat([first, second]), group, 0.5)
+    ours = volume_discrimination_loss(torch.cat([first, second]), group, 0.5)
     torch.testing.assert_close(ours, ContrastiveLoss(temperature=0.5)(first, second))
 
 
@@ -60,13 +66,13 @@ def test_several_positives_are_averaged_as_the_paper_says() -> None:
         positives = [j for j in others if group[j] == group[i]]
         if positives:
             losses.append(-sum(math.log(math.exp(float(rows[i] @ rows[p]) / 0.2) / whole) for p in positives) / len(positives))
-    assert float(volume_discrimination(rows, torch.tensor(group), 0.2)) == pytest.approx(sum(losses) / 5, rel=1e-5)
+    assert float(volume_discrimination_loss(rows, torch.tensor(group), 0.2)) == pytest.approx(sum(losses) / 5, rel=1e-5)
 
 
 def test_distinct_pairs_cost_what_transformers_clip_costs() -> None:
     torch.manual_seed(0)
     images, texts, scale = torch.randn(5, 8), torch.randn(5, 8), torch.tensor([2.6592])
-    ours = image_text(images, texts, torch.eye(5, dtype=torch.bool), scale)
+    ours = image_text_loss(images, texts, torch.eye(5, dtype=torch.bool), scale)
     similarity = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T * scale.exp()
     torch.testing.assert_close(ours, clip_loss(similarity))
 
@@ -82,14 +88,14 @@ def test_patches_have_their_neighbour_as_positive() -> None:
             anchor, positive = rows[volume, place], rows[volume, place + 1]
             logits = torch.stack([anchor @ positive, *(rows[1 - volume, 1:] @ anchor)]) / 0.1
             losses.append(F.cross_entropy(logits[None], torch.tensor([0])))
-    ours = neighbouring_patches(features, (1, 1, 3), torch.tensor([0, 1]), 0.1)
+    ours = neighboring_patches_loss(features, (1, 1, 3), torch.tensor([0, 1]), 0.1)
     torch.testing.assert_close(ours, torch.stack(losses).mean())
 
 
 def test_standardised_features_are_those_of_batch_norm() -> None:
     torch.manual_seed(0)
     rows = 3 + 0.1 * torch.randn(16, 4)
-    torch.testing.assert_close(standardised(rows), torch.nn.BatchNorm1d(4, eps=1e-6, affine=False)(rows))
+    torch.testing.assert_close(standardize(rows), torch.nn.BatchNorm1d(4, eps=1e-6, affine=False)(rows))
 
 
 def test_a_mean_is_over_the_whole_step() -> None:
@@ -104,12 +110,12 @@ def test_matched_pairs_cost_less_than_mismatched_ones() -> None:
     rows = torch.eye(4)
     same = torch.eye(4, dtype=torch.bool)
     scale = torch.tensor(2.0)
-    assert image_text(rows, rows, same, scale) < image_text(rows, rows.roll(1, 0), same, scale)
+    assert image_text_loss(rows, rows, same, scale) < image_text_loss(rows, rows.roll(1, 0), same, scale)
 
 
 def test_patches_of_the_same_volume_are_no_negatives() -> None:
     """With a single volume there is nothing to tell apart: every patch has only its positive, and the loss is zero."""
     torch.manual_seed(0)
     features = torch.randn(2, 9, 4)
-    assert float(neighbouring_patches(features, (1, 3, 3), torch.tensor([0, 0]), 0.1)) == pytest.approx(0, abs=1e-5)
-    assert float(neighbouring_patches(features, (1, 3, 3), torch.tensor([0, 1]), 0.1)) > 0.1
+    assert float(neighboring_patches_loss(features, (1, 3, 3), torch.tensor([0, 0]), 0.1)) == pytest.approx(0, abs=1e-5)
+    assert float(neighboring_patches_loss(features, (1, 3, 3), torch.tensor([0, 1]), 0.1)) > 0.1

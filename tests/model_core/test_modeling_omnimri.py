@@ -8,10 +8,10 @@ import torch
 
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.config import PRESETS
-from model_core.flow import SAMPLERS, Sampler, noise_of
+from model_core.flow import SAMPLERS, Sampler, sample_noise
 from model_core.heads.image_decoder import Conditions
 from model_core.mri_physics.fourier_torch import fft2c
-from model_core.mri_physics.sense import Measured
+from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.processing import Processor
 from model_core.targets import TARGET_IMAGE, TARGET_MASK
 from model_core.tokenization import special_ids, train_tokenizer
@@ -81,7 +81,7 @@ def test_a_reconstruction_keeps_what_was_measured(model: OmniMRIForConditionalGe
     tokens = model.image_tokens_for(1, SIZE, SIZE)
     ids, mask = processor.pad([processor.encode_answer_prefix("Reconstruct", "<image>", tokens)])
     kspace = fft2c(image.to(torch.complex64))
-    everything = Measured(kspace[:, None], torch.ones_like(image, dtype=torch.bool))
+    everything = KSpaceMeasurement(kspace[:, None], torch.ones_like(image, dtype=torch.bool))
     found = model.generate_image(ids, mask, image[:, None], torch.tensor([TARGET_IMAGE]), measured=everything)
     torch.testing.assert_close(found[:, 0], image, atol=1e-5, rtol=1e-5)
 
@@ -134,8 +134,10 @@ def test_the_decoder_follows_its_own_velocity(model: OmniMRIForConditionalGenera
     ids, mask = processor.pad([processor.encode_answer_prefix("Segment", "<seg>", tokens)] * 2)
     output = model(ids, mask, pixels)
     kind = torch.full((2,), TARGET_MASK)
-    given = Conditions(pixels, output.features, model.query_states(ids, output.hidden_states), kind, Measured.nothing(pixels))
-    predicted = model.image_decoder(noise_of([0, 1], pixels.shape[1:])[0], torch.ones(2), given).sigmoid()
+    given = Conditions(
+        pixels, output.features, model.query_states(ids, output.hidden_states), kind, KSpaceMeasurement.empty(pixels)
+    )
+    predicted = model.image_decoder(sample_noise([0, 1], pixels.shape[1:])[0], torch.ones(2), given).sigmoid()
     torch.testing.assert_close(model.generate_image(ids, mask, pixels, kind), predicted, atol=1e-5, rtol=1e-4)
 
 
@@ -146,7 +148,7 @@ def test_coils_and_their_maps_enter_a_reconstruction(model: OmniMRIForConditiona
     maps = torch.randn(1, 3, 1, SIZE, SIZE, dtype=torch.complex64)
     maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
     sampling = torch.ones(1, 1, SIZE, SIZE, dtype=torch.bool)
-    kspace = Measured(torch.empty(0), sampling, maps).encode(image.to(torch.complex64))
+    kspace = KSpaceMeasurement(torch.empty(0), sampling, maps).encode(image.to(torch.complex64))
     tokens = model.image_tokens_for(1, SIZE, SIZE)
     ids, mask = processor.pad([processor.encode_answer_prefix("Reconstruct", "<image>", tokens)])
     for sampler in SAMPLERS:
@@ -155,7 +157,7 @@ def test_coils_and_their_maps_enter_a_reconstruction(model: OmniMRIForConditiona
             mask,
             0.5 * image[:, None],
             torch.tensor([TARGET_IMAGE]),
-            measured=Measured(kspace, sampling, maps),
+            measured=KSpaceMeasurement(kspace, sampling, maps),
             steps=2,
             sampler=sampler,
         )

@@ -7,12 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-import model_core.objectives
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import IGNORE, ImageBatch, PairedBatch, SequenceBatch
 from model_core.mri_physics.fourier_torch import fft2c, ifft2c
 from model_core.noise import Noise
-from model_core.objectives import Alignment, InstructionTuning, MultimodalPretraining, Objective, VisionPretraining
+from model_core.objectives import (
+    Alignment,
+    InstructionTuning,
+    MultimodalPretraining,
+    Objective,
+    VisionPretraining,
+    instruction_tuning,
+    multimodal_pretraining,
+    vision_pretraining,
+)
 from model_core.processing import Processor
 from model_core.targets import TARGET_IMAGE, TARGET_MASK, TARGET_NONE
 from model_core.tokenization import special_ids, train_tokenizer
@@ -77,7 +85,7 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(
     assert all(parameter.grad is None for parameter in objective.parameters() if id(parameter) not in trained)
 
 
-class _NoiseOfACPU(Noise):
+class _CpuNoise(Noise):
     """A CPU's random numbers, wherever they are used: a GPU's own are others."""
 
     def __init__(self, seed_B: Tensor | None, count: int, device: torch.device) -> None:
@@ -98,7 +106,8 @@ def test_a_gpu_computes_the_loss_and_the_gradients_of_a_cpu(
 ) -> None:
     """With the Triton kernels, in float32; on the CPU the specifications. Weights are twice as large as new ones, with which all
     images look alike: their contrast would be a difference of nearly equal numbers."""
-    monkeypatch.setattr(model_core.objectives, "Noise", _NoiseOfACPU)
+    for module in (vision_pretraining, multimodal_pretraining, instruction_tuning):
+        monkeypatch.setattr(module, "Noise", _CpuNoise)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     objective, batch = _cases(model, processor)[stage]
     with torch.no_grad():

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.backbone import position_of_last, positions
 from model_core.heads.image_decoder import Conditions
-from model_core.mri_physics.sense import Measured
+from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.processing import Processor
 from model_core.targets import TARGET_IMAGE, TARGET_MASK
 from model_core.tokenization import special_ids, train_tokenizer
@@ -85,7 +85,7 @@ def test_checkpointing_changes_memory_and_not_the_gradients(model: OmniMRIForCon
             output = model(*inputs)
             query = model.query_states(inputs[0], output.hidden_states)
             decoded = model.image_decoder(
-                pixels, torch.ones(2), Conditions(pixels, output.features, query, kind, Measured.nothing(pixels))
+                pixels, torch.ones(2), Conditions(pixels, output.features, query, kind, KSpaceMeasurement.empty(pixels))
             )
             router = output.backbone.load_balance_loss + output.backbone.z_loss
             loss = output.logits.square().mean() + decoded.square().mean() + router

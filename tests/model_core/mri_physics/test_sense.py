@@ -6,7 +6,7 @@ import sigpy
 import torch
 from sigpy.mri.linop import Sense
 
-from model_core.mri_physics.sense import ITERATIONS, Measured, consistent
+from model_core.mri_physics.sense import ITERATIONS, KSpaceMeasurement, enforce_data_consistency
 
 COILS, SIZE = 4, 24
 
@@ -42,56 +42,57 @@ def _sigpy(maps: torch.Tensor, sampling: torch.Tensor) -> Sense:
 
 def test_the_operator_and_its_adjoint_are_those_of_sigpy(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
     operator = _sigpy(maps, sampling)
-    measured = Measured(torch.zeros(1, COILS, 1, SIZE, SIZE, dtype=torch.complex64), sampling, maps)
+    measured = KSpaceMeasurement(torch.zeros(1, COILS, 1, SIZE, SIZE, dtype=torch.complex64), sampling, maps)
     kspace = measured.encode(image)
     np.testing.assert_allclose(kspace[0, :, 0].numpy(), operator(image[0, 0].numpy()), atol=1e-5)
     adjoint = operator.H(kspace[0, :, 0].numpy())
-    np.testing.assert_allclose(measured.zero_filled(kspace)[0, 0].numpy(), adjoint, atol=1e-5)
+    np.testing.assert_allclose(measured.adjoint(kspace)[0, 0].numpy(), adjoint, atol=1e-5)
 
 
 def test_least_squares_are_those_of_sigpy(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
     """As many conjugate gradients from the same image give the same image."""
-    kspace = Measured(torch.empty(0), sampling, maps).encode(image)
-    measured = Measured(kspace, sampling, maps)
+    kspace = KSpaceMeasurement(torch.empty(0), sampling, maps).encode(image)
+    measured = KSpaceMeasurement(kspace, sampling, maps)
     guess = image.abs() * 0.7
     operator = _sigpy(maps, sampling)
-    start = torch.polar(guess, torch.angle(measured.zero_filled()))[0, 0].numpy()
+    start = torch.polar(guess, torch.angle(measured.adjoint()))[0, 0].numpy()
     solution = start.copy()
     normal = operator.H * operator
     gradients = sigpy.alg.ConjugateGradient(normal, operator.H(kspace[0, :, 0].numpy()), solution, max_iter=ITERATIONS)
     while not gradients.done():
         gradients.update()
-    np.testing.assert_allclose(consistent(guess, measured)[0, 0].numpy(), np.abs(solution), atol=2e-4)
+    np.testing.assert_allclose(enforce_data_consistency(guess, measured)[0, 0].numpy(), np.abs(solution), atol=2e-4)
 
 
 def test_a_wrong_guess_is_brought_to_what_the_coils_saw(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
-    measured = Measured(Measured(torch.empty(0), sampling, maps).encode(image), sampling, maps)
+    measured = KSpaceMeasurement(KSpaceMeasurement(torch.empty(0), sampling, maps).encode(image), sampling, maps)
     before = (0.5 * image.abs() - image.abs()).abs().mean()
-    assert (consistent(0.5 * image.abs(), measured) - image.abs()).abs().mean() < 0.1 * before
+    assert (enforce_data_consistency(0.5 * image.abs(), measured) - image.abs()).abs().mean() < 0.1 * before
 
 
 def test_one_coil_is_replacement_and_its_map_of_ones_changes_nothing(sampling: torch.Tensor, image: torch.Tensor) -> None:
-    kspace = Measured(torch.empty(0), sampling).encode(image)
+    kspace = KSpaceMeasurement(torch.empty(0), sampling).encode(image)
     torch.manual_seed(1)
     guess = torch.rand(1, 1, SIZE, SIZE)
-    alone = consistent(guess, Measured(kspace, sampling))
+    without_maps = enforce_data_consistency(guess, KSpaceMeasurement(kspace, sampling))
     ones = torch.ones(1, 1, 1, SIZE, SIZE, dtype=torch.complex64)
-    torch.testing.assert_close(consistent(guess, Measured(kspace, sampling, ones)), alone, atol=1e-4, rtol=1e-4)
+    with_maps = enforce_data_consistency(guess, KSpaceMeasurement(kspace, sampling, ones))
+    torch.testing.assert_close(with_maps, without_maps, atol=1e-4, rtol=1e-4)
 
 
 def test_what_was_not_measured_stays_as_it_is(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
     """Of two samples, one without measurement."""
     both = torch.cat([sampling, torch.zeros_like(sampling)])
-    kspace = Measured(torch.empty(0), both, maps.expand(2, -1, -1, -1, -1)).encode(image.expand(2, -1, -1, -1))
+    kspace = KSpaceMeasurement(torch.empty(0), both, maps.expand(2, -1, -1, -1, -1)).encode(image.expand(2, -1, -1, -1))
     guess = torch.rand(2, 1, SIZE, SIZE)
-    made = consistent(guess, Measured(kspace, both, maps.expand(2, -1, -1, -1, -1)))
+    made = enforce_data_consistency(guess, KSpaceMeasurement(kspace, both, maps.expand(2, -1, -1, -1, -1)))
     assert torch.equal(made[1], guess[1]) and not torch.allclose(made[0], guess[0])
-    untouched = Measured.nothing(guess[:, None])
-    assert torch.equal(consistent(guess, untouched), guess)
+    untouched = KSpaceMeasurement.empty(guess[:, None])
+    assert torch.equal(enforce_data_consistency(guess, untouched), guess)
 
 
 def test_gradients_reach_the_image(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
-    measured = Measured(Measured(torch.empty(0), sampling, maps).encode(image), sampling, maps)
+    measured = KSpaceMeasurement(KSpaceMeasurement(torch.empty(0), sampling, maps).encode(image), sampling, maps)
     guess = (0.5 * image.abs()).requires_grad_()
-    consistent(guess, measured).square().sum().backward()
+    enforce_data_consistency(guess, measured).square().sum().backward()
     assert guess.grad is not None and torch.isfinite(guess.grad).all() and guess.grad.abs().sum() > 0

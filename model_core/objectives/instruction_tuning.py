@@ -1,0 +1,129 @@
+"""Stage 4: all tasks in one format of instruction and response (paper section 4.4).
+
+Shape letters: B samples, D slices, H rows, W columns, L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model_core.batch import IGNORE, NO_TASK, SequenceBatch
+from model_core.flow import interpolate
+from model_core.heads.image_decoder import Conditions
+from model_core.losses.pixels import mean_per_sample, soft_dice_loss, structural_dissimilarity
+from model_core.losses.reduction import Step
+from model_core.modeling_omnimri import OmniMRIOutput
+from model_core.mri_physics.sense import KSpaceMeasurement
+from model_core.noise import Noise
+from model_core.objectives.base import LossOutput, Objective, build_loss_output, router_loss, router_parts
+from model_core.objectives.text_loss import predicts_label, share_predicted, text_losses
+from model_core.targets import TARGET_IMAGE, TARGET_MASK, TARGET_NONE
+
+PURE_NOISE_SHARE = 0.7
+"""Share of the image decoder's samples at pure noise (t = 1), where it learns the conditional mean of one-step predictions."""
+
+
+class InstructionTuning(Objective):
+    """Train the whole model but the visual-token head on instructions, responses, target images and masks."""
+
+    def modules_trained(self) -> list[nn.Module]:
+        """Return all modules but the visual-token head, which this stage does not use."""
+        model = self.model
+        return [model.vision, model.connector, model.backbone, model.lm_head, model.image_decoder]
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the parameters of the base class without the mask token: no input is masked in this stage."""
+        mask_token = self.model.vision.mask_token
+        parameters = [parameter for parameter in super().trainable() if parameter is not mask_token]
+        mask_token.requires_grad_(False)
+        return parameters
+
+    def counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """Count responses, target images and target masks."""
+        return {
+            "text": (batch.labels_BL[:, 1:] != IGNORE).any(-1).sum(),
+            "image": (batch.target_kind_B == TARGET_IMAGE).sum(),
+            "mask": (batch.target_kind_B == TARGET_MASK).sum(),
+        }
+
+    def passes(self, batch: SequenceBatch) -> dict[str, float]:
+        """Count trained passes of all modules; the image decoder runs on samples with an image or mask target."""
+        samples, decoded = len(batch.input_ids_BL), float((batch.target_kind_B != TARGET_NONE).sum())
+        trained = dict.fromkeys(("Swin encoder", "connector", "backbone"), 3 * samples)
+        return {**trained, "text head": 3 * samples * share_predicted(batch.labels_BL), "image decoder": 3 * decoded}
+
+    def forward(self, batch: SequenceBatch, step: Step | None = None) -> LossOutput:
+        """Compute the cross-entropy of the responses and the losses of the image decoder.
+
+        Every response counts as one, whatever its length: a report of a hundred tokens has the weight of a yes or no.
+        """
+        step = step or Step.of([self.counts(batch)])
+        predicted_BL = predicts_label(batch.labels_BL)
+        output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW, logits_of_BL=predicted_BL)
+        tokens_B = (batch.labels_BL[:, 1:] != IGNORE).sum(-1)
+        text_B = text_losses(output, batch.labels_BL).sum(-1) / tokens_B.clamp(min=1)
+        image_B, mask_B = self._decoder_losses(output, batch)
+        losses = {
+            "text": step.mean("text", text_B.sum()),
+            "image": step.mean("image", image_B.sum()),
+            "mask": step.mean("mask", mask_B.sum()),
+        }
+        total = sum(losses.values(), router_loss(output, step))
+        tasks = _sum_by_task((text_B + image_B + mask_B).detach(), batch.task_B, batch.tasks)
+        return replace(build_loss_output(total, output, **losses, **router_parts(output, step)), tasks=tasks)
+
+    def _decoder_losses(self, output: OmniMRIOutput, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Return the losses (B,) of images and of masks, zero for samples without such a target."""
+        model = self.model
+        assert output.features is not None and output.hidden_states is not None
+        rows = batch.target_kind_B != TARGET_NONE
+        if not bool(rows.any()):
+            rows = torch.arange(len(rows), device=rows.device) == 0
+        conditions = Conditions(
+            pixel_values_B1DHW=batch.pixel_values_B1DHW[rows],
+            features=[level[rows] for level in output.features],
+            query_BQ=model.query_states(batch.input_ids_BL, output.hidden_states)[rows],
+            kind_B=batch.target_kind_B[rows],
+            measured=KSpaceMeasurement(batch.kspace_BDHW[rows][:, None], batch.sampling_BDHW[rows]),
+        )
+        target = batch.target_B1DHW[rows]
+        clean = model.image_decoder.encode_target(target, conditions)
+        generator = Noise(None if batch.seed_B is None else batch.seed_B[rows], len(clean), clean.device)
+        time, noise = generator.times(share_of_noise=PURE_NOISE_SHARE), generator.normal(*clean.shape[1:])
+        prediction = model.image_decoder(interpolate(clean, noise, time), time, conditions)
+        image_losses = self._image_loss(prediction, clean, target, conditions) * (conditions.kind_B == TARGET_IMAGE)
+        mask_losses = self._mask_loss(prediction, target) * (conditions.kind_B == TARGET_MASK)
+        zeros = image_losses.new_zeros(len(rows))
+        index = rows.nonzero().squeeze(-1)
+        return zeros.index_add(0, index, image_losses), zeros.index_add(0, index, mask_losses)
+
+    def _image_loss(self, prediction: Tensor, clean: Tensor, target: Tensor, conditions: Conditions) -> Tensor:
+        """Return the flow error of the residual plus L1 and 1 - SSIM of the data-consistent image, (B,)."""
+        image = self.model.image_decoder.decode_image(prediction, conditions)
+        slices, truth = image.transpose(1, 2).flatten(0, 1), target.transpose(1, 2).flatten(0, 1)
+        dissimilarity = structural_dissimilarity(slices, truth).unflatten(0, (len(image), -1)).mean(1)
+        return mean_per_sample((prediction - clean).square()) + 10 * mean_per_sample((image - target).abs()) + dissimilarity
+
+    def _mask_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the flow error of the analog bits plus soft Dice and cross-entropy, (B,).
+
+        The caller discards the values of samples whose target is not a mask.
+        """
+        mask = target.clamp(0, 1)
+        bits = mean_per_sample((2 * logits.sigmoid() - 2 * mask).square())
+        slices, truth = logits.transpose(1, 2).flatten(0, 1), mask.transpose(1, 2).flatten(0, 1)
+        dice = soft_dice_loss(slices, truth).unflatten(0, (len(logits), -1)).mean(1)
+        return bits + dice + mean_per_sample(F.binary_cross_entropy_with_logits(logits, mask, reduction="none"))
+
+
+def _sum_by_task(loss_B: Tensor, task_B: Tensor | None, tasks: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return task -> (sum of its losses, number of its samples)."""
+    if task_B is None:
+        return {}
+    index = torch.where(task_B == NO_TASK, len(tasks), task_B)
+    sums, counts = (loss_B.new_zeros(len(tasks) + 1).index_add(0, index, x) for x in (loss_B, torch.ones_like(loss_B)))
+    return {task: (sums[number], counts[number]) for number, task in enumerate(tasks)}
