@@ -1,4 +1,4 @@
-"""Times callables against each other and writes what was measured, on what, as CSV and a plot."""
+"""Time callables against each other, and write measurements, machine and versions as CSV and a plot."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One operation of one peer; times in milliseconds (median, 20th and 80th percentile), memory in MiB beyond the inputs.
+    """Measurement of one operation of one peer.
 
-    ``note`` says why there is no time.
+    Times are in milliseconds (median, 20th and 80th percentile), memory is in MiB in addition to the inputs. ``note`` gives the
+    reason if there is no time.
     """
 
     case: str
@@ -39,7 +40,7 @@ class Measurement:
 
 
 def machine(device: str) -> str:
-    """What the numbers were measured on."""
+    """Return the name of the GPU, or the CPU model and the number of threads."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -48,7 +49,7 @@ def machine(device: str) -> str:
 
 
 def versions() -> str:
-    """PyTorch and Triton."""
+    """Return the versions of PyTorch and Triton."""
     import triton
 
     return f"torch {torch.__version__}, triton {triton.__version__}"
@@ -57,26 +58,26 @@ def versions() -> str:
 def measure(
     case: str, direction: str, peers: Mapping[str, Callable[[], object]], device: str, repeats: int = 15
 ) -> list[Measurement]:
-    """Time the peers in turns (so that a busy moment hits all), or by events on a GPU; a peer that fails is reported as such."""
-    alive: dict[str, Callable[[], object]] = {}
+    """Time the peers: on a CPU in turns, so that a load peak affects all; on a GPU by events. A failing peer gets a note."""
+    working: dict[str, Callable[[], object]] = {}
     notes = dict.fromkeys(peers, "")
     for name, call in peers.items():
         try:
             call(), call()
-            alive[name] = call
-        except Exception as error:  # a peer that cannot do this is a result, not a crash
+            working[name] = call
+        except Exception as error:  # a peer that does not support the case is a result, not a crash
             notes[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
-    times = _cuda_times(alive) if device == "cuda" else _cpu_times(alive, repeats)
+    times = _time_on_gpu(working) if device == "cuda" else _time_on_cpu(working, repeats)
     rows = []
     for name in peers:
         median, p20, p80 = times.get(name, (None, None, None))
-        memory = _peak_mib(alive[name]) if device == "cuda" and name in alive else None
+        memory = _measure_peak_mib(working[name]) if device == "cuda" and name in working else None
         rows.append(Measurement(case, direction, name, median, p20, p80, memory, notes[name], machine(device), versions()))
         print(f"{case:44s} {direction:18s} {name:28s} " + (notes[name] or f"{median:9.3f} ms  ({p20:.3f} - {p80:.3f})"), flush=True)
     return rows
 
 
-def _cpu_times(peers: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float, float]]:
+def _time_on_cpu(peers: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float, float]]:
     samples: dict[str, list[float]] = {name: [] for name in peers}
     for _ in range(repeats):
         for name, call in peers.items():
@@ -87,24 +88,24 @@ def _cpu_times(peers: Mapping[str, Callable[[], object]], repeats: int) -> dict[
     return {name: (statistics.median(values), deciles[name][1], deciles[name][7]) for name, values in samples.items()}
 
 
-def _cuda_times(peers: Mapping[str, Callable[[], object]]) -> dict[str, tuple[float, float, float]]:
+def _time_on_gpu(peers: Mapping[str, Callable[[], object]]) -> dict[str, tuple[float, float, float]]:
     from triton.testing import do_bench
 
     return {name: tuple(do_bench(call, warmup=50, rep=200, quantiles=[0.5, 0.2, 0.8])) for name, call in peers.items()}
 
 
-def _peak_mib(call: Callable[[], object]) -> float:
+def _measure_peak_mib(call: Callable[[], object]) -> float:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    allocated = torch.cuda.memory_allocated()
     call()
     torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return (torch.cuda.max_memory_allocated() - allocated) / 2**20
 
 
-def write_rows(name: str, rows: Iterable[Mapping[str, object]], about: str, device: str = "cpu") -> None:
-    """``results/<name>.csv``: rows of the same columns, each with the machine and the versions (``about``) behind it."""
-    described = [{**row, "machine": machine(device), "versions": about} for row in rows]
+def write_rows(name: str, rows: Iterable[Mapping[str, object]], library_versions: str, device: str = "cpu") -> None:
+    """Write ``results/<name>.csv``: rows with equal columns, followed by the machine and the library versions."""
+    described = [{**row, "machine": machine(device), "versions": library_versions} for row in rows]
     with (RESULTS / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(described[0]), lineterminator="\n")
         writer.writeheader()
@@ -112,7 +113,7 @@ def write_rows(name: str, rows: Iterable[Mapping[str, object]], about: str, devi
 
 
 def write(name: str, rows: Iterable[Measurement]) -> None:
-    """``results/<name>.csv`` and ``.png``: times of every peer, by case, relative to the first peer."""
+    """Write ``results/<name>.csv``, and ``.png`` with the speed of every peer by case, relative to the first peer."""
     rows = list(rows)
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.csv").open("w", newline="") as file:
@@ -126,16 +127,19 @@ def _plot(name: str, rows: list[Measurement]) -> None:
     directions = list(dict.fromkeys(row.direction for row in rows))
     figure, axes = plt.subplots(1, len(directions), figsize=(6.5 * len(directions), 4.5), squeeze=False, layout="constrained")
     for axis, direction in zip(axes[0], directions, strict=True):
-        here = [row for row in rows if row.direction == direction]
-        cases, peers = (list(dict.fromkeys(getattr(row, key) for row in here)) for key in ("case", "peer"))
-        times = {(row.case, row.peer): row.median_ms for row in here}
+        selected = [row for row in rows if row.direction == direction]
+        cases, peers = (list(dict.fromkeys(getattr(row, key) for row in selected)) for key in ("case", "peer"))
+        times = {(row.case, row.peer): row.median_ms for row in selected}
         for index, peer in enumerate(peers):
             speedup = [(times[case, peers[0]] or 0) / (times.get((case, peer)) or float("inf")) for case in cases]
             axis.barh(
-                [place + index * 0.8 / len(peers) for place in range(len(cases))], speedup, height=0.8 / len(peers), label=peer
+                [position + index * 0.8 / len(peers) for position in range(len(cases))],
+                speedup,
+                height=0.8 / len(peers),
+                label=peer,
             )
         axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_yticks([place + 0.4 for place in range(len(cases))], cases, fontsize=8)
+        axis.set_yticks([position + 0.4 for position in range(len(cases))], cases, fontsize=8)
         axis.invert_yaxis()
         axis.set_xlabel(f"times as fast as {peers[0]}")
         axis.set_title(direction)

@@ -1,10 +1,10 @@
-"""What Prefect costs: the whole chain as a flow against the same steps called plainly.
+"""Overhead of Prefect: the whole pipeline as a flow versus the same steps called directly.
 
     python -m benchmarks.orchestration [--profile debug] [--repeats 3]
 
-Each run is a process of its own over fresh folders, in turns; its wall time counts from the start of Python. The flow talks to a
-server that is running already: its start is a row of its own, as is what ``omnimri run`` takes when it starts a temporary one. A
-second run over the same folders, where every step finds its work done, shows the cost by itself.
+Each run is a process of its own with new folders; flow and direct runs alternate, and wall time includes the start of Python. The
+flow uses a server that runs already; the start of that server and ``omnimri run`` with a temporary server have rows of their own. A
+second run over the same folders, in which every step reuses its result, isolates the overhead.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from components.provenance import digest
 from components.settings import STAGES, Settings, load_settings
 
 
-def plainly(settings: Settings) -> None:
-    """Every step of the pipeline, one after the other, without flows."""
+def run_without_flows(settings: Settings) -> None:
+    """Run every step of the pipeline in order, without flows."""
     from components.catalog import load_card
     from components.curation import curate
     from components.evaluation import evaluate
@@ -58,31 +58,31 @@ def plainly(settings: Settings) -> None:
     model = results[-1].model_dir
     evaluation = evaluate(model, home.curated, settings.evaluation, home.evaluations, settings.seed)
     lineage = Lineage.of(settings, data.digest, curation.digest, results, validation.passed)
-    found = register(model, evaluation, lineage, home.tracking_uri, run, settings.registry.name)
-    if not refusal(found, "staging", home.tracking_uri, settings.registry):
-        promote(found.version, "staging", home.tracking_uri, settings.registry)
+    candidate = register(model, evaluation, lineage, home.tracking_uri, run, settings.registry.name)
+    if not refusal(candidate, "staging", home.tracking_uri, settings.registry):
+        promote(candidate.version, "staging", home.tracking_uri, settings.registry)
     tracking.finish_pipeline(run, {f"{row.task}/{row.metric}": row.model for row in evaluation.rows}, [evaluation.report])
 
 
 def environment(root: Path, server: str | None) -> dict[str, str]:
-    """Environment of a run over ``root``."""
+    """Return the environment of a run over ``root``."""
     from flows.cli.environment import OFFLINE_DEFAULTS
 
-    ours = ("PREFECT_", "MLFLOW_TRACKING", "OMNIMRI_")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    mine = {"OMNIMRI_HOME": str(root / "home"), "OMNIMRI_DATA": str(root / "data")}
-    return {**OFFLINE_DEFAULTS, **clean, **mine, **({"PREFECT_API_URL": server} if server else {})}
+    prefixes = ("PREFECT_", "MLFLOW_TRACKING", "OMNIMRI_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+    folders = {"OMNIMRI_HOME": str(root / "home"), "OMNIMRI_DATA": str(root / "data")}
+    return {**OFFLINE_DEFAULTS, **inherited, **folders, **({"PREFECT_API_URL": server} if server else {})}
 
 
-def timed(command: list[str], root: Path, server: str | None) -> float:
-    """Wall time of a process, seconds."""
-    began = time.perf_counter()
+def time_process(command: list[str], root: Path, server: str | None) -> float:
+    """Run a process and return its wall time in seconds."""
+    started = time.perf_counter()
     subprocess.run([sys.executable, "-m", *command], env=environment(root, server), check=True, capture_output=True)
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 class Server:
-    """A Prefect server over SQLite, and how long it took to start."""
+    """Prefect server with SQLite; ``seconds`` is its start time."""
 
     def __init__(self, folder: Path, port: int) -> None:
         from flows.server.supervisor import answers
@@ -90,21 +90,21 @@ class Server:
         self.address = f"http://127.0.0.1:{port}/api"
         settings = {**environment(folder, None), "PREFECT_HOME": str(folder / "prefect")}
         (folder / "prefect").mkdir(parents=True)
-        began = time.perf_counter()
+        started = time.perf_counter()
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         self.process = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not answers(f"{self.address}/health"):
             time.sleep(0.1)
-        self.seconds = time.perf_counter() - began
+        self.seconds = time.perf_counter() - started
 
     def stop(self) -> None:
-        """End it."""
+        """End the server."""
         self.process.terminate()
         self.process.wait()
 
 
 def measure(profile: str, repeats: int, folder: Path) -> list[dict[str, str]]:
-    """All runs, in turns; rows of the table."""
+    """Run everything in alternation and return the rows of the table."""
     from components.samples import build_sample
 
     settings = load_settings(profile)
@@ -121,29 +121,32 @@ def measure(profile: str, repeats: int, folder: Path) -> list[dict[str, str]]:
                 root = folder / f"{way}-{number}"
                 shutil.copytree(folder / "sources", root / "home" / "sources", copy_function=os.link)
                 for which in ("first", "again"):
-                    seconds.setdefault((which, way), []).append(timed(command, root, address))
+                    seconds.setdefault((which, way), []).append(time_process(command, root, address))
                     print(f"{which} {way}: {seconds[which, way][-1]:.2f} s", flush=True)
-        seconds["again", "flow, temporary server"] = [timed(flow, folder / "flow-0", None) for _ in range(repeats)]
+        seconds["again", "flow, temporary server"] = [time_process(flow, folder / "flow-0", None) for _ in range(repeats)]
     finally:
         server.stop()
-    return table({("server", "start"): [server.seconds], **seconds}, profile)
+    return build_rows({("server", "start"): [server.seconds], **seconds}, profile)
 
 
-def table(seconds: dict[tuple[str, str], list[float]], profile: str) -> list[dict[str, str]]:
-    """A row for each kind of run. What a flow takes beyond the plain steps is the median over the turns, within which both were run
-    one after the other: from turn to turn the machine changes by more than that."""
+def build_rows(seconds: dict[tuple[str, str], list[float]], profile: str) -> list[dict[str, str]]:
+    """Return a row for each kind of run.
+
+    The overhead of a flow is the median over rounds of the difference to the direct run of the same round, because the speed of the
+    machine varies more between rounds than the overhead is large.
+    """
     rows = []
-    for (which, way), found in seconds.items():
+    for (which, way), times in seconds.items():
         plain = seconds.get((which, "plainly"))
-        beyond = statistics.median(x - y for x, y in zip(found, plain, strict=True)) if plain else None
+        beyond = statistics.median(x - y for x, y in zip(times, plain, strict=True)) if plain else None
         rows.append(
             {
                 "run": which,
                 "way": way,
-                "median_s": f"{statistics.median(found):.2f}",
-                "least_s": f"{min(found):.2f}",
-                "most_s": f"{max(found):.2f}",
-                "repeats": str(len(found)),
+                "median_s": f"{statistics.median(times):.2f}",
+                "least_s": f"{min(times):.2f}",
+                "most_s": f"{max(times):.2f}",
+                "repeats": str(len(times)),
                 "beyond_plain_s": "" if beyond is None else f"{beyond:.2f}",
                 "beyond_plain": f"{beyond / statistics.median(plain):.4f}" if plain and beyond is not None else "",
                 "profile": profile,
@@ -157,10 +160,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="debug")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--plainly", action="store_true", help="run the steps here, without flows (used by the benchmark itself)")
+    parser.add_argument(
+        "--plainly", action="store_true", help="run the steps in this process, without flows (used by the benchmark itself)"
+    )
     arguments = parser.parse_args()
     if arguments.plainly:
-        plainly(load_settings(arguments.profile))
+        run_without_flows(load_settings(arguments.profile))
         return
     with tempfile.TemporaryDirectory(prefix="omnimri-orchestration-") as folder:
         rows = measure(arguments.profile, arguments.repeats, Path(folder))

@@ -1,10 +1,10 @@
-"""What it costs to bring a curated corpus up to date when nothing, or one volume in a hundred, has changed.
+"""Cost of updating a curated corpus when nothing, or one volume in a hundred, has changed.
 
 python -m benchmarks.recuration --prepare [--volumes 2000] [--folder FOLDER]
 python -m benchmarks.recuration [--folder FOLDER]
 
-Every curation runs in a process of its own; ``curate_s`` is the call, ``process_s`` with the start of Python and the libraries.
-The peer of each is the full curation of the same corpus from nothing.
+Every curation runs in a process of its own; ``curate_s`` is the time of the call, ``process_s`` includes the start of Python and
+imports. The reference is the full curation of the same corpus into an empty folder.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ CARD = "synthetic-brain-nifti"
 
 
 def write_sources(folder: Path, volumes: int) -> None:
-    """So many patients, a T1 of 24 x 192 x 192 and its label map each: eight synthetic brains, mirrored, each with its noise."""
+    """Write a T1 of 24 x 192 x 192 and its label map for each patient: eight brains, some mirrored, with individual noise."""
     from components.samples.cohort import Grid, generate_brain, simulate_magnitude
 
     grid = Grid(slices=24, pixels=192, slice_mm=5.0, pixel_mm=1.2)
     brains = [generate_brain(number, grid, cohort=7) for number in range(8)]
     affine = grid.affine[:, [2, 1, 0, 3]]
     for number in range(volumes):
-        one, flip = brains[number % 8], -1 if number % 3 == 0 else 1
-        image = simulate_magnitude(one.images["T1-weighted"], number, "T1-weighted")[:, :, ::flip]
-        for kind, values in (("T1w", image.astype(np.int16)), ("dseg", one.labels[:, :, ::flip])):
+        brain, flip = brains[number % 8], -1 if number % 3 == 0 else 1
+        image = simulate_magnitude(brain.images["T1-weighted"], number, "T1-weighted")[:, :, ::flip]
+        for kind, values in (("T1w", image.astype(np.int16)), ("dseg", brain.labels[:, :, ::flip])):
             path = folder / f"sub-{number:05d}" / "anat" / f"sub-{number:05d}_{kind}.nii"
             path.parent.mkdir(parents=True, exist_ok=True)
             nib.save(nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), affine), path)
 
 
 def ingest_all(root: Path) -> None:
-    """Bring ``data/`` up to date."""
+    """Ingest the sources into ``data/``."""
     from components.ingestion import ingest
 
     ingest(load_card(CARD), root / "source", root / "data", KEY, workers=2)
 
 
 def curate_here(root: Path, out: str) -> None:
-    """Curate in this process and print what it cost."""
+    """Curate in this process and print time and counts as JSON."""
     from components.curation import curate
 
     started = time.perf_counter()
@@ -68,47 +68,47 @@ def curate_here(root: Path, out: str) -> None:
     print(json.dumps({"curate_s": seconds, **counts, "instructions": report.instructions, "digest": report.digest}))
 
 
-def timed(root: Path, out: str = "curated") -> dict[str, float]:
-    """One curation in a new process."""
+def time_curation(root: Path, out: str = "curated") -> dict[str, float]:
+    """Curate in a new process and return its times and counts."""
     started = time.perf_counter()
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "benchmarks.recuration", "--curate", out, "--folder", str(root)],
         check=True,
         capture_output=True,
         text=True,
     )
-    return {**json.loads(done.stdout), "process_s": time.perf_counter() - started}
+    return {**json.loads(completed.stdout), "process_s": time.perf_counter() - started}
 
 
-def changes(root: Path, share: int) -> Iterator[str]:
-    """Change one volume in a hundred under ``data/``, as ingestion would, one kind after the other; yields the name of each."""
+def apply_changes(root: Path, count: int) -> Iterator[str]:
+    """Change one volume in a hundred under ``data/`` as ingestion would, one kind at a time; yield the name of each kind."""
     manifest = root / "data" / CARD / "manifest.json"
-    whole = read_json(manifest)
-    series = whole["series"]
-    some = series[5::100][:share]
+    content = read_json(manifest)
+    series = content["series"]
+    selected = series[5::100][:count]
     yield "nothing"
-    for place, one in enumerate(some):
-        path = root / "data" / one["files"][0]["path"]
-        content = bytearray(path.read_bytes())
-        content[-20_000 - place] ^= 1
-        path.write_bytes(content)
-        one["files"][0]["md5"] = one["md5"] = file_md5(path)
-    write_json(manifest, whole)
+    for offset, entry in enumerate(selected):
+        path = root / "data" / entry["files"][0]["path"]
+        data = bytearray(path.read_bytes())
+        data[-20_000 - offset] ^= 1
+        path.write_bytes(data)
+        entry["files"][0]["md5"] = entry["md5"] = file_md5(path)
+    write_json(manifest, content)
     yield "1 % changed"
-    for one in some:
-        for part in ("files", "labels", "annotations"):
-            for file in one[part]:
+    for entry in selected:
+        for kind in ("files", "labels", "annotations"):
+            for file in entry[kind]:
                 path = root / "data" / file["path"]
-                file["path"] = file["path"].replace(one["series_id"], f"{one['series_id']}r")
+                file["path"] = file["path"].replace(entry["series_id"], f"{entry['series_id']}r")
                 if path.exists():
                     path.rename(root / "data" / file["path"])
-        one["series_id"] += "r"
-    write_json(manifest, whole)
+        entry["series_id"] += "r"
+    write_json(manifest, content)
     yield "1 % renamed"
-    names = {one["series_id"] for one in some}
-    write_json(manifest, {**whole, "series": [one for one in series if one["series_id"] not in names]})
+    removed = {entry["series_id"] for entry in selected}
+    write_json(manifest, {**content, "series": [entry for entry in series if entry["series_id"] not in removed]})
     yield "1 % removed"
-    write_json(manifest, whole)
+    write_json(manifest, content)
     yield "1 % new"
 
 
@@ -116,16 +116,16 @@ def run(root: Path) -> None:
     """Measure and write ``results/recuration.csv``."""
     volumes = len(read_json(root / "data" / CARD / "manifest.json")["series"])
     shutil.rmtree(root / "curated", ignore_errors=True)
-    rows: list[dict[str, Any]] = [{"change": "full", **timed(root)}]
+    rows: list[dict[str, Any]] = [{"change": "full", **time_curation(root)}]
     print(rows[0], flush=True)
-    for name in changes(root, volumes // 100):
-        rows.append({"change": name, **timed(root)})
+    for name in apply_changes(root, volumes // 100):
+        rows.append({"change": name, **time_curation(root)})
         print(name, rows[-1], flush=True)
     full = rows[0]
-    counted = ("change", "total", "new", "removed", "instructions")
-    told = [
+    columns = ("change", "total", "new", "removed", "instructions")
+    output = [
         {
-            **{name: row.get(name, "") for name in counted},
+            **{name: row.get(name, "") for name in columns},
             "curate_s": f"{row['curate_s']:.3f}",
             "process_s": f"{row['process_s']:.3f}",
             "share_of_full": f"{row['curate_s'] / full['curate_s']:.4f}",
@@ -133,19 +133,22 @@ def run(root: Path) -> None:
         }
         for row in rows
     ]
-    write_rows("recuration", told, versions())
+    write_rows("recuration", output, versions())
 
 
 def main() -> None:
-    """Measure everything, or one step of it."""
+    """Prepare the sources, curate once, or run the whole benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", type=int, default=2000)
     parser.add_argument(
-        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "omnimri-recuration", help="kept for a second run"
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "omnimri-recuration",
+        help="work folder; it is kept and can be reused",
     )
     parser.add_argument("--prepare", action="store_true", help="write and ingest the sources only")
     parser.add_argument(
-        "--curate", help="curate into this folder of --folder and print what it cost (used by the benchmark itself)"
+        "--curate", help="curate into this subfolder of --folder and print time and counts (used by the benchmark itself)"
     )
     arguments = parser.parse_args()
     if arguments.curate:

@@ -1,10 +1,10 @@
-"""DICOM into the volume store, and one slice out of it, against what else one would do.
+"""Write DICOM series to the volume store and read single slices from it, compared with alternatives.
 
 python -m benchmarks.store [--series 200]
 
-Throughput: every peer gets the same classic DICOM series (25 slices of 256 x 256) and two processes, and is timed from the
-first file to the last volume on disk, the start of processes included; they take turns, and the median counts. Reading: one random
-slice of one random volume, the file opened anew each time, as a sampler over a large corpus does it.
+Throughput: every peer gets the same classic DICOM series (25 slices of 256 x 256) and two processes, and is timed from the first
+file to the last volume on disk, including the start of processes; peers alternate, and the median counts. Reading: one random slice
+of one random volume, with the file opened anew each time, as a sampler over a large corpus does.
 """
 
 from __future__ import annotations
@@ -38,76 +38,76 @@ SLICES, PIXELS, WORKERS, ROUNDS = 25, 256, 2, 7
 READ_SHAPE, READ_VOLUMES, READS = (85, 256, 256), 12, 400
 
 
-def image(number: int, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
-    """A brain with noise, (D, H, W) int16."""
-    return simulate_magnitude(np.roll(clean(shape), number, axis=2), number, "T1-weighted").astype(np.int16)
+def simulate_image(number: int, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    """Simulate a brain with noise, (D, H, W) int16."""
+    return simulate_magnitude(np.roll(generate_clean_brain(shape), number, axis=2), number, "T1-weighted").astype(np.int16)
 
 
 @cache
-def clean(shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
-    """The same brain without noise."""
+def generate_clean_brain(shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    """Generate the same brain without noise."""
     grid = Grid(slices=shape[0], pixels=shape[1], slice_mm=120 / shape[0], pixel_mm=240 / shape[1])
     return generate_brain(1, grid, cohort=7).images["T1-weighted"]
 
 
 def write_series(folder: Path, series: int) -> None:
-    """So many DICOM series, a folder each."""
+    """Write DICOM series, each to a folder of its own."""
     patient = Brain(0, {}, np.zeros(1, np.uint8))
     template = create_mr_image(patient, "T1-weighted", 1, 0, np.zeros((PIXELS, PIXELS), np.uint16))
     for number in range(series):
-        place = folder / f"{number:04d}"
-        place.mkdir(parents=True)
-        for index, plane in enumerate(image(number, (SLICES, PIXELS, PIXELS)).astype(np.uint16)):
+        series_folder = folder / f"{number:04d}"
+        series_folder.mkdir(parents=True)
+        for index, plane in enumerate(simulate_image(number, (SLICES, PIXELS, PIXELS)).astype(np.uint16)):
             template.PixelData = plane.tobytes()
             template.SOPInstanceUID = template.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number + 1}.{index + 1}"
             template.SeriesInstanceUID, template.PatientID = f"1.2.3.{number + 1}", f"P{number}"
             template.InstanceNumber, template.ImagePositionPatient = index + 1, [-120.0, -120.0, 5.0 * index]
             template.PixelSpacing, template.SliceThickness = [0.9375, 0.9375], 5.0
-            template.save_as(place / f"{index:03d}.dcm", enforce_file_format=True)
+            template.save_as(series_folder / f"{index:03d}.dcm", enforce_file_format=True)
 
 
-def ours(folder: Path, out: Path) -> None:
+def store_with_omnimri(folder: Path, out: Path) -> None:
     """Read a series and store its volume."""
     voxels, _, _ = read_series(sorted(folder.iterdir()), None)
     voxels /= 1000
     VolumeStore(out).write(f"{int(folder.name):032x}", "voxels", voxels)
 
 
-def converted_into_store(folder: Path, out: Path) -> None:
-    """dcm2niix to plain NIfTI, nibabel, the same store."""
+def store_with_dcm2niix(folder: Path, out: Path) -> None:
+    """Convert a series with dcm2niix to uncompressed NIfTI, read it with nibabel, and write it to the same store."""
     with tempfile.TemporaryDirectory() as temporary:
-        dcm2niix(folder, Path(temporary), packed=False)
+        run_dcm2niix(folder, Path(temporary), compress=False)
         values = np.asanyarray(nib.load(next(Path(temporary).glob("*.nii"))).dataobj)  # type: ignore[attr-defined]
         VolumeStore(out).write(f"{int(folder.name):032x}", "voxels", values.transpose(2, 1, 0) / np.float32(1000))
 
 
-def dcm2niix(folder: Path, out: Path, packed: bool) -> None:
-    """One run of dcm2niix over a folder of one series."""
+def run_dcm2niix(folder: Path, out: Path, compress: bool) -> None:
+    """Run dcm2niix on a folder with one series."""
     from dcm2niix import bin as program
 
-    arguments = [str(program), "-z", "i" if packed else "n", "-b", "n", "-f", folder.name, "-o", str(out), str(folder)]
+    arguments = [str(program), "-z", "i" if compress else "n", "-b", "n", "-f", folder.name, "-o", str(out), str(folder)]
     subprocess.run(arguments, check=True, capture_output=True)
 
 
-def throughput(series: int) -> list[dict[str, Any]]:
-    """Slices and megabytes a second of each way into a store."""
+def measure_throughput(series: int) -> list[dict[str, Any]]:
+    """Return slices and megabytes per second of each peer."""
     root = Path(tempfile.mkdtemp(prefix="omnimri-store-"))
     write_series(root / "dicom", series)
     folders = sorted((root / "dicom").iterdir())
     megabytes = sum(path.stat().st_size for path in (root / "dicom").rglob("*.dcm")) / 1e6
 
-    def in_processes(one: Callable[[Path, Path], None], out: Path) -> None:
+    def run_in_processes(convert: Callable[[Path, Path], None], out: Path) -> None:
         with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-            list(pool.map(partial(one, out=out), folders, chunksize=2))
+            list(pool.map(partial(convert, out=out), folders, chunksize=2))
 
-    def packed(out: Path) -> None:
-        with ThreadPoolExecutor(WORKERS) as pool:  # the work is in dcm2niix's own processes
-            list(pool.map(lambda folder: dcm2niix(folder, out, packed=True), folders))
+    def convert_to_compressed(out: Path) -> None:
+        with ThreadPoolExecutor(WORKERS) as pool:  # dcm2niix runs in processes of its own
+            list(pool.map(lambda folder: run_dcm2niix(folder, out, compress=True), folders))
 
     peers: dict[str, Callable[[Path], None]] = {
-        "dcm2niix to .nii.gz": packed,
-        "dcm2niix, nibabel, to the store": lambda out: in_processes(converted_into_store, out),
-        "OmniMRI, to the store": lambda out: in_processes(ours, out),
+        "dcm2niix to .nii.gz": convert_to_compressed,
+        "dcm2niix, nibabel, to the store": lambda out: run_in_processes(store_with_dcm2niix, out),
+        "OmniMRI, to the store": lambda out: run_in_processes(store_with_omnimri, out),
     }
     times: dict[str, list[float]] = {name: [] for name in peers}
     for turn in range(ROUNDS):
@@ -136,8 +136,11 @@ def throughput(series: int) -> list[dict[str, Any]]:
 
 
 def nnunet_layout(shape: tuple[int, ...], patch: tuple[int, ...], width: int = 4) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Chunks and blocks of (C, D, H, W) by nnU-Net's published rule: blocks of the patch's powers of two halved into the L1 cache,
-    chunks grown from them into the L3 share of a core, neither beyond one and a half patches."""
+    """Return chunks and blocks of (C, D, H, W) by nnU-Net's published rule.
+
+    Blocks start from powers of two at or above the patch size and are halved until they fit into the L1 cache; chunks grow from
+    blocks up to one core's share of the L3 cache, and not beyond one and a half patches.
+    """
     sides = np.array(patch)
     block = np.array([2 ** max(0, math.ceil(math.log2(side))) for side in sides])
     while shape[0] * block.prod() * width > 32768 * 0.8:
@@ -150,21 +153,21 @@ def nnunet_layout(shape: tuple[int, ...], patch: tuple[int, ...], width: int = 4
         free = [axis for axis in np.argsort(chunk / block) if chunk[axis] < shape[axis + 1] and patch[axis] > 1]
         if not free:
             break
-        before = chunk[free[0]]
-        chunk[free[0]] = min(before + block[free[0]], shape[free[0] + 1])
+        previous = chunk[free[0]]
+        chunk[free[0]] = min(previous + block[free[0]], shape[free[0] + 1])
         if np.mean(chunk / sides) > 1.5:
-            chunk[free[0]] = before
+            chunk[free[0]] = previous
             break
     return (shape[0], *map(int, chunk)), (shape[0], *map(int, block))
 
 
-def reading() -> list[dict[str, Any]]:
-    """Microseconds to get one random slice as an array, and the size of what is on disk."""
+def measure_reading() -> list[dict[str, Any]]:
+    """Return microseconds to read one random slice as an array, and the size of a volume on disk."""
     root = Path(tempfile.mkdtemp(prefix="omnimri-read-"))
     store = VolumeStore(root / "ours")
     chunks, blocks = nnunet_layout((1, *READ_SHAPE), (48, 192, 192))
     for number in range(READ_VOLUMES):
-        values = image(number, READ_SHAPE)
+        values = simulate_image(number, READ_SHAPE)
         scaled = (values / np.float32(1000)).astype(np.float32)
         store.write(f"{number:032x}", "voxels", scaled)
         blosc2.asarray(
@@ -176,9 +179,9 @@ def reading() -> list[dict[str, Any]]:
         )
         nib.save(nib.Nifti1Image(values.transpose(2, 1, 0), np.eye(4)), root / f"{number}.nii.gz")
         half = scaled.astype(np.float16)
-        form: dict[str, Any] = {"shape": half.shape, "dtype": half.dtype, "chunks": (1, *half.shape[1:]), "zarr_format": 3}
-        zarr.create_array(root / f"{number}.zarr", **form)[:] = half
-        zarr.create_array(root / f"{number}.sharded", shards=half.shape, **form)[:] = half
+        layout: dict[str, Any] = {"shape": half.shape, "dtype": half.dtype, "chunks": (1, *half.shape[1:]), "zarr_format": 3}
+        zarr.create_array(root / f"{number}.zarr", **layout)[:] = half
+        zarr.create_array(root / f"{number}.sharded", shards=half.shape, **layout)[:] = half
     peers: dict[str, tuple[Callable[[int, int], Any], str]] = {
         "compressed NIfTI": (lambda n, k: np.asarray(nib.load(root / f"{n}.nii.gz").dataobj[:, :, k]), "*.nii.gz"),  # type: ignore[attr-defined]
         "Zarr v3, a chunk a slice": (lambda n, k: zarr.open_array(root / f"{n}.zarr", mode="r")[k], "*.zarr/**/*"),
@@ -190,9 +193,9 @@ def reading() -> list[dict[str, Any]]:
         "OmniMRI (checksummed)": (lambda n, k: store.read(f"{n:032x}", "voxels", k), "ours/**/*.b2nd"),
     }
     rng = np.random.default_rng(0)
-    places = [(int(rng.integers(READ_VOLUMES)), int(rng.integers(READ_SHAPE[0]))) for _ in range(READS)]
+    samples = [(int(rng.integers(READ_VOLUMES)), int(rng.integers(READ_SHAPE[0]))) for _ in range(READS)]
     times: dict[str, list[float]] = {name: [] for name in peers}
-    for count, (volume, index) in enumerate(places):
+    for count, (volume, index) in enumerate(samples):
         for name, (read, _) in peers.items():
             if name == "compressed NIfTI" and count % 20:
                 continue
@@ -210,12 +213,12 @@ def reading() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure both and write ``results/store.csv``."""
-    from benchmarks.harness import write_rows  # here, so that the processes of the peers do not load PyTorch
+    """Measure reading and throughput, and write ``results/store.csv``."""
+    from benchmarks.harness import write_rows  # imported here so that worker processes do not load PyTorch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=200)
-    rows = [*reading(), *throughput(parser.parse_args().series)]
+    rows = [*measure_reading(), *measure_throughput(parser.parse_args().series)]
     versions = f"blosc2 {blosc2.__version__}, zarr {zarr.__version__}, nibabel {nib.__version__}, numpy {np.__version__}"
     for row in rows:
         print(row, flush=True)

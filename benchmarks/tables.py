@@ -1,8 +1,8 @@
-"""The curated tables at the paper's scale: 224,194 volumes of 47,917 patients, 19 million slices, generated.
+"""Curated tables at the paper's scale: 224,194 generated volumes of 47,917 patients, 19 million slices.
 
 python -m benchmarks.tables
 
-Every step runs in a process of its own; memory is the highest resident size of that process, libraries included.
+Every step runs in a process of its own; memory is the peak resident size of that process, including libraries.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ VOLUMES_TOTAL, PATIENTS, SLICES, DATASETS = 224_194, 47_917, 19_000_000, 60
 ANATOMIES = ("brain", "breast", "knee", "prostate", "heart", "liver", "spine")
 
 
-def depths() -> np.ndarray:
-    """Slices of each volume: 16 to 153, 19 million together."""
+def slice_counts() -> np.ndarray:
+    """Return the number of slices of each volume: 16 to 153, 19 million in total."""
     counts = np.random.default_rng(0).integers(16, 154, VOLUMES_TOTAL)
     counts[: SLICES - int(counts.sum())] += 1 if counts.sum() < SLICES else 0
     return counts
 
 
-def records() -> Iterator[VolumeRecord]:
-    """Volume rows."""
-    counts = depths()
+def generate_records() -> Iterator[VolumeRecord]:
+    """Generate the volume records."""
+    counts = slice_counts()
     for number in range(VOLUMES_TOTAL):
         patient = number % PATIENTS
-        place = f"dataset-{patient % DATASETS:02d}/p{patient:012x}"
+        folder = f"dataset-{patient % DATASETS:02d}/p{patient:012x}"
         yield VolumeRecord(
             volume_id=f"{number * 2654435761 % 2**32:08x}{number:024x}",
             dataset_id=f"dataset-{patient % DATASETS:02d}",
@@ -51,7 +51,7 @@ def records() -> Iterator[VolumeRecord]:
             series_id=f"s{number:012x}",
             split="train",
             synthetic=False,
-            source_files=[f"{place}/s{number:012x}.nii"],
+            source_files=[f"{folder}/s{number:012x}.nii"],
             source_md5=f"{number:032x}",
             reader="nifti",
             slices=int(counts[number]),
@@ -85,9 +85,9 @@ def records() -> Iterator[VolumeRecord]:
 
 
 def build(root: Path) -> int:
-    """Volumes, slices and splits, each made of records and facts as curation makes them."""
+    """Build the tables of volumes and slices from records and facts, as curation does; return the number of slices."""
     root.mkdir(parents=True, exist_ok=True)
-    write_table(root, VOLUMES, records())
+    write_table(root, VOLUMES, generate_records())
     names = read_arrow(root, VOLUMES, ["volume_id", "slices"])
     ids, counts = names.column(0).to_pylist(), names.column(1).to_pylist()
     facts = [
@@ -100,53 +100,59 @@ def build(root: Path) -> int:
         for n in range(200)
     ]
     blocks = range(0, len(ids), BLOCK)
-    parts = [
+    tables = [
         SliceTable.from_facts((ids[k], counts[k], facts[counts[k]]) for k in range(b, min(b + BLOCK, len(ids)))) for b in blocks
     ]
-    SliceTable.concatenate(parts).write(root)
-    return sum(len(part) for part in parts)
+    SliceTable.concatenate(tables).write(root)
+    return sum(len(table) for table in tables)
 
 
 def load(root: Path) -> int:
-    """Every volume as a checked record, every slice as columns: what a training process holds."""
+    """Read every volume as a validated record and every slice as columns, as a training process does."""
     volumes = {record.volume_id: record for record in read_table(root, VOLUMES)}
     return len(volumes) + len(SliceTable.read(root))
 
 
-def choose(root: Path) -> int:
-    """The slices that show something of T2-weighted knees at 3 T."""
+def filter_slices(root: Path) -> int:
+    """Select the slices with content of T2-weighted knees at 3 T."""
     import pyarrow.compute as pc
 
     columns = ["volume_id", "anatomy", "sequence", "field_strength_t"]
     table = read_arrow(root, VOLUMES, columns)
-    wanted = pc.and_(
+    condition = pc.and_(
         pc.and_(pc.equal(table["anatomy"], "knee"), pc.equal(table["sequence"], "T2-weighted")),
         pc.equal(table["field_strength_t"], pa.scalar(3.0)),
     )
-    chosen = table.filter(wanted).column("volume_id").to_pylist()
-    return len(SliceTable.read(root).take(chosen).with_content())
+    volume_ids = table.filter(condition).column("volume_id").to_pylist()
+    return len(SliceTable.read(root).take(volume_ids).with_content())
 
 
 def split(root: Path) -> int:
-    """Every patient into a split, strata of lesions kept, and the table of it."""
+    """Assign every patient to a split, stratified by lesions, and write the table."""
     columns = read_arrow(root, VOLUMES, ["patient_id", "dataset_id", "lesion"]).to_pydict()
-    placed = split_patients((Patient(*one) for one in zip(*columns.values(), strict=True)), 0.15, 0.25, seed=0)
-    write_table(root, SPLITS, (SplitRecord(patient_id=patient, split=part) for patient, part in placed.items()))
-    return len(placed)
+    split_by_patient = split_patients((Patient(*row) for row in zip(*columns.values(), strict=True)), 0.15, 0.25, seed=0)
+    write_table(root, SPLITS, (SplitRecord(patient_id=patient, split=split) for patient, split in split_by_patient.items()))
+    return len(split_by_patient)
 
 
-def summarise(root: Path) -> int:
-    """Patients, volumes and slices by dataset and split."""
+def summarize(root: Path) -> int:
+    """Count patients, volumes and slices by dataset and split."""
     return sum(share.slices for share in overview(root))
 
 
-STEPS: dict[str, Callable[[Path], int]] = {"build": build, "load": load, "filter": choose, "split": split, "summary": summarise}
+STEPS: dict[str, Callable[[Path], int]] = {
+    "build": build,
+    "load": load,
+    "filter": filter_slices,
+    "split": split,
+    "summary": summarize,
+}
 
 
 def main() -> None:
     """Measure every step and write ``results/tables.csv``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step", choices=list(STEPS), help="one step in this process (used by the benchmark itself)")
+    parser.add_argument("--step", choices=list(STEPS), help="run one step in this process (used by the benchmark itself)")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     if arguments.step:
@@ -157,19 +163,19 @@ def main() -> None:
         return
     from benchmarks.harness import write_rows
 
-    found = []
+    measurements = []
     with tempfile.TemporaryDirectory() as folder:
         for step in STEPS:
-            done = subprocess.run(
+            completed = subprocess.run(
                 [sys.executable, "-m", "benchmarks.tables", "--step", step, "--folder", folder],
                 check=True,
                 capture_output=True,
                 text=True,
             )
-            rows, seconds, mib = json.loads(done.stdout)
+            rows, seconds, mib = json.loads(completed.stdout)
             print(step, rows, f"{seconds:.2f} s, {mib:.0f} MiB", flush=True)
-            found.append({"step": step, "rows": rows, "seconds": f"{seconds:.2f}", "peak_mib": f"{mib:.0f}"})
-    write_rows("tables", found, f"pyarrow {pa.__version__}")
+            measurements.append({"step": step, "rows": rows, "seconds": f"{seconds:.2f}", "peak_mib": f"{mib:.0f}"})
+    write_rows("tables", measurements, f"pyarrow {pa.__version__}")
 
 
 if __name__ == "__main__":

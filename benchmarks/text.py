@@ -1,9 +1,8 @@
 """Text curation without a vision-language model: descriptions and instructions of curated volumes, on two cores.
 
-Claim: at least 200 volumes a second on two cores at the size of the demo. ``measured`` starts from voxels and labels in memory
-(what a volume costs when it is first curated), ``from facts`` from what was measured before (what it costs when a phrasing, a rule
-or a split changes). The peer is the way of the first version: a pass over the volume for every label and quantity. All take turns;
-the median round counts.
+Target: at least 200 volumes per second on two cores at the size of the demo. ``measured`` starts from voxels and labels in memory
+(cost of the first curation of a volume), ``from facts`` from stored measurements (cost after a change of a phrasing, a rule or a
+split). The peer makes one pass over the volume for every label and quantity. All alternate; the median round counts.
 """
 
 from __future__ import annotations
@@ -34,53 +33,53 @@ from tests.helpers.corpora import card, tiny_series, tiny_volume
 
 SECONDS, ROUNDS, WORKERS = 1.2, 5, 2
 SIZES = ((20, 96), (96, 96), (20, 256))
-"""(Slices, pixels a side): the demo's generated volumes, an isotropic one, a clinical one."""
+"""(Slices, pixels per side): a generated volume of the demo, an isotropic one, a clinical one."""
 
 
 @cache
-def _prepared(slices: int, side: int) -> tuple[VolumeRecord, CuratedVolume, np.ndarray, np.ndarray, np.ndarray]:
+def _prepare(slices: int, side: int) -> tuple[VolumeRecord, CuratedVolume, np.ndarray, np.ndarray, np.ndarray]:
     import tempfile
 
     volume = tiny_volume(0, "T2-weighted", lesion=True, matrix=side)
-    places = np.linspace(0, len(volume.voxels) - 1, slices).round().astype(int)
+    indices = np.linspace(0, len(volume.voxels) - 1, slices).round().astype(int)
     assert volume.labels is not None
-    voxels, labels = np.ascontiguousarray(volume.voxels[places]), np.ascontiguousarray(volume.labels[places])
-    sized = type(volume)(voxels, volume.affine, volume.acquisition, labels=labels)
+    voxels, labels = np.ascontiguousarray(volume.voxels[indices]), np.ascontiguousarray(volume.labels[indices])
+    resized = type(volume)(voxels, volume.affine, volume.acquisition, labels=labels)
     settings = CurationSettings(matrix=side, pixel_mm=216 / side)
     with tempfile.TemporaryDirectory() as folder:
-        curated = curate_volume("0" * 32, sized, tiny_series("a", "p" + "0" * 12), card(), settings, VolumeStore(Path(folder)))
+        curated = curate_volume("0" * 32, resized, tiny_series("a", "p" + "0" * 12), card(), settings, VolumeStore(Path(folder)))
     return curated.record, curated, voxels / 900, labels, np.asarray(curated.record.affine).reshape(4, 4)
 
 
-def _texts(curated: CuratedVolume, facts: CardFacts, settings: CurationSettings) -> int:
+def _count_instructions(curated: CuratedVolume, facts: CardFacts, settings: CurationSettings) -> int:
     return len(candidates(curated, facts, settings))
 
 
-def measured(slices: int, side: int) -> None:
-    """Facts, description and instructions of one volume in memory."""
-    record, curated, voxels, labels, affine = _prepared(slices, side)
-    volume = tiny_volume_of(side)
+def compute_from_voxels(slices: int, side: int) -> None:
+    """Compute facts, description and instructions of one volume in memory."""
+    record, curated, voxels, labels, affine = _prepare(slices, side)
+    volume = source_volume(side)
     facts = compute_slice_facts(volume, voxels, labels, {}, card().label_map, affine)
     described = describe(record.volume_id, volume.acquisition, "brain", "", facts, record.lesion)
-    _texts(curated.model_copy(update={"facts": facts, "description": described}), card(), CurationSettings())
+    _count_instructions(curated.model_copy(update={"facts": facts, "description": described}), card(), CurationSettings())
 
 
-def from_facts(slices: int, side: int) -> None:
-    """Description and instructions of one volume whose facts are known."""
-    record, curated, *_ = _prepared(slices, side)
-    described = describe(record.volume_id, tiny_volume_of(side).acquisition, "brain", "", curated.facts, record.lesion)
-    _texts(curated.model_copy(update={"description": described}), card(), CurationSettings())
+def compute_from_facts(slices: int, side: int) -> None:
+    """Compute description and instructions of one volume from stored facts."""
+    record, curated, *_ = _prepare(slices, side)
+    described = describe(record.volume_id, source_volume(side).acquisition, "brain", "", curated.facts, record.lesion)
+    _count_instructions(curated.model_copy(update={"description": described}), card(), CurationSettings())
 
 
 @cache
-def tiny_volume_of(side: int) -> Volume:
-    """The source volume, for its header."""
+def source_volume(side: int) -> Volume:
+    """Return the source volume, for its header."""
     return tiny_volume(0, "T2-weighted", lesion=True, matrix=side)
 
 
-def a_pass_for_each(slices: int, side: int) -> None:
-    """The peer: the same numbers, each label and quantity by a pass of its own over the whole volume; no text."""
-    _, _, voxels, labels, affine = _prepared(slices, side)
+def compute_with_a_pass_for_each_label(slices: int, side: int) -> None:
+    """Compute the same quantities as the peer does: one pass over the whole volume for each label and quantity; no text."""
+    _, _, voxels, labels, affine = _prepare(slices, side)
     for value in np.unique(labels)[1:]:
         mask = labels == value
         np.median(voxels[mask])
@@ -99,21 +98,25 @@ def _repeat(call: Callable[[int, int], None], slices: int, side: int, seconds: f
     return count, time.perf_counter() - started
 
 
-def rate(pool: ProcessPoolExecutor, call: Callable[[int, int], None], slices: int, side: int) -> float:
-    """Volumes a second of :data:`WORKERS` processes with a thread each."""
-    done = list(pool.map(partial(_repeat, call, slices, side), [SECONDS] * WORKERS))
-    return sum(count / seconds for count, seconds in done)
+def measure_rate(pool: ProcessPoolExecutor, call: Callable[[int, int], None], slices: int, side: int) -> float:
+    """Return the volumes per second of :data:`WORKERS` processes with one thread each."""
+    results = list(pool.map(partial(_repeat, call, slices, side), [SECONDS] * WORKERS))
+    return sum(count / seconds for count, seconds in results)
 
 
 def main() -> None:
     """Measure every size and write ``results/text.csv``."""
     rows = []
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes
-    ways = (("measured", measured), ("from facts", from_facts), ("a pass for each label", a_pass_for_each))
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the worker processes
+    variants = (
+        ("measured", compute_from_voxels),
+        ("from facts", compute_from_facts),
+        ("a pass for each label", compute_with_a_pass_for_each_label),
+    )
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
         for slices, side in SIZES:
-            rounds = [[rate(pool, call, slices, side) for _, call in ways] for _ in range(ROUNDS)]
-            for (name, _), rates in zip(ways, zip(*rounds, strict=True), strict=True):
+            rounds = [[measure_rate(pool, call, slices, side) for _, call in variants] for _ in range(ROUNDS)]
+            for (name, _), rates in zip(variants, zip(*rounds, strict=True), strict=True):
                 rows.append(
                     {
                         "volume": f"{slices} x {side} x {side}",
