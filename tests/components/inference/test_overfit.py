@@ -1,7 +1,7 @@
-"""The network can learn each of the five tasks: four samples, the debug size, seconds, and what it then makes is right.
+"""The network can overfit each of the tasks: four samples, the debug size, seconds of training, then correct answers.
 
-Every case is a volume of one slice, asked about through :class:`Predictor`, as a user would. The question is the same for all four,
-so that the answer can only come from the image.
+Every case is a volume of one slice that :class:`Predictor` receives as a user's image. The instruction is the same for all four, so
+that the answer can only depend on the image.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ REPORTS = (
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One sample: what is shown (a volume of one slice, as a user has it), asked and answered."""
+class TrainingCase:
+    """One sample: the volume of one slice that a user has, its instruction and response, and the training image and target."""
 
     volume: Volume
     instruction: str
@@ -53,16 +53,16 @@ class Lesson:
 
 
 def _slice(seed: int, lesion: bool) -> Volume:
-    """The middle slice of a phantom, with its k-space and labels; with the lesion where it is largest."""
+    """Return the middle slice of a phantom, or the slice with the largest lesion, with its k-space and labels."""
     whole = tiny_volume(seed, "T2-weighted", lesion=lesion, kspace=True, matrix=MATRIX)
     assert whole.labels is not None and whole.kspace is not None
-    at = int((whole.labels == LESION).sum((1, 2)).argmax()) if lesion else len(whole.voxels) // 2
-    keep = slice(at, at + 1)
-    return replace(whole, voxels=whole.voxels[keep], kspace=whole.kspace[keep], labels=whole.labels[keep])
+    index = int((whole.labels == LESION).sum((1, 2)).argmax()) if lesion else len(whole.voxels) // 2
+    middle = slice(index, index + 1)
+    return replace(whole, voxels=whole.voxels[middle], kspace=whole.kspace[middle], labels=whole.labels[middle])
 
 
-def _shown(volume: Volume) -> Image:
-    """The slice as training has it."""
+def _training_image(volume: Volume) -> Image:
+    """Return the slice as training uses it."""
     grid = PlaneGrid.centered((MATRIX, MATRIX), (PIXEL_MM, PIXEL_MM), MATRIX, PIXEL_MM)
     return np.asarray(resample_volume(volume, grid)[0]["voxels"][0], dtype=np.float32)
 
@@ -78,66 +78,66 @@ def _box(volume: Volume) -> TextBox:
     return TextBox("lesion", *(min(round(int(edge) * GRID / MATRIX), GRID - 1) for edge in edges))
 
 
-def _reconstruction() -> list[Lesson]:
-    lessons = []
+def _reconstruction() -> list[TrainingCase]:
+    cases = []
     for seed in range(4):
         volume = _slice(seed, lesion=True)
         assert volume.kspace is not None
         columns = random_mask(MATRIX, 4, 0.08, seed)
         _, measured = undersample(volume.kspace[0, 0], columns)
-        given = replace(volume, kspace=measured[None, None], voxels=np.abs(ifft2c(measured))[None].astype(np.float32))
-        shown = _shown(given)
-        scale = float(given.voxels.max() / shown.max())
+        undersampled = replace(volume, kspace=measured[None, None], voxels=np.abs(ifft2c(measured))[None].astype(np.float32))
+        image = _training_image(undersampled)
+        scale = float(undersampled.voxels.max() / image.max())
         target = Target(
             TARGET_IMAGE,
             volume.voxels[0] / scale,
             (measured / scale).astype(np.complex64),
             np.broadcast_to(columns, (MATRIX, MATRIX)),
         )
-        lessons.append(Lesson(given, "Reconstruct this image.", "<image>", shown, target))
-    return lessons
+        cases.append(TrainingCase(undersampled, "Reconstruct this image.", "<image>", image, target))
+    return cases
 
 
-def _segmentation() -> list[Lesson]:
-    """Two structures of two brains: the query decides what is outlined."""
-    lessons = []
+def _segmentation() -> list[TrainingCase]:
+    """Return two structures of two brains: the instruction decides the structure."""
+    cases = []
     for seed in (0, 1):
         volume = _slice(seed, lesion=True)
         for name, value in (("white matter", WHITE_MATTER), ("lesion", LESION)):
             target = Target.mask(_mask(volume, value) > 0)
-            lessons.append(Lesson(volume, f"Segment the {name}.", "<seg>", _shown(volume), target))
-    return lessons
+            cases.append(TrainingCase(volume, f"Segment the {name}.", "<seg>", _training_image(volume), target))
+    return cases
 
 
-def _worded(instruction: str, volumes: list[Volume], responses: list[str]) -> list[Lesson]:
-    shown = [_shown(volume) for volume in volumes]
-    return [Lesson(v, instruction, r, s, Target.none(s)) for v, r, s in zip(volumes, responses, shown, strict=True)]
+def _text_cases(instruction: str, volumes: list[Volume], responses: list[str]) -> list[TrainingCase]:
+    images = [_training_image(volume) for volume in volumes]
+    return [TrainingCase(v, instruction, r, i, Target.none(i)) for v, r, i in zip(volumes, responses, images, strict=True)]
 
 
-def _detection() -> list[Lesson]:
+def _detection() -> list[TrainingCase]:
     volumes = [_slice(seed, lesion=True) for seed in range(4)]
-    return _worded("Find any lesion.", volumes, [format_boxes([_box(volume)]) for volume in volumes])
+    return _text_cases("Find any lesion.", volumes, [format_boxes([_box(volume)]) for volume in volumes])
 
 
-def _diagnosis() -> list[Lesson]:
+def _diagnosis() -> list[TrainingCase]:
     volumes = [_slice(seed, lesion=seed % 2 == 0) for seed in range(4)]
-    return _worded("Is there a lesion?", volumes, ["yes, lesion", "no, no lesion"] * 2)
+    return _text_cases("Is there a lesion?", volumes, ["yes, lesion", "no, no lesion"] * 2)
 
 
-def _report() -> list[Lesson]:
-    return _worded("Report this image.", [_slice(seed, lesion=seed % 2 == 0) for seed in range(4)], list(REPORTS))
+def _report() -> list[TrainingCase]:
+    return _text_cases("Report this image.", [_slice(seed, lesion=seed % 2 == 0) for seed in range(4)], list(REPORTS))
 
 
-def _batch(lessons: list[Lesson], processor: Processor, tokens: int) -> SequenceBatch:
-    encoded = [processor.encode(lesson.instruction, lesson.response, tokens) for lesson in lessons]
-    targets = [lesson.target for lesson in lessons]
-    return sequence_batch(processor, encoded, [lesson.image for lesson in lessons], targets, [False] * len(lessons))
+def _batch(cases: list[TrainingCase], processor: Processor, tokens: int) -> SequenceBatch:
+    encoded = [processor.encode(case.instruction, case.response, tokens) for case in cases]
+    targets = [case.target for case in cases]
+    return sequence_batch(processor, encoded, [case.image for case in cases], targets, [False] * len(cases))
 
 
-def _learned(lessons: list[Lesson], steps: int, rate: float = 5e-3) -> tuple[Predictor, dict[str, float]]:
-    """A predictor trained on the lessons alone, and the last losses."""
+def _train(cases: list[TrainingCase], steps: int, rate: float = 5e-3) -> tuple[Predictor, dict[str, float]]:
+    """Train a predictor on the cases only; return it with the last losses."""
     torch.manual_seed(0)
-    processor = Processor(train_tokenizer([text for lesson in lessons for text in (lesson.instruction, lesson.response)], 400))
+    processor = Processor(train_tokenizer([text for case in cases for text in (case.instruction, case.response)], 400))
     config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
     model = OmniMRIForConditionalGeneration(config)
     objective = InstructionTuning(model)
@@ -146,7 +146,7 @@ def _learned(lessons: list[Lesson], steps: int, rate: float = 5e-3) -> tuple[Pre
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / 20) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
     )
-    batch = _batch(lessons, processor, model.image_tokens_for(1, MATRIX, MATRIX))
+    batch = _batch(cases, processor, model.image_tokens_for(1, MATRIX, MATRIX))
     for _ in range(steps):
         loss = objective(batch)
         optimizer.zero_grad()
@@ -158,57 +158,57 @@ def _learned(lessons: list[Lesson], steps: int, rate: float = 5e-3) -> tuple[Pre
 
 
 def test_reconstruction() -> None:
-    """Four-fold undersampled k-space: at least 6 dB above the zero-filled image, as one prediction and as the mean of draws."""
-    lessons = _reconstruction()
-    predictor, losses = _learned(lessons, steps=160)
+    """At least 6 dB above the zero-filled image of four-fold undersampled k-space, in one step and as the mean of samples."""
+    cases = _reconstruction()
+    predictor, losses = _train(cases, steps=160)
     assert losses["text"] < 0.05
-    for lesson in lessons:
-        truth = lesson.target.image * float(lesson.volume.voxels.max() / lesson.image.max())
+    for case in cases:
+        truth = case.target.image * float(case.volume.voxels.max() / case.image.max())
         for sampling in (Sampling(), Sampling(steps=4, sampler="heun", samples=2)):
-            made = predictor.predict(lesson.volume, lesson.instruction, sampling).image
-            assert made is not None
-            assert psnr(made[0], truth, truth.max()) - psnr(lesson.volume.voxels[0], truth, truth.max()) >= 6
+            image = predictor.predict(case.volume, case.instruction, sampling).image
+            assert image is not None
+            assert psnr(image[0], truth, truth.max()) - psnr(case.volume.voxels[0], truth, truth.max()) >= 6
 
 
 def test_segmentation() -> None:
-    lessons = _segmentation()
-    predictor, losses = _learned(lessons, steps=150)
+    cases = _segmentation()
+    predictor, losses = _train(cases, steps=150)
     assert losses["text"] < 0.05 and losses["mask"] < 0.15
-    for lesson in lessons:
-        made = predictor.predict(lesson.volume, lesson.instruction).mask
-        assert made is not None
-        assert dice(made[0] > 0, lesson.target.image > 0) > 0.95
+    for case in cases:
+        mask = predictor.predict(case.volume, case.instruction).mask
+        assert mask is not None
+        assert dice(mask[0] > 0, case.target.image > 0) > 0.95
 
 
 def test_detection() -> None:
-    lessons = _detection()
-    predictor, losses = _learned(lessons, steps=120)
+    cases = _detection()
+    predictor, losses = _train(cases, steps=120)
     assert losses["text"] < 0.05
-    for lesson in lessons:
-        (box,) = predictor.predict(lesson.volume, lesson.instruction).boxes
-        found = TextBox(box.label, *(edge * GRID // MATRIX for edge in (box.row0, box.col0, box.row1, box.col1)))
-        assert iou(found, _box(lesson.volume)) > 0.8
+    for case in cases:
+        (box,) = predictor.predict(case.volume, case.instruction).boxes
+        predicted = TextBox(box.label, *(edge * GRID // MATRIX for edge in (box.row0, box.col0, box.row1, box.col1)))
+        assert iou(predicted, _box(case.volume)) > 0.8
 
 
 def test_diagnosis() -> None:
-    lessons = _diagnosis()
-    predictor, losses = _learned(lessons, steps=80)
+    cases = _diagnosis()
+    predictor, losses = _train(cases, steps=80)
     assert losses["text"] < 0.05
-    answers = predictor.predict_many([(lesson.volume, lesson.instruction) for lesson in lessons])
+    answers = predictor.predict_many([(case.volume, case.instruction) for case in cases])
     assert [answer.text.split()[0] for answer in answers] == ["yes", "no", "yes", "no"]
-    questions = predictor._read_questions([(lesson.volume, lesson.instruction) for lesson in lessons], Sampling(), ignore_progress)
-    assert predictor._first_answers(questions, ignore_progress) == [lesson.response for lesson in lessons]
+    questions = predictor._read_questions([(case.volume, case.instruction) for case in cases], Sampling(), ignore_progress)
+    assert predictor._first_answers(questions, ignore_progress) == [case.response for case in cases]
 
 
 def test_report() -> None:
-    """Word for word, one at a time, many at once, and in pieces while it is written."""
-    lessons = _report()
-    predictor, losses = _learned(lessons, steps=120)
+    """The exact text, one at a time, in a batch, and streamed."""
+    cases = _report()
+    predictor, losses = _train(cases, steps=120)
     assert losses["text"] < 0.05
-    answers = predictor.predict_many([(lesson.volume, lesson.instruction) for lesson in lessons])
+    answers = predictor.predict_many([(case.volume, case.instruction) for case in cases])
     assert [answer.text for answer in answers] == list(REPORTS)
-    heard: list[str] = []
-    said = predictor.predict(lessons[0].volume, lessons[0].instruction, on_text=heard.append)
-    assert said.text == "".join(heard) == REPORTS[0]
-    pieces = list(predictor.stream(lessons[1].volume, lessons[1].instruction))
+    streamed: list[str] = []
+    prediction = predictor.predict(cases[0].volume, cases[0].instruction, on_text=streamed.append)
+    assert prediction.text == "".join(streamed) == REPORTS[0]
+    pieces = list(predictor.stream(cases[1].volume, cases[1].instruction))
     assert "".join(pieces) == REPORTS[1] and len(pieces) > 8
