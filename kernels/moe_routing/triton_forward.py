@@ -51,7 +51,10 @@ def expert_scores(logits_TE, known_E, SIGMOID: tl.constexpr):
     raised_TE = tl.exp(logits_TE - peak_T[:, None])
     total_T = tl.sum(raised_TE, 1)
     softmax_TE = raised_TE / total_T[:, None]
-    scores_TE = tl.where(known_E[None, :], 1.0 / (1.0 + tl.exp(-logits_TE)), 0.0) if SIGMOID else softmax_TE
+    if SIGMOID:
+        scores_TE = tl.where(known_E[None, :], 1.0 / (1.0 + tl.exp(-logits_TE)), 0.0)
+    else:
+        scores_TE = softmax_TE
     return scores_TE, softmax_TE, peak_T + tl.log(total_T)
 
 
@@ -116,7 +119,7 @@ def _route_kernel(
         total_T += weight_T
         member_TE += (is_choice_TE & real_T[:, None]).to(tl.int32)
         preference_TE = tl.where(is_choice_TE, float("-inf"), preference_TE)
-        chosen, weight = (*chosen, choice_T), (*weight, weight_T)
+        chosen, weight = chosen + (choice_T,), weight + (weight_T,)
     # A token chooses an expert once: within the tile, a choice comes after those of the tokens before it.
     before_TE = tl.cumsum(member_TE, 0) - member_TE
     for k in tl.static_range(TOP_K):
