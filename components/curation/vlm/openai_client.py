@@ -72,7 +72,7 @@ class OpenAIClient:
 
     def _request_body(self, query: VlmQuery, schema: dict[str, Any]) -> dict[str, Any]:
         """Build a chat completion that is decoded greedily and constrained to the schema."""
-        image = "data:image/png;base64," + base64.b64encode(query.png()).decode()
+        image = "data:image/png;base64," + base64.b64encode(query.encode_png()).decode()
         content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": query.question}]
         return {
             "model": self._settings.model,

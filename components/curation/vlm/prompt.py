@@ -53,7 +53,7 @@ class VlmQuery:
     question: str
     image: NDArray[np.uint8]
 
-    def png(self) -> bytes:
+    def encode_png(self) -> bytes:
         """Encode the image as PNG without any text chunk."""
         from PIL import Image
 

@@ -3,7 +3,7 @@
 Free text cannot be made anonymous by rules with certainty. So as little as possible is taken over: of a report with headings only
 the sections about the image, and of these no sentence with a date, a long number, a title and a name, or a word that the table
 gives as a name, an identifier or a physician. Of that, curation uses only sentences that one of its rules knows
-(``curation/reports.py``).
+(``curation/text/report_phrases.py``).
 """
 
 from __future__ import annotations
