@@ -60,19 +60,15 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
     with ExitStack() as stack:
         mapper = WorkerPool(workers, stack)
         plan = make_plan(card, source, pseudonyms, mapper)
-        excluded = withdrawn_patients(data, card.id)
-        plan.series = [series for series in plan.series if series.patient not in excluded]
+        plan.exclude_patients(withdrawn_patients(data, card.id))
         previous = read_previous(root, recipe)
         files = {file.target: file for series in plan.series for file in series.files}
         results = clean_files(list(files.values()), previous, data, WriteContext(card, pseudonyms), recipe, mapper)
-        for target, result in results.items():
-            if result.rejection is not None:
-                plan.reject([files[target].source], result.rejection)
         series = SeriesChecks(plan, files, results).run(card, data, mapper)
     quarantined = _write_quarantine(root, plan)
     if not series:
         reasons = f"reasons: {root / QUARANTINE}"
-        raise BadInput(f"no readable MR image; {len(quarantined)} files refused", where=str(source), remedy=reasons)
+        raise BadInput(f"no readable MR image; {len(quarantined)} files rejected", where=str(source), remedy=reasons)
     _write_manifest(root, recipe, series, results)
     written = {file.path for one in series for file in files_of(one)}
     _remove_other_files(root, data, written)

@@ -12,13 +12,13 @@ from components.ingestion.volume import QuarantineEntry
 Kind = Literal["unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "label", "no image"]
 KINDS: dict[Kind, tuple[str, str]] = {
     "unreadable": (
-        "damaged, truncated or empty; a header that claims more than the file holds; pixels that do not decode",
+        "damaged, truncated or empty; a header that claims more than the file contains; pixels that do not decode",
         "get the file again",
     ),
     "not MR": ("another modality, a report, a presentation state, spectroscopy", "remove it from the folder"),
     "burnt-in": (
         "Burned In Annotation is YES, a secondary capture or a screen save: the pixels may show a name",
-        "give the image itself",
+        "give the original image",
     ),
     "geometry": (
         "position or orientation missing; slices missing, doubled, turned or out of line; an incomplete repeat",

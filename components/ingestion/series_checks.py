@@ -48,11 +48,14 @@ class SeriesChecks:
         self._plan, self._files, self._results = plan, files, results
 
     def run(self, card: DatasetCard, data: Path, mapper: Mapper) -> list[SourceSeries]:
-        """Return the series that pass all checks, in the order of the plan."""
+        """Return the series that pass all checks, in the order of the plan; reject files that could not be written."""
+        for target, result in self._results.items():
+            if result.rejection is not None:
+                self._plan.reject([self._files[target].source], result.rejection)
         cleaned = [series for planned in self._plan.series if (series := self._collect(card.id, planned)) is not None]
-        complete = [one for one in cleaned if self._is_complete(one)]
+        complete = [item for item in cleaned if self._is_complete(item)]
         labeled = self._match_labels(complete, card, data, mapper)
-        return [one.series for one in self._without_duplicates(labeled)]
+        return [item.series for item in self._without_duplicates(labeled)]
 
     def _collect(self, dataset_id: str, planned: PlannedSeries) -> CleanedSeries | None:
         """Return a series with its written files; None if no image was written."""
@@ -79,31 +82,31 @@ class SeriesChecks:
 
     def _match_labels(self, cleaned: list[CleanedSeries], card: DatasetCard, data: Path, mapper: Mapper) -> list[CleanedSeries]:
         """Return each series with the label map on its grid, if there is one; reject label maps that match no image."""
-        with_labels = [one for one in cleaned if one.series.labels]
+        with_labels = [item for item in cleaned if item.series.labels]
         if not with_labels:
             return cleaned
         check = partial(_match_label_files, card=card, data=data)
-        series = [one.series for one in with_labels]
-        matches = dict(zip([one.id for one in with_labels], mapper(check, series, "comparing labels"), strict=True))
+        series = [item.series for item in with_labels]
+        matches = dict(zip([item.id for item in with_labels], mapper(check, series, "comparing labels"), strict=True))
         used = {path for match in matches.values() for path in match.matching}
         faults = {path: fault for match in matches.values() for path, fault in match.faults.items() if path not in used}
         for path, fault in sorted(faults.items()):
             self._plan.reject([self._files[path].source], fault)
-        return [_with_matching_labels(one, matches.get(one.id, LabelMatch())) for one in cleaned]
+        return [_with_matching_labels(item, matches.get(item.id, LabelMatch())) for item in cleaned]
 
     def _without_duplicates(self, cleaned: list[CleanedSeries]) -> list[CleanedSeries]:
         """Return one series of those with equal voxels: the first with labels, else the first; reject the others."""
-        contents = [digest(sorted(self._results[file.path].content for file in one.series.files)) for one in cleaned]
+        contents = [digest(sorted(self._results[file.path].content for file in item.series.files)) for item in cleaned]
         first_with: dict[str, int] = {}
         for index in sorted(range(len(cleaned)), key=lambda index: (not cleaned[index].series.labels, index)):
             first_with.setdefault(contents[index], index)
         unique = []
-        for index, one in enumerate(cleaned):
+        for index, item in enumerate(cleaned):
             if first_with[contents[index]] == index:
-                unique.append(one)
+                unique.append(item)
             else:
                 rejection = Rejection("duplicate", "the same voxels as another series", "remove one of the two")
-                self._reject(one.series.files, rejection)
+                self._reject(item.series.files, rejection)
         return unique
 
     def _reject(self, files: Iterable[SourceFile], rejection: Rejection) -> None:

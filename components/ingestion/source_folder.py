@@ -52,6 +52,10 @@ class Plan:
         self.series.append(series)
         self._images.append((case, series))
 
+    def exclude_patients(self, patients: frozenset[str]) -> None:
+        """Remove the series of patients (pseudonyms)."""
+        self.series = [series for series in self.series if series.patient not in patients]
+
     def reject(self, paths: Iterable[Path], rejection: Rejection) -> None:
         """List source files in the quarantine."""
         self.quarantined.append(self.listing.quarantine_entry(paths, rejection))

@@ -1,7 +1,7 @@
 """Interface of an image format: recognize its files, plan their series, de-identify them, and read them back.
 
 An image format is one module that defines ``FORMAT``, an instance of a :class:`Format`, and one entry in
-:data:`components.registries.FORMATS` (a plugin adds its entry with ``FORMATS.add``). A format whose files hold one image each
+:data:`components.registries.FORMATS` (a plugin adds its entry with ``FORMATS.add``). A format whose files contain one image each
 derives from :class:`components.ingestion.formats.image_files.ImageFileFormat` and implements two methods.
 """
 
@@ -43,7 +43,7 @@ class PlannedFile(ABC):
     """One file to be written under ``data/``. Each kind of output is a subclass, which must be picklable for worker processes.
 
     Attributes:
-        source: file of the source folder that it is made of.
+        source: file of the source folder that it is written from.
         target: path relative to ``data/`` (POSIX form).
         role: its role in the series.
     """

@@ -133,12 +133,14 @@ def _check(path: Path) -> None:
     except OSError:
         raise BadInput("HDF5 cannot be read", where=path.name, remedy="get the file again") from None
     if not is_sound:
-        raise BadInput("an empty array, or one that claims more than the file holds", where=path.name, remedy="get the file again")
+        raise BadInput(
+            "an empty array, or one that claims more than the file contains", where=path.name, remedy="get the file again"
+        )
     if shape is None or len(shape) not in (3, 4) or not is_complex:
         raise BadInput(
-            f"'kspace' must be complex of (slices, [coils,] rows, columns), found {shape}",
+            f"'kspace' must be a complex array (slices, [coils,] rows, columns), not {shape}",
             where=path.name,
-            remedy="give files in fastMRI's form, or ISMRMRD",
+            remedy="give files in the layout of fastMRI, or ISMRMRD",
         )
     if is_undersampled:
         raise UnsupportedInput(

@@ -46,7 +46,7 @@ def _dataset_sizes(group: h5py.Group) -> Iterator[int]:
     Raises:
         BadInput: a link, or the storage of a data set, in another file.
     """
-    external = BadInput("a file that refers to other files", where="image", remedy="send one HDF5 file that holds its data")
+    external = BadInput("a file that refers to other files", where="image", remedy="send one HDF5 file that contains its data")
     for name in group:
         link = group.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):

@@ -1,4 +1,4 @@
-"""Formats whose files hold one image each, or several along a fourth axis: NIfTI, MetaImage, NumPy, and plugins like them.
+"""Formats whose files contain one image each, or several along a fourth axis: NIfTI, MetaImage, NumPy, and plugins like them.
 
 Such a format implements ``sniff`` and ``load``. Its files become NIfTI under ``data/``, with a sidecar, tables and label maps as
 the card declares them.
@@ -71,7 +71,7 @@ class ImageFileFormat(Format):
         """Return the file as a NIfTI image (nibabel): stored values and geometry. Header text need not be removed.
 
         Raises:
-            BadInput: the file cannot be read, or claims more voxels than it holds.
+            BadInput: the file cannot be read, or claims more voxels than it contains.
         """
 
     def shape_of(self, path: Path) -> tuple[int, ...]:

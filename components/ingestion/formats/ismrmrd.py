@@ -124,7 +124,7 @@ def _read_heads(path: Path) -> NDArray[Any]:
     try:
         with h5py.File(path) as file:
             if not hdf5.is_stored(file["dataset/data"]):
-                raise ValueError("claims more than it holds")
+                raise ValueError("claims more than it contains")
             return np.asarray(file["dataset/data"].fields("head")[()])
     except (OSError, KeyError, ValueError, TypeError):
         raise BadInput("ISMRMRD cannot be read", where=path.name, remedy="get the file again") from None

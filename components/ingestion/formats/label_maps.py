@@ -97,4 +97,4 @@ def _check_grid(
     corners = np.array([[d, h, w, 1] for d in (0, last_d) for h in (0, last_h) for w in (0, last_w)])
     distance_mm = float(np.linalg.norm((corners @ (label_affine - image_affine).T)[:, :3], axis=1).max())
     if distance_mm > 0.5 * float(np.linalg.norm(image_affine[:3, :3], axis=0).min()):
-        raise UnsupportedInput("label", f"{noun} that lies {distance_mm:.1f} mm off its image", where=path.name, remedy=remedy)
+        raise UnsupportedInput("label", f"{noun} {distance_mm:.1f} mm off its image", where=path.name, remedy=remedy)

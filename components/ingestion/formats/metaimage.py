@@ -102,7 +102,7 @@ def _check_size(fields: dict[str, str], path: Path, data_file: Path | None) -> N
     if len(sides) not in (3, 4) or min(sides) < 1:
         raise BadInput(f"MetaImage of {len(sides)} dimensions", where=path.name, remedy="give images of 3 or 4 dimensions")
     if claimed_bytes > possible_bytes:
-        raise BadInput("fewer voxels than the MetaImage header says", where=path.name, remedy=_GET_AGAIN)
+        raise BadInput("fewer voxels than the MetaImage header claims", where=path.name, remedy=_GET_AGAIN)
 
 
 def _read_with_simpleitk(path: Path) -> tuple[Any, Any]:

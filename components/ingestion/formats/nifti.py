@@ -72,7 +72,7 @@ class NiftiFormat(ImageFileFormat):
         except Exception:  # nibabel and gzip raise many types for damaged files
             raise BadInput("a damaged NIfTI file", where="image", remedy="get the file again") from None
         if excess:
-            raise BadInput("more bytes than the header says", where="image", remedy="get the file again")
+            raise BadInput("more bytes than the header claims", where="image", remedy="get the file again")
         return voxels
 
 
@@ -113,7 +113,7 @@ def _check_size(image: Any, path: Path) -> None:
     claimed = int(np.prod(image.shape, dtype=object)) * image.header.get_data_dtype().itemsize
     data_file = path.with_suffix(".img") if path.suffix == ".hdr" else path
     if claimed > data_file.stat().st_size * (MAX_DEFLATE_RATIO if is_gzipped(data_file) else 1):
-        raise BadInput("fewer voxels than the NIfTI header says", where=path.name, remedy="get the file again")
+        raise BadInput("fewer voxels than the NIfTI header claims", where=path.name, remedy="get the file again")
 
 
 def _stored_affine(path: Path) -> NDArray[np.float64]:

@@ -109,5 +109,5 @@ def _map_array(path: Path) -> Any:
         return np.load(path, allow_pickle=False, mmap_mode="r")
     except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError):
         raise BadInput(
-            "the NumPy file cannot be read, or holds Python objects", where=path.name, remedy="save a plain array"
+            "the NumPy file cannot be read, or contains Python objects", where=path.name, remedy="save a plain array"
         ) from None

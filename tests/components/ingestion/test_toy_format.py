@@ -68,7 +68,7 @@ def test_a_folder_is_ingested_and_read_back(source: Path, tmp_path: Path, worker
     report = ingest(CARD, source, data, DEMO_KEY, workers=workers)
     assert (report.series, report.patients, report.files_new) == (PATIENTS, PATIENTS, 3 * PATIENTS)
     assert sorted(entry.reason for entry in read_quarantine(data, CARD.id)) == [
-        "another number of voxels than the header says",
+        "another number of voxels than the header claims",
         "no image of a known format by its content, and nothing that belongs to one",
     ]
     volumes = [read_volume(data, series, CARD) for series in list_series(data, CARD.id)]

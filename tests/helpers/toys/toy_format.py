@@ -29,7 +29,7 @@ class ToyFormat(ImageFileFormat):
         header, _, body = path.read_bytes().removeprefix(MAGIC).partition(b"\n")
         fields = json.loads(header)
         if len(body) != 4 * np.prod(fields["shape"], dtype=object):
-            raise BadInput("another number of voxels than the header says", where=path.name, remedy="get the file again")
+            raise BadInput("another number of voxels than the header claims", where=path.name, remedy="get the file again")
         affine = np.diag([*fields["spacing_mm"], 1.0])
         affine[:3, 3] = fields["origin_mm"]
         return nib.Nifti1Image(np.frombuffer(body, "<f4").reshape(fields["shape"]), affine)

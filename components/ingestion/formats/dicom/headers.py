@@ -61,7 +61,7 @@ def find_rejection(header: Dataset) -> Rejection | None:
         return Rejection(
             "burnt-in",
             "its pixels may show the patient's name (burnt-in annotation or secondary capture)",
-            "leave it out, or give the image itself",
+            "remove it from the folder, or give the original image",
         )
     modality = str(header.get("Modality", "") or "")
     if modality != "MR":
@@ -71,9 +71,9 @@ def find_rejection(header: Dataset) -> Rejection | None:
         return Rejection("not MR", f"{described}, not MR", "give MR images; leave other modalities out")
     if sop_class and sop_class not in MR_CLASSES:
         class_name = UID(sop_class).name if UID(sop_class).name != sop_class else "unknown class"
-        return Rejection("not MR", f"no MR image ({class_name})", "leave it out")
+        return Rejection("not MR", f"no MR image ({class_name})", "remove it from the folder")
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        return Rejection("unsupported", "a color image", "give the image that it was made of")
+        return Rejection("unsupported", "a color image", "give the grayscale image that it was created from")
     if "PerFrameFunctionalGroupsSequence" not in header:
         return _find_missing_geometry(header)
     return None

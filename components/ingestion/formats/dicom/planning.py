@@ -227,4 +227,4 @@ def _attach_label(header: DicomHeader, volumes: list[PlannedVolume], folder: Sou
     if not labeled:
         is_other_frame = candidates and header.referenced_series
         fault = "in another frame of reference than its image" if is_other_frame else "of no image here"
-        plan.reject([header.path], Rejection("label", f"{noun} {fault}", "give the images that it was made on"))
+        plan.reject([header.path], Rejection("label", f"{noun} {fault}", "give the images that it was drawn on"))

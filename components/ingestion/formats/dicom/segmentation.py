@@ -40,7 +40,7 @@ def read_segmentation(
     except (RuntimeError, ValueError) as error:
         raise UnsupportedInput(
             "label",
-            f"the segmentation lies on another grid, or its segments overlap ({type(error).__name__})",
+            f"the segmentation is on another grid, or its segments overlap ({type(error).__name__})",
             where=path.name,
             remedy="give one on the image's grid",
         ) from None

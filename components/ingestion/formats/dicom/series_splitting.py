@@ -304,7 +304,7 @@ def _split_by_order(stack: list[Frame], count: int, rejected: list[RejectedFrame
     complete = [layer for layer in layers if len(layer) == count]
     if len(complete) < len(layers) and (len(complete) == 1 or len(layers) - len(complete) > 1):
         reason = f"doubled slices: {len(stack)} images at {count} positions"
-        rejected.append(RejectedFrames(tuple(stack), reason, "leave one of each in"))
+        rejected.append(RejectedFrames(tuple(stack), reason, "keep one image of each position"))
         return []
     rejected += [_incomplete_repeat(layer, count) for layer in layers[len(complete) :]]
     return complete
