@@ -1,4 +1,4 @@
-"""Compile every kernel in every configuration for real GPUs, on a machine without one, and read what each needs.
+"""Compile every kernel in every configuration for real GPUs on a machine without one, and read the resources of each.
 
 The launchers themselves are run, on tensors without memory, with an observer that compiles instead of launching: what is checked
 is what a GPU would be given. Spills come from the compiled code, shared memory from Triton's own account.
@@ -42,7 +42,7 @@ TARGETS = {
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 """Shared memory of a block, bytes (CUDA programming guide, table of compute capabilities; CDNA 3 ISA guide)."""
 SPILL_BUDGET = {"forward": 0, "backward": 128}
-"""Bytes of a thread's registers that may go to memory."""
+"""Bytes of registers per thread that may be spilled."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What one compiled kernel needs: registers of a thread, spilled bytes of a thread, shared memory of a block (bytes)."""
+    """Resources of a compiled kernel: registers and spilled bytes per thread, shared memory per block (bytes)."""
 
     target: str
     case: str
@@ -122,11 +122,11 @@ EVERY_CONFIGURATION = (
     "moe E256 K8 H512 I256 bfloat16",
     "moe E4 K2 H128 I256 float32",
 )
-"""Cases that between them launch every kernel in every configuration: what a quick check compiles."""
+"""Cases that together launch every kernel in every configuration: the quick check compiles these."""
 
 
 def cases() -> Iterator[Case]:
-    """The shapes of the benchmarks, and the head sizes and dtypes that are promised."""
+    """Yield the shapes of the benchmarks, and the documented head sizes and dtypes."""
     for dtype in (torch.bfloat16, torch.float32):
         yield _window_case("7x7x7 d32 shifted", (56, 56, 56), (7, 7, 7), True, 3, 32, dtype)
     yield _window_case("7x7x7 d32", (56, 56, 56), (7, 7, 7), False, 3, 32, torch.bfloat16)
@@ -148,7 +148,7 @@ def cases() -> Iterator[Case]:
 
 
 class _NoDevice:
-    """Stands where Triton expects the driver of a GPU."""
+    """Replacement for the driver of a GPU that Triton expects."""
 
     def __init__(self, target: GPUTarget) -> None:
         self._target = target
@@ -164,7 +164,7 @@ class _NoDevice:
 
 
 def compile_case(target: str, case: Case) -> list[Row]:
-    """Compile all that one case launches."""
+    """Compile all kernels that one case launches."""
     rows: dict[Row, None] = {}
 
     def compiled(
@@ -187,7 +187,7 @@ def compile_case(target: str, case: Case) -> list[Row]:
 
 
 def _nvidia_usage(compiled: Any, arch: int) -> tuple[int, int]:
-    """From the cubin; where there is a stack, the assembler is asked how much of it is spills."""
+    """Return registers and spills from the cubin; if there is a stack, the assembler reports how much of it is spills."""
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
@@ -222,7 +222,7 @@ def _amd_usage(compiled: Any) -> tuple[int, int]:
 
 
 def faults(row: Row) -> list[str]:
-    """What is wrong with a compiled kernel, in words."""
+    """Return a description of each limit that a compiled kernel exceeds."""
     found = []
     budget = SPILL_BUDGET["backward" if "backward" in row.kernel else "forward"]
     if row.spills > budget:
@@ -237,7 +237,7 @@ def _job(target: str, index: int) -> list[Row]:
 
 
 def main() -> int:
-    """Compile, print the table, write it, and say what is over its limit."""
+    """Compile, print and write the table, and report what exceeds its limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--match", default="", help="only cases whose name contains this")

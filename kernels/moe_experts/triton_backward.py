@@ -160,7 +160,7 @@ def backward(
 
 
 def _weight_gradient(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
-    """(E, M, N): of each expert's rows, left (S, M) transposed times right (S, N)."""
+    """Return (E, M, N): left (S, M) transposed times right (S, N), over each expert's rows."""
     experts, rows, columns = len(ends), left.shape[1], right.shape[1]
     if uses_pytorch_grouped_mm(left, columns):
         return F.grouped_mm(left.t(), right, offs=ends)

@@ -40,7 +40,7 @@ def _up_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Rows of tokens times gate and up weights of their expert; keeps both and writes silu(gate) * up.
+    """Multiply token rows by the gate and up weights of their expert; store both and silu(gate) * up.
 
     Both are one product: a row of gate and the same row of up take turns as its columns, so that they end in the same thread.
     """

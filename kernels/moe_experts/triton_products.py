@@ -90,7 +90,7 @@ def _grouped_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sorted rows (S, C) times the matrix of their expert, (S, N)."""
+    """Multiply sorted rows (S, C) by the matrix of their expert, giving (S, N)."""
     TILES_N: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
     FITS_C: tl.constexpr = CONTRACTED % BLOCK_C == 0
     FITS_N: tl.constexpr = COLUMNS % BLOCK_N == 0
@@ -204,7 +204,7 @@ def launch_rows(
     arguments: dict[str, Any],
     **constants: Any,
 ) -> None:
-    """Launch over the tiles of the sorted rows, at most one partly filled tile an expert, and of the columns."""
+    """Launch over the tiles of the sorted rows (at most one partly filled tile per expert) and of the columns."""
 
     def tiles_m(config: Any) -> int:
         return triton.cdiv(rows, config["BLOCK_M"]) + experts

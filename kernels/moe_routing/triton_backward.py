@@ -32,7 +32,7 @@ def _route_backward_kernel(
     SIGMOID: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """Gradient of the logits from those of the weights and of the two losses."""
+    """Compute the gradient of the logits from those of the weights and of the two losses."""
     token, expert = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, EXPERTS_PAD)
     real_T, known_E = token < tokens, expert < EXPERTS
     place = token[:, None] * EXPERTS + expert[None, :]
@@ -76,7 +76,7 @@ def backward(
     sigmoid: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Gradient of the logits, (T, E) of ``dtype``.
+    """Return the gradient of the logits, (T, E) of ``dtype``.
 
     Args:
         load: (E,) float32, derivative of the load-balance loss by the score of a valid token.

@@ -83,7 +83,7 @@ def _route_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One tile of tokens: logits, choice, weights, rank of each choice within the tile and expert, and sums for the losses."""
+    """Route one tile of tokens: logits, choice, weights, rank of each choice within tile and expert, and sums for the losses."""
     tile = tl.program_id(0)
     token, expert = tile * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, EXPERTS_PAD)
     real_T, known_E = token < tokens, expert < EXPERTS

@@ -33,10 +33,10 @@ from kernels.window_attention.triton_tiles import (
 QUERY_BACKWARD_TILES: Tiles = ((64, 32, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 1))
 KEY_BACKWARD_TILES: Tiles = ((32, 64, 4, 1), (64, 64, 4, 1), (32, 64, 4, 3), (32, 128, 4, 1))
 WIDE_KEY_BACKWARD_TILES: Tiles = ((32, 64, 4, 1), (32, 64, 4, 3))
-"""For heads of more than 32 numbers, with which the larger tiles spill on an sm_80."""
+"""For head sizes above 32, for which the larger tiles spill on sm_80."""
 BIAS_BACKWARD_TILES: Tiles = ((64, 64, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2))
 ONE_TILE_BACKWARD = ((4, 1), (4, 2), (4, 3))
-"""Warps, stages."""
+"""(warps, stages)."""
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def _queries(
     HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """What the backward pass needs of its queries: q, gradient of the output, log-sum-exp and delta = sum(out * gradient).
+    """Load the query data of the backward pass: q, gradient of the output, log-sum-exp and delta = sum(out * gradient).
 
     A query that is padding, or past the window, has an infinite log-sum-exp: its probabilities are zero.
     """
@@ -100,7 +100,7 @@ def _backward_one_tile_kernel(
     SHIFTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program differentiates a group of windows, each in one tile, and sums their bias gradient in registers.
+    """Differentiate a group of windows, each in one tile, and sum their bias gradient in registers.
 
     Scores are computed keys by queries, so that all three products take them as they are. With all keys at hand, delta is
     sum(p * dp) over them: the output is not read.
@@ -181,7 +181,7 @@ def _score_gradient(
     SHIFTED: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Gradient of the scores of one key tile, queries by keys, and the keys."""
+    """Return the gradient of the scores of one key tile, queries by keys, and the keys."""
     row, region, _ = load_places(rows, regions, start, BLOCK_K, N)
     k = load_tokens(k_base, row, dim, k_pad, STRIDE, HEAD_DIM, PADDED)
     v = load_tokens(v_base, row, dim, v_pad, STRIDE, HEAD_DIM, PADDED)
@@ -217,7 +217,7 @@ def _backward_queries_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """dQ of one tile of queries of one window and head, and delta for the kernels after it."""
+    """Compute dQ of one tile of queries of one window and head, and delta for the following kernels."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     TILES: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
     tile, head, window, sample = place_of_program(tl.program_id(0), windows, HEADS, TILES)
@@ -294,7 +294,7 @@ def _backward_bias_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Score gradients of one tile of pairs, summed over a group of windows in registers."""
+    """Sum the score gradients of one tile of pairs over a group of windows in registers."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     TILES_K: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K
     TILES: tl.constexpr = TILES_K * ((N + BLOCK_M - 1) // BLOCK_M)
@@ -369,7 +369,7 @@ def _known_queries(
     HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """As :func:`_queries`, where delta is there already."""
+    """Load as :func:`_queries`, with delta already computed."""
     q = load_tokens(q_base, row, dim, q_pad, 3 * HEADS * HEAD_DIM, HEAD_DIM, PADDED)
     real = within & (row >= 0)
     place = row[:, None] * (HEADS * HEAD_DIM) + dim[None, :]
@@ -406,7 +406,7 @@ def _key_gradients(
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """dK and dV so far, with one more tile of queries; scores are keys by queries, so that nothing is transposed."""
+    """Add one tile of queries to dK and dV; scores are keys by queries, so that nothing is transposed."""
     row, region, within = load_places(rows, regions, start, BLOCK_M, N)
     q, do, lse_M, delta_M = _known_queries(
         q_base, q_pad, dout_base, lse_base, delta_base, row, within, dim, HEADS, HEAD_DIM, PADDED
@@ -447,7 +447,7 @@ def _backward_keys_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """dK and dV of one tile of keys of one window and head."""
+    """Compute dK and dV of one tile of keys of one window and head."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     TILES: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K
     tile, head, window, sample = place_of_program(tl.program_id(0), windows, HEADS, TILES)
@@ -524,7 +524,7 @@ def _table_gradient_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Some rows of the table: each is the sum over the pairs (query, key) of a window that are that offset apart."""
+    """Compute rows of the table gradient: each sums over the pairs (query, key) of a window with that offset."""
     TILES: tl.constexpr = (R + BLOCK_R - 1) // BLOCK_R
     head = tl.program_id(0) // TILES
     entry = tl.program_id(0) % TILES * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -548,7 +548,7 @@ def _table_gradient_kernel(
 def backward(
     dout: Tensor, qkv: Tensor, table: Tensor, pad: Tensor, out: Tensor, lse: Tensor, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``qkv``, ``table`` and ``pad``, in their shapes and dtypes."""
+    """Return the gradients of ``qkv``, ``table`` and ``pad``, in their shapes and dtypes."""
     windows, places = geometry.rows_nN.shape
     heads, head_dim = qkv.shape[-2:]
     dqkv = torch.empty_like(qkv)
@@ -587,7 +587,7 @@ def backward(
 
 
 def _backward_one_tile(arguments: dict[str, Any], constants: dict[str, Any], batch_windows: int) -> tuple[Tensor, Tensor]:
-    """Every window in one tile; bias gradient of every group, keys by queries (parts, h, N, N), and of the padding (h, 2, d)."""
+    """Compute all windows in one tile; return the bias gradient per group, keys by queries (parts, h, N, N), and of the padding."""
     heads, head_dim, places = constants["HEADS"], constants["HEAD_DIM"], constants["N"]
     parts, group = _parts(batch_windows, heads, 1024)
     dbias, dpad = _partials(arguments, constants, parts, (parts, heads, 2, head_dim))
@@ -606,7 +606,7 @@ def _backward_one_tile(arguments: dict[str, Any], constants: dict[str, Any], bat
 def _backward_tiles(
     arguments: dict[str, Any], bias: Tensor, bias_by_key: Tensor, constants: dict[str, Any], batch_windows: int
 ) -> tuple[Tensor, Tensor]:
-    """First dQ, then dK and dV, then the bias gradient; returns as :func:`_backward_one_tile`, queries by keys."""
+    """Compute dQ, then dK and dV, then the bias gradient; results as :func:`_backward_one_tile`, queries by keys."""
     heads, head_dim, places = constants["HEADS"], constants["HEAD_DIM"], constants["N"]
     dtype = arguments["qkv"].dtype
     parts, group = _parts(batch_windows, heads * triton.cdiv(places, 128) ** 2, 512)
@@ -646,14 +646,14 @@ def _backward_tiles(
 
 
 def _parts(batch_windows: int, programs: int, wanted: int) -> tuple[int, int]:
-    """Groups of windows and windows of a group: some ``wanted`` programs, the same on every device so that sums are."""
+    """Return number and size of groups of windows for about ``wanted`` programs; equal on every device, so that sums are, too."""
     parts = min(batch_windows, max(1, wanted // programs))
     group = triton.cdiv(batch_windows, parts)
     return triton.cdiv(batch_windows, group), group
 
 
 def _partials(arguments: dict[str, Any], constants: dict[str, Any], parts: int, padding: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Room for the bias gradients of the groups and, where there is padding, for its gradients."""
+    """Allocate the bias gradients of the groups and, with padding, the gradients of the padding."""
     shape = (parts, constants["HEADS"], constants["N"], constants["N"])
     device = arguments["qkv"].device
     dbias = torch.empty(shape, dtype=torch.float32, device=device)
@@ -662,6 +662,6 @@ def _partials(arguments: dict[str, Any], constants: dict[str, Any], parts: int, 
 
 @cache
 def _one_tile_configs(places: int) -> tuple[triton.Config, ...]:
-    """As :func:`configs` for windows in one tile."""
+    """Return the configurations for windows in one tile."""
     whole = max(16, triton.next_power_of_2(places))
     return tuple(triton.Config({"BLOCK": whole}, num_warps=warps, num_stages=stages) for warps, stages in ONE_TILE_BACKWARD)

@@ -30,7 +30,7 @@ from kernels.window_attention.triton_tiles import (
 
 FORWARD_TILES: Tiles = ((64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 2), (128, 32, 4, 3))
 ONE_TILE_FORWARD = ((4, 4, 1), (8, 4, 2), (8, 4, 3), (2, 4, 1))
-"""Windows of a program, warps, stages."""
+"""(windows per program, warps, stages)."""
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def _attend(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One key tile of the online softmax."""
+    """Add one key tile to the online softmax."""
     row, region, _ = load_places(rows, regions, start, BLOCK_K, N)
     k = load_tokens(k_base, row, dim, k_pad, STRIDE, HEAD_DIM, PADDED)
     v = load_tokens(v_base, row, dim, v_pad, STRIDE, HEAD_DIM, PADDED)
@@ -96,7 +96,7 @@ def _forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A program computes one tile of queries of one window and head."""
+    """Compute one tile of queries of one window and head."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     TILES: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
     tile, head, window, sample = place_of_program(tl.program_id(0), windows, HEADS, TILES)
@@ -177,7 +177,7 @@ def _forward_one_tile_kernel(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """A program computes GROUP windows of one head, each in one tile, with their bias in registers."""
+    """Compute GROUP windows of one head, each in one tile, with their bias in registers."""
     STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
     head, part = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS
     dim = tl.arange(0, DIM)
@@ -201,7 +201,7 @@ def _forward_one_tile_kernel(
 
 
 def forward(qkv: Tensor, table: Tensor, pad: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Output and base-2 log-sum-exp.
+    """Return output and base-2 log-sum-exp.
 
     Args:
         qkv: (B, T, 3, h, d), contiguous.

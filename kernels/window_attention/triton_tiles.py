@@ -67,7 +67,7 @@ def load_tokens(base, row, dim, pad, STRIDE: tl.constexpr, HEAD_DIM: tl.constexp
 
 @triton.jit
 def load_places(rows, regions, start, BLOCK: tl.constexpr, N: tl.constexpr):
-    """Token, region and existence of BLOCK places from ``start``; places past the window repeat its last."""
+    """Return token, region and existence of BLOCK positions from ``start``; positions beyond the window repeat its last."""
     place = start + tl.arange(0, BLOCK)
     within = place < N
     place = tl.minimum(place, N - 1)
@@ -76,14 +76,14 @@ def load_places(rows, regions, start, BLOCK: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def load_pairs(bias, first_row, first_column, P: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Bias of a tile of pairs."""
+    """Load the bias of a tile of pairs."""
     row, column = first_row + tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS)
     return tl.load(bias + row[:, None] * P + column[None, :])
 
 
 @triton.jit
 def masked_scores(scores, row_regions, column_regions, SHIFTED: tl.constexpr):
-    """Scores of pairs within a region."""
+    """Mask scores of pairs in different regions."""
     if SHIFTED:
         scores = tl.where(row_regions[:, None] == column_regions[None, :], scores, float("-inf"))
     return scores
@@ -101,7 +101,7 @@ def _dense_bias_kernel(
     TRANSPOSED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One tile of the bias of every pair of places, queries by keys or the other way round, times log2(e)."""
+    """Expand one tile of the bias of all pairs of positions, queries by keys or transposed, times log2(e)."""
     SIDE: tl.constexpr = P // BLOCK
     tile, head = tl.program_id(0) % (SIDE * SIDE), tl.program_id(0) // (SIDE * SIDE)
     row, column = tile // SIDE * BLOCK + tl.arange(0, BLOCK), tile % SIDE * BLOCK + tl.arange(0, BLOCK)
@@ -121,7 +121,7 @@ def _dense_bias_kernel(
 
 
 def dense_bias(table: Tensor, dtype: torch.dtype, geometry: Geometry, transposed: bool = False) -> Tensor:
-    """(h, P, P), queries by keys or ``transposed``, for inputs of ``dtype``."""
+    """Return the bias (h, P, P), queries by keys or ``transposed``, for inputs of ``dtype``."""
     places, heads = geometry.rows_nN.shape[1], table.shape[1]
     side = _pitch(places, dtype)
     dense = torch.empty(heads, side, side, dtype=torch.float32 if dtype == torch.float32 else torch.float16, device=table.device)
@@ -141,7 +141,7 @@ def dense_bias(table: Tensor, dtype: torch.dtype, geometry: Geometry, transposed
 
 
 def common(qkv: Tensor, pad: Tensor, geometry: Geometry) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments and constants of every kernel."""
+    """Return the arguments and constants shared by all kernels."""
     _, tokens, _, heads, head_dim = qkv.shape
     windows, places = geometry.rows_nN.shape
     long = tokens * 3 * heads * head_dim >= 2**31
@@ -167,18 +167,18 @@ def common(qkv: Tensor, pad: Tensor, geometry: Geometry) -> tuple[dict[str, Any]
 
 
 def in_one_tile(places: int, dtype: torch.dtype) -> bool:
-    """Whether a window of so many tokens is computed at once."""
+    """Return whether a window of ``places`` tokens is computed in one tile."""
     return places <= (ONE_TILE_FLOAT32 if dtype == torch.float32 else ONE_TILE)
 
 
 def _pitch(places: int, dtype: torch.dtype) -> int:
-    """Side of the dense bias: no tile of pairs reaches beyond."""
+    """Return the side of the dense bias: no tile of pairs extends beyond it."""
     return max(16, triton.next_power_of_2(places)) if in_one_tile(places, dtype) else triton.cdiv(places, 128) * 128
 
 
 @cache
 def configs(tiles: Tiles, places: int, dtype: torch.dtype) -> tuple[triton.Config, ...]:
-    """Configurations that suit a window of so many places, without repetition."""
+    """Return the distinct configurations for a window of ``places`` tokens."""
     whole = max(16, triton.next_power_of_2(places))
     found: dict[str, triton.Config] = {}
     for queries, keys, warps, stages in FLOAT32_TILES if dtype == torch.float32 else tiles:

@@ -21,7 +21,7 @@ PRELOADED = ["components.training.trainer", "components.training.figures", "deep
 
 
 def _work(path: Path, log: Path, rank: int, world: int, port: int, environment: dict[str, str]) -> None:
-    """What ``python -m components.training.trainer`` does, as one of several."""
+    """Run ``python -m components.training.trainer`` as one of several processes."""
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)

@@ -38,7 +38,7 @@ def _config() -> Qwen2MoeConfig:
     )
 
 
-def test_a_block_is_that_of_transformers() -> None:
+def test_a_block_equals_that_of_transformers() -> None:
     torch.manual_seed(0)
     theirs = Qwen2MoeSparseMoeBlock(_config())
     for parameter in theirs.parameters():
@@ -64,7 +64,7 @@ def test_padding_is_not_counted() -> None:
     assert torch.equal(masked.counts_E, alone.counts_E)
 
 
-def test_a_bias_changes_the_choice_and_not_the_weight() -> None:
+def test_a_bias_influences_the_choice_but_not_the_weight() -> None:
     torch.manual_seed(0)
     hidden, router = torch.randn(6, 8), torch.randn(4, 8)
     plain = route(hidden, router, 1, norm_topk_prob=False)
@@ -73,7 +73,7 @@ def test_a_bias_changes_the_choice_and_not_the_weight() -> None:
     torch.testing.assert_close(forced.weights_TK[:, 0], plain.probabilities_TE[:, 3])
 
 
-def test_the_bias_rises_for_idle_experts_until_the_load_is_even() -> None:
+def test_the_bias_rises_for_idle_experts_until_the_load_is_balanced() -> None:
     torch.manual_seed(0)
     hidden, router, bias = torch.randn(512, 8) + 1, torch.randn(6, 8), torch.zeros(6)
     loads = []
@@ -117,7 +117,7 @@ def test_it_is_the_sum_over_the_chosen_experts(tokens: int, experts: int, data: 
     torch.testing.assert_close(moe(x, router, gate_up, down, top_k).hidden_TH, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_gradients_of_the_specification_are_right() -> None:
+def test_gradients_of_the_specification_pass_gradcheck() -> None:
     """In float64, of hidden states and experts; the router's own gradient is float32 by definition."""
     torch.manual_seed(0)
     x, weights = (
@@ -130,7 +130,7 @@ def test_gradients_of_the_specification_are_right() -> None:
     assert torch.autograd.gradcheck(lambda x, w, g, d: experts_reference(x, w, experts, g, d), (x, weights, gate_up, down))
 
 
-def test_more_choices_than_experts_is_refused() -> None:
+def test_more_choices_than_experts_are_rejected() -> None:
     with pytest.raises(ValueError, match="top_k 3"):
         moe(torch.zeros(1, 2), torch.zeros(2, 2), torch.zeros(2, 4, 2), torch.zeros(2, 2, 2), top_k=3)
 
@@ -139,7 +139,7 @@ def test_more_choices_than_experts_is_refused() -> None:
     ("name", "shape"),
     [("router_weight", (3, 9)), ("gate_up", (2, 8, 8)), ("down", (3, 9, 4)), ("expert_bias", (2,)), ("valid", (4,))],
 )
-def test_sizes_that_do_not_fit_are_refused_by_name(name: str, shape: tuple[int, ...]) -> None:
+def test_inconsistent_sizes_are_rejected_by_name(name: str, shape: tuple[int, ...]) -> None:
     """A kernel would read foreign memory."""
     sizes = {"hidden": (5, 8), "router_weight": (3, 8), "gate_up": (3, 8, 8), "down": (3, 8, 4), "expert_bias": (3,), "valid": (5,)}
     hidden, router, gate_up, down, bias, valid = (torch.zeros(size) for size in (sizes | {name: shape}).values())
@@ -181,7 +181,7 @@ def _assert_close(ours: list[Tensor], expected: list[Tensor], bar: float = 1e-5)
 
 @given(experts=st.integers(1, 6), tokens=st.integers(1, 40), data=st.data())
 @settings(max_examples=20, deadline=None)
-def test_grouped_products_are_the_specification(experts: int, tokens: int, data: st.DataObject) -> None:
+def test_grouped_products_equal_the_specification(experts: int, tokens: int, data: st.DataObject) -> None:
     top_k = data.draw(st.integers(1, experts))
     inputs = _inputs(tokens, experts, 8, 12)
     with patch.object(cpu, "GROUPED_EXPERTS", 0):
@@ -191,7 +191,7 @@ def test_grouped_products_are_the_specification(experts: int, tokens: int, data:
 
 @given(experts=st.integers(1, 6), tokens=st.integers(1, 20), small=st.booleans(), data=st.data())
 @settings(max_examples=20, deadline=None)
-def test_a_step_of_generation_is_the_specification(experts: int, tokens: int, small: bool, data: st.DataObject) -> None:
+def test_a_generation_step_equals_the_specification(experts: int, tokens: int, small: bool, data: st.DataObject) -> None:
     """One token, few tokens through all experts, and more than few."""
     top_k = data.draw(st.integers(1, experts))
     inputs = _inputs(tokens, experts, 8, 12)
@@ -199,7 +199,7 @@ def test_a_step_of_generation_is_the_specification(experts: int, tokens: int, sm
         torch.testing.assert_close(moe_hidden(*inputs, top_k), moe_reference(*inputs, top_k).hidden_TH, atol=1e-5, rtol=1e-5)
 
 
-def test_the_product_of_a_traced_graph_tells_the_truth_about_itself() -> None:
+def test_the_grouped_operator_of_a_traced_graph_passes_opcheck_and_gradcheck() -> None:
     """Shapes that the graph is told, and gradients, are those of the loop that runs; an expert without rows included."""
     rows, weight = (
         torch.randn(7, 6, dtype=torch.float64, requires_grad=True),
@@ -221,7 +221,7 @@ def test_the_product_of_a_traced_graph_tells_the_truth_about_itself() -> None:
     data=st.data(),
 )
 @settings(max_examples=10, deadline=None)
-def test_the_triton_kernels_are_the_specification(
+def test_the_triton_kernels_equal_the_specification(
     tokens: int, experts: int, norm: bool, scoring: str, biased: bool, masked: bool, sizes: tuple[int, int], data: st.DataObject
 ) -> None:
     """Any number of tokens and experts (prime, one, idle ones, K = E), both scorings, with and without padding."""
@@ -243,7 +243,7 @@ def test_no_tokens_give_no_output_and_zero_gradients(on_triton: bool) -> None:
     assert all(gradient.abs().sum() == 0 for gradient in results[4:])
 
 
-def test_a_mask_that_is_a_strided_view_counts_as_its_copy() -> None:
+def test_a_strided_mask_equals_its_copy() -> None:
     inputs = _inputs(6, 4, 16, 8)
     strided = (torch.arange(24) % 3 != 1).view(6, 4)[:, 1]
     with interpreted():
@@ -252,7 +252,7 @@ def test_a_mask_that_is_a_strided_view_counts_as_its_copy() -> None:
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["loop", "grouped"])
-def test_the_same_input_gives_the_same_bits_every_time(grouped: bool) -> None:
+def test_the_layer_is_deterministic(grouped: bool) -> None:
     """Many tokens with four choices each: a gather with repeated rows would sum their gradients in any order."""
     inputs = _inputs(512, 16, 64, 32)
     with patch.object(cpu, "GROUPED_EXPERTS", 16 if grouped else 64):
@@ -285,7 +285,7 @@ def test_the_sort_is_stable_and_a_permutation(tokens: int, experts: int, data: s
     assert torch.equal(counts, chosen.flatten().bincount(minlength=experts))
 
 
-def test_a_token_that_is_not_a_number_spoils_itself_alone() -> None:
+def test_a_token_with_nan_affects_only_itself() -> None:
     """Its row is NaN, so that the loss guard sees it; the sort stays a permutation."""
     inputs = _inputs(12, 4, 16, 8)
     inputs[0][3] = torch.nan
@@ -296,7 +296,7 @@ def test_a_token_that_is_not_a_number_spoils_itself_alone() -> None:
     torch.testing.assert_close(out[others], moe_reference(*inputs, top_k=2).hidden_TH[others], atol=1e-5, rtol=1e-5)
 
 
-def test_experts_that_may_not_be_chosen_leave_the_sort_a_permutation() -> None:
+def test_excluded_experts_keep_the_sort_a_permutation() -> None:
     """Fewer experts than choices have a finite preference: none is chosen twice."""
     hidden, router, *_ = _inputs(10, 4, 16, 8)
     bias = torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf])
@@ -318,7 +318,7 @@ def test_a_loss_of_the_router_alone_has_gradients() -> None:
         torch.testing.assert_close(ours.grad, expected.grad, atol=1e-6, rtol=1e-5)
 
 
-def test_a_layer_can_be_computed_again_in_the_backward_pass() -> None:
+def test_a_layer_supports_activation_checkpointing() -> None:
     """Activation checkpointing gives what was saved out a single time."""
     inputs = _inputs(9, 4, 16, 8)
     gradients = []
@@ -331,13 +331,13 @@ def test_a_layer_can_be_computed_again_in_the_backward_pass() -> None:
     assert all(torch.equal(ours, expected) for ours, expected in zip(*gradients, strict=True))
 
 
-def test_unlike_dtypes_are_refused() -> None:
+def test_mixed_dtypes_are_rejected() -> None:
     hidden, *weights = _inputs(4, 2, 16, 8)
     with interpreted(), pytest.raises(ValueError, match="cast them"):
         moe(hidden.half(), *weights, top_k=1)
 
 
-def test_the_operators_keep_the_rules_of_torch_library() -> None:
+def test_the_operators_pass_opcheck() -> None:
     hidden, router, gate_up, down = (x.requires_grad_() for x in _inputs(9, 3, 16, 8))
     valid = torch.ones(9, dtype=torch.bool)
     with interpreted():
@@ -346,7 +346,7 @@ def test_the_operators_keep_the_rules_of_torch_library() -> None:
         torch.library.opcheck(experts_op, (hidden, weights.detach().requires_grad_(), gate_up, down, order, place, ends))
 
 
-def test_of_the_experts_only_the_pre_activations_are_kept() -> None:
+def test_only_the_pre_activations_of_the_experts_are_saved() -> None:
     """Beside inputs and the sort: (S, 2 I) numbers; neither the activations nor the inputs and outputs of the experts."""
     tokens, experts, top_k, hidden_size, width = 16, 4, 2, 16, 24
     inputs = [x.requires_grad_() for x in _inputs(tokens, experts, hidden_size, width)]

@@ -69,7 +69,7 @@ def _losses(device: str, steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize(("device", "steps"), RUNS)
-def test_training_goes_where_the_specification_goes(device: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_with_kernels_follows_the_specification(device: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with interpreted() if device == "cpu" else contextlib.nullcontext():
         ours = _losses(device, steps)
 

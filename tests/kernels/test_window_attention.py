@@ -25,7 +25,7 @@ SHIFTED_AND_PADDED = ((6, 9, 8), (5, 7, 7), (2, 3, 3))
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("grid", [(4, 8, 8), (4, 7, 10)], ids=["fits", "padded"])
 @pytest.mark.parametrize("window", [(2, 4, 4), (3, 9, 9)], ids=["small", "large"])
-def test_a_block_is_that_of_monai(window: Triple, grid: Triple, shifted: bool) -> None:
+def test_a_block_equals_that_of_monai(window: Triple, grid: Triple, shifted: bool) -> None:
     """Same weights, same numbers. MONAI pads with zeros *before* the qkv projection, which is our ``pad_qkv``."""
     torch.manual_seed(0)
     heads, width = 2, 8
@@ -50,7 +50,7 @@ def test_a_block_is_that_of_monai(window: Triple, grid: Triple, shifted: bool) -
     torch.testing.assert_close(ours(x), theirs(x, mask), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_of_the_specification_are_right() -> None:
+def test_gradients_of_the_specification_pass_gradcheck() -> None:
     qkv = torch.randn(1, 2, 3, 4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     table = torch.randn(bias_table_rows((2, 2, 2)), 2, dtype=torch.float64, requires_grad=True)
     pad = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -66,22 +66,22 @@ def test_a_window_larger_than_the_grid_is_plain_attention() -> None:
     torch.testing.assert_close(window_attention(qkv, table, (4, 6, 6), (2, 3, 3)), expected)
 
 
-def test_a_table_of_another_window_is_refused() -> None:
+def test_a_bias_table_of_another_window_is_rejected() -> None:
     with pytest.raises(ValueError, match="needs"):
         window_attention(torch.zeros(1, 1, 4, 4, 3, 2, 4), torch.zeros(5, 2), (1, 4, 4), (0, 0, 0))
 
 
-def test_a_shift_of_a_whole_window_is_refused() -> None:
+def test_a_shift_of_a_whole_window_is_rejected() -> None:
     with pytest.raises(ValueError, match="below the window"):
         window_attention(torch.zeros(1, 1, 4, 4, 3, 2, 4), torch.zeros(49, 2), (1, 4, 4), (0, 4, 0))
 
 
-def test_padding_of_another_size_is_refused() -> None:
+def test_padding_of_another_size_is_rejected() -> None:
     with pytest.raises(ValueError, match="pad_qkv"):
         window_attention(torch.zeros(1, 1, 4, 4, 3, 2, 4), torch.zeros(49, 2), (1, 4, 4), (0, 0, 0), torch.zeros(3, 1, 4))
 
 
-def test_tracing_leaves_nothing_behind() -> None:
+def test_tracing_leaves_no_cached_geometry() -> None:
     """A tensor made while tracing and kept would spoil every later call."""
     qkv, table = torch.randn(1, 1, 5, 6, 3, 1, 8), torch.randn(49, 1)
     with FakeTensorMode() as mode:
@@ -155,14 +155,14 @@ def _assert_within(ours: list[Tensor], expected: list[Tensor], forward: float, g
     ],
     ids=["plain", "shifted", "shifted and padded", "2-D"],
 )
-def test_large_windows_on_a_cpu_are_the_specification(size: Triple, window: Triple, shift: Triple, head_dim: int) -> None:
+def test_large_windows_on_a_cpu_equal_the_specification(size: Triple, window: Triple, shift: Triple, head_dim: int) -> None:
     inputs = _inputs(size, window, 2, head_dim)
     expected = _results(_specification(window, shift), *inputs)
     ours = _results(lambda q, t, p: window_attention(q, t, window, shift, p), *inputs)
     _assert_within(ours, expected, 1e-5, 1e-4)
 
 
-def test_large_windows_on_a_cpu_give_the_same_bits_every_time() -> None:
+def test_large_windows_on_a_cpu_are_deterministic() -> None:
     size, window, shift = SHIFTED_AND_PADDED
     inputs = _inputs(size, window, 2, 16)
     runs = [_results(_the_op(window, shift), *inputs) for _ in range(3)]
@@ -177,7 +177,7 @@ def test_large_windows_on_a_cpu_give_the_same_bits_every_time() -> None:
     data=st.data(),
 )
 @settings(max_examples=12, deadline=None)
-def test_the_triton_kernels_are_the_specification(
+def test_the_triton_kernels_equal_the_specification(
     size: Triple, window: Triple, heads: int, head_dim: int, data: st.DataObject
 ) -> None:
     """Any grid, window, shift and padding; the kernel for windows in one tile."""
@@ -189,7 +189,7 @@ def test_the_triton_kernels_are_the_specification(
 
 
 @pytest.mark.parametrize("shift", [(0, 0, 0), (1, 3, 2)], ids=["plain", "shifted"])
-def test_the_triton_kernels_of_many_tiles_are_the_specification(shift: Triple) -> None:
+def test_the_triton_kernels_with_many_tiles_equal_the_specification(shift: Triple) -> None:
     """N = 75 tokens: two full tiles of 32 and a tail of 11."""
     size, window = (4, 5, 6), (3, 5, 5)
     inputs = _inputs(size, window, 1, 16, batch=1)
@@ -210,7 +210,7 @@ def test_the_triton_kernels_in_half_precision() -> None:
 
 
 @pytest.mark.parametrize("on_triton", [False, True], ids=["cpu", "triton"])
-def test_a_block_can_be_computed_again_in_the_backward_pass(on_triton: bool) -> None:
+def test_a_block_supports_activation_checkpointing(on_triton: bool) -> None:
     """Activation checkpointing gives what was saved out a single time."""
     window, shift = ((1, 4, 4), (0, 2, 2)) if on_triton else ((1, 15, 15), (0, 6, 6))
     qkv, table, pad, _ = _inputs((1, 5, 6) if on_triton else (1, 17, 16), window, 1, 8, batch=1)
@@ -226,7 +226,7 @@ def test_a_block_can_be_computed_again_in_the_backward_pass(on_triton: bool) -> 
 
 
 @pytest.mark.parametrize("on_triton", [False, True], ids=["cpu", "triton"])
-def test_the_operators_keep_the_rules_of_torch_library(on_triton: bool) -> None:
+def test_the_operators_pass_opcheck(on_triton: bool) -> None:
     window, shift = ((1, 4, 4), (0, 2, 2)) if on_triton else ((1, 15, 15), (0, 6, 6))
     qkv, table, pad, _ = _inputs((1, 5, 6) if on_triton else (1, 17, 16), window, 1, 8, batch=1)
     arguments = tuple(x.requires_grad_() for x in (qkv, table, pad))
@@ -238,7 +238,7 @@ def test_the_operators_keep_the_rules_of_torch_library(on_triton: bool) -> None:
 
 
 def test_no_score_tensor_is_kept_for_the_backward_pass() -> None:
-    """What is saved grows with the tokens, not with tokens times window."""
+    """Saved memory grows with the number of tokens, not with tokens times window."""
     size, window = (7, 14, 14), (7, 7, 7)
     qkv, table, pad, _ = _inputs(size, window, 2, 16, batch=1)
     saved: list[int] = []
@@ -248,8 +248,8 @@ def test_no_score_tensor_is_kept_for_the_backward_pass() -> None:
     assert sum(saved) < 3 * qkv.numel() < places * 343
 
 
-def test_half_a_window_beyond_the_middle_cannot_attend() -> None:
-    """What a shifted window at the border holds of the far side changes nothing."""
+def test_regions_of_a_shifted_window_do_not_attend_to_each_other() -> None:
+    """Tokens from the opposite border in a shifted window have no influence."""
     window, shift = (1, 16, 16), (0, 8, 8)
     qkv, table, pad, _ = _inputs((1, 32, 32), window, 1, 8, batch=1)
     changed = qkv.clone()
