@@ -33,7 +33,13 @@ def committed() -> Rows:
     return _rows(TABLE)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+EVERY_RUN = ("sm_90", "gfx942")
+"""Targets that every run of the tests compiles for, one of each vendor; the others differ in limits rather than in language."""
+
+
+@pytest.mark.parametrize(
+    "target", [target if target in EVERY_RUN else pytest.param(target, marks=pytest.mark.slow) for target in TARGETS]
+)
 def test_every_kernel_compiles_in_every_configuration(target: str, committed: Rows, tmp_path: Path) -> None:
     """In a process of its own: the interpreter of the other tests and the compiler exclude each other."""
     table = tmp_path / "compiled.csv"
