@@ -26,7 +26,7 @@ from components.curation.measure.volume_facts import compute_slice_facts
 from components.curation.store import VolumeStore
 from components.curation.table_rows import VolumeRecord
 from components.curation.text.descriptions import describe
-from components.curation.text.instructions import candidates
+from components.curation.text.instructions import list_candidates
 from components.ingestion.volume import Volume
 from components.settings import CurationSettings
 from tests.helpers.corpora import card, tiny_series, tiny_volume
@@ -52,7 +52,7 @@ def _prepare(slices: int, side: int) -> tuple[VolumeRecord, CuratedVolume, np.nd
 
 
 def _count_instructions(curated: CuratedVolume, facts: CardFacts, settings: CurationSettings) -> int:
-    return len(candidates(curated, facts, settings))
+    return len(list_candidates(curated, facts, settings))
 
 
 def compute_from_voxels(slices: int, side: int) -> None:

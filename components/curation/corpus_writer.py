@@ -36,7 +36,7 @@ from components.curation.tables import (
     write_arrow,
     write_table,
 )
-from components.curation.text.instructions import balanced, candidates
+from components.curation.text.instructions import list_candidates, select_balanced
 from components.files import read_json, write_json
 from components.provenance import digest, file_md5
 from components.settings import CurationSettings
@@ -116,7 +116,7 @@ def write_corpus(
     unique, duplicates = _drop_duplicates(records)
     volumes, splits = _assign_splits(sorted(unique, key=lambda record: record.volume_id), settings)
     rows = _collect_rows(volumes, load, cards, settings, previous)
-    selected = balanced(rows.candidates, {record.volume_id: record.dataset_id for record in volumes})
+    selected = select_balanced(rows.candidates, {record.volume_id: record.dataset_id for record in volumes})
     write_table(out, VOLUMES, volumes)
     write_arrow(out, DESCRIPTIONS, rows.descriptions)
     write_arrow(out, INSTRUCTIONS, rows.candidates.filter(selected))
@@ -195,7 +195,7 @@ def _collect_rows(
     for records in _batches(changed, BATCH):
         loaded = [load(record.volume_id).model_copy(update={"record": record}) for record in records]
         descriptions.append(to_arrow(DESCRIPTIONS, (volume.description for volume in loaded)))
-        rows = (row for volume in loaded for row in candidates(volume, cards[volume.record.dataset_id], settings))
+        rows = (row for volume in loaded for row in list_candidates(volume, cards[volume.record.dataset_id], settings))
         instructions.append(to_arrow(INSTRUCTIONS, rows))
         slices.append(SliceTable.from_facts((volume.record.volume_id, volume.record.slices, volume.facts) for volume in loaded))
     in_order = SliceTable.concatenate(slices).take([record.volume_id for record in volumes])

@@ -6,7 +6,7 @@ Shape letters: K samples, D slices, H rows, W columns, P side of a resampled sli
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +26,7 @@ from model_core.targets import TARGET_IMAGE
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
-    from components.evaluation.task_result import Score, TaskResult
+    from components.evaluation.task_result import TaskResult
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
@@ -123,19 +123,14 @@ class Reconstruction(Task):
         for index, case in enumerate(cases):
             volumes[case.record.volume_id].append(index)
         patients = [cases[indices[0]].record.patient_id for indices in volumes.values()]
-        ranges = [float(corpus.store.read(volume_id).max()) for volume_id in volumes]
-
-        def score_volumes(method: str, metric: Callable[..., float]) -> Score:
-            values = []
-            for indices, data_range in zip(volumes.values(), ranges, strict=True):
-                prediction = np.stack([images[method][i] for i in indices])
-                target = np.stack([cases[i].target.image for i in indices])
-                values.append(metric(prediction, target) if metric is metrics.nmse else metric(prediction, target, data_range))
-            return mean_score(values)
+        ranges = {volume_id: float(corpus.store.read(volume_id).max()) for volume_id in volumes}
 
         result = TaskResult()
         for name, metric, higher in (("PSNR, dB", metrics.psnr, True), ("SSIM", metrics.ssim, True), ("NMSE", metrics.nmse, False)):
-            scores = {method: score_volumes(method, metric) for method in images}
+            scores = {
+                method: mean_score(_score_volumes(metric, predictions, cases, volumes, ranges))
+                for method, predictions in images.items()
+            }
             model, sampled = scores.pop("model"), scores.pop("sampled")
             result.rows.append(build_row(self.name, name, higher, model, scores, patients, len(cases), model))
             if metric is metrics.ssim:
@@ -162,6 +157,24 @@ class Reconstruction(Task):
         result.worst_pictures = [panels(i, f"model, SSIM {by_case[i]:.2f}") for i in worst_cases(by_case)]
         result.sweep = sweep_masks(cases, answers, corpus, settings)
         return result
+
+
+def _score_volumes(
+    metric: Callable[..., float],
+    predictions: Sequence[Image],
+    cases: Sequence[Case],
+    volumes: Mapping[str, Sequence[int]],
+    ranges: Mapping[str, float],
+) -> list[float]:
+    """Apply a metric to the slices of each volume (volume_id -> indices of its cases); PSNR and SSIM use the volume's maximum."""
+    from components.evaluation.metrics import nmse
+
+    scores = []
+    for volume_id, indices in volumes.items():
+        prediction = np.stack([predictions[i] for i in indices])
+        target = np.stack([cases[i].target.image for i in indices])
+        scores.append(metric(prediction, target) if metric is nmse else metric(prediction, target, ranges[volume_id]))
+    return scores
 
 
 def _add_residual(volume: ResampledVolume, residual_DPP: NDArray[np.float32]) -> NDArray[np.float32]:

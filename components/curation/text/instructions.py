@@ -75,12 +75,12 @@ def build_instruction(
     )
 
 
-def candidates(curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> list[InstructionRecord]:
-    """Return every instruction about a volume whose record has its split; :func:`balanced` selects those of the corpus."""
+def list_candidates(curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> list[InstructionRecord]:
+    """Return every instruction about a volume whose record has its split; :func:`select_balanced` selects those of the corpus."""
     return [record for task in TASKS.values() for record in task.candidates(curated, card, settings)]
 
 
-def balanced(candidates: pa.Table, datasets: dict[str, str]) -> NDArray[np.bool_]:
+def select_balanced(candidates: pa.Table, datasets: dict[str, str]) -> NDArray[np.bool_]:
     """Return a mask of the candidates that the corpus includes: of paired tasks as many with a finding as without, else all.
 
     Balance holds per dataset, split and task. The surplus is dropped in the order of the ids, which is a keyed order, never one by

@@ -9,7 +9,7 @@ from components.curation.measure.volume_facts import SliceFacts
 from components.curation.store import VolumeStore
 from components.curation.text.descriptions import describe
 from components.curation.text.differentials import list_considerations
-from components.curation.text.instructions import candidates
+from components.curation.text.instructions import list_candidates
 from components.curation.text.template import parse_paragraph
 from components.ingestion.volume import Acquisition
 from components.registries import TASKS
@@ -67,7 +67,7 @@ def test_an_open_question_is_answered_with_a_differential_and_the_finding_of_the
     names = {1: "cerebrospinal fluid", 2: "grey matter", 3: "white matter", 4: "infarct"}
     curated = _curate(tmp_path, "brain", names)
     facts = CardFacts(dataset_id="x", name="X", anatomy="brain", synthetic=True, label_map=names)
-    questions = [row for row in candidates(curated, facts, tiny_settings()) if row.differential]
+    questions = [row for row in list_candidates(curated, facts, tiny_settings()) if row.differential]
     assert questions and all(row.differential == list_considerations("infarct", "brain") for row in questions)
     for row in questions:
         assert row.response.startswith("yes") and row.response.endswith("Most likely: infarct.")
