@@ -171,7 +171,7 @@ class Layout(_StrictModel):
         yield from ((f"tissue_maps.{value}", pattern) for value, pattern in self.tissue_maps.items())
         yield from (("tables", table.path) for table in self.tables)
 
-    def leaves_out(self, relative: str) -> bool:
+    def excludes(self, relative: str) -> bool:
         """Return whether the layout excludes a file: it is ignored, or ``images`` is given and no glob matches this image."""
         if matches_any(relative, self.ignored):
             return True

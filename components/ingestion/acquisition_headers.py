@@ -1,7 +1,7 @@
-"""From header values to an :class:`~components.ingestion.volume.Acquisition`.
+"""Convert header values to an :class:`~components.ingestion.volume.Acquisition`.
 
-Descriptions are free text that may name the patient, so they are gone before a file is read here: the kind of sequence is told
-from the physics and the codes (PS3.3 C.8.3), by the rules of :mod:`components.ingestion.sequence_classification`.
+Descriptions are free text that may name the patient, so de-identification removes them before this module reads a file.
+:mod:`components.ingestion.sequence_classification` derives the sequence from acquisition parameters and codes (PS3.3 C.8.3).
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from components.ingestion.deidentification.allowlists import body_part, scanner, vendor
-from components.ingestion.deidentification.deidentify import age_years, sex
-from components.ingestion.sequence_classification import Timing, classify
+from components.ingestion.deidentification.allowlists import allowed_body_part, allowed_scanner, allowed_vendor
+from components.ingestion.deidentification.deidentify import parse_age_years, parse_sex
+from components.ingestion.sequence_classification import SequenceParameters, classify_sequence
 from components.ingestion.volume import Acquisition
 
 
-def _number(value: Any) -> float | None:
+def _parse_number(value: Any) -> float | None:
+    """Return a finite number, or None."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -27,82 +28,93 @@ def _number(value: Any) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def plane_of(affine: NDArray[np.float64]) -> str:
-    """The anatomical plane that the slice normal is nearest to; ``affine`` maps (d, h, w) to RAS+ mm."""
+def slice_plane(affine: NDArray[np.float64]) -> str:
+    """Return the anatomical plane whose normal is nearest to the slice normal; ``affine`` maps (d, h, w, 1) to RAS+ mm."""
     normal = np.cross(affine[:3, 1], affine[:3, 2])
     return ("sagittal", "coronal", "axial")[int(np.abs(normal).argmax())]
 
 
-def sequence_kind(repetition_ms: float | None, echo_ms: float | None, inversion_ms: float | None, technique: str) -> str | None:
-    """``"T1-weighted"`` and so on from the timing alone; None where that does not tell.
+def classify_timing(repetition_ms: float | None, echo_ms: float | None, inversion_ms: float | None, technique: str) -> str | None:
+    """Return the sequence from TR, TE and TI alone; None if they are inconclusive.
 
     Args:
         technique: DICOM Scanning Sequence codes joined by ``\\``: SE spin echo, GR gradient echo, EP echo planar, IR inversion.
     """
-    return classify(Timing(repetition_ms, echo_ms, inversion_ms, technique=frozenset(technique.split("\\")) - {""}))
+    codes = frozenset(technique.split("\\")) - {""}
+    return classify_sequence(SequenceParameters(repetition_ms, echo_ms, inversion_ms, technique=codes))
 
 
-def _codes(value: Any) -> frozenset[str]:
-    """The codes of a DICOM CS attribute, single or several."""
+def _code_set(value: Any) -> frozenset[str]:
+    """Return the codes of a DICOM CS attribute with one or more values, upper case."""
     return frozenset(str(code).upper() for code in ([value] if isinstance(value, str) else value or []) if code)
 
 
-def _timing(dataset: Dataset) -> Timing:
-    """What the rules of :mod:`components.ingestion.sequence_classification` look at, of a DICOM header."""
-    return Timing(
-        repetition_ms=_number(dataset.get("RepetitionTime")),
-        echo_ms=_number(dataset.get("EchoTime")),
-        inversion_ms=_number(dataset.get("InversionTime")) or None,
-        flip_deg=_number(dataset.get("FlipAngle")),
-        technique=_codes(dataset.get("ScanningSequence")),
-        variant=_codes(dataset.get("SequenceVariant")),
-        options=_codes(dataset.get("ScanOptions")),
-        image_type=_codes(dataset.get("ImageType")),
-        b_value=_number(dataset.get("DiffusionBValue")),
+def _read_parameters(dataset: Dataset) -> SequenceParameters:
+    """Return the sequence parameters of a DICOM header."""
+    return SequenceParameters(
+        repetition_ms=_parse_number(dataset.get("RepetitionTime")),
+        echo_ms=_parse_number(dataset.get("EchoTime")),
+        inversion_ms=_parse_number(dataset.get("InversionTime")) or None,
+        flip_deg=_parse_number(dataset.get("FlipAngle")),
+        technique=_code_set(dataset.get("ScanningSequence")),
+        variant=_code_set(dataset.get("SequenceVariant")),
+        options=_code_set(dataset.get("ScanOptions")),
+        image_type=_code_set(dataset.get("ImageType")),
+        b_value=_parse_number(dataset.get("DiffusionBValue")),
         angio=dataset.get("AngioFlag") == "Y",
     )
 
 
-def from_dicom(dataset: Dataset, affine: NDArray[np.float64], anatomy: str | None) -> Acquisition:
-    """Acquisition of an MR image; of its texts only published words."""
-    timing = _timing(dataset)
+def acquisition_from_dicom(dataset: Dataset, affine: NDArray[np.float64], anatomy: str | None) -> Acquisition:
+    """Return the acquisition of a DICOM MR image, with published terms only.
+
+    Args:
+        affine: (4, 4), maps index (d, h, w, 1) to RAS+ mm.
+        anatomy: body part to use if the header has none.
+    """
+    parameters = _read_parameters(dataset)
     return Acquisition(
         modality="MR",
-        sequence=classify(timing),
-        plane=plane_of(affine),
-        anatomy=body_part(dataset.get("BodyPartExamined")) or anatomy,
-        repetition_time_ms=timing.repetition_ms,
-        echo_time_ms=timing.echo_ms,
-        inversion_time_ms=timing.inversion_ms,
-        flip_angle_deg=timing.flip_deg,
-        field_strength_t=_number(dataset.get("MagneticFieldStrength")),
-        vendor=vendor(dataset.get("Manufacturer")),
-        scanner=scanner(dataset.get("ManufacturerModelName")),
-        sex=sex(dataset.get("PatientSex")),
-        age_years=age_years(dataset.get("PatientAge")),
+        sequence=classify_sequence(parameters),
+        plane=slice_plane(affine),
+        anatomy=allowed_body_part(dataset.get("BodyPartExamined")) or anatomy,
+        repetition_time_ms=parameters.repetition_ms,
+        echo_time_ms=parameters.echo_ms,
+        inversion_time_ms=parameters.inversion_ms,
+        flip_angle_deg=parameters.flip_deg,
+        field_strength_t=_parse_number(dataset.get("MagneticFieldStrength")),
+        vendor=allowed_vendor(dataset.get("Manufacturer")),
+        scanner=allowed_scanner(dataset.get("ManufacturerModelName")),
+        sex=parse_sex(dataset.get("PatientSex")),
+        age_years=parse_age_years(dataset.get("PatientAge")),
     )
 
 
-def from_sidecar(sidecar: Mapping[str, Any], affine: NDArray[np.float64], anatomy: str | None) -> Acquisition:
-    """Acquisition from a BIDS sidecar (times in seconds there)."""
+def acquisition_from_sidecar(sidecar: Mapping[str, Any], affine: NDArray[np.float64], anatomy: str | None) -> Acquisition:
+    """Return the acquisition from a BIDS sidecar, whose times are in seconds.
+
+    Args:
+        affine: (4, 4), maps index (d, h, w, 1) to RAS+ mm.
+        anatomy: body part to use if the sidecar has none.
+    """
 
     def milliseconds(name: str) -> float | None:
-        seconds = _number(sidecar.get(name))
+        seconds = _parse_number(sidecar.get(name))
         return None if seconds is None else round(seconds * 1000, 6)
 
     repetition, echo, inversion = (milliseconds(name) for name in ("RepetitionTime", "EchoTime", "InversionTime"))
     return Acquisition(
         modality="MR",
-        sequence=sidecar.get("Sequence") or sequence_kind(repetition, echo, inversion, ""),
-        plane=plane_of(affine),
-        anatomy=body_part(sidecar.get("BodyPartExamined")) or anatomy,
+        sequence=sidecar.get("Sequence") or classify_timing(repetition, echo, inversion, ""),
+        plane=slice_plane(affine),
+        anatomy=allowed_body_part(sidecar.get("BodyPartExamined")) or anatomy,
         repetition_time_ms=repetition,
         echo_time_ms=echo,
         inversion_time_ms=inversion,
-        flip_angle_deg=_number(sidecar.get("FlipAngle")),
-        field_strength_t=_number(sidecar.get("MagneticFieldStrength")),
-        vendor=vendor(sidecar.get("Manufacturer")),
-        scanner=scanner(sidecar.get("ManufacturersModelName")),
-        sex=sex(sidecar.get("PatientSex")),
-        age_years=age_years(sidecar.get("PatientAge")),
+        flip_angle_deg=_parse_number(sidecar.get("FlipAngle")),
+        field_strength_t=_parse_number(sidecar.get("MagneticFieldStrength")),
+        vendor=allowed_vendor(sidecar.get("Manufacturer")),
+        scanner=allowed_scanner(sidecar.get("ManufacturersModelName")),
+        sex=parse_sex(sidecar.get("PatientSex")),
+        age_years=parse_age_years(sidecar.get("PatientAge")),
     )

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from components.catalog.cards import BoxTable, LabelTable
 from components.files import write_json
-from components.ingestion.annotations import finding_tables, report_tables
-from components.ingestion.annotations.sidecars import merged, stem_of
+from components.ingestion.annotations import finding_tables, lesion_boxes, report_tables
+from components.ingestion.annotations.sidecars import image_stem, merge_sidecars
 from components.ingestion.deidentification.deidentify import clean_sidecar
 from components.ingestion.formats.base import PlannedFile, WriteContext
 
@@ -46,7 +46,7 @@ class PlannedSidecar(PlannedJson):
     @classmethod
     def of(cls, image: Path, sidecars: tuple[Path, ...], target: str, sequence: str) -> PlannedSidecar:
         """Plan the sidecar of an image from its source sidecars; without any, the file that would be it (it need not exist)."""
-        source = sidecars[-1] if sidecars else image.with_name(f"{stem_of(image)}.json")
+        source = sidecars[-1] if sidecars else image.with_name(f"{image_stem(image)}.json")
         return cls(source, target, "annotation", sidecars[:-1], sequence)
 
     @property
@@ -56,7 +56,7 @@ class PlannedSidecar(PlannedJson):
 
     @override
     def content(self, context: WriteContext) -> Any:
-        return clean_sidecar(merged(path for path in self.sources if path.is_file()), self.sequence)
+        return clean_sidecar(merge_sidecars(path for path in self.sources if path.is_file()), self.sequence)
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class PlannedFileBoxes(PlannedJson):
 
     def content(self, context: WriteContext) -> list[dict[str, Any]]:
         """Return the rows about the file; for a reviewed file without any, one row that states that it is normal."""
-        rows = finding_tables.box_rows(self.source, self.file_name, context.card)
-        if rows is None and finding_tables.is_reviewed(list(self.reviewed), self.file_name):
-            blank = dict.fromkeys(finding_tables.BOX_COLUMNS, "")
+        rows = lesion_boxes.read_box_rows(self.source, self.file_name, context.card)
+        if rows is None and lesion_boxes.is_reviewed(list(self.reviewed), self.file_name):
+            blank = dict.fromkeys(lesion_boxes.BOX_COLUMNS, "")
             return [{**blank, "study_level": "Yes", "label": "normal"}]
         return rows or []
 
@@ -101,7 +101,7 @@ class PlannedTableBoxes(PlannedJson):
 
     @override
     def content(self, context: WriteContext) -> list[dict[str, Any]]:
-        return finding_tables.block_rows(self.source, self.table, self.key, self.grid)
+        return lesion_boxes.read_box3d_rows(self.source, self.table, self.key, self.grid)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class PlannedFindings(_PlannedTableRow):
 
     @override
     def content(self, context: WriteContext) -> dict[str, bool]:
-        return finding_tables.findings_of(self.source, self.table, self.key)
+        return finding_tables.read_findings(self.source, self.table, self.key)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class PlannedReport(_PlannedTableRow):
 
     @override
     def content(self, context: WriteContext) -> dict[str, str]:
-        return {"text": report_tables.report_of(self.source, self.table, self.key)}
+        return {"text": report_tables.read_report(self.source, self.table, self.key)}
 
 
 @dataclass(frozen=True)
@@ -141,4 +141,4 @@ class PlannedPerson(_PlannedTableRow):
 
     @override
     def content(self, context: WriteContext) -> dict[str, str | float]:
-        return finding_tables.person_of(self.source, self.table, self.key)
+        return finding_tables.read_demographics(self.source, self.table, self.key)

@@ -1,28 +1,29 @@
-"""What kind of sequence an image is, from the physics and the codes of its header; free text may name the patient and is not read.
+"""Classify the MRI sequence of an image from the acquisition parameters and codes of its header.
 
-The rules, in this order (the first that answers wins; None where none does):
+Free text may name the patient and is not used. The rules in order (the first match wins; None without a match):
 
 ====  ==========================================================================  ======================
-rule  header                                                                      answer
+rule  header                                                                      sequence
 ====  ==========================================================================  ======================
-1     Image Type names ADC                                                        ADC
-2     b-value above 0, or Image Type names DIFFUSION, TRACEW or DWI               DWI
+1     Image Type contains ADC                                                     ADC
+2     b-value above 0, or Image Type contains DIFFUSION, TRACEW or DWI            DWI
 3     Angio Flag Y                                                                MRA
 4     echo planar with spin echo, TE >= 40 ms                                     DWI
-5     echo planar otherwise                                                       T2*-weighted
+5     other echo planar                                                           T2*-weighted
 6     TI 1500-3500 ms, TE >= 70 ms                                                T2-FLAIR
 7     TI 80-260 ms, TR >= 1500 ms, no gradient echo                               STIR
 8     TI 300-1450 ms, TE <= 30 ms                                                 T1-weighted
-9     gradient echo, steady state not spoiled, TR <= 12 ms, flip >= 25 degrees    bSSFP
+9     gradient echo, unspoiled steady state, TR <= 12 ms, flip >= 25 degrees      bSSFP
 10    gradient echo, TE >= 12 ms, flip <= 40 degrees                              T2*-weighted
-11    gradient echo, TE < 12 ms, TR <= 1000 ms, flip >= 5 degrees or not given    T1-weighted
+11    gradient echo, TE < 12 ms, TR <= 1000 ms, flip >= 5 degrees or unknown      T1-weighted
 12    TR <= 1000 ms, TE <= 30 ms, no gradient echo                                T1-weighted
 13    TR >= 1500 ms, TE <= 50 ms, no gradient echo                                PD-weighted
 14    TR >= 1500 ms, TE >= 60 ms, no gradient echo                                T2-weighted
 ====  ==========================================================================  ======================
 
-Fat saturation (Scan Options FS) makes T1-FS, T2-FS and PD-FS of 8, 11-14. Bounds are those of McRobbie et al., MRI from Picture to
-Proton (2017), widened so that the typical protocols of ``tests/components/ingestion/test_sequences.py`` fall inside.
+With fat saturation (Scan Options FS), rules 8 and 11-14 yield T1-FS, T2-FS and PD-FS. The bounds are those of McRobbie et al., MRI
+from Picture to Proton (2017), widened to include the typical protocols of
+``tests/components/ingestion/test_sequence_classification.py``.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ SEQUENCES: tuple[str, ...] = (
     "quantitative map",
 )
 """The controlled vocabulary of the field ``sequence``."""
-_SATURATED = {"T1-weighted": "T1-FS", "T2-weighted": "T2-FS", "PD-weighted": "PD-FS"}
+_FAT_SATURATED = {"T1-weighted": "T1-FS", "T2-weighted": "T2-FS", "PD-weighted": "PD-FS"}
 _ALIASES = {
     "t1": "T1-weighted",
     "t1w": "T1-weighted",
@@ -102,27 +103,27 @@ _ALIASES = {
 
 
 def canonical_sequence(name: str | None) -> str | None:
-    """A sequence's name in the controlled vocabulary: ``"flair"`` -> ``"T2-FLAIR"``; None where it is not one."""
+    """Return a sequence name in the controlled vocabulary: ``"flair"`` -> ``"T2-FLAIR"``; None for an unknown name."""
     if not name:
         return None
-    plain = " ".join(name.lower().replace("-", " ").replace("_", " ").split())
-    by_name = {one.lower().replace("-", " "): one for one in SEQUENCES}
-    return by_name.get(plain) or _ALIASES.get(plain)
+    normalized = " ".join(name.lower().replace("-", " ").replace("_", " ").split())
+    by_normalized_name = {sequence.lower().replace("-", " "): sequence for sequence in SEQUENCES}
+    return by_normalized_name.get(normalized) or _ALIASES.get(normalized)
 
 
 @dataclass(frozen=True)
-class Timing:
-    """What the rules look at; None = the header does not say.
+class SequenceParameters:
+    """Header values that the rules use; None = unknown.
 
     Attributes:
-        repetition_ms, echo_ms, inversion_ms: milliseconds.
-        flip_deg: degrees.
+        repetition_ms, echo_ms, inversion_ms: TR, TE and TI in milliseconds.
+        flip_deg: flip angle in degrees.
         technique: DICOM Scanning Sequence codes: SE, IR, GR, EP, RM.
         variant: DICOM Sequence Variant codes: SK, MTC, SS, TRSS, SP, MP, OSP.
         options: DICOM Scan Options codes, e.g. FS.
-        image_type: DICOM Image Type.
-        b_value: s/mm2.
-        angio: DICOM Angio Flag is Y.
+        image_type: values of DICOM Image Type.
+        b_value: diffusion b-value in s/mm2.
+        angio: whether DICOM Angio Flag is Y.
     """
 
     repetition_ms: float | None = None
@@ -137,40 +138,40 @@ class Timing:
     angio: bool = False
 
 
-def classify(timing: Timing) -> str | None:
-    """The sequence in the words of :data:`SEQUENCES`, or None where the header does not tell."""
-    if "ADC" in timing.image_type:
+def classify_sequence(parameters: SequenceParameters) -> str | None:
+    """Return the sequence, one of :data:`SEQUENCES`; None if no rule matches."""
+    if "ADC" in parameters.image_type:
         return "ADC"
-    if (timing.b_value or 0) > 0 or timing.image_type & {"DIFFUSION", "TRACEW", "DWI"}:
+    if (parameters.b_value or 0) > 0 or parameters.image_type & {"DIFFUSION", "TRACEW", "DWI"}:
         return "DWI"
-    if timing.angio:
+    if parameters.angio:
         return "MRA"
-    if timing.echo_ms is None or timing.repetition_ms is None:
+    if parameters.echo_ms is None or parameters.repetition_ms is None:
         return None
-    contrast = _by_preparation(timing) or _by_readout(timing)
-    return _SATURATED.get(contrast, contrast) if contrast and "FS" in timing.options else contrast
+    contrast = _classify_prepared(parameters) or _classify_unprepared(parameters)
+    return _FAT_SATURATED.get(contrast, contrast) if contrast and "FS" in parameters.options else contrast
 
 
-def _by_preparation(timing: Timing) -> str | None:
-    """Rules 4-8: echo planar and inversion."""
-    assert timing.echo_ms is not None and timing.repetition_ms is not None
-    gradient = "GR" in timing.technique and "SE" not in timing.technique
-    if "EP" in timing.technique:
-        return "DWI" if "SE" in timing.technique and timing.echo_ms >= 40 else "T2*-weighted"
-    inversion = timing.inversion_ms or 0
-    if 1500 <= inversion <= 3500 and timing.echo_ms >= 70:
+def _classify_prepared(parameters: SequenceParameters) -> str | None:
+    """Apply rules 4-8: echo planar imaging and inversion recovery."""
+    assert parameters.echo_ms is not None and parameters.repetition_ms is not None
+    is_gradient_echo = "GR" in parameters.technique and "SE" not in parameters.technique
+    if "EP" in parameters.technique:
+        return "DWI" if "SE" in parameters.technique and parameters.echo_ms >= 40 else "T2*-weighted"
+    inversion = parameters.inversion_ms or 0
+    if 1500 <= inversion <= 3500 and parameters.echo_ms >= 70:
         return "T2-FLAIR"
-    if 80 <= inversion <= 260 and timing.repetition_ms >= 1500 and not gradient:
+    if 80 <= inversion <= 260 and parameters.repetition_ms >= 1500 and not is_gradient_echo:
         return "STIR"
-    return "T1-weighted" if 300 <= inversion <= 1450 and timing.echo_ms <= 30 else None
+    return "T1-weighted" if 300 <= inversion <= 1450 and parameters.echo_ms <= 30 else None
 
 
-def _by_readout(timing: Timing) -> str | None:
-    """Rules 9-14: gradient and spin echo without preparation."""
-    assert timing.echo_ms is not None and timing.repetition_ms is not None
-    repetition, echo, flip = timing.repetition_ms, timing.echo_ms, timing.flip_deg
-    if "GR" in timing.technique and "SE" not in timing.technique:
-        if "SS" in timing.variant and "SP" not in timing.variant and repetition <= 12 and (flip or 0) >= 25:
+def _classify_unprepared(parameters: SequenceParameters) -> str | None:
+    """Apply rules 9-14: gradient and spin echo without preparation."""
+    assert parameters.echo_ms is not None and parameters.repetition_ms is not None
+    repetition, echo, flip = parameters.repetition_ms, parameters.echo_ms, parameters.flip_deg
+    if "GR" in parameters.technique and "SE" not in parameters.technique:
+        if "SS" in parameters.variant and "SP" not in parameters.variant and repetition <= 12 and (flip or 0) >= 25:
             return "bSSFP"
         if echo >= 12:
             return "T2*-weighted" if flip is not None and flip <= 40 else None
@@ -179,4 +180,6 @@ def _by_readout(timing: Timing) -> str | None:
         return "T1-weighted" if echo <= 30 else None
     if repetition < 1500:
         return None
-    return "PD-weighted" if echo <= 50 else "T2-weighted" if echo >= 60 else None
+    if echo <= 50:
+        return "PD-weighted"
+    return "T2-weighted" if echo >= 60 else None

@@ -82,7 +82,7 @@ def _select_files(card: DatasetCard, source: Path, plan: Plan) -> list[Path]:
     paths: list[Path] = []
     for path in plan.listing:
         relative = path.relative_to(source)
-        if any(name.startswith(".") for name in relative.parts) or card.layout.leaves_out(relative.as_posix()):
+        if any(name.startswith(".") for name in relative.parts) or card.layout.excludes(relative.as_posix()):
             plan.ignored += 1
         else:
             paths.append(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from components.catalog import DatasetCard
 from components.catalog.cards import BoxTable, Table
-from components.ingestion.annotations.sidecars import Sidecars
+from components.ingestion.annotations.sidecars import SidecarIndex
 from components.ingestion.deidentification.pseudonyms import Pseudonyms
 from components.ingestion.formats.base import PlannedFile, PlannedSeries
 from components.ingestion.planned_annotations import (
@@ -86,7 +86,7 @@ class SourceFolder:
     def __init__(self, card: DatasetCard, source: Path, pseudonyms: Pseudonyms, other_files: list[Path]) -> None:
         """Match files of no known format (``other_files``) to the sidecars and tables of the card."""
         self.card, self.layout, self.source, self.pseudonyms = card, card.layout, source, pseudonyms
-        self.sidecars = Sidecars(source, other_files)
+        self.sidecars = SidecarIndex(source, other_files)
         self.used: set[Path] = set()
         self.reviewed = self._select(other_files, self.layout.reviewed)
         box_globs = [table if isinstance(table, str) else table.path for table in self.layout.boxes]

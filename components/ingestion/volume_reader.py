@@ -11,7 +11,7 @@ from typing import Any
 from components.catalog import DatasetCard
 from components.errors import BadInput, OmniMRIError
 from components.files import read_json
-from components.ingestion.annotations import finding_tables
+from components.ingestion.annotations import lesion_boxes
 from components.ingestion.formats.base import READERS
 from components.ingestion.formats.label_maps import read_labels
 from components.ingestion.formats.sniff import detect_format
@@ -57,8 +57,8 @@ def read_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volume:
         if series.labels:
             volume = replace(volume, labels=read_labels([data / file.path for file in series.labels], volume, card))
         rows = _read_rows(annotations, "boxes")
-        boxes = image_format.place_boxes(finding_tables.blocks_of(rows), files, volume) if rows else ()
-        diagnosis = {**finding_tables.diagnosis_of(rows, boxes), **_read_fields(annotations, "findings")}
+        boxes = image_format.place_boxes(lesion_boxes.parse_boxes(rows), files, volume) if rows else ()
+        diagnosis = {**lesion_boxes.derive_diagnosis(rows, boxes), **_read_fields(annotations, "findings")}
         reports = [read_json(path)["text"] for name, path in annotations.items() if name.startswith("report")]
         return replace(
             volume,

@@ -24,9 +24,9 @@ from components.curation.text.phrasings import scan_name
 from components.curation.text.structure_names import is_lesion, lesion_values
 from components.curation.text.template import FIELD_NAMES, PROVENANCES, format_paragraph
 from components.errors import OmniMRIError
-from components.ingestion.acquisition_headers import plane_of, sequence_kind
+from components.ingestion.acquisition_headers import classify_timing, slice_plane
 from components.ingestion.sequence_classification import canonical_sequence
-from components.phi_patterns import IDENTIFYING_NAME, identifies
+from components.phi_patterns import PHI_NAME_PATTERN, contains_phi
 from components.provenance import digest
 from components.registries import TASKS
 from components.tasks.base import has_finding
@@ -45,7 +45,7 @@ HEADER_NUMBERS = (
 )
 STATISTICS = ("intensity_scale", "voxel_minimum", "voxel_maximum", "voxel_deviation")
 _PSEUDONYM = re.compile(r"^p[0-9a-f]{12}$")
-_NAME = re.compile(IDENTIFYING_NAME)
+_NAME = re.compile(PHI_NAME_PATTERN)
 _MASSES = "pathological_findings.masses_or_suspicious_lesions"
 _CONTRADICTIONS = {
     frozenset({"T1-weighted", "T2-weighted"}),
@@ -117,11 +117,11 @@ def _volume_row(corpus: Corpus, volume: VolumeRecord, sides: SidesByPatient) -> 
         "unknown_label_values": len(set(volume.label_values) - set(label_map)),
         "lesion_as_labels": not lesion_is_labeled or volume.lesion is True,
         "patient_is_pseudonym": _PSEUDONYM.match(volume.patient_id) is not None,
-        "header_names_nobody": not identifies(header_texts),
+        "header_names_nobody": not contains_phi(header_texts),
         "files_name_nobody": _NAME.search(source_names) is None,
         "sequence_known": volume.sequence is None or canonical_sequence(volume.sequence) is not None,
         "sequence_as_timing": _timing_agrees(volume),
-        "plane_of_affine": plane_of(affine) if volume.plane else None,
+        "plane_of_affine": slice_plane(affine) if volume.plane else None,
         "spacing_plausible": bool(((spacing_mm >= 0.05) & (spacing_mm <= 50)).all()),
         "split_of_patient": corpus.splits.get(volume.patient_id, "none"),
         "shape_in_store": _shapes_agree(corpus, volume),
@@ -153,7 +153,7 @@ def _words(text: str) -> set[str]:
 def _timing_agrees(volume: VolumeRecord) -> bool:
     """Return whether the timing of a volume does not contradict the name of its sequence."""
     name = canonical_sequence(volume.sequence)
-    from_timing = sequence_kind(volume.repetition_time_ms, volume.echo_time_ms, volume.inversion_time_ms, "")
+    from_timing = classify_timing(volume.repetition_time_ms, volume.echo_time_ms, volume.inversion_time_ms, "")
     return name is None or from_timing is None or frozenset({name, from_timing}) not in _CONTRADICTIONS
 
 
@@ -176,7 +176,7 @@ def _description_row(corpus: Corpus, description: DescriptionRecord) -> dict[str
         "volume_id": description.volume_id,
         "volume_known": volume is not None,
         "text_length": len(description.text),
-        "names_nobody": not identifies(_join_texts([description.text, *fields.values(), *description.phrasings])),
+        "names_nobody": not contains_phi(_join_texts([description.text, *fields.values(), *description.phrasings])),
         "fields_complete": set(fields) == set(FIELD_NAMES) == set(provenance),
         "provenance_complete": all((provenance.get(name, "none") != "none") == bool(text) for name, text in fields.items()),
         "provenance_known": sources <= set(PROVENANCES),
@@ -245,7 +245,7 @@ def _instruction_row(
         "instruction_length": len(instruction.instruction),
         "response_length": len(instruction.response),
         "no_placeholder": not _PLACEHOLDER.search(instruction.instruction),
-        "names_nobody": not identifies(_join_texts([instruction.instruction, instruction.response, *labels])),
+        "names_nobody": not contains_phi(_join_texts([instruction.instruction, instruction.response, *labels])),
         "structure_as_card": _structure_matches_card(corpus, instruction, volume),
         "boxes": [box.model_dump(exclude={"label"}) for box in instruction.boxes],
         "largest_box_share": max(areas, default=None),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from components.curation.text.controlled_vocabulary import parse_severity
-from components.ingestion.annotations.report_tables import sections, sentences
+from components.ingestion.annotations.report_tables import split_sections, split_sentences
 
 _FINDING_WORDS: tuple[tuple[str, str], ...] = (
     ("image_modality_sequence.acquisition_quality_or_artifacts", r"artifact|artefact|motion degraded|image quality|nondiagnostic"),
@@ -43,18 +43,20 @@ _MAX_CHARACTERS = 240
 
 def parse_report(report: str) -> dict[str, str]:
     """Return ``"section.field"`` -> text of the fields that a report answers."""
-    parts = sections(report)
+    parts = split_sections(report)
     sentences_by_field: dict[str, list[str]] = {}
-    for sentence in sentences(parts.get("findings", "")):
+    for sentence in split_sentences(parts.get("findings", "")):
         if name := next((name for name, pattern in _RULES if pattern.search(sentence)), None):
             sentences_by_field.setdefault(name, []).append(sentence)
-    impression = sentences(parts.get("impression", ""))
-    advice = sentences(parts.get("recommendation", "")) + [sentence for sentence in impression if _RECOMMENDS.search(sentence)]
+    impression = split_sentences(parts.get("impression", ""))
+    advice = split_sentences(parts.get("recommendation", "")) + [
+        sentence for sentence in impression if _RECOMMENDS.search(sentence)
+    ]
     sentences_by_field["diagnostic_impression.suggestive_of"] = [
         sentence for sentence in impression if not _RECOMMENDS.search(sentence)
     ]
     sentences_by_field["diagnostic_impression.recommendation"] = advice
-    grading = parse_severity(". ".join(impression)) or parse_severity(". ".join(sentences(parts.get("findings", ""))))
+    grading = parse_severity(". ".join(impression)) or parse_severity(". ".join(split_sentences(parts.get("findings", ""))))
     texts = {name: _join_sentences(candidates) for name, candidates in sentences_by_field.items()}
     texts["diagnostic_impression.severity_or_grading"] = grading or ""
     return {name: text for name, text in texts.items() if text}

@@ -21,7 +21,7 @@ from components.curation.text.controlled_vocabulary import STRUCTURES
 from components.curation.text.descriptions import VISUAL_SECTIONS
 from components.curation.text.template import FIELD_NAMES
 from components.errors import BadInput
-from components.phi_patterns import identifies
+from components.phi_patterns import contains_phi
 from components.provenance import digest
 
 SYSTEM = (
@@ -125,7 +125,7 @@ def parse_answer(text: str, schema: dict[str, Any]) -> dict[str, str]:
             remedy="serve it with schema-guided decoding",
         )
     texts = {f"{section}.{leaf}": text for section, fields in answer.items() for leaf, text in fields.items()}
-    return {name: "" if identifies(text) else _without_repetitions(text) for name, text in texts.items()}
+    return {name: "" if contains_phi(text) else _without_repetitions(text) for name, text in texts.items()}
 
 
 def _without_repetitions(listing: str) -> str:

@@ -1,9 +1,9 @@
-"""Radiologists' reports beside images: the sentences about the image, without letterhead and without any that could name somebody.
+"""Radiology reports in tables: keep the sentences about the image; drop the letterhead and sentences that may identify a person.
 
-Free text cannot be made anonymous by rules with certainty. So as little as possible is taken over: of a report with headings only
-the sections about the image, and of these no sentence with a date, a long number, a title and a name, or a word that the table
-gives as a name, an identifier or a physician. Of that, curation uses only sentences that one of its rules knows
-(``curation/text/report_phrases.py``).
+Rules cannot anonymize free text with certainty, so the result is minimal: of a report with headings only the sections about the
+image, without sentences that contain a date, a long number, a title with a name, or a word that the table lists as name,
+identifier or physician. Curation then uses only sentences that match one of its rules
+(:mod:`components.curation.text.report_phrases`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 
 from components.catalog.cards import LabelTable
-from components.ingestion.annotations.finding_tables import matching_rows, place_of
-from components.phi_patterns import identifies
+from components.ingestion.annotations.tables import column_index, find_rows
+from components.phi_patterns import contains_phi
 
 _HEADINGS = {
     "technique": ("technique", "protocol", "sequences", "procedure"),
@@ -49,52 +49,58 @@ _HEADING = re.compile(
 _SENTENCE = re.compile(r"(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bProf\.)\s+(?=[A-Z0-9(])|\n+")
 _NUMBERED = re.compile(r"(?m)^[ \t]*\d+[.)][ \t]+")
 _ORGAN_HEADING = re.compile(r"^[A-Z][A-Za-z ]{2,30}: *")
-_TAKEN = ("findings", "impression", "recommendation")
-_NAMING_TITLE = re.compile(
+_IMAGE_SECTIONS = ("findings", "impression", "recommendation")
+_PERSON_COLUMN = re.compile(
     r"(?i)name|patient|physician|doctor|radiolog|reader|signed|birth|address|phone|mrn|accession|\bid\b|_id$|uid$"
 )
-"""Titles of columns whose cells may name somebody."""
+"""Titles of columns whose cells may name a person."""
 
 
-def sections(report: str) -> dict[str, str]:
-    """Section -> text; a report without headings is all findings. Sections that are not about the image are left out."""
-    starts = list(_HEADING.finditer(report))
-    found = {} if starts else {"findings": report}  # what stands before the first heading is a letterhead
-    for this, following in zip(starts, [*starts[1:], None], strict=False):
-        section = _SECTION_OF[this.group(1).lower()]
-        text = report[this.end() : following.start() if following else len(report)]
-        found[section] = f"{found.get(section, '')}\n{text}"
-    return {name: text.strip() for name, text in found.items() if name != "other" and text.strip()}
+def split_sections(report: str) -> dict[str, str]:
+    """Return section -> text, without sections that are not about the image; a report without headings is all findings."""
+    headings = list(_HEADING.finditer(report))
+    texts = {} if headings else {"findings": report}  # text before the first heading is the letterhead
+    for heading, next_heading in zip(headings, [*headings[1:], None], strict=False):
+        section = _SECTION_OF[heading.group(1).lower()]
+        text = report[heading.end() : next_heading.start() if next_heading else len(report)]
+        texts[section] = f"{texts.get(section, '')}\n{text}"
+    return {name: text.strip() for name, text in texts.items() if name != "other" and text.strip()}
 
 
-def sentences(text: str) -> list[str]:
-    """The sentences of a section, without organ headings and full stops; those that could name somebody are left out."""
-    parts = (_ORGAN_HEADING.sub("", part.strip(" \t-*•")).strip().rstrip(".") for part in _SENTENCE.split(_NUMBERED.sub("", text)))
-    return [" ".join(part.split()) for part in parts if part and not identifies(part)]
+def split_sentences(text: str) -> list[str]:
+    """Return the sentences of a section without organ headings and final periods; drop those that may identify a person."""
+    lines = (line.strip(" \t-*•") for line in _SENTENCE.split(_NUMBERED.sub("", text)))
+    sentences = (_ORGAN_HEADING.sub("", line).strip().rstrip(".") for line in lines)
+    return [" ".join(sentence.split()) for sentence in sentences if sentence and not contains_phi(sentence)]
 
 
-def report_of(table: Path, layout: LabelTable, key: str) -> str:
-    """The report that a table has about an image, cleaned: a heading for each section, a sentence a line; "" for none.
+def read_report(table: Path, layout: LabelTable, key: str) -> str:
+    """Return the cleaned report of a table about an image: a heading per section, one sentence per line; "" without a report.
 
     Raises:
-        BadInput: a column of the card is not in the table.
+        BadInput: the table lacks a column of the card.
     """
     assert layout.report is not None
-    titles, found = matching_rows(table, layout, key)
-    column = place_of(layout.report, titles, table)
+    titles, rows = find_rows(table, layout, key)
+    column = column_index(layout.report, titles, table)
     texts = []
-    for row in found:
-        naming = [cell for title, cell in zip(titles, row, strict=False) if _NAMING_TITLE.search(title)]
-        names = {word.lower() for cell in (key, *naming) for word in re.split(r"[\W_]+", cell) if len(word) > 1}
+    for row in rows:
+        person_cells = [cell for title, cell in zip(titles, row, strict=False) if _PERSON_COLUMN.search(title)]
+        names = {word.lower() for cell in (key, *person_cells) for word in _split_words(cell) if len(word) > 1}
         if len(row) > column:
-            texts.append(_cleaned(row[column], names))
+            texts.append(_clean_report(row[column], names))
     return "\n".join(text for text in texts if text)
 
 
-def _cleaned(report: str, names: set[str]) -> str:
-    parts = sections(report)
+def _clean_report(report: str, names: set[str]) -> str:
+    """Return the sections about the image, without sentences that contain one of the names (lower case)."""
+    texts = split_sections(report)
     lines: list[str] = []
-    for section in _TAKEN:
-        kept = [one for one in sentences(parts.get(section, "")) if not names & set(re.split(r"[\W_]+", one.lower()))]
-        lines += [f"{section.upper()}:", *(f"{sentence}." for sentence in kept)] if kept else []
+    for section in _IMAGE_SECTIONS:
+        sentences = [text for text in split_sentences(texts.get(section, "")) if not names & set(_split_words(text.lower()))]
+        lines += [f"{section.upper()}:", *(f"{sentence}." for sentence in sentences)] if sentences else []
     return "\n".join(lines)
+
+
+def _split_words(text: str) -> list[str]:
+    return re.split(r"[\W_]+", text)

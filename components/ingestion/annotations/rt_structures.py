@@ -1,7 +1,7 @@
-"""DICOM RT Structure Sets (PS3.3 A.19, C.8.8.6): outlines in patient coordinates, as labels of the images they were drawn on.
+"""DICOM RT Structure Sets (PS3.3 A.19, C.8.8.6): rasterize contours in patient coordinates on the grid of the contoured image.
 
-A pixel belongs to a structure if its centre is within the structure's outlines of its slice, or on one of them. Within is even-odd:
-an outline inside of another is a hole, whether it is drawn on its own or joined to the outer one by a channel ("keyhole").
+A pixel belongs to a structure if its center is inside the contours of the structure on its slice, or on a contour. Inside follows
+the even-odd rule: a contour inside another one is a hole, whether separate or joined to the outer one by a channel ("keyhole").
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ from pydicom import Dataset
 from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.quarantine import Rejection, UnsupportedInput
 
-STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
+RT_STRUCTURE_SET_UID = "1.2.840.10008.5.1.4.1.1.481.3"
 _CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
-_OFF = 0.1
-"""Share of the step between slices by which an outline may lie off its slice: headers round."""
+_MAX_OFFSET = 0.1
+"""Maximum distance of a contour from its slice, as a fraction of the slice spacing: headers contain rounded numbers."""
 _DECIMALS = 4
-"""Of a pixel: what was drawn through the centre of one must be on it, whatever a matrix and its inverse leave over."""
-_MOST_WORK = 10**10
-"""Points of outlines times pixels around them; more takes minutes."""
-_AGAIN = "export the structures on the slices of this image"
-Outline = NDArray[np.float64]
-"""(points, 3), index (d, h, w) of a volume."""
+"""Decimals of a pixel index: a contour through a pixel center must stay on it despite rounding in a matrix and its inverse."""
+_MAX_WORK = 10**10
+"""Maximum of contour points times pixels in their bounding boxes; more takes minutes."""
+_EXPORT_REMEDY = "export the structures on the slices of this image"
+Contour = NDArray[np.float64]
+"""Points of a contour (N, 3) as index (d, h, w) of a volume."""
 
 
 def frame_of_reference(header: Dataset) -> str:
-    """UID of the coordinates that the outlines are in; "" where none is named."""
-    referenced = [one.get("FrameOfReferenceUID") for one in header.get("ReferencedFrameOfReferenceSequence") or ()]
-    return next((str(one) for one in (*_frames(header), *referenced, header.get("FrameOfReferenceUID")) if one), "")
+    """Return the UID of the frame of reference of the contours; "" if there is none."""
+    referenced = [frame.get("FrameOfReferenceUID") for frame in header.get("ReferencedFrameOfReferenceSequence") or ()]
+    candidates = (*_structure_frames(header), *referenced, header.get("FrameOfReferenceUID"))
+    return next((str(uid) for uid in candidates if uid), "")
 
 
-def _frames(header: Dataset) -> list[str]:
-    """UIDs of the coordinates that single structures are in."""
-    named = (one.get("ReferencedFrameOfReferenceUID") for one in header.get("StructureSetROISequence") or ())
-    return sorted({str(one) for one in named if one})
+def _structure_frames(header: Dataset) -> list[str]:
+    """Return the distinct UIDs of the frames of reference of the structures."""
+    uids = (structure.get("ReferencedFrameOfReferenceUID") for structure in header.get("StructureSetROISequence") or ())
+    return sorted({str(uid) for uid in uids if uid})
 
 
 def referenced_series(header: Dataset) -> frozenset[str]:
-    """UIDs of the series that the outlines were drawn on; empty where none is named."""
+    """Return the UIDs of the series that were contoured; empty if none is given."""
     return frozenset(
         str(series.SeriesInstanceUID)
         for frame in header.get("ReferencedFrameOfReferenceSequence") or ()
@@ -55,136 +56,156 @@ def referenced_series(header: Dataset) -> frozenset[str]:
     )
 
 
-def refusal(header: Dataset) -> Rejection | None:
-    """Why a structure set can be the labels of no image; None where nothing in itself speaks against it."""
-    frames = _frames(header)
+def find_rejection(header: Dataset) -> Rejection | None:
+    """Return the reason why a structure set cannot label any image; None if its header is usable."""
+    frames = _structure_frames(header)
     if len(frames) > 1:
         return Rejection(
-            "label", f"structures in {len(frames)} frames of reference", "export a structure set for each image by itself"
+            "label", f"structures in {len(frames)} frames of reference", "export a separate structure set for each image"
         )
     if not header.get("StructureSetROISequence") or not header.get("ROIContourSequence"):
-        return Rejection("label", "a structure set without outlines", "export it again with its outlines")
+        return Rejection("label", "a structure set without contours", "export it again with its contours")
     return None
 
 
-def without(structures: Dataset, left_out: Iterable[str]) -> Dataset:
-    """A structure set without those whose names match one of the globs (lower case)."""
-    named = structures.get("StructureSetROISequence") or ()
-    gone = {int(one.ROINumber) for one in named if any(fnmatch.fnmatchcase(_name(one), pattern) for pattern in left_out)}
-    structures.StructureSetROISequence = [one for one in named if int(one.ROINumber) not in gone]
-    outlines = structures.get("ROIContourSequence") or ()
-    structures.ROIContourSequence = [one for one in outlines if int(one.ReferencedROINumber) not in gone]
-    return structures
+def remove_structures(dataset: Dataset, patterns: Iterable[str]) -> Dataset:
+    """Remove the structures whose names match one of the globs (lower case) from a structure set, in place; return it."""
+    patterns = tuple(patterns)
+    structures = dataset.get("StructureSetROISequence") or ()
+    removed = {
+        int(structure.ROINumber)
+        for structure in structures
+        if any(fnmatch.fnmatchcase(_structure_name(structure), pattern) for pattern in patterns)
+    }
+    dataset.StructureSetROISequence = [structure for structure in structures if int(structure.ROINumber) not in removed]
+    contours = dataset.get("ROIContourSequence") or ()
+    dataset.ROIContourSequence = [item for item in contours if int(item.ReferencedROINumber) not in removed]
+    return dataset
 
 
-def _name(structure: Dataset) -> str:
+def _structure_name(structure: Dataset) -> str:
     return str(structure.get("ROIName") or "").strip().lower()
 
 
 def read_structures(
     path: Path, affine: NDArray[np.float64], shape: tuple[int, ...], label_map: dict[int, str]
 ) -> NDArray[np.uint8]:
-    """Labels (D, H, W) on the grid of a volume, structures by their name in the card's label map.
+    """Return the structures of a structure set as labels (D, H, W) on the grid of a volume.
 
     Args:
-        affine: of the volume, index (d, h, w, 1) -> RAS+ mm.
+        affine: (4, 4), maps index (d, h, w, 1) of the volume to RAS+ mm.
+        shape: (D, H, W) of the volume.
+        label_map: label value -> name of a structure.
 
     Raises:
-        UnsupportedInput: a structure that the card does not name, outlines that are not closed, lie off the slices or beyond the
-            image, or structures that overlap.
+        UnsupportedInput: a structure is not in the label map, contours are open, off the slices or beyond the image, or
+            structures overlap.
     """
     to_index = np.asarray(np.linalg.inv(LPS_TO_RAS @ affine), dtype=np.float64)
-    found = _outlines(pydicom.dcmread(path), to_index, label_map, path.name)
-    every = [outline for outlines in found.values() for outline in outlines]
-    if not every:
+    contours_by_label = _collect_contours(pydicom.dcmread(path), to_index, label_map, path.name)
+    contours = [contour for structure in contours_by_label.values() for contour in structure]
+    if not contours:
         raise UnsupportedInput(
-            "label", "no outline of a structure in the card's label map", where=path.name, remedy="add one there"
+            "label", "no structure with contours is in the label map of the card", where=path.name, remedy="add one to label_map"
         )
-    across = int(np.max([np.ptp(outline, axis=0) for outline in every], axis=0).argmin())
-    _check_places(every, across, shape, path.name)
+    normal_axis = int(np.max([np.ptp(contour, axis=0) for contour in contours], axis=0).argmin())
+    _check_positions(contours, normal_axis, shape, path.name)
     labels, edges = np.zeros(shape, dtype=np.uint8), {}
-    for value, outlines in sorted(found.items()):
-        inside, edges[value] = _filled(outlines, across, shape)
+    for value, structure in sorted(contours_by_label.items()):
+        inside, edges[value] = _rasterize(structure, normal_axis, shape)
         if labels[inside].any():
             raise UnsupportedInput(
-                "label", "structures that overlap", where=path.name, remedy="leave one out: layout.ignored_structures"
+                "label", "structures overlap", where=path.name, remedy="exclude one of them: layout.ignored_structures"
             )
         labels[inside] = value
-    for value, edge in edges.items():  # a pixel on the outlines of two neighbours is no overlap
+    for value, edge in edges.items():  # a pixel on the contours of two adjacent structures is not an overlap
         labels[edge & (labels == 0)] = value
     return labels
 
 
-def _outlines(dataset: Dataset, to_index: NDArray[np.float64], label_map: dict[int, str], name: str) -> dict[int, list[Outline]]:
-    """Label value -> the outlines of its structure; patient coordinates (LPS+ mm) become indices."""
-    by_name = {structure.lower(): value for value, structure in label_map.items()}
-    names = {int(one.ROINumber): _name(one) for one in dataset.get("StructureSetROISequence") or ()}
-    found: dict[int, list[Outline]] = {}
-    for one in dataset.get("ROIContourSequence") or ():
-        contours = one.get("ContourSequence") or ()
-        number = int(one.ReferencedROINumber)
-        if contours and names.get(number) not in by_name:
+def _collect_contours(
+    dataset: Dataset, to_index: NDArray[np.float64], label_map: dict[int, str], file_name: str
+) -> dict[int, list[Contour]]:
+    """Return label value -> contours of its structure as volume indices.
+
+    Args:
+        to_index: (4, 4), maps patient coordinates (LPS+ mm) to index (d, h, w, 1).
+    """
+    value_by_name = {name.lower(): value for value, name in label_map.items()}
+    names = {int(structure.ROINumber): _structure_name(structure) for structure in dataset.get("StructureSetROISequence") or ()}
+    contours_by_label: dict[int, list[Contour]] = {}
+    for item in dataset.get("ROIContourSequence") or ():
+        contours = item.get("ContourSequence") or ()
+        number = int(item.ReferencedROINumber)
+        if contours and names.get(number) not in value_by_name:
             raise UnsupportedInput(
                 "label",
-                f"structure {number}'s name is not in the card's label map",
-                where=name,
+                f"the name of structure {number} is not in the label map of the card",
+                where=file_name,
                 remedy="add it there, or to layout.ignored_structures",
             )
         for contour in contours:
             if contour.get("ContourGeometricType") not in _CLOSED:
                 raise UnsupportedInput(
                     "label",
-                    f"structure {number} has an outline that is not closed",
-                    where=name,
-                    remedy="export closed outlines (CLOSED_PLANAR), or leave it out: layout.ignored_structures",
+                    f"structure {number} has an open contour",
+                    where=file_name,
+                    remedy="export closed contours (CLOSED_PLANAR), or exclude it: layout.ignored_structures",
                 )
-            found.setdefault(by_name[names[number]], []).append(_indices(contour, to_index, name))
-    return found
+            value = value_by_name[names[number]]
+            contours_by_label.setdefault(value, []).append(_read_points(contour, to_index, file_name))
+    return contours_by_label
 
 
-def _indices(contour: Dataset, to_index: NDArray[np.float64], name: str) -> Outline:
+def _read_points(contour: Dataset, to_index: NDArray[np.float64], file_name: str) -> Contour:
     points = np.asarray(contour.get("ContourData") or (), dtype=np.float64)
     if points.size == 0 or points.size % 3 or not np.isfinite(points).all():
-        raise UnsupportedInput("label", "an outline whose points are no places", where=name, remedy="export the structures again")
+        raise UnsupportedInput(
+            "label", "the points of a contour are not coordinates", where=file_name, remedy="export the structures again"
+        )
     return np.round(points.reshape(-1, 3) @ to_index[:3, :3].T + to_index[:3, 3], _DECIMALS)
 
 
-def _check_places(outlines: Sequence[Outline], across: int, shape: tuple[int, ...], name: str) -> None:
-    """Refuse outlines off the slices or beyond the image, and more than can be filled in reasonable time.
+def _check_positions(contours: Sequence[Contour], normal_axis: int, shape: tuple[int, ...], file_name: str) -> None:
+    """Reject contours off the slices, beyond the image, or with too many points to rasterize in reasonable time.
 
     Args:
-        across: the axis that they are drawn across.
+        normal_axis: axis of the volume perpendicular to the contours.
     """
-    off = max(float(np.abs(outline[:, across] - np.rint(outline[:, across].mean())).max()) for outline in outlines)
-    if off > _OFF:
-        raise UnsupportedInput("label", f"outlines that lie on no slice, {off:.2f} of a step off", where=name, remedy=_AGAIN)
-    lowest = np.min([outline.min(axis=0) for outline in outlines], axis=0)
-    highest = np.max([outline.max(axis=0) for outline in outlines], axis=0)
-    if (lowest < -1).any() or (highest > np.array(shape)).any():
-        raise UnsupportedInput("label", "outlines beyond the image", where=name, remedy=_AGAIN)
-    plane = [axis for axis in range(3) if axis != across]
-    work = sum(len(outline) * float(np.prod(np.ptp(outline, axis=0)[plane] + 1)) for outline in outlines)
-    if work > _MOST_WORK:
+    offset = max(float(np.abs(contour[:, normal_axis] - np.rint(contour[:, normal_axis].mean())).max()) for contour in contours)
+    if offset > _MAX_OFFSET:
         raise UnsupportedInput(
-            "label", "outlines of too many points", where=name, remedy="export them with a point or two for each pixel"
+            "label", f"contours are {offset:.2f} of the slice spacing off their slice", where=file_name, remedy=_EXPORT_REMEDY
+        )
+    lowest = np.min([contour.min(axis=0) for contour in contours], axis=0)
+    highest = np.max([contour.max(axis=0) for contour in contours], axis=0)
+    if (lowest < -1).any() or (highest > np.array(shape)).any():
+        raise UnsupportedInput("label", "contours beyond the image", where=file_name, remedy=_EXPORT_REMEDY)
+    plane_axes = [axis for axis in range(3) if axis != normal_axis]
+    work = sum(len(contour) * float(np.prod(np.ptp(contour, axis=0)[plane_axes] + 1)) for contour in contours)
+    if work > _MAX_WORK:
+        raise UnsupportedInput(
+            "label", "contours with too many points", where=file_name, remedy="export them with one or two points per pixel"
         )
 
 
-def _filled(outlines: Sequence[Outline], across: int, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The pixels (D, H, W) whose centres are within an odd number of outlines, and those whose centres are on one."""
+def _rasterize(
+    contours: Sequence[Contour], normal_axis: int, shape: tuple[int, ...]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return two masks (D, H, W): pixel centers inside an odd number of contours, and pixel centers on a contour."""
     inside, edge = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    slices = np.moveaxis(inside, across, 0), np.moveaxis(edge, across, 0)
-    for outline in outlines:
-        place = int(np.rint(outline[:, across].mean()))
-        if 0 <= place < shape[across]:
-            window, kinds = _kinds(np.delete(outline, across, axis=1), slices[0].shape[1:])
-            slices[0][place][window] ^= kinds == 1
-            slices[1][place][window] |= kinds > 1
+    inside_slices, edge_slices = np.moveaxis(inside, normal_axis, 0), np.moveaxis(edge, normal_axis, 0)
+    for contour in contours:
+        index = int(np.rint(contour[:, normal_axis].mean()))
+        if 0 <= index < shape[normal_axis]:
+            window, position = _classify_pixels(np.delete(contour, normal_axis, axis=1), inside_slices.shape[1:])
+            inside_slices[index][window] ^= position == 1
+            edge_slices[index][window] |= position > 1
     return inside, edge
 
 
-def _kinds(polygon: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[tuple[slice, ...], NDArray[Any]]:
-    """The part of a slice that a polygon reaches, and its pixels: 0 outside, 1 inside, more on the line."""
+def _classify_pixels(polygon: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[tuple[slice, ...], NDArray[Any]]:
+    """Return the bounding window of a polygon in a slice, and for its pixels 0 (outside), 1 (inside) or more (on the line)."""
     from skimage.measure import grid_points_in_poly
 
     low = np.maximum(np.floor(polygon.min(axis=0)).astype(int), 0)

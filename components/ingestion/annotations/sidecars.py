@@ -1,4 +1,4 @@
-"""BIDS sidecars: JSON files that describe an image, those of upper folders included (BIDS, "the inheritance principle")."""
+"""BIDS sidecars: JSON files that describe an image, including those of parent folders (BIDS inheritance principle)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from components.errors import BadInput
 
 
-class Sidecars:
-    """The JSON files of a source folder.
+class SidecarIndex:
+    """Index of the JSON files of a source folder.
 
     Attributes:
-        used: those that belong to an image.
+        used: sidecars that belong to an image that was looked up.
     """
 
     def __init__(self, source: Path, files: Iterable[Path]) -> None:
@@ -26,47 +26,53 @@ class Sidecars:
             if path.suffix.lower() == ".json":
                 self._by_folder[path.parent].append(path)
 
-    def of(self, image: Path) -> tuple[Path, ...]:
-        """The sidecars of an image, the most general first: a field of a later one wins."""
-        stem = stem_of(image)
-        found: list[Path] = []
+    def find(self, image: Path) -> tuple[Path, ...]:
+        """Return the sidecars of an image, the most general first; the fields of a later one take precedence."""
+        stem = image_stem(image)
+        sidecars: list[Path] = []
         folder = image.parent
         while True:
-            found = [path for path in self._by_folder[folder] if _applies(path.stem, stem, own=folder == image.parent)] + found
+            is_image_folder = folder == image.parent
+            sidecars = [path for path in self._by_folder[folder] if _applies_to(path.stem, stem, is_image_folder)] + sidecars
             if folder == self._source or self._source not in folder.parents:
                 break
             folder = folder.parent
-        self.used |= set(found)
-        return tuple(found)
+        self.used |= set(sidecars)
+        return tuple(sidecars)
 
 
-def stem_of(image: Path) -> str:
-    """File name of an image without its endings."""
+def image_stem(image: Path) -> str:
+    """Return the file name of an image without its suffixes."""
     return image.name.removesuffix(".gz").rpartition(".")[0] or image.name
 
 
-def _applies(sidecar: str, image: str, own: bool) -> bool:
-    """Whether a sidecar's name covers an image's: the same suffix, and no entity that the image has not."""
+def _applies_to(sidecar: str, image: str, is_image_folder: bool) -> bool:
+    """Return whether a sidecar applies to an image: the same BIDS suffix, and no entity that the image lacks.
+
+    Args:
+        sidecar, image: file names without suffixes.
+        is_image_folder: whether the sidecar is in the folder of the image; only there may the names be equal.
+    """
     if sidecar == image:
-        return own
-    *entities, suffix = sidecar.split("_")
-    *others, wanted = image.split("_")
-    return bool(others) and suffix == wanted and set(entities) <= set(others)
+        return is_image_folder
+    *sidecar_entities, sidecar_suffix = sidecar.split("_")
+    *image_entities, image_suffix = image.split("_")
+    return bool(image_entities) and sidecar_suffix == image_suffix and set(sidecar_entities) <= set(image_entities)
 
 
-def merged(paths: Iterable[Path]) -> dict[str, Any]:
-    """The fields of sidecars, later ones over earlier ones.
+def merge_sidecars(paths: Iterable[Path]) -> dict[str, Any]:
+    """Return the merged fields of sidecars; later files override earlier ones.
 
     Raises:
-        BadInput: no JSON object.
+        BadInput: a file is not a JSON object.
     """
-    fields: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for path in paths:
         try:
-            found = json.loads(path.read_text(encoding="utf-8-sig"))
+            fields = json.loads(path.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError):
-            raise BadInput("a sidecar that is no JSON", where=path.name, remedy="mend or remove it") from None
-        if not isinstance(found, dict):
-            raise BadInput("a sidecar that is no JSON object", where=path.name, remedy="mend or remove it")
-        fields.update(found)
-    return fields
+            raise BadInput("the sidecar is not valid JSON", where=path.name, remedy="fix or remove it") from None
+        if not isinstance(fields, dict):
+            raise BadInput("the sidecar is not a JSON object", where=path.name, remedy="fix or remove it")
+        merged.update(fields)
+    return merged

@@ -1,6 +1,6 @@
-"""The words that may pass into ``data/``. All other text may name a patient, whatever its field is called, and stays out.
+"""Allow-lists of the words that ingestion may write to ``data/``. Any other text may name a patient and is removed.
 
-A value is kept word by word if each word is published: a defined term of the standard, a manufacturer, a product name, a body part.
+A value passes only if each of its words is published: a defined term of the standard, a manufacturer, a product name, a body part.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VENDORS = {
     "anke": "Anke",
     "xingaoyi": "Xingaoyi",
 }
-"""First word of a manufacturer's name, lower case -> one spelling for each."""
+"""First word of a manufacturer's name, lower case -> canonical spelling."""
 
 _SCANNERS = _words(
     """
@@ -53,7 +53,7 @@ _SCANNERS = _words(
     """
 )
 _MODEL_NUMBER = re.compile(r"(?:mr|mrt|umr|nx)\d{2,4}[a-z]?\d?", re.IGNORECASE)
-_NUMBER_OR_FIELD = re.compile(r"\d{3,4}w?|\d(?:[.,]\d{1,2})?(?:tx?)?", re.IGNORECASE)  # beside a product's name only
+_NUMBER_OR_FIELD = re.compile(r"\d{3,4}w?|\d(?:[.,]\d{1,2})?(?:tx?)?", re.IGNORECASE)  # only beside a product name
 
 _BODY = _words(
     """
@@ -132,9 +132,9 @@ FINDINGS = frozenset(
         "soft tissue lesion",
     }
 )
-"""Labels of fastMRI+'s boxes, lower case, and ``lesion``."""
+"""Labels of the fastMRI+ boxes, lower case, and ``lesion``."""
 
-TERMS: Mapping[str, frozenset[str]] = {
+DEFINED_TERMS: Mapping[str, frozenset[str]] = {
     "Modality": frozenset({"MR", "SEG", "RTSTRUCT"}),
     "ScanningSequence": frozenset({"SE", "IR", "GR", "EP", "RM"}),
     "SequenceVariant": frozenset({"SK", "MTC", "SS", "TRSS", "SP", "MP", "OSP", "NONE"}),
@@ -153,34 +153,37 @@ TERMS: Mapping[str, frozenset[str]] = {
     "ContourGeometricType": frozenset({"POINT", "OPEN_PLANAR", "OPEN_NONPLANAR", "CLOSED_PLANAR", "CLOSEDPLANAR_XOR"}),
     "ImageType": _IMAGE_WORDS,
 }
-"""DICOM keyword -> its defined terms (PS3.3), those that readers use."""
+"""DICOM keyword -> the defined terms (PS3.3) that the readers use."""
 
 
-def known_terms(keyword: str, values: Iterable[Any]) -> list[str]:
-    """The values that are defined terms of a keyword; of an image type, unknown parts read ``OTHER``, as places count there."""
-    terms, texts = TERMS[keyword], [str(value).strip().upper() for value in values]
+def filter_terms(keyword: str, values: Iterable[Any]) -> list[str]:
+    """Return the values that are defined terms of a keyword.
+
+    In Image Type, where the position has a meaning, other values are replaced by ``OTHER``.
+    """
+    terms, texts = DEFINED_TERMS[keyword], [str(value).strip().upper() for value in values]
     if keyword != "ImageType":
         return [text for text in texts if text in terms]
     return [text if text in terms or all(word in terms for word in text.split()) else "OTHER" for text in texts]
 
 
-def vendor(value: Any) -> str | None:
-    """One spelling for each manufacturer; None for what is none."""
+def allowed_vendor(value: Any) -> str | None:
+    """Return the canonical name of a manufacturer; None for other text."""
     words = re.findall(r"[a-z]+", str(value or "").lower())
     return VENDORS.get(words[0]) if words else None
 
 
-def scanner(value: Any) -> str | None:
-    """A product name, as it was written; None where one of its words is not in any manufacturer's catalogue."""
+def allowed_scanner(value: Any) -> str | None:
+    """Return a product name unchanged; None if one of its words is in no manufacturer's catalog."""
     text = str(value or "").strip()
     words = re.findall(r"[^\s_\-/]+", text)
-    names = [word for word in words if word.lower() in _SCANNERS or vendor(word) or _MODEL_NUMBER.fullmatch(word)]
-    known = names and all(word in names or _NUMBER_OR_FIELD.fullmatch(word) for word in words)
-    return text if known else None
+    names = [word for word in words if word.lower() in _SCANNERS or allowed_vendor(word) or _MODEL_NUMBER.fullmatch(word)]
+    is_allowed = names and all(word in names or _NUMBER_OR_FIELD.fullmatch(word) for word in words)
+    return text if is_allowed else None
 
 
-def body_part(value: Any) -> str | None:
-    """A body part, lower case; None for other text."""
+def allowed_body_part(value: Any) -> str | None:
+    """Return a body part in lower case; None for other text."""
     text = str(value or "").strip().lower()
     words = re.findall(r"[a-z]+", text)
     return text if words and all(word in _BODY for word in words) and not re.search(r"\d", text) else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from components.catalog import DatasetCard
-from components.ingestion.annotations import finding_tables
+from components.ingestion.annotations import lesion_boxes
 from components.ingestion.deidentification.pseudonyms import Pseudonyms
 from components.ingestion.quarantine import Rejection
 from components.ingestion.volume import Box, Volume
@@ -148,9 +148,9 @@ class Format(ABC):
         """
         raise NotImplementedError(f"{self.name} files are stored in another format under data/")
 
-    def place_boxes(self, blocks: Sequence[finding_tables.Block], files: Sequence[Path], volume: Volume) -> tuple[Box, ...]:
+    def place_boxes(self, boxes_3d: Sequence[lesion_boxes.Box3D], files: Sequence[Path], volume: Volume) -> tuple[Box, ...]:
         """Transform boxes, drawn in the storage order of the files, to the grid of the volume."""
-        return finding_tables.boxes_of(list(blocks))
+        return lesion_boxes.split_into_slices(list(boxes_3d))
 
     @abstractmethod
     def read_path(self, path: Path) -> Volume:

@@ -253,14 +253,14 @@ def _acquisition(
 ) -> Acquisition:
     repetition, echo, inversion = (first_number(header, f"sequenceParameters/{name}") for name in ("TR", "TE", "TI"))
     return Acquisition(
-        sequence=sequence or acquisition_headers.sequence_kind(repetition, echo, inversion, ""),
-        plane=acquisition_headers.plane_of(affine),
+        sequence=sequence or acquisition_headers.classify_timing(repetition, echo, inversion, ""),
+        plane=acquisition_headers.slice_plane(affine),
         anatomy=anatomy,
         repetition_time_ms=repetition,
         echo_time_ms=echo,
         inversion_time_ms=inversion,
         flip_angle_deg=first_number(header, "sequenceParameters/flipAngle_deg"),
         field_strength_t=first_number(header, ismrmrd_header.FIELD_STRENGTH),
-        vendor=allowlists.vendor(next(iter(header.get(ismrmrd_header.VENDOR, [])), "")),
-        scanner=allowlists.scanner(next(iter(header.get(ismrmrd_header.SCANNER, [])), "")),
+        vendor=allowlists.allowed_vendor(next(iter(header.get(ismrmrd_header.VENDOR, [])), "")),
+        scanner=allowlists.allowed_scanner(next(iter(header.get(ismrmrd_header.SCANNER, [])), "")),
     )

@@ -128,7 +128,7 @@ class ImageFileFormat(Format):
         stem = folder.stem(patient, name)
         files: list[PlannedFile] = [self.plan_image(path, f"{stem}.nii", "image", relative, folder, channel)]
         sequence = folder.sequence(relative) if channel is None else folder.layout.channels[channel]
-        sidecars = folder.sidecars.of(path)
+        sidecars = folder.sidecars.find(path)
         if sidecars or sequence:
             files.append(PlannedSidecar.of(path, sidecars, f"{stem}.json", sequence))
         files += folder.plan_tables(relative, None, stem)
@@ -193,4 +193,4 @@ def canonical_volume(image: Any, fields: Mapping[str, Any], anatomy: str | None,
     """
     values, affine = to_canonical(image)
     voxels = remove_nonfinite(np.ascontiguousarray(values, dtype=np.float32), name)
-    return Volume(voxels=voxels, affine=affine, acquisition=acquisition_headers.from_sidecar(fields, affine, anatomy))
+    return Volume(voxels=voxels, affine=affine, acquisition=acquisition_headers.acquisition_from_sidecar(fields, affine, anatomy))

@@ -36,7 +36,7 @@ RETAINED = (
     "sequenceParameters/flipAngle_deg",
 )
 """Paths that are retained: vendor and scanner as published names, all others as numbers."""
-_TERMS = {VENDOR: allowlists.vendor, SCANNER: allowlists.scanner}
+_TERMS = {VENDOR: allowlists.allowed_vendor, SCANNER: allowlists.allowed_scanner}
 
 
 def parse_header(text: bytes | str) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from components.errors import BadInput
-from components.ingestion.annotations import finding_tables
+from components.ingestion.annotations import lesion_boxes
 from components.ingestion.formats.gzipped import GZIP_MAGIC, MAX_DEFLATE_RATIO, is_gzipped
 from components.ingestion.formats.image_files import ImageFileFormat, canonical_volume
 from components.ingestion.volume import Box, Volume
@@ -61,9 +61,9 @@ class NiftiFormat(ImageFileFormat):
         return canonical_volume(load(files[0]), fields, anatomy, files[0].stem)
 
     @override
-    def place_boxes(self, blocks: Sequence[finding_tables.Block], files: Sequence[Path], volume: Volume) -> tuple[Box, ...]:
+    def place_boxes(self, boxes_3d: Sequence[lesion_boxes.Box3D], files: Sequence[Path], volume: Volume) -> tuple[Box, ...]:
         stored_to_volume = np.linalg.inv(volume.affine) @ _stored_affine(files[0])
-        return finding_tables.boxes_of([block.turned(stored_to_volume) for block in blocks])
+        return lesion_boxes.split_into_slices([box.transform(stored_to_volume) for box in boxes_3d])
 
     def count_voxels(self, path: Path, limit: int) -> int:
         """Return the voxels that the header claims; a gzipped file must not decompress to more bytes than that."""

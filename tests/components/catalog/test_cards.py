@@ -142,9 +142,9 @@ def test_an_invalid_user_card_is_reported_when_it_is_loaded(own: Path) -> None:
 def test_images_that_no_glob_matches_are_excluded() -> None:
     layout = Layout(images=("*_T1w.nii.gz",), labels=("*_dseg.nii.gz",), ignored=("sourcedata/*",))
     included = ["sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_dseg.nii.gz", "sub-1/anat/sub-1_T1w.json", "participants.tsv"]
-    assert [path for path in included if layout.leaves_out(path)] == []
-    assert layout.leaves_out("derivatives/sub-1_brainmask.nii.gz") and layout.leaves_out("sourcedata/sub-1_T1w.nii.gz")
-    assert not Layout().leaves_out("anything.nii.gz")
+    assert [path for path in included if layout.excludes(path)] == []
+    assert layout.excludes("derivatives/sub-1_brainmask.nii.gz") and layout.excludes("sourcedata/sub-1_T1w.nii.gz")
+    assert not Layout().excludes("anything.nii.gz")
 
 
 def test_cards_are_filtered_by_all_criteria() -> None:

@@ -230,7 +230,7 @@ def test_a_layout_assigns_role_patient_and_case_to_published_paths(
 ) -> None:
     layout = CARDS[name].layout
     label = matches_any(path, [*layout.labels, *layout.tissue_maps.values()])
-    assert ("excluded" if layout.leaves_out(path) else "label" if label else "image") == role
+    assert ("excluded" if layout.excludes(path) else "label" if label else "image") == role
     if patient is not None:
         match = re.search(str(layout.patient), path)
         assert match and match[1] == patient

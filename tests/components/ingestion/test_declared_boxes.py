@@ -18,7 +18,7 @@ from components.catalog import DatasetCard, Layout, load_card
 from components.catalog.cards import BoxTable
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_quarantine, read_volume
-from components.ingestion.annotations import finding_tables
+from components.ingestion.annotations import tables
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.volume import Volume
 from tests.helpers import dicom_files
@@ -135,11 +135,11 @@ def test_several_boxes_and_arrays_without_a_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (("exam7", 2, 8, 5, 6, 1, 2), "a box beyond the image"),
-        (("exam7", 2, 3, 5, 6, 1, 5), "a box beyond the image"),
-        (("exam7", 2, 3, -1, 6, 1, 2), "a box beyond the image"),
-        (("exam7", 3, 2, 5, 6, 1, 2), "a box beyond the image"),
-        (("exam7", "Zwetschge", 2, 5, 6, 1, 2), "a box whose place is no number"),
+        (("exam7", 2, 8, 5, 6, 1, 2), "a box extends beyond the image"),
+        (("exam7", 2, 3, 5, 6, 1, 5), "a box extends beyond the image"),
+        (("exam7", 2, 3, -1, 6, 1, 2), "a box extends beyond the image"),
+        (("exam7", 3, 2, 5, 6, 1, 2), "a box extends beyond the image"),
+        (("exam7", "Zwetschge", 2, 5, 6, 1, 2), "the position of a box is not a number"),
     ],
 )
 def test_a_box_that_cannot_be_is_told_and_the_image_kept(tmp_path: Path, row: tuple[object, ...], reason: str) -> None:
@@ -157,7 +157,7 @@ def test_a_workbook_is_read_like_the_table_that_is_in_it(tmp_path: Path) -> None
     for row in (TITLES, ("exam7", 2, 3, 5, None, 1.0, 2)):
         book.active.append(row)
     book.save(tmp_path / "boxes.xlsx")
-    titles, row = finding_tables.rows(tmp_path / "boxes.xlsx")
+    titles, row = tables.read_rows(tmp_path / "boxes.xlsx")
     assert titles == TITLES and row[:4] == ("exam7", "2", "3", "5") and row[4] == "" and float(row[5]) == 1
 
 
@@ -165,6 +165,6 @@ def test_a_workbook_that_means_harm_is_refused(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "boxes.xlsx"
     with zipfile.ZipFile(path, "w") as parts:
         parts.writestr("xl/workbook.xml", bytes(2000))
-    monkeypatch.setattr(finding_tables, "MAX_DECOMPRESSED_BYTES", 1000)
-    with pytest.raises(BadInput, match="more than is believed"):
-        finding_tables.rows(path)
+    monkeypatch.setattr(tables, "MAX_DECOMPRESSED_BYTES", 1000)
+    with pytest.raises(BadInput, match="too large"):
+        tables.read_rows(path)

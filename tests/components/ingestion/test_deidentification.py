@@ -27,8 +27,8 @@ from components.catalog import DatasetCard, Layout, cards
 from components.curation import curate
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_quarantine, read_volume
-from components.ingestion.deidentification.allowlists import body_part, scanner, vendor
-from components.ingestion.deidentification.deidentify import clean_sidecar, profile
+from components.ingestion.deidentification.allowlists import allowed_body_part, allowed_scanner, allowed_vendor
+from components.ingestion.deidentification.deidentify import basic_profile, clean_sidecar
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.provenance import REPOSITORY
 from components.settings import CurationSettings
@@ -109,7 +109,7 @@ def _plant(dataset: Dataset, depth: int = 1) -> int:
         elif kind in TEXTS:
             dataset.add(DataElement(tag, kind.split()[-1], TEXTS[kind]))
             planted += 1
-        elif kind in NUMBERS and tag in profile():
+        elif kind in NUMBERS and tag in basic_profile():
             dataset.add(DataElement(tag, kind, NUMBERS[kind]))
             planted += 1
     for group in (0x0009, 0x0011, 0x0019, 0x0029):
@@ -354,7 +354,7 @@ def test_elements_that_are_left_say_nothing_but_numbers_and_published_words(plan
         image = pydicom.dcmread(path)
         for element in image.iterall():
             assert not element.tag.is_private
-            action = profile().get(element.tag, "")
+            action = basic_profile().get(element.tag, "")
             assert action != "X" or element.keyword == "PatientAge", element.tag
             if action in ("Z", "X/Z") and element.VR != "DA" and element.keyword not in PASSING:
                 assert not element.value or element.VR == "SQ", element.keyword
@@ -385,8 +385,8 @@ def test_uids_stay_consistent_and_dates_keep_their_intervals(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("word", [NAME, "Anna Zwetschge", "Skyra Zwetschge", "4711", "", None, "Siemens; patient Zwetschge"])
 def test_only_published_words_pass(word: str | None) -> None:
-    assert scanner(word) is None and body_part(word) is None
-    assert vendor(word) in (None, "Siemens")
+    assert allowed_scanner(word) is None and allowed_body_part(word) is None
+    assert allowed_vendor(word) in (None, "Siemens")
     fields = dict.fromkeys(
         ("Manufacturer", "ManufacturersModelName", "BodyPartExamined", "PatientSex", "Modality", "EchoTime"), word
     )
@@ -411,9 +411,9 @@ def test_only_published_words_pass(word: str | None) -> None:
     ],
 )
 def test_names_of_scanners_pass(name: str) -> None:
-    assert scanner(name) == name
+    assert allowed_scanner(name) == name
 
 
 def test_the_table_is_the_standards() -> None:
-    assert len(profile()) > 600 and {profile()[tag] for tag in (0x00100010, 0x00100040)} == {"Z"}
-    assert dictionary_VR(0x00100010) == "PN" and profile()[0x00104000] == "X" and profile()[0x0020000D] == "U"
+    assert len(basic_profile()) > 600 and {basic_profile()[tag] for tag in (0x00100010, 0x00100040)} == {"Z"}
+    assert dictionary_VR(0x00100010) == "PN" and basic_profile()[0x00104000] == "X" and basic_profile()[0x0020000D] == "U"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from components.catalog import DatasetCard, Layout, load_card
 from components.catalog.cards import LabelTable
 from components.ingestion import ingest, list_series, read_quarantine, read_volume
-from components.ingestion.annotations.finding_tables import person_of
+from components.ingestion.annotations.finding_tables import read_demographics
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonyms
 from components.ingestion.volume import Volume
 from tests.helpers import dicom_files
@@ -114,7 +114,7 @@ def test_any_cells_give_a_sex_and_an_age_or_nothing(tmp_path_factory: pytest.Tem
     table = tmp_path_factory.mktemp("any") / "participants.tsv"
     lines = ["participant_id\tsex\tage\tgroup", *(f"sub-1\t{sex}\t{age}\t-" for sex, age in cells)]
     table.write_text("\n".join(lines), errors="replace")
-    found = person_of(table, TABLE, "sub-1")
+    found = read_demographics(table, TABLE, "sub-1")
     assert set(found) <= {"PatientSex", "PatientAge"}
     assert found.get("PatientSex", "F") in ("F", "M", "O") and 0 <= float(found.get("PatientAge", 0)) <= 90
 
@@ -137,9 +137,9 @@ YEARS = {
 @pytest.mark.parametrize(("cell", "years"), YEARS.items())
 def test_ages_are_years_and_stop_at_ninety(tmp_path: Path, cell: str, years: float | None) -> None:
     (tmp_path / "participants.tsv").write_text(f"participant_id\tsex\tage\nsub-1\tF\t{cell}\n")
-    assert person_of(tmp_path / "participants.tsv", TABLE, "sub-1").get("PatientAge") == years
+    assert read_demographics(tmp_path / "participants.tsv", TABLE, "sub-1").get("PatientAge") == years
 
 
 def test_rows_that_contradict_each_other_say_nothing(tmp_path: Path) -> None:
     (tmp_path / "participants.tsv").write_text("participant_id\tsex\tage\nsub-1\tF\t30\nsub-1\tF\t32\n")
-    assert person_of(tmp_path / "participants.tsv", TABLE, "sub-1") == {"PatientSex": "F"}
+    assert read_demographics(tmp_path / "participants.tsv", TABLE, "sub-1") == {"PatientSex": "F"}

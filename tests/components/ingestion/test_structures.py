@@ -157,16 +157,18 @@ class Wrong:
 
 
 WRONG = {
-    "between two slices": Wrong("outlines that lie on no slice, 0.50 of a step off", outline(square(5, 9), 1.5)),
-    "tilted": Wrong("outlines that lie on no slice", outline(square(5, 9), 2) + np.outer([0, 0, 1, 1], [0, 0, 2.0])),
-    "above the image": Wrong("outlines beyond the image", outline(square(5, 9), 7)),
-    "beside the image": Wrong("outlines beyond the image", outline(square(30, 60), 2)),
+    "between two slices": Wrong("contours are 0.50 of the slice spacing off their slice", outline(square(5, 9), 1.5)),
+    "tilted": Wrong("of the slice spacing off their slice", outline(square(5, 9), 2) + np.outer([0, 0, 1, 1], [0, 0, 2.0])),
+    "above the image": Wrong("contours beyond the image", outline(square(5, 9), 7)),
+    "beside the image": Wrong("contours beyond the image", outline(square(30, 60), 2)),
     "another frame": Wrong("in another frame of reference than its image", square(5, 9), more={"frame_uid": "1.2.9"}),
     "another series": Wrong("a structure set of no image here", square(5, 9), more={"series_uid": "1.2.9"}),
     "another patient": Wrong("a structure set of no image here", square(5, 9), more={"PatientID": "patient-2"}),
-    "an open line": Wrong("structure 1 has an outline that is not closed", outline(square(5, 9), 2), more={"kind": "OPEN_PLANAR"}),
-    "a name that the card lacks": Wrong("structure 1's name is not in the card's", outline(square(5, 9), 2), name="Zwetschge"),
-    "nothing left": Wrong("no outline of a structure in the card's label map", outline(square(5, 9), 2), name="couch"),
+    "an open line": Wrong("structure 1 has an open contour", outline(square(5, 9), 2), more={"kind": "OPEN_PLANAR"}),
+    "a name that the card lacks": Wrong(
+        "the name of structure 1 is not in the label map", outline(square(5, 9), 2), name="Zwetschge"
+    ),
+    "nothing left": Wrong("no structure with contours is in the label map", outline(square(5, 9), 2), name="couch"),
 }
 
 
@@ -199,9 +201,9 @@ def _empty(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (_overlapping, "structures that overlap"),
+        (_overlapping, "structures overlap"),
         (_in_two_frames, "structures in 2 frames of reference"),
-        (_empty, "a structure set without outlines"),
+        (_empty, "a structure set without contours"),
     ],
 )
 def test_structures_that_make_no_label_map_are_refused(make: Callable[[Path], None], reason: str, source: Path) -> None:

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from components.catalog import load_card
 from components.errors import BadInput
 from components.ingestion import list_series, read_path, read_volume
-from components.ingestion.acquisition_headers import sequence_kind
+from components.ingestion.acquisition_headers import classify_timing
 from components.ingestion.formats.dicom.pixels import decode_pixels
 from components.ingestion.formats.orientation import to_canonical
 from components.samples import dicom_series, kspace_files, nifti_files
@@ -110,7 +110,7 @@ def test_a_file_of_no_known_format_is_rejected(tmp_path: Path, content: bytes) -
     ],
 )
 def test_the_sequence_follows_from_the_timing(timing: tuple[float, float, float, str], kind: str | None) -> None:
-    assert sequence_kind(*timing) == kind
+    assert classify_timing(*timing) == kind
 
 
 @given(

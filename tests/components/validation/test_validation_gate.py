@@ -17,7 +17,7 @@ from components.curation.store import ArrayName
 from components.curation.table_rows import InstructionRecord, SplitRecord, VolumeRecord
 from components.errors import BadInput, GateRefused
 from components.files import read_json
-from components.phi_patterns import IDENTIFYING
+from components.phi_patterns import PHI_PATTERN
 from components.provenance import digest
 from components.validation import validate, validation_inputs
 from components.validation.dataframes import build_dataframes
@@ -360,7 +360,7 @@ def test_an_empty_table_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     ],
 )
 def test_identifying_text_is_recognized(text: str) -> None:
-    assert re.search(IDENTIFYING, text)
+    assert re.search(PHI_PATTERN, text)
 
 
 @pytest.mark.parametrize(
@@ -368,4 +368,4 @@ def test_identifying_text_is_recognized(text: str) -> None:
     ["lesion(012,034,256,300)", "18 mm, left", "1.4 of white matter", "4x acceleration", "T2*-weighted", "follow-up in 6 weeks"],
 )
 def test_ordinary_text_is_not_recognized(text: str) -> None:
-    assert not re.search(IDENTIFYING, text)
+    assert not re.search(PHI_PATTERN, text)

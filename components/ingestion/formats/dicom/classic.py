@@ -32,7 +32,7 @@ def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.
         dataset = datasets[frame.path]
         plane[:] = rescale(decode_pixels(dataset), *rescale_of(dataset))
     affine = affine_of(frames)
-    return voxels, affine, acquisition_headers.from_dicom(datasets[paths[0]], affine, anatomy)
+    return voxels, affine, acquisition_headers.acquisition_from_dicom(datasets[paths[0]], affine, anatomy)
 
 
 def slice_indices(paths: Sequence[Path]) -> list[int]:

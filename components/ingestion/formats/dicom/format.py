@@ -10,7 +10,7 @@ from pydicom import Dataset
 from typing_extensions import override
 
 from components.errors import BadInput
-from components.ingestion.annotations import finding_tables
+from components.ingestion.annotations import lesion_boxes
 from components.ingestion.formats.base import FileHeader, Format
 from components.ingestion.formats.dicom.classic import read_series, slice_indices
 from components.ingestion.formats.dicom.headers import LABEL_CLASSES, find_rejection, read_frames, read_header, sidecar_fields
@@ -56,9 +56,9 @@ class DicomFormat(Format):
         return _read_classic(files, anatomy, files[0].parent.name)
 
     @override
-    def place_boxes(self, blocks: Sequence[finding_tables.Block], files: Sequence[Path], volume: Volume) -> tuple[Box, ...]:
+    def place_boxes(self, boxes_3d: Sequence[lesion_boxes.Box3D], files: Sequence[Path], volume: Volume) -> tuple[Box, ...]:
         slice_of_file = slice_indices(files)
-        boxes = finding_tables.boxes_of(list(blocks))
+        boxes = lesion_boxes.split_into_slices(list(boxes_3d))
         return tuple(replace(box, slice_index=slice_of_file[box.slice_index]) for box in boxes)
 
     def read_path(self, path: Path) -> Volume:

@@ -11,13 +11,13 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 from components.ingestion.annotations import rt_structures
-from components.ingestion.annotations.rt_structures import STRUCTURES
+from components.ingestion.annotations.rt_structures import RT_STRUCTURE_SET_UID
 from components.ingestion.formats.dicom.series_splitting import Frame, frames_of
 from components.ingestion.formats.gzipped import open_decompressed
 from components.ingestion.quarantine import Rejection
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
-LABEL_CLASSES = frozenset({SEGMENTATION, STRUCTURES})
+LABEL_CLASSES = frozenset({SEGMENTATION, RT_STRUCTURE_SET_UID})
 MR_CLASSES = frozenset(
     {
         "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
@@ -55,8 +55,8 @@ def find_rejection(header: Dataset) -> Rejection | None:
     sop_class = str(header.get("SOPClassUID", "") or "")
     if sop_class == SEGMENTATION:
         return None
-    if sop_class == STRUCTURES:
-        return rt_structures.refusal(header)
+    if sop_class == RT_STRUCTURE_SET_UID:
+        return rt_structures.find_rejection(header)
     if _may_show_text(header, sop_class):
         return Rejection(
             "burnt-in",

@@ -44,7 +44,7 @@ class PlannedStructureSet(PlannedFile):
     @override
     def write(self, target: Path, context: WriteContext) -> str:
         dataset = pydicom.dcmread(open_decompressed(self.source), force=True)
-        remaining = rt_structures.without(dataset, context.card.layout.ignored_structures)
+        remaining = rt_structures.remove_structures(dataset, context.card.layout.ignored_structures)
         _save(deidentify_dicom(remaining, None, context.pseudonyms, _label_names(context.card)), target)
         return ""
 

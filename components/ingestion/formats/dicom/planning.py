@@ -90,7 +90,7 @@ def _object_kind(header: Dataset) -> ObjectKind:
     sop_class = header.get("SOPClassUID")
     if sop_class == SEGMENTATION:
         return "segmentation"
-    if sop_class == rt_structures.STRUCTURES:
+    if sop_class == rt_structures.RT_STRUCTURE_SET_UID:
         return "structures"
     if is_mosaic(header):
         return "mosaic"

@@ -1,0 +1,91 @@
+"""Read annotation tables (CSV or Excel): rows, columns, and the rows of one image."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+
+from components.catalog.cards import Table
+from components.errors import BadInput
+from components.ingestion.formats.gzipped import MAX_DECOMPRESSED_BYTES
+
+Row = tuple[str, ...]
+_ZIP_SIGNATURE = b"PK\3\4"
+
+
+def read_rows(table: Path) -> tuple[Row, ...]:
+    """Read the rows of a table, including the titles.
+
+    Args:
+        table: CSV separated by comma, semicolon or tab, or an Excel workbook, of which the first sheet is read.
+
+    Raises:
+        BadInput: the file is not a readable table.
+    """
+    return _read_rows_cached(table, table.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _read_rows_cached(table: Path, modified_ns: int) -> tuple[Row, ...]:  # one table may annotate thousands of images
+    with table.open("rb") as stream:
+        if stream.read(4) == _ZIP_SIGNATURE:
+            return _read_workbook(table)
+    try:
+        with table.open(newline="", encoding="utf-8-sig", errors="replace") as text:
+            head = text.readline()
+            text.seek(0)
+            delimiter = max(",;\t", key=head.count)
+            return tuple(tuple(row) for row in csv.reader(text, delimiter=delimiter) if row)
+    except csv.Error:
+        raise BadInput("the table cannot be read as CSV", where=table.name, remedy="save it as CSV") from None
+
+
+def _read_workbook(table: Path) -> tuple[Row, ...]:
+    """Read the first sheet of an Excel workbook."""
+    import pandas as pd
+
+    try:
+        with zipfile.ZipFile(table) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_DECOMPRESSED_BYTES:
+            raise BadInput("the decompressed workbook is too large", where=table.name, remedy="save it as CSV")
+        sheet = pd.read_excel(table, header=None, dtype=str, keep_default_na=False, engine="openpyxl")
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged file may raise any exception in zipfile, openpyxl or pandas
+        raise BadInput(f"the workbook cannot be read ({type(error).__name__})", where=table.name, remedy="save it as CSV") from None
+    return tuple(tuple(row) for row in sheet.fillna("").itertuples(index=False, name=None))
+
+
+def read_titles(table: Path) -> list[str]:
+    """Return the titles of the columns; empty for an empty table."""
+    rows = read_rows(table)
+    return [title.strip() for title in rows[0]] if rows else []
+
+
+def column_index(column: str | int, titles: list[str], table: Path) -> int:
+    """Return the index of a column that a card names by title or index.
+
+    Raises:
+        BadInput: the table has no such column.
+    """
+    if isinstance(column, int):
+        return column
+    if column not in titles:
+        raise BadInput(f"no column {column!r}", where=table.name, remedy="fix layout.tables or layout.boxes of the card")
+    return titles.index(column)
+
+
+def find_rows(table: Path, layout: Table, key: str) -> tuple[list[str], list[Row]]:
+    """Return the titles (empty if the card numbers the columns) and the rows with a key.
+
+    Raises:
+        BadInput: the table lacks the key column.
+    """
+    has_titles = isinstance(layout.key, str)
+    titles = read_titles(table) if has_titles else []
+    index = column_index(layout.key, titles, table)
+    rows = read_rows(table)[1 if has_titles else 0 :]
+    return titles, [row for row in rows if len(row) > index and row[index].strip() == key]
