@@ -29,7 +29,7 @@ from monai.transforms import Compose, EnsureTyped, LoadImaged, RandSpatialCropd
 
 from benchmarks.harness import versions, write_rows
 from components.curation.store import VolumeStore
-from components.training.samples import KEPT_OPEN
+from components.training.samples import OPEN_ARRAYS
 
 SHAPE, PASSES, PER_VOLUME = (48, 256, 256), 4, 8
 Draw = Callable[[int], torch.Tensor]
@@ -55,7 +55,7 @@ def forget(folder: Path) -> None:
 
 def of_the_store(folder: Path, volumes: int) -> Draw:
     """One slice is read, not the volume."""
-    store, rng = VolumeStore(folder, keep=KEPT_OPEN), random.Random(0)
+    store, rng = VolumeStore(folder, keep=OPEN_ARRAYS), random.Random(0)
     return lambda number: torch.from_numpy(store.read(f"{number:032x}", "voxels", rng.randrange(SHAPE[0])))
 
 

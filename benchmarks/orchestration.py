@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.harness import versions, write_rows
 from components.home import Home
 from components.provenance import digest
-from components.settings import STAGES, Settings, load_settings
+from components.settings import Settings, load_settings
 
 
 def run_without_flows(settings: Settings) -> None:
@@ -52,7 +52,7 @@ def run_without_flows(settings: Settings) -> None:
     tracking = Tracking(home.tracking_uri, home)
     run = tracking.pipeline_run(digest(settings, data.digest), settings, data.digest, {"corpus_digest": curation.digest})
     results: list[StageResult] = []
-    for stage in STAGES:
+    for stage in settings.training.stages:
         parent = results[-1] if results else None
         results.append(train_stage(stage, home.curated, settings, home, parent, run, open_launcher(settings)))
     model = results[-1].model_dir

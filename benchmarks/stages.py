@@ -26,12 +26,11 @@ from components.evaluation import evaluate
 from components.evaluation.model_answers import AnswerGenerator, load_cases
 from components.files import read_json
 from components.home import Home
-from components.registries import TASKS
-from components.settings import STAGES, Settings, StageName, load_settings
+from components.registries import STAGES, TASKS
+from components.settings import Settings, StageName, load_settings
 from components.training import StageResult, train_stage
-from components.training.batches import BatchMaker
+from components.training.batches import StageBatches
 from components.training.samples import Samples
-from components.training.trainer import OBJECTIVES
 from model_core import OmniMRIForConditionalGeneration
 from model_core.losses.contrastive import standardize
 from model_core.objectives import Alignment, Objective, VisionPretraining
@@ -41,7 +40,7 @@ BATCHES, RANKS = 16, (1, 5)
 Row = dict[str, Any]
 
 
-def trained(settings: Settings, home: Home, stages: tuple[StageName, ...] = STAGES) -> list[StageResult]:
+def trained(settings: Settings, home: Home, stages: tuple[StageName, ...] = STAGES.built_in) -> list[StageResult]:
     """Train these stages one after another, or find them trained."""
     results: list[StageResult] = []
     for stage in stages:
@@ -49,27 +48,27 @@ def trained(settings: Settings, home: Home, stages: tuple[StageName, ...] = STAG
     return results
 
 
-def objective_of(result: StageResult) -> Objective:
+def objective_of(result: StageResult, settings: Settings) -> Objective:
     """A stage's objective with the heads that only its checkpoint holds."""
     model = OmniMRIForConditionalGeneration.from_pretrained(result.model_dir)
-    objective = OBJECTIVES[result.stage](model)
+    objective = STAGES[result.stage].build_objective(model, settings.training.stage(result.stage))
     tag = read_json(result.folder / "checkpoint.json")["tag"]
     states = result.folder / "checkpoints" / tag / "mp_rank_00_model_states.pt"
     objective.load_state_dict(torch.load(states, map_location="cpu", weights_only=True)["module"])
     return objective.eval()
 
 
-def held_out(result: StageResult, corpus: Corpus, settings: Settings) -> BatchMaker:
+def held_out(result: StageResult, corpus: Corpus, settings: Settings) -> StageBatches:
     """Batches of test patients in the form of the stage."""
-    processor, samples = Processor.from_pretrained(result.model_dir), Samples.of(corpus, "test")
+    processor, samples = Processor.from_pretrained(result.model_dir), Samples.from_corpus(corpus, "test")
     config = OmniMRIForConditionalGeneration.from_pretrained(result.model_dir).config
-    return BatchMaker(result.stage, samples, settings.training.stage(result.stage), config, processor, 0)
+    return StageBatches(STAGES[result.stage], samples, settings.training.stage(result.stage), config, processor, 0)
 
 
 @torch.no_grad()
 def hidden_squares(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
     """Stage 1."""
-    objective, maker = objective_of(result), held_out(result, corpus, settings)
+    objective, maker = objective_of(result, settings), held_out(result, corpus, settings)
     assert isinstance(objective, VisionPretraining)
     errors, trivial = [], []
     for step in range(BATCHES):
@@ -86,9 +85,9 @@ def hidden_squares(result: StageResult, corpus: Corpus, settings: Settings) -> I
 @torch.no_grad()
 def retrieval(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
     """Stage 2: the middle slice of every test volume among all their descriptions; the same words are the same description."""
-    objective = objective_of(result)
+    objective = objective_of(result, settings)
     assert isinstance(objective, Alignment)
-    samples, processor = Samples.of(corpus, "test"), Processor.from_pretrained(result.model_dir)
+    samples, processor = Samples.from_corpus(corpus, "test"), Processor.from_pretrained(result.model_dir)
     volumes = sorted(samples.numbers)
     texts = sorted({corpus.descriptions[volume].text for volume in volumes})
     middle = [corpus.volumes[volume].slices // 2 for volume in volumes]
@@ -116,7 +115,8 @@ def next_tokens(result: StageResult, corpus: Corpus, settings: Settings) -> Iter
     untrained.vision, untrained.visual_target = trained_model.vision, trained_model.visual_target  # the same thing is predicted
     figures: dict[str, list[float]] = {}
     for name, model in (("value", trained_model), ("trivial", untrained)):
-        parts = [OBJECTIVES[result.stage](model)(batch).parts for step in range(BATCHES) for batch in maker[step]]
+        objective = STAGES[result.stage].build_objective(model, settings.training.stage(result.stage))
+        parts = [objective(batch).parts for step in range(BATCHES) for batch in maker[step]]
         figures[name] = [
             math.exp(statistics.fmean(float(part["text"]) for part in parts)),
             statistics.fmean(float(part["visual"]) for part in parts),

@@ -28,13 +28,13 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.harness import RESULTS, machine, versions, write_rows
 from benchmarks.training_step import eager
 from components.curation.corpus import Corpus
-from components.settings import STAGES, Settings, StageName, load_settings
-from components.training.batches import BatchMaker
+from components.registries import STAGES
+from components.settings import Settings, StageName, load_settings
+from components.training.batches import StageBatches
 from components.training.cost import peak_flops
 from components.training.engine import Engine, join_processes
-from components.training.loader import batches
+from components.training.loader import load_batches
 from components.training.samples import Samples
-from components.training.trainer import OBJECTIVES
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 from model_core.tokenization import special_ids, train_tokenizer
@@ -63,9 +63,9 @@ class Trained:
     note: str = ""
 
 
-def engine_of(stage: StageName, settings: Settings, corpus: Corpus, folder: Path) -> tuple[Engine, BatchMaker]:
+def engine_of(stage: StageName, settings: Settings, corpus: Corpus, folder: Path) -> tuple[Engine, StageBatches]:
     """A new network under the stage's objective, and what makes its batches."""
-    samples = Samples.of(corpus, "train")
+    samples = Samples.from_corpus(corpus, "train")
     texts = [text for one in corpus.instructions if one.split == "train" for text in (one.instruction, one.response)]
     processor = Processor(train_tokenizer(texts, min(settings.model.vocabulary, 1024)))
     ids = special_ids(processor.tokenizer)
@@ -73,9 +73,9 @@ def engine_of(stage: StageName, settings: Settings, corpus: Corpus, folder: Path
     # As many entries as the profile asks for, whatever this corpus can fill.
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(settings.model.preset, settings.model.vocabulary, **ids))
-        objective = OBJECTIVES[stage](model)
-    maker = BatchMaker(stage, samples, settings.training.stage(stage), model.config, processor, settings.seed)
-    return Engine(objective, settings.training.stage(stage), settings.training, folder), maker
+        objective = STAGES[stage].build_objective(model, settings.training.stage(stage))
+    maker = StageBatches(STAGES[stage], samples, settings.training.stage(stage), model.config, processor, settings.seed)
+    return Engine(STAGES[stage], objective, settings.training.stage(stage), settings.training, folder), maker
 
 
 def timed(engine: Engine, data: Iterator[Any], steps: int, precision: str) -> dict[str, float]:
@@ -131,7 +131,7 @@ def of_stage(stage: StageName, name: str, corpus: Path, steps: int) -> tuple[lis
         for peer, kernels in PEERS.items():
             needed = range(2 * UNCOUNTED + steps)
             try:
-                with kernels(), closing(batches(maker, needed, workers, pin=torch.cuda.is_available())) as data:
+                with kernels(), closing(load_batches(maker, needed, workers, pin=torch.cuda.is_available())) as data:
                     measured = timed(engine, data, steps, precision)
                     row = Trained(settings.profile, stage, peer, **measured, parameters=parameters)  # type: ignore[arg-type]
                     if peer == "OmniMRI":

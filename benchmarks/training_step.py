@@ -24,8 +24,9 @@ import model_core.moe
 import model_core.swin
 from benchmarks.harness import RESULTS, Measurement, machine, measure, versions, write
 from components.curation.corpus import Corpus
+from components.registries import STAGES
 from components.settings import StageSettings, load_settings
-from components.training.batches import BatchMaker
+from components.training.batches import StageBatches
 from components.training.engine import parameter_groups
 from components.training.samples import Samples
 from kernels.moe_layer import moe, moe_reference
@@ -75,8 +76,10 @@ def on_instructions(corpus: Corpus) -> Callable[[], float]:
     torch.manual_seed(0)
     ids = special_ids(processor.tokenizer)
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("demo", len(processor.tokenizer), **ids))
-    stage = settings.training.instruction_tuning
-    maker = BatchMaker("instruction_tuning", Samples.of(corpus, "train"), stage, model.config, processor, settings.seed)
+    stage = settings.training.stage("instruction_tuning")
+    maker = StageBatches(
+        STAGES["instruction_tuning"], Samples.from_corpus(corpus, "train"), stage, model.config, processor, settings.seed
+    )
     return steps_of(InstructionTuning(model), stage, [maker[step][0] for step in range(BATCHES)])
 
 
@@ -86,7 +89,7 @@ def on_volumes() -> Callable[[], float]:
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("demo", vision_window=(8, 8, 8)))
     two = torch.arange(2)
     batch = ImageBatch(pixel_values_B1DHW=torch.rand(2, 1, 8, 128, 128), volume_B=two, group_B=two, seed_B=two)
-    return steps_of(VisionPretraining(model), load_settings("demo").training.vision_pretraining, [batch])
+    return steps_of(VisionPretraining(model), load_settings("demo").training.stage("vision_pretraining"), [batch])
 
 
 @contextmanager

@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from components.errors import BadInput
 
 if TYPE_CHECKING:
     from components.ingestion.formats.base import Format
     from components.tasks.base import Task
+    from components.training.stages.base import Stage
 
 PLUGINS = "OMNIMRI_PLUGINS"
 T = TypeVar("T")
@@ -52,10 +53,15 @@ def plugin_sources() -> list[Path]:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Objects by name, imported at first use, in the order of their registration."""
+    """Objects by name, imported at first use, in the order of their registration.
+
+    Attributes:
+        built_in: names that ship with OmniMRI; the other ones come from plugins.
+    """
 
     def __init__(self, kind: str, entries: dict[str, str]) -> None:
         self.kind = kind
+        self.built_in = tuple(entries)
         self._entries = dict(entries)
         self._objects: dict[str, T] = {}
 
@@ -113,5 +119,13 @@ TASKS: Registry[Task] = Registry(
     },
 )
 """Tasks of instruction tuning, in the order in which an answer is tried against them; the report accepts every other answer."""
-STAGES: Registry[Any] = Registry("stage", {})
-"""Training stages in the order in which they are trained, each starting from the weights of the one before."""
+STAGES: Registry[Stage] = Registry(
+    "stage",
+    {
+        "vision_pretraining": "components.training.stages.vision_pretraining:STAGE",
+        "alignment": "components.training.stages.alignment:STAGE",
+        "multimodal_pretraining": "components.training.stages.multimodal_pretraining:STAGE",
+        "instruction_tuning": "components.training.stages.instruction_tuning:STAGE",
+    },
+)
+"""Training stages in the order in which they are trained, each starting from the weights of the previous one."""

@@ -13,7 +13,6 @@ from components.errors import GateRefused
 from components.home import Home
 from components.locks import claim
 from components.registry import ModelVersion, refusal, show_version
-from components.settings import STAGES, StageName
 from components.versioning import DataRepository
 from flows.artifacts import publish_promotion
 from flows.curate import curate_corpus
@@ -80,15 +79,16 @@ def curate(profile: Profile, change: Change = Change(), goal: Goal = "corpus") -
             train_candidate(settings, pinned_data(home), curation, validation, Stopwatch())
 
 
-@flow(name="training", flow_run_name="training until {until}", **NOTIFY)
-def train(profile: Profile, until: StageName = STAGES[-1]) -> None:
+@flow(name="training", flow_run_name="training, stages: {until}", **NOTIFY)
+def train(profile: Profile, until: str = "all") -> None:
     """Train the stages on the present corpus. A finished stage is reused, an interrupted one resumes.
 
     Args:
         profile: Settings of the run.
-        until: The last stage.
+        until: Number or name of the last stage, or all.
     """
-    train_stages(profile.settings(), until=until)
+    settings = profile.settings()
+    train_stages(settings, until=settings.training.last_stage(until))
 
 
 @flow(name="evaluation", flow_run_name="evaluation of {model}", **NOTIFY_ONLY)

@@ -20,7 +20,7 @@ from components.registry.inputs import RegistrationInputs
 from components.resources import PeakMemory
 from components.settings import Settings
 from components.tracking import Tracking
-from components.tracking.runs import client_of
+from components.tracking.runs import open_client
 from components.validation import ValidationReport
 from flows.artifacts import flow_run_link, publish_registration
 from flows.curate import curate_corpus
@@ -94,7 +94,7 @@ def train_candidate(
         identity = digest(settings, data_digest, curation.digest, code_digest("flows", "components", "model_core", "kernels"))
         with claim(home.locks / "registry"):
             run_id = tracking.pipeline_run(identity, settings, data_digest, {"corpus_digest": curation.digest})
-        client_of(home.tracking_uri, home).set_tag(run_id, FLOW_RUN_TAG, flow_run_link())
+        open_client(home.tracking_uri, home).set_tag(run_id, FLOW_RUN_TAG, flow_run_link())
         stages = train_stages(settings, run_id)
     model = stages[-1].model_dir
     with watch.measure("evaluate"):

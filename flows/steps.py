@@ -26,12 +26,11 @@ from components.ingestion.deidentification.pseudonyms import load_key
 from components.ingestion.inputs import IngestionInputs, ingestion_inputs
 from components.ingestion.manifest import MANIFEST
 from components.locks import Waiting, claim
-from components.provenance import SHORT, code_digest, digest, file_md5
+from components.provenance import SHORT, digest, file_md5
 from components.registry.inputs import RegistrationInputs
-from components.settings import STAGES, DatasetSettings, IngestionSettings, Settings, StageName
-from components.training import stage_jobs
-from components.training.stages import CODE as TRAINING_CODE
-from components.training.stages import DONE
+from components.settings import DatasetSettings, IngestionSettings, Settings
+from components.training import stage_inputs, stage_jobs
+from components.training.trained_stage import DONE
 from components.validation import current_report, validation_inputs
 from components.versioning import DataRepository
 from components.versioning.source_state import source_folder
@@ -110,21 +109,6 @@ def pinned_data(home: Home) -> str:
         return ""
 
 
-def stage_inputs(stage: StageName, settings: Settings, corpus: str, parent: str) -> Inputs:
-    """Inputs of a stage."""
-    training = settings.training
-    engine = digest(training.zero_stage, training.precision, training.decoder_average)
-    return {
-        "corpus": corpus,
-        "seed": str(settings.seed),
-        "settings: model": settings.model.digest(),
-        "settings: training": engine,
-        f"settings: training.{stage}": training.stage(stage).digest(),
-        "code of training": code_digest(*TRAINING_CODE),
-        "the stage before": parent,
-    }
-
-
 class _Planner:
     """Plans the steps of a run one after the other.
 
@@ -176,11 +160,13 @@ class _Planner:
         """Plan training, evaluation and registration."""
         settings, home = self.settings, self.home
         if self.corpus is None:
-            self.steps += [PlannedStep(step, "runs", "no corpus yet") for step in (*STAGES, "evaluate", "register")]
+            self.steps += [
+                PlannedStep(step, "runs", "no corpus yet") for step in (*settings.training.stages, "evaluate", "register")
+            ]
             return
-        jobs = stage_jobs(self.corpus, settings, home, STAGES[-1])
+        jobs = stage_jobs(self.corpus, settings, home)
         parent = ""
-        for stage, job in zip(STAGES, jobs, strict=True):
+        for stage, job in zip(settings.training.stages, jobs, strict=True):
             self.add(stage, (job.folder / DONE).exists(), stage_inputs(stage, settings, self.corpus, parent))
             parent = job.identity
         model = jobs[-1].folder / "model"

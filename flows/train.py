@@ -1,4 +1,4 @@
-"""The four training stages, each starting from the weights of the one before."""
+"""The training stages, each starting from the weights of the previous one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from components.curation.corpus import Corpus
 from components.home import Home
 from components.launching import open_launcher
 from components.locks import claim
-from components.settings import STAGES, Settings, StageName
-from components.training import StageResult, stage_jobs, train_stage
-from components.training.stages import DONE
+from components.settings import Settings, StageName
+from components.training import StageResult, stage_inputs, stage_jobs, train_stage
+from components.training.trained_stage import DONE
 from flows.artifacts import publish_stage
 from flows.parameters import Profile
 from flows.reporting import report_waiting, reported_step
 from flows.retries import STEP
-from flows.steps import reading, record_step, stage_inputs
+from flows.steps import reading, record_step
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -56,19 +56,17 @@ def cancel_jobs(flow: Any, flow_run: FlowRun, state: Any) -> None:
     if settings.launcher != "kubernetes":
         return
     launcher = open_launcher(settings)
-    keys = {job.key for job in stage_jobs(Corpus.open(home.curated).digest, settings, home, STAGES[-1])}
+    keys = {job.key for job in stage_jobs(Corpus.open(home.curated).digest, settings, home)}
     for status in launcher.jobs():
         if status.key in keys and not status.state.finished:
             launcher.find(status.key).cancel()
 
 
 @flow(name="train", flow_run_name="train", validate_parameters=False, on_cancellation=[cancel_jobs])
-def train_stages(
-    settings: Settings, parent_run_id: str | None = None, until: StageName = "instruction_tuning"
-) -> tuple[StageResult, ...]:
-    """Train the stages up to ``until`` in the paper's order."""
+def train_stages(settings: Settings, parent_run_id: str | None = None, until: StageName | None = None) -> tuple[StageResult, ...]:
+    """Train the stages of the profile, in order, up to ``until`` (None = all)."""
     results: list[StageResult] = []
     with reading(Home.open()):
-        for stage in STAGES[: STAGES.index(until) + 1]:
+        for stage in settings.training.stages_until(until):
             results.append(run_stage(stage, settings, results[-1] if results else None, parent_run_id))
     return tuple(results)

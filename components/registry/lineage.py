@@ -16,9 +16,9 @@ from components.errors import BadInput
 from components.evaluation.cohort import patient_digest
 from components.evaluation.results import COHORT
 from components.files import read_json
+from components.registries import STAGES
 from components.registry.model_version import ModelVersion
 from components.registry.registration import SETTINGS, list_versions, show_version
-from components.settings import STAGES
 
 UNKNOWN = "unknown"
 Cohort = dict[str, dict[str, list[str]]]
@@ -80,8 +80,10 @@ def origin(version: str, tracking_uri: str, name: str) -> Origin:
     """
     registered = show_version(version, tracking_uri, name)
     facts = {fact: registered.tags.get(fact, "") for fact in FACTS}
+    recorded = [tag.removeprefix("stage_digest.") for tag in registered.tags if tag.startswith("stage_digest.")]
     stages = tuple(
-        (stage, registered.tags.get(f"stage_digest.{stage}", ""), registered.tags.get(f"stage_run.{stage}", "")) for stage in STAGES
+        (stage, registered.tags.get(f"stage_digest.{stage}", ""), registered.tags.get(f"stage_run.{stage}", ""))
+        for stage in dict.fromkeys((*STAGES.built_in, *recorded))
     )
     missing = [fact for fact, value in facts.items() if not value] + [stage for stage, digest, _ in stages if not digest]
     return Origin(registered.version, facts, stages, tuple(missing), load_version_settings(registered, tracking_uri))

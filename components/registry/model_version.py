@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from components.assets import asset
 from components.provenance import file_md5, git_commit
-from components.settings import STAGES, Settings
+from components.registries import STAGES
+from components.settings import Settings
 
 if TYPE_CHECKING:
     from components.training import StageResult
@@ -76,7 +77,7 @@ REQUIRED_TAGS = (
     "settings_digest",
     "git_commit",
     "environment",
-    *(f"stage_digest.{stage}" for stage in STAGES),
+    *(f"stage_digest.{stage}" for stage in STAGES.built_in),
 )
 """Tags without which a version cannot be reproduced."""
 

@@ -1,4 +1,4 @@
-"""Runs in MLflow: one for each pipeline run, one below it for each stage."""
+"""MLflow runs: one for each pipeline run, and a child run for each stage."""
 
 from components.tracking.journal import Journal
 from components.tracking.runs import StageRun, Tracking

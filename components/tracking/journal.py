@@ -1,7 +1,7 @@
-"""What a stage's run is to hold, kept in the stage's folder first and told to the tracking server when it answers.
+"""Local record of a stage's MLflow run: written to the stage's folder first, delivered when the tracking server is reachable.
 
-Nothing that is measured is lost when the server is away, and nothing is told twice when it comes back: the server is asked for the
-last step of the figures that it has, and pictures, tags and data are told under names that stay what they are.
+An outage of the server loses no measurement, and its return duplicates none: metrics are delivered after the last step that the
+server has, and figures, tags and inputs under names that do not change.
 """
 
 from __future__ import annotations
@@ -20,9 +20,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 JOURNAL, PICTURES = "journal.json", "pictures"
-KEY = "loss"
-"""A figure that every step has: where it stands, all of the step's figures are there."""
-PATIENCE_S = (1.0, 3.0, 9.0, 27.0)
+MARKER_METRIC = "loss"
+"""A metric that every step has: if the server has it for a step, it has all metrics of the step."""
+RETRY_DELAYS_S = (1.0, 3.0, 9.0, 27.0)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One item to deliver: its kind and name, a value that changes with its content, and the request that delivers it."""
+
+    key: str
+    value: str
+    send: Callable[[], None]
 
 
 @dataclass
@@ -30,8 +39,11 @@ class Journal:
     """The journal of one run.
 
     Attributes:
-        tags: of the run; inputs: data that went in; status: MLflow's word for where the run is.
-        told: what the server has, by a name that includes its value; complete: it has all.
+        folder: the stage's folder.
+        run_id: MLflow run.
+        tags: tags of the run; inputs: data that the stage was trained on; status: MLflow's status of the run.
+        delivered: items that the server has, as ``key=value`` (``told`` in the file).
+        complete: whether the server has all items.
     """
 
     folder: Path
@@ -39,77 +51,101 @@ class Journal:
     tags: dict[str, str] = field(default_factory=dict)
     inputs: list[dict[str, Any]] = field(default_factory=list)
     status: str = "RUNNING"
-    told: list[str] = field(default_factory=list)
+    delivered: list[str] = field(default_factory=list)
     complete: bool = False
 
     @classmethod
     def open(cls, folder: Path, run_id: str) -> Journal:
-        """The journal of a folder, as far as it was kept."""
+        """Read the journal of a folder, or start an empty one."""
         stored = read_json(folder / JOURNAL) if (folder / JOURNAL).exists() else {}
-        return cls(folder, run_id, **stored)
+        delivered = stored.pop("told", [])
+        return cls(folder, run_id, **stored, delivered=delivered)
 
     def write(self) -> None:
-        """Keep it."""
-        kept = ("tags", "inputs", "status", "told", "complete")
-        write_json(self.folder / JOURNAL, {name: getattr(self, name) for name in kept})
+        """Write the journal to its folder."""
+        stored = {name: getattr(self, name) for name in ("tags", "inputs", "status", "complete")}
+        write_json(self.folder / JOURNAL, {**stored, "told": self.delivered})
 
-    def tag(self, name: str, value: str) -> None:
-        """A tag of the run."""
+    def set_tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
         self.tags[name] = value
 
-    def input(self, name: str, digest: str, context: str, profile: Mapping[str, Any]) -> None:
-        """Data that went in, by digest."""
+    def add_input(self, name: str, digest: str, context: str, profile: Mapping[str, Any]) -> None:
+        """Add a data set that the stage was trained on, by its digest."""
         entry = {"name": name, "digest": digest, "context": context, "profile": dict(profile)}
         if entry not in self.inputs:
             self.inputs.append(entry)
 
-    def picture(self, name: str, figure: Figure) -> None:
-        """A picture, as PNG; ``name`` may have folders."""
+    def add_figure(self, name: str, figure: Figure) -> None:
+        """Store a figure as PNG; ``name`` may include folders."""
         with atomic_file(self.folder / PICTURES / name) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})
 
     def deliver(self, tracking: Tracking, points: Sequence[Mapping[str, Any]]) -> bool:
-        """Tell the server what it does not have; whether it has all now. An outage is said in one line, and is no error."""
+        """Send the server what it does not have, and return whether it has everything now.
+
+        An outage prints one line and raises no error.
+
+        Args:
+            tracking: Connection to the server.
+            points: Metrics of each step, with ``step``.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
             run = tracking.run(self.run_id)
-            self._figures(run, points)
-            for name, tell in self._entries(run):
-                if name not in self.told:
-                    tell()
-                    self.told = [one for one in self.told if one.rpartition("=")[0] != name.rpartition("=")[0]] + [name]
+            self._send_metrics(run, points)
+            for entry in self._entries(run):
+                if f"{entry.key}={entry.value}" not in self.delivered:
+                    entry.send()
+                    self._mark_delivered(entry)
             self.complete = True
         except (MlflowException, OSError) as error:
             self.complete = False
-            print(f"the tracking server does not answer ({type(error).__name__}): kept in {self.folder}, told later", flush=True)
+            print(
+                f"the tracking server does not answer ({type(error).__name__}): records stay in {self.folder} and are sent later",
+                flush=True,
+            )
         self.write()
         return self.complete
 
-    def insist(self, tracking: Tracking, points: Sequence[Mapping[str, Any]], patience_s: Iterable[float] = PATIENCE_S) -> bool:
-        """As :meth:`deliver`, several times; for the end, when there is no later."""
-        for pause in patience_s:
+    def deliver_with_retries(
+        self, tracking: Tracking, points: Sequence[Mapping[str, Any]], delays_s: Iterable[float] = RETRY_DELAYS_S
+    ) -> bool:
+        """Call :meth:`deliver` until it succeeds or the delays are used up: at the end of a stage, after which nothing retries."""
+        for delay in delays_s:
             if self.deliver(tracking, points):
                 return True
-            time.sleep(pause)
+            time.sleep(delay)
         return self.deliver(tracking, points)
 
-    def _figures(self, run: StageRun, points: Sequence[Mapping[str, Any]]) -> None:
-        known = run.last_step(KEY)
-        missing = [point for point in points if point["step"] > known]
-        run.log_curve((int(point["step"]), {name: x for name, x in point.items() if name != "step"}) for point in missing)
+    def _send_metrics(self, run: StageRun, points: Sequence[Mapping[str, Any]]) -> None:
+        last_step = run.last_step(MARKER_METRIC)
+        missing = [point for point in points if point["step"] > last_step]
+        run.log_steps((int(point["step"]), {name: x for name, x in point.items() if name != "step"}) for point in missing)
 
-    def _entries(self, run: StageRun) -> list[tuple[str, Callable[[], None]]]:
-        """``kind:name=value`` and how to tell it; the status last."""
-        entries: list[tuple[str, Callable[[], None]]] = []
-        for name, value in self.tags.items():
-            entries.append((f"tag:{name}={value}", lambda name=name, value=value: run.set_tag(name, value)))  # type: ignore[misc]
-        for one in self.inputs:
-            entries.append((f"input:{one['name']}={one['digest']}", lambda one=one: run.log_dataset(**one)))  # type: ignore[misc]
-        for path in sorted((self.folder / PICTURES).rglob("*.png")):
+    def _mark_delivered(self, entry: _Entry) -> None:
+        """Record an entry in place of its earlier value."""
+        others = [item for item in self.delivered if item.rpartition("=")[0] != entry.key]
+        self.delivered = [*others, f"{entry.key}={entry.value}"]
+
+    def _entries(self, run: StageRun) -> list[_Entry]:
+        """Return everything but the metrics, in the order of delivery; the status last."""
+
+        def tag(name: str, value: str) -> _Entry:
+            return _Entry(f"tag:{name}", value, lambda: run.set_tag(name, value))
+
+        def dataset(item: dict[str, Any]) -> _Entry:
+            return _Entry(f"input:{item['name']}", item["digest"], lambda: run.log_dataset(**item))
+
+        def figure(path: Path) -> _Entry:
             checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-            place = path.relative_to(self.folder / PICTURES)
-            name = f"picture:{place}={checksum}"
-            entries.append((name, lambda path=path, place=place: run.log_file(path, place.parent)))  # type: ignore[misc]
-        entries.append((f"status:run={self.status}", lambda: run.set_status(self.status)))
-        return entries
+            name = path.relative_to(self.folder / PICTURES)
+            return _Entry(f"picture:{name}", checksum, lambda: run.log_file(path, name.parent))
+
+        return [
+            *(tag(name, value) for name, value in self.tags.items()),
+            *(dataset(item) for item in self.inputs),
+            *(figure(path) for path in sorted((self.folder / PICTURES).rglob("*.png"))),
+            _Entry("status:run", self.status, lambda: run.set_status(self.status)),
+        ]

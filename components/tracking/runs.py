@@ -1,6 +1,6 @@
-"""MLflow runs by content: the same inputs find the same run again, so that an interrupted pipeline goes on in it.
+"""MLflow runs by content: the same inputs find the same run again, so that an interrupted pipeline resumes in it.
 
-Nothing is logged that could name a patient: settings, digests, numbers and pictures of voxels without text.
+No logged item could identify a patient: settings, digests, metrics, and images of voxels without text.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "omnimri"
-PARAMETER_LENGTH = 500
-REQUEST = 1000
-"""Figures that MLflow takes at a time."""
-NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
+MAX_PARAMETER_LENGTH = 500
+MAX_METRICS = 1000
+"""Maximum number of metrics per request of MLflow."""
+_INVALID_CHARACTERS = re.compile(r"[^\w\-. :/]")
 
 
-def client_of(uri: str, home: Home) -> MlflowClient:
-    """A client of the store, which is made where it is the local one and not there yet."""
+def open_client(uri: str, home: Home) -> MlflowClient:
+    """Return a client of the tracking store; create the folder of the local store if it does not exist."""
     import mlflow
 
     if uri.startswith("sqlite:///"):
@@ -36,35 +36,35 @@ def client_of(uri: str, home: Home) -> MlflowClient:
     return mlflow.MlflowClient(uri)
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted parameters."""
-    found: dict[str, str] = {}
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as parameters with dotted names."""
+    parameters: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{name}."))
+            parameters.update(flatten(value, f"{prefix}{name}."))
         else:
-            found[f"{prefix}{name}"] = str(value)[:PARAMETER_LENGTH]
-    return found
+            parameters[f"{prefix}{name}"] = str(value)[:MAX_PARAMETER_LENGTH]
+    return parameters
 
 
 class Tracking:
     """The runs of one installation.
 
     Args:
-        uri: tracking store.
-        home: where the local store and its artifacts are.
+        uri: Tracking store.
+        home: Folders of this installation, with the local store and its artifacts.
     """
 
     def __init__(self, uri: str, home: Home) -> None:
         self.uri, self.home = uri, home
 
     def pipeline_run(self, digest: str, settings: Settings, data_digest: str, tags: Mapping[str, str]) -> str:
-        """The run of a pipeline with these inputs: the one there is, finished or not, or a new one."""
-        client = client_of(self.uri, self.home)
+        """Return the run of a pipeline with these inputs: the existing one, finished or not, or a new one."""
+        client = open_client(self.uri, self.home)
         experiment = self._experiment(client)
-        found = client.search_runs([experiment], f"tags.`omnimri.digest` = '{digest}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
+        existing = client.search_runs([experiment], f"tags.`omnimri.digest` = '{digest}'", max_results=1)
+        if existing:
+            return str(existing[0].info.run_id)
         run = client.create_run(
             experiment,
             run_name=f"pipeline-{settings.profile}-{digest[:8]}",
@@ -75,32 +75,32 @@ class Tracking:
                 **{f"omnimri.{name}": value for name, value in tags.items()},
             },
         )
-        self._log_parameters(client, run.info.run_id, flat(settings.model_dump(mode="json", exclude={"datasets"})))
+        self._log_parameters(client, run.info.run_id, flatten(settings.model_dump(mode="json", exclude={"datasets"})))
         StageRun(client, run.info.run_id).log_dataset("data", data_digest, "source", {"datasets": len(settings.datasets)})
         client.set_tag(run.info.run_id, "omnimri.datasets", ", ".join(dataset.card for dataset in settings.datasets))
         return str(run.info.run_id)
 
     def create_stage_run(self, name: str, digest: str, parent_run_id: str | None, parameters: Mapping[str, Any]) -> str:
-        """A run for a stage, below a pipeline's run where there is one."""
-        client = client_of(self.uri, self.home)
+        """Create a run for a stage, as a child of a pipeline's run if there is one, and return its id."""
+        client = open_client(self.uri, self.home)
         tags = {"omnimri.digest": digest, "omnimri.stage": name, "omnimri.git_commit": git_commit()}
         if parent_run_id is not None:
             tags["mlflow.parentRunId"] = parent_run_id
         run = client.create_run(self._experiment(client), run_name=name, tags=tags)
-        self._log_parameters(client, run.info.run_id, flat(parameters))
+        self._log_parameters(client, run.info.run_id, flatten(parameters))
         return str(run.info.run_id)
 
     def run(self, run_id: str) -> StageRun:
-        """A run that exists."""
-        return StageRun(client_of(self.uri, self.home), run_id)
+        """Return an existing run."""
+        return StageRun(open_client(self.uri, self.home), run_id)
 
     def link_stage(self, parent_run_id: str, stage: str, run_id: str) -> None:
-        """Note on a pipeline's run which stage run it uses, which may be an earlier pipeline's."""
-        client_of(self.uri, self.home).set_tag(parent_run_id, f"omnimri.stage_run.{stage}", run_id)
+        """Tag a pipeline's run with the stage run that it uses, which an earlier pipeline may have created."""
+        open_client(self.uri, self.home).set_tag(parent_run_id, f"omnimri.stage_run.{stage}", run_id)
 
     def finish_pipeline(self, run_id: str, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
-        """Final numbers and files of a pipeline's run; nothing where it had been finished."""
-        client = client_of(self.uri, self.home)
+        """Log the final metrics and files of a pipeline's run and mark it finished, unless it is already."""
+        client = open_client(self.uri, self.home)
         if client.get_run(run_id).info.status == "FINISHED":
             return
         stage_run = StageRun(client, run_id)
@@ -110,9 +110,9 @@ class Tracking:
         client.set_terminated(run_id, "FINISHED")
 
     def _experiment(self, client: MlflowClient) -> str:
-        found = client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return str(found.experiment_id)
+        existing = client.get_experiment_by_name(EXPERIMENT)
+        if existing is not None:
+            return str(existing.experiment_id)
         local = self.uri.startswith("sqlite:///")
         location = (self.home.mlflow / "artifacts").as_uri() if local else None
         return str(client.create_experiment(EXPERIMENT, artifact_location=location))
@@ -125,51 +125,51 @@ class Tracking:
 
 @dataclass(frozen=True)
 class StageRun:
-    """An open run."""
+    """An existing run."""
 
     client: MlflowClient
     run_id: str
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers at a step."""
-        self.log_curve([(step, metrics)])
+        """Log metrics of one step."""
+        self.log_steps([(step, metrics)])
 
-    def log_curve(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Many steps in few requests, each step in one of them. What MLflow does not allow in names is left out of them."""
+    def log_steps(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Log metrics of many steps in few requests, without splitting a step; drop characters that MLflow forbids in names."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        waiting: list[Metric] = []
+        pending: list[Metric] = []
         for step, values in points:
-            metrics = [Metric(NOT_IN_NAMES.sub("", name), float(value), now, step) for name, value in values.items()]
-            if len(waiting) + len(metrics) > REQUEST:
-                self.client.log_batch(self.run_id, metrics=waiting)
-                waiting = []
-            waiting += metrics
-        if waiting:
-            self.client.log_batch(self.run_id, metrics=waiting)
+            metrics = [Metric(_INVALID_CHARACTERS.sub("", name), float(value), now, step) for name, value in values.items()]
+            if len(pending) + len(metrics) > MAX_METRICS:
+                self.client.log_batch(self.run_id, metrics=pending)
+                pending = []
+            pending += metrics
+        if pending:
+            self.client.log_batch(self.run_id, metrics=pending)
 
     def last_step(self, metric: str) -> int:
-        """The largest step of a metric; -1 where it has none."""
+        """Return the largest step of a metric, -1 if it has none."""
         return max((point.step for point in self.client.get_metric_history(self.run_id, metric)), default=-1)
 
     def log_file(self, path: Path, folder: Path) -> None:
-        """A file, into a folder of the run's artifacts (``.`` for the top)."""
+        """Upload a file to a folder of the run's artifacts (``.`` = the top)."""
         self.client.log_artifact(self.run_id, str(path), None if folder == Path() else str(folder))
 
     def set_tag(self, name: str, value: str) -> None:
-        """A tag; an older value is replaced."""
+        """Set a tag; replace an earlier value."""
         self.client.set_tag(self.run_id, name, value)
 
     def set_status(self, status: str) -> None:
-        """Where the run is: RUNNING, FINISHED, FAILED or KILLED."""
+        """Set the status of the run: RUNNING, FINISHED, FAILED or KILLED."""
         if status == "RUNNING":
             self.client.update_run(self.run_id, status=status)
         else:
             self.client.set_terminated(self.run_id, status)
 
     def log_dataset(self, name: str, digest: str, context: str, profile: Mapping[str, Any]) -> None:
-        """The data that went in, by digest (``mlflow.data``)."""
+        """Log a data set as an input of the run, by its digest (``mlflow.data``)."""
         import json
 
         from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -1,7 +1,7 @@
-"""The batches of each stage, each a pure function of the step's number.
+"""The batches of a stage, each a pure function of the step's number.
 
-Images vary in contrast and place, so that the few patients of a small corpus are not learnt by heart. Those of reconstruction do
-not: their k-space is what was measured.
+Images are augmented in contrast and geometry, so that the few patients of a small corpus are not memorized. Images of
+reconstruction are not: their k-space is what was measured.
 """
 
 from __future__ import annotations
@@ -19,40 +19,62 @@ from torch import Tensor
 
 from components.provenance import digest
 from components.registries import TASKS
-from components.settings import BLOCK_SLICES, StageName, StageSettings, block_samples
+from components.settings import StageSettings
 from components.tasks.base import Image, Target
-from components.training.augmentation import Contrast, Movement, moved_together
+from components.training.augmentation import AffineParams, Contrast, apply_affine_batch
 from components.training.mixture import Draw, Mixture
 from components.training.samples import Samples
+from components.training.stages.base import Stage
 from model_core.batch import IGNORE, NO_TASK, Batch, ImageBatch, PairedBatch, SequenceBatch
 from model_core.boxes import format_boxes, parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.processing import Encoded, Processor
 from model_core.targets import TARGET_MASK
 
-KEPT_TEXTS = 4096
-BLOCK_EVERY = 4
-"""Every fourth step of vision pretraining sees blocks of four slices, the others single slices: one encoder serves both."""
+CACHED_TEXTS = 4096
+"""Tokenized texts that are kept: the same few texts return every epoch."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among those that train together."""
+    """This process among those that train together: ``index`` of ``world_size``."""
 
-    number: int = 0
-    count: int = 1
+    index: int = 0
+    world_size: int = 1
 
 
-class BatchMaker:
-    """Batches of one stage for one process.
+@dataclass(frozen=True)
+class _Sequence:
+    """One sample of a :class:`SequenceBatch`."""
 
-    A step draws ``micro_batch * gradient_accumulation * processes`` samples, a micro-step the next ``micro_batch * processes`` of
-    them, and process r takes the r-th part of those: what a micro-step holds does not depend on how many processes share it.
+    encoded: Encoded
+    image: Image
+    target: Target
+    visual_loss: bool = False
+
+
+class StageBatches:
+    """Micro-batches of one stage for one process, by step.
+
+    A step draws ``micro_batch * gradient_accumulation * world_size`` samples, a micro-step the next ``micro_batch * world_size`` of
+    them, and process r takes the r-th share of those: the content of a micro-step does not depend on the number of processes.
+
+    Args:
+        stage: The stage, which selects and collates the samples.
+        samples: Samples of a split.
+        settings: Sizes of the step, and the shares of the data categories.
+        config: Configuration of the network: visual tokens per image.
+        processor: Tokenizer and padding.
+        seed: Seed of the run; with the stage's name it keys all random numbers.
+        rank: This process.
+
+    Raises:
+        ValueError: the mixture contains a category of data that the stage cannot use.
     """
 
     def __init__(
         self,
-        stage: StageName,
+        stage: Stage,
         samples: Samples,
         settings: StageSettings,
         config: OmniMRIConfig,
@@ -62,129 +84,144 @@ class BatchMaker:
     ) -> None:
         self.stage, self.samples, self.settings, self.config, self.processor = stage, samples, settings, config, processor
         self.rank = rank
-        self.key = int(digest(seed, stage)[:12], 16)
+        unusable = [category for category, share in settings.mixture if share > 0 and category not in stage.categories]
+        if unusable:
+            raise ValueError(f"{stage.name} cannot be trained on {', '.join(unusable)} data: set its share of the mixture to 0")
+        self.key = int(digest(seed, stage.name)[:12], 16)
         self.mixture: Mixture = samples.mixture(settings.mixture, self.key)
-        # The same few texts come again every epoch; their tokens are made once.
-        self._described = lru_cache(KEPT_TEXTS)(processor.encode_description)
-        self._paired = lru_cache(KEPT_TEXTS)(processor.encode_pair)
-        self._instructed = lru_cache(KEPT_TEXTS)(processor.encode)
+        self._encode_description = lru_cache(CACHED_TEXTS)(processor.encode_description)
+        self._encode_pair = lru_cache(CACHED_TEXTS)(processor.encode_pair)
+        self._encode_instruction = lru_cache(CACHED_TEXTS)(processor.encode)
 
     def __getitem__(self, step: int) -> list[Any]:
-        """Micro-batches of a step."""
-        together = self.settings.micro_batch * self.rank.count
-        count = together * self.settings.gradient_accumulation
-        draws = list(islice(self.mixture.draws(step * count), count))
-        return [self.make(draws[first : first + together], step) for first in range(0, count, together)]
+        """Return the micro-batches of a step (from 0)."""
+        per_micro_step = self.settings.micro_batch * self.rank.world_size
+        per_step = per_micro_step * self.settings.gradient_accumulation
+        draws = list(islice(self.mixture.draws(step * per_step), per_step))
+        return [self.micro_batch(draws[first : first + per_micro_step], step) for first in range(0, per_step, per_micro_step)]
 
-    def make(self, together: Sequence[Draw], step: int) -> Batch:
-        """This process's part of a micro-step."""
-        in_blocks = self.stage == "vision_pretraining" and step % BLOCK_EVERY == BLOCK_EVERY - 1
-        if in_blocks:
-            together = together[: block_samples(len(together), self.rank.count)]
-        mine = len(together) // self.rank.count
-        draws = together[self.rank.number * mine : (self.rank.number + 1) * mine]
-        if self.stage == "vision_pretraining":
-            return self._images(draws, BLOCK_SLICES if in_blocks else 1)
-        if self.stage == "alignment":
-            return self._pairs(draws)
-        return self._sequences(draws)
+    def micro_batch(self, draws: Sequence[Draw], step: int) -> Batch:
+        """Return this process's share of a micro-step, given the draws of all processes."""
+        draws = self.stage.select_draws(draws, step, self.rank.world_size)
+        share = len(draws) // self.rank.world_size
+        return self.stage.collate(self, draws[self.rank.index * share : (self.rank.index + 1) * share], step)
 
-    def variation(self, name: str, draw: Draw) -> tuple[Movement, Contrast]:
-        """Of a draw's image, at random."""
+    def augmentation(self, source: str, draw: Draw) -> tuple[AffineParams, Contrast]:
+        """Return the random geometry and contrast of a draw's image; ``source``: name of its source in the mixture.
+
+        Images whose texts state sizes in millimeters are shifted and rotated, not scaled.
+        """
         rng = np.random.default_rng([self.key, draw.number])
-        movement, contrast = Movement.drawn(rng), Contrast.drawn(rng)
-        states_sizes = TASKS[name].states_sizes if name in TASKS else name == "paired"  # in millimeters: not to be magnified
-        return (replace(movement, scale=1.0) if states_sizes else movement), contrast
+        affine, contrast = AffineParams.sample(rng), Contrast.sample(rng)
+        states_sizes = TASKS[source].states_sizes if source in TASKS else source == "paired"
+        return (replace(affine, scale=1.0) if states_sizes else affine), contrast
 
-    def _seeds(self, draws: Sequence[Draw]) -> Tensor:
-        """Of the random numbers that the objective needs for each draw."""
+    def seeds(self, draws: Sequence[Draw]) -> Tensor:
+        """Return the per-sample RNG seeds for the objective, int64."""
         hashes = [hashlib.blake2b(f"{self.key}/{draw.number}".encode(), digest_size=8).digest() for draw in draws]
-        return torch.tensor([int.from_bytes(one, "big") >> 1 for one in hashes])
+        return torch.tensor([int.from_bytes(value, "big") >> 1 for value in hashes])
 
-    def _images(self, draws: Sequence[Draw], slices: int) -> ImageBatch:
+    def image_batch(self, draws: Sequence[Draw], slices: int = 1) -> ImageBatch:
+        """Collate images without text: single slices, or blocks of ``slices`` neighboring slices."""
         refs = [self.samples.slices[draw.index] for draw in draws]
-        contrasts = [self.variation("image_only", draw)[1] for draw in draws]
-        images = [contrast.image(self.samples.block(ref, slices)) for ref, contrast in zip(refs, contrasts, strict=True)]
+        contrasts = [self.augmentation("image_only", draw)[1] for draw in draws]
+        images = [contrast.apply(self.samples.block(ref, slices)) for ref, contrast in zip(refs, contrasts, strict=True)]
         return ImageBatch(
             pixel_values_B1DHW=torch.from_numpy(np.stack(images))[:, None],
             volume_B=torch.tensor([self.samples.numbers[ref.volume_id] for ref in refs]),
             group_B=torch.tensor([self.samples.groups[ref.volume_id] for ref in refs]),
-            seed_B=self._seeds(draws),
+            seed_B=self.seeds(draws),
         )
 
-    def _pairs(self, draws: Sequence[Draw]) -> PairedBatch:
+    def paired_batch(self, draws: Sequence[Draw]) -> PairedBatch:
+        """Collate single slices with the descriptions of their volumes."""
         refs = [self.samples.slices[draw.index] for draw in draws]
-        movements, contrasts = zip(*(self.variation("paired", draw) for draw in draws), strict=True)
-        moved = moved_together(np.stack([self.samples.image(ref) for ref in refs]), movements)
-        images = [contrast.image(image) for image, contrast in zip(moved, contrasts, strict=True)]
-        ids, mask = self.processor.pad([self._described(self.samples.text(ref)) for ref in refs])
-        return PairedBatch(torch.from_numpy(np.stack(images))[:, None, None], ids, mask, seed_B=self._seeds(draws))
+        affines, contrasts = zip(*(self.augmentation("paired", draw) for draw in draws), strict=True)
+        transformed = apply_affine_batch(np.stack([self.samples.image(ref) for ref in refs]), affines)
+        images = [contrast.apply(image) for image, contrast in zip(transformed, contrasts, strict=True)]
+        ids, mask = self.processor.pad([self._encode_description(self.samples.text(ref)) for ref in refs])
+        return PairedBatch(torch.from_numpy(np.stack(images))[:, None, None], ids, mask, seed_B=self.seeds(draws))
 
-    def _sequences(self, draws: Sequence[Draw]) -> SequenceBatch:
-        """Pairs in either order, half and half, and instructions. Where the text comes first, the image is what is predicted."""
-        parts = [self._sequence(draw) for draw in draws]
-        batch = sequence_batch(
-            self.processor,
-            [part[0] for part in parts],
-            [part[1] for part in parts],
-            [part[2] for part in parts],
-            visual_loss=[part[3] for part in parts],
-        )
+    def sequence_batch(self, draws: Sequence[Draw]) -> SequenceBatch:
+        """Collate instructions, and pairs in either order, half and half.
+
+        Where the text of a pair precedes the image, the image is predicted.
+        """
         names = [self.mixture.sources[draw.source].name for draw in draws]
+        sequences = [
+            self._pair(draw) if name == "paired" else self._instruction(name, draw) for name, draw in zip(names, draws, strict=True)
+        ]
+        batch = collate_sequences(
+            self.processor,
+            [sequence.encoded for sequence in sequences],
+            [sequence.image for sequence in sequences],
+            [sequence.target for sequence in sequences],
+            visual_loss=[sequence.visual_loss for sequence in sequences],
+        )
         tasks = tuple(TASKS)
         task_B = torch.tensor([tasks.index(name) if name in tasks else NO_TASK for name in names])
-        return replace(batch, seed_B=self._seeds(draws), task_B=task_B, tasks=tasks)
+        return replace(batch, seed_B=self.seeds(draws), task_B=task_B, tasks=tasks)
 
-    def _sequence(self, draw: Draw) -> tuple[Encoded, Image, Target, bool]:
-        name = self.mixture.sources[draw.source].name
-        movement, contrast = self.variation(name, draw)
-        if name == "paired":
-            ref = self.samples.slices[draw.index]
-            image = contrast.image(movement.image(self.samples.image(ref)))
-            text_first = bool(draw.before % 2)
-            encoded = self._paired(self.samples.text(ref), self._tokens(image), image_first=not text_first)
-            return encoded, image, Target.none(image), text_first
-        record = self.samples.instructions[name][draw.index]
+    def _pair(self, draw: Draw) -> _Sequence:
+        affine, contrast = self.augmentation("paired", draw)
+        ref = self.samples.slices[draw.index]
+        image = contrast.apply(affine.apply(self.samples.image(ref)))
+        text_first = bool(draw.source_number % 2)
+        encoded = self._encode_pair(self.samples.text(ref), self._image_tokens(image), image_first=not text_first)
+        return _Sequence(encoded, image, Target.none(image), visual_loss=text_first)
+
+    def _instruction(self, task: str, draw: Draw) -> _Sequence:
+        affine, contrast = self.augmentation(task, draw)
+        record = self.samples.instructions[task][draw.index]
         image, target = self.samples.input_and_target(record)
-        if not TASKS[name].is_augmented:
-            return self._instructed(record.instruction, record.response, self._tokens(image)), image, target, False
+        if not TASKS[task].is_augmented:
+            encoded = self._encode_instruction(record.instruction, record.response, self._image_tokens(image))
+            return _Sequence(encoded, image, target)
         response = record.response
         if boxes := parse_boxes(response):
-            movement = movement.keeping(boxes)
-            response = format_boxes(movement.boxes(boxes))
-        image = contrast.image(movement.image(image))
+            affine = affine.keeping_inside(boxes)
+            response = format_boxes(affine.transform_boxes(boxes))
+        image = contrast.apply(affine.apply(image))
         if target.kind == TARGET_MASK:
-            target = replace(target, image=movement.image(target.image, nearest=True))
-        encoded = self._instructed(record.instruction, response, self._tokens(image))
-        return encoded, image, target, False
+            target = replace(target, image=affine.apply(target.image, nearest=True))
+        encoded = self._encode_instruction(record.instruction, response, self._image_tokens(image))
+        return _Sequence(encoded, image, target)
 
-    def _tokens(self, image: Image) -> int:
+    def _image_tokens(self, image: Image) -> int:
         grid = self.config.image_grid(1, *image.shape)
         return grid[1] * grid[2]
 
 
-def sequence_batch(
+def collate_sequences(
     processor: Processor,
     encoded: Sequence[Encoded],
     images: Sequence[Image],
     targets: Sequence[Target],
     visual_loss: Sequence[bool],
 ) -> SequenceBatch:
-    """Collate single slices."""
-    ids, mask = processor.pad([one.input_ids for one in encoded])
-    labels, _ = processor.pad([one.labels for one in encoded], IGNORE)
+    """Collate single slices with their tokens and targets.
 
-    def stacked(arrays: Sequence[Any]) -> Tensor:
+    Args:
+        processor: Padding.
+        encoded: Token ids and labels of each sample.
+        images: Input image of each sample, (H, W) float32.
+        targets: Target of each sample.
+        visual_loss: Whether the visual tokens of each sample are predicted.
+    """
+    ids, mask = processor.pad([tokens.input_ids for tokens in encoded])
+    labels, _ = processor.pad([tokens.labels for tokens in encoded], IGNORE)
+
+    def stack(arrays: Sequence[Any]) -> Tensor:
         return torch.from_numpy(np.stack(arrays))
 
     return SequenceBatch(
         input_ids_BL=ids,
         attention_mask_BL=mask,
         labels_BL=labels,
-        pixel_values_B1DHW=stacked(images)[:, None, None],
+        pixel_values_B1DHW=stack(images)[:, None, None],
         visual_loss_B=torch.tensor(list(visual_loss)),
-        target_B1DHW=stacked([target.image for target in targets])[:, None, None],
+        target_B1DHW=stack([target.image for target in targets])[:, None, None],
         target_kind_B=torch.tensor([target.kind for target in targets]),
-        kspace_BDHW=stacked([target.kspace for target in targets])[:, None],
-        sampling_BDHW=stacked([target.sampling for target in targets])[:, None],
+        kspace_BDHW=stack([target.kspace for target in targets])[:, None],
+        sampling_BDHW=stack([target.sampling for target in targets])[:, None],
     )

@@ -1,8 +1,8 @@
-"""The files of a stage's checkpoints: complete or not there, checked before they are used, kept by a rule.
+"""The files of a stage's checkpoints: complete or ignored, verified before use, deleted by a rule.
 
-Every checkpoint is a folder ``checkpoints/step-000100`` that counts once it holds ``manifest.json``, written last: by how many
-processes it was written, and the SHA-256 of every file. ``checkpoint.json`` names the newest, after the curve of its steps is on
-disk, too. One that fails its checksums is set aside, and the one before it is used.
+Every checkpoint is a folder ``checkpoints/step-000100``, complete once it contains ``manifest.json``, written last: the number of
+processes that wrote it, and the SHA-256 of every file. ``checkpoint.json`` names the newest one; it is written after the metrics of
+its steps are on disk. A checkpoint that fails its checksums is set aside, and the previous one is used.
 """
 
 from __future__ import annotations
@@ -26,139 +26,142 @@ from components.files import read_json, write_json
 CHECKPOINT, MANIFEST = "checkpoint.json", "manifest.json"
 
 
-def tag_of(step: int) -> str:
-    """Folder of the checkpoint of so many finished steps."""
+def checkpoint_tag(step: int) -> str:
+    """Return the folder name of the checkpoint of ``step`` finished steps."""
     return f"step-{step:06d}"
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Those of one stage, seen by one process.
+    """Checkpoints of one stage, as one process sees them.
 
     Args:
-        folder: of the stage, the same for all processes.
-        rank, world: this process among those that train together.
-        newest: how many are kept; every: and one every so many steps, for good (0 = none).
+        folder: Folder of the stage, the same for all processes.
+        rank: This process among those that train together.
+        world_size: Number of processes.
+        newest: Number of newest checkpoints to keep.
+        every: Steps between checkpoints that are never deleted; 0 = none.
     """
 
     folder: Path
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     newest: int = 2
     every: int = 0
 
     @property
     def root(self) -> Path:
-        """Folder of the folders."""
+        """Folder of the checkpoint folders."""
         return self.folder / "checkpoints"
 
-    def make_room(self, step: int) -> None:
-        """Remove what an ended process, perhaps one of other processes, may have left under this step's name."""
+    def clear(self, step: int) -> None:
+        """Create the empty folder of a step's checkpoint, without what an interrupted process may have left there."""
         if self.rank == 0:
-            shutil.rmtree(self.root / tag_of(step), ignore_errors=True)
-            (self.root / tag_of(step)).mkdir(parents=True)
-        _together()
+            shutil.rmtree(self.root / checkpoint_tag(step), ignore_errors=True)
+            (self.root / checkpoint_tag(step)).mkdir(parents=True)
+        _barrier()
 
     def seal(self, step: int, facts: dict[str, Any]) -> None:
-        """Declare complete what all processes have written: on disk, with its checksums. Each process reads a part of the files."""
-        _together()
-        place = self.root / tag_of(step)
-        own = {str(path.relative_to(place)): _sha256(path, to_disk=True) for path in self._share(place)}
-        parts: list[Any] = [own]
-        if self.world > 1:
-            parts = [None] * self.world
-            dist.all_gather_object(parts, own)
+        """Flush all files of a checkpoint to disk and write its manifest. Each process reads a share of the files."""
+        _barrier()
+        folder = self.root / checkpoint_tag(step)
+        own = {str(path.relative_to(folder)): _sha256(path, flush=True) for path in self._own_files(folder)}
+        files = {name: checksum for checksums in self._gather(own) for name, checksum in checksums.items()}
         if self.rank == 0:
-            files = {name: checksum for part in parts for name, checksum in part.items()}
-            write_json(place / MANIFEST, {**facts, "step": step, "world": self.world, "files": files})
-        _together()
+            write_json(folder / MANIFEST, {**facts, "step": step, "world": self.world_size, "files": files})
+        _barrier()
 
-    def name(self, step: int) -> None:
-        """Make the checkpoint of ``step`` the one to go on from, and remove what the rule does not keep."""
+    def publish(self, step: int) -> None:
+        """Make the checkpoint of ``step`` the newest one, and delete those that the rule does not keep."""
         if self.rank == 0:
-            write_json(self.folder / CHECKPOINT, {"tag": tag_of(step), "step": step})
-            steps = self.complete()
-            kept = set(steps[: self.newest]) | {one for one in steps if self.every and one and one % self.every == 0}
-            for path in self.root.glob("*step-*"):  # what was made of old ones, or set aside, goes with them
-                if path.name not in {tag_of(one) for one in kept}:
+            write_json(self.folder / CHECKPOINT, {"tag": checkpoint_tag(step), "step": step})
+            steps = self.complete_steps()
+            kept = {*steps[: self.newest], *(number for number in steps if self.every and number and number % self.every == 0)}
+            for path in self.root.glob("*step-*"):  # converted and damaged checkpoints, too
+                if path.name not in {checkpoint_tag(number) for number in kept}:
                     shutil.rmtree(path)
-        _together()
+        _barrier()
 
-    def complete(self) -> list[int]:
-        """Steps of all complete checkpoints up to the named one, newest first."""
-        named = self.folder / CHECKPOINT
-        last = int(read_json(named)["step"]) if named.exists() else 0
-        return sorted(
-            (step for path in self.root.glob(f"step-*/{MANIFEST}") if (step := int(path.parent.name[5:])) <= last), reverse=True
-        )
+    def complete_steps(self) -> list[int]:
+        """Return the steps of all complete checkpoints up to the published one, newest first."""
+        published = self.folder / CHECKPOINT
+        last = int(read_json(published)["step"]) if published.exists() else 0
+        steps = [int(path.parent.name[5:]) for path in self.root.glob(f"step-*/{MANIFEST}")]
+        return sorted((step for step in steps if step <= last), reverse=True)
 
-    def last_whole(self) -> int | None:
-        """Step of the newest checkpoint whose files are those that were written; None where there never was one.
+    def last_valid(self) -> int | None:
+        """Return the step of the newest checkpoint whose files match their checksums; None where there never was one.
 
         Raises:
-            JobFailed: there were some, and all are damaged.
+            JobFailed: there are checkpoints, and all are damaged.
         """
-        steps = self.complete()
+        steps = self.complete_steps()
         for step in steps:
-            damaged = self._damaged(step)
+            damaged = self._damaged_files(step)
             if not damaged:
                 return step
+            tag = checkpoint_tag(step)
             if self.rank == 0:
-                print(f"checkpoint {tag_of(step)} is damaged ({', '.join(damaged)}): going on from the one before", flush=True)
-                (self.root / tag_of(step)).rename(self.root / f"damaged-{tag_of(step)}")
-            _together()
+                print(f"checkpoint {tag} is damaged ({', '.join(damaged)}): resuming from the previous one", flush=True)
+                (self.root / tag).rename(self.root / f"damaged-{tag}")
+            _barrier()
         if steps:
             raise JobFailed("every checkpoint is damaged", where=str(self.root), remedy="remove this stage's folder and run again")
         return None
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What was noted when the checkpoint was sealed."""
-        manifest: dict[str, Any] = read_json(self.root / tag_of(step) / MANIFEST)
+        """Return the manifest of a checkpoint."""
+        manifest: dict[str, Any] = read_json(self.root / checkpoint_tag(step) / MANIFEST)
         return manifest
 
-    def universal(self, step: int) -> str:
-        """The checkpoint in DeepSpeed's form for any number of processes, made of it where it is not there; its folder's name."""
-        name = f"universal-{tag_of(step)}"
-        if self.rank == 0 and not (self.root / name).exists():
+    def convert_to_universal(self, step: int) -> str:
+        """Convert a checkpoint to DeepSpeed's universal format, for any number of processes, unless it exists; return its tag."""
+        tag = f"universal-{checkpoint_tag(step)}"
+        if self.rank == 0 and not (self.root / tag).exists():
             from deepspeed.checkpoint.ds_to_universal import main as convert
 
-            temporary = self.root / f".{name}"
+            temporary = self.root / f".{tag}"
             shutil.rmtree(temporary, ignore_errors=True)
-            folders = {"input_folder": str(self.root / tag_of(step)), "output_folder": str(temporary)}
-            ways = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
+            folders = {"input_folder": str(self.root / checkpoint_tag(step)), "output_folder": str(temporary)}
+            options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
             with redirect_stdout(StringIO()):
-                convert(Namespace(**folders, **ways, inject_missing_state=False))
-            temporary.rename(self.root / name)
-        _together()
-        return name
+                convert(Namespace(**folders, **options, inject_missing_state=False))
+            temporary.rename(self.root / tag)
+        _barrier()
+        return tag
 
-    def _share(self, place: Path) -> list[Path]:
-        files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != MANIFEST)
-        return files[self.rank :: self.world]
+    def _own_files(self, folder: Path) -> list[Path]:
+        """Return this process's share of a checkpoint's files."""
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+        return files[self.rank :: self.world_size]
 
-    def _damaged(self, step: int) -> list[str]:
-        """Files of a checkpoint that are missing or other than written, on all processes."""
-        place, files = self.root / tag_of(step), self.manifest(step)["files"]
+    def _damaged_files(self, step: int) -> list[str]:
+        """Return the names of a checkpoint's files that are missing or differ from their checksums, from all processes."""
+        folder, files = self.root / checkpoint_tag(step), self.manifest(step)["files"]
         own = [
             name
-            for name in sorted(files)[self.rank :: self.world]
-            if not (place / name).is_file() or _sha256(place / name) != files[name]
+            for name in sorted(files)[self.rank :: self.world_size]
+            if not (folder / name).is_file() or _sha256(folder / name) != files[name]
         ]
-        parts: list[Any] = [own]
-        if self.world > 1:
-            parts = [None] * self.world
-            dist.all_gather_object(parts, own)
-        return sorted(name for part in parts for name in part)
+        return sorted(name for names in self._gather(own) for name in names)
+
+    def _gather(self, own: Any) -> list[Any]:
+        """Return the value of every process, by rank."""
+        gathered: list[Any] = [own]
+        if self.world_size > 1:
+            gathered = [None] * self.world_size
+            dist.all_gather_object(gathered, own)
+        return gathered
 
 
-def _sha256(path: Path, to_disk: bool = False) -> str:
+def _sha256(path: Path, flush: bool = False) -> str:
     with path.open("rb") as stream:
-        if to_disk:
+        if flush:
             os.fsync(stream.fileno())
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _together() -> None:
+def _barrier() -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         if torch.cuda.is_available():
             dist.barrier(device_ids=[torch.cuda.current_device()])

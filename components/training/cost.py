@@ -1,7 +1,7 @@
-"""What a step costs and what the machine could do: tokens, floating-point operations, and the peak that they are compared with.
+"""Cost of a step and peak speed of the machine: tokens, floating-point operations, operations per second.
 
-Operations are those of the network (:mod:`model_core.accounting`), not of the machine: what activation checkpointing computes twice
-counts once, so that the share of the peak (MFU; Chowdhery et al., arXiv:2204.02311, appendix B) rewards no waste.
+Operations are those of the network (:mod:`model_core.accounting`), not of the machine: recomputation by activation checkpointing is
+not counted, so that the share of the peak (MFU; Chowdhery et al., arXiv:2204.02311, appendix B) does not reward it.
 """
 
 from __future__ import annotations
@@ -29,41 +29,44 @@ PEAKS = {
     "RTX 4090": 165e12,
     "V100": 125e12,
 }
-"""Dense bfloat16 operations a second (float16 for V100), from the makers' data sheets; the first name that fits."""
+"""Dense bfloat16 operations per second (float16 for V100), from the manufacturers' data sheets; the first matching name counts."""
 TEXT_STEP = 64
-"""Texts are counted by this many tokens, so that few lengths are ever costed."""
+"""Text lengths are rounded up to a multiple of this many tokens, so that few different lengths are computed."""
 
 
 def batch_tokens(objective: Objective, batch: Any) -> int:
-    """Tokens that the backbone sees, or, in a stage without it, visual tokens."""
+    """Return the tokens that the backbone processes, or, in a stage without it, the visual tokens."""
     if (mask := getattr(batch, "attention_mask_BL", None)) is not None:
         return int(mask.sum())
     return len(batch.pixel_values_B1DHW) * objective.model.image_tokens_for(*batch.pixel_values_B1DHW.shape[2:])
 
 
 def batch_flops(objective: Objective, batch: Any) -> float:
-    """Operations of forward and backward on a batch."""
+    """Return the floating-point operations of forward and backward passes on a batch."""
     samples, _, depth, height, width = batch.pixel_values_B1DHW.shape
     length = batch_tokens(objective, batch) // samples
     text = max(length - objective.model.image_tokens_for(depth, height, width), 1)
-    each = _by_part(objective.model.config, SampleSize(depth, height, width, -(-text // TEXT_STEP) * TEXT_STEP))
-    return sum(passes * each[part] for part, passes in objective.passes(batch).items())
+    per_sample = _flops_by_part(objective.model.config, SampleSize(depth, height, width, -(-text // TEXT_STEP) * TEXT_STEP))
+    return sum(passes * per_sample[part] for part, passes in objective.passes(batch).items())
 
 
-_KNOWN: dict[tuple[int, SampleSize], dict[str, int]] = {}
+_CACHE: dict[tuple[int, SampleSize], dict[str, int]] = {}
 
 
-def _by_part(config: OmniMRIConfig, sample: SampleSize) -> dict[str, int]:
+def _flops_by_part(config: OmniMRIConfig, sample: SampleSize) -> dict[str, int]:
     key = (id(config), sample)
-    if key not in _KNOWN:
-        _KNOWN[key] = {cost.part: cost.flops for cost in costs(config, sample)}
-    return _KNOWN[key]
+    if key not in _CACHE:
+        _CACHE[key] = {cost.part: cost.flops for cost in costs(config, sample)}
+    return _CACHE[key]
 
 
 @cache
 def peak_flops(precision: str) -> float:
-    """Operations a second that this process could do at best: by its GPU's data sheet, or, on a CPU or for a GPU or precision that
-    is not in the table, by the fastest of ten products of large matrices here and now."""
+    """Return the maximum operations per second of this process.
+
+    On a known GPU in bfloat16 this is the value of the data sheet; on a CPU, or for another GPU or precision, it is measured as the
+    fastest of ten products of large matrices.
+    """
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     for model, peak in PEAKS.items():
         if model in name and precision == "bfloat16":

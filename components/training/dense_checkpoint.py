@@ -1,4 +1,4 @@
-"""A dense Qwen2.5 checkpoint in a local folder, as ``Qwen2ForCausalLM.save_pretrained`` writes it, and the network made of it."""
+"""Import of a dense Qwen2.5 checkpoint from a local folder, as ``Qwen2ForCausalLM.save_pretrained`` writes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = {
     "num_key_value_heads": "num_key_value_heads",
     "intermediate_size": "moe_intermediate_size",
 }
-"""A checkpoint's sizes and the preset's, which must agree."""
+"""Sizes of the checkpoint and the corresponding sizes of a preset, which must be equal."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class DenseCheckpoint:
 
     @classmethod
     def open(cls, folder: Path) -> DenseCheckpoint:
-        """Look at a folder; weights are not read yet.
+        """Read the configuration of a checkpoint; its weights are not read yet.
 
         Raises:
-            BadInput: no Qwen2 checkpoint, or one with scaled rotary positions.
+            BadInput: the folder contains no Qwen2 checkpoint, or one with scaled rotary positions.
         """
         path, files = folder / "config.json", len(list(folder.glob("*.safetensors")))
         kind = read_json(path).get("model_type") if path.exists() else None
@@ -54,31 +54,31 @@ class DenseCheckpoint:
         scaling = _rotary(config)["rope_type"]
         if scaling != "default":
             raise BadInput(
-                f"rotary positions are scaled ({scaling})", where=str(path), remedy="take the checkpoint without long context"
+                f"rotary positions are scaled ({scaling})", where=str(path), remedy="use the checkpoint without long context"
             )
         return cls(folder, config)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and weights, one after another."""
+        """Yield the name and value of each weight."""
         for path in sorted(self.folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     yield name, file.get_tensor(name)
 
     def require_fit(self, preset: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        """See to it that a preset and a tokenizer go with this checkpoint.
+        """Reject a preset or a tokenizer that does not fit this checkpoint.
 
         Raises:
-            BadInput: sizes differ, or the tokenizer is not the one that it was trained with.
+            BadInput: sizes differ, or the tokenizer is not the one that the checkpoint was trained with.
         """
         sizes = OmniMRIConfig(**PRESETS[preset])
-        found = {ours: getattr(self.config, theirs) for theirs, ours in SIZES.items()}
+        required = {ours: getattr(self.config, theirs) for theirs, ours in SIZES.items()}
         differing = [
-            f"{name} {value}, preset {getattr(sizes, name)}" for name, value in found.items() if value != getattr(sizes, name)
+            f"{name} {value}, preset {getattr(sizes, name)}" for name, value in required.items() if value != getattr(sizes, name)
         ]
         if differing:
-            fitting = [name for name in PRESETS if all(getattr(OmniMRIConfig(**PRESETS[name]), key) == found[key] for key in found)]
-            remedy = f"set model.preset={fitting[0]}" if fitting else "take a checkpoint of the preset's size"
+            fitting = [name for name in PRESETS if _has_sizes(OmniMRIConfig(**PRESETS[name]), required)]
+            remedy = f"set model.preset={fitting[0]}" if fitting else "use a checkpoint of the preset's size"
             raise BadInput(f"does not fit preset {preset}: {'; '.join(differing)}", where=str(self.folder), remedy=remedy)
         if len(tokenizer) > self.config.vocab_size:
             raise BadInput(
@@ -87,13 +87,17 @@ class DenseCheckpoint:
                 remedy="set model.tokenizer to the checkpoint's own tokenizer (most often the same folder)",
             )
         vocabulary, end = tokenizer.get_vocab(), self.config.eos_token_id
-        known = {vocabulary[PAD], vocabulary[END]}
-        if end is not None and not known.issuperset(end if isinstance(end, list) else [end]):
+        end_tokens = {vocabulary[PAD], vocabulary[END]}
+        if end is not None and not end_tokens.issuperset(end if isinstance(end, list) else [end]):
             raise BadInput(
-                f"the checkpoint ends a text with token {end}, the tokenizer with {sorted(known)}",
+                f"the checkpoint ends a text with token {end}, the tokenizer with {sorted(end_tokens)}",
                 where=str(self.folder),
                 remedy="set model.tokenizer to the checkpoint's own tokenizer (most often the same folder)",
             )
+
+
+def _has_sizes(config: OmniMRIConfig, sizes: dict[str, int]) -> bool:
+    return all(getattr(config, name) == size for name, size in sizes.items())
 
 
 def _rotary(config: Qwen2Config) -> dict[str, Any]:
@@ -101,25 +105,25 @@ def _rotary(config: Qwen2Config) -> dict[str, Any]:
 
 
 def upcycled_model(folder: Path, preset: str, tokenizer: PreTrainedTokenizerBase) -> OmniMRIForConditionalGeneration:
-    """A new network whose backbone is an upcycled dense checkpoint; the rest is random.
+    """Return a new network whose backbone is an upcycled dense checkpoint; the other weights are random.
 
-    The vocabulary stays the checkpoint's: our special tokens take entries that it has to spare.
+    The vocabulary remains that of the checkpoint: our special tokens use its spare entries.
 
     Raises:
-        BadInput: no such checkpoint, or it does not fit the preset or the tokenizer.
+        BadInput: the folder contains no such checkpoint, or it does not fit the preset or the tokenizer.
     """
     checkpoint = DenseCheckpoint.open(folder)
     checkpoint.require_fit(preset, tokenizer)
-    theirs = checkpoint.config
+    dense = checkpoint.config
     adopted: dict[str, Any] = {
-        "vocab_size": theirs.vocab_size,
-        "tie_word_embeddings": theirs.tie_word_embeddings,
-        "rms_norm_eps": theirs.rms_norm_eps,
-        "rope_theta": _rotary(theirs)["rope_theta"],
+        "vocab_size": dense.vocab_size,
+        "tie_word_embeddings": dense.tie_word_embeddings,
+        "rms_norm_eps": dense.rms_norm_eps,
+        "rope_theta": _rotary(dense)["rope_theta"],
     }
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(preset, **adopted, **special_ids(tokenizer)))
     try:
         upcycle(model, checkpoint.weights())
     except ValueError as error:
-        raise BadInput(str(error), where=str(folder), remedy="fetch the checkpoint again: its files are not complete") from None
+        raise BadInput(str(error), where=str(folder), remedy="download the checkpoint again: its files are incomplete") from None
     return model

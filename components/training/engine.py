@@ -1,7 +1,7 @@
-"""The DeepSpeed engine around an objective: optimizer, schedule, checkpoints, and the weights that come out.
+"""The DeepSpeed engine around an objective: optimizer, schedule, checkpoints, and export of the weights.
 
-What the engine does not do is done here so that a resumed run is the same run: the learning rate is a function of the step, and so
-are the data and their random numbers.
+The learning rate, the data and their random numbers are functions of the step, not state of the engine, so that a resumed run
+equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,32 +22,34 @@ from torch.nn.utils import get_total_norm
 
 from components.errors import JobFailed
 from components.settings import StageSettings, TrainingSettings
-from components.training.checkpoints import Checkpoints, tag_of
+from components.training.checkpoints import Checkpoints, checkpoint_tag
 from components.training.cost import batch_flops, batch_tokens
-from components.training.ema import Average
+from components.training.ema import WeightEMA
+from components.training.stages.base import Stage
 from model_core.losses.reduction import Step, all_reduce_sum, rank, world_size
-from model_core.objectives import InstructionTuning, LossOutput, Objective
+from model_core.objectives import LossOutput, Objective
 from model_core.swin import WindowAttention
 
-LARGEST_BUCKET = 500_000_000
-SMALLEST_SHARED = 100_000
-"""ZeRO-3 keeps smaller parameters whole on every process (DeepSpeed's own threshold)."""
-AVERAGE = "decoder_average.safetensors"
-LONGEST_BUILD_S = 600
-FLOOR = 0.1
-"""The cosine ends at this share of the peak."""
+MAX_BUCKET = 500_000_000
+"""DeepSpeed's default size of a communication bucket, numbers."""
+PERSISTENCE_THRESHOLD = 100_000
+"""ZeRO-3 does not partition smaller parameters (DeepSpeed's default)."""
+EMA_FILE = "decoder_average.safetensors"
+MAX_BUILD_S = 600
+FINAL_RATE = 0.1
+"""Learning rate at the end of the cosine, as a share of the peak."""
 
 
 def learning_rate(step: int, settings: StageSettings) -> float:
-    """Linear warm-up, then a cosine to a tenth of the peak."""
+    """Return the learning rate of a step: linear warm-up, then a cosine to a tenth of the peak."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
-    return settings.learning_rate * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+    return settings.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
 def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
-    """What the stage trains; norms, biases and tables (one axis, an embedding, or relative positions) without decay."""
+    """Return the trained parameters in two groups; norms, biases, embeddings and position tables have no weight decay."""
     trained = objective.trainable()
     tables = {id(module.weight) for module in objective.modules() if isinstance(module, nn.Embedding)}
     tables |= {id(module.bias_table) for module in objective.modules() if isinstance(module, WindowAttention)}
@@ -61,9 +63,9 @@ class StepResult:
     """One optimizer step, over all processes.
 
     Attributes:
-        loss, parts: means over the step; tasks: mean loss of each task that was there.
-        gradient_norm: before clipping; below 0 or not finite where DeepSpeed met numbers that are none.
-        samples, tokens, flops: of all processes.
+        loss, parts: means over the step; tasks: mean loss of each task in the step.
+        gradient_norm: before clipping; negative or not finite where DeepSpeed found gradients that are not finite.
+        samples, tokens, flops: sums over all processes.
         load_layers_E: tokens by layer and expert; None in a stage without experts.
     """
 
@@ -81,7 +83,9 @@ class StepResult:
 class Engine:
     """One objective under DeepSpeed on this process."""
 
-    def __init__(self, objective: Objective, settings: StageSettings, training: TrainingSettings, folder: Path) -> None:
+    def __init__(
+        self, stage: Stage, objective: Objective, settings: StageSettings, training: TrainingSettings, folder: Path
+    ) -> None:
         import deepspeed
 
         self.settings, self.training, self.objective = settings, training, objective
@@ -90,10 +94,10 @@ class Engine:
         if training.activation_checkpointing:
             objective.model.gradient_checkpointing_enable({"use_reentrant": False})
         groups = parameter_groups(objective, settings.weight_decay)
-        averages = isinstance(objective, InstructionTuning) and training.decoder_average > 0
-        self.average = Average(objective.model.image_decoder, training.decoder_average) if averages else None
+        has_ema = stage.averages_decoder and training.decoder_average > 0
+        self.ema = WeightEMA(objective.model.image_decoder, training.decoder_average) if has_ema else None
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
-        exact = [(buffer, buffer.clone()) for buffer in objective.buffers()]
+        exact_buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
         self.engine, _, _, _ = deepspeed.initialize(
             model=objective,
             optimizer=optimizer,
@@ -101,18 +105,18 @@ class Engine:
             config=self._config(training, sum(p.numel() for group in groups for p in group["params"])),
             dist_init_required=False,
         )
-        for buffer, value in exact:  # DeepSpeed has rounded them with the weights
+        for buffer, value in exact_buffers:  # DeepSpeed has rounded them with the weights
             buffer.data = value.to(self.engine.device)
-        if self.average is not None:
-            self.average.averaged.to(self.engine.device)
+        if self.ema is not None:
+            self.ema.averaged.to(self.engine.device)
 
     def _config(self, training: TrainingSettings, parameters: int) -> dict[str, Any]:
-        # DeepSpeed sets aside two buckets of 500 million numbers, whatever the model has.
-        aligned = 2 * world_size()
-        bucket = min(-(-parameters // aligned) * aligned, LARGEST_BUCKET)
+        # DeepSpeed allocates two buckets of 500 million numbers by default, whatever the size of the model.
+        alignment = 2 * world_size()
+        bucket = min(-(-parameters // alignment) * alignment, MAX_BUCKET)
         zero: dict[str, Any] = {"stage": training.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
         if training.zero_stage == 3:
-            zero["stage3_param_persistence_threshold"] = min(SMALLEST_SHARED, parameters // 1000)
+            zero["stage3_param_persistence_threshold"] = min(PERSISTENCE_THRESHOLD, parameters // 1000)
         return {
             "train_micro_batch_size_per_gpu": self.settings.micro_batch,
             "gradient_accumulation_steps": self.settings.gradient_accumulation,
@@ -125,127 +129,139 @@ class Engine:
         }
 
     def step(self, micro_batches: Sequence[Any], number: int) -> StepResult:
-        """Forward and backward over the micro-batches, then one optimizer step. A result that is not finite says that the weights
-        are not to be trusted: go back to a checkpoint."""
+        """Run forward and backward passes over the micro-batches, then one optimizer step.
+
+        A result that is not finite means that the weights are invalid: load a checkpoint.
+        """
         rate = learning_rate(number, self.settings)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         micro_batches = [batch.to(self.engine.device) for batch in micro_batches]
-        whole = Step.of([self.objective.counts(batch) for batch in micro_batches])
+        step = Step.of([self.objective.counts(batch) for batch in micro_batches])
         outputs: list[LossOutput] = []
         own_norm = float("nan")
         for batch in micro_batches:
-            output: LossOutput = self.engine(batch, whole)
+            output: LossOutput = self.engine(batch, step)
             self.engine.backward(output.total, scale_wrt_gas=False)
-            if self.training.zero_stage == 0:  # DeepSpeed does not say it then
+            if self.training.zero_stage == 0:  # where DeepSpeed does not report the norm
                 own_norm = float(get_total_norm([p.grad for p in self.objective.parameters() if p.grad is not None]))
             self.engine.step()
             outputs.append(output)
-        if self.average is not None:
-            self.average.update()
+        if self.ema is not None:
+            self.ema.update()
         norm = self.engine.get_global_grad_norm()
-        return self._result(micro_batches, outputs, own_norm if norm is None else float(norm), rate)
+        return self._reduce(micro_batches, outputs, own_norm if norm is None else float(norm), rate)
 
-    def _result(self, micro_batches: Sequence[Any], outputs: Sequence[LossOutput], norm: float, rate: float) -> StepResult:
-        """Put together what micro-batches and processes have measured, in one exchange."""
+    def _reduce(self, micro_batches: Sequence[Any], outputs: Sequence[LossOutput], norm: float, rate: float) -> StepResult:
+        """Combine the measurements of micro-batches and processes, in one all-reduce."""
         parts, tasks = list(outputs[0].parts), list(outputs[0].tasks)
         rows = [
             [
                 output.total.detach(),
                 *output.parts.values(),
-                *(values[place] for place in (0, 1) for values in output.tasks.values()),
+                *(values[index] for index in (0, 1) for values in output.tasks.values()),
             ]
             for output in outputs
         ]
         values = torch.stack([torch.stack(row).double() for row in rows]).sum(0).cpu()
         work = [float(sum(measure(self.objective, batch) for batch in micro_batches)) for measure in (batch_tokens, batch_flops)]
-        together = torch.cat([values, torch.tensor(work, dtype=torch.float64)])
-        together = all_reduce_sum(together.to(self.engine.device)).cpu()
-        means = (together[: 1 + len(parts)] / world_size()).tolist()
-        sums, counts = (together[1 + len(parts) + place * len(tasks) :][: len(tasks)].tolist() for place in (0, 1))
+        own = torch.cat([values, torch.tensor(work, dtype=torch.float64)])
+        total = all_reduce_sum(own.to(self.engine.device)).cpu()
+        means = (total[: 1 + len(parts)] / world_size()).tolist()
+        sums, counts = (total[1 + len(parts) + index * len(tasks) :][: len(tasks)].tolist() for index in (0, 1))
         loads = [output.load_layers_E for output in outputs if output.load_layers_E is not None]
         return StepResult(
             loss=means[0],
             parts=dict(zip(parts, means[1:], strict=True)),
-            tasks={name: total / count for name, total, count in zip(tasks, sums, counts, strict=True) if count},
+            tasks={name: loss / count for name, loss, count in zip(tasks, sums, counts, strict=True) if count},
             gradient_norm=norm,
             learning_rate=rate,
             samples=self.settings.micro_batch * self.settings.gradient_accumulation * world_size(),
-            tokens=int(together[-2]),
-            flops=float(together[-1]),
+            tokens=int(total[-2]),
+            flops=float(total[-1]),
             load_layers_E=torch.stack(loads).sum(0).cpu() if loads else None,
         )
 
     def save(self, step: int) -> None:
-        """Write a checkpoint of ``step`` finished steps, complete and on disk. It counts once :meth:`Checkpoints.name` names it
-        (that of step 0 needs no name)."""
-        self.checkpoints.make_room(step)
-        tag, root = tag_of(step), self.checkpoints.root
-        facts: dict[str, Any] = {"step": step, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-        self.engine.save_checkpoint(str(root), tag=tag, client_state=facts, save_latest=False)
-        if self.average is not None and rank() == 0:
-            save_file(self.average.state(), root / tag / AVERAGE)
+        """Write a checkpoint of ``step`` finished steps, complete and on disk.
+
+        It counts once :meth:`Checkpoints.publish` has named it; that of step 0 needs no name.
+        """
+        self.checkpoints.clear(step)
+        tag, root = checkpoint_tag(step), self.checkpoints.root
+        state: dict[str, Any] = {"step": step, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        self.engine.save_checkpoint(str(root), tag=tag, client_state=state, save_latest=False)
+        if self.ema is not None and rank() == 0:
+            save_file(self.ema.state(), root / tag / EMA_FILE)
         self.checkpoints.seal(step, {"zero_stage": self.training.zero_stage})
 
     def load(self) -> int | None:
-        """Go back to the last whole checkpoint, by however many processes it was written; its number of finished steps, None where
-        there is none.
+        """Load the last valid checkpoint, whatever number of processes wrote it.
+
+        Returns:
+            Its number of finished steps; None where there is no checkpoint.
 
         Raises:
             JobFailed: there are checkpoints, and none can be read.
         """
-        step = self.checkpoints.last_whole()
+        step = self.checkpoints.last_valid()
         if step is None:
             return None
-        elsewhere = self.checkpoints.manifest(step)["world"] != world_size() and self.training.zero_stage > 0
-        tag = self.checkpoints.universal(step) if elsewhere else tag_of(step)
+        universal = self.checkpoints.manifest(step)["world"] != world_size() and self.training.zero_stage > 0
+        tag = self.checkpoints.convert_to_universal(step) if universal else checkpoint_tag(step)
         decays = [group["weight_decay"] for group in self.engine.optimizer.param_groups]
-        self.engine._config.load_universal_checkpoint = elsewhere
+        self.engine._config.load_universal_checkpoint = universal
         path, _ = self.engine.load_checkpoint(str(self.checkpoints.root), tag=tag)
         self.engine._config.load_universal_checkpoint = False
-        if elsewhere:
-            self._undo_sharing(decays)
+        if universal:
+            self._repair_optimizer_state(decays)
         if path is None:
             raise JobFailed(
                 f"checkpoint {tag} cannot be read", where=str(self.checkpoints.root), remedy="remove this folder and run again"
             )
-        if self.average is not None:
-            self.average.load(load_file(self.checkpoints.root / tag_of(step) / AVERAGE, device=str(self.engine.device)))
+        if self.ema is not None:
+            self.ema.load(load_file(self.checkpoints.root / checkpoint_tag(step) / EMA_FILE, device=str(self.engine.device)))
         return step
 
-    def _undo_sharing(self, decays: Sequence[float]) -> None:
-        """DeepSpeed's ZeRO-3 loads a universal checkpoint with the first group's settings for every group, and with one counter of
-        steps that each of them then counts up (0.19.8)."""
+    def _repair_optimizer_state(self, decays: Sequence[float]) -> None:
+        """Restore the weight decay of each group, and give every parameter a step counter of its own.
+
+        DeepSpeed's ZeRO-3 (0.19.8) loads a universal checkpoint with the first group's settings for all groups, and with one step
+        counter that all parameters share and increment.
+        """
         for group, decay in zip(self.engine.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
         for state in self.engine.optimizer.state.values():
             if isinstance(state.get("step"), Tensor):
                 state["step"] = state["step"].clone()
 
-    def with_average(self) -> AbstractContextManager[None]:
-        """The model as it will be used, while this is open."""
-        return nullcontext() if self.average is None else self.average.in_place()
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Give the model the weights that are exported, the decoder's moving average, while the context is open."""
+        return nullcontext() if self.ema is None else self.ema.swapped_in()
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's weights as they will be used, float32, whole, on the first process (empty on the others, which must call this
-        too): those that the optimizer keeps, not their rounded copies, and the decoder's average."""
-        found: dict[str, Tensor] = {}
-        average = {} if self.average is None else {f"image_decoder.{name}": p for name, p in self.average.weights().items()}
-        for name, tensor in self._whole_parameters():
-            if rank() == 0:
-                found[name] = average.get(name, tensor).detach().float().cpu().clone()
-        if rank() == 0:
-            found |= {name: buffer.detach().cpu().clone() for name, buffer in self.objective.model.named_buffers()}
-        return found
+        """Return the weights to export, float32, whole, on the first process (empty on the others, which must call this, too).
 
-    def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        They are those that the optimizer keeps, not their rounded copies, and the decoder's moving average.
+        """
+        exported: dict[str, Tensor] = {}
+        average = {} if self.ema is None else {f"image_decoder.{name}": p for name, p in self.ema.weights().items()}
+        for name, tensor in self._full_parameters():
+            if rank() == 0:
+                exported[name] = average.get(name, tensor).detach().float().cpu().clone()
+        if rank() == 0:
+            exported |= {name: buffer.detach().cpu().clone() for name, buffer in self.objective.model.named_buffers()}
+        return exported
+
+    def _full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every parameter of the model, gathered from all processes, in float32 where the optimizer has it so."""
         import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, parameter in self.objective.model.named_parameters():
-            kept = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-            if kept is not None:
-                yield name, kept
+            master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            if master is not None:
+                yield name, master
             elif hasattr(parameter, "ds_id"):
                 with deepspeed.zero.GatheredParameters([parameter]):
                     yield name, parameter.data
@@ -253,9 +269,8 @@ class Engine:
                 yield name, parameter.data
 
 
-def _shared_memory_where_it_helps() -> None:
-    """Keep DeepSpeed from compiling its shared-memory communication for a single process, and from failing where it cannot: gloo
-    does the same, more slowly."""
+def _configure_shared_memory() -> None:
+    """Build DeepSpeed's shared-memory communication for several processes; fall back to gloo, which is slower, where that fails."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -263,32 +278,32 @@ def _shared_memory_where_it_helps() -> None:
     if builder is None:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _forget_a_killed_compiler(builder.name)
+        _remove_stale_build_lock(builder.name)
         try:
             builder.load()
             return
         except Exception as error:
-            print(f"no shared-memory communication ({type(error).__name__}); see omnimri doctor. Going on with gloo.", flush=True)
+            print(f"no shared-memory communication ({type(error).__name__}); see omnimri doctor. Falling back to gloo.", flush=True)
     deepspeed.ops.__compatible_ops__[builder.NAME] = False
 
 
-def _forget_a_killed_compiler(extension: str) -> None:
-    """PyTorch waits for the lock of a build without end, though whoever held it may have been killed."""
+def _remove_stale_build_lock(extension: str) -> None:
+    """Remove a build lock whose owner was killed: PyTorch would wait for it without limit."""
     from torch.utils.cpp_extension import _get_build_directory
 
     lock = Path(_get_build_directory(extension, verbose=False)) / "lock"
-    if lock.exists() and time.time() - lock.stat().st_mtime > LONGEST_BUILD_S:
+    if lock.exists() and time.time() - lock.stat().st_mtime > MAX_BUILD_S:
         lock.unlink(missing_ok=True)
 
 
 def join_processes() -> tuple[int, int]:
-    """Meet the other processes; rank and world size."""
+    """Join the process group and return rank and world size."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
 
-    if torch.cuda.is_available():  # before the first exchange, or all processes of a machine meet on its first GPU
+    if torch.cuda.is_available():  # before the first exchange, or all processes of a machine would use its first GPU
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     else:
-        _shared_memory_where_it_helps()
+        _configure_shared_memory()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     return rank(), world_size()

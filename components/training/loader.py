@@ -1,4 +1,4 @@
-"""Batches in the order of the steps, made ahead of time by processes of their own where the settings ask for them."""
+"""Loading of batches in the order of the steps, ahead of time in worker processes if the settings request them."""
 
 from __future__ import annotations
 
@@ -9,47 +9,51 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from components.training.batches import BatchMaker
+from components.training.batches import StageBatches
 
-AHEAD = 2
-"""Steps that each process prepares before they are asked for."""
+PREFETCHED_STEPS = 2
+"""Steps that each worker prepares in advance."""
 
 
-def batches(maker: BatchMaker, steps: Iterable[int], workers: int, pin: bool = False) -> Generator[list[Any]]:
-    """Micro-batches of each step, the same whoever makes them.
+def load_batches(batches: StageBatches, steps: Iterable[int], workers: int, pin: bool = False) -> Generator[list[Any]]:
+    """Yield the micro-batches of each step, the same for any number of workers.
 
     Args:
-        workers: processes beside this one. They pay where training runs on a GPU; on a CPU they take the cores that compute.
-        pin: put batches into page-locked memory, for a GPU.
+        batches: Micro-batches by step.
+        steps: Steps to load, in this order.
+        workers: Worker processes. They pay off if training runs on a GPU; on a CPU they take the cores that compute.
+        pin: Copy batches into page-locked memory, for a GPU.
     """
     if not workers:
         for step in steps:
-            made = maker[step]
-            yield [batch.pin_memory() for batch in made] if pin else made
+            micro_batches = batches[step]
+            yield [batch.pin_memory() for batch in micro_batches] if pin else micro_batches
         return
-    # Forked: the corpus is shared, not copied. These processes touch neither the GPU nor the process group.
+    # Forked: the corpus is shared, not copied. Workers use neither the GPU nor the process group.
     yield from DataLoader(
-        maker,  # type: ignore[arg-type]
+        batches,  # type: ignore[arg-type]
         batch_size=None,
         sampler=steps,
         num_workers=workers,
-        prefetch_factor=AHEAD,
+        prefetch_factor=PREFETCHED_STEPS,
         pin_memory=pin,
-        collate_fn=_as_made,
-        worker_init_fn=_on_its_own,
+        collate_fn=_identity,
+        worker_init_fn=_init_worker,
         multiprocessing_context="fork",
     )
 
 
-def _as_made(micro_batches: list[Any]) -> list[Any]:
+def _identity(micro_batches: list[Any]) -> list[Any]:
     return micro_batches
 
 
-def _on_its_own(worker: int) -> None:
-    """One thread, and files that the process before the fork does not read from, too. Whoever asks a whole group of processes to
-    stop (Ctrl-C, a batch system) asks the one that trains: it still needs the batches of its last step."""
-    for asked in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(asked, signal.SIG_IGN)
+def _init_worker(worker: int) -> None:
+    """Worker init: one thread, reopen store files after fork, ignore SIGINT/SIGTERM so that the trainer can finish its step.
+
+    Ctrl-C and batch systems send the signal to the whole process group; the trainer still needs the batches of its last step.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    maker: Any = get_worker_info().dataset  # type: ignore[union-attr]
-    maker.samples.store.close_all()
+    batches: Any = get_worker_info().dataset  # type: ignore[union-attr]
+    batches.samples.store.close_all()

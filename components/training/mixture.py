@@ -1,14 +1,14 @@
-"""Which sample comes next: exact mixing ratios and a shuffled order, both computed from one number, the draw's.
+"""The order of samples: exact mixing ratios and a shuffled order, both computed from the number of the draw alone.
 
-Of D sources, draw k goes, among those that are behind (``w_d (k + 1) - n_d`` is at least 1 / (2 D - 2), n_d being its draws
-so far), to the one that would be a whole sample behind soonest. Every prefix is within one sample of the exact ratio (Tijdeman, The
-chairman assignment problem, 1980). To take the one furthest behind is simpler and is not, from five sources on.
+Of D sources, draw k goes, among those that lag behind their share (``w_d (k + 1) - n_d`` is at least 1 / (2 D - 2), n_d being the
+draws of source d so far), to the one that would lag by a whole sample soonest. Every prefix is within one sample of the exact ratio
+(Tijdeman, The chairman assignment problem, 1980). The simpler rule, to take the source that lags most, is not from five sources on.
 
-Weights with a small common denominator repeat: after so many draws every source has had exactly its share, and the rule begins
-anew. So a run can start anywhere without going through all draws before.
+Weights with a small common denominator are periodic: after one period every source has had exactly its share, and the rule starts
+again. So a run can start anywhere without computing all previous draws.
 
 The n-th draw of a source takes the n-th entry of a keyed permutation of each epoch, computed and never stored. So the state of a
-training run's data is one integer, whatever the number of processes.
+training run's data is one integer, for any number of processes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 ROUNDS = 4
-ROUNDING = 1e-9
-LONGEST_PERIOD = 100_000
+TOLERANCE = 1e-9
+MAX_PERIOD = 100_000
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Source:
     """A set of samples.
 
     Attributes:
-        name: decides its order, together with the seed.
+        name: determines the source's order, together with the seed.
         size: number of samples.
-        weight: its share; the weights of a mixture sum to 1.
+        weight: share; the weights of a mixture sum to 1.
     """
 
     name: str
@@ -42,19 +42,26 @@ class Source:
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw: the ``index``-th sample of ``source`` (position in the mixture's sources), and the source's draws before it."""
+    """One draw of a mixture.
+
+    Attributes:
+        number: number of the draw, from 0.
+        source: index of the source in the mixture.
+        index: index of the sample in the source.
+        source_number: number of the draw among those of its source, from 0.
+    """
 
     number: int
     source: int
     index: int
-    before: int
+    source_number: int
 
 
-def permuted(position: int, size: int, key: str) -> int:
-    """Where ``position`` goes in the permutation of ``range(size)`` that ``key`` names.
+def permute(position: int, size: int, key: str) -> int:
+    """Return the image of ``position`` under the permutation of ``range(size)`` that ``key`` determines.
 
-    A balanced Feistel network on the smallest even number of bits that hold ``size``; results outside of the range walk on
-    (Black and Rogaway, Ciphers with arbitrary finite domains, 2002).
+    A balanced Feistel network on the smallest even number of bits that can represent ``size``; results outside of the range are
+    permuted again (Black and Rogaway, Ciphers with arbitrary finite domains, 2002).
     """
     half = max((max(size - 1, 1).bit_length() + 1) // 2, 1)
     mask = (1 << half) - 1
@@ -81,35 +88,35 @@ class Mixture:
             raise ValueError(f"weights must sum to 1: {[source.weight for source in sources]}")
         empty = [source.name for source in sources if source.weight > 0 and source.size == 0]
         if empty:
-            raise ValueError(f"no samples in {', '.join(empty)}: take it out of the mixture")
+            raise ValueError(f"no samples in {', '.join(empty)}: remove it from the mixture")
         self.sources, self.seed = tuple(sources), seed
-        self._shares = [Fraction(source.weight).limit_denominator(LONGEST_PERIOD) for source in sources]
+        self._shares = [Fraction(source.weight).limit_denominator(MAX_PERIOD) for source in sources]
         period = math.lcm(*(share.denominator for share in self._shares))
-        self.period = period if sum(self._shares) == 1 and period <= LONGEST_PERIOD else None
+        self.period = period if sum(self._shares) == 1 and period <= MAX_PERIOD else None
 
     def draws(self, start: int = 0) -> Iterator[Draw]:
-        """Endless draws from number ``start`` on; the same as those of an iterator that began at 0."""
+        """Yield draws without end from number ``start`` on; the same as those of an iterator that starts at 0."""
         number = start // self.period * self.period if self.period else 0
         while True:
-            before = [int(share * number) for share in self._shares] if self.period else [0] * len(self.sources)
+            offsets = [int(share * number) for share in self._shares] if self.period else [0] * len(self.sources)
             counts = [0] * len(self.sources)
-            for place in range(self.period) if self.period else itertools.count():
-                chosen = self._most_urgent(place, counts)
+            for position in range(self.period) if self.period else itertools.count():
+                source = self._most_urgent(position, counts)
                 if number >= start:
-                    yield self._draw(number, chosen, before[chosen] + counts[chosen])
-                counts[chosen] += 1
+                    yield self._draw(number, source, offsets[source] + counts[source])
+                counts[source] += 1
                 number += 1
 
-    def _most_urgent(self, number: int, counts: list[int]) -> int:
-        """Tijdeman's rule."""
+    def _most_urgent(self, position: int, counts: list[int]) -> int:
+        """Return the source of a draw by Tijdeman's rule."""
         if len(self.sources) == 1:
             return 0
         slack = 1 / (2 * len(self.sources) - 2)
-        behind = [source.weight * (number + 1) - count for source, count in zip(self.sources, counts, strict=True)]
-        candidates = [d for d, claim in enumerate(behind) if claim >= slack - ROUNDING and self.sources[d].weight > 0]
-        return min(candidates, key=lambda d: (1 - slack - behind[d]) / self.sources[d].weight)
+        lags = [source.weight * (position + 1) - count for source, count in zip(self.sources, counts, strict=True)]
+        candidates = [d for d, lag in enumerate(lags) if lag >= slack - TOLERANCE and self.sources[d].weight > 0]
+        return min(candidates, key=lambda d: (1 - slack - lags[d]) / self.sources[d].weight)
 
-    def _draw(self, number: int, chosen: int, before: int) -> Draw:
-        source = self.sources[chosen]
-        epoch, position = divmod(before, source.size)
-        return Draw(number, chosen, permuted(position, source.size, f"{self.seed}/{source.name}/{epoch}"), before)
+    def _draw(self, number: int, source: int, source_number: int) -> Draw:
+        name, size = self.sources[source].name, self.sources[source].size
+        epoch, position = divmod(source_number, size)
+        return Draw(number, source, permute(position, size, f"{self.seed}/{name}/{epoch}"), source_number)

@@ -1,4 +1,4 @@
-"""From the curated corpus to single samples: slices, slices with a description, instructions with what they ask for.
+"""Single samples of the curated corpus: slices, slices with a description, instructions with their targets.
 
 Shape letters: D slices, H rows, W columns.
 """
@@ -18,13 +18,13 @@ from components.settings import MixtureSettings
 from components.tasks.base import Image, Target
 from components.training.mixture import Mixture, Source
 
-KEPT_OPEN = 512
+OPEN_ARRAYS = 512
 """Arrays of the store that stay open between reads."""
 
 
 @dataclass(frozen=True)
 class SliceRef:
-    """A slice of a curated volume."""
+    """A slice of a curated volume, by its index."""
 
     volume_id: str
     index: int
@@ -35,9 +35,9 @@ class Samples:
     """The samples of one split, by source.
 
     Attributes:
-        slices: every slice that shows something.
-        instructions: by task.
-        numbers: volume_id -> number; groups: volume_id -> number of its (sequence, plane, anatomy).
+        slices: every slice of the split.
+        instructions: instructions by task.
+        numbers: volume_id -> number of the volume; groups: volume_id -> number of its (sequence, plane, anatomy).
     """
 
     corpus: Corpus
@@ -48,12 +48,12 @@ class Samples:
 
     @cached_property
     def store(self) -> VolumeStore:
-        """The corpus's, which keeps open what it has read last."""
-        return VolumeStore(self.corpus.store.root, keep=KEPT_OPEN)
+        """The corpus's store, which keeps recently read arrays open."""
+        return VolumeStore(self.corpus.store.root, keep=OPEN_ARRAYS)
 
     @classmethod
-    def of(cls, corpus: Corpus, split: Split) -> Samples:
-        """All samples of a split, in an order that depends on nothing but the corpus."""
+    def from_corpus(cls, corpus: Corpus, split: Split) -> Samples:
+        """Return all samples of a split, in an order that depends only on the corpus."""
         volumes = [volume for _, volume in sorted(corpus.volumes.items()) if volume.split == split]
         kinds = sorted({(v.sequence or "", v.plane or "", v.anatomy or "") for v in volumes})
         instructions: dict[str, list[InstructionRecord]] = {task: [] for task in TASKS}
@@ -69,34 +69,40 @@ class Samples:
         )
 
     def mixture(self, shares: MixtureSettings, seed: int) -> Mixture:
-        """Table 2's categories as sources; the instructions' share goes to the tasks that have any, by their weights."""
+        """Return the mixture of the data categories (Table 2 of the paper).
+
+        The share of instructions is divided among the tasks that have any, by their weights.
+
+        Raises:
+            ValueError: the corpus has no samples of a category with a share.
+        """
         sources = [
             Source("image_only", len(self.slices), shares.image_only),
             Source("paired", len(self.slices), shares.paired),
         ]
         present = [task for task in TASKS if self.instructions[task]]
         if shares.instruction > 0 and not present:
-            raise ValueError("the mixture asks for instructions and the corpus has none: curate a dataset with labels or k-space")
-        whole = sum(TASKS[task].weight for task in present)
-        sources += [Source(task, len(self.instructions[task]), shares.instruction * TASKS[task].weight / whole) for task in present]
+            raise ValueError("the mixture contains instructions and the corpus has none: curate a dataset with labels or k-space")
+        total = sum(TASKS[task].weight for task in present)
+        sources += [Source(task, len(self.instructions[task]), shares.instruction * TASKS[task].weight / total) for task in present]
         return Mixture([source for source in sources if source.weight > 0], seed)
 
     def block(self, ref: SliceRef, slices: int) -> Image:
-        """``slices`` consecutive slices around a slice (D, H, W); a shorter volume repeats its last."""
+        """Return ``slices`` consecutive slices around a slice, (D, H, W); a shorter volume repeats its last slice."""
         depth = self.corpus.volumes[ref.volume_id].slices
         start = min(max(ref.index - slices // 2, 0), max(depth - slices, 0))
         voxels: Image = self.store.read(ref.volume_id, "voxels", slice(start, min(start + slices, depth)))
         return np.pad(voxels, ((0, slices - len(voxels)), (0, 0), (0, 0)), mode="edge")
 
     def image(self, ref: SliceRef) -> Image:
-        """One slice, (H, W)."""
+        """Return one slice, (H, W)."""
         image: Image = self.store.read(ref.volume_id, "voxels", ref.index)
         return image
 
     def text(self, ref: SliceRef) -> str:
-        """Description of the slice's volume."""
+        """Return the description of the slice's volume."""
         return self.corpus.descriptions[ref.volume_id].text
 
     def input_and_target(self, record: InstructionRecord) -> tuple[Image, Target]:
-        """Return the image that an instruction shows, and its target."""
+        """Return the input image of an instruction and its target."""
         return TASKS[record.task].input_and_target(record, self.store)

@@ -1,8 +1,8 @@
-"""The process that trains a stage: ``python -m components.training.trainer job.json``, one or several side by side.
+"""The process that trains a stage: ``python -m components.training.trainer job.json``, one for each rank.
 
-It goes on from the last whole checkpoint, if there is one, and back to it when a step goes wrong. On SIGTERM or Ctrl-C it finishes
-the step, writes a checkpoint and ends with status 75. Figures reach ``curve.jsonl`` and MLflow together with the checkpoint that
-holds them, so that nothing is recorded twice.
+It resumes from the last valid checkpoint, and returns to it when a step fails. On SIGTERM or Ctrl-C it finishes the step, writes a
+checkpoint and exits with status 75. Metrics reach ``curve.jsonl`` and MLflow together with the checkpoint of their steps,
+so that nothing is recorded twice.
 """
 
 from __future__ import annotations
@@ -30,38 +30,31 @@ from components.files import atomic_directory, read_json, write_json
 from components.home import Home
 from components.launching.local_launcher import INTERRUPTED
 from components.provenance import digest
+from components.registries import STAGES
 from components.settings import Settings, StageName
 from components.tracking import Journal, Tracking
-from components.training.batches import BatchMaker, Rank
+from components.training.batches import Rank, StageBatches
 from components.training.dense_checkpoint import upcycled_model
 from components.training.engine import Engine, StepResult, join_processes
-from components.training.figures import stage_pictures
-from components.training.loader import batches
-from components.training.loss_spikes import Guard
-from components.training.metrics_log import Curve
-from components.training.samples import Samples
-from components.training.stages import StageResult, write_result
+from components.training.figures import stage_figures
+from components.training.loader import load_batches
+from components.training.loss_spikes import Fault, LossSpikeGuard
+from components.training.metrics_log import MetricsLog
+from components.training.trained_stage import StageResult, write_result
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.losses.reduction import all_reduce_sum
-from model_core.objectives import Alignment, InstructionTuning, MultimodalPretraining, Objective, VisionPretraining
 from model_core.processing import Processor
 from model_core.tokenization import special_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-OBJECTIVES: dict[StageName, type[Objective]] = {
-    "vision_pretraining": VisionPretraining,
-    "alignment": Alignment,
-    "multimodal_pretraining": MultimodalPretraining,
-    "instruction_tuning": InstructionTuning,
-}
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass
-class Job:
-    """What ``job.json`` says."""
+class TrainingJob:
+    """The content of ``job.json``."""
 
     stage: StageName
     digest: str
@@ -74,8 +67,8 @@ class Job:
     tracking: Tracking
 
     @classmethod
-    def read(cls, path: Path) -> Job:
-        """Read a job's description."""
+    def read(cls, path: Path) -> TrainingJob:
+        """Read ``job.json``."""
         raw = read_json(path)
         tracking = Tracking(raw["tracking_uri"], Home(Path(raw["home"]), Path(raw["data"])))
         return cls(
@@ -91,13 +84,13 @@ class Job:
         )
 
     @property
-    def key(self) -> int:
-        """Seed of this stage's random numbers."""
+    def rng_seed(self) -> int:
+        """Seed of PyTorch's generator in this stage."""
         return int(digest(self.settings.seed, self.stage, "random numbers")[:12], 16)
 
 
-def starting_model(job: Job, processor: Processor) -> OmniMRIForConditionalGeneration:
-    """The model of the stage before, or a new one: an upcycled checkpoint where the settings name one, else of the seed alone."""
+def initial_model(job: TrainingJob, processor: Processor) -> OmniMRIForConditionalGeneration:
+    """Return the model of the previous stage, or a new one: an upcycled checkpoint if the settings name one, else random."""
     if job.parent_model is not None:
         model: OmniMRIForConditionalGeneration = OmniMRIForConditionalGeneration.from_pretrained(job.parent_model)
         return model
@@ -108,184 +101,185 @@ def starting_model(job: Job, processor: Processor) -> OmniMRIForConditionalGener
     return OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(job.settings.model.preset, len(processor.tokenizer), **ids))
 
 
-class Stop:
-    """Whether somebody asked this process to end."""
+class StopSignal:
+    """Record of a request to stop: SIGTERM, Ctrl-C, or (on Linux) the death of the parent process."""
 
     def __init__(self) -> None:
-        self.asked = False
-        for asked in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(asked, self._ask)
-        if sys.platform == "linux":  # end with the process that started this one
+        self.received = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+        if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    def _ask(self, number: int, frame: object) -> None:
-        self.asked = True
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = True
 
-    def agreed(self, world: int) -> bool:
-        """Whether any process was asked: all must stop after the same step."""
-        if world == 1:
-            return self.asked
-        asked = torch.tensor(float(self.asked), device="cuda" if torch.cuda.is_available() else "cpu")
-        return bool(all_reduce_sum(asked) > 0)
+    def received_by_any(self, world_size: int) -> bool:
+        """Return whether any process received the signal: all of them must stop after the same step."""
+        if world_size == 1:
+            return self.received
+        received = torch.tensor(float(self.received), device="cuda" if torch.cuda.is_available() else "cpu")
+        return bool(all_reduce_sum(received) > 0)
 
 
-class Training:
-    """One process's part in training a stage, from the last checkpoint to the end."""
+class StageTrainer:
+    """The training of a stage on one process, from the last checkpoint to the end."""
 
-    def __init__(self, job: Job, place: Rank, stop: Stop) -> None:
-        self.job, self.place, self.stop = job, place, stop
+    def __init__(self, job: TrainingJob, rank: Rank, stop: StopSignal) -> None:
+        self.job, self.rank, self.stop = job, rank, stop
         training = job.settings.training
-        self.settings = training.stage(job.stage)
+        self.stage, self.settings = STAGES[job.stage], training.stage(job.stage)
         self.processor = Processor.from_pretrained(job.tokenizer)
-        model = starting_model(job, self.processor)
-        torch.manual_seed(job.key)
-        self.objective = OBJECTIVES[job.stage](model)
-        self.samples = Samples.of(job.corpus, "train")
-        self.maker = self._maker(place)
-        self.objective.begin(self._first_batches())
-        self.engine = Engine(self.objective, self.settings, training, job.folder)
-        self.guard = Guard.open(job.folder, training.spike_deviations, training.max_rollbacks)
-        self.curve = self._curve(0)
-        self.journal = Journal.open(job.folder, job.run_id) if place.number == 0 else None
+        model = initial_model(job, self.processor)
+        torch.manual_seed(job.rng_seed)
+        self.objective = self.stage.build_objective(model, self.settings)
+        self.samples = self.stage.select_samples(job.corpus, "train")
+        self.batches = self._batches(rank)
+        self.objective.begin(self._batches_of_one_process())
+        self.engine = Engine(self.stage, self.objective, self.settings, training, job.folder)
+        self.guard = LossSpikeGuard.open(job.folder, training.spike_deviations, training.max_rollbacks)
+        self.log = self._read_log(0)
+        self.journal = Journal.open(job.folder, job.run_id) if rank.index == 0 else None
         if self.journal is not None:
             profile = {"volumes": len(self.samples.numbers), "slices": len(self.samples.slices)}
-            self.journal.input("curated corpus, training split", job.corpus.digest, "training", profile)
+            self.journal.add_input("curated corpus, training split", job.corpus.digest, "training", profile)
         self.started = time.monotonic()
 
     def run(self) -> None:
         """Train to the end.
 
         Raises:
-            JobFailed: steps went wrong too often, or no checkpoint can be read.
-            SystemExit: asked to stop before; the checkpoint is written, and the run is marked killed, not finished.
+            JobFailed: steps failed too often, or no checkpoint can be read.
+            SystemExit: a stop was requested; the checkpoint is written, and the run is marked killed, not finished.
         """
         status = "FAILED"
         try:
-            first = self.engine.load()
-            if first is None:
-                self.engine.save(0)  # to come back to, if the first steps go wrong
-            step = first or 0
-            self.curve = self._curve(step)
-            self._record("RUNNING")  # with what a job noted and was killed before telling
+            resumed_at = self.engine.load()
+            if resumed_at is None:
+                self.engine.save(0)  # the rollback target of the first steps
+            step = resumed_at or 0
+            self.log = self._read_log(step)
+            self._report("RUNNING")  # deliver what an earlier process recorded and could not send
             while (fault := self._train_from(step)) is not None:
-                step = self._go_back(*fault)
-            self._finish(first or 0)
+                step = self._roll_back(fault)
+            self._finish(resumed_at)
             status = "FINISHED"
         except SystemExit:
             status = "KILLED"
             raise
         finally:
             if status != "FINISHED":
-                self._record(status)
+                self._report(status)
 
-    def _maker(self, place: Rank) -> BatchMaker:
+    def _batches(self, rank: Rank) -> StageBatches:
         config = self.objective.model.config
-        return BatchMaker(self.job.stage, self.samples, self.settings, config, self.processor, self.job.settings.seed, place)
+        return StageBatches(self.stage, self.samples, self.settings, config, self.processor, self.job.settings.seed, rank)
 
-    def _first_batches(self) -> Iterator[Any]:
-        """Batches of the stage as a single process would have them, so that what is fitted on them is the same everywhere."""
-        alone = self._maker(Rank())
+    def _batches_of_one_process(self) -> Iterator[Any]:
+        """Yield micro-batches as a single process sees them, to fit the same on any number of processes."""
+        batches = self._batches(Rank())
         for step in itertools.count():
-            yield from alone[step]
+            yield from batches[step]
 
-    def _curve(self, steps: int) -> Curve:
-        return Curve.resume(self.job.folder, steps, self.job.settings.training.precision, self.place.count)
+    def _read_log(self, steps: int) -> MetricsLog:
+        return MetricsLog.resume(self.job.folder, steps, self.job.settings.training.precision, self.rank.world_size)
 
-    def _train_from(self, first: int) -> tuple[int, str] | None:
-        """Train to the end, or to a step that went wrong: which, and how."""
+    def _train_from(self, first: int) -> Fault | None:
+        """Train from step ``first`` to the end, or to a step that fails, and return its fault."""
         training = self.job.settings.training
-        numbers = [self.guard.data_step(step) for step in range(first, self.settings.steps)]
-        with closing(batches(self.maker, numbers, training.loader_workers, pin=torch.cuda.is_available())) as data:
+        data_indices = [self.guard.data_index(step) for step in range(first, self.settings.steps)]
+        with closing(load_batches(self.batches, data_indices, training.loader_workers, pin=torch.cuda.is_available())) as loaded:
             for step in range(first, self.settings.steps):
-                begun = time.monotonic()
-                micro_batches = next(data)
-                loaded = time.monotonic()
+                started = time.monotonic()
+                micro_batches = next(loaded)
+                received = time.monotonic()
                 result = self.engine.step(micro_batches, step)
-                self.curve.add(step, result, loaded - begun, time.monotonic() - loaded)
-                fault = self.guard.fault(self.curve.losses, result.gradient_norm)
-                if fault is not None:
-                    return step, fault
-                _say(self.place.number, self.job.stage, step, self.settings.steps, result)
-                self._keep(step + 1)
+                self.log.add(step, result, received - started, time.monotonic() - received)
+                reason = self.guard.find_fault(self.log.losses, result.gradient_norm)
+                if reason is not None:
+                    return Fault(step, reason)
+                _print_progress(self.rank.index, self.job.stage, step, self.settings.steps, result)
+                self._after_step(step + 1)
         return None
 
-    def _keep(self, done: int) -> None:
-        """What is due after so many finished steps: pictures, a checkpoint with the curve that belongs to it, an early end."""
+    def _after_step(self, done: int) -> None:
+        """Do what is due after ``done`` finished steps: figures, a checkpoint with its metrics, and an early stop."""
         training, last = self.job.settings.training, self.settings.steps
         if training.pictures_every and done % training.pictures_every == 0 and done < last:
-            self._pictures(f"step-{done:06d}/")
-        stopping = self.stop.agreed(self.place.count)
+            self._draw_figures(f"step-{done:06d}/")
+        stopping = self.stop.received_by_any(self.rank.world_size)
         if done % self.settings.checkpoint_every and done < last and not stopping:
             return
         self.engine.save(done)
-        if self.place.number == 0:
-            self.curve.write()
-        self.engine.checkpoints.name(done)
+        if self.rank.index == 0:
+            self.log.write()
+        self.engine.checkpoints.publish(done)
         if stopping and done < last:
             raise SystemExit(INTERRUPTED)
-        self._record("RUNNING")
+        self._report("RUNNING")
 
-    def _go_back(self, at: int, reason: str) -> int:
-        """Undo the steps since the last good checkpoint, and leave out their data; the step to go on with."""
-        to = self.engine.checkpoints.last_whole()
-        assert to is not None
-        self.guard.undo(at, to, reason, self.place.number == 0)
+    def _roll_back(self, fault: Fault) -> int:
+        """Undo the steps since the last valid checkpoint, skip their data, and return the step to continue from."""
+        target = self.engine.checkpoints.last_valid()
+        assert target is not None
+        self.guard.record_rollback(fault, target, self.rank.index == 0)
         self.engine.load()
-        self.curve = self._curve(to)
+        self.log = self._read_log(target)
         if self.journal is not None:
-            undone = "; ".join(f"step {one.at} back to {one.to}: {one.reason}" for one in self.guard.rollbacks)
-            self.journal.tag("omnimri.rollbacks", undone)
-        return to
+            undone = "; ".join(f"step {item.at} back to {item.to}: {item.reason}" for item in self.guard.rollbacks)
+            self.journal.set_tag("omnimri.rollbacks", undone)
+        return target
 
-    def _record(self, status: str) -> None:
+    def _report(self, status: str) -> None:
         if self.journal is not None:
             self.journal.status = status
-            self.journal.deliver(self.job.tracking, self.curve.kept)
+            self.journal.deliver(self.job.tracking, self.log.saved_points)
 
-    def _pictures(self, folder: str = "") -> None:
-        """On all processes: ZeRO-3 needs them to compute; the first keeps the pictures."""
-        with self.engine.with_average():
-            figures = stage_pictures(self.job.stage, self.objective, self.processor, self.job.corpus, self.curve)
+    def _draw_figures(self, folder: str = "") -> None:
+        """Draw the stage's figures, on all processes (ZeRO-3 needs them to compute); the first process stores them."""
+        with self.engine.averaged_weights():
+            figures = stage_figures(self.stage, self.objective, self.processor, self.job.corpus, self.log)
         if self.journal is not None:
             for name, figure in figures.items():
-                self.journal.picture(folder + name, figure)
+                self.journal.add_figure(folder + name, figure)
 
-    def _finish(self, first: int) -> None:
-        """Write the model, the pictures and the result; then tell the tracking server whatever it does not know yet."""
-        self._pictures()
+    def _finish(self, resumed_at: int | None) -> None:
+        """Write figures, model and result; then send the tracking server everything that it does not have yet."""
+        self._draw_figures()
         weights = self.engine.weights()
         if self.journal is None:
             return
-        job, points = self.job, self.curve.points
         model = self.objective.model.float().eval()
-        with atomic_directory(job.folder / "model") as folder:
+        with atomic_directory(self.job.folder / "model") as folder:
             model.save_pretrained(folder, state_dict=weights)
             self.processor.save_pretrained(folder)
-            curation = job.settings.curation
+            curation = self.job.settings.curation
             write_json(folder / "preprocessing.json", {"matrix": curation.matrix, "pixel_mm": curation.pixel_mm})
-        first_loss, last_loss = self.curve.tenth_means()
-        waited = sum(point["data_wait_share"] * point["seconds"] for point in points) / sum(point["seconds"] for point in points)
-        write_result(
-            StageResult(
-                stage=job.stage,
-                digest=job.digest,
-                folder=job.folder,
-                model_dir=job.folder / "model",
-                run_id=job.run_id,
-                reused=False,
-                resumed_at=first or None,
-                steps=len(points),
-                first_loss=first_loss,
-                last_loss=last_loss,
-                seconds=round(time.monotonic() - self.started, 2),
-                step_seconds=round(statistics.median(point["seconds"] for point in points), 4),
-                peak_memory_mib=round(_peak_memory_mib()),
-                rollbacks=len(self.guard.rollbacks),
-                data_wait_share=round(waited, 4),
-            )
-        )
+        write_result(self._result(resumed_at))
         self.journal.status = "FINISHED"
-        self.journal.insist(job.tracking, points)
+        self.journal.deliver_with_retries(self.job.tracking, self.log.points)
+
+    def _result(self, resumed_at: int | None) -> StageResult:
+        job, points = self.job, self.log.points
+        first_loss, last_loss = self.log.tenth_means()
+        waited = sum(point["data_wait_share"] * point["seconds"] for point in points) / sum(point["seconds"] for point in points)
+        return StageResult(
+            stage=job.stage,
+            digest=job.digest,
+            folder=job.folder,
+            model_dir=job.folder / "model",
+            run_id=job.run_id,
+            reused=False,
+            resumed_at=resumed_at or None,
+            steps=len(points),
+            first_loss=first_loss,
+            last_loss=last_loss,
+            seconds=round(time.monotonic() - self.started, 2),
+            step_seconds=round(statistics.median(point["seconds"] for point in points), 4),
+            peak_memory_mib=round(_peak_memory_mib()),
+            rollbacks=len(self.guard.rollbacks),
+            data_wait_share=round(waited, 4),
+        )
 
 
 def _peak_memory_mib() -> float:
@@ -294,29 +288,29 @@ def _peak_memory_mib() -> float:
     return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, psutil.Process().memory_info().rss / 2**20)
 
 
-def _say(rank: int, stage: str, step: int, steps: int, result: StepResult) -> None:
+def _print_progress(rank: int, stage: str, step: int, steps: int, result: StepResult) -> None:
     if rank == 0 and (step % 10 == 0 or step + 1 == steps):
         print(f"{stage} {step + 1}/{steps} loss {result.loss:.4f} gradient {result.gradient_norm:.2f}", flush=True)
 
 
 def main(path: Path) -> int:
-    """Run one process of a job; its exit status."""
-    stop = Stop()
+    """Run one process of a job and return its exit status."""
+    stop = StopSignal()
     disable_progress_bar()
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     # A debugging aid of the deterministic mode, which costs a tenth of each step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # A tracking server that is away must not hold training up: what it misses is told later.
+    # An unreachable tracking server must not delay training: the journal delivers later.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    rank, world = join_processes()
-    job = Job.read(path)
-    with (job.folder / f"lock-{rank}").open("w") as lock:
+    index, world_size = join_processes()
+    job = TrainingJob.read(path)
+    with (job.folder / f"lock-{index}").open("w") as lock:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of those that it forks
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by this process, not by its forks
         except OSError:
             raise JobFailed("another process trains this stage", where=str(job.folder), remedy="wait for it, or end it") from None
-        Training(job, Rank(rank, world), stop).run()
+        StageTrainer(job, Rank(index, world_size), stop).run()
     torch.distributed.destroy_process_group()
     return 0
 

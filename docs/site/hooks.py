@@ -69,6 +69,8 @@ def settings_page() -> str:
 
 
 def _settings_section(prefix: str, section: type[Any]) -> Iterator[str]:
+    from components.settings import StageSettings
+
     fields, sections = [], []
     for name, field in section.model_fields.items():
         nested = next((kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "model_fields")), None)
@@ -76,6 +78,8 @@ def _settings_section(prefix: str, section: type[Any]) -> Iterator[str]:
             sections.append((f"{prefix}{name}", nested))
         else:
             fields.append((name, field))
+    if "__pydantic_extra__" in section.__annotations__:  # settings of a stage, under the stage's name
+        sections.append((f"{prefix}<stage>", StageSettings))
     if prefix:
         yield from (f"## `{prefix.rstrip('.')}`", "", section.__doc__ or "", "")
     if fields:

@@ -32,7 +32,7 @@ def placement_overrides(launcher: str | None, nodes: int | None, gpus: int | Non
     return overrides
 
 
-def cluster_objects(settings: Settings, until: StageName) -> tuple[list[str], list[dict[str, Any]]]:
+def cluster_objects(settings: Settings, until: StageName | None = None) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the objects that a cluster would get for the stages up to one, and remarks; the cluster is not contacted.
 
     Names contain the digest of the corpus; before there is a corpus, the digest of the settings takes its place.

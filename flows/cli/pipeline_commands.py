@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from components.errors import BadInput, GateRefused
+from components.errors import GateRefused
 from components.home import Home
 from components.progress import step
-from components.settings import STAGES, DatasetSettings, Settings, load_settings
+from components.settings import DatasetSettings, Settings, load_settings
 from flows.cli import preflight
 from flows.cli.jobs import cluster_objects, placement_overrides, print_objects
 from flows.cli.options import JsonOption, LauncherOption, ProfileOption, SetOption
@@ -84,7 +84,7 @@ def _print_plan(settings: Settings, as_json: bool) -> None:
         else:
             table("Plan", ["step", "state", "reason"], [[planned.step, planned.state, planned.why] for planned in steps])
         return
-    remarks, objects = cluster_objects(settings, STAGES[-1])
+    remarks, objects = cluster_objects(settings)
     if as_json:
         emit({"steps": steps, "objects": objects})
         return
@@ -243,7 +243,7 @@ def validate(
 
 @app.command(epilog="Example: omnimri train --stage 2")
 def train(
-    stage: Annotated[str, typer.Option(help="last stage to train: 1, 2, 3, 4 or all")] = "all",
+    stage: Annotated[str, typer.Option(help="last stage to train: its number (from 1) or name, or all")] = "all",
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
     launcher: LauncherOption = None,
@@ -253,10 +253,8 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train the stages. An interrupted stage resumes from its last checkpoint; a finished one is reused."""
-    if stage not in ("1", "2", "3", "4", "all"):
-        raise BadInput("no such stage", where=f"--stage {stage}", remedy="1, 2, 3, 4 or all")
-    until = STAGES[-1 if stage == "all" else int(stage) - 1]
     settings = load_settings(profile, [*(overrides or []), *placement_overrides(launcher, nodes, gpus)])
+    until = settings.training.last_stage(stage)
     from flows.cli.output import emit, table
 
     if dry_run:

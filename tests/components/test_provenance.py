@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from components.curation.inputs import code_version
 from components.evaluation.evaluate import CODE as EVALUATION_CODE
 from components.provenance import REPOSITORY, code_digest, digest, file_md5, git_commit, source_digest
-from components.training.stages import CODE as TRAINING_CODE
+from components.training.trained_stage import CODE as TRAINING_CODE
 from components.validation.validation_gate import CODE as VALIDATION_CODE
 
 plain = st.recursive(

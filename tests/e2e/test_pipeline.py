@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from components.registries import TASKS
-from components.settings import STAGES
+from components.registries import STAGES, TASKS
 
 OMNIMRI = [sys.executable, "-m", "flows.cli"]
 STEP_LINE = re.compile(r"[a-z][\w -]* +\S.* \(\d+\.\d s\)")

@@ -29,13 +29,14 @@ from components.home import Home
 from components.ingestion.deidentification.pseudonyms import load_key
 from components.ingestion.ingest_dataset import output_recipe
 from components.provenance import SHORT
+from components.registries import STAGES as REGISTERED_STAGES
 from components.registry.inputs import RegistrationInputs
-from components.settings import STAGES, DatasetSettings, MixtureSettings, Settings, load_settings
-from components.training import stage_jobs
+from components.settings import DatasetSettings, MixtureSettings, Settings, StageSettings, TrainingSettings, load_settings
+from components.training import stage_inputs, stage_jobs
 from components.validation import current_report
 from flows import curate as curate_flow
 from flows import ingest as ingest_flow
-from flows.steps import pinned_data, plan, record_step, stage_inputs
+from flows.steps import pinned_data, plan, record_step
 from tests.helpers.datasets import tree, write_cohort
 from tests.helpers.served import tiny_profile
 
@@ -94,6 +95,8 @@ SETTINGS_SKIPPED = {
     "model.backbone": "changed below, together with folders",
 }
 
+STAGES = REGISTERED_STAGES.built_in
+
 
 def card_fields() -> list[str]:
     layout = [f"layout.{name}" for name in Layout.model_fields]
@@ -108,6 +111,9 @@ def setting_fields(model: type[BaseModel] = Settings, prefix: str = "") -> Itera
             yield from setting_fields(nested, f"{prefix}{name}.")
         elif f"{prefix}{name}" not in SETTINGS_SKIPPED:
             yield f"{prefix}{name}"
+    if model is TrainingSettings:
+        for stage in STAGES:
+            yield from setting_fields(StageSettings, f"{prefix}{stage}.")
 
 
 def candidates(value: Any, annotation: Any) -> Iterator[Any]:
@@ -136,7 +142,8 @@ def changed(model: type[BaseModel], raw: dict[str, Any], name: str) -> dict[str,
     *sections, leaf = name.split(".")
     owner, annotations = raw, model
     for section in sections:
-        owner, annotations = owner[section], annotations.model_fields[section].annotation  # type: ignore[assignment]
+        info = annotations.model_fields.get(section)
+        owner, annotations = owner[section], info.annotation if info else StageSettings  # type: ignore[assignment]
     for candidate in candidates(owner[leaf], annotations.model_fields[leaf].annotation):
         other = yaml.safe_load(yaml.safe_dump(raw))
         inner = other
@@ -167,7 +174,7 @@ class Installation:
     def mark_model(self) -> None:
         """Mark the stages, the evaluation and the registration of the present settings and corpus as done."""
         home, settings, corpus, parent = self.home, self.settings, Corpus.open(self.home.curated).digest, ""
-        for stage, job in zip(STAGES, stage_jobs(corpus, settings, home, STAGES[-1]), strict=True):
+        for stage, job in zip(STAGES, stage_jobs(corpus, settings, home), strict=True):
             (job.folder / "model").mkdir(parents=True)
             for name in ("done.json", "model/config.json", "model/model.safetensors"):
                 (job.folder / name).write_text(job.identity)
@@ -223,7 +230,7 @@ def executed(installation: Installation, settings: Settings, copy: Path) -> dict
     report = current_report(copy, home.validation)
     steps["validate"] = report is None or not report.passed
     corpus = Corpus.open(copy).digest
-    jobs = stage_jobs(corpus, settings, home, STAGES[-1])
+    jobs = stage_jobs(corpus, settings, home)
     steps |= {stage: not (job.folder / "done.json").exists() for stage, job in zip(STAGES, jobs, strict=True)}
     if steps[STAGES[-1]]:
         return {**steps, "evaluate": True, "register": True}

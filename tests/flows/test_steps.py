@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from components.home import Home
-from components.settings import STAGES, Settings, load_settings
-from components.training import stage_jobs
-from flows.steps import changes, plan, record_step, stage_inputs
+from components.registries import STAGES as REGISTERED_STAGES
+from components.settings import Settings, load_settings
+from components.training import stage_inputs, stage_jobs
+from flows.steps import changes, plan, record_step
 from tests.helpers.corpora import tiny_corpus
+
+STAGES = REGISTERED_STAGES.built_in
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def mark_trained(home: Home, settings: Settings) -> None:
     from components.curation.corpus import Corpus
 
     corpus, parent = Corpus.open(home.curated).digest, ""
-    for stage, job in zip(STAGES, stage_jobs(corpus, settings, home, STAGES[-1]), strict=True):
+    for stage, job in zip(STAGES, stage_jobs(corpus, settings, home), strict=True):
         job.folder.mkdir(parents=True)
         (job.folder / "done.json").write_text("{}")
         (job.folder / "model").mkdir()
@@ -61,7 +64,7 @@ def test_a_changed_setting_is_named_and_its_dependents_run(home: Home, override:
     assert {state for state, _ in before.values()} == {"depends"}, "the sources have not been ingested yet"
     assert [now[stage][0] for stage in STAGES] == ["depends"] * first + ["runs"] * (4 - first)
     assert now[STAGES[first]][1] == why
-    assert all("the stage before changed" in now[stage][1] for stage in STAGES[first + 1 :])
+    assert all("parent stage changed" in now[stage][1] for stage in STAGES[first + 1 :])
 
 
 def test_a_stage_without_its_result_runs_again(home: Home) -> None:

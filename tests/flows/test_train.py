@@ -11,7 +11,7 @@ from components.home import Home
 from components.launching import JobState
 from components.launching.kubernetes.api_client import Cluster
 from components.launching.kubernetes.launcher import KubernetesLauncher
-from components.settings import STAGES, load_settings
+from components.settings import load_settings
 from components.training import stage_jobs
 from flows import train
 from tests.doubles.apiserver import NAMESPACE, RunningServer
@@ -30,7 +30,7 @@ def test_a_canceled_run_cancels_its_own_jobs_only(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(train, "open_launcher", lambda settings: launcher)
         keys = []
         for settings in (ours, theirs):
-            job = stage_jobs(corpus.digest, settings, Home.open(), STAGES[0])[0]
+            job = stage_jobs(corpus.digest, settings, Home.open())[0]
             keys.append(launcher.submit(job).key)
         train.cancel_jobs(None, SimpleNamespace(parameters={"settings": ours.model_dump(mode="json")}), None)  # type: ignore[arg-type]
         assert [status.key for status in launcher.jobs()] == keys[1:]

@@ -98,7 +98,7 @@ class ForkedLauncher:
         log = job.folder / f"{job.name}.log"
         arguments = Path(job.arguments[0]), log
         processes: list[BaseProcess] = [
-            context.Process(target=_work, args=(*arguments, rank, job.processes, port, self.environment))
+            context.Process(target=_work, args=(*arguments, rank, job.processes, port, {**job.environment, **self.environment}))
             for rank in range(job.processes)
         ]
         for process in processes:

@@ -12,11 +12,11 @@ from components.evaluation.cohort import cohort_digests
 from components.evaluation.results import COHORT
 from components.files import write_json
 from components.home import Home
-from components.registries import TASKS
+from components.registries import STAGES, TASKS
 from components.registry import Lineage, ModelVersion, register, show_version
 from components.registry.audit_log import Action, Move
 from components.registry.registration import audit_log_of, mlflow_client
-from components.settings import STAGES, RegistrySettings, load_settings
+from components.settings import RegistrySettings, load_settings
 from components.tracking import Tracking
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.trained import tiny_model
@@ -40,7 +40,7 @@ class Store:
         write_json(root / COHORT, cohort_digests(self.corpus))
 
     def lineage(self) -> Lineage:
-        stages = {stage: f"digest-{stage}" for stage in STAGES}
+        stages = {stage: f"digest-{stage}" for stage in STAGES.built_in}
         return Lineage("data", "corpus", "settings", SETTINGS_JSON, "commit", "lock", stages, stages, validation_passed=True)
 
     def evaluation(self, digest: str = "evaluation", score: float = 0.8) -> EvaluationReport:

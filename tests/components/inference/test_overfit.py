@@ -19,7 +19,7 @@ from components.inference import Predictor, Sampling
 from components.inference.question import ignore_progress
 from components.ingestion.volume import Volume
 from components.tasks.base import Image, Target
-from components.training.batches import sequence_batch
+from components.training.batches import collate_sequences
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import SequenceBatch
 from model_core.boxes import GRID, TextBox, format_boxes
@@ -131,7 +131,7 @@ def _report() -> list[TrainingCase]:
 def _batch(cases: list[TrainingCase], processor: Processor, tokens: int) -> SequenceBatch:
     encoded = [processor.encode(case.instruction, case.response, tokens) for case in cases]
     targets = [case.target for case in cases]
-    return sequence_batch(processor, encoded, [case.image for case in cases], targets, [False] * len(cases))
+    return collate_sequences(processor, encoded, [case.image for case in cases], targets, [False] * len(cases))
 
 
 def _train(cases: list[TrainingCase], steps: int, rate: float = 5e-3) -> tuple[Predictor, dict[str, float]]:

@@ -9,7 +9,7 @@ import pytest
 from components.catalog import load_card
 from components.errors import BadInput, GateRefused
 from components.inference import Predictor, resolve_model
-from components.registries import TASKS
+from components.registries import STAGES, TASKS
 from components.registry import (
     ModelVersion,
     gate_failures,
@@ -25,7 +25,7 @@ from components.registry import (
 )
 from components.registry.registration import _example
 from components.registry.smoke_test import failure_reason
-from components.settings import STAGES, load_settings
+from components.settings import load_settings
 from tests.helpers.registered import SETTINGS, Store
 
 NAME = SETTINGS.name
@@ -44,7 +44,7 @@ def first(store: Store) -> ModelVersion:
 def test_a_new_version_is_candidate_and_knows_where_it_comes_from(first: ModelVersion) -> None:
     assert first.aliases == ("candidate",)
     assert first.tags["data_digest"] == "data" and first.tags["git_commit"] == "commit"
-    assert all(first.tags[f"stage_digest.{stage}"] == f"digest-{stage}" for stage in STAGES)
+    assert all(first.tags[f"stage_digest.{stage}"] == f"digest-{stage}" for stage in STAGES.built_in)
 
 
 def test_the_same_model_keeps_its_version(store: Store, first: ModelVersion) -> None:
@@ -69,7 +69,7 @@ def test_the_registered_model_answers_a_request(store: Store, first: ModelVersio
 def test_lineage_lists_all_origins_and_what_is_missing(store: Store, first: ModelVersion) -> None:
     found = origin("candidate", store.uri, NAME)
     assert found.facts["data_digest"] == "data" and found.facts["environment"] == "lock" and found.facts["container"] == "none"
-    assert [stage for stage, _, _ in found.stages] == list(STAGES) and found.missing == ("evaluation_cases",)
+    assert [stage for stage, _, _ in found.stages] == list(STAGES.built_in) and found.missing == ("evaluation_cases",)
     assert found.settings["profile"] == "debug"
 
 

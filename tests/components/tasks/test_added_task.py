@@ -13,9 +13,9 @@ from components import registries
 from components.curation.corpus import Corpus
 from components.evaluation import evaluate
 from components.inference import Predictor
-from components.registries import PLUGINS, TASKS
+from components.registries import PLUGINS, STAGES, TASKS
 from components.settings import EvaluationSettings, RegistrySettings, load_settings
-from components.training.batches import BatchMaker
+from components.training.batches import StageBatches
 from components.training.samples import Samples
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.objectives import InstructionTuning
@@ -57,7 +57,7 @@ def test_the_corpus_has_its_instructions(corpus: Corpus) -> None:
 def test_training_samples_and_weighs_it(corpus: Corpus, model: Path) -> None:
     settings = load_settings("debug").training.stage("instruction_tuning")
     processor, config = Processor.from_pretrained(model), OmniMRIConfig.from_pretrained(model)
-    maker = BatchMaker("instruction_tuning", Samples.of(corpus, "train"), settings, config, processor, seed=0)
+    maker = StageBatches(STAGES["instruction_tuning"], Samples.from_corpus(corpus, "train"), settings, config, processor, seed=0)
     assert "plane" in {source.name for source in maker.mixture.sources}
     number = list(TASKS).index("plane")
     batch = next(batch for step in range(20) for batch in maker[step] if (batch.task_B == number).any())

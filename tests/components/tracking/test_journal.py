@@ -60,16 +60,16 @@ def test_an_outage_at_any_moment_loses_nothing_and_doubles_nothing(
 ) -> None:
     run_id = tracking.create_stage_run("alignment", f"digest-{requests}", None, {})
     journal = Journal.open(tmp_path, run_id)
-    journal.tag("omnimri.rollbacks", "step 7 back to 5")
-    journal.input("corpus", "d" * 64, "training", {"slices": 9})
+    journal.set_tag("omnimri.rollbacks", "step 7 back to 5")
+    journal.add_input("corpus", "d" * 64, "training", {"slices": 9})
     figure = Figure()
     figure.subplots().plot([1, 2])
-    journal.picture("step-000005/losses.png", figure)
+    journal.add_figure("step-000005/losses.png", figure)
     assert not journal.deliver(Away(tracking, requests), _points(5))
     reopened = Journal.open(tmp_path, run_id)  # by the next process
     assert not reopened.complete
     reopened.status = "FINISHED"
-    assert reopened.insist(tracking, _points(12), patience_s=()) and Journal.open(tmp_path, run_id).complete
+    assert reopened.deliver_with_retries(tracking, _points(12), delays_s=()) and Journal.open(tmp_path, run_id).complete
     for name in ("loss", "task/report", "mfu"):
         assert Counter(_history(home, run_id, name)) == Counter(range(12))
     client = mlflow.MlflowClient(home.tracking_uri)
@@ -82,7 +82,7 @@ def test_an_outage_at_any_moment_loses_nothing_and_doubles_nothing(
 def test_what_has_been_told_is_not_told_again(tracking: Tracking, tmp_path: Path) -> None:
     run_id = tracking.create_stage_run("alignment", "digest-again", None, {})
     journal = Journal.open(tmp_path, run_id)
-    journal.tag("a", "1")
+    journal.set_tag("a", "1")
     assert journal.deliver(tracking, _points(3))
     counting = Away(tracking, 1)  # asks for the last step, and has nothing to say
     assert Journal.open(tmp_path, run_id).deliver(counting, _points(3)) or counting.left < 0
@@ -92,5 +92,5 @@ def test_a_step_is_never_split_between_requests(tracking: Tracking) -> None:
     """A server that takes one request and not the next must not have half a step."""
     run = tracking.run(tracking.create_stage_run("alignment", "digest-many", None, {}))
     points = [(step, {f"figure {number}": 1.0 for number in range(300)}) for step in range(8)]
-    run.log_curve(points)
+    run.log_steps(points)
     assert run.last_step("figure 299") == 7

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from components.curation.corpus import Corpus
-from components.settings import BLOCK_SLICES, MixtureSettings, StageName, StageSettings
-from components.training.augmentation import Movement
-from components.training.batches import BatchMaker, Rank
-from components.training.loader import batches
+from components.registries import STAGES
+from components.settings import MixtureSettings, StageName, StageSettings
+from components.training.augmentation import AffineParams
+from components.training.batches import Rank, StageBatches
+from components.training.loader import load_batches
 from components.training.samples import Samples
+from components.training.stages.vision_pretraining import BLOCK_SLICES
 from model_core.batch import IGNORE, Batch
 from model_core.boxes import parse_boxes
 from model_core.config import OmniMRIConfig
@@ -34,10 +36,10 @@ SHARES: dict[StageName, MixtureSettings] = {
 
 def _maker(
     corpus: Corpus, processor: Processor, stage: StageName, rank: Rank = ALONE, micro: int = 4, accumulation: int = 1
-) -> BatchMaker:
+) -> StageBatches:
     config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
     settings = StageSettings(steps=9, micro_batch=micro, gradient_accumulation=accumulation, mixture=SHARES[stage])
-    return BatchMaker(stage, Samples.of(corpus, "train"), settings, config, processor, 0, rank)
+    return StageBatches(STAGES[stage], Samples.from_corpus(corpus, "train"), settings, config, processor, 0, rank)
 
 
 def _equal(a: Batch, b: Batch) -> bool:
@@ -47,21 +49,21 @@ def _equal(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("stage", SHARES)
 def test_a_resumed_run_sees_the_batches_of_a_whole_one(corpus: Corpus, processor: Processor, stage: StageName) -> None:
-    whole = list(batches(_maker(corpus, processor, stage), range(6), workers=0))
-    again = list(batches(_maker(corpus, processor, stage), range(3, 6), workers=0))
+    whole = list(load_batches(_maker(corpus, processor, stage), range(6), workers=0))
+    again = list(load_batches(_maker(corpus, processor, stage), range(3, 6), workers=0))
     assert all(_equal(a[0], b[0]) for a, b in zip(whole[3:], again, strict=True))
 
 
 def test_processes_of_their_own_make_the_same_batches(corpus: Corpus, processor: Processor) -> None:
     maker = _maker(corpus, processor, "instruction_tuning")
-    alone, ahead = (list(batches(maker, range(5), workers)) for workers in (0, 2))
+    alone, ahead = (list(load_batches(maker, range(5), workers)) for workers in (0, 2))
     assert all(_equal(a[0], b[0]) for a, b in zip(alone, ahead, strict=True))
 
 
 def test_they_go_on_when_a_whole_group_of_processes_is_asked_to_stop(corpus: Corpus, processor: Processor) -> None:
     """The process that trains finishes its step and writes a checkpoint."""
     maker = _maker(corpus, processor, "alignment")
-    with closing(batches(maker, range(6), 1)) as made:
+    with closing(load_batches(maker, range(6), 1)) as made:
         next(made)
         for child in psutil.Process().children():
             child.send_signal(signal.SIGTERM)
@@ -80,7 +82,7 @@ def test_two_processes_share_the_samples_of_one(corpus: Corpus, processor: Proce
 
 
 def test_only_training_patients_are_seen(corpus: Corpus) -> None:
-    samples = Samples.of(corpus, "train")
+    samples = Samples.from_corpus(corpus, "train")
     assert {corpus.volumes[ref.volume_id].split for ref in samples.slices} == {"train"}
     assert {one.split for records in samples.instructions.values() for one in records} == {"train"}
 
@@ -88,7 +90,7 @@ def test_only_training_patients_are_seen(corpus: Corpus) -> None:
 def test_some_steps_of_vision_pretraining_see_volumes(corpus: Corpus, processor: Processor) -> None:
     depths = [
         made[0].pixel_values_B1DHW.shape[2]
-        for made in batches(_maker(corpus, processor, "vision_pretraining"), range(4), workers=0)
+        for made in load_batches(_maker(corpus, processor, "vision_pretraining"), range(4), workers=0)
     ]
     assert depths == [1, 1, 1, BLOCK_SLICES]
 
@@ -123,7 +125,9 @@ def test_masks_are_masks(corpus: Corpus, processor: Processor) -> None:
 def test_images_are_moved_and_keep_their_size_where_the_text_states_sizes(corpus: Corpus, processor: Processor) -> None:
     maker = _maker(corpus, processor, "instruction_tuning")
     draws = list(islice(maker.mixture.draws(0), 8))
-    moved = {name: [maker.variation(name, draw)[0] for draw in draws] for name in ("paired", "report", "segmentation", "diagnosis")}
+    moved = {
+        name: [maker.augmentation(name, draw)[0] for draw in draws] for name in ("paired", "report", "segmentation", "diagnosis")
+    }
     assert all(len(set(movements)) == len(draws) for movements in moved.values())
     for name, movements in moved.items():
         assert ({one.scale for one in movements} == {1.0}) == (name in ("paired", "report"))
@@ -135,17 +139,17 @@ def test_what_an_instruction_asks_for_moves_with_its_image(corpus: Corpus, proce
     draws = [one for one in islice(maker.mixture.draws(0), 400) if maker.mixture.sources[one.source].name == task]
     records = [maker.samples.instructions[task][one.index] for one in draws]
     draw, record = next((one, record) for one, record in zip(draws, records, strict=True) if task == "segmentation" or record.boxes)
-    batch, (_, target) = maker.make([draw], 0), maker.samples.input_and_target(record)
-    boxes, movement = parse_boxes(record.response), maker.variation(task, draw)[0]
-    movement = movement.keeping(boxes) if boxes else movement
-    assert movement != Movement()
-    torch.testing.assert_close(batch.target_B1DHW[0, 0, 0], torch.from_numpy(movement.image(target.image, nearest=True)))
+    batch, (_, target) = maker.micro_batch([draw], 0), maker.samples.input_and_target(record)
+    boxes, movement = parse_boxes(record.response), maker.augmentation(task, draw)[0]
+    movement = movement.keeping_inside(boxes) if boxes else movement
+    assert movement != AffineParams()
+    torch.testing.assert_close(batch.target_B1DHW[0, 0, 0], torch.from_numpy(movement.apply(target.image, nearest=True)))
     answered = processor.tokenizer.decode(batch.labels_BL[0][batch.labels_BL[0] != IGNORE])
-    assert parse_boxes(answered) == movement.boxes(boxes)
+    assert parse_boxes(answered) == movement.transform_boxes(boxes)
 
 
 def test_an_empty_corpus_of_instructions_is_refused(corpus: Corpus, processor: Processor, tmp_path: Path) -> None:
-    samples = Samples.of(corpus, "train")
+    samples = Samples.from_corpus(corpus, "train")
     samples.instructions = {task: [] for task in samples.instructions}
     with pytest.raises(ValueError, match="labels or k-space"):
         samples.mixture(SHARES["instruction_tuning"], 0)

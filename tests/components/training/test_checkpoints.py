@@ -17,7 +17,7 @@ from components.home import Home
 from components.launching import JobSpec
 from components.settings import Settings, load_settings
 from components.training import StageResult, train_stage
-from components.training.checkpoints import Checkpoints, tag_of
+from components.training.checkpoints import Checkpoints, checkpoint_tag
 from tests.components.training.test_stages import after_a_checkpoint
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.forked import ForkedJob, ForkedLauncher
@@ -27,11 +27,11 @@ def _written(folder: Path, steps: list[int], **rule: int) -> Checkpoints:
     """Checkpoints of a stage that has come so far, of two files each."""
     checkpoints = Checkpoints(folder, **rule)
     for step in steps:
-        checkpoints.make_room(step)
+        checkpoints.clear(step)
         for name in ("weights.pt", "optimizer.pt"):
-            (checkpoints.root / tag_of(step) / name).write_bytes(f"{name} {step}".encode() * 100)
+            (checkpoints.root / checkpoint_tag(step) / name).write_bytes(f"{name} {step}".encode() * 100)
         checkpoints.seal(step, {"zero_stage": 1})
-        checkpoints.name(step)
+        checkpoints.publish(step)
     return checkpoints
 
 
@@ -39,8 +39,8 @@ def _written(folder: Path, steps: list[int], **rule: int) -> Checkpoints:
     ("rule", "kept"), [({"newest": 1}, [50]), ({"newest": 3}, [50, 40, 30]), ({"newest": 2, "every": 20}, [50, 40, 20])]
 )
 def test_the_newest_are_kept_and_one_of_every_so_many(tmp_path: Path, rule: dict[str, int], kept: list[int]) -> None:
-    assert _written(tmp_path, [10, 20, 30, 40, 50], **rule).complete() == kept
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(tag_of(step) for step in kept)
+    assert _written(tmp_path, [10, 20, 30, 40, 50], **rule).complete_steps() == kept
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(checkpoint_tag(step) for step in kept)
 
 
 @pytest.mark.parametrize("fault", ["a bit", "cut", "missing"])
@@ -48,32 +48,32 @@ def test_one_that_is_damaged_is_set_aside_and_the_one_before_is_used(
     tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = _written(tmp_path, [10, 20])
-    file = checkpoints.root / tag_of(20) / "optimizer.pt"
+    file = checkpoints.root / checkpoint_tag(20) / "optimizer.pt"
     whole = bytearray(file.read_bytes())
     whole[37] ^= 1
     file.unlink() if fault == "missing" else file.write_bytes(whole if fault == "a bit" else whole[:50])
-    assert checkpoints.last_whole() == 10
+    assert checkpoints.last_valid() == 10
     assert "step-000020 is damaged (optimizer.pt)" in capsys.readouterr().out
-    assert checkpoints.last_whole() == 10
+    assert checkpoints.last_valid() == 10
 
 
 def test_when_all_are_damaged_nothing_is_trained_in_silence(tmp_path: Path) -> None:
     checkpoints = _written(tmp_path, [10])
-    (checkpoints.root / tag_of(10) / "weights.pt").write_bytes(b"")
+    (checkpoints.root / checkpoint_tag(10) / "weights.pt").write_bytes(b"")
     with pytest.raises(JobFailed, match="every checkpoint is damaged"):
-        checkpoints.last_whole()
+        checkpoints.last_valid()
 
 
 def test_one_without_a_manifest_or_a_name_does_not_count(tmp_path: Path) -> None:
     """Killed while writing, or before the curve was on disk."""
     checkpoints = _written(tmp_path, [10])
-    checkpoints.make_room(20)
-    (checkpoints.root / tag_of(20) / "weights.pt").write_bytes(b"half")
-    assert checkpoints.last_whole() == 10
+    checkpoints.clear(20)
+    (checkpoints.root / checkpoint_tag(20) / "weights.pt").write_bytes(b"half")
+    assert checkpoints.last_valid() == 10
     checkpoints.seal(20, {})
-    assert checkpoints.last_whole() == 10
-    checkpoints.name(20)
-    assert checkpoints.last_whole() == 20
+    assert checkpoints.last_valid() == 10
+    checkpoints.publish(20)
+    assert checkpoints.last_valid() == 20
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_a_broken_slice_is_left_out_and_the_record_says_so(tmp_path: Path) -> No
     ours, theirs = (load_file(one.model_dir / "model.safetensors") for one in (surprised, warned))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
-    with pytest.raises(JobFailed, match="went wrong: the loss is not finite"):
+    with pytest.raises(JobFailed, match="failed: the loss is not finite"):
         _pretrain(corpus, homes[2], [*steps, "training.max_rollbacks=0"])
 
 
@@ -170,5 +170,5 @@ def _pretrain(corpus: Corpus, home: Home, overrides: list[str], rollbacks: list[
 
 
 def test_what_a_checkpoint_is_made_of_is_written_down(tmp_path: Path) -> None:
-    manifest = json.loads((_written(tmp_path, [10]).root / tag_of(10) / "manifest.json").read_text())
+    manifest = json.loads((_written(tmp_path, [10]).root / checkpoint_tag(10) / "manifest.json").read_text())
     assert manifest["step"] == 10 and manifest["world"] == 1 and set(manifest["files"]) == {"weights.pt", "optimizer.pt"}

@@ -14,10 +14,9 @@ from components.errors import BadInput
 from components.home import Home
 from components.settings import ModelSettings, load_settings
 from components.tracking import Tracking
-from components.training import train_stage
+from components.training import prepare_tokenizer, train_stage
 from components.training.dense_checkpoint import DenseCheckpoint, upcycled_model
-from components.training.stages import prepare
-from components.training.trainer import Job, starting_model
+from components.training.trainer import TrainingJob, initial_model
 from model_core import OmniMRIConfig
 from model_core.processing import Processor
 from model_core.tokenization import IMAGE, SEG, SPECIAL_TOKENS, add_special_tokens, train_tokenizer
@@ -116,8 +115,8 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_stage_starts_from_the_checkpoint_and_refuses_one_that_does_not_fit(folder: Path, tmp_path: Path) -> None:
     corpus, home = tiny_corpus(tmp_path / "corpus"), Home(tmp_path / "home", tmp_path / "data")
     settings = load_settings("debug", [f"model.tokenizer={folder}", f"model.backbone={folder}"])
-    tokenizer = prepare(corpus.root, settings, home)
-    job = Job(
+    tokenizer = prepare_tokenizer(corpus.root, settings, home)
+    job = TrainingJob(
         stage="vision_pretraining",
         digest="",
         folder=tmp_path,
@@ -128,7 +127,7 @@ def test_a_stage_starts_from_the_checkpoint_and_refuses_one_that_does_not_fit(fo
         run_id="",
         tracking=Tracking(home.tracking_uri, home),
     )
-    model = starting_model(job, Processor.from_pretrained(tokenizer))
+    model = initial_model(job, Processor.from_pretrained(tokenizer))
     dense = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert torch.equal(model.backbone.embed_tokens.weight, dense.model.embed_tokens.weight)
     wrong = load_settings("debug", [f"model.tokenizer={folder}", f"model.backbone={folder}", "model.preset=demo"])

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from components.curation.corpus import Corpus
+from components.registries import STAGES
 from components.settings import StageName, load_settings
-from components.training.batches import BatchMaker
+from components.training.batches import StageBatches
 from components.training.cost import batch_flops, batch_tokens, peak_flops
 from components.training.engine import StepResult, learning_rate, parameter_groups
-from components.training.metrics_log import Curve
+from components.training.metrics_log import MetricsLog
 from components.training.samples import Samples
-from components.training.trainer import OBJECTIVES
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.accounting import SampleSize, costs
 from model_core.batch import SequenceBatch
@@ -26,14 +26,15 @@ from model_core.processing import Processor
 from model_core.tokenization import special_ids
 
 
-def _stage(corpus: Corpus, processor: Processor, stage: StageName, micro: int = 6) -> tuple[Objective, BatchMaker]:
+def _stage(corpus: Corpus, processor: Processor, stage: StageName, micro: int = 6) -> tuple[Objective, StageBatches]:
     torch.manual_seed(0)
     ids = special_ids(processor.tokenizer)
-    objective = OBJECTIVES[stage](
-        OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **ids))
-    )
     settings = load_settings("debug", [f"training.{stage}.micro_batch={micro}"]).training.stage(stage)
-    return objective, BatchMaker(stage, Samples.of(corpus, "train"), settings, objective.model.config, processor, 0)
+    model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **ids))
+    objective = STAGES[stage].build_objective(model, settings)
+    return objective, StageBatches(
+        STAGES[stage], Samples.from_corpus(corpus, "train"), settings, objective.model.config, processor, 0
+    )
 
 
 def test_norms_biases_and_tables_do_not_decay(corpus: Corpus, processor: Processor) -> None:
@@ -46,7 +47,7 @@ def test_norms_biases_and_tables_do_not_decay(corpus: Corpus, processor: Process
 
 
 def test_the_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
-    settings = load_settings("demo", ["training.alignment.steps=100"]).training.alignment
+    settings = load_settings("demo", ["training.alignment.steps=100"]).training.stage("alignment")
     rates = [learning_rate(step, settings) for step in range(101)]
     assert rates[0] == pytest.approx(1e-4) and max(rates) == rates[9] == pytest.approx(1e-3) and rates[100] == pytest.approx(1e-4)
     assert rates[10:] == sorted(rates[10:], reverse=True)
@@ -95,7 +96,7 @@ def test_operations_are_three_forward_passes_of_what_is_trained(corpus: Corpus, 
 
 
 def test_the_curve_says_how_fast_and_whose_tokens(tmp_path: Path) -> None:
-    curve = Curve(tmp_path)
+    curve = MetricsLog(tmp_path)
     for step in range(4):
         load = torch.tensor([[3, 1], [0, 4]]) if step < 2 else torch.tensor([[1, 3], [4, 0]])
         curve.add(step, StepResult(2.0 - step, {"text": 1.0}, {"report": 3.0}, 0.5, 1e-3, 8, 100, 1e6, load), 0.01, 0.19)
@@ -105,8 +106,8 @@ def test_the_curve_says_how_fast_and_whose_tokens(tmp_path: Path) -> None:
     assert point["data_wait_share"] == pytest.approx(0.05) and point["samples_per_second"] == pytest.approx(40)
     assert point["tokens_per_second"] == pytest.approx(500) and point["mfu"] == pytest.approx(1e6 / 0.2 / peak_flops("float32"))
     curve.add(4, StepResult(float("nan"), {}, {}, 0.5, 1e-3, 8, 100, 1e6, None), 0.01, 0.19)
-    assert [one["step"] for one in curve.kept] == [0, 1, 2, 3]  # the last may be undone
-    again = Curve.resume(tmp_path, 2)
+    assert [one["step"] for one in curve.saved_points] == [0, 1, 2, 3]  # the last may be undone
+    again = MetricsLog.resume(tmp_path, 2)
     assert [one["step"] for one in again.points] == [0, 1]
     steps, share = curve.expert_load()
     assert steps == [2, 4] and share.tolist() == [[[0.75, 0.25], [0, 1]], [[0.25, 0.75], [1, 0]]]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.training.mixture import Mixture, Source, permuted
+from components.training.mixture import Mixture, Source, permute
 
 weights = st.lists(st.integers(1, 20), min_size=1, max_size=5).map(lambda parts: [part / sum(parts) for part in parts])
 
@@ -35,7 +35,7 @@ def test_starting_anywhere_gives_the_same_draws(shares: list[float], start: int)
 @given(size=st.integers(1, 400), key=st.text(max_size=5))
 @settings(deadline=None)
 def test_every_epoch_sees_every_sample_once(size: int, key: str) -> None:
-    assert sorted(permuted(position, size, key) for position in range(size)) == list(range(size))
+    assert sorted(permute(position, size, key) for position in range(size)) == list(range(size))
 
 
 def test_a_run_of_years_starts_as_quickly_as_a_new_one() -> None:
@@ -44,7 +44,9 @@ def test_a_run_of_years_starts_as_quickly_as_a_new_one() -> None:
     assert mixture.period == 100
     early, late = (list(islice(mixture.draws(start), 250)) for start in (0, 10**12))
     assert [draw.source for draw in early] == [draw.source for draw in late]
-    assert [draw.before + round(10**12 * mixture.sources[draw.source].weight) for draw in early] == [draw.before for draw in late]
+    assert [draw.source_number + round(10**12 * mixture.sources[draw.source].weight) for draw in early] == [
+        draw.source_number for draw in late
+    ]
 
 
 def test_epochs_are_shuffled_unlike_each_other() -> None:

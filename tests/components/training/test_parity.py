@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from components.files import read_lines
 from components.home import Home
-from components.settings import STAGES, StageName, load_settings
-from components.training import StageResult, prepare, train_stage
+from components.registries import STAGES
+from components.settings import StageName, load_settings
+from components.training import StageResult, prepare_tokenizer, train_stage
 from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 from model_core.tokenization import special_ids
@@ -36,7 +37,7 @@ def parent(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage
     from model_core import OmniMRIConfig
 
     folder = tmp_path_factory.mktemp("parent")
-    processor = Processor.from_pretrained(prepare(corpus_root, load_settings("debug"), Home(folder, folder / "data")))
+    processor = Processor.from_pretrained(prepare_tokenizer(corpus_root, load_settings("debug"), Home(folder, folder / "data")))
     torch.manual_seed(0)
     ids = special_ids(processor.tokenizer)
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", len(processor.tokenizer), num_experts=8, **ids))
@@ -51,7 +52,7 @@ def parent(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES.built_in)
 def test_two_processes_train_what_one_trains_at_every_zero_stage(
     corpus_root: Path, parent: StageResult, tmp_path: Path, stage: StageName, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,1 @@
+"""One module for each training stage, registered in :data:`components.registries.STAGES`."""
