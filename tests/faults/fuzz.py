@@ -264,7 +264,10 @@ def take_in(seed: Seed, content: bytes, folder: Path) -> Outcome:
 
 def _work(connection: Any) -> None:
     """Take in what the parent sends, until it sends None."""
-    import components.ingestion.volume_reader  # noqa: F401  (what the libraries need is not the inputs' doing)
+    import components.ingestion.volume_reader  # noqa: F401
+    from components.registries import FORMATS
+
+    list(FORMATS.values())  # imports the libraries, whose memory must not count as that of the inputs
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_BYTES, used + LIMIT_BYTES))
