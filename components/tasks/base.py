@@ -72,7 +72,8 @@ class Task(ABC):
         is_paired: instructions have a finding or none (``boxes`` or ``positive``); the corpus has equally many of each.
         answers_yes_or_no: the response begins with yes or no; validation checks the share of yes.
         needs_findings: instructions exist only for datasets whose labels, boxes or diagnoses state whether there is a lesion.
-        is_augmented: training varies contrast and position of the image.
+        is_augmented: training varies contrast and position of the image, of boxes in the response and of a mask; an image target
+            must not be augmented.
         states_sizes: the response states sizes in millimeters: training moves the image but does not scale it.
         is_free_text: answers have no form of their own: every answer that no other task recognizes belongs to this task, and the
             command line shows it while it is generated.
