@@ -14,7 +14,7 @@ from transformers import Qwen2MoeForCausalLM
 
 from benchmarks.harness import Measurement, measure, write
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.backbone import qwen_config
+from model_core.backbone import build_qwen_config
 from model_core.targets import TARGET_MASK
 
 PROMPT, NEW, SIDE = 160, 64, 96
@@ -28,7 +28,7 @@ def _model(preset: str) -> OmniMRIForConditionalGeneration:
 
 def _transformers(ours: OmniMRIForConditionalGeneration, experts: str) -> Qwen2MoeForCausalLM:
     """transformers' model with our backbone's weights; ``experts`` is how it computes them."""
-    config = qwen_config(ours.config)
+    config = build_qwen_config(ours.config)
     config.rope_parameters = {"rope_type": "default", "rope_theta": ours.config.rope_theta}
     config._experts_implementation = experts
     theirs = Qwen2MoeForCausalLM(config).eval()

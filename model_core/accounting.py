@@ -1,8 +1,8 @@
-"""What a network costs, without computing it: parameters, operations and memory of a sample, on tensors that have no data.
+"""Cost of the network per sample: parameters, floating-point operations and activation memory, counted on tensors without data.
 
-The modules themselves are run on PyTorch's "meta" device, where an operation gives shapes only, and what passes by is counted:
-FLOPs (a multiply-add is two) and the tensors that autograd keeps for the backward pass. Operations of ``kernels`` count as on a
-GPU, and so does attention (its memory-efficient form). The loss, optimizer and weights are no part of the activations.
+The modules are run on PyTorch's "meta" device, where operations compute shapes only. The count covers FLOPs (a multiply-add is two)
+and the tensors that autograd saves for the backward pass. Operations of ``kernels`` and attention (its memory-efficient form) count
+as on a GPU. Loss, optimizer and weights are not part of the activations.
 
 Shape letters: B samples, D slices, H rows, W columns, L tokens.
 """
@@ -41,12 +41,12 @@ PARTS = {
     "visual-token head": ("visual_head.",),
     "image decoder": ("image_decoder.",),
 }
-"""What a parameter belongs to, by its name; the first that fits. Tied weights are the embedding's."""
+"""Module -> patterns in the names of its parameters; the first match counts. Tied weights belong to the embedding."""
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """Parameters of a part, and how many of them a single token meets (all but the experts that it is not sent to)."""
+class ParameterCount:
+    """Number of parameters of a module; ``active`` excludes the experts to which a token is not routed."""
 
     part: str
     total: int
@@ -55,12 +55,12 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Cost:
-    """One module on one sample.
+    """Cost of one module on one sample.
 
     Attributes:
-        flops: of a forward pass; training takes three times as many, four times with checkpointing.
-        kept: bytes that autograd keeps for the backward pass.
-        checkpointed: bytes at the worst moment with activation checkpointing: inputs of all layers, and one layer made again.
+        flops: FLOPs of a forward pass; training takes three times as many, four times with checkpointing.
+        kept: bytes that autograd saves for the backward pass.
+        checkpointed: peak bytes with activation checkpointing: inputs of all layers, and the activations of one recomputed layer.
     """
 
     part: str
@@ -71,7 +71,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class SampleSize:
-    """One image of (D, H, W) voxels and so many tokens of text."""
+    """Size of a sample: one image of (D, H, W) voxels and a number of text tokens."""
 
     depth: int
     height: int
@@ -79,28 +79,28 @@ class SampleSize:
     text: int
 
 
-def meta_model(config: OmniMRIConfig, dtype: torch.dtype = torch.float32) -> OmniMRIForConditionalGeneration:
-    """The network without data."""
+def build_meta_model(config: OmniMRIConfig, dtype: torch.dtype = torch.float32) -> OmniMRIForConditionalGeneration:
+    """Build the network on the meta device."""
     with torch.device("meta"):
         model = OmniMRIForConditionalGeneration(config)
     return model.to(dtype)  # type: ignore[arg-type]
 
 
-def parameters(config: OmniMRIConfig) -> list[Parameters]:
-    """Parameters by part, in the order of :data:`PARTS`."""
+def count_parameters(config: OmniMRIConfig) -> list[ParameterCount]:
+    """Count the parameters by module, in the order of :data:`PARTS`."""
     totals = dict.fromkeys(PARTS, 0)
-    for name, parameter in meta_model(config).named_parameters():
+    for name, parameter in build_meta_model(config).named_parameters():
         totals[next(part for part, keys in PARTS.items() if any(key in name for key in keys))] += parameter.numel()
     share = {"experts": config.num_experts_per_tok / config.num_experts}
-    return [Parameters(part, total, round(total * share.get(part, 1))) for part, total in totals.items()]
+    return [ParameterCount(part, total, round(total * share.get(part, 1))) for part, total in totals.items()]
 
 
-def costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype = torch.bfloat16) -> list[Cost]:
-    """FLOPs and memory of one sample, by module.
+def estimate_costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype = torch.bfloat16) -> list[Cost]:
+    """Count FLOPs and activation memory of one sample, by module.
 
     Heads are evaluated once: the visual-token head on all visual tokens, the image decoder on the whole image (one step).
     """
-    model = meta_model(config, dtype)
+    model = build_meta_model(config, dtype)
     model.config._attn_implementation = _ATTENTION
     for layer in model.backbone.layers:
         layer.self_attn.config._attn_implementation = _ATTENTION  # type: ignore[union-attr]
@@ -110,67 +110,67 @@ def costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype = torch.
         visual = grid[0] * grid[1] * grid[2]
         length = visual + sample.text
         embeddings = torch.empty(1, length, config.hidden_size, dtype=dtype, requires_grad=True)
-        where, valid = torch.empty(3, 1, length, dtype=torch.long), torch.empty(1, length, dtype=torch.bool)
+        positions, valid = torch.empty(3, 1, length, dtype=torch.long), torch.empty(1, length, dtype=torch.bool)
         mask = torch.empty(1, 1, length, length, dtype=torch.bool)
         noisy = torch.empty(visual, config.visual_target_size)
         query, kind = torch.empty(1, config.hidden_size, dtype=dtype), torch.full((1,), TARGET_MASK)
         time = torch.empty(1)
-    counted = _Counter(model)
-    features = counted.run("Swin encoder", lambda: model.vision(pixels))
-    counted.run("connector", lambda: model.connector(features))
-    hidden, _ = counted.run("backbone", lambda: model.backbone(embeddings, where, mask, valid))
-    counted.run("text head", lambda: model.lm_head(hidden))
-    places = model.visual_head.position_features(grid, torch.device("meta"))
-    counted.run("visual-token head", lambda: model.visual_head(noisy, noisy[:, 0], hidden[0, :visual], places))
-    # What the decoder reads of its conditions; k-space enters when an image is sampled, not here.
-    given = SimpleNamespace(pixel_values_B1DHW=pixels, features=features, query_BQ=query, kind_B=kind)
-    counted.run("image decoder", lambda: model.image_decoder(pixels, time, given))
-    return counted.costs
+    counter = _CostCounter(model)
+    features = counter.run("Swin encoder", lambda: model.vision(pixels))
+    counter.run("connector", lambda: model.connector(features))
+    hidden, _ = counter.run("backbone", lambda: model.backbone(embeddings, positions, mask, valid))
+    counter.run("text head", lambda: model.lm_head(hidden))
+    position_features = model.visual_head.position_features(grid, torch.device("meta"))
+    counter.run("visual-token head", lambda: model.visual_head(noisy, noisy[:, 0], hidden[0, :visual], position_features))
+    # The fields of Conditions that forward() reads; k-space is used when an image is sampled only.
+    conditions = SimpleNamespace(pixel_values_B1DHW=pixels, features=features, query_BQ=query, kind_B=kind)
+    counter.run("image decoder", lambda: model.image_decoder(pixels, time, conditions))
+    return counter.costs
 
 
 @dataclass
-class _Counter:
-    """Runs modules and notes what passes by. A storage is kept once, by the first that keeps it; weights are not activations."""
+class _CostCounter:
+    """Run modules and record FLOPs and saved tensors. A storage counts once; weights do not count."""
 
     model: nn.Module
     costs: list[Cost] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._seen: dict[int, Tensor] = {_storage(x): x for x in (*self.model.parameters(), *self.model.buffers())}
-        self._here: list[int] = []
+        self._active_layers: list[int] = []
 
     def run(self, part: str, call: Callable[[], Any]) -> Any:
-        """The call's result; its cost is added to the list."""
+        """Run the call, append its cost to the list, and return its result."""
         self._outside, self._inputs, self._layers = 0, 0, [0]
-        counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-        with self._marked_layers(), counter, torch.autograd.graph.saved_tensors_hooks(self._keep, lambda x: x):
+        flop_counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+        with self._track_layers(), flop_counter, torch.autograd.graph.saved_tensors_hooks(self._keep, lambda x: x):
             result = call()
         kept = self._outside + sum(self._layers)
-        worst = self._outside + self._inputs + max(self._layers)
-        self.costs.append(Cost(part, counter.get_total_flops(), kept, min(worst, kept)))
+        peak = self._outside + self._inputs + max(self._layers)
+        self.costs.append(Cost(part, flop_counter.get_total_flops(), kept, min(peak, kept)))
         return result
 
     def _keep(self, x: Tensor) -> Tensor:
         if _storage(x) not in self._seen:
             self._seen[_storage(x)] = x
             size = x.untyped_storage().nbytes()
-            if self._here:
-                self._layers[self._here[-1]] += size
+            if self._active_layers:
+                self._layers[self._active_layers[-1]] += size
             else:
                 self._outside += size
         return x
 
     @contextmanager
-    def _marked_layers(self) -> Iterator[None]:
-        """While this is open, what is kept inside a layer that can be made again is counted as that layer's."""
+    def _track_layers(self) -> Iterator[None]:
+        """Within this context, attribute the tensors that a layer with checkpointing saves to that layer."""
 
         def enter(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             self._inputs += inputs[0].nbytes
             self._layers.append(0)
-            self._here.append(len(self._layers) - 1)
+            self._active_layers.append(len(self._layers) - 1)
 
         def leave(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self._here.pop()
+            self._active_layers.pop()
 
         handles: list[RemovableHandle] = []
         for layer in self.model.modules():
@@ -193,7 +193,7 @@ _ATTENTION = "memory_efficient_on_meta"
 def _memory_efficient_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """What ``sdpa`` runs on a GPU when there is a mask; on the meta device it would choose the form that keeps all scores."""
+    """Run the attention that ``sdpa`` selects on a GPU with a mask; on the meta device it would select one that saves scores."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     bias = torch.zeros_like(attention_mask, dtype=query.dtype).expand(-1, query.shape[1], -1, -1)
@@ -205,13 +205,13 @@ AttentionInterface.register(_ATTENTION, _memory_efficient_attention)
 
 
 def _window_attention_flops(qkv: Any, table: Any, pad: Any, window: list[int], shift: list[int], *_: Any, **__: Any) -> int:
-    """Scores and weighted sums of every window, padding included."""
+    """Count scores and weighted sums of every window, padding included."""
     batch, *grid, _, heads, head_dim = qkv
     size: Triple = (grid[0], grid[1], grid[2])
     used, _ = fit_window(size, (window[0], window[1], window[2]), (shift[0], shift[1], shift[2]))
     padded = padded_grid(size, used)
-    tokens, places = padded[0] * padded[1] * padded[2], used[0] * used[1] * used[2]
-    return int(2 * 2 * batch * tokens * places * heads * head_dim)
+    tokens, window_tokens = padded[0] * padded[1] * padded[2], used[0] * used[1] * used[2]
+    return int(2 * 2 * batch * tokens * window_tokens * heads * head_dim)
 
 
 def _route_flops(hidden: Any, router: Any, *_: Any, **__: Any) -> int:
@@ -219,7 +219,7 @@ def _route_flops(hidden: Any, router: Any, *_: Any, **__: Any) -> int:
 
 
 def _experts_flops(hidden: Any, weights: Any, gate_up: Any, down: Any, *_: Any, **__: Any) -> int:
-    """Three products for every token and choice."""
+    """Count three products for every pair of token and expert."""
     rows = weights[0] * weights[1]
     return int(2 * rows * (gate_up[1] * gate_up[2] + down[1] * down[2]))
 
@@ -229,4 +229,4 @@ FORMULAS = {
     torch.ops.omnimri.moe_route: _route_flops,
     torch.ops.omnimri.moe_experts: _experts_flops,
 }
-"""FLOPs of the operations that PyTorch's counter does not know, from the shapes of their arguments."""
+"""FLOPs of the operations that PyTorch's counter does not know, computed from the shapes of their arguments."""

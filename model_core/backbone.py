@@ -21,15 +21,15 @@ from model_core.moe import SparseMoeBlock
 
 @dataclass(frozen=True)
 class RouterOutput:
-    """Router losses, averaged over layers, and tokens by layer and expert."""
+    """Router losses, averaged over layers, and the number of tokens by layer and expert."""
 
     load_balance_loss: Tensor
     z_loss: Tensor
     counts_layers_E: Tensor
 
 
-def qwen_config(config: OmniMRIConfig) -> Qwen2MoeConfig:
-    """The backbone's configuration in transformers' terms."""
+def build_qwen_config(config: OmniMRIConfig) -> Qwen2MoeConfig:
+    """Return the configuration of the backbone as transformers' Qwen2-MoE configuration."""
     return Qwen2MoeConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -48,7 +48,7 @@ def qwen_config(config: OmniMRIConfig) -> Qwen2MoeConfig:
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """Pre-norm attention and sparse feed-forward."""
+    """Decoder layer of pre-norm attention and a sparse feed-forward block."""
 
     def __init__(self, config: Qwen2MoeConfig, index: int) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ class DecoderLayer(GradientCheckpointingLayer):
         valid_BL: Tensor,
         past_key_values: Cache | None = None,
     ) -> tuple[Tensor, MoEOutput | None]:
-        """Hidden states of the next layer, and what the router did; with a cache, which is for generation, the former alone."""
+        """Return the hidden states after the layer and the output of the router, which is None with a cache (generation)."""
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_BLH), position_embeddings=rotary, attention_mask=mask_B1LS, past_key_values=past_key_values
         )
         hidden = hidden_BLH + attended
-        moved, routed = self.mlp(self.post_attention_layernorm(hidden), valid_BL, routed=past_key_values is None)
-        return hidden + moved, routed
+        update, routed = self.mlp(self.post_attention_layernorm(hidden), valid_BL, routed=past_key_values is None)
+        return hidden + update, routed
 
 
 class Backbone(nn.Module):
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: OmniMRIConfig) -> None:
         super().__init__()
-        qwen = qwen_config(config)
+        qwen = build_qwen_config(config)
         self.sections, self.theta, self.head_dim = config.rope_sections, config.rope_theta, config.head_dim
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(qwen, index) for index in range(config.num_hidden_layers))
@@ -96,12 +96,12 @@ class Backbone(nn.Module):
         """Run the layers.
 
         Args:
-            positions_3BL: slice, row and column position of every token (:func:`positions`).
-            mask_B1LS: bool, True = may attend (:func:`attention_mask`).
+            positions_3BL: slice, row and column position of every token (:func:`compute_positions`).
+            mask_B1LS: bool, True = may attend (:func:`build_attention_mask`).
             valid_BL: bool, False = padding.
 
         Returns:
-            Normalised hidden states (B, L, H), and what the routers did, which nobody asks for when there is a cache.
+            Normalized hidden states (B, L, H), and the output of the routers, which is None with a cache (generation).
         """
         rotary = self._rotary(positions_3BL, embeddings_BLH.dtype)
         hidden, routed = embeddings_BLH, []
@@ -117,34 +117,33 @@ class Backbone(nn.Module):
         )
 
     def _rotary(self, positions_3BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (B, L, head size). Each frequency turns with one axis, in sections (Qwen2-VL, arXiv:2409.12191).
+        """Return cosine and sine (B, L, head size). Each section of frequencies belongs to one axis (Qwen2-VL, arXiv:2409.12191).
 
-        Frequencies are computed each time, in float32: a buffer would be rounded when the module is cast to bfloat16.
+        Frequencies are recomputed in float32 at every call: a buffer would be rounded when the module is cast to bfloat16.
         """
         half = self.head_dim // 2
         frequency = self.theta ** (-torch.arange(half, dtype=torch.float32, device=positions_3BL.device) / half)
-        turned = [
-            axis_BL[..., None] * some for axis_BL, some in zip(positions_3BL.float(), frequency.split(self.sections), strict=True)
-        ]
-        angle = torch.cat([*turned, *turned], -1)
+        sections = zip(positions_3BL.float(), frequency.split(self.sections), strict=True)
+        angles = [axis_BL[..., None] * section for axis_BL, section in sections]
+        angle = torch.cat([*angles, *angles], -1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-def image_blocks(is_image_BL: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Index of each image token in its block, and the number (from 1) of its block; 0 elsewhere, both (B, L)."""
+def index_image_blocks(is_image_BL: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Return the index of each image token in its block, and the number (from 1) of its block; 0 for text, both (B, L)."""
     order = is_image_BL.long().cumsum(-1) - 1
     zero = torch.zeros_like(order)
     return torch.where(is_image_BL, order % tokens, zero), torch.where(is_image_BL, order // tokens + 1, zero)
 
 
-def positions(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) -> Tensor:
-    """Positions (3, B, L) of a sequence, as in Qwen2-VL.
+def compute_positions(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) -> Tensor:
+    """Return the positions (3, B, L) of the tokens of a sequence, as in Qwen2-VL.
 
-    A text token has the same position on all axes; a block of image tokens spreads over its grid from where the text had come to;
-    the text after it goes on past the largest of them. Padding does not advance.
+    A text token has the same position on all axes. The tokens of an image have the positions of its grid, offset by the position of
+    the text before it; the text after it continues past the largest of them. Padding does not advance the position.
     """
     depth, height, width = grid
-    index, _ = image_blocks(is_image_BL, depth * height * width)
+    index, _ = index_image_blocks(is_image_BL, depth * height * width)
     ends_block = is_image_BL & (index == depth * height * width - 1)
     advance = (valid_BL & ~is_image_BL).long() + ends_block.long() * max(grid)
     start = advance.cumsum(-1) - advance
@@ -153,22 +152,26 @@ def positions(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) -> Tensor:
     return start + torch.where(is_image_BL, inside, zero)
 
 
-def position_of_last(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) -> Tensor:
-    """What :func:`positions` gives for the last token alone, (3, B, 1), where that is text: the step of a generation."""
+def compute_last_position(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) -> Tensor:
+    """Return :func:`compute_positions` of the last token alone, (3, B, 1), which must be text: one step of generation."""
     depth, height, width = grid
     text_B = (valid_BL & ~is_image_BL)[:, :-1].sum(-1)
     blocks_B = is_image_BL.sum(-1) // (depth * height * width)
     return (text_B + blocks_B * max(grid)).expand(3, -1)[..., None]
 
 
-def attention_mask(is_image_BL: Tensor, valid_BS: Tensor, bidirectional_B: Tensor, tokens: int) -> Tensor:
-    """(B, 1, L, L) bool, True = may attend: causal, and both ways inside the image blocks of samples marked ``bidirectional_B``.
+def build_attention_mask(is_image_BL: Tensor, valid_BS: Tensor, bidirectional_B: Tensor, tokens: int) -> Tensor:
+    """Return which tokens may attend to which, (B, 1, L, L) bool, True = may attend.
 
-    Image blocks whose tokens are predicted must stay causal, else each token would see the next one.
+    Attention is causal, and bidirectional within the image blocks of samples marked in ``bidirectional_B``. Image blocks whose
+    tokens are predicted must stay causal, otherwise each token would see the next one.
+
+    Args:
+        tokens: number of visual tokens of an image.
     """
     length = is_image_BL.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=is_image_BL.device).tril()
-    _, block = image_blocks(is_image_BL, tokens)
+    _, block = index_image_blocks(is_image_BL, tokens)
     same_block = (block[:, :, None] == block[:, None, :]) & is_image_BL[:, :, None] & bidirectional_B[:, None, None]
     itself = torch.eye(length, dtype=torch.bool, device=is_image_BL.device)  # a row of padding must attend to something
     return (((causal | same_block) & valid_BS[:, None, :]) | itself)[:, None]

@@ -1,4 +1,4 @@
-"""The tensors that the four stages feed to the network.
+"""The input tensors of the network in the four training stages.
 
 Shape letters: B samples, D slices, H rows, W columns, L text tokens.
 """
@@ -20,34 +20,34 @@ AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 @dataclass(kw_only=True)
 class Batch:
-    """Base: knows how to move its tensors.
+    """Base of the batches: moves its tensors between devices.
 
     Attributes:
-        seed_B: int64, whose random numbers each sample gets, so that they depend on nothing but the sample: not on its place in the
-            batch nor on the process that has it. None = PyTorch's own generator.
+        seed_B: int64, seed of the random numbers of each sample. They depend on the sample only, not on its index in the batch nor
+            on the process that computes it. None = PyTorch's global generator.
     """
 
     seed_B: Tensor | None = None
 
     def to(self: AnyBatch, device: torch.device | str) -> AnyBatch:
-        """The same batch with every tensor on ``device``; from pinned memory, while the processor goes on."""
+        """Return the batch with every tensor on ``device``; the copy from pinned memory is asynchronous."""
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     def pin_memory(self: AnyBatch) -> AnyBatch:
-        """The same batch in page-locked memory, from which a GPU reads while it computes."""
+        """Return the batch in page-locked memory, from which copies to a GPU overlap with its computation."""
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
 
 @dataclass
 class ImageBatch(Batch):
-    """Stage 1 (image-only data).
+    """Batch of stage 1: images alone.
 
     Attributes:
         pixel_values_B1DHW: float32, 99.5th percentile = 1.
-        volume_B: int64, samples of the same volume carry the same number (patch InfoNCE leaves them out as negatives).
-        group_B: int64, number of the (sequence, plane, anatomy) combination (positives of the volume-level loss).
+        volume_B: int64, number of the volume; the patch InfoNCE excludes samples of the same volume from the negatives.
+        group_B: int64, number of the (sequence, plane, anatomy) combination; the positives of the volume-level loss.
     """
 
     pixel_values_B1DHW: Tensor
@@ -57,11 +57,11 @@ class ImageBatch(Batch):
 
 @dataclass
 class PairedBatch(Batch):
-    """Stage 2 (volume and its description).
+    """Batch of stage 2: volumes and their descriptions.
 
     Attributes:
         pixel_values_B1DHW: float32.
-        input_ids_BL, attention_mask_BL: int64, the description's text, right-padded.
+        input_ids_BL, attention_mask_BL: int64, text of the description, right-padded.
     """
 
     pixel_values_B1DHW: Tensor
@@ -71,20 +71,20 @@ class PairedBatch(Batch):
 
 @dataclass
 class SequenceBatch(Batch):
-    """Stages 3 and 4 (interleaved image and text).
+    """Batch of stages 3 and 4: interleaved images and text.
 
     Attributes:
-        input_ids_BL: int64, right-padded. Each image stands as N consecutive ``image_token_id`` (N = tokens of the connector).
+        input_ids_BL: int64, right-padded. Each image occupies N consecutive ``image_token_id`` (N = tokens of the connector).
         attention_mask_BL: int64, 0 = padding.
-        labels_BL: int64, :data:`IGNORE` where no text loss is carried. Aligned with ``input_ids_BL`` (the model shifts).
+        labels_BL: int64, :data:`IGNORE` at tokens without a text loss. Aligned with ``input_ids_BL`` (the model shifts).
         pixel_values_B1DHW: float32 input image (for reconstruction: the zero-filled magnitude).
-        visual_loss_B: bool, the image block carries the next-visual-token loss (causal); else it is condition only.
-        target_B1DHW: float32 target image (TARGET_IMAGE) or {0, 1} mask (TARGET_MASK); zeros where there is none.
+        visual_loss_B: bool, True = the image has the next-visual-token loss (its block is causal); False = it is a condition only.
+        target_B1DHW: float32 target image (TARGET_IMAGE) or {0, 1} mask (TARGET_MASK); zeros without a target.
         target_kind_B: int64, TARGET_NONE | TARGET_IMAGE | TARGET_MASK.
-        kspace_BDHW: complex64 measured single-coil k-space (centred, orthonormal FFT), zeros where not measured.
-        sampling_BDHW: bool, True = measured; all False where the sample is not a reconstruction.
-        task_B: int64, index into ``tasks`` or :data:`NO_TASK`; None = not known.
-        tasks: names of the tasks that ``task_B`` counts.
+        kspace_BDHW: complex64 measured single-coil k-space (centered, orthonormal FFT), zeros where not measured.
+        sampling_BDHW: bool, True = measured; all False for a sample that is not a reconstruction.
+        task_B: int64, index into ``tasks`` or :data:`NO_TASK`; None = unknown.
+        tasks: names of the tasks to which ``task_B`` refers.
     """
 
     input_ids_BL: Tensor

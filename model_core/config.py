@@ -1,4 +1,4 @@
-"""Configuration of the network, and its presets."""
+"""Configuration of the network and its presets."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ class OmniMRIConfig(PreTrainedConfig):
         vision_window: attention window (D, H, W) in tokens; vision_patch: patch size in plane, pixels.
         connector_level: Swin level (0 is the first) whose tokens enter the sequence;
             depth_pool: slices pooled into one token in 3-D.
-        mask_unit: side of the hidden squares of masked image modelling, pixels; mask_ratio: hidden share.
-        hidden_size ... rms_norm_eps: the Qwen2-MoE backbone, in its own names. ``rope_sections`` are the rotary frequencies of the
-            slice, row and column positions; they sum to half the head size.
-        visual_target_size: size of the visual token that is predicted; flow_width, flow_depth: the head that predicts it.
+        mask_unit: side of the masked squares of masked image modeling, pixels; mask_ratio: masked share.
+        hidden_size ... rms_norm_eps: sizes of the backbone, named as in Qwen2-MoE. ``rope_sections`` are the numbers of rotary
+            frequencies of the slice, row and column positions; they sum to half the head size.
+        visual_target_size: size of the predicted visual token; flow_width, flow_depth: width and blocks of its head.
         decoder_width: channels of the image decoder at full resolution; residual_scale: unit of the reconstruction's residual.
-        initializer_range: deviation of new weights, 1 / sqrt(hidden_size) unless given. The usual 0.02 is that of a width of 2500:
-            at 32 or 128, what the image adds to the text's states is then too small to be learnt from in hundreds of steps.
+        initializer_range: standard deviation of new weights; default 1 / sqrt(hidden_size). The usual 0.02 belongs to a width of
+            2500: at a width of 32 or 128, the contribution of the image to the text's states would be too small to learn from in
+            hundreds of steps.
     """
 
     model_type = "omnimri"
@@ -106,7 +107,7 @@ class OmniMRIConfig(PreTrainedConfig):
 
     @property
     def levels(self) -> int:
-        """Swin levels."""
+        """Number of Swin levels."""
         return len(self.vision_depths)
 
     @property
@@ -116,18 +117,18 @@ class OmniMRIConfig(PreTrainedConfig):
 
     @property
     def in_plane_multiple(self) -> int:
-        """Height and width of an image must be a multiple of this, pixels."""
+        """Number of pixels of which the height and width of an image must be multiples."""
         return self.vision_patch * 2 ** (self.levels - 1)
 
     def level_width(self, level: int) -> int:
-        """Channels of a Swin level."""
+        """Return the number of channels of a Swin level."""
         return int(self.vision_width * 2**level)
 
     def image_grid(self, depth: int, height: int, width: int) -> Triple:
-        """Visual tokens (slices, rows, columns) of an image of (D, H, W) voxels.
+        """Return the grid of visual tokens (slices, rows, columns) of an image of (D, H, W) voxels.
 
         Raises:
-            ValueError: height or width is no multiple of :attr:`in_plane_multiple`.
+            ValueError: height or width is not a multiple of :attr:`in_plane_multiple`.
         """
         if height % self.in_plane_multiple or width % self.in_plane_multiple:
             raise ValueError(
@@ -139,14 +140,14 @@ class OmniMRIConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, vocab_size: int | None = None, **others: Any) -> OmniMRIConfig:
-        """One of the named sizes.
+        """Build one of the named sizes.
 
         Args:
             vocab_size: entries of the tokenizer; None = the preset's own (that of Qwen2.5's checkpoint, spare entries included).
-            others: ids of the special tokens, and whatever else is not as in the preset.
+            others: ids of the special tokens, and other fields that differ from the preset.
 
         Raises:
-            ValueError: no such preset.
+            ValueError: unknown preset.
         """
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
@@ -231,5 +232,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""Sizes by name. ``debug`` trains in seconds and ``demo`` in minutes on a CPU; the others have the backbone of that Qwen2.5 (the
-7-B one does not tie its embeddings; its expert width is that of the dense model, as upcycling needs)."""
+"""Sizes by name. ``debug`` trains in seconds and ``demo`` in minutes on a CPU. The others have the backbone of the Qwen2.5 of that
+size; the width of their experts is that of the dense model, as upcycling requires. The 7-B model does not tie its embeddings."""

@@ -1,4 +1,4 @@
-"""From text and images to sequences, and back to text. One format for all stages and tasks::
+"""Conversion of text and images to token sequences and back. All stages and tasks use one format::
 
 <|vision_start|> <|image_pad|> x N <|vision_end|> instruction <response> response <|im_end|>
 """
@@ -18,14 +18,14 @@ from model_core.tokenization import END, IMAGE_PAD, PAD, RESPONSE, VISION_END, V
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sequence; ``labels`` are :data:`~model_core.batch.IGNORE` where no text loss is carried. Both of the same length."""
+    """One sequence and its labels, of equal length; labels are :data:`~model_core.batch.IGNORE` at tokens without a text loss."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 class Processor:
-    """Encodes instructions, descriptions and pairs; decodes answers."""
+    """Encode instructions, descriptions and pairs; decode answers."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -36,60 +36,60 @@ class Processor:
 
     @property
     def pad_id(self) -> int:
-        """Id of the padding."""
+        """Id of the padding token."""
         return self._pad
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of a text, nothing added."""
+        """Return the token ids of a text without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode(self, instruction: str, response: str | None, image_tokens: int) -> Encoded:
-        """Instruction about an image, with its response (loss on the response only) or, for a question, without."""
+        """Encode an instruction about an image with its response (the loss is on the response only), or without one as a prompt."""
         prompt = [*self._block(image_tokens), *self.tokens(instruction), self._response]
         answer = [] if response is None else [*self.tokens(response), self._end]
         return Encoded(prompt + answer, [IGNORE] * len(prompt) + answer)
 
     def encode_answer_prefix(self, instruction: str, response: str, image_tokens: int) -> list[int]:
-        """Instruction and the response as far as it is known, nothing closed: what an image is decoded from."""
+        """Encode an instruction and the beginning of its response without an end token: the input of the image decoder."""
         return [*self.encode(instruction, None, image_tokens).input_ids, *self.tokens(response)]
 
     def encode_description(self, text: str) -> list[int]:
-        """A description alone, closed."""
+        """Encode a description alone, with an end token."""
         return [*self.tokens(text), self._end]
 
     def encode_pair(self, text: str, image_tokens: int, image_first: bool) -> Encoded:
-        """An image and its description, in either order; the text carries loss."""
-        block, words = self._block(image_tokens), self.tokens(text)
-        silent = [IGNORE] * len(block)
+        """Encode an image and its description, in either order; the loss is on the text."""
+        block, text_ids = self._block(image_tokens), self.tokens(text)
+        ignored = [IGNORE] * len(block)
         if image_first:
-            return Encoded([*block, *words, self._end], [*silent, *words, self._end])
-        return Encoded([*words, *block, self._end], [*words, *silent, IGNORE])
+            return Encoded([*block, *text_ids, self._end], [*ignored, *text_ids, self._end])
+        return Encoded([*text_ids, *block, self._end], [*text_ids, *ignored, IGNORE])
 
     def decode(self, ids: Tensor | list[int]) -> str:
-        """Text of generated ids, up to the end of the answer; task markers such as ``<seg>`` are kept."""
+        """Return the text of generated ids up to the end token; keep task markers such as ``<seg>``."""
         values = [int(i) for i in ids]
         values = values[: values.index(self._end)] if self._end in values else values
         return str(self.tokenizer.decode([i for i in values if i != self.pad_id], skip_special_tokens=False)).strip()
 
     def pad(self, sequences: list[list[int]], value: int | None = None, left: bool = False) -> tuple[Tensor, Tensor]:
-        """Pad to the longest: ids (B, L) and mask (B, L), int64. Training pads right, generation left."""
+        """Pad sequences to the longest: ids (B, L) and mask (B, L), int64. Training pads on the right, generation on the left."""
         longest = max(len(sequence) for sequence in sequences)
         filler = self.pad_id if value is None else value
         ids = torch.full((len(sequences), longest), filler, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, sequence in enumerate(sequences):
-            place = slice(longest - len(sequence), None) if left else slice(0, len(sequence))
-            ids[row, place] = torch.tensor(sequence, dtype=torch.long)
-            mask[row, place] = 1
+            span = slice(longest - len(sequence), None) if left else slice(0, len(sequence))
+            ids[row, span] = torch.tensor(sequence, dtype=torch.long)
+            mask[row, span] = 1
         return ids, mask
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the tokenizer's files."""
+        """Write the files of the tokenizer."""
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Processor:
-        """Read what :meth:`save_pretrained` wrote, from this machine only."""
+        """Read the files that :meth:`save_pretrained` wrote; never download."""
         return cls(PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
 
     def _block(self, image_tokens: int) -> list[int]:

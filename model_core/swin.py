@@ -1,7 +1,8 @@
 """Swin encoder for slices and volumes: Video Swin (Liu et al., arXiv:2106.13230) with one-slice patches and merging in plane only.
 
-A slice is a volume of depth 1, and the same weights serve both. Any size is taken: an image is filled up with zeros at its far end
-to whole patches, an odd map before merging, and a map that windows do not divide by what the qkv projection makes of zeros.
+A slice is a volume of depth 1, and the same weights serve both. All sizes are accepted: an image is zero-padded at its far end to
+whole patches, an odd feature map is padded before merging, and a map that windows do not divide is padded with the qkv projection
+of zeros.
 
 Shape letters: B samples, D slices, H rows, W columns (of voxels or tokens), c channels.
 """
@@ -29,7 +30,7 @@ class WindowAttention(nn.Module):
         self.bias_table = nn.Parameter(torch.zeros(bias_table_rows(window), heads))
 
     def forward(self, x_BDHWc: Tensor) -> Tensor:
-        """Same shape."""
+        """Map (B, D, H, W, c) to the same shape."""
         qkv = self.qkv(x_BDHWc).unflatten(-1, (3, self.heads, -1))
         pad = self.qkv.bias.view(3, self.heads, -1)
         return self.proj(window_attention(qkv, self.bias_table, self.window, self.shift, pad_qkv=pad))
@@ -47,13 +48,13 @@ class SwinBlock(GradientCheckpointingLayer):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x_BDHWc: Tensor) -> Tensor:
-        """Same shape."""
+        """Map (B, D, H, W, c) to the same shape."""
         x = x_BDHWc + self.attention(self.norm1(x_BDHWc))
         return x + self.mlp(self.norm2(x))
 
 
 class PatchMerging(nn.Module):
-    """Halves height and width, doubles the channels; an odd side is padded with zeros (Swin)."""
+    """Halve height and width, double the channels; an odd side is zero-padded, as in Swin."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x_BDHWc: Tensor) -> Tensor:
-        """(B, D, H, W, c) -> (B, D, H/2, W/2, 2c)."""
+        """Map (B, D, H, W, c) to (B, D, H / 2, W / 2, 2c), sizes rounded up."""
         height, width = x_BDHWc.shape[2:4]
         x = F.pad(x_BDHWc, (0, 0, 0, width % 2, 0, height % 2))
         quarters = [x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
@@ -69,7 +70,7 @@ class PatchMerging(nn.Module):
 
 
 class SwinEncoder(nn.Module):
-    """Patches, then levels of Swin blocks with merging between them."""
+    """Patch embedding, then levels of Swin blocks with patch merging between them."""
 
     def __init__(self, config: OmniMRIConfig) -> None:
         super().__init__()
@@ -88,11 +89,11 @@ class SwinEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(config.level_width(level)) for level in range(config.levels))
 
     def forward(self, pixel_values_B1DHW: Tensor, masked_BDHW: Tensor | None = None) -> list[Tensor]:
-        """Features of every level, normalised, (B, D, H / 2**l / patch, W / 2**l / patch, C * 2**l), sizes rounded up.
+        """Return the normalized features of every level, (B, D, H / 2**l / patch, W / 2**l / patch, C * 2**l), sizes rounded up.
 
         Args:
-            pixel_values_B1DHW: image or volume; any dtype, computed in that of the weights.
-            masked_BDHW: bool on the grid of patches, True = hidden (masked image modelling).
+            pixel_values_B1DHW: image or volume, any dtype; computed in the dtype of the weights.
+            masked_BDHW: bool on the grid of patches, True = masked (masked image modeling).
         """
         height, width = pixel_values_B1DHW.shape[-2:]
         pixels = F.pad(pixel_values_B1DHW, (0, -width % self.patch, 0, -height % self.patch))

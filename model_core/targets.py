@@ -1,3 +1,3 @@
-"""Kinds of targets of the image decoder (no PyTorch import: curation uses them, too)."""
+"""Kinds of targets of the image decoder. Curation uses them too: this module must not import PyTorch."""
 
 TARGET_NONE, TARGET_IMAGE, TARGET_MASK = 0, 1, 2

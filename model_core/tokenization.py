@@ -1,4 +1,4 @@
-"""Text tokenizer: byte-level BPE of Qwen2.5's form, trained on the corpus where no Qwen2.5 tokenizer is at hand."""
+"""Text tokenizer: byte-level BPE in the form of Qwen2.5, trained on the corpus if no Qwen2.5 tokenizer is available."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 IMAGE, SEG, BBOX, RESPONSE = "<image>", "<seg>", "<bbox>", "<response>"
 SPECIAL_TOKENS = (PAD, START, END, VISION_START, VISION_END, IMAGE_PAD, IMAGE, SEG, BBOX, RESPONSE)
-"""Padding first, so that its id is 0. ``IMAGE_PAD`` stands for one visual token of the input; ``IMAGE`` and ``SEG`` in a response
-for the image and the mask that the image decoder makes."""
+"""Padding is first, so that its id is 0. ``IMAGE_PAD`` represents one visual token of the input; ``IMAGE`` and ``SEG`` in a
+response represent the image and the mask that the image decoder generates."""
 _WORDS = "|".join(
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
@@ -24,17 +24,17 @@ _WORDS = "|".join(
         r"\s+",
     )
 )
-"""Qwen2's pre-tokenizer: words with the space before them, every digit by itself."""
+"""Qwen2's pre-tokenizer: words with the space before them, every digit a token of its own."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a tokenizer on ``texts``; the same texts in the same order give the same tokenizer.
+    """Train a tokenizer on ``texts``. The same texts in the same order give the same tokenizer.
 
     Args:
         vocabulary: largest number of entries, special tokens and the 256 bytes included.
 
     Raises:
-        ValueError: the vocabulary has no room for bytes and special tokens.
+        ValueError: the vocabulary is too small for the bytes and the special tokens.
     """
     if vocabulary < 256 + len(SPECIAL_TOKENS):
         raise ValueError(
@@ -66,14 +66,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give a Qwen2.5 tokenizer the tokens that it lacks; Qwen2.5 has spare embedding rows for them."""
+    """Add the missing special tokens to a Qwen2.5 tokenizer; Qwen2.5 has spare embedding rows for them."""
     missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
     tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     return tokenizer
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The ids that :class:`~model_core.config.OmniMRIConfig` names."""
+    """Return the token ids that :class:`~model_core.config.OmniMRIConfig` requires, by field name."""
     ids = {
         "image_token_id": IMAGE_PAD,
         "generate_image_token_id": IMAGE,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from model_core.accounting import SampleSize, costs
+from model_core.accounting import SampleSize, estimate_costs
 from model_core.config import OmniMRIConfig
 from model_core.objectives import Objective
 
@@ -56,7 +56,7 @@ _CACHE: dict[tuple[int, SampleSize], dict[str, int]] = {}
 def _flops_by_part(config: OmniMRIConfig, sample: SampleSize) -> dict[str, int]:
     key = (id(config), sample)
     if key not in _CACHE:
-        _CACHE[key] = {cost.part: cost.flops for cost in costs(config, sample)}
+        _CACHE[key] = {cost.part: cost.flops for cost in estimate_costs(config, sample)}
     return _CACHE[key]
 
 

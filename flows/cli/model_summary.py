@@ -33,15 +33,15 @@ def summary(
     """Count the parameters, operations and activation memory of a preset for a slice and a volume; nothing is allocated."""
     from flows.cli.output import emit
     from model_core import OmniMRIConfig
-    from model_core.accounting import SampleSize, costs, parameters
+    from model_core.accounting import SampleSize, count_parameters, estimate_costs
 
     try:
         config = OmniMRIConfig.from_preset(preset)
         sizes = {"slice": SampleSize(1, side, side, text), "volume": SampleSize(slices, side, side, text)}
-        counted = {name: costs(config, size) for name, size in sizes.items()}
+        counted = {name: estimate_costs(config, size) for name, size in sizes.items()}
     except ValueError as error:
         raise BadInput(str(error), where="omnimri model summary", remedy="see --help for presets and sizes") from None
-    rows = parameters(config)
+    rows = count_parameters(config)
     if as_json:
         emit({"preset": preset, "parameters": rows, "sizes": sizes, "costs": counted})
         return

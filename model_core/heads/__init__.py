@@ -1,1 +1,1 @@
-"""Heads around the backbone: connector in front; visual-token flow head and image decoder behind."""
+"""Modules around the backbone: the connector before it, the visual-token head and the image decoder after it."""

@@ -1,6 +1,6 @@
-"""From Swin features to tokens of the backbone's width.
+"""Connector from Swin features to tokens of the backbone's width.
 
-Shape letters: B samples, D H W the token grid, N tokens, c channels.
+Shape letters: B samples, D, H, W token grid, N tokens, c channels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from model_core.config import OmniMRIConfig
 
 
 def pool_depth(features_BDHWc: Tensor, factor: int) -> Tensor:
-    """Mean over groups of ``factor`` slices (the last group may be smaller), (B, ceil(D / factor), H, W, c); slices as they are."""
+    """Average groups of ``factor`` slices (the last may be smaller), (B, ceil(D / factor), H, W, c). A single slice is unchanged."""
     if features_BDHWc.shape[1] == 1:
         return features_BDHWc
     x = features_BDHWc.permute(0, 4, 1, 2, 3)
@@ -29,5 +29,5 @@ class Connector(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size))
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Swin features of all levels -> (B, N, hidden size)."""
+        """Map Swin features of all levels to tokens (B, N, hidden size)."""
         return self.mlp(pool_depth(features[self.level], self.depth_pool)).flatten(1, 3)

@@ -1,13 +1,13 @@
 """Image decoder: conditional flow matching on pixels (Lipman et al., arXiv:2210.02747), one network for images and masks.
 
-On the path of :mod:`model_core.flow` the network predicts the clean target itself; the velocity ``(y_t - y_0) / t`` follows. At
-t = 1 the best prediction is the conditional mean, so a single step gives the estimate with the least squared error, and more steps
-give a sample.
+The network predicts the clean target, from which the velocity ``(y_t - y_0) / t`` on the path of :mod:`model_core.flow` follows. At
+t = 1 the optimal prediction is the conditional mean: a single step returns the estimate with the least squared error, several steps
+return a sample.
 
-Target space: for an image, its residual to the input in units of ``residual_scale``; for a mask, analog bits -1 and +1 (Chen et
-al., arXiv:2208.04202).
+The target of an image is its residual to the input in units of ``residual_scale``; that of a mask is analog bits, -1 and +1 (Chen
+et al., arXiv:2208.04202).
 
-Shape letters: K draws, B samples, D slices, S = B * D slices together, H rows, W columns, c channels.
+Shape letters: K draws, B samples, D slices, S = B * D slices of all samples, H rows, W columns, c channels.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from model_core.targets import TARGET_MASK
 
 @dataclass(frozen=True)
 class Conditions:
-    """What an image is decoded from.
+    """Inputs from which an image is decoded.
 
     Attributes:
         pixel_values_B1DHW: the input image (for reconstruction: the zero-filled magnitude).
-        features: Swin features of it, every level.
+        features: Swin features of the input image, every level.
         query_BQ: hidden state of the ``<image>`` or ``<seg>`` token.
         kind_B: TARGET_IMAGE | TARGET_MASK.
-        measured: k-space that a reconstruction has to agree with.
+        measured: k-space with which a reconstruction must be consistent.
     """
 
     pixel_values_B1DHW: Tensor
@@ -47,7 +47,7 @@ class Conditions:
 
 
 class _Block(GradientCheckpointingLayer):
-    """Residual convolutions with a modulated norm."""
+    """Residual convolutions with a norm that the condition modulates."""
 
     def __init__(self, channels_in: int, channels: int, condition: int) -> None:
         super().__init__()
@@ -65,9 +65,9 @@ class _Block(GradientCheckpointingLayer):
 
 
 class ImageDecoder(nn.Module):
-    """UNet up-path over the Swin features, with a stem that sees the noisy target and the input at full resolution.
+    """UNet up-path over the Swin features, with a stem on the noisy target and the input image at full resolution.
 
-    Slices of a volume are decoded side by side: what they share comes from the 3-D encoder.
+    Slices of a volume are decoded independently of each other; information across slices comes from the 3-D encoder.
     """
 
     def __init__(self, config: OmniMRIConfig) -> None:
@@ -94,33 +94,33 @@ class ImageDecoder(nn.Module):
         coarsest = self.up_channels[0] + 2 * stem[-1]
         incoming = [coarsest, *(channels for channels in reversed(stem[1:]))]
         self.full = nn.ModuleList(
-            _Block(coming + channels, channels, self.condition_size)
-            for coming, channels in zip(incoming, reversed(stem), strict=True)
+            _Block(channels_in + channels, channels, self.condition_size)
+            for channels_in, channels in zip(incoming, reversed(stem), strict=True)
         )
         self.output = ZeroConv2d(width, 2, 3, padding=1)
 
-    def forward(self, noisy_B1DHW: Tensor, time_B: Tensor, given: Conditions) -> Tensor:
-        """Prediction of the clean target (B, 1, D, H, W) float32: residual for images, logit of the mask for masks."""
+    def forward(self, noisy_B1DHW: Tensor, time_B: Tensor, conditions: Conditions) -> Tensor:
+        """Predict the clean target (B, 1, D, H, W), float32: the residual of images, the logits of masks."""
         dtype, depth = self.stem.weight.dtype, noisy_B1DHW.shape[2]
-        condition = self.time(time_B) + self.query(given.query_BQ.to(dtype)) + self.kind(given.kind_B)
+        condition = self.time(time_B) + self.query(conditions.query_BQ.to(dtype)) + self.kind(conditions.kind_B)
         condition_Sk = F.silu(condition).repeat_interleave(depth, 0)
-        images = torch.cat([noisy_B1DHW, given.pixel_values_B1DHW], 1).transpose(1, 2).flatten(0, 1)
+        images = torch.cat([noisy_B1DHW, conditions.pixel_values_B1DHW], 1).transpose(1, 2).flatten(0, 1)
         x = self.stem(images.to(dtype).contiguous(memory_format=torch.channels_last))
-        kept = []
+        skips = []
         for block, down in zip(self.stem_blocks, self.stem_down, strict=True):
             x = block(x, condition_Sk)
-            kept.append(x)
+            skips.append(x)
             x = down(x)
-        x = torch.cat([self._from_features(given.features, condition_Sk), x], 1)
-        for block, skip in zip(self.full, reversed(kept), strict=True):
+        x = torch.cat([self._from_features(conditions.features, condition_Sk), x], 1)
+        for block, skip in zip(self.full, reversed(skips), strict=True):
             x = F.interpolate(x, scale_factor=2, mode="nearest")
             x = block(torch.cat([x, skip], 1), condition_Sk)
         out_B2DHW = self.output(F.silu(x)).unflatten(0, (-1, depth)).transpose(1, 2).float()
-        is_mask = (given.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1)
+        is_mask = (conditions.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1)
         return torch.where(is_mask, out_B2DHW[:, 1:], out_B2DHW[:, :1])
 
     def _from_features(self, features: list[Tensor], condition_Sk: Tensor) -> Tensor:
-        """Up-path from the coarsest Swin level to the first, (S, c, H / patch, W / patch)."""
+        """Run the up-path from the coarsest Swin level to the first, (S, c, H / patch, W / patch)."""
         maps = [level.flatten(0, 1).permute(0, 3, 1, 2) for level in features]
         x = self.bottleneck_block(self.bottleneck(maps[-1]), condition_Sk)
         for block, skip in zip(reversed(self.skips), reversed(maps[:-1]), strict=True):
@@ -128,30 +128,32 @@ class ImageDecoder(nn.Module):
             x = block(torch.cat([x, skip], 1), condition_Sk)
         return x
 
-    def encode_target(self, target_B1DHW: Tensor, given: Conditions) -> Tensor:
-        """The clean target in the space of the flow."""
-        residual = (target_B1DHW - given.pixel_values_B1DHW) / self.residual_scale
-        return torch.where((given.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1), 2 * target_B1DHW - 1, residual)
+    def encode_target(self, target_B1DHW: Tensor, conditions: Conditions) -> Tensor:
+        """Return the clean target in the space of the flow."""
+        residual = (target_B1DHW - conditions.pixel_values_B1DHW) / self.residual_scale
+        return torch.where((conditions.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1), 2 * target_B1DHW - 1, residual)
 
-    def decode_image(self, residual_B1DHW: Tensor, given: Conditions) -> Tensor:
-        """Magnitude image from a residual, made consistent with the measured k-space where there is one."""
-        image = given.pixel_values_B1DHW + self.residual_scale * residual_B1DHW
-        return enforce_data_consistency(image.squeeze(1), given.measured)[:, None]
+    def decode_image(self, residual_B1DHW: Tensor, conditions: Conditions) -> Tensor:
+        """Return the magnitude image of a residual, consistent with the measured k-space of samples that have one."""
+        image = conditions.pixel_values_B1DHW + self.residual_scale * residual_B1DHW
+        return enforce_data_consistency(image.squeeze(1), conditions.measured)[:, None]
 
     @torch.no_grad()
-    def sample(self, given: Conditions, seeds: Sequence[int], steps: int = 1, sampler: Sampler = "euler", draws: int = 1) -> Tensor:
-        """Draws (K, B, 1, D, H, W) float32: images, or the probability of the mask.
+    def sample(
+        self, conditions: Conditions, seeds: Sequence[int], steps: int = 1, sampler: Sampler = "euler", draws: int = 1
+    ) -> Tensor:
+        """Draw images or mask probabilities, (K, B, 1, D, H, W) float32.
 
         Args:
-            seeds: one of each sample; a sample's noise depends on nothing else.
+            seeds: one per sample, on which alone its noise depends.
         """
-        is_mask = (given.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1)
-        pixels = given.pixel_values_B1DHW
+        is_mask = (conditions.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1)
+        pixels = conditions.pixel_values_B1DHW
 
         def velocity(state: Tensor, time: float) -> Tensor:
-            clean = self(state, torch.full((len(state),), time, device=state.device), given)
-            agreed = (self.decode_image(clean, given) - pixels) / self.residual_scale
-            return (state - torch.where(is_mask, 2 * clean.sigmoid() - 1, agreed)) / time
+            clean = self(state, torch.full((len(state),), time, device=state.device), conditions)
+            residual = (self.decode_image(clean, conditions) - pixels) / self.residual_scale
+            return (state - torch.where(is_mask, 2 * clean.sigmoid() - 1, residual)) / time
 
         def draw(noise: Tensor) -> Tensor:
             target = integrate(velocity, noise.to(pixels.device), steps, sampler)

@@ -1,4 +1,4 @@
-"""Pieces that both flow-matching heads share: the time embedding and the adaptive modulation."""
+"""Layers of both flow-matching heads: time embedding and zero-initialized modulation."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 def sinusoids(values: Tensor, size: int, largest: float = 1e4) -> Tensor:
-    """Sine and cosine features (..., size) of values in [0, 1] (times) or of positions divided by their largest."""
+    """Return sine and cosine features (..., size) of values in [0, 1]: times, or positions divided by their maximum."""
     frequency = torch.exp(-math.log(largest) * torch.arange(size // 2, device=values.device, dtype=torch.float32) / (size // 2))
     angle = values.float()[..., None] * 1000.0 * frequency
     return torch.cat([angle.cos(), angle.sin()], -1)
 
 
 class TimeEmbedding(nn.Module):
-    """Time t in [0, 1] -> (..., width)."""
+    """Embedding of times in [0, 1]."""
 
     def __init__(self, width: int, features: int = 64) -> None:
         super().__init__()
@@ -26,13 +26,13 @@ class TimeEmbedding(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, time: Tensor) -> Tensor:
-        """Any shape (...) -> (..., width)."""
+        """Map times of any shape (...) to (..., width)."""
         return self.output(F.silu(self.input(sinusoids(time, self.features).to(self.input.weight.dtype))))
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts as zero: what it modulates starts as the identity (adaLN-Zero, arXiv:2212.09748)."""
+    """Linear layer with zero initialization, so that a modulated block starts as the identity (adaLN-Zero, arXiv:2212.09748)."""
 
 
 class ZeroConv2d(nn.Conv2d):
-    """A convolution that starts as zero: the head's first prediction is 'no change'."""
+    """Convolution with zero initialization, so that the first prediction of the head is "no change"."""

@@ -1,1 +1,1 @@
-"""Losses of the four stages that are no single library call."""
+"""Losses of the four stages that no library provides."""

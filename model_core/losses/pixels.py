@@ -1,4 +1,7 @@
-"""Losses of the image decoder. Shape letters: S slices, H rows, W columns."""
+"""Losses of the image decoder.
+
+Shape letters: B samples, S slices, H rows, W columns.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from torch import Tensor
 
 
 def structural_dissimilarity(prediction_S1HW: Tensor, target_S1HW: Tensor, window: int = 7) -> Tensor:
-    """1 - SSIM of each slice (S,), with fastMRI's definition: uniform 7 x 7 window, sample covariance, range = target's maximum."""
+    """Return 1 - SSIM of each slice (S,), as fastMRI defines it.
+
+    The window is uniform (7 x 7), covariances are sample covariances, and the data range is the maximum of the target.
+    """
     data_range = target_S1HW.flatten(1).amax(1).clamp(min=1e-3).view(-1, 1, 1, 1)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     pixels = window**2
@@ -25,12 +31,12 @@ def structural_dissimilarity(prediction_S1HW: Tensor, target_S1HW: Tensor, windo
 
 
 def soft_dice_loss(logits_S1HW: Tensor, mask_S1HW: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - soft Dice of each slice (S,); ``smooth`` (pixels) makes an empty prediction of an empty mask perfect."""
+    """Return 1 - soft Dice of each slice (S,); ``smooth`` (pixels) makes an empty prediction of an empty mask perfect."""
     probability, mask = logits_S1HW.sigmoid().flatten(1), mask_S1HW.flatten(1)
     overlap = (probability * mask).sum(1)
     return 1 - (2 * overlap + smooth) / (probability.sum(1) + mask.sum(1) + smooth)
 
 
 def mean_per_sample(values: Tensor) -> Tensor:
-    """Mean over all axes but the first, (B,)."""
+    """Average over all axes but the first, (B,)."""
     return values.flatten(1).mean(1)

@@ -1,7 +1,8 @@
-"""Means over all samples of an optimizer step, however they are shared out over ranks and micro-batches.
+"""Means over all samples of an optimizer step, independent of their distribution over ranks and micro-batches.
 
-DeepSpeed averages gradients over ranks, and micro-batches add up. A mean over *tokens* of the whole step therefore needs the count
-of all of them, before the first is computed: each micro-batch divides its own sum by it and multiplies by the number of ranks.
+DeepSpeed averages gradients over ranks, and the gradients of micro-batches add up. A mean over *tokens* of the whole step therefore
+needs their total count before the first micro-batch is computed: each micro-batch divides its own sum by the total count and
+multiplies by the number of ranks.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Processes that train together."""
+    """Return the number of training processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process among them."""
+    """Return the index of this process among the training processes."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over all ranks, without a gradient, in the input's type."""
+    """Return the sum over all ranks, without a gradient, in the dtype of the input."""
     values = values.detach().clone()
     if world_size() > 1:
         dist.all_reduce(values)
@@ -34,11 +35,11 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Step:
-    """What all ranks and micro-batches of an optimizer step have together.
+    """Normalization of the losses of an optimizer step over all its ranks and micro-batches.
 
     Attributes:
-        counts: name -> number of whatever a loss is a mean of, float32 scalars.
-        micro_batches: how many of them add up to the step.
+        counts: loss name -> number of items over which the loss is averaged, float32 scalars.
+        micro_batches: number of micro-batches of this rank in the step.
     """
 
     counts: Mapping[str, Tensor]
@@ -46,24 +47,24 @@ class Step:
 
     @classmethod
     def of(cls, counts: Sequence[Mapping[str, Tensor]]) -> Step:
-        """Add up the counts of this rank's micro-batches, and those of all ranks."""
+        """Sum the counts of the micro-batches of all ranks."""
         names = list(counts[0])
         if not names:
             return cls({}, len(counts))
-        stacked = torch.stack([torch.stack([one[name].float() for name in names]) for one in counts])
+        stacked = torch.stack([torch.stack([micro_batch[name].float() for name in names]) for micro_batch in counts])
         return cls(dict(zip(names, all_reduce_sum(stacked.sum(0)), strict=True)), len(counts))
 
     def mean(self, name: str, total: Tensor) -> Tensor:
-        """This micro-batch's part of the mean over the whole step; zero where nothing was counted anywhere."""
+        """Return the share of this micro-batch in the mean over the whole step; zero if the count of the step is zero."""
         return total * world_size() / self.counts[name].clamp(min=1)
 
     def part(self, value: Tensor) -> Tensor:
-        """This micro-batch's part of a mean over micro-batches, for what is no mean of countable things."""
+        """Return the share of this micro-batch in the mean over micro-batches, for values that are not means over counted items."""
         return value / self.micro_batches
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """Rows of all ranks, in the order of the ranks; gradients flow back to the rank that a row came from."""
+    """Gather the rows of all ranks, in the order of the ranks; gradients flow back to the rank of each row."""
     if world_size() == 1:
         return rows
     from torch.distributed.nn.functional import all_gather

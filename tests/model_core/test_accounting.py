@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels.dispatch import interpreted
 from kernels.window_attention import operation
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.accounting import SampleSize, costs, parameters
-from model_core.backbone import attention_mask, positions
+from model_core.accounting import SampleSize, count_parameters, estimate_costs
+from model_core.backbone import build_attention_mask, compute_positions
 
 TEXT = 20
 
@@ -43,7 +43,7 @@ def test_parameters_are_those_of_the_closed_form(preset: str) -> None:
         "norms": (2 * n + 1) * H,
         "text head": 0 if config.tie_word_embeddings else V * H,
     }
-    counted = {row.part: row for row in parameters(config)}
+    counted = {row.part: row for row in count_parameters(config)}
     assert {part: counted[part].total for part in by_hand} == by_hand
     assert counted["experts"].active == n * config.num_experts_per_tok * 3 * H * width_e
     if preset in ("debug", "demo"):
@@ -55,7 +55,7 @@ def test_parameters_are_those_of_the_closed_form(preset: str) -> None:
 def test_operations_are_those_of_the_closed_form(preset: str, depth: int) -> None:
     """256 x 256 pixels: windows of 8 fit every map. Two for each multiplication with its addition. It takes seconds at any size."""
     config, started = OmniMRIConfig.from_preset(preset), time.monotonic()
-    rows = costs(config, SampleSize(depth, 256, 256, 128))
+    rows = estimate_costs(config, SampleSize(depth, 256, 256, 128))
     assert time.monotonic() - started < 30
     counted = {row.part: row.flops for row in rows}
     tokens, swin = depth * 64 * 64, 0
@@ -80,16 +80,16 @@ def _real(preset: str, side: int) -> tuple[OmniMRIForConditionalGeneration, torc
     pixels, visual = torch.rand(1, 1, 1, side, side), model.image_tokens_for(1, side, side)
     is_image = torch.arange(visual + TEXT)[None] < visual
     valid, grid = torch.ones_like(is_image), model.config.image_grid(1, side, side)
-    mask = attention_mask(is_image, valid, torch.ones(1, dtype=torch.bool), visual)
+    mask = build_attention_mask(is_image, valid, torch.ones(1, dtype=torch.bool), visual)
     embeddings = torch.randn(1, visual + TEXT, model.config.hidden_size, requires_grad=True)
-    return model, pixels, (embeddings, positions(is_image, valid, grid), mask, valid)
+    return model, pixels, (embeddings, compute_positions(is_image, valid, grid), mask, valid)
 
 
 @pytest.mark.parametrize(("preset", "side"), [("debug", 32), ("debug", 48), ("demo", 96)])
 def test_operations_are_those_that_pytorch_counts(preset: str, side: int) -> None:
     """On a CPU nothing is a custom operation: window attention and experts are plain products there."""
     model, pixels, sequence = _real(preset, side)
-    counted = {row.part: row.flops for row in costs(model.config, SampleSize(1, side, side, TEXT), torch.float32)}
+    counted = {row.part: row.flops for row in estimate_costs(model.config, SampleSize(1, side, side, TEXT), torch.float32)}
     runs = {"Swin encoder": lambda: model.vision(pixels), "backbone": lambda: model.backbone(*sequence)}
     for part, run in runs.items():
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -116,7 +116,7 @@ def _kept(model: torch.nn.Module, run) -> int:  # type: ignore[no-untyped-def]
 def test_memory_of_the_encoder_is_what_autograd_keeps(preset: str, side: int) -> None:
     """Within 5 %: on a CPU, statistics of the softmax are by window, with padding. Large windows keep no scores, as on a GPU."""
     model, pixels, _ = _real(preset, side)
-    counted = {row.part: row.kept for row in costs(model.config, SampleSize(1, side, side, TEXT), torch.float32)}
+    counted = {row.part: row.kept for row in estimate_costs(model.config, SampleSize(1, side, side, TEXT), torch.float32)}
     with patch.object(operation, "EAGER_TOKENS", 0):
         real = _kept(model, lambda: model.vision(pixels))
     assert counted["Swin encoder"] == pytest.approx(real, rel=0.05)
@@ -125,7 +125,7 @@ def test_memory_of_the_encoder_is_what_autograd_keeps(preset: str, side: int) ->
 def test_memory_of_the_backbone_is_what_autograd_keeps() -> None:
     """Within 5 %, experts in Triton's interpreter: attention of a CPU keeps its statistics and mask in other forms."""
     model, _, sequence = _real("debug", 32)
-    counted = {row.part: row.kept for row in costs(model.config, SampleSize(1, 32, 32, TEXT), torch.float32)}
+    counted = {row.part: row.kept for row in estimate_costs(model.config, SampleSize(1, 32, 32, TEXT), torch.float32)}
     with interpreted():
         real = _kept(model, lambda: model.backbone(*sequence))
     assert counted["backbone"] == pytest.approx(real, rel=0.05)

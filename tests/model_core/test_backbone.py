@@ -8,22 +8,22 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfi
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
 from model_core import OmniMRIForConditionalGeneration
-from model_core.backbone import Backbone, attention_mask, positions, qwen_config
+from model_core.backbone import Backbone, build_attention_mask, build_qwen_config, compute_positions
 from model_core.config import OmniMRIConfig
 
 
 def test_text_gives_the_numbers_of_transformers() -> None:
     torch.manual_seed(0)
     config = OmniMRIConfig.from_preset("debug", 300)
-    qwen = qwen_config(config)
+    qwen = build_qwen_config(config)
     qwen.rope_parameters = {"rope_type": "default", "rope_theta": config.rope_theta}
     theirs = Qwen2MoeModel(qwen).eval()
     ours = Backbone(config).eval()
     ours.load_state_dict(theirs.state_dict())
     ids = torch.randint(0, 300, (2, 11))
     text, valid = torch.zeros_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool)
-    mask = attention_mask(text, valid, torch.ones(2, dtype=torch.bool), 4)
-    hidden, _ = ours(ours.embed_tokens(ids), positions(text, valid, (1, 2, 2)), mask, valid)
+    mask = build_attention_mask(text, valid, torch.ones(2, dtype=torch.bool), 4)
+    hidden, _ = ours(ours.embed_tokens(ids), compute_positions(text, valid, (1, 2, 2)), mask, valid)
     torch.testing.assert_close(hidden, theirs(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
@@ -31,7 +31,7 @@ def test_text_gives_the_numbers_of_transformers() -> None:
 def test_logits_are_those_of_transformers_whichever_side_is_padded(left: bool) -> None:
     torch.manual_seed(0)
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", 300)).eval()
-    qwen = qwen_config(model.config)
+    qwen = build_qwen_config(model.config)
     qwen.rope_parameters = {"rope_type": "default", "rope_theta": model.config.rope_theta}
     theirs = Qwen2MoeForCausalLM(qwen).eval()
     theirs.model.load_state_dict(model.backbone.state_dict())
@@ -52,7 +52,7 @@ def test_positions_turn_queries_as_in_qwen2_vl(preset: str) -> None:
     config = OmniMRIConfig.from_preset(preset)
     is_image = torch.zeros(1, 20, dtype=torch.bool)
     is_image[:, 3:15] = True
-    where_3BL = positions(is_image, torch.ones_like(is_image), (2, 2, 3))
+    where_3BL = compute_positions(is_image, torch.ones_like(is_image), (2, 2, 3))
     with torch.device("meta"):
         backbone = Backbone(config)
     sizes = {"hidden_size": config.hidden_size, "num_attention_heads": config.num_attention_heads}
@@ -66,18 +66,18 @@ def test_positions_turn_queries_as_in_qwen2_vl(preset: str) -> None:
 
 def test_an_image_spreads_over_its_grid_and_text_goes_on_past_it() -> None:
     is_image = torch.tensor([[False, True, True, True, True, True, True, False, False]])
-    found = positions(is_image, torch.ones_like(is_image), (1, 2, 3))
+    found = compute_positions(is_image, torch.ones_like(is_image), (1, 2, 3))
     assert found[:, 0].tolist() == [[0, 1, 1, 1, 1, 1, 1, 4, 5], [0, 1, 1, 1, 2, 2, 2, 4, 5], [0, 1, 2, 3, 1, 2, 3, 4, 5]]
 
 
 def test_padding_on_the_left_does_not_move_positions() -> None:
     is_image = torch.tensor([[False, False, False, True, True, False]])
     valid = torch.tensor([[False, False, True, True, True, True]])
-    assert positions(is_image, valid, (1, 1, 2))[2, 0, 2:].tolist() == [0, 1, 2, 3]
+    assert compute_positions(is_image, valid, (1, 1, 2))[2, 0, 2:].tolist() == [0, 1, 2, 3]
 
 
 def test_only_condition_images_are_seen_both_ways() -> None:
     is_image = torch.tensor([[False, True, True, False]] * 2)
-    allowed = attention_mask(is_image, torch.ones_like(is_image), torch.tensor([True, False]), 2)[:, 0]
+    allowed = build_attention_mask(is_image, torch.ones_like(is_image), torch.tensor([True, False]), 2)[:, 0]
     assert allowed[0, 1, 2] and not allowed[1, 1, 2]
     assert not allowed[:, 0, 1].any() and not allowed[:, 2, 3].any() and allowed[:, 3].all()

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.backbone import position_of_last, positions
+from model_core.backbone import compute_last_position, compute_positions
 from model_core.heads.image_decoder import Conditions
 from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.processing import Processor
@@ -109,7 +109,7 @@ def test_the_backbone_is_one_graph(model: OmniMRIForConditionalGeneration, dtype
     backbone = model.backbone.to(dtype)
     is_image = torch.zeros(2, 7, dtype=torch.bool)
     embeddings = torch.randn(2, 7, model.config.hidden_size, dtype=dtype)
-    arguments = positions(is_image, ~is_image, (1, 1, 1)), torch.ones(2, 1, 7, 7).tril().bool(), ~is_image
+    arguments = compute_positions(is_image, ~is_image, (1, 1, 1)), torch.ones(2, 1, 7, 7).tril().bool(), ~is_image
     results = []
     for call in (backbone, torch.compile(backbone, fullgraph=True, backend="aot_eager")):
         backbone.zero_grad()
@@ -157,4 +157,4 @@ def test_a_step_of_generation_stands_where_the_whole_sequence_puts_it(data: st.D
     longest = max(map(len, kinds))
     kind = torch.tensor([[2] * (longest - len(row)) + row for row in kinds])
     is_image, valid = kind == 1, kind != 2
-    assert torch.equal(position_of_last(is_image, valid, grid), positions(is_image, valid, grid)[..., -1:])
+    assert torch.equal(compute_last_position(is_image, valid, grid), compute_positions(is_image, valid, grid)[..., -1:])

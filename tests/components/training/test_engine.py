@@ -18,7 +18,7 @@ from components.training.engine import StepResult, learning_rate, parameter_grou
 from components.training.metrics_log import MetricsLog
 from components.training.samples import Samples
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.accounting import SampleSize, costs
+from model_core.accounting import SampleSize, estimate_costs
 from model_core.batch import SequenceBatch
 from model_core.losses.reduction import Step
 from model_core.objectives import Objective
@@ -88,7 +88,7 @@ def test_layers_that_are_computed_again_give_the_same_gradients(corpus: Corpus, 
 def test_operations_are_three_forward_passes_of_what_is_trained(corpus: Corpus, processor: Processor) -> None:
     objective, maker = _stage(corpus, processor, "vision_pretraining")
     batch = maker[0][0]
-    encoder = costs(objective.model.config, SampleSize(1, 32, 32, 64))[0]
+    encoder = estimate_costs(objective.model.config, SampleSize(1, 32, 32, 64))[0]
     assert encoder.part == "Swin encoder"
     assert batch_flops(objective, batch) == 2 * 3 * 6 * encoder.flops  # masked and whole, six images
     assert batch_tokens(objective, batch) == 6 * objective.model.image_tokens_for(1, 32, 32)
