@@ -12,7 +12,7 @@ from model_core.config import OmniMRIConfig
 
 
 def pool_depth(features_BDHWc: Tensor, factor: int) -> Tensor:
-    """Average groups of ``factor`` slices (the last may be smaller), (B, ceil(D / factor), H, W, c). A single slice is unchanged."""
+    """Average groups of ``factor`` slices (the last may be smaller), (B, ceil(D / factor), H, W, c). One slice is unchanged."""
     if features_BDHWc.shape[1] == 1:
         return features_BDHWc
     x = features_BDHWc.permute(0, 4, 1, 2, 3)
