@@ -1,7 +1,8 @@
-"""The documents hold no command that does not exist."""
+"""The documentation contains only commands, options, links and Python that exist."""
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,20 @@ import pytest
 from typer.main import get_command
 
 from flows.cli.main import app
+from tests.helpers.corpora import tiny_corpus
+from tests.helpers.datasets import write_patient
+from tests.helpers.trained import tiny_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+ROOT_PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/results/README.md")
+PAGES = [*(REPOSITORY / name for name in ROOT_PAGES), *sorted((REPOSITORY / "docs").glob("*.md"))]
+GENERATED = ("contributing.md", "changelog.md", "security.md", "benchmarks.md", "settings.md", "commands.md")
+"""Pages that the site adds to ``docs/`` (docs/site/hooks.py)."""
 FENCE = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def _commands(start: str) -> list[str]:
-    """Lines of the pages' shell blocks that begin with a word."""
+    """Return the lines of the shell blocks that begin with a word."""
     lines = [line.strip() for page in PAGES for block in FENCE.findall(page.read_text()) for line in block.splitlines()]
     return sorted({line for line in lines if line.startswith(f"{start} ")})
 
@@ -39,7 +46,19 @@ def test_every_make_target_exists(command: str) -> None:
         assert target == "make" or re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
 
 
-def test_every_linked_file_is_there() -> None:
+def test_every_linked_file_exists() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+            generated = page.parent.name == "docs" and link in GENERATED
+            assert "://" in link or generated or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    corpus = tiny_corpus(tmp_path / "corpus")
+    model = tiny_model(tmp_path / "model", corpus)
+    write_patient(tmp_path / "source", 1)
+    shutil.copy(next((tmp_path / "source").rglob("*_T1w.nii")), tmp_path / "t1.nii")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("t1.nii.gz", "t1.nii").replace("models:/omnimri@staging", str(model)), "README.md", "exec"), {})
+    assert capsys.readouterr().out

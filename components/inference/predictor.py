@@ -23,7 +23,8 @@ from transformers import TextIteratorStreamer
 
 from components.errors import BadInput
 from components.files import read_json
-from components.inference.model_uri import PREPROCESSING
+from components.home import Home
+from components.inference.model_uri import PREPROCESSING, resolve_model
 from components.inference.prediction import Prediction
 from components.inference.question import CONDITIONAL_MEAN, Progress, Question, Sampling, ignore_progress
 from components.inference.sliding_window import BATCH, ResampledVolume, Tile
@@ -64,13 +65,16 @@ class Predictor:
         self.image_tokens = self.model.image_tokens_for(1, self.matrix, self.matrix)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Predictor:
+    def load(cls, model: str | Path) -> Predictor:
         """Load a saved model.
 
+        Args:
+            model: a folder, or an MLflow URI such as ``models:/omnimri@staging``, looked up in this installation's store.
+
         Raises:
-            BadInput: the folder lacks one of the model's files.
+            BadInput: no such model, or the folder lacks one of its files.
         """
-        path = Path(folder)
+        path = resolve_model(model, Home.open().tracking_uri)
         if not (path / PREPROCESSING).is_file():
             raise BadInput(
                 f"no {PREPROCESSING}", where=str(path), remedy="name the model folder of a trained stage or of the registry"
@@ -79,12 +83,12 @@ class Predictor:
 
         disable_progress_bar()
         grid = read_json(path / PREPROCESSING)
-        model = OmniMRIForConditionalGeneration.from_pretrained(path).eval()
-        return cls(model, Processor.from_pretrained(path), int(grid["matrix"]), float(grid["pixel_mm"]))
+        network = OmniMRIForConditionalGeneration.from_pretrained(path).eval()
+        return cls(network, Processor.from_pretrained(path), int(grid["matrix"]), float(grid["pixel_mm"]))
 
     def predict(
         self,
-        source: Path | Volume,
+        source: str | Path | Volume,
         instruction: str,
         sampling: Sampling = CONDITIONAL_MEAN,
         on_text: Callable[[str], None] | None = None,
@@ -109,7 +113,7 @@ class Predictor:
 
     def predict_many(
         self,
-        requests: Sequence[tuple[Path | Volume, str]],
+        requests: Sequence[tuple[str | Path | Volume, str]],
         sampling: Sampling = CONDITIONAL_MEAN,
         progress: Progress = ignore_progress,
     ) -> list[Prediction]:
@@ -118,7 +122,7 @@ class Predictor:
         answers = self._first_answers(questions, progress)
         return [self._decode(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
-    def stream(self, source: Path | Volume, instruction: str) -> Iterator[str]:
+    def stream(self, source: str | Path | Volume, instruction: str) -> Iterator[str]:
         """Yield the answer about the first tile in pieces of about a word while it is generated."""
         [question] = self._read_questions([(source, instruction)], CONDITIONAL_MEAN, ignore_progress)
         yield from self._stream_text(question)
@@ -172,7 +176,7 @@ class Predictor:
         return np.stack(images)
 
     def _read_questions(
-        self, requests: Sequence[tuple[Path | Volume, str]], sampling: Sampling, progress: Progress
+        self, requests: Sequence[tuple[str | Path | Volume, str]], sampling: Sampling, progress: Progress
     ) -> list[Question]:
         """Read and resample the volumes of the requests."""
         questions = []
@@ -181,7 +185,7 @@ class Predictor:
             if not instruction.strip():
                 remedy = 'give one, e.g. "Segment the white matter in this brain MRI."'
                 raise BadInput("an empty instruction", where="instruction", remedy=remedy)
-            volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(source)
+            volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(Path(source))
             resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
             questions.append(Question(resampled, instruction, sampling, file_affine, progress))
             progress("reading", len(questions), len(requests))
