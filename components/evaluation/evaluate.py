@@ -157,14 +157,14 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
 def _cohort_note(selected: Selected, corpus: Corpus) -> str:
     """Return a sentence on the kind of test patients that the results rest on."""
     if all(corpus.volumes[record.volume_id].synthetic for records in selected.values() for record in records):
-        return "All test patients are synthetic: the numbers say that the machinery works, nothing about patients."
+        return "All test patients are synthetic: the results show that the pipeline works, and nothing about real patients."
     return "Part of the test patients are real scans; see the dataset cards for their rights."
 
 
 def _phrasing_note(selected: Selected) -> str:
     """Return the number of questions with a held-out phrasing, in words."""
     held_out = sum(record.held_out_phrasing for records in selected.values() for record in records)
-    return f"{held_out} of {sum(map(len, selected.values()))} questions in words that were never trained on"
+    return f"{held_out} of {sum(map(len, selected.values()))} questions have held-out phrasings"
 
 
 def _subgroup_rows(results: Mapping[str, TaskResult], corpus: Corpus) -> list[SubgroupRow]:
