@@ -12,7 +12,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 Item = TypeVar("Item")
 PLAIN_LINE_EVERY_S = 15.0
@@ -55,7 +58,7 @@ class Display:
         self._progress = Progress(
             *columns, console=self.console, transient=True, disable=not self.live, redirect_stdout=False, redirect_stderr=False
         )
-        self._running: list[tuple[str, int]] = []
+        self._running: list[tuple[str, TaskID]] = []
 
     def print(self, line: str) -> None:
         """Print a line above the bars."""
@@ -65,34 +68,32 @@ class Display:
         """Show beside the running step what it does now."""
         if self._running:
             name, bar = self._running[-1]
-            self._progress.update(bar, description=f"{name}: {text}")  # type: ignore[arg-type]
+            self._progress.update(bar, description=f"{name}: {text}")
 
-    @contextmanager
-    def bar(self, description: str, total: int | None) -> Iterator[int]:
-        """Show a bar while the context is open; yield its number for :meth:`advance`."""
+    def track(self, items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+        """Yield items, and show how many of them are done as a bar."""
         bar = self._progress.add_task(description, total=total, count="")
         try:
-            yield bar
+            for count, item in enumerate(items, start=1):
+                yield item
+                self._progress.update(bar, completed=count, count=f"{count}/{total if total is not None else '?'}")
         finally:
             self._progress.remove_task(bar)
-
-    def advance(self, bar: int, done: int, total: int | None) -> None:
-        """Move a bar."""
-        self._progress.update(bar, completed=done, count=f"{done}/{total if total is not None else '?'}")  # type: ignore[arg-type]
 
     @contextmanager
     def step(self, step: Step) -> Iterator[None]:
         """Show a step while it runs, and print its line at its end."""
         started = time.monotonic()
         outcome = "failed"
-        with self.bar(step.name, None) as bar:
-            self._running.append((step.name, bar))
-            try:
-                yield
-                outcome = step.result or "done"
-            finally:
-                self._running.pop()
-        self.print(f"{step.name:<{NAME_WIDTH}} {outcome} ({time.monotonic() - started:.1f} s)")
+        bar = self._progress.add_task(step.name, total=None, count="")
+        self._running.append((step.name, bar))
+        try:
+            yield
+            outcome = step.result or "done"
+        finally:
+            self._running.pop()
+            self._progress.remove_task(bar)
+            self.print(f"{step.name:<{NAME_WIDTH}} {outcome} ({time.monotonic() - started:.1f} s)")
 
     def hide(self) -> None:
         """Remove the live bars for good."""
@@ -156,11 +157,8 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     total = total if total is not None else len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
     if _display is None or not _display.live:
         yield from _track_in_lines(items, description, total)
-        return
-    with _display.bar(description, total) as bar:
-        for count, item in enumerate(items, start=1):
-            yield item
-            _display.advance(bar, count, total)
+    else:
+        yield from _display.track(items, description, total)
 
 
 def _track_in_lines(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:

@@ -1,4 +1,4 @@
-"""Nothing is ever half-written."""
+"""Writes are atomic: a failed write changes nothing and leaves no temporary file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "model"
     with atomic_directory(target) as temporary:
         (temporary / "old").touch()

@@ -1,4 +1,4 @@
-"""Digests depend on content alone."""
+"""Digests depend on content only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ plain = st.recursive(
 
 
 @given(plain, plain)
-def test_equal_content_and_only_equal_content_shares_a_digest(a: object, b: object) -> None:
+def test_only_equal_values_share_a_digest(a: object, b: object) -> None:
     assert (digest(a) == digest(b)) == (repr_sorted(a) == repr_sorted(b))
 
 
@@ -38,19 +38,19 @@ def repr_sorted(value: object) -> str:
     return repr(value)
 
 
-def test_the_md5_of_a_file_is_the_one_that_dvc_records(tmp_path: Path) -> None:
+def test_the_md5_of_a_file_is_that_of_dvc(tmp_path: Path) -> None:
     path = tmp_path / "slice.dcm"
     path.write_bytes(b"DICM" * 1000)
     assert file_md5(path) == hashlib.md5(b"DICM" * 1000).hexdigest()
 
 
-def test_code_of_another_room_does_not_count() -> None:
+def test_the_code_of_other_packages_does_not_count() -> None:
     assert code_digest("components/curation") != code_digest("components/training")
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the sources that digests are taken of; edits go there."""
+    """A copy of the sources, which digests are computed from and tests edit."""
     for package in ("components", "model_core", "kernels"):
         shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "datasets"))
     monkeypatch.setattr("components.provenance.REPOSITORY", tmp_path)
@@ -60,7 +60,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def step_digests() -> dict[str, str]:
-    """Code digest of each step whose results are found again by it."""
+    """Return the code digest of each step that stores its results under one."""
     code_digest.cache_clear()
     return {
         "curate": code_version(),
@@ -101,7 +101,7 @@ def test_docstrings_are_blind_and_returned_strings_are_not(head: str, words: str
     assert source_digest(f"{head}\n    y = '{words}'\n".encode()) != source_digest(bare.encode())
 
 
-def test_changed_code_is_in_no_commit_and_a_changed_pin_of_the_data_is_no_code(
+def test_changed_code_marks_the_commit_as_dirty_and_a_changed_data_pin_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def git(*words: str) -> None:

@@ -1,4 +1,4 @@
-"""``omnimri curate`` with a vision-language model: a checkpoint in its own process, or behind a server, from files to Data Docs."""
+"""``omnimri curate`` with a vision-language model, in its own process or behind a server, from files to Data Docs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Installation:
 
 @pytest.fixture(params=["folder", "server"])
 def visual(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Settings of a randomly initialised Qwen2.5-VL, here or behind the protocol of OpenAI."""
+    """Settings of a randomly initialized Qwen2.5-VL, in the process or behind an OpenAI-compatible server."""
     folder = tiny_qwen(tmp_path / "qwen")
     common = {"field_characters": CHARACTERS, "batch": 2}
     if request.param == "folder":
@@ -65,17 +65,17 @@ def visual(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str,
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_volume_is_described_once_and_the_corpus_passes_validation(visual: dict[str, Any], tmp_path: Path) -> None:
-    place = Installation(tmp_path)
-    first = place.curate(visual, "--preview", "2")
+    installation = Installation(tmp_path)
+    first = installation.curate(visual, "--preview", "2")
     assert (first["vlm_answered"], first["vlm_reused"]) == (PATIENTS, 0) and first["vlm_volumes_per_s"] > 0
-    corpus = Corpus.open(place.home / "curated")
+    corpus = Corpus.open(installation.home / "curated")
     for described in corpus.descriptions.values():
         HierarchicalDescription.from_fields(described.fields)
         by_model = [name for name, source in described.provenance.items() if source == "vlm"]
         assert described.vlm and set(by_model) <= set(FREE) and all(described.fields[name] for name in by_model)
     assert any("vlm" in described.provenance.values() for described in corpus.descriptions.values())
-    assert "vlm" in (place.home / "curated" / "preview.html").read_text()
-    (run,) = (place.home / "curated" / "visual" / "runs.jsonl").read_text().splitlines()
+    assert "vlm" in (installation.home / "curated" / "preview.html").read_text()
+    (run,) = (installation.home / "curated" / "visual" / "runs.jsonl").read_text().splitlines()
     assert json.loads(run)["answered"] == PATIENTS
-    again = place.curate(visual, "--set", "curation.slices_per_volume=1")  # other questions about the same images
+    again = installation.curate(visual, "--set", "curation.slices_per_volume=1")  # other instructions about the same images
     assert (again["vlm_answered"], again["vlm_reused"]) == (0, PATIENTS)

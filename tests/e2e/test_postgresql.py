@@ -1,4 +1,4 @@
-"""The whole chain with the state of both servers in a real PostgreSQL, named by one variable; its password is seen nowhere."""
+"""The whole pipeline with the state of both servers in PostgreSQL, named by one variable; its password is stored nowhere else."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PASSWORD = "a-secret-word"
 
 
-def _programs() -> Path | None:
-    """Where PostgreSQL's programs are: on the path, or where Debian puts them."""
-    found = [Path(where).parent for where in [shutil.which("postgres")] if where]
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((folder.resolve() for folder in found if (folder / "initdb").exists() and (folder / "createdb").exists()), None)
+def _find_programs() -> Path | None:
+    """Return the folder of PostgreSQL's programs: on the path, or Debian's; None without them."""
+    folders = [Path(path).parent for path in [shutil.which("postgres")] if path]
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder.resolve() for folder in folders if (folder / "initdb").exists() and (folder / "createdb").exists()), None)
 
 
 @pytest.fixture
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a server with the two databases."""
-    programs = _programs()
+    """Start a server with the two databases, and yield its address."""
+    programs = _find_programs()
     if programs is None:
-        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     root = tmp_path_factory.mktemp("postgresql")
     user = None
-    if os.geteuid() == 0:  # it does not run as root
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         if "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
-            pytest.skip("run as another user than root, or make a user postgres")
+            pytest.skip("run as another user than root, or create a user postgres")
         user = "postgres"
         for folder in (root, *root.parents[:2]):
             folder.chmod(0o755)
@@ -64,12 +64,12 @@ def test_both_servers_keep_their_state_in_postgresql(database: str, tmp_path: Pa
             assert process is not None and PASSWORD not in str(process.environ())
         run = site.run("scheduled pipeline", "pipeline")
         assert site.ended(run, 900) == "COMPLETED"
-        counted = {}
+        rows = {}
         for name, table in (("prefect", "flow_run"), ("mlflow", "model_versions")):
             with psycopg2.connect(f"{database}/{name}") as connection, connection.cursor() as cursor:
                 cursor.execute(f"select count(*) from {table}")
-                counted[name] = cursor.fetchone()[0]  # type: ignore[index]
-        assert counted["mlflow"] == 1 and counted["prefect"] >= 7
+                rows[name] = cursor.fetchone()[0]  # type: ignore[index]
+        assert rows["mlflow"] == 1 and rows["prefect"] >= 7
         assert not list(site.home.root.rglob("*.db"))
     for path in (tmp_path / "home").rglob("*"):
         if path.is_file():
