@@ -1,0 +1,1 @@
+"""Image formats: one module or package for each, registered in :data:`components.registries.FORMATS`."""
