@@ -1,4 +1,4 @@
-"""What tells that a dataset has an update: its source folder, the upstream's pin of ``data/``, and tags."""
+"""States that reveal an update of a dataset: its source folder, the data version pinned upstream, and git tags."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from components.home import Home
 from components.settings import DatasetSettings
 from components.versioning.repository import DataRepository
 
-TAGS = "data-*"
-FETCH_S = 60
+TAG_PATTERN = "data-*"
+"""Default pattern of the tags that name data versions."""
+GIT_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
-class Watched:
-    """Something that changes when a dataset does.
+class SourceState:
+    """State of a data source, which changes when the source does.
 
     Attributes:
-        kind: source folder of a dataset, data version of the upstream branch, or newest tag that names a data version.
-        name: the dataset's card, the remote branch, or the pattern of tags.
-        state: changes with it.
-        revision: of ``remote`` and ``tag``: digest of the data version that is there now.
+        kind: ``folder`` of the source files of a dataset, data version of the upstream branch (``remote``), or newest ``tag``
+            that names a data version.
+        name: card of the dataset, remote branch, or pattern of the tags.
+        state: text that changes with the source.
+        revision: for ``remote`` and ``tag``, the digest of the data version.
     """
 
     kind: Literal["folder", "remote", "tag"]
@@ -36,56 +38,62 @@ class Watched:
 
 
 def source_folder(dataset: DatasetSettings, home: Home) -> Path:
-    """Where a dataset's source files lie."""
+    """Return the folder of the source files of a dataset."""
     return dataset.path if dataset.path is not None else home.sources / dataset.card
 
 
-def _git(root: Path, *words: str) -> str | None:
-    """What git answers; None where it fails or there is no repository."""
+def _run_git(root: Path, *arguments: str) -> str | None:
+    """Return the output of a git command; None if it fails, or without a repository."""
     if not (root / ".git").exists():
         return None
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=FETCH_S, env=environment)
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, env=environment)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
-def _pinned(repository: DataRepository, revision: str) -> str | None:
-    """Data version at a git revision, if it is whole here or in the remote."""
+def _find_version(repository: DataRepository, revision: str) -> str | None:
+    """Return the data version that a git revision pins, if cache or remote contains it."""
     try:
         return repository.resolve(repository.resolve(revision))
     except OmniMRIError:
         return None
 
 
-def observe(datasets: tuple[DatasetSettings, ...], home: Home, fetch: bool = True, tags: str = TAGS) -> list[Watched]:
-    """Everything that is watched, as it is now.
+def observe_sources(
+    datasets: tuple[DatasetSettings, ...], home: Home, fetch: bool = True, tags: str = TAG_PATTERN
+) -> list[SourceState]:
+    """Return the current state of all sources that exist.
 
     Args:
-        fetch: ask the git remote for news; without it only what is known here counts.
+        fetch: fetch from the git remote first; otherwise only local refs are used.
         tags: pattern of the tags that name data versions.
     """
-    found = [Watched("folder", one.card, state) for one in datasets if (state := folder_state(source_folder(one, home)))]
+    states = []
+    for dataset in datasets:
+        if state := folder_state(source_folder(dataset, home)):
+            states.append(SourceState("folder", dataset.card, state))
     repository = DataRepository(home.data.parent, home.data)
     root = repository.root
-    if fetch and _git(root, "remote"):
-        _git(root, "fetch", "--quiet", "--tags")
-    upstream = _git(root, "rev-parse", "--abbrev-ref", "@{upstream}")
-    if upstream and (version := _pinned(repository, upstream)):
-        found.append(Watched("remote", upstream, version, version))
-    newest = _git(root, "for-each-ref", "--sort=-creatordate", "--count=1", "--format=%(refname:short)", f"refs/tags/{tags}")
-    if newest and (version := _pinned(repository, newest)):
-        found.append(Watched("tag", tags, f"{newest} {version}", version))
-    return found
+    if fetch and _run_git(root, "remote"):
+        _run_git(root, "fetch", "--quiet", "--tags")
+    upstream = _run_git(root, "rev-parse", "--abbrev-ref", "@{upstream}")
+    if upstream and (version := _find_version(repository, upstream)):
+        states.append(SourceState("remote", upstream, version, version))
+    newest = _run_git(root, "for-each-ref", "--sort=-creatordate", "--count=1", "--format=%(refname:short)", f"refs/tags/{tags}")
+    if newest and (version := _find_version(repository, newest)):
+        states.append(SourceState("tag", tags, f"{newest} {version}", version))
+    return states
 
 
-def require_git_pattern(tags: str) -> None:
-    """Refuse a pattern that git would take for an option or a path.
+def validate_tag_pattern(tags: str) -> None:
+    """Reject a pattern that git would interpret as an option or a path.
 
     Raises:
-        BadInput: it begins with a dash or a slash, or climbs.
+        BadInput: the pattern starts with a dash or a slash, or contains ``..``.
     """
     if tags.startswith(("-", "/")) or ".." in tags:
         raise BadInput("not a pattern of tags", where=f"--tags {tags}", remedy="e.g. data-*")

@@ -89,20 +89,20 @@ def watch(
     """Announce updates of datasets to the Prefect server that PREFECT_API_URL names; part of omnimri serve."""
     from functools import partial
 
-    from components.versioning.source_state import observe, require_git_pattern
+    from components.versioning.source_state import observe_sources, validate_tag_pattern
     from flows.server.watcher import watch as watch_datasets
 
     if not os.environ.get("PREFECT_API_URL"):
         raise BadInput(
             "no Prefect server to announce to", where="PREFECT_API_URL", remedy="omnimri serve starts one, with its own watcher"
         )
-    require_git_pattern(tags)
+    validate_tag_pattern(tags)
 
     def read_settings() -> Settings:
         return load_settings(profile)
 
     read_settings()
-    watch_datasets(read_settings, Home.open(), every, quiet, _log, partial(observe, fetch=fetch, tags=tags))
+    watch_datasets(read_settings, Home.open(), every, quiet, _log, partial(observe_sources, fetch=fetch, tags=tags))
 
 
 @app.command("deploy", epilog="Example: omnimri deploy --pool-type kubernetes --profile /state/my-profile.yaml")

@@ -16,7 +16,7 @@ from components.files import read_json, write_json
 from components.home import Home
 from components.provenance import digest
 from components.settings import Settings
-from components.versioning.source_state import Watched, observe
+from components.versioning.source_state import SourceState, observe_sources
 
 UPDATED = "omnimri.dataset.updated"
 STATE_FILE = "watched.json"
@@ -45,7 +45,7 @@ class Watcher:
         path = home.root / STATE_FILE
         return cls(path, quiet_s, dict(read_json(path)) if path.exists() else {})
 
-    def settled_changes(self, observed: Iterable[Watched], now: float) -> list[Watched]:
+    def settled_changes(self, observed: Iterable[SourceState], now: float) -> list[SourceState]:
         """Return the sources that differ from their announced state and have settled. A new source counts as announced.
 
         Args:
@@ -68,7 +68,7 @@ class Watcher:
             self._save(first)
         return ready
 
-    def mark_announced(self, source: Watched) -> None:
+    def mark_announced(self, source: SourceState) -> None:
         """Record that a change has been announced."""
         key = f"{source.kind} {source.name}"
         self.unsettled.pop(key, None)
@@ -79,7 +79,7 @@ class Watcher:
         write_json(self.path, self.announced)
 
 
-async def _emit(source: Watched) -> None:
+async def _emit(source: SourceState) -> None:
     from prefect.events import Event, Resource
     from prefect.events.clients import get_events_client
 
@@ -90,7 +90,7 @@ async def _emit(source: Watched) -> None:
         await client.emit(Event(event=UPDATED, resource=resource, payload=payload))
 
 
-def announce(source: Watched) -> None:
+def announce(source: SourceState) -> None:
     """Send the event, and wait until the server has received it."""
     asyncio.run(_emit(source))
 
@@ -101,7 +101,7 @@ def watch(
     every_s: float,
     quiet_s: float,
     log: Callable[[str], object],
-    observe_sources: Callable[[tuple, Home], list[Watched]] = observe,
+    observe_sources: Callable[[tuple, Home], list[SourceState]] = observe_sources,
 ) -> None:
     """Observe the sources and announce settled changes, forever.
 

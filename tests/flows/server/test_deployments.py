@@ -17,7 +17,7 @@ import pytest
 from components.errors import GateRefused
 from components.home import Home
 from components.settings import load_settings
-from components.versioning.source_state import Watched
+from components.versioning.source_state import SourceState
 from flows.server.deploy import Deployment, create_pool, deploy
 from flows.server.recovery import recover
 from flows.server.watcher import announce
@@ -74,7 +74,7 @@ def test_every_field_of_every_form_is_described(deployed: dict[str, Any]) -> Non
 
 
 def test_an_update_starts_a_run_with_the_change_as_parameter(server: str, deployed: dict[str, Any]) -> None:
-    announce(Watched("tag", "data-*", "data-7 0123", "0123456789abcdef0123456789abcdef"))
+    announce(SourceState("tag", "data-*", "data-7 0123", "0123456789abcdef0123456789abcdef"))
     deployment = {"id": {"any_": [deployed["curate"]["id"]]}}
     (run,) = wait(lambda: ask(server, "/flow_runs/filter", deployments=deployment), 30, "run of the automation")
     assert run["parameters"] == {

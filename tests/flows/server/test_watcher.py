@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.home import Home
-from components.versioning.source_state import Watched
+from components.versioning.source_state import SourceState
 from flows.server.watcher import Watcher
 
 
-def observe(state: str, name: str = "cohort") -> list[Watched]:
-    return [Watched("folder", name, state)]
+def observe(state: str, name: str = "cohort") -> list[SourceState]:
+    return [SourceState("folder", name, state)]
 
 
 def test_the_first_observation_is_no_change(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is watched changes with the data, and with nothing else."""
+"""Source states change with the data, and with nothing else."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 
 from components.errors import BadInput
+from components.files import folder_state
 from components.home import Home
 from components.settings import DatasetSettings
 from components.versioning import DataRepository
-from components.versioning.source_state import folder_state, observe, require_git_pattern
+from components.versioning.source_state import observe_sources, validate_tag_pattern
 
 
-def same_size(folder: Path) -> None:
+def overwrite_with_same_size(folder: Path) -> None:
     file = folder / "a" / "one.txt"
-    before = file.stat().st_mtime_ns
+    modified = file.stat().st_mtime_ns
     file.write_text("eno")
-    os.utime(file, ns=(before + 1, before + 1))
+    os.utime(file, ns=(modified + 1, modified + 1))
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -28,12 +29,12 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "removed": lambda folder: (folder / "a" / "one.txt").unlink(),
     "renamed": lambda folder: (folder / "a" / "one.txt").rename(folder / "a" / "other.txt"),
     "longer": lambda folder: (folder / "a" / "one.txt").write_text("one more"),
-    "as long as before": same_size,
+    "same size": overwrite_with_same_size,
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_every_change_of_a_folder_is_seen(tmp_path: Path, change: str) -> None:
+def test_every_change_of_a_folder_changes_its_state(tmp_path: Path, change: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "one.txt").write_text("one")
     before = folder_state(tmp_path)
@@ -49,8 +50,8 @@ def git(root: Path, *words: str) -> None:
     subprocess.run(["git", *who, *words], cwd=root, check=True, capture_output=True)
 
 
-def test_an_upstream_that_pins_another_version_and_a_tag_are_seen(tmp_path: Path) -> None:
-    """Two people share a git remote and a DVC remote; one of them publishes a new version of the data."""
+def test_an_upstream_pin_and_a_tag_of_another_version_are_observed(tmp_path: Path) -> None:
+    """Two users share a git remote and a DVC remote; one of them publishes a new version of the data."""
     (tmp_path / "data" / "set").mkdir(parents=True)
     home = Home(tmp_path / "home", tmp_path / "data")
     git(tmp_path, "init", "--bare", str(tmp_path / "shared.git"))
@@ -70,19 +71,20 @@ def test_an_upstream_that_pins_another_version_and_a_tag_are_seen(tmp_path: Path
     git(tmp_path, "reset", "--hard", "HEAD~1")
     git(tmp_path, "branch", "--set-upstream-to", "origin/main")
     datasets = (DatasetSettings(card="set", path=tmp_path / "data" / "set"),)
-    found = {one.kind: one for one in observe(datasets, home)}
-    assert found["remote"].revision == found["tag"].revision == versions[1] != repository.digest()
-    assert set(found) == {"folder", "remote", "tag"} and found["folder"].revision is None
+    states = {state.kind: state for state in observe_sources(datasets, home)}
+    assert states["remote"].revision == states["tag"].revision == versions[1] != repository.digest()
+    assert set(states) == {"folder", "remote", "tag"} and states["folder"].revision is None
 
 
-def test_without_git_only_folders_are_watched(tmp_path: Path) -> None:
+def test_without_git_only_folders_are_observed(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     datasets = (DatasetSettings(card="set", path=tmp_path / "source"), DatasetSettings(card="other", path=tmp_path / "none"))
-    assert [one.name for one in observe(datasets, Home(tmp_path / "home", tmp_path / "data"))] == ["set"]
+    states = observe_sources(datasets, Home(tmp_path / "home", tmp_path / "data"))
+    assert [state.name for state in states] == ["set"]
 
 
-def test_a_pattern_cannot_be_an_option() -> None:
-    require_git_pattern("data-*")
+def test_a_tag_pattern_cannot_be_an_option_or_a_path() -> None:
+    validate_tag_pattern("data-*")
     for pattern in ("--upload-pack=x", "../heads/main", "/etc"):
         with pytest.raises(BadInput):
-            require_git_pattern(pattern)
+            validate_tag_pattern(pattern)
