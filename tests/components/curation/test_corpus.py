@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from components.curation.corpus import Corpus
-from components.curation.text.instructions import spread
 from components.errors import BadInput
 from components.registries import TASKS
 from model_core.mri_physics.fourier import ifft2c
@@ -55,11 +54,3 @@ def test_it_returns_the_label_map_of_its_datasets(corpus: Corpus) -> None:
 def test_an_empty_folder_is_not_a_corpus(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no curated corpus"):
         Corpus.open(tmp_path)
-
-
-def test_no_slice_is_chosen_twice() -> None:
-    """Evenly spaced positions can round to the same slice."""
-    for length in range(1, 12):
-        for count in range(1, 12):
-            chosen = spread(list(range(length)), count)
-            assert len(set(chosen)) == len(chosen) and 1 <= len(chosen) <= count

@@ -12,7 +12,6 @@ from components.curation.text.differentials import list_considerations
 from components.curation.text.instructions import list_candidates
 from components.curation.text.template import parse_paragraph
 from components.ingestion.volume import Acquisition
-from components.registries import TASKS
 from components.tasks.report import report_text
 from tests.helpers.corpora import card, tiny_series, tiny_settings, tiny_volume
 
@@ -73,8 +72,3 @@ def test_an_open_question_is_answered_with_a_differential_and_the_finding_of_the
         assert row.response.startswith("yes") and row.response.endswith("Most likely: infarct.")
         assert "encephalomalacia" in row.response
     assert list_considerations("lesion", "brain") == [], "a finding without an entry has no differential"
-
-
-def test_held_out_phrasings_are_never_trained_phrasings() -> None:
-    for phrasings in (phrasings for task in TASKS.values() for phrasings in task.all_phrasings):
-        assert phrasings.trained and phrasings.held_out and not set(phrasings.trained) & set(phrasings.held_out)
