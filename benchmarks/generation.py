@@ -1,4 +1,4 @@
-"""Generation on a CPU: text against transformers' Qwen2-MoE of the same sizes with the same weights, and images from the decoder.
+"""Generation on a CPU: text, compared with transformers' Qwen2-MoE of the same sizes and weights, and images of the decoder.
 
 python -m benchmarks.generation
 """
@@ -27,7 +27,7 @@ def _model(preset: str) -> OmniMRIForConditionalGeneration:
 
 
 def _transformers(ours: OmniMRIForConditionalGeneration, experts: str) -> Qwen2MoeForCausalLM:
-    """transformers' model with our backbone's weights; ``experts`` is how it computes them."""
+    """Build transformers' model with the weights of the backbone; ``experts`` selects its implementation of the experts."""
     config = build_qwen_config(ours.config)
     config.rope_parameters = {"rope_type": "default", "rope_theta": ours.config.rope_theta}
     config._experts_implementation = experts
@@ -38,26 +38,26 @@ def _transformers(ours: OmniMRIForConditionalGeneration, experts: str) -> Qwen2M
 
 
 def _generation(model: torch.nn.Module, ids: Tensor, pixel_values: Tensor | None = None) -> Callable[[], Tensor]:
-    """Greedy, with a cache, and exactly :data:`NEW` tokens."""
-    brought = {} if pixel_values is None else {"pixel_values": pixel_values}
+    """Return a call that generates exactly :data:`NEW` tokens greedily, with a cache."""
+    images = {} if pixel_values is None else {"pixel_values": pixel_values}
 
     def call() -> Tensor:
         settings = {"min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False, "suppress_tokens": None}
-        return model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, eos_token_id=2, **settings, **brought)
+        return model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, eos_token_id=2, **settings, **images)
 
     return call
 
 
 @torch.no_grad()
 def _assert_same(models: list[Any], ids: Tensor) -> None:
-    """All peers have the same logits. Tokens are not compared: random weights have ties that rounding breaks."""
+    """Assert that all implementations compute the same logits. Tokens are not compared: rounding breaks ties of random weights."""
     first, *others = (model(ids, attention_mask=torch.ones_like(ids)).logits for model in models)
     for logits in others:
         torch.testing.assert_close(logits, first, atol=1e-4, rtol=1e-4)
 
 
 def text(preset: str, batch: int) -> list[Measurement]:
-    """Tokens after a prompt of text, and after one of the same length that holds an image."""
+    """Measure the generation of tokens after a text prompt, and after a prompt of the same length that contains an image."""
     ours = _model(preset)
     ids = torch.randint(FIRST_TEXT_ID, ours.config.vocab_size, (batch, PROMPT))
     with_image = ids.clone()
@@ -74,7 +74,7 @@ def text(preset: str, batch: int) -> list[Measurement]:
 
 
 def images(preset: str) -> list[Measurement]:
-    """One image of :data:`SIDE` squared pixels after another, prompt included."""
+    """Measure the generation of single images of :data:`SIDE` squared pixels, prompt included."""
     ours = _model(preset)
     tokens = ours.image_tokens_for(1, SIDE, SIDE)
     ids = torch.full((1, tokens + 16), FIRST_TEXT_ID)
@@ -90,7 +90,7 @@ def images(preset: str) -> list[Measurement]:
 
 
 def main() -> None:
-    """Measure and write the results."""
+    """Run the measurements and write the results."""
     rows = [row for preset in ("debug", "demo") for batch in (1, 8) for row in text(preset, batch)]
     rows += [row for preset in ("debug", "demo") for row in images(preset)]
     write("generation_cpu", rows)

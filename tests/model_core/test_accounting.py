@@ -1,4 +1,4 @@
-"""What a network costs: against sums written out by hand, PyTorch's counter on real tensors, and memory that was really kept."""
+"""Counted costs agree with closed forms, PyTorch's counter on real tensors, and the memory that autograd saves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_parameters_are_those_of_the_closed_form(preset: str) -> None:
         swin += blocks * (4 * c + (3 * c * c + 3 * c) + (c * c + c) + rows * heads + (8 * c * c + 5 * c)) + 2 * c
         swin += (8 * c + 8 * c * c) * (level + 1 < config.levels)  # merging
     width = config.level_width(config.connector_level)
-    by_hand = {
+    expected = {
         "Swin encoder": swin,
         "connector": width * H + H + H * H + H,
         "token embedding": V * H,
@@ -44,7 +44,7 @@ def test_parameters_are_those_of_the_closed_form(preset: str) -> None:
         "text head": 0 if config.tie_word_embeddings else V * H,
     }
     counted = {row.part: row for row in count_parameters(config)}
-    assert {part: counted[part].total for part in by_hand} == by_hand
+    assert {part: counted[part].total for part in expected} == expected
     assert counted["experts"].active == n * config.num_experts_per_tok * 3 * H * width_e
     if preset in ("debug", "demo"):
         real = OmniMRIForConditionalGeneration(config).num_parameters()
@@ -53,7 +53,7 @@ def test_parameters_are_those_of_the_closed_form(preset: str) -> None:
 
 @pytest.mark.parametrize(("preset", "depth"), [("7b", 1), ("0.5b", 32)])
 def test_operations_are_those_of_the_closed_form(preset: str, depth: int) -> None:
-    """256 x 256 pixels: windows of 8 fit every map. Two for each multiplication with its addition. It takes seconds at any size."""
+    """256 x 256 pixels: windows of 8 fit every map. A multiply-add counts two."""
     config, started = OmniMRIConfig.from_preset(preset), time.monotonic()
     rows = estimate_costs(config, SampleSize(depth, 256, 256, 128))
     assert time.monotonic() - started < 30
@@ -86,8 +86,8 @@ def _real(preset: str, side: int) -> tuple[OmniMRIForConditionalGeneration, torc
 
 
 @pytest.mark.parametrize(("preset", "side"), [("debug", 32), ("debug", 48), ("demo", 96)])
-def test_operations_are_those_that_pytorch_counts(preset: str, side: int) -> None:
-    """On a CPU nothing is a custom operation: window attention and experts are plain products there."""
+def test_operations_are_those_of_pytorchs_counter(preset: str, side: int) -> None:
+    """A CPU uses no custom operation: window attention and experts are plain products there."""
     model, pixels, sequence = _real(preset, side)
     counted = {row.part: row.flops for row in estimate_costs(model.config, SampleSize(1, side, side, TEXT), torch.float32)}
     runs = {"Swin encoder": lambda: model.vision(pixels), "backbone": lambda: model.backbone(*sequence)}
@@ -97,35 +97,35 @@ def test_operations_are_those_that_pytorch_counts(preset: str, side: int) -> Non
         assert counter.get_total_flops() == counted[part], part
 
 
-def _kept(model: torch.nn.Module, run) -> int:  # type: ignore[no-untyped-def]
-    """Bytes that autograd really keeps."""
+def _saved_bytes(model: torch.nn.Module, run) -> int:  # type: ignore[no-untyped-def]
+    """Return the bytes that autograd saves."""
     weights = {parameter.data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
+    saved: dict[int, torch.Tensor] = {}
 
     def keep(x: torch.Tensor) -> torch.Tensor:
-        kept[x.untyped_storage().data_ptr()] = x
+        saved[x.untyped_storage().data_ptr()] = x
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        held = run()
-    assert held is not None
-    return sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in weights)
+        output = run()
+    assert output is not None
+    return sum(x.untyped_storage().nbytes() for pointer, x in saved.items() if pointer not in weights)
 
 
 @pytest.mark.parametrize(("preset", "side"), [("debug", 64), ("demo", 96)])
-def test_memory_of_the_encoder_is_what_autograd_keeps(preset: str, side: int) -> None:
+def test_memory_of_the_encoder_is_what_autograd_saves(preset: str, side: int) -> None:
     """Within 5 %: on a CPU, statistics of the softmax are by window, with padding. Large windows keep no scores, as on a GPU."""
     model, pixels, _ = _real(preset, side)
     counted = {row.part: row.kept for row in estimate_costs(model.config, SampleSize(1, side, side, TEXT), torch.float32)}
     with patch.object(operation, "EAGER_TOKENS", 0):
-        real = _kept(model, lambda: model.vision(pixels))
+        real = _saved_bytes(model, lambda: model.vision(pixels))
     assert counted["Swin encoder"] == pytest.approx(real, rel=0.05)
 
 
-def test_memory_of_the_backbone_is_what_autograd_keeps() -> None:
+def test_memory_of_the_backbone_is_what_autograd_saves() -> None:
     """Within 5 %, experts in Triton's interpreter: attention of a CPU keeps its statistics and mask in other forms."""
     model, _, sequence = _real("debug", 32)
     counted = {row.part: row.kept for row in estimate_costs(model.config, SampleSize(1, 32, 32, TEXT), torch.float32)}
     with interpreted():
-        real = _kept(model, lambda: model.backbone(*sequence))
+        real = _saved_bytes(model, lambda: model.backbone(*sequence))
     assert counted["backbone"] == pytest.approx(real, rel=0.05)

@@ -1,4 +1,4 @@
-"""The backbone is Qwen2-MoE; text alone gives transformers' numbers, and images take three-axis positions."""
+"""The backbone is Qwen2-MoE: text has the hidden states of transformers' model, images have three-axis positions."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from model_core.backbone import Backbone, build_attention_mask, build_qwen_confi
 from model_core.config import OmniMRIConfig
 
 
-def test_text_gives_the_numbers_of_transformers() -> None:
+def test_text_has_the_hidden_states_of_transformers() -> None:
     torch.manual_seed(0)
     config = OmniMRIConfig.from_preset("debug", 300)
     qwen = build_qwen_config(config)
@@ -28,7 +28,7 @@ def test_text_gives_the_numbers_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
-def test_logits_are_those_of_transformers_whichever_side_is_padded(left: bool) -> None:
+def test_logits_are_those_of_transformers_with_padding_on_either_side(left: bool) -> None:
     torch.manual_seed(0)
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", 300)).eval()
     qwen = build_qwen_config(model.config)
@@ -40,43 +40,43 @@ def test_logits_are_those_of_transformers_whichever_side_is_padded(left: bool) -
     for row, padding in enumerate((0, 2, 5)):
         mask[row, : padding if left else 0] = 0
         mask[row, 13 if left else 13 - padding :] = 0
-    where = (mask.cumsum(-1) - 1).clamp(min=0)
+    position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        wanted = theirs(ids, attention_mask=mask, position_ids=where).logits[mask.bool()]
-        torch.testing.assert_close(model(ids, mask).logits[mask.bool()], wanted, atol=1e-5, rtol=1e-5)
+        expected = theirs(ids, attention_mask=mask, position_ids=position_ids).logits[mask.bool()]
+        torch.testing.assert_close(model(ids, mask).logits[mask.bool()], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["debug", "demo", "0.5b", "7b"])
-def test_positions_turn_queries_as_in_qwen2_vl(preset: str) -> None:
-    """An image between texts: the sections of the three axes and their order."""
+def test_rotary_positions_are_those_of_qwen2_vl(preset: str) -> None:
+    """An image between texts: sections of the three axes and their order."""
     config = OmniMRIConfig.from_preset(preset)
     is_image = torch.zeros(1, 20, dtype=torch.bool)
     is_image[:, 3:15] = True
-    where_3BL = compute_positions(is_image, torch.ones_like(is_image), (2, 2, 3))
+    positions_3BL = compute_positions(is_image, torch.ones_like(is_image), (2, 2, 3))
     with torch.device("meta"):
         backbone = Backbone(config)
     sizes = {"hidden_size": config.hidden_size, "num_attention_heads": config.num_attention_heads}
     rotary = {"rope_type": "default", "rope_theta": config.rope_theta, "mrope_section": list(config.rope_sections)}
     theirs = Qwen2VLRotaryEmbedding(Qwen2VLTextConfig(**sizes, rope_parameters=rotary))
     query, key = torch.randn(2, 1, config.num_attention_heads, 20, config.head_dim)
-    turned = apply_rotary_pos_emb(query, key, *backbone._rotary(where_3BL, torch.float32))
-    wanted = apply_rotary_pos_emb(query, key, *theirs(query, where_3BL))
-    torch.testing.assert_close(turned, wanted, atol=1e-5, rtol=1e-5)
+    rotated = apply_rotary_pos_emb(query, key, *backbone._rotary(positions_3BL, torch.float32))
+    expected = apply_rotary_pos_emb(query, key, *theirs(query, positions_3BL))
+    torch.testing.assert_close(rotated, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_image_spreads_over_its_grid_and_text_goes_on_past_it() -> None:
+def test_image_positions_follow_the_grid_and_text_continues_past_them() -> None:
     is_image = torch.tensor([[False, True, True, True, True, True, True, False, False]])
-    found = compute_positions(is_image, torch.ones_like(is_image), (1, 2, 3))
-    assert found[:, 0].tolist() == [[0, 1, 1, 1, 1, 1, 1, 4, 5], [0, 1, 1, 1, 2, 2, 2, 4, 5], [0, 1, 2, 3, 1, 2, 3, 4, 5]]
+    positions = compute_positions(is_image, torch.ones_like(is_image), (1, 2, 3))
+    assert positions[:, 0].tolist() == [[0, 1, 1, 1, 1, 1, 1, 4, 5], [0, 1, 1, 1, 2, 2, 2, 4, 5], [0, 1, 2, 3, 1, 2, 3, 4, 5]]
 
 
-def test_padding_on_the_left_does_not_move_positions() -> None:
+def test_left_padding_does_not_shift_positions() -> None:
     is_image = torch.tensor([[False, False, False, True, True, False]])
     valid = torch.tensor([[False, False, True, True, True, True]])
     assert compute_positions(is_image, valid, (1, 1, 2))[2, 0, 2:].tolist() == [0, 1, 2, 3]
 
 
-def test_only_condition_images_are_seen_both_ways() -> None:
+def test_only_condition_images_have_bidirectional_attention() -> None:
     is_image = torch.tensor([[False, True, True, False]] * 2)
     allowed = build_attention_mask(is_image, torch.ones_like(is_image), torch.tensor([True, False]), 2)[:, 0]
     assert allowed[0, 1, 2] and not allowed[1, 1, 2]

@@ -1,4 +1,4 @@
-"""Boxes as text: what is written is read, and nothing that a model writes is too strange to be read."""
+"""Boxes as text: written boxes are read back, and the parser accepts any text."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,19 +25,19 @@ def test_boxes_come_back_in_reading_order(written: list[TextBox]) -> None:
 
 
 @given(st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join)))
-def test_any_string_is_read_and_what_is_found_is_a_box(text: str) -> None:
+def test_any_string_is_parsed_to_valid_boxes_only(text: str) -> None:
     for box in parse_boxes(text):
         assert 0 <= box.row0 < box.row1 < GRID and 0 <= box.col0 < box.col1 < GRID
         assert box.label == box.label.strip() and box.label
 
 
 @given(st.lists(boxes(), min_size=1, max_size=3), st.sampled_from(["<bbox>", "<bbox>lesion(", "<bbox>lesion(1,2,3", " and "]))
-def test_what_is_malformed_costs_no_other_box(written: list[TextBox], broken: str) -> None:
-    """An answer that was cut off keeps the boxes before the cut."""
+def test_malformed_text_removes_no_other_box(written: list[TextBox], broken: str) -> None:
+    """A truncated answer keeps the boxes before the truncation."""
     assert len(parse_boxes(format_boxes(written) + broken)) == len(written)
 
 
-def test_what_is_no_box() -> None:
+def test_malformed_boxes_are_ignored() -> None:
     assert format_boxes([]) == NO_LESION
     for text in (
         NO_LESION,

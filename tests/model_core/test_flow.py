@@ -1,4 +1,4 @@
-"""The samplers against diffusers' schedulers, and against a flow whose solution is known."""
+"""The samplers agree with diffusers' schedulers, and with flows that have a closed-form solution."""
 
 import math
 
@@ -13,32 +13,32 @@ STEPS = 5
 CLEAN = torch.linspace(-1, 1, 12).view(2, 6)
 
 
-def _towards_clean(state: Tensor, time: float) -> Tensor:
-    """The velocity of a network that predicts the clean target from the state and the time, not quite right."""
+def _velocity(state: Tensor, time: float) -> Tensor:
+    """Return the velocity of a network that predicts the clean target from state and time with an error."""
     predicted = CLEAN + 0.3 * torch.sin(3 * state) * time
     return (state - predicted) / time
 
 
-def test_euler_goes_the_way_of_diffusers() -> None:
+def test_euler_agrees_with_diffusers() -> None:
     """Same sigmas, same steps, same velocity: the same state after every step."""
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=[step / STEPS for step in range(STEPS, 0, -1)])
     noise = sample_noise([0, 1], (6,))[0]
-    state, seen, theirs = noise, [], []
+    state, our_states, their_states = noise, [], []
 
-    def recorded(now: Tensor, time: float) -> Tensor:
-        seen.append(now)
-        return _towards_clean(now, time)
+    def record(state: Tensor, time: float) -> Tensor:
+        our_states.append(state)
+        return _velocity(state, time)
 
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-        theirs.append(state)
-        state = scheduler.step(_towards_clean(state, float(sigma)), timestep, state).prev_sample
-    ours = integrate(recorded, noise, STEPS, "euler")
-    torch.testing.assert_close(torch.stack([*seen, ours]), torch.stack([*theirs, state]))
+        their_states.append(state)
+        state = scheduler.step(_velocity(state, float(sigma)), timestep, state).prev_sample
+    end = integrate(record, noise, STEPS, "euler")
+    torch.testing.assert_close(torch.stack([*our_states, end]), torch.stack([*their_states, state]))
 
 
-def test_heun_goes_the_way_of_diffusers() -> None:
-    """diffusers' sigmas do not end evenly; the scheduler is given ours, in the form in which it keeps them."""
+def test_heun_agrees_with_diffusers() -> None:
+    """diffusers' sigmas are not evenly spaced at the end; set ours in the form in which the scheduler stores them."""
     scheduler = FlowMatchHeunDiscreteScheduler()
     scheduler.set_timesteps(STEPS)
     sigmas = torch.tensor([step / STEPS for step in range(STEPS, 0, -1)])
@@ -48,8 +48,8 @@ def test_heun_goes_the_way_of_diffusers() -> None:
     noise = sample_noise([0, 1], (6,))[0]
     state = noise
     for timestep in scheduler.timesteps:
-        state = scheduler.step(_towards_clean(state, float(timestep) / 1000), timestep, state).prev_sample
-    torch.testing.assert_close(integrate(_towards_clean, noise, STEPS, "heun"), state)
+        state = scheduler.step(_velocity(state, float(timestep) / 1000), timestep, state).prev_sample
+    torch.testing.assert_close(integrate(_velocity, noise, STEPS, "heun"), state)
 
 
 @pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2)])
@@ -66,13 +66,13 @@ def test_the_error_falls_with_the_order_of_the_sampler(sampler: Sampler, order: 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_straight_flow_needs_one_step(sampler: Sampler) -> None:
-    """A perfect prediction of the target is met exactly, whatever the steps."""
+    """A perfect prediction of the target is reached exactly with any number of steps."""
     noise = sample_noise([3, 4], (6,))[0]
     for steps in (1, 2, 7):
         torch.testing.assert_close(integrate(lambda y, t: (y - CLEAN) / t, noise, steps, sampler), CLEAN)
 
 
-def test_the_path_has_the_velocity_that_is_learnt() -> None:
+def test_the_path_has_the_velocity_of_the_training_target() -> None:
     noise, time = torch.randn(2, 6), torch.tensor([0.25, 0.75])
     step = 1e-2
     slope = (interpolate(CLEAN, noise, time + step) - interpolate(CLEAN, noise, time)) / step
@@ -81,16 +81,16 @@ def test_the_path_has_the_velocity_that_is_learnt() -> None:
 
 
 def test_noise_depends_on_the_seed_alone() -> None:
-    """Neighbours, place in the batch and the number of draws change no bit."""
-    together = sample_noise([7, 8, 9], (2, 3), draws=3)
-    assert together.shape == (3, 3, 2, 3)
-    assert torch.equal(sample_noise([9], (2, 3), draws=2)[:, 0], together[:2, 2])
-    assert not torch.equal(together[0], together[1])
-    assert together.flatten().unique().numel() == together.numel()
+    """Other samples, the index in the batch and the number of draws change no bit."""
+    batch = sample_noise([7, 8, 9], (2, 3), draws=3)
+    assert batch.shape == (3, 3, 2, 3)
+    assert torch.equal(sample_noise([9], (2, 3), draws=2)[:, 0], batch[:2, 2])
+    assert not torch.equal(batch[0], batch[1])
+    assert batch.flatten().unique().numel() == batch.numel()
 
 
-def test_what_is_no_sampler_is_refused() -> None:
+def test_an_unknown_sampler_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least one step of euler or heun"):
-        integrate(_towards_clean, CLEAN, 0)
+        integrate(_velocity, CLEAN, 0)
     with pytest.raises(ValueError, match="'midpoint'"):
-        integrate(_towards_clean, CLEAN, 1, "midpoint")  # type: ignore[arg-type]
+        integrate(_velocity, CLEAN, 1, "midpoint")  # type: ignore[arg-type]

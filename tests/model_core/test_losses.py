@@ -1,4 +1,4 @@
-"""Losses against the libraries whose definitions they follow, or their closed forms."""
+"""Losses agree with the libraries that define them, or with closed forms."""
 
 import math
 
@@ -37,16 +37,16 @@ def test_dice_is_that_of_monai() -> None:
     torch.testing.assert_close(soft_dice_loss(logits, mask), monai)
 
 
-def test_with_one_positive_it_is_cross_entropy() -> None:
+def test_with_one_positive_the_loss_is_cross_entropy() -> None:
     torch.manual_seed(0)
     similarity = torch.randn(5, 5)
-    eye, every = torch.eye(5, dtype=torch.bool), torch.ones(5, 5, dtype=torch.bool)
+    eye, candidates = torch.eye(5, dtype=torch.bool), torch.ones(5, 5, dtype=torch.bool)
     torch.testing.assert_close(
-        multi_positive_loss(similarity, eye, every), torch.nn.functional.cross_entropy(similarity, torch.arange(5))
+        multi_positive_loss(similarity, eye, candidates), torch.nn.functional.cross_entropy(similarity, torch.arange(5))
     )
 
 
-def test_with_two_views_of_each_image_it_is_the_contrastive_loss_of_monai() -> None:
+def test_with_two_views_of_each_image_the_loss_is_the_contrastive_loss_of_monai() -> None:
     """The positive of a view is the other view of its image; candidates are all but itself (SimCLR)."""
     torch.manual_seed(0)
     first, second = torch.randn(4, 6), torch.randn(4, 6)
@@ -56,20 +56,22 @@ def test_with_two_views_of_each_image_it_is_the_contrastive_loss_of_monai() -> N
 
 
 def test_several_positives_are_averaged_as_the_paper_says() -> None:
-    """SupCon, eq. 2, written out anchor by anchor; an anchor without a positive does not count."""
+    """SupCon, eq. 2, anchor by anchor; an anchor without a positive is excluded."""
     torch.manual_seed(0)
     rows, group = F.normalize(torch.randn(6, 5), dim=-1), [0, 0, 0, 1, 1, 2]
     losses = []
     for i in range(6):
         others = [j for j in range(6) if j != i]
-        whole = sum(math.exp(float(rows[i] @ rows[j]) / 0.2) for j in others)
+        denominator = sum(math.exp(float(rows[i] @ rows[j]) / 0.2) for j in others)
         positives = [j for j in others if group[j] == group[i]]
         if positives:
-            losses.append(-sum(math.log(math.exp(float(rows[i] @ rows[p]) / 0.2) / whole) for p in positives) / len(positives))
+            losses.append(
+                -sum(math.log(math.exp(float(rows[i] @ rows[p]) / 0.2) / denominator) for p in positives) / len(positives)
+            )
     assert float(volume_discrimination_loss(rows, torch.tensor(group), 0.2)) == pytest.approx(sum(losses) / 5, rel=1e-5)
 
 
-def test_distinct_pairs_cost_what_transformers_clip_costs() -> None:
+def test_distinct_pairs_have_the_clip_loss_of_transformers() -> None:
     torch.manual_seed(0)
     images, texts, scale = torch.randn(5, 8), torch.randn(5, 8), torch.tensor([2.6592])
     ours = image_text_loss(images, texts, torch.eye(5, dtype=torch.bool), scale)
@@ -77,44 +79,44 @@ def test_distinct_pairs_cost_what_transformers_clip_costs() -> None:
     torch.testing.assert_close(ours, clip_loss(similarity))
 
 
-def test_patches_have_their_neighbour_as_positive() -> None:
-    """Two volumes of one row of three patches: InfoNCE written out."""
+def test_patches_have_their_right_neighbor_as_positive() -> None:
+    """Two volumes of one row of three patches: InfoNCE term by term."""
     torch.manual_seed(0)
     features = torch.randn(2, 3, 4)
     rows = F.normalize(features, dim=-1)
     losses = []
     for volume in (0, 1):
-        for place in (0, 1):
-            anchor, positive = rows[volume, place], rows[volume, place + 1]
+        for column in (0, 1):
+            anchor, positive = rows[volume, column], rows[volume, column + 1]
             logits = torch.stack([anchor @ positive, *(rows[1 - volume, 1:] @ anchor)]) / 0.1
             losses.append(F.cross_entropy(logits[None], torch.tensor([0])))
     ours = neighboring_patches_loss(features, (1, 1, 3), torch.tensor([0, 1]), 0.1)
     torch.testing.assert_close(ours, torch.stack(losses).mean())
 
 
-def test_standardised_features_are_those_of_batch_norm() -> None:
+def test_standardized_features_are_those_of_batch_norm() -> None:
     torch.manual_seed(0)
     rows = 3 + 0.1 * torch.randn(16, 4)
     torch.testing.assert_close(standardize(rows), torch.nn.BatchNorm1d(4, eps=1e-6, affine=False)(rows))
 
 
 def test_a_mean_is_over_the_whole_step() -> None:
-    """Two micro-batches of 1 and 3 tokens: their parts add up to the mean over all four."""
+    """Two micro-batches of 1 and 3 tokens: their shares add up to the mean over all four."""
     step = Step.of([{"text": torch.tensor(1)}, {"text": torch.tensor(3)}])
     parts = [step.mean("text", torch.tensor(total)) for total in (2.0, 4.0)]
     assert float(sum(parts)) == 1.5 and float(step.part(torch.tensor(1.0))) == 0.5
     assert float(Step.of([{"text": torch.tensor(0)}]).mean("text", torch.tensor(0.0))) == 0
 
 
-def test_matched_pairs_cost_less_than_mismatched_ones() -> None:
+def test_matched_pairs_have_a_smaller_loss_than_mismatched_pairs() -> None:
     rows = torch.eye(4)
     same = torch.eye(4, dtype=torch.bool)
     scale = torch.tensor(2.0)
     assert image_text_loss(rows, rows, same, scale) < image_text_loss(rows, rows.roll(1, 0), same, scale)
 
 
-def test_patches_of_the_same_volume_are_no_negatives() -> None:
-    """With a single volume there is nothing to tell apart: every patch has only its positive, and the loss is zero."""
+def test_patches_of_the_same_volume_are_not_negatives() -> None:
+    """With a single volume there are no negatives: every patch has only its positive, and the loss is zero."""
     torch.manual_seed(0)
     features = torch.randn(2, 9, 4)
     assert float(neighboring_patches_loss(features, (1, 3, 3), torch.tensor([0, 0]), 0.1)) == pytest.approx(0, abs=1e-5)

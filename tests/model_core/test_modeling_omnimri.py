@@ -1,4 +1,4 @@
-"""The whole network in its debug size."""
+"""The whole network in the debug preset."""
 
 import copy
 from pathlib import Path
@@ -29,7 +29,7 @@ def model(processor: Processor) -> OmniMRIForConditionalGeneration:
     torch.manual_seed(0)
     config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
     model = OmniMRIForConditionalGeneration(config).eval()
-    for parameter in model.image_decoder.output.parameters():  # it starts as zero: give it something to say
+    for parameter in model.image_decoder.output.parameters():  # initialized with zeros: use non-zero weights
         torch.nn.init.normal_(parameter, std=0.1)
     return model
 
@@ -41,19 +41,19 @@ def _prompts(
     return processor.pad([processor.encode(question, None, tokens).input_ids for question in questions], left=True)
 
 
-def test_it_comes_back_from_disk_bit_for_bit(model: OmniMRIForConditionalGeneration, processor: Processor, tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_bit_for_bit(model: OmniMRIForConditionalGeneration, processor: Processor, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
-    again = OmniMRIForConditionalGeneration.from_pretrained(tmp_path).eval()
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    loaded = OmniMRIForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     ids, mask = _prompts(model, processor, ["Is there a lesion?"])
     pixels = torch.rand(1, 1, 1, SIZE, SIZE)
-    again = copy.deepcopy(again)  # a mapped file is not aligned as new memory is, and matrix products differ in their last bit
-    assert torch.equal(model(ids, mask, pixels).logits, again(ids, mask, pixels).logits)
+    loaded = copy.deepcopy(loaded)  # memory of a mapped file has another alignment, which changes the last bit of matrix products
+    assert torch.equal(model(ids, mask, pixels).logits, loaded(ids, mask, pixels).logits)
 
 
-def test_the_cache_changes_nothing(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
-    """Greedy generation with the cache gives the tokens that whole passes give, for prompts of unlike lengths."""
+def test_the_cache_does_not_change_generation(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """Greedy generation with the cache gives the tokens of passes over the whole sequence, for prompts of different lengths."""
     torch.manual_seed(1)
     ids, mask = _prompts(model, processor, ["lesion?", "Is there a lesion in this image?"])
     pixels = torch.rand(2, 1, 1, SIZE, SIZE)
@@ -65,7 +65,7 @@ def test_the_cache_changes_nothing(model: OmniMRIForConditionalGeneration, proce
     assert torch.equal(generated.masked_fill(ended, 0), ids[:, -generated.shape[1] :].masked_fill(ended, 0))
 
 
-def test_a_volume_takes_the_same_weights_as_a_slice(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+def test_a_volume_uses_the_same_weights_as_a_slice(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
     tokens = model.image_tokens_for(6, SIZE, SIZE)
     assert tokens == 2 * model.image_tokens_for(1, SIZE, SIZE)
     ids, mask = processor.pad([processor.encode("Segment", "<seg>", tokens).input_ids])
@@ -74,19 +74,19 @@ def test_a_volume_takes_the_same_weights_as_a_slice(model: OmniMRIForConditional
     assert ((masks >= 0) & (masks <= 1)).all()
 
 
-def test_a_reconstruction_keeps_what_was_measured(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
-    """All of k-space measured: the measured image comes back whatever the network says."""
+def test_a_reconstruction_keeps_the_measurement(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """With fully sampled k-space the result is the measured image, independent of the network."""
     torch.manual_seed(0)
     image = torch.rand(1, 1, SIZE, SIZE)
     tokens = model.image_tokens_for(1, SIZE, SIZE)
     ids, mask = processor.pad([processor.encode_answer_prefix("Reconstruct", "<image>", tokens)])
     kspace = fft2c(image.to(torch.complex64))
-    everything = KSpaceMeasurement(kspace[:, None], torch.ones_like(image, dtype=torch.bool))
-    found = model.generate_image(ids, mask, image[:, None], torch.tensor([TARGET_IMAGE]), measured=everything)
-    torch.testing.assert_close(found[:, 0], image, atol=1e-5, rtol=1e-5)
+    fully_sampled = KSpaceMeasurement(kspace[:, None], torch.ones_like(image, dtype=torch.bool))
+    image_B1DHW = model.generate_image(ids, mask, image[:, None], torch.tensor([TARGET_IMAGE]), measured=fully_sampled)
+    torch.testing.assert_close(image_B1DHW[:, 0], image, atol=1e-5, rtol=1e-5)
 
 
-def test_a_better_known_answer_scores_higher(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+def test_a_more_probable_answer_scores_higher(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
     """The score is the mean probability of the answer's tokens, by the model's own logits."""
     ids, mask = _prompts(model, processor, ["Is there a lesion?"])
     pixels = torch.rand(1, 1, 1, SIZE, SIZE)
@@ -96,7 +96,7 @@ def test_a_better_known_answer_scores_higher(model: OmniMRIForConditionalGenerat
     torch.testing.assert_close(scores[0], torch.stack([logits[best], logits[worst]]), atol=1e-5, rtol=1e-4)
 
 
-def test_a_missing_image_place_is_refused(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+def test_a_wrong_number_of_image_tokens_is_rejected(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
     ids, mask = processor.pad([processor.encode("Is there?", None, 3).input_ids])
     with pytest.raises(ValueError, match="16 tokens"):
         model(ids, mask, torch.rand(1, 1, 1, SIZE, SIZE))
@@ -104,45 +104,47 @@ def test_a_missing_image_place_is_refused(model: OmniMRIForConditionalGeneration
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name[0].isdigit()])
 def test_the_large_presets_have_qwens_shapes(preset: str) -> None:
-    """Windows of 8 fit a 256 x 256 slice at every level, which gives 64 tokens."""
+    """Windows of 8 divide a 256 x 256 slice at every level, which has 64 visual tokens."""
     config = OmniMRIConfig.from_preset(preset, 151936)
     assert config.image_grid(1, 256, 256) == (1, 8, 8)
     assert config.image_grid(32, 256, 256) == (8, 8, 8)
 
 
-def _drawn(model: OmniMRIForConditionalGeneration, processor: Processor, pixels: torch.Tensor, **how: object) -> torch.Tensor:
+def _draw_masks(
+    model: OmniMRIForConditionalGeneration, processor: Processor, pixels: torch.Tensor, **options: object
+) -> torch.Tensor:
     tokens = model.image_tokens_for(1, SIZE, SIZE)
     ids, mask = processor.pad([processor.encode_answer_prefix("Segment", "<seg>", tokens)] * len(pixels))
-    return model.generate_images(ids, mask, pixels, torch.full((len(pixels),), TARGET_MASK), **how)
+    return model.generate_images(ids, mask, pixels, torch.full((len(pixels),), TARGET_MASK), **options)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_draw_depends_on_its_seed_alone(model: OmniMRIForConditionalGeneration, processor: Processor, sampler: Sampler) -> None:
-    """The same seed gives the same bits; other neighbours, another place and fewer draws change rounding at most."""
+    """The same seed gives the same bits; other samples, another index and fewer draws change rounding at most."""
     pixels = torch.rand(3, 1, 1, SIZE, SIZE)
-    first = _drawn(model, processor, pixels, seeds=[5, 6, 7], steps=3, sampler=sampler, draws=2)
-    assert torch.equal(first, _drawn(model, processor, pixels, seeds=[5, 6, 7], steps=3, sampler=sampler, draws=2))
-    alone = _drawn(model, processor, pixels[2:], seeds=[7], steps=3, sampler=sampler)
-    torch.testing.assert_close(alone[:, 0], first[:1, 2], atol=1e-5, rtol=1e-4)
+    first = _draw_masks(model, processor, pixels, seeds=[5, 6, 7], steps=3, sampler=sampler, draws=2)
+    assert torch.equal(first, _draw_masks(model, processor, pixels, seeds=[5, 6, 7], steps=3, sampler=sampler, draws=2))
+    single = _draw_masks(model, processor, pixels[2:], seeds=[7], steps=3, sampler=sampler)
+    torch.testing.assert_close(single[:, 0], first[:1, 2], atol=1e-5, rtol=1e-4)
     assert (first[0] - first[1]).abs().max() > 1e-3
 
 
-def test_the_decoder_follows_its_own_velocity(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
-    """One step of Euler is the network's prediction at pure noise."""
+def test_one_euler_step_is_the_prediction_at_pure_noise(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """The conditional mean of a mask is the sigmoid of the decoder's output at t = 1."""
     pixels = torch.rand(2, 1, 1, SIZE, SIZE)
     tokens = model.image_tokens_for(1, SIZE, SIZE)
     ids, mask = processor.pad([processor.encode_answer_prefix("Segment", "<seg>", tokens)] * 2)
     output = model(ids, mask, pixels)
     kind = torch.full((2,), TARGET_MASK)
-    given = Conditions(
+    conditions = Conditions(
         pixels, output.features, model.query_states(ids, output.hidden_states), kind, KSpaceMeasurement.empty(pixels)
     )
-    predicted = model.image_decoder(sample_noise([0, 1], pixels.shape[1:])[0], torch.ones(2), given).sigmoid()
+    predicted = model.image_decoder(sample_noise([0, 1], pixels.shape[1:])[0], torch.ones(2), conditions).sigmoid()
     torch.testing.assert_close(model.generate_image(ids, mask, pixels, kind), predicted, atol=1e-5, rtol=1e-4)
 
 
-def test_coils_and_their_maps_enter_a_reconstruction(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
-    """Fully measured by three coils, the image comes back whatever the network says."""
+def test_a_reconstruction_uses_coils_and_their_maps(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """With k-space fully sampled by three coils the result is the measured image, independent of the network."""
     torch.manual_seed(0)
     image = torch.rand(1, 1, SIZE, SIZE) + 0.5
     maps = torch.randn(1, 3, 1, SIZE, SIZE, dtype=torch.complex64)
@@ -152,7 +154,7 @@ def test_coils_and_their_maps_enter_a_reconstruction(model: OmniMRIForConditiona
     tokens = model.image_tokens_for(1, SIZE, SIZE)
     ids, mask = processor.pad([processor.encode_answer_prefix("Reconstruct", "<image>", tokens)])
     for sampler in SAMPLERS:
-        found = model.generate_image(
+        image_B1DHW = model.generate_image(
             ids,
             mask,
             0.5 * image[:, None],
@@ -161,4 +163,4 @@ def test_coils_and_their_maps_enter_a_reconstruction(model: OmniMRIForConditiona
             steps=2,
             sampler=sampler,
         )
-        torch.testing.assert_close(found[:, 0], image, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(image_B1DHW[:, 0], image, atol=1e-4, rtol=1e-4)

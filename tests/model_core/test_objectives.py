@@ -1,4 +1,4 @@
-"""Each stage trains what it says, touches all of it in every batch, and learns."""
+"""Each stage trains its modules only, touches all their parameters in every batch, and reduces its loss."""
 
 from dataclasses import replace
 from typing import Any
@@ -51,8 +51,8 @@ def _sequences(model: OmniMRIForConditionalGeneration, processor: Processor, kin
     tokens = model.image_tokens_for(1, SIZE, SIZE)
     words = {TARGET_IMAGE: ("Reconstruct.", "<image>"), TARGET_MASK: ("Segment.", "<seg>"), TARGET_NONE: ("Is there?", "yes")}
     encoded = [processor.encode(*words[kind], tokens) for kind in kinds]
-    ids, mask = processor.pad([one.input_ids for one in encoded])
-    labels, _ = processor.pad([one.labels for one in encoded], IGNORE)
+    ids, mask = processor.pad([sequence.input_ids for sequence in encoded])
+    labels, _ = processor.pad([sequence.labels for sequence in encoded], IGNORE)
     image = _images()
     kind = torch.tensor(kinds)
     sampling = (torch.arange(SIZE) % 2 == 0).expand(BATCH, 1, SIZE, SIZE) & (kind == TARGET_IMAGE).view(-1, 1, 1, 1)
@@ -86,17 +86,17 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(
 
 
 class _CpuNoise(Noise):
-    """A CPU's random numbers, wherever they are used: a GPU's own are others."""
+    """Generate random numbers on the CPU for every device: a GPU's own numbers differ."""
 
     def __init__(self, seed_B: Tensor | None, count: int, device: torch.device) -> None:
         super().__init__(seed_B, count, torch.device("cpu"))
-        self.used_on = device
+        self.target_device = device
 
     def normal(self, *shape: int) -> Tensor:
-        return super().normal(*shape).to(self.used_on)
+        return super().normal(*shape).to(self.target_device)
 
     def uniform(self, *shape: int) -> Tensor:
-        return super().uniform(*shape).to(self.used_on)
+        return super().uniform(*shape).to(self.target_device)
 
 
 @pytest.mark.gpu
@@ -104,8 +104,11 @@ class _CpuNoise(Noise):
 def test_a_gpu_computes_the_loss_and_the_gradients_of_a_cpu(
     model: OmniMRIForConditionalGeneration, processor: Processor, stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the Triton kernels, in float32; on the CPU the specifications. Weights are twice as large as new ones, with which all
-    images look alike: their contrast would be a difference of nearly equal numbers."""
+    """The GPU runs the Triton kernels in float32, the CPU the reference implementations.
+
+    Weights are doubled: with new weights all images have nearly equal features, and their contrast would be a difference of nearly
+    equal numbers.
+    """
     for module in (vision_pretraining, multimodal_pretraining, instruction_tuning):
         monkeypatch.setattr(module, "Noise", _CpuNoise)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -116,13 +119,13 @@ def test_a_gpu_computes_the_loss_and_the_gradients_of_a_cpu(
     batch = replace(batch, seed_B=torch.arange(BATCH))
     parameters = objective.trainable()
     objective.begin(iter([batch]))
-    found = {}
+    results = {}
     for device in ("cpu", "cuda"):
         loss = objective.to(device)(batch.to(torch.device(device))).total
         objective.zero_grad()
         loss.backward()
-        found[device] = loss.item(), torch.cat([parameter.grad.double().cpu().flatten() for parameter in parameters])
-    (loss, gradient), (on_gpu, gradient_on_gpu) = found["cpu"], found["cuda"]
+        results[device] = loss.item(), torch.cat([parameter.grad.double().cpu().flatten() for parameter in parameters])
+    (loss, gradient), (on_gpu, gradient_on_gpu) = results["cpu"], results["cuda"]
     assert on_gpu == pytest.approx(loss, rel=1e-5)
     assert float((gradient_on_gpu - gradient).norm() / gradient.norm()) < 1e-4
 
@@ -155,7 +158,7 @@ def test_a_batch_without_text_to_predict_still_touches_everything(
 
 @pytest.mark.parametrize("stage", range(4))
 def test_the_loss_falls(model: OmniMRIForConditionalGeneration, processor: Processor, stage: int) -> None:
-    """On one batch, with the noise of the stage held still."""
+    """Train on one batch with fixed noise."""
     objective, batch = _cases(model, processor)[stage]
     optimizer = torch.optim.AdamW(objective.trainable(), lr=3e-3)
     objective.begin(iter([batch]))
@@ -178,8 +181,8 @@ def test_the_visual_target_is_white(model: OmniMRIForConditionalGeneration) -> N
     torch.testing.assert_close(torch.cov(tokens.T), torch.eye(tokens.shape[1]), atol=2e-2, rtol=0)
 
 
-def test_masked_modelling_counts_hidden_pixels_only(model: OmniMRIForConditionalGeneration) -> None:
-    """SimMIM: the mean absolute error over the hidden squares, six tenths of the image."""
+def test_masked_modeling_averages_over_masked_pixels_only(model: OmniMRIForConditionalGeneration) -> None:
+    """SimMIM: the mean absolute error over the masked squares, six tenths of the image."""
     objective = VisionPretraining(model)
     images = _images()
     torch.manual_seed(3)
@@ -191,10 +194,10 @@ def test_masked_modelling_counts_hidden_pixels_only(model: OmniMRIForConditional
     torch.testing.assert_close(loss, (restored - images).abs()[hidden].mean())
 
 
-def test_the_visual_loss_of_a_head_that_says_nothing_is_the_size_of_the_velocity(
+def test_the_visual_loss_of_a_zero_head_is_the_mean_square_of_the_velocity(
     model: OmniMRIForConditionalGeneration, processor: Processor
 ) -> None:
-    """The head starts as zero: what is left is ``E || eps - z ||^2 / size`` = 1 + the mean square of the whitened target."""
+    """The head starts as zero: the loss is ``E || eps - z ||^2 / size`` = 1 + the mean square of the whitened target."""
     objective = MultimodalPretraining(model, draws=64)
     batch = _sequences(model, processor, [TARGET_NONE] * BATCH)
     objective.begin(iter([batch]))
@@ -202,12 +205,12 @@ def test_the_visual_loss_of_a_head_that_says_nothing_is_the_size_of_the_velocity
     assert float(objective(batch).parts["visual"]) == pytest.approx(1 + float(z.square().mean()), rel=0.05)
 
 
-def test_every_response_counts_alike(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+def test_every_response_has_the_same_weight(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
     """The text loss of stage 4 is the mean over responses of the mean over their tokens, by PyTorch's own cross-entropy."""
     batch = _sequences(model, processor, [TARGET_NONE, TARGET_MASK, TARGET_NONE, TARGET_NONE])
     logits = model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW).logits
-    each = [
+    response_losses = [
         torch.nn.functional.cross_entropy(rows[:-1], labels[1:], ignore_index=IGNORE)
         for rows, labels in zip(logits, batch.labels_BL, strict=True)
     ]
-    torch.testing.assert_close(InstructionTuning(model)(batch).parts["text"], torch.stack(each).mean())
+    torch.testing.assert_close(InstructionTuning(model)(batch).parts["text"], torch.stack(response_losses).mean())

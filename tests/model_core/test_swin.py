@@ -1,4 +1,4 @@
-"""The encoder is MONAI's Swin in plane and in space, with one set of weights and for any size."""
+"""The encoder agrees with MONAI's Swin in 2-D and 3-D, with one set of weights and for all sizes."""
 
 from __future__ import annotations
 
@@ -36,60 +36,60 @@ def _copy_block(ours: SwinBlock, theirs: SwinTransformerBlock, table: Tensor) ->
         theirs.mlp.linear1: ours.mlp[0],
         theirs.mlp.linear2: ours.mlp[2],
     }
-    for to, of in pairs.items():
-        to.load_state_dict(of.state_dict())
+    for target, source in pairs.items():
+        target.load_state_dict(source.state_dict())
     theirs.attn.relative_position_bias_table.data.copy_(table)
 
 
 def _in_plane(table: Tensor) -> Tensor:
-    """The part of a bias table that tokens of one slice read."""
+    """Return the rows of a bias table that tokens of one slice use."""
     return table.view(2 * WINDOW[0] - 1, -1, table.shape[-1])[WINDOW[0] - 1]
 
 
 @pytest.mark.parametrize("size", [(96, 96), (100, 76), (97, 81)], ids=str)
 def test_a_slice_has_the_features_of_monais_plane_network(size: tuple[int, int]) -> None:
-    """96: windows that fit; 100 x 76: maps that windows do not divide, odd maps to merge; 97 x 81: no whole patches. No map is
-    smaller than the window, where MONAI takes rows of the table that belong to other offsets (see below).
+    """Sizes: 96 is divisible by the windows; 100 x 76 gives maps that windows do not divide and odd maps to merge; 97 x 81 gives
+    incomplete patches. No map is smaller than the window, because MONAI then uses table rows of other offsets (see below).
 
-    The window has a depth of 4; a slice reads the middle of its bias table. MONAI normalises without weights, as ours are at first.
+    The window has a depth of 4; a slice uses the middle of its bias table. MONAI normalizes without weights, as ours are initially.
     """
     ours = _encoder()
     theirs = SwinTransformer(1, 12, WINDOW[1:], (4, 4), (2, 2, 2, 1), (1, 2, 4, 4), spatial_dims=2, downsample="mergingv2").eval()
     theirs.patch_embed.proj.weight.data.copy_(ours.patch_embedding.weight[:, :, 0])
     theirs.patch_embed.proj.bias.data.copy_(ours.patch_embedding.bias)
-    found: list[Tensor] = []
+    their_features: list[Tensor] = []
     for level, layers in enumerate((theirs.layers1, theirs.layers2, theirs.layers3, theirs.layers4)):
         for block, other in zip(ours.levels[level], layers[0].blocks, strict=True):
             _copy_block(block, other, _in_plane(block.attention.bias_table))
         if level < len(ours.merging):
             layers[0].downsample.load_state_dict(ours.merging[level].state_dict())
-        layers[0].blocks[-1].register_forward_hook(lambda module, inputs, output: found.append(output))
+        layers[0].blocks[-1].register_forward_hook(lambda module, inputs, output: their_features.append(output))
     image = torch.rand(2, 1, *size)
     with torch.no_grad():
         theirs(image)
         features = ours(image[:, :, None])
-    assert [level.shape[2:4] for level in features] == [level.shape[1:3] for level in found]
-    for level, other in zip(features, found, strict=True):
+    assert [level.shape[2:4] for level in features] == [level.shape[1:3] for level in their_features]
+    for level, other in zip(features, their_features, strict=True):
         torch.testing.assert_close(level[:, 0], F.layer_norm(other, other.shape[-1:]), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(8, 12, 18), (7, 10, 13), (3, 12, 13)], ids=str)
 def test_a_level_of_a_volume_is_monais(size: tuple[int, int, int]) -> None:
-    """Whole windows, windows that need padding on every axis, and a volume thinner than the window, which is then not shifted."""
+    """Sizes: whole windows; padding on every axis; a volume thinner than the window, which is then not shifted."""
     level = _encoder().levels[1]
     theirs = BasicLayer(24, 2, 2, WINDOW, [0.0, 0.0], qkv_bias=True).eval()
     for block, other in zip(level, theirs.blocks, strict=True):
         _copy_block(block, other, block.attention.bias_table)
     x = torch.randn(2, *size, 24)
     with torch.no_grad():
-        wanted = theirs(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+        expected = theirs(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
         for block in level:
             x = block(x)
-    torch.testing.assert_close(x, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_window_larger_than_the_map_is_a_smaller_window() -> None:
-    """Offsets keep their rows of the table. MONAI would take the table's first rows, which belong to other offsets."""
+    """Offsets keep their rows of the table. MONAI uses the first rows of the table, which belong to other offsets."""
     block = _encoder((4, 6, 6)).levels[1][1]
     smaller = SwinBlock(24, 2, (3, 4, 5), shifted=False)
     smaller.load_state_dict({**block.state_dict(), "attention.bias_table": smaller.attention.bias_table})
@@ -105,14 +105,14 @@ def test_merging_is_monais() -> None:
     theirs.load_state_dict(merging.state_dict())
     x = torch.randn(2, 5, 7, 9, 12)
     with torch.no_grad():
-        wanted = torch.stack([theirs(x[:, place]) for place in range(5)], 1)
-        torch.testing.assert_close(merging(x), wanted, atol=1e-6, rtol=1e-6)
+        expected = torch.stack([theirs(x[:, index]) for index in range(5)], 1)
+        torch.testing.assert_close(merging(x), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_slices_of_a_volume_one_slice_deep_windows_are_slices() -> None:
-    """With windows of depth 1 nothing passes between slices: a volume has the features of its slices."""
+    """With windows of depth 1 slices do not exchange information: a volume has the features of its slices."""
     encoder, volume = _encoder((1, 6, 6)), torch.rand(1, 1, 5, 50, 62)
     with torch.no_grad():
-        whole, alone = encoder(volume), encoder(volume.transpose(0, 2))
-    for level, other in zip(whole, alone, strict=True):
+        volume_features, slice_features = encoder(volume), encoder(volume.transpose(0, 2))
+    for level, other in zip(volume_features, slice_features, strict=True):
         torch.testing.assert_close(level[0], other[:, 0], atol=1e-5, rtol=1e-5)

@@ -27,7 +27,7 @@ def test_any_text_comes_back(tokenizer: PreTrainedTokenizerFast, text: str) -> N
 
 
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
-def test_a_special_token_is_one_id_wherever_it_stands(tokenizer: PreTrainedTokenizerFast, token: str) -> None:
+def test_a_special_token_is_one_id_at_every_position(tokenizer: PreTrainedTokenizerFast, token: str) -> None:
     """Markers are never split, nor joined to their neighbours."""
     (own,) = tokenizer(token, add_special_tokens=False)["input_ids"]
     ids = tokenizer(f"a{token}b{token}", add_special_tokens=False)["input_ids"]
@@ -35,7 +35,7 @@ def test_a_special_token_is_one_id_wherever_it_stands(tokenizer: PreTrainedToken
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
 
 
-def test_the_model_is_told_the_ids_of_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_special_ids_are_those_of_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = special_ids(tokenizer)
     assert ids["pad_token_id"] == 0
     assert ids["seg_token_id"] == tokenizer.convert_tokens_to_ids(SEG)
@@ -58,7 +58,7 @@ def test_the_same_texts_give_the_same_tokenizer(tokenizer: PreTrainedTokenizerFa
 @settings(max_examples=50, deadline=None)
 @given(instruction=st.text(max_size=40), response=st.text(max_size=40))
 def test_only_the_response_carries_loss(tokenizer: PreTrainedTokenizerFast, instruction: str, response: str) -> None:
-    """And it is what the labels say, closed by the end of the answer."""
+    """The labels are the response, followed by the end token."""
     processor = Processor(tokenizer)
     encoded = processor.encode(instruction, response, 4)
     labelled = [label for label in encoded.labels if label >= 0]

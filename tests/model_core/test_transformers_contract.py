@@ -1,4 +1,4 @@
-"""The network is a transformers model: it is saved, found, checkpointed, compiled and asked to generate as any other."""
+"""The network follows the protocols of transformers: saving, auto classes, checkpointing, compilation, generation."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def model(processor: Processor) -> OmniMRIForConditionalGeneration:
 
 
 def _prompts(model: OmniMRIForConditionalGeneration, processor: Processor) -> tuple[Tensor, Tensor, Tensor]:
-    """Two prompts of unlike lengths, the shorter padded on the left, and their images."""
+    """Return two prompts of different lengths, the shorter padded on the left, their mask, and their images."""
     tokens = model.image_tokens_for(1, SIZE, SIZE)
     questions = ["lesion?", "Is there a lesion in this image?"]
     ids, mask = processor.pad([processor.encode(question, None, tokens).input_ids for question in questions], left=True)
     return ids, mask, torch.rand(2, 1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def test_shards_are_safetensors_and_come_back_bit_for_bit(model: OmniMRIForConditionalGeneration, tmp_path: Path) -> None:
+def test_shards_are_safetensors_and_are_loaded_bit_for_bit(model: OmniMRIForConditionalGeneration, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     suffixes = {path.suffix for path in tmp_path.iterdir()}
     assert len(list(tmp_path.glob("*.safetensors"))) > 2 and suffixes == {".safetensors", ".json"}
@@ -54,8 +54,8 @@ def test_shards_are_safetensors_and_come_back_bit_for_bit(model: OmniMRIForCondi
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_half_precision_keeps_the_visual_target_whole(processor: Processor, tmp_path: Path) -> None:
-    """Weights spread as in the large presets: the bar is for rounding, not for what large weights make of it."""
+def test_half_precision_keeps_the_visual_target_in_float32(processor: Processor, tmp_path: Path) -> None:
+    """Weights have the standard deviation of the large presets: large weights would amplify rounding."""
     torch.manual_seed(0)
     sizes = {"initializer_range": 0.02, **special_ids(processor.tokenizer)}
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **sizes)).eval()
@@ -65,23 +65,23 @@ def test_half_precision_keeps_the_visual_target_whole(processor: Processor, tmp_
     assert {buffer.dtype for buffer in half.visual_target.buffers()} == {torch.float32}
     inputs = _prompts(model, processor)
     with torch.no_grad():
-        whole, rounded = model(*inputs).logits, half(*inputs).logits
-    assert (rounded.float() - whole).std() < 0.02 * whole.std()
+        exact, rounded = model(*inputs).logits, half(*inputs).logits
+    assert (rounded.float() - exact).std() < 0.02 * exact.std()
     assert half.generate_text(*inputs, max_new_tokens=4).shape == (2, 4)
 
 
-def test_checkpointing_changes_memory_and_not_the_gradients(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
-    """Swin blocks, decoder layers and the image decoder's blocks are computed twice; only their inputs are kept."""
+def test_checkpointing_reduces_memory_and_keeps_the_gradients(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """Swin blocks, decoder layers and the blocks of the image decoder are computed twice; only their inputs are saved."""
     inputs = _prompts(model, processor)
     pixels, kind = inputs[2], torch.tensor([TARGET_IMAGE, TARGET_MASK])
     for parameter in model.image_decoder.parameters():
-        if not parameter.any():  # what starts as zero would hide the gradients behind it
+        if not parameter.any():  # zero weights would block the gradients of the layers before them
             torch.nn.init.normal_(parameter, std=0.05)
 
     def gradients() -> tuple[Tensor, dict[str, Tensor], int]:
-        kept: dict[int, int] = {}
+        saved: dict[int, int] = {}
         model.zero_grad()
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.__setitem__(x.data_ptr(), x.nbytes), x)[1], lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.__setitem__(x.data_ptr(), x.nbytes), x)[1], lambda x: x):
             output = model(*inputs)
             query = model.query_states(inputs[0], output.hidden_states)
             decoded = model.image_decoder(
@@ -90,22 +90,22 @@ def test_checkpointing_changes_memory_and_not_the_gradients(model: OmniMRIForCon
             router = output.backbone.load_balance_loss + output.backbone.z_loss
             loss = output.logits.square().mean() + decoded.square().mean() + router
         loss.backward()
-        found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-        return loss.detach(), found, sum(kept.values())
+        grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        return loss.detach(), grads, sum(saved.values())
 
     model.train()
-    loss, wanted, memory = gradients()
+    loss, expected, memory = gradients()
     model.activation_checkpointing_enable()
     assert model.is_activation_checkpointing
-    again, found, less = gradients()
-    assert torch.equal(again, loss) and found.keys() == wanted.keys() and less < 0.7 * memory
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, atol=0, rtol=0, msg=name)
+    checkpointed_loss, actual, checkpointed_memory = gradients()
+    assert torch.equal(checkpointed_loss, loss) and actual.keys() == expected.keys() and checkpointed_memory < 0.7 * memory
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, atol=0, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_backbone_is_one_graph(model: OmniMRIForConditionalGeneration, dtype: torch.dtype) -> None:
-    """Nothing leaves the graph: no count is read, no loop depends on data. Losses of the router and gradients included."""
+    """The graph has no break: no count is read by the host, no loop depends on data; router losses and gradients included."""
     backbone = model.backbone.to(dtype)
     is_image = torch.zeros(2, 7, dtype=torch.bool)
     embeddings = torch.randn(2, 7, model.config.hidden_size, dtype=dtype)
@@ -122,33 +122,37 @@ def test_the_backbone_is_one_graph(model: OmniMRIForConditionalGeneration, dtype
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [{"do_sample": False}, {"do_sample": False, "num_beams": 3}, {"do_sample": True, "top_k": 20}],
     ids=["greedy", "beams", "sampled"],
 )
-def test_the_cache_changes_no_token(model: OmniMRIForConditionalGeneration, processor: Processor, how: dict[str, object]) -> None:
-    """transformers' own ``generate``, left-padded prompts with images: with the cache as with whole passes."""
+def test_the_cache_changes_no_token(
+    model: OmniMRIForConditionalGeneration, processor: Processor, options: dict[str, object]
+) -> None:
+    """transformers' ``generate`` on left-padded prompts with images gives the same tokens with and without the cache."""
     ids, mask, pixels = _prompts(model, processor)
     answers = []
     for use_cache in (True, False):
         torch.manual_seed(2)
-        answers.append(model.generate(ids, attention_mask=mask, pixel_values=pixels, max_new_tokens=8, use_cache=use_cache, **how))
+        answers.append(
+            model.generate(ids, attention_mask=mask, pixel_values=pixels, max_new_tokens=8, use_cache=use_cache, **options)
+        )
     assert torch.equal(*answers) and answers[0].shape[1] > ids.shape[1]
 
 
-def test_a_visual_token_is_never_an_answer(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
-    """Even when it is by far the most probable: it would stand for an image that nobody gave."""
+def test_a_visual_token_is_never_generated(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """Not even if it is by far the most probable token: it would represent an image that does not exist."""
     ids, mask, pixels = _prompts(model, processor)
-    place = model.config.image_token_id
+    token = model.config.image_token_id
     with torch.no_grad():  # the text head is tied to the embedding, and the last norm's output may have any sign
-        model.backbone.embed_tokens.weight[place] = 100 * model(ids, mask, pixels).hidden_states[:, -1].mean(0)
-    assert (model(ids, mask, pixels).logits[:, -1].argmax(-1) == place).all()
-    assert not (model.generate_text(ids, mask, pixels, max_new_tokens=3) == place).any()
+        model.backbone.embed_tokens.weight[token] = 100 * model(ids, mask, pixels).hidden_states[:, -1].mean(0)
+    assert (model(ids, mask, pixels).logits[:, -1].argmax(-1) == token).all()
+    assert not (model.generate_text(ids, mask, pixels, max_new_tokens=3) == token).any()
 
 
 @settings(deadline=None, max_examples=50)
 @given(data=st.data())
-def test_a_step_of_generation_stands_where_the_whole_sequence_puts_it(data: st.DataObject) -> None:
+def test_the_last_position_is_that_of_the_whole_sequence(data: st.DataObject) -> None:
     grid = data.draw(st.tuples(*[st.integers(1, 3)] * 3))
     kinds = []
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""A dense Qwen2 becomes a mixture of experts without changing what it says."""
+"""Upcycling a dense Qwen2 to a mixture of experts keeps its logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model_core.upcycling import upcycle
 
 
 def _dense(tied: bool) -> Qwen2ForCausalLM:
-    """A random checkpoint, its weights large enough for logits to differ, of the debug preset's sizes."""
+    """Return a random checkpoint of the debug preset's sizes, with weights that are large enough for logits to differ."""
     torch.manual_seed(3)
     sizes = OmniMRIConfig.from_preset("debug", 300)
     dense = Qwen2ForCausalLM(
@@ -56,7 +56,7 @@ def test_the_logits_of_text_are_those_of_the_dense_model(tied: bool, experts: di
 
 
 def test_experts_are_equal_and_routers_are_not() -> None:
-    """What makes experts differ later is who is sent to them."""
+    """Experts diverge in training because the routers send them different tokens."""
     dense, model = _dense(True), _model(True)
     upcycle(model, dense.state_dict().items())
     mlp = model.backbone.layers[0].mlp
@@ -78,9 +78,9 @@ def test_experts_are_equal_and_routers_are_not() -> None:
             r"model.norm.weight is \(5,\), this network needs \(32,\)",
         ),
     ],
-    ids=["missing", "unknown", "unlike"],
+    ids=["missing", "unknown", "other shape"],
 )
-def test_a_checkpoint_that_is_not_whole_is_refused(change, fault: str) -> None:  # type: ignore[no-untyped-def]
+def test_an_incomplete_checkpoint_is_rejected(change, fault: str) -> None:  # type: ignore[no-untyped-def]
     state: dict[str, Tensor] = dict(_dense(True).state_dict())
     change(state)
     with pytest.raises(ValueError, match=fault):
