@@ -1,7 +1,7 @@
-"""Broken files by the thousand: readers must refuse each with a reason, in time, in little memory, and without a crash.
+"""Fuzz the readers with damaged files: each must be read, or rejected with a reason, in limited time and memory, without a crash.
 
 python -m tests.faults.fuzz --inputs 20000      # writes tests/faults/results.csv
-python -m tests.faults.fuzz --first 20000       # goes on
+python -m tests.faults.fuzz --first 20000       # resume
 
 Good files of every kind are mutated (bytes flipped, cut, doubled, numbers and texts of headers replaced) and bombs are built
 (headers that promise more than there is, streams that unpack to more than memory). Each input is a dataset of one file, taken in as
@@ -41,7 +41,7 @@ Mutation = Callable[[bytes, random.Random], bytes]
 
 @dataclass(frozen=True)
 class Seed:
-    """A good file.
+    """A valid file.
 
     Attributes:
         kind: for the table.
@@ -58,7 +58,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input.
+    """Outcome of one input.
 
     Attributes:
         result: ``read``, ``refused`` (with a reason), or a failure: ``crashed``, ``hung``, ``memory``, ``no reason``.
@@ -120,7 +120,7 @@ def seeds(folder: Path) -> list[Seed]:
 
 
 def flip(content: bytes, rng: random.Random) -> bytes:
-    """One to thirty bytes anywhere, most often in the first 2 KiB, where headers are."""
+    """Change one to thirty bytes, most often in the first 2 KiB, where headers are."""
     broken = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 5, 30])):
         place = rng.randrange(min(len(broken), 2048) if rng.random() < 0.7 else len(broken))
@@ -129,19 +129,19 @@ def flip(content: bytes, rng: random.Random) -> bytes:
 
 
 def cut(content: bytes, rng: random.Random) -> bytes:
-    """The end is missing."""
+    """Cut off the end."""
     return content[: rng.randrange(len(content))]
 
 
 def lose(content: bytes, rng: random.Random) -> bytes:
-    """A piece is missing or doubled."""
+    """Remove or duplicate a range of bytes."""
     start = rng.randrange(len(content))
     stop = min(start + rng.choice([1, 2, 8, 100, 4000]), len(content))
     return content[:start] + (content[stop:] if rng.random() < 0.5 else content[start:stop] + content[start:])
 
 
 def number(content: bytes, rng: random.Random) -> bytes:
-    """A 16- or 32-bit word of the header becomes an extreme number: sizes, counts, offsets, types."""
+    """Set a 16- or 32-bit word of the header to an extreme number: sizes, counts, offsets, types."""
     broken = bytearray(content)
     form = rng.choice(["<H", ">H", "<I", ">I", "<f"])
     value: Any = rng.choice([0, 1, 0x7FFF, 0x8000, 0xFFFF]) if form[1] == "H" else rng.choice([0, 1, 2**31 - 1, 2**31, 2**32 - 1])
@@ -152,7 +152,7 @@ def number(content: bytes, rng: random.Random) -> bytes:
 
 
 def text(content: bytes, rng: random.Random) -> bytes:
-    """A piece becomes text that parsers trip over."""
+    """Replace a range of bytes by text that parsers often mishandle."""
     piece = rng.choice(
         [b"NaN", b"1e999", b"-1", b"\xff\xfe", b"[" * 5000, b"{", b'"', b"\0\0\0\0", b"9" * 400, b"\\ISO 2022", b",,,,,\n"]
     )
@@ -296,7 +296,7 @@ class Worker:
         assert self.here.recv() == "ready"
 
     def run(self, seed: Seed, content: bytes) -> Outcome:
-        """One input."""
+        """Process one input."""
         started = time.monotonic()
         try:
             self.here.send((seed, content))
@@ -373,7 +373,7 @@ def summary(found: list[tuple[str, str, Outcome]]) -> list[dict[str, Any]]:
 
 
 def added(rows: list[dict[str, Any]], before: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """The summary of two parts of a campaign."""
+    """Merge the summaries of two parts of a campaign."""
     total = {(row["kind"], row["mutation"]): dict(row) for row in rows}
     for old in before:
         row = total.setdefault((old["kind"], old["mutation"]), {**old, **dict.fromkeys(COUNTS, 0), "slowest_s": 0.0})

@@ -1,4 +1,4 @@
-"""kill -9 of ingest and curate at random moments: the next run completes, to the byte as if nobody had disturbed it."""
+"""Kill ingestion and curation (SIGKILL) at random moments: the next run completes with the same bytes as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ PRELOADED = [
 ]
 
 
-def follow(root: Path, workers: int) -> None:
-    """Bring data and corpus under ``root`` up to date with its sources."""
+def update(root: Path, workers: int) -> None:
+    """Update data and corpus under ``root`` from its sources."""
     settings = CurationSettings(matrix=32, pixel_mm=6.75, slices_per_volume=2, workers=workers)
     ingest(tiny_card(), root / "source", root / "data", KEY, workers)
     curate(root / "data", [tiny_card()], root / "curated", settings)
 
 
-def killed(root: Path, workers: int, after_s: float) -> bool:
-    """Follow in another process and kill it and its children after so many seconds; False where it was done by then."""
+def run_and_kill(root: Path, workers: int, after_s: float) -> bool:
+    """Update in another process and kill it and its children after ``after_s`` seconds; return False if it finished before."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=follow, args=(root, workers))
+    process = context.Process(target=update, args=(root, workers))
     process.start()
     assert process.pid is not None
     process.join(after_s)
@@ -54,66 +54,66 @@ def killed(root: Path, workers: int, after_s: float) -> bool:
 
 
 def check(tmp_path: Path, moments: int, patients: int, workers: int, change: Callable[[Path], None]) -> int:
-    """Kill so many runs, each over a corpus that has a change to follow; returns how many were caught at work."""
+    """Kill ``moments`` runs, each during the update of a changed corpus; return the number of runs that were interrupted."""
     start = tmp_path / "start"
     write_cohort(start / "source", patients)
-    follow(start, workers)
+    update(start, workers)
     change(start / "source")
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(start, undisturbed)
-    killed(undisturbed, workers, 0.0)  # the server of processes loads its libraries: not to be counted
+    run_and_kill(undisturbed, workers, 0.0)  # the fork server loads its libraries, which must not count
     shutil.rmtree(undisturbed)
     shutil.copytree(start, undisturbed)
-    began = time.monotonic()
-    assert not killed(undisturbed, workers, 120)
-    whole_s = time.monotonic() - began
-    truth = {name: tree(undisturbed / name) for name in ("data", "curated")}
-    rng, caught = random.Random(whole_s), 0
+    start_s = time.monotonic()
+    assert not run_and_kill(undisturbed, workers, 120)
+    duration_s = time.monotonic() - start_s
+    expected = {name: tree(undisturbed / name) for name in ("data", "curated")}
+    rng, interrupted = random.Random(duration_s), 0
     for number in range(moments):
         root = tmp_path / f"killed-{number}"
         shutil.copytree(start, root)
-        caught += killed(root, workers, rng.uniform(0, whole_s))
-        follow(root, 1)
-        for name, files in truth.items():
-            found = tree(root / name)
-            assert found.keys() == files.keys()
-            assert [path for path in files if found[path] != files[path]] == []
+        interrupted += run_and_kill(root, workers, rng.uniform(0, duration_s))
+        update(root, 1)
+        for name, files in expected.items():
+            actual = tree(root / name)
+            assert actual.keys() == files.keys()
+            assert [path for path in files if actual[path] != files[path]] == []
         shutil.rmtree(root)
-    return caught
+    return interrupted
 
 
-def updated(source: Path) -> None:
-    """One patient gone, one changed, a third of the rest new."""
-    there = sorted(source.iterdir())
-    shutil.rmtree(there[1])
+def replace_patients(source: Path) -> None:
+    """Remove one patient, change one, and add a third as many new ones."""
+    existing = sorted(source.iterdir())
+    shutil.rmtree(existing[1])
     write_patient(source, 0, seed=77)
-    for number in range(len(there), len(there) + len(there) // 3 + 1):
+    for number in range(len(existing), len(existing) + len(existing) // 3 + 1):
         write_patient(source, number)
 
 
-def grown(source: Path) -> None:
-    """Forty more: so many that ingestion and curation start processes."""
+def add_patients(source: Path) -> None:
+    """Add forty patients, enough for ingestion and curation to start worker processes."""
     for number in range(100, 140):
         write_patient(source, number)
 
 
-def emptied(source: Path) -> None:
-    """Almost everything gone."""
+def remove_patients(source: Path) -> None:
+    """Remove all patients but two."""
     for patient in sorted(source.iterdir())[2:]:
         shutil.rmtree(patient)
 
 
-def test_killed_twice_while_it_follows_a_change(tmp_path: Path) -> None:
-    check(tmp_path, moments=2, patients=6, workers=1, change=updated)
+def test_two_kills_during_an_update(tmp_path: Path) -> None:
+    check(tmp_path, moments=2, patients=6, workers=1, change=replace_patients)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_ten_times_with_processes_of_its_own(tmp_path: Path) -> None:
-    assert check(tmp_path, moments=10, patients=4, workers=2, change=grown) >= 5
+def test_ten_kills_with_worker_processes(tmp_path: Path) -> None:
+    assert check(tmp_path, moments=10, patients=4, workers=2, change=add_patients) >= 5
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_ten_times_while_it_removes(tmp_path: Path) -> None:
-    assert check(tmp_path, moments=10, patients=36, workers=1, change=emptied) >= 3
+def test_ten_kills_during_removal(tmp_path: Path) -> None:
+    assert check(tmp_path, moments=10, patients=36, workers=1, change=remove_patients) >= 3

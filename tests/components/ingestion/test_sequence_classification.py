@@ -1,4 +1,4 @@
-"""The sequence that the rules tell from the header: of real files, of protocols as published, and of typical ones."""
+"""Sequence classification of real files, published protocols and typical protocols."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ TYPICAL: tuple[tuple[str, SequenceParameters, str], ...] = (
 
 
 @pytest.mark.parametrize(("path", "protocol", "kind"), FILES, ids=[path.name for path, _, _ in FILES])
-def test_a_scanners_file_is_what_its_operator_called_it(path: Path, protocol: str, kind: str) -> None:
+def test_a_scanner_file_is_classified_as_its_protocol_name_says(path: Path, protocol: str, kind: str) -> None:
     content = path.read_bytes()
     header = pydicom.dcmread(BytesIO(gzip.decompress(content) if path.suffix == ".gz" else content), stop_before_pixels=True)
     assert header.ProtocolName == protocol
@@ -153,12 +153,12 @@ def test_a_scanners_file_is_what_its_operator_called_it(path: Path, protocol: st
 
 
 @pytest.mark.parametrize(("timing", "kind"), [(t, kind) for _, t, kind, _ in PUBLISHED], ids=[name for name, *_ in PUBLISHED])
-def test_a_published_protocol_is_what_its_publishers_call_it(timing: SequenceParameters, kind: str) -> None:
+def test_a_published_protocol_is_classified_as_published(timing: SequenceParameters, kind: str) -> None:
     assert classify_sequence(timing) == kind
 
 
 @pytest.mark.parametrize(("timing", "kind"), [(t, kind) for _, t, kind in TYPICAL], ids=[name for name, _, _ in TYPICAL])
-def test_a_typical_protocol_is_what_its_users_call_it(timing: SequenceParameters, kind: str) -> None:
+def test_a_typical_protocol_is_classified_correctly(timing: SequenceParameters, kind: str) -> None:
     assert classify_sequence(timing) == kind
 
 
@@ -172,7 +172,7 @@ def test_a_typical_protocol_is_what_its_users_call_it(timing: SequenceParameters
         SequenceParameters(3000, 55, None, 90, frozenset({SE})),
     ],
 )
-def test_where_the_header_does_not_tell_nothing_is_said(timing: SequenceParameters) -> None:
+def test_an_inconclusive_header_yields_no_sequence(timing: SequenceParameters) -> None:
     assert classify_sequence(timing) is None
 
 
@@ -182,7 +182,7 @@ codes = st.frozensets(st.sampled_from([SE, GR, EP, IR, "RM"]))
 
 
 @given(st.builds(SequenceParameters, times, times, times, flips, codes, codes, st.just(frozenset({"FS"}))))
-def test_every_answer_is_a_word_of_the_vocabulary(timing: SequenceParameters) -> None:
+def test_every_result_is_in_the_vocabulary(timing: SequenceParameters) -> None:
     assert classify_sequence(timing) in (None, *SEQUENCES)
 
 
@@ -198,5 +198,5 @@ def test_every_answer_is_a_word_of_the_vocabulary(timing: SequenceParameters) ->
         (None, None),
     ],
 )
-def test_other_names_of_a_sequence_are_brought_to_one(name: str | None, canonical: str | None) -> None:
+def test_aliases_map_to_the_canonical_name(name: str | None, canonical: str | None) -> None:
     assert canonical_sequence(name) == canonical

@@ -1,4 +1,4 @@
-"""Sex, age and diagnosis out of a table of participants (BIDS), where no header says them."""
+"""Sex, age and diagnosis from a participants table (BIDS), for images whose headers lack them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _write(folder: Path, rows: tuple[tuple[str, ...], ...], sidecars: dict[str, 
 
 
 def _taken(folder: Path, card: DatasetCard = CARD) -> dict[str, Volume]:
-    """Pseudonym -> volume."""
+    """Return pseudonym -> volume."""
     ingest(card, folder / "source", folder / "data", DEMO_KEY)
     return {one.patient_id: read_volume(folder / "data", one, card) for one in list_series(folder / "data", card.id)}
 
@@ -78,14 +78,14 @@ def test_sex_age_and_diagnosis_reach_the_volume_and_names_do_not(tmp_path: Path)
     assert not [word for word in (b"Zwetschge", b"zwetschge", b"Quitte", b"sub-2", b"91.5") if word in kept]
 
 
-def test_what_a_sidecar_says_counts_more(tmp_path: Path) -> None:
+def test_a_sidecar_takes_precedence_over_the_table(tmp_path: Path) -> None:
     _write(tmp_path / "source", ROWS, {"sub-2": {"PatientSex": "O", "EchoTime": 0.01}, "sub-zwetschge": {"PatientAge": 35}})
     found = _taken(tmp_path)
     told = {(one.acquisition.sex, one.acquisition.age_years, one.acquisition.echo_time_ms) for one in found.values()}
     assert told == {("F", 35.0, None), ("O", 90.0, 10.0), (None, None, None)}
 
 
-def test_a_corrected_table_is_read_again_and_nothing_else(tmp_path: Path) -> None:
+def test_only_a_corrected_table_is_read_again(tmp_path: Path) -> None:
     _write(tmp_path / "source", ROWS)
     _taken(tmp_path)
     (tmp_path / "source" / "participants.tsv").write_text("participant_id\tage\tsex\tgroup\nsub-3\t8\tM\tcontrol\n")
@@ -94,7 +94,7 @@ def test_a_corrected_table_is_read_again_and_nothing_else(tmp_path: Path) -> Non
     assert {one.acquisition.age_years for one in _taken(tmp_path).values()} == {8.0, None}
 
 
-def test_a_column_that_is_not_there_is_told_once(tmp_path: Path) -> None:
+def test_a_missing_column_is_reported_once(tmp_path: Path) -> None:
     _write(tmp_path / "source", tuple((row[0], row[4]) for row in ROWS))
     assert len(_taken(tmp_path)) == 3
     assert [one.reason for one in read_quarantine(tmp_path / "data", CARD.id)] == ["no column 'sex'"]
@@ -110,7 +110,9 @@ def test_cards_of_bids_datasets_name_the_table(tmp_path: Path, name: str) -> Non
 
 
 @given(st.lists(st.tuples(st.text(max_size=6), st.text(max_size=6)), max_size=3))
-def test_any_cells_give_a_sex_and_an_age_or_nothing(tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]) -> None:
+def test_arbitrary_cells_yield_a_valid_sex_and_age_or_nothing(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]
+) -> None:
     table = tmp_path_factory.mktemp("any") / "participants.tsv"
     lines = ["participant_id\tsex\tage\tgroup", *(f"sub-1\t{sex}\t{age}\t-" for sex, age in cells)]
     table.write_text("\n".join(lines), errors="replace")
@@ -135,11 +137,11 @@ YEARS = {
 
 
 @pytest.mark.parametrize(("cell", "years"), YEARS.items())
-def test_ages_are_years_and_stop_at_ninety(tmp_path: Path, cell: str, years: float | None) -> None:
+def test_ages_are_in_years_and_at_most_ninety(tmp_path: Path, cell: str, years: float | None) -> None:
     (tmp_path / "participants.tsv").write_text(f"participant_id\tsex\tage\nsub-1\tF\t{cell}\n")
     assert read_demographics(tmp_path / "participants.tsv", TABLE, "sub-1").get("PatientAge") == years
 
 
-def test_rows_that_contradict_each_other_say_nothing(tmp_path: Path) -> None:
+def test_contradicting_rows_yield_no_value(tmp_path: Path) -> None:
     (tmp_path / "participants.tsv").write_text("participant_id\tsex\tage\nsub-1\tF\t30\nsub-1\tF\t32\n")
     assert read_demographics(tmp_path / "participants.tsv", TABLE, "sub-1") == {"PatientSex": "F"}

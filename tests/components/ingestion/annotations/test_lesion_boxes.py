@@ -1,4 +1,4 @@
-"""3-D boxes out of a table that the card declares lie on what was boxed, whatever the order and orientation of the files."""
+"""3-D boxes from a table of the card cover the lesions, for any order and orientation of the files."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_table_of_duke_is_read_by_its_card(tmp_path: Path, order: list[int],
     st.integers(0, 2**32 - 1),
     st.sampled_from([0, 1]),
 )
-def test_boxes_turn_with_the_image(
+def test_boxes_follow_the_orientation_of_the_image(
     tmp_path: Path, axes: list[int], signs: tuple[float, ...], sides: tuple[float, ...], seed: int, first: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ def test_several_boxes_and_arrays_without_a_header(tmp_path: Path) -> None:
         (("exam7", "Zwetschge", 2, 5, 6, 1, 2), "the position of a box is not a number"),
     ],
 )
-def test_a_box_that_cannot_be_is_told_and_the_image_kept(tmp_path: Path, row: tuple[object, ...], reason: str) -> None:
+def test_an_invalid_box_is_reported_and_the_image_is_kept(tmp_path: Path, row: tuple[object, ...], reason: str) -> None:
     (tmp_path / "source").mkdir()
     np.save(tmp_path / "source" / "exam7.npy", dicom_files.random_pixels(5, 8, 9))
     _table(tmp_path / "source" / "boxes.csv", row)
@@ -152,7 +152,7 @@ def test_a_box_that_cannot_be_is_told_and_the_image_kept(tmp_path: Path, row: tu
     assert [(one.reason, bool(one.remedy)) for one in read_quarantine(tmp_path / "data", CARD.id)] == [(reason, True)]
 
 
-def test_a_workbook_is_read_like_the_table_that_is_in_it(tmp_path: Path) -> None:
+def test_a_workbook_is_read_like_the_same_table_in_csv(tmp_path: Path) -> None:
     book = openpyxl.Workbook()
     for row in (TITLES, ("exam7", 2, 3, 5, None, 1.0, 2)):
         book.active.append(row)
@@ -161,7 +161,7 @@ def test_a_workbook_is_read_like_the_table_that_is_in_it(tmp_path: Path) -> None
     assert titles == TITLES and row[:4] == ("exam7", "2", "3", "5") and row[4] == "" and float(row[5]) == 1
 
 
-def test_a_workbook_that_means_harm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malicious_workbook_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "boxes.xlsx"
     with zipfile.ZipFile(path, "w") as parts:
         parts.writestr("xl/workbook.xml", bytes(2000))

@@ -1,4 +1,4 @@
-"""Outlines of an RT Structure Set become labels of the images that they were drawn on."""
+"""Contours of an RT Structure Set become labels of the contoured images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def taken(folder: Path, card: DatasetCard = CARD) -> list[Volume]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A folder with a series of images."""
+    """Create a folder with a series of images."""
     dicom_files.write_series(tmp_path / "source", "image", dicom_files.random_pixels(*SHAPE))
     return tmp_path / "source"
 
@@ -96,7 +96,7 @@ def _as_made(volume: Volume, voxels: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1), st.permutations([0, 1, 2]), st.sampled_from(["CLOSED_PLANAR", "CLOSEDPLANAR_XOR"]))
-def test_outlines_found_around_any_mask_give_the_mask_back(tmp_path: Path, seed: int, axes: list[int], kind: str) -> None:
+def test_contours_of_any_mask_reproduce_the_mask(tmp_path: Path, seed: int, axes: list[int], kind: str) -> None:
     """Islands, holes, islands in holes; slices along any axis of the grid."""
     rng = np.random.default_rng(seed)
     mask = gaussian_filter(rng.standard_normal((4, 14, 17)), (0, 1.2, 1.2)) > 0.05
@@ -115,7 +115,7 @@ def test_outlines_found_around_any_mask_give_the_mask_back(tmp_path: Path, seed:
     np.testing.assert_array_equal(labels, 7 * mask.transpose(axes))
 
 
-def test_a_keyhole_and_a_nested_outline_are_the_same_hole(source: Path) -> None:
+def test_a_keyhole_and_a_nested_contour_are_the_same_hole(source: Path) -> None:
     keyhole = np.concatenate([square(5, 25)[:1], square(5, 25)[1:], square(5, 25)[:1], square(10.5, 20.5), square(10.5, 20.5)[:1]])
     nested = [outline(square(5, 25), 2), outline(square(10.5, 20.5), 2)]
     dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [outline(keyhole, 1), *nested]})
@@ -129,7 +129,7 @@ def test_a_keyhole_and_a_nested_outline_are_the_same_hole(source: Path) -> None:
     assert not volume.labels[[0, 3, 4]].any()
 
 
-def test_neighbours_share_an_outline_without_an_overlap(source: Path) -> None:
+def test_adjacent_structures_may_share_a_contour(source: Path) -> None:
     core, rim = outline(square(10, 20), 2), [outline(square(5, 25), 2), outline(square(10, 20), 2)]
     dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [core], "OEDEMA": rim, "Couch 1": [outline(square(0, 30), 2)]})
     (volume,) = taken(source.parent)
@@ -137,7 +137,7 @@ def test_neighbours_share_an_outline_without_an_overlap(source: Path) -> None:
     assert int((volume.labels == 1).sum()) == 9**2 and int((volume.labels > 0).sum()) == 21**2
 
 
-def test_only_the_series_that_it_refers_to_is_labelled(source: Path) -> None:
+def test_only_the_referenced_series_is_labeled(source: Path) -> None:
     dicom_files.write_series(source, "other", dicom_files.random_pixels(*SHAPE, seed=1), SeriesInstanceUID="1.2.3.4", EchoTime=80)
     dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 9), 2)]}, series_uid="1.2.3.4")
     found = {one.acquisition.echo_time_ms: one.labels is not None for one in taken(source.parent)}
@@ -148,7 +148,7 @@ def test_only_the_series_that_it_refers_to_is_labelled(source: Path) -> None:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A structure set that labels nothing, and why."""
+    """A structure set that cannot label the image, with the expected reason."""
 
     reason: str
     outlines: NDArray[np.float64]
@@ -173,7 +173,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_the_images_labels_is_refused_with_the_reason_and_the_image_kept(case: str, source: Path) -> None:
+def test_an_unusable_structure_set_is_rejected_with_a_reason_and_the_image_is_kept(case: str, source: Path) -> None:
     wrong = WRONG[case]
     points = wrong.outlines if wrong.outlines.shape[1] == 3 else outline(wrong.outlines, 2)
     dicom_files.write_structure_set(source / "rt.dcm", {wrong.name: [points]}, **(wrong.more or {}))
@@ -206,7 +206,7 @@ def _empty(path: Path) -> None:
         (_empty, "a structure set without contours"),
     ],
 )
-def test_structures_that_make_no_label_map_are_refused(make: Callable[[Path], None], reason: str, source: Path) -> None:
+def test_structures_that_form_no_label_map_are_rejected(make: Callable[[Path], None], reason: str, source: Path) -> None:
     make(source / "rt.dcm")
     (volume,) = taken(source.parent)
     assert volume.labels is None
@@ -215,7 +215,7 @@ def test_structures_that_make_no_label_map_are_refused(make: Callable[[Path], No
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_damaged_structure_set_costs_its_labels_only(source: Path, data: st.DataObject) -> None:
+def test_a_damaged_structure_set_loses_only_its_labels(source: Path, data: st.DataObject) -> None:
     path = dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 25), 2), outline(square(10, 20), 2)]})
     content = bytearray(path.read_bytes())
     for place in data.draw(st.lists(st.integers(132, len(content) - 1), max_size=4)):

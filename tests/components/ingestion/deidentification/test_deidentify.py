@@ -1,4 +1,4 @@
-"""Nothing that names a patient gets through: planted in every attribute and header, looked for in every byte that comes out."""
+"""No identifying text passes: it is planted in every attribute and header, and searched in every output byte."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ PASSING = ("PatientName", "PatientID", "PatientSex", "ROIName")
 
 
 def _plant(dataset: Dataset, depth: int = 1) -> int:
-    """Text, dates and UIDs into every attribute of the dictionary, numbers where the profile names it; returns how many."""
+    """Plant text, dates and UIDs in every attribute of the dictionary, and numbers if the profile lists it; return the count."""
     planted = 0
     for number, (kind, _, _, _, keyword) in DicomDictionary.items():
         tag = Tag(number)
@@ -132,7 +132,7 @@ def _few(item: Dataset) -> int:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One image in every format, with planted text wherever the format has room for it, file and folder names included."""
+    """Write one image in every format with planted text in every possible field, including file and folder names."""
     folder = tmp_path_factory.mktemp("planted") / NAME
     _dicom(folder)
     _structures(folder)
@@ -266,7 +266,7 @@ CARD = DatasetCard(
 
 
 def _found(folder: Path) -> list[str]:
-    """Where planted text is, in names and bytes."""
+    """Return the files whose names or bytes contain planted text."""
     found = []
     for path in folder.rglob("*"):
         relative = path.relative_to(folder).as_posix()
@@ -282,12 +282,12 @@ def planted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-def test_the_sources_hold_what_must_go(source: Path) -> None:
+def test_the_sources_contain_the_planted_text(source: Path) -> None:
     kinds = {path.suffix for path in source.rglob("*") if any(text in "".join(_found(path.parent)) for text in PLANTED)}
     assert {".dcm", ".gz", ".json", ".mha", ".h5", ".csv"} <= kinds
 
 
-def test_every_format_is_taken_in_and_nothing_planted_is_left(planted: Path) -> None:
+def test_every_format_is_ingested_without_planted_text(planted: Path) -> None:
     volumes = [read_volume(planted, one, CARD) for one in list_series(planted, CARD.id)]
     assert len(volumes) == 7  # classic and enhanced DICOM, NIfTI, two MetaImages, NumPy, k-space
     assert {(name, present) for volume in volumes for name, present in volume.diagnosis.items()} == {
@@ -349,7 +349,7 @@ def test_nothing_planted_is_in_any_store_of_the_command_line(source: Path, tmp_p
     assert not _found(home) and not _found(tmp_path / "data")
 
 
-def test_elements_that_are_left_say_nothing_but_numbers_and_published_words(planted: Path) -> None:
+def test_remaining_elements_contain_only_numbers_and_published_terms(planted: Path) -> None:
     for path in planted.rglob("*.dcm"):
         image = pydicom.dcmread(path)
         for element in image.iterall():
@@ -384,7 +384,7 @@ def test_uids_stay_consistent_and_dates_keep_their_intervals(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("word", [NAME, "Anna Zwetschge", "Skyra Zwetschge", "4711", "", None, "Siemens; patient Zwetschge"])
-def test_only_published_words_pass(word: str | None) -> None:
+def test_only_published_terms_pass(word: str | None) -> None:
     assert allowed_scanner(word) is None and allowed_body_part(word) is None
     assert allowed_vendor(word) in (None, "Siemens")
     fields = dict.fromkeys(
@@ -414,6 +414,6 @@ def test_names_of_scanners_pass(name: str) -> None:
     assert allowed_scanner(name) == name
 
 
-def test_the_table_is_the_standards() -> None:
+def test_the_profile_equals_the_table_of_the_standard() -> None:
     assert len(basic_profile()) > 600 and {basic_profile()[tag] for tag in (0x00100010, 0x00100040)} == {"Z"}
     assert dictionary_VR(0x00100010) == "PN" and basic_profile()[0x00104000] == "X" and basic_profile()[0x0020000D] == "U"
