@@ -1,11 +1,12 @@
-"""Slices for training, from the store and from MONAI's cached datasets. How long training waits for data, every run says itself
+"""Loading of training slices, from the store and from MONAI's cached datasets. Every training run logs how long it waits for data
 (``data_wait_share``).
 
 python -m benchmarks.loader [--volumes 24]
 
-The same volumes (48 slices of 256 x 256) lie in the store and as compressed NIfTI, resampled and scaled already. Every peer gives
-random slices of one volume after another, float32 tensors, in this process. Cold is the first pass over all volumes, files not in
-the page cache, caches empty; warm are the passes after it. MONAI's CacheDataset fills its cache when it is made: cold, too.
+The same volumes (48 slices of 256 x 256), already resampled and scaled, are in the store and in compressed NIfTI files. Every peer
+loads random slices of one volume after another, float32 tensors, in this process. The first pass over all volumes is cold: files
+are not in the page cache, and caches are empty; the later passes are warm. MONAI's CacheDataset fills its cache when it is created,
+which counts as cold, too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Draw = Callable[[int], torch.Tensor]
 
 
 def volume(number: int) -> np.ndarray[Any, Any]:
-    """A smooth head with noise, as a float16 image has it."""
+    """Return a smooth head with noise, rounded to float16."""
     rng = np.random.default_rng(number)
     axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in SHAPE), indexing="ij")
     radius = np.sqrt(sum(axis**2 for axis in axes))
@@ -44,8 +45,8 @@ def volume(number: int) -> np.ndarray[Any, Any]:
     return np.abs(image + rng.normal(0, 0.02, SHAPE)).astype(np.float16).astype(np.float32)
 
 
-def forget(folder: Path) -> None:
-    """Take a folder's files out of the page cache."""
+def evict(folder: Path) -> None:
+    """Remove a folder's files from the page cache."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:
@@ -53,16 +54,16 @@ def forget(folder: Path) -> None:
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def of_the_store(folder: Path, volumes: int) -> Draw:
-    """One slice is read, not the volume."""
+def store_draw(folder: Path, volumes: int) -> Draw:
+    """Return a function that reads one slice, not the volume."""
     store, rng = VolumeStore(folder, keep=OPEN_ARRAYS), random.Random(0)
     return lambda number: torch.from_numpy(store.read(f"{number:032x}", "voxels", rng.randrange(SHAPE[0])))
 
 
-def of_monai(make: Callable[[list[dict[str, str]], Compose], Any]) -> Callable[[Path, int], Draw]:
-    """Load, make a tensor, cut a random slice: what comes before the random transform is what the datasets cache."""
+def monai_draw(make: Callable[[list[dict[str, str]], Compose], Any]) -> Callable[[Path, int], Draw]:
+    """Load, convert to a tensor, crop a random slice: the datasets cache the result before the random transform."""
 
-    def drawn(folder: Path, volumes: int) -> Draw:
+    def prepare(folder: Path, volumes: int) -> Draw:
         transforms = Compose(
             [
                 LoadImaged("image", ensure_channel_first=True),
@@ -73,26 +74,26 @@ def of_monai(make: Callable[[list[dict[str, str]], Compose], Any]) -> Callable[[
         dataset = make([{"image": str(folder / f"{number}.nii.gz")} for number in range(volumes)], transforms)
         return lambda number: dataset[number]["image"][0, 0]
 
-    return drawn
+    return prepare
 
 
-def timed(drawn: Callable[[Path, int], Draw], folder: Path, volumes: int) -> tuple[float, list[float]]:
-    """Slices a second of the first pass, its preparation included, and of the passes after it."""
-    forget(folder)
+def measure_speed(prepare: Callable[[Path, int], Draw], folder: Path, volumes: int) -> tuple[float, list[float]]:
+    """Return slices per second of the first pass, including its preparation, and of each later pass."""
+    evict(folder)
     speeds = []
-    begun = time.perf_counter()
-    draw = drawn(folder, volumes)
+    started = time.perf_counter()
+    draw = prepare(folder, volumes)
     for _ in range(PASSES):
         for _ in range(PER_VOLUME):
             for number in range(volumes):
                 draw(number)
-        speeds.append(volumes * PER_VOLUME / (time.perf_counter() - begun))
-        begun = time.perf_counter()
+        speeds.append(volumes * PER_VOLUME / (time.perf_counter() - started))
+        started = time.perf_counter()
     return speeds[0], speeds[1:]
 
 
-def compared(volumes: int) -> Iterator[dict[str, Any]]:
-    """Rows of the comparison."""
+def compare(volumes: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the comparison."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         (root / "nifti").mkdir()
@@ -102,12 +103,12 @@ def compared(volumes: int) -> Iterator[dict[str, Any]]:
             nib.save(nib.Nifti1Image(image, np.eye(4)), root / "nifti" / f"{number}.nii.gz")
         cache = root / "cache"
         peers: dict[str, tuple[Callable[[Path, int], Draw], Path]] = {
-            "MONAI CacheDataset": (of_monai(lambda d, t: CacheDataset(d, t, progress=False, num_workers=1)), root / "nifti"),
-            "MONAI PersistentDataset": (of_monai(lambda d, t: PersistentDataset(d, t, cache_dir=cache)), root / "nifti"),
-            "OmniMRI store": (of_the_store, root / "store"),
+            "MONAI CacheDataset": (monai_draw(lambda d, t: CacheDataset(d, t, progress=False, num_workers=1)), root / "nifti"),
+            "MONAI PersistentDataset": (monai_draw(lambda d, t: PersistentDataset(d, t, cache_dir=cache)), root / "nifti"),
+            "OmniMRI store": (store_draw, root / "store"),
         }
-        for name, (drawn, folder) in peers.items():
-            cold, warm = timed(drawn, folder, volumes)
+        for name, (prepare, folder) in peers.items():
+            cold, warm = measure_speed(prepare, folder, volumes)
             for case, value in (("cold", cold), ("warm", statistics.median(warm))):
                 print(f"{case} {name:26s} {value:9.0f} slices/s", flush=True)
                 yield {"case": f"{case}, {volumes} volumes", "peer": name, "value": round(value, 1), "unit": "slices/s"}
@@ -118,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", type=int, default=24)
     arguments = parser.parse_args()
-    rows = list(compared(arguments.volumes))
+    rows = list(compare(arguments.volumes))
     write_rows("loader", rows, f"{versions()}, monai {monai.__version__}")
 
 

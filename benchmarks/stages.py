@@ -1,12 +1,12 @@
-"""What each stage has learned, on patients that were never trained on, over several seeds.
+"""Performance of each stage on held-out patients, over several seeds.
 
 python -m benchmarks.stages --profile study --seeds 3 [--home .omnimri]
 
 Stage 1: mean absolute error of hidden squares, against the mean of what is seen. Stage 2: recall of a slice's own description among
 those of all held-out volumes, against chance. Stage 3: perplexity of a token and flow-matching error of visual tokens, against an
-untrained backbone. Stage 4: the five tasks as ``omnimri evaluate`` measures them, against its baselines; and how much of diagnosis
-is learnt by heart: the same questions about the patients trained on. Stages that are trained already are found; a demo takes seven
-minutes a seed on two cores, the study profile thirty to fifty.
+untrained backbone. Stage 4: the tasks as ``omnimri evaluate`` measures them, against its baselines; and memorization in diagnosis:
+the same questions about training patients. Trained stages are reused; a demo takes seven minutes per seed on two cores, the study
+profile thirty to fifty.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ BATCHES, RANKS = 16, (1, 5)
 Row = dict[str, Any]
 
 
-def trained(settings: Settings, home: Home, stages: tuple[StageName, ...] = STAGES.built_in) -> list[StageResult]:
-    """Train these stages one after another, or find them trained."""
+def train_stages(settings: Settings, home: Home, stages: tuple[StageName, ...] = STAGES.built_in) -> list[StageResult]:
+    """Train stages one after another, or reuse them."""
     results: list[StageResult] = []
     for stage in stages:
         results.append(train_stage(stage, home.curated, settings, home, results[-1] if results else None, None))
     return results
 
 
-def objective_of(result: StageResult, settings: Settings) -> Objective:
-    """A stage's objective with the heads that only its checkpoint holds."""
+def load_objective(result: StageResult, settings: Settings) -> Objective:
+    """Return a stage's objective with the heads that only its checkpoint contains."""
     model = OmniMRIForConditionalGeneration.from_pretrained(result.model_dir)
     objective = STAGES[result.stage].build_objective(model, settings.training.stage(result.stage))
     tag = read_json(result.folder / "checkpoint.json")["tag"]
@@ -58,21 +58,21 @@ def objective_of(result: StageResult, settings: Settings) -> Objective:
     return objective.eval()
 
 
-def held_out(result: StageResult, corpus: Corpus, settings: Settings) -> StageBatches:
-    """Batches of test patients in the form of the stage."""
+def held_out_batches(result: StageResult, corpus: Corpus, settings: Settings) -> StageBatches:
+    """Return batches of test patients in the form of the stage."""
     processor, samples = Processor.from_pretrained(result.model_dir), Samples.from_corpus(corpus, "test")
     config = OmniMRIForConditionalGeneration.from_pretrained(result.model_dir).config
     return StageBatches(STAGES[result.stage], samples, settings.training.stage(result.stage), config, processor, 0)
 
 
 @torch.no_grad()
-def hidden_squares(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
-    """Stage 1."""
-    objective, maker = objective_of(result, settings), held_out(result, corpus, settings)
+def measure_hidden_squares(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
+    """Measure stage 1."""
+    objective, batches = load_objective(result, settings), held_out_batches(result, corpus, settings)
     assert isinstance(objective, VisionPretraining)
     errors, trivial = [], []
     for step in range(BATCHES):
-        (batch,) = maker[step]
+        (batch,) = batches[step]
         seen, restored = objective.restore(batch.pixel_values_B1DHW, batch.seed_B)
         hidden = restored != batch.pixel_values_B1DHW
         shown = ~hidden
@@ -83,9 +83,9 @@ def hidden_squares(result: StageResult, corpus: Corpus, settings: Settings) -> I
 
 
 @torch.no_grad()
-def retrieval(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
-    """Stage 2: the middle slice of every test volume among all their descriptions; the same words are the same description."""
-    objective = objective_of(result, settings)
+def measure_retrieval(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
+    """Measure stage 2: rank all descriptions for the middle slice of every test volume; equal texts are one description."""
+    objective = load_objective(result, settings)
     assert isinstance(objective, Alignment)
     samples, processor = Samples.from_corpus(corpus, "test"), Processor.from_pretrained(result.model_dir)
     volumes = sorted(samples.numbers)
@@ -106,9 +106,9 @@ def retrieval(result: StageResult, corpus: Corpus, settings: Settings) -> Iterat
 
 
 @torch.no_grad()
-def next_tokens(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
-    """Stage 3."""
-    maker = held_out(result, corpus, settings)
+def measure_next_tokens(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
+    """Measure stage 3."""
+    batches = held_out_batches(result, corpus, settings)
     trained_model = OmniMRIForConditionalGeneration.from_pretrained(result.model_dir).eval()
     torch.manual_seed(0)
     untrained = OmniMRIForConditionalGeneration(trained_model.config).eval()
@@ -116,7 +116,7 @@ def next_tokens(result: StageResult, corpus: Corpus, settings: Settings) -> Iter
     figures: dict[str, list[float]] = {}
     for name, model in (("value", trained_model), ("trivial", untrained)):
         objective = STAGES[result.stage].build_objective(model, settings.training.stage(result.stage))
-        parts = [objective(batch).parts for step in range(BATCHES) for batch in maker[step]]
+        parts = [objective(batch).parts for step in range(BATCHES) for batch in batches[step]]
         figures[name] = [
             math.exp(statistics.fmean(float(part["text"]) for part in parts)),
             statistics.fmean(float(part["visual"]) for part in parts),
@@ -125,16 +125,16 @@ def next_tokens(result: StageResult, corpus: Corpus, settings: Settings) -> Iter
         yield {"figure": figure, "value": figures["value"][place], "trivial": figures["trivial"][place]}
 
 
-def tasks(result: StageResult, corpus: Corpus, settings: Settings, home: Home) -> Iterator[Row]:
-    """Stage 4."""
+def measure_tasks(result: StageResult, corpus: Corpus, settings: Settings, home: Home) -> Iterator[Row]:
+    """Measure stage 4."""
     report = evaluate(result.model_dir, corpus.root, settings.evaluation, home.evaluations, settings.seed)
     for row in report.rows:
         best = (max if row.higher_is_better else min)(row.baselines.values())
         yield {"figure": f"{row.task}: {row.metric}", "value": row.model, "trivial": best}
 
 
-def learnt_by_heart(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
-    """Stage 4: every question of diagnosis about a training patient, which says nothing of how good the model is."""
+def measure_memorization(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
+    """Measure the memorization of stage 4: every question of diagnosis about a training patient."""
     model = OmniMRIForConditionalGeneration.from_pretrained(result.model_dir)
     answers = AnswerGenerator(model, Processor.from_pretrained(result.model_dir), settings.evaluation, settings.seed)
     asked = [one for one in corpus.instructions if one.split == "train" and one.task == "diagnosis"]
@@ -144,23 +144,23 @@ def learnt_by_heart(result: StageResult, corpus: Corpus, settings: Settings) -> 
 
 
 def rows_of(seed: int, profile: str, home: Home) -> Iterator[Row]:
-    """Every figure of one seed."""
+    """Yield every figure of one seed."""
     settings, corpus = load_settings(profile, [f"seed={seed}"]), Corpus.open(home.curated)
-    results = trained(settings, home)
-    measures = (hidden_squares, retrieval, next_tokens)
+    results = train_stages(settings, home)
+    measures = (measure_hidden_squares, measure_retrieval, measure_next_tokens)
     for result, measure in zip(results, measures, strict=False):
         for row in measure(result, corpus, settings):
             yield {"stage": result.stage, **row}
-    for row in tasks(results[-1], corpus, settings, home):
+    for row in measure_tasks(results[-1], corpus, settings, home):
         yield {"stage": results[-1].stage, **row}
-    for row in learnt_by_heart(results[-1], corpus, settings):
+    for row in measure_memorization(results[-1], corpus, settings):
         yield {"stage": results[-1].stage, **row}
     for result in results:
         yield {"stage": result.stage, "figure": "loss, last tenth", "value": result.last_loss, "trivial": result.first_loss}
 
 
-def summarised(rows: list[Row]) -> Iterator[Row]:
-    """Mean and range over the seeds, a row a figure."""
+def summarize(rows: list[Row]) -> Iterator[Row]:
+    """Yield mean and range over the seeds, one row per figure."""
     for key in dict.fromkeys((row["stage"], row["figure"]) for row in rows):
         values, trivial = ([row[name] for row in rows if (row["stage"], row["figure"]) == key] for name in ("value", "trivial"))
         spread = {"mean": statistics.fmean(values), "lowest": min(values), "highest": max(values)}
@@ -168,39 +168,39 @@ def summarised(rows: list[Row]) -> Iterator[Row]:
         yield {"stage": key[0], "figure": key[1], "seeds": len(values), **{name: round(x, 4) for name, x in spread.items()}}
 
 
-def told(rows: Iterator[Row]) -> Iterator[Row]:
-    """The same rows, a line of each on the screen."""
+def print_rows(rows: Iterator[Row]) -> Iterator[Row]:
+    """Yield the same rows, and print each on a line."""
     for row in rows:
         print(*row.values(), sep="  ", flush=True)
         yield row
 
 
-def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """What both scripts of trained stages take."""
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the arguments that both benchmarks of trained stages accept."""
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first", type=int, default=None, help="first of the seeds; else the profile's own")
-    parser.add_argument("--home", type=Path, default=None, help="an installation with a curated corpus; else OMNIMRI_HOME")
+    parser.add_argument("--first", type=int, default=None, help="first seed; default: that of the profile")
+    parser.add_argument("--home", type=Path, default=None, help="an installation with a curated corpus; default: OMNIMRI_HOME")
     return parser.parse_args()
 
 
 def seeds_of(arguments: argparse.Namespace) -> range:
-    """The seeds to train with."""
+    """Return the seeds to train with."""
     first = load_settings(arguments.profile).seed if arguments.first is None else arguments.first
     return range(first, first + arguments.seeds)
 
 
 def home_of(arguments: argparse.Namespace) -> Home:
-    """The installation that the stages are trained in."""
+    """Return the installation in which the stages are trained."""
     return Home(arguments.home.resolve(), arguments.home.resolve() / "data") if arguments.home else Home.open()
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Train, measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments = arguments_of(parser)
-    found = [row for seed in seeds_of(arguments) for row in rows_of(seed, arguments.profile, home_of(arguments))]
-    write_rows(f"stages_{arguments.profile}", told(summarised(found)), versions())
+    arguments = parse_arguments(parser)
+    rows = [row for seed in seeds_of(arguments) for row in rows_of(seed, arguments.profile, home_of(arguments))]
+    write_rows(f"stages_{arguments.profile}", print_rows(summarize(rows)), versions())
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 python -m benchmarks.training_gpu --profile single_gpu [--corpus .omnimri/curated] [--steps 8]
 
 Each stage runs in a process of its own, through DeepSpeed, as `omnimri train` would train it with this profile (batches, precision,
-activation checkpointing, processes that load), but from new weights and without checkpoints. The same engine then goes on with the
+activation checkpointing, loader processes), but from new weights and without checkpoints. The same engine then continues with the
 references in place of the kernels: attention by masks and gathered biases, experts in a loop. The first steps of both, in which
-kernels are compiled and tuned, are not counted. Whoever runs out of memory has that for a result.
+kernels are compiled and tuned, are not counted. Running out of memory is recorded as a result.
 """
 
 from __future__ import annotations
@@ -39,15 +39,20 @@ from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 from model_core.tokenization import special_ids, train_tokenizer
 
-UNCOUNTED = 4
-"""First steps of a peer. Of four steps of stage 1, one has blocks of slices."""
+WARMUP_STEPS = 4
+"""First steps of a peer, which are not counted. Of four steps of stage 1, one uses blocks of slices."""
 PEERS: dict[str, Callable[[], AbstractContextManager[None]]] = {"OmniMRI": nullcontext, "eager references": eager}
 
 
 @dataclass(frozen=True)
-class Trained:
-    """Steps of a stage; ``note`` says why there are none. Memory is what PyTorch's allocator held at most (GiB of the GPU);
-    ``parameters`` of the whole network, in millions."""
+class TrainingSpeed:
+    """Measured steps of a stage.
+
+    Attributes:
+        peak_gib: maximum allocated by PyTorch, GiB of the GPU.
+        parameters: of the whole network, millions.
+        note: why there is no measurement.
+    """
 
     profile: str
     stage: StageName
@@ -63,39 +68,39 @@ class Trained:
     note: str = ""
 
 
-def engine_of(stage: StageName, settings: Settings, corpus: Corpus, folder: Path) -> tuple[Engine, StageBatches]:
-    """A new network under the stage's objective, and what makes its batches."""
+def build_engine(stage: StageName, settings: Settings, corpus: Corpus, folder: Path) -> tuple[Engine, StageBatches]:
+    """Return a new network under the stage's objective, and its batches."""
     samples = Samples.from_corpus(corpus, "train")
     texts = [text for one in corpus.instructions if one.split == "train" for text in (one.instruction, one.response)]
     processor = Processor(train_tokenizer(texts, min(settings.model.vocabulary, 1024)))
     ids = special_ids(processor.tokenizer)
     torch.manual_seed(0)
-    # As many entries as the profile asks for, whatever this corpus can fill.
+    # The vocabulary has the size that the profile sets, whatever this corpus can fill.
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(settings.model.preset, settings.model.vocabulary, **ids))
         objective = STAGES[stage].build_objective(model, settings.training.stage(stage))
-    maker = StageBatches(STAGES[stage], samples, settings.training.stage(stage), model.config, processor, settings.seed)
-    return Engine(STAGES[stage], objective, settings.training.stage(stage), settings.training, folder), maker
+    batches = StageBatches(STAGES[stage], samples, settings.training.stage(stage), model.config, processor, settings.seed)
+    return Engine(STAGES[stage], objective, settings.training.stage(stage), settings.training, folder), batches
 
 
-def timed(engine: Engine, data: Iterator[Any], steps: int, precision: str) -> dict[str, float]:
-    """Steps after those that are not counted."""
+def measure_speed(engine: Engine, data: Iterator[Any], steps: int, precision: str) -> dict[str, float]:
+    """Measure the steps after the warm-up."""
     waited = tokens = samples = flops = 0.0
     cuda = torch.cuda.is_available()
-    for number in range(UNCOUNTED + steps):
-        if number == UNCOUNTED:
+    for number in range(WARMUP_STEPS + steps):
+        if number == WARMUP_STEPS:
             waited = tokens = samples = flops = 0.0
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            begun = time.perf_counter()
-        asked = time.perf_counter()
+            started = time.perf_counter()
+        requested = time.perf_counter()
         micro_batches = next(data)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - requested
         result = engine.step(micro_batches, number)
         tokens, samples, flops = tokens + result.tokens, samples + result.samples, flops + result.flops
         if cuda:
             torch.cuda.synchronize()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     return {
         "step_ms": round(seconds / steps * 1e3, 1),
         "samples_per_second": round(samples / seconds, 1),
@@ -107,8 +112,8 @@ def timed(engine: Engine, data: Iterator[Any], steps: int, precision: str) -> di
     }
 
 
-def where_time_goes(engine: Engine, micro_batches: list[Any]) -> str:
-    """PyTorch's table of one step: operations by the time that they take themselves on the device."""
+def profile_step(engine: Engine, micro_batches: list[Any]) -> str:
+    """Return PyTorch's table of one step: operations by self time on the device."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities) as recorded:
         engine.step(micro_batches, 1)
@@ -118,27 +123,29 @@ def where_time_goes(engine: Engine, micro_batches: list[Any]) -> str:
     return recorded.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60)
 
 
-def of_stage(stage: StageName, name: str, corpus: Path, steps: int) -> tuple[list[Trained], str]:
-    """Both peers on one stage, and where the time of ours goes."""
+def measure_stage(stage: StageName, name: str, corpus: Path, steps: int) -> tuple[list[TrainingSpeed], str]:
+    """Measure both peers on one stage; return the profile of ours, too."""
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29711")
     join_processes()
     settings = load_settings(name)
     rows, table = [], ""
     with tempfile.TemporaryDirectory() as folder:
-        engine, maker = engine_of(stage, settings, Corpus.open(corpus), Path(folder))
+        engine, stage_batches = build_engine(stage, settings, Corpus.open(corpus), Path(folder))
         parameters = sum(p.numel() for p in engine.objective.model.parameters()) // 10**6
         precision, workers = settings.training.precision, settings.training.loader_workers
         for peer, kernels in PEERS.items():
-            needed = range(2 * UNCOUNTED + steps)
+            needed = range(2 * WARMUP_STEPS + steps)
             try:
-                with kernels(), closing(load_batches(maker, needed, workers, pin=torch.cuda.is_available())) as data:
-                    measured = timed(engine, data, steps, precision)
-                    row = Trained(settings.profile, stage, peer, **measured, parameters=parameters)  # type: ignore[arg-type]
+                with kernels(), closing(load_batches(stage_batches, needed, workers, pin=torch.cuda.is_available())) as data:
+                    measured = measure_speed(engine, data, steps, precision)
+                    row = TrainingSpeed(settings.profile, stage, peer, **measured, parameters=parameters)  # type: ignore[arg-type]
                     if peer == "OmniMRI":
-                        table = where_time_goes(engine, next(data))
+                        table = profile_step(engine, next(data))
             except Exception as error:  # a peer that cannot do this is a result, not a crash
                 first = (str(error).splitlines() or [""])[0]
-                row = Trained(settings.profile, stage, peer, parameters=parameters, note=f"{type(error).__name__}: {first[:120]}")
+                row = TrainingSpeed(
+                    settings.profile, stage, peer, parameters=parameters, note=f"{type(error).__name__}: {first[:120]}"
+                )
             print(row, flush=True)
             rows.append(row)
     return rows, table
@@ -152,15 +159,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     arguments = parser.parse_args()
-    found: list[Trained] = []
+    results: list[TrainingSpeed] = []
     tables = []
     name = load_settings(arguments.profile).profile
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for stage in arguments.stages:
-            rows, table = pool.submit(of_stage, stage, arguments.profile, arguments.corpus, arguments.steps).result()
-            found, tables = found + rows, [*tables, f"{name}, {stage}, one step\n{table}"]
+            rows, table = pool.submit(measure_stage, stage, arguments.profile, arguments.corpus, arguments.steps).result()
+            results, tables = results + rows, [*tables, f"{name}, {stage}, one step\n{table}"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    write_rows(f"training_{name}", [asdict(row) for row in found], versions(), device)
+    write_rows(f"training_{name}", [asdict(row) for row in results], versions(), device)
     (RESULTS / f"training_{name}_profile.txt").write_text(f"{machine(device)}; {versions()}\n" + "\n".join(tables))
 
 

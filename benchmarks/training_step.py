@@ -1,4 +1,4 @@
-"""A training step of the demo preset, with our kernels and with their eager references, and where its time goes.
+"""A training step of the demo preset, with our kernels and with their eager references, and its profile.
 
 python -m benchmarks.training_step [--corpus .omnimri/curated]
 
@@ -42,7 +42,7 @@ BATCHES, PROFILED = 4, 8
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """The references in place of the kernels."""
+    """Replace the kernels with their references."""
     with (
         patch.object(model_core.swin, "window_attention", window_attention_reference),
         patch.object(model_core.moe, "moe", moe_reference),
@@ -50,8 +50,8 @@ def eager() -> Iterator[None]:
         yield
 
 
-def steps_of(objective: Objective, stage: StageSettings, batches: Sequence[Any]) -> Callable[[], float]:
-    """An optimizer step on each of the batches, which are the same every time."""
+def build_steps(objective: Objective, stage: StageSettings, batches: Sequence[Any]) -> Callable[[], float]:
+    """Return a function that takes an optimizer step on each of the batches."""
     groups = parameter_groups(objective, stage.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
     trained = [parameter for group in groups for parameter in group["params"]]
@@ -68,8 +68,8 @@ def steps_of(objective: Objective, stage: StageSettings, batches: Sequence[Any])
     return steps
 
 
-def on_instructions(corpus: Corpus) -> Callable[[], float]:
-    """Stage 4. The batches differ in how many images they ask for."""
+def instruction_steps(corpus: Corpus) -> Callable[[], float]:
+    """Return steps of stage 4, whose batches differ in the number of target images."""
     settings = load_settings("demo")
     texts = [text for one in corpus.instructions if one.split == "train" for text in (one.instruction, one.response)]
     processor = Processor(train_tokenizer(texts, settings.model.vocabulary))
@@ -77,26 +77,26 @@ def on_instructions(corpus: Corpus) -> Callable[[], float]:
     ids = special_ids(processor.tokenizer)
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("demo", len(processor.tokenizer), **ids))
     stage = settings.training.stage("instruction_tuning")
-    maker = StageBatches(
+    batches = StageBatches(
         STAGES["instruction_tuning"], Samples.from_corpus(corpus, "train"), stage, model.config, processor, settings.seed
     )
-    return steps_of(InstructionTuning(model), stage, [maker[step][0] for step in range(BATCHES)])
+    return build_steps(InstructionTuning(model), stage, [batches[step][0] for step in range(BATCHES)])
 
 
-def on_volumes() -> Callable[[], float]:
-    """Stage 1 with windows of 8 x 8 x 8 tokens, on two volumes of noise of 8 x 128 x 128 voxels."""
+def volume_steps() -> Callable[[], float]:
+    """Return steps of stage 1 with windows of 8 x 8 x 8 tokens, on two volumes of noise of 8 x 128 x 128 voxels."""
     torch.manual_seed(0)
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("demo", vision_window=(8, 8, 8)))
     two = torch.arange(2)
     batch = ImageBatch(pixel_values_B1DHW=torch.rand(2, 1, 8, 128, 128), volume_B=two, group_B=two, seed_B=two)
-    return steps_of(VisionPretraining(model), load_settings("demo").training.stage("vision_pretraining"), [batch])
+    return build_steps(VisionPretraining(model), load_settings("demo").training.stage("vision_pretraining"), [batch])
 
 
 @contextmanager
-def named() -> Iterator[None]:
-    """Both operations under a name of their own in the profile, their gradients not."""
+def profiler_labels() -> Iterator[None]:
+    """Label the forward passes of both operations in the profile."""
 
-    def under(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def label(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **more: Any) -> Any:
             with record_function(f"omnimri::{name} (forward, all in all)"):
                 return call(*args, **more)
@@ -104,25 +104,25 @@ def named() -> Iterator[None]:
         return run
 
     with (
-        patch.object(model_core.swin, "window_attention", under("window_attention", window_attention)),
-        patch.object(model_core.moe, "moe", under("moe", moe)),
+        patch.object(model_core.swin, "window_attention", label("window_attention", window_attention)),
+        patch.object(model_core.moe, "moe", label("moe", moe)),
     ):
         yield
 
 
-def where_time_goes(steps: Callable[[], float]) -> str:
-    """The share of both operations' forward passes, and PyTorch's own table: operations by the time that they take themselves."""
-    with named(), profile(activities=[ProfilerActivity.CPU]) as recorded:
+def profile_steps(steps: Callable[[], float]) -> str:
+    """Return the share of both operations' forward passes, and PyTorch's table of operations by self time."""
+    with profiler_labels(), profile(activities=[ProfilerActivity.CPU]) as recorded:
         for _ in range(PROFILED // BATCHES):
             steps()
     averages = recorded.key_averages()
-    total = sum(one.self_cpu_time_total for one in averages)
-    shares = [f"{one.key}: {one.cpu_time_total / total:.1%}" for one in averages if one.key.startswith("omnimri::")]
+    total = sum(event.self_cpu_time_total for event in averages)
+    shares = [f"{event.key}: {event.cpu_time_total / total:.1%}" for event in averages if event.key.startswith("omnimri::")]
     return "\n".join([*shares, averages.table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48)])
 
 
-def compared(case: str, steps: Callable[[], float], repeats: int) -> list[Measurement]:
-    """The steps with the references and with the kernels, in turns."""
+def compare(case: str, steps: Callable[[], float], repeats: int) -> list[Measurement]:
+    """Measure the steps with the references and with the kernels, alternating."""
 
     def with_references() -> float:
         with eager():
@@ -137,11 +137,11 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path(".omnimri/curated"))
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
-    instructions = on_instructions(Corpus.open(arguments.corpus))
-    rows = compared("stage 4, demo preset: 4 steps of 8 instructions", instructions, arguments.repeats)
-    rows += compared("stage 1, windows of 8^3: a step of 2 volumes", on_volumes(), arguments.repeats)
+    instructions = instruction_steps(Corpus.open(arguments.corpus))
+    rows = compare("stage 4, demo preset: 4 steps of 8 instructions", instructions, arguments.repeats)
+    rows += compare("stage 1, windows of 8^3: a step of 2 volumes", volume_steps(), arguments.repeats)
     write("training_step_cpu", rows)
-    table = where_time_goes(instructions)
+    table = profile_steps(instructions)
     (RESULTS / "training_step_profile.txt").write_text(f"{machine('cpu')}; {versions()}; {PROFILED} steps\n{table}")
 
 

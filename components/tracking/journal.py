@@ -122,7 +122,8 @@ class Journal:
     def _send_metrics(self, run: StageRun, points: Sequence[Mapping[str, Any]]) -> None:
         last_step = run.last_step(MARKER_METRIC)
         missing = [point for point in points if point["step"] > last_step]
-        run.log_steps((int(point["step"]), {name: x for name, x in point.items() if name != "step"}) for point in missing)
+        if missing:
+            run.log_steps((int(point["step"]), {name: x for name, x in point.items() if name != "step"}) for point in missing)
 
     def _mark_delivered(self, entry: _Entry) -> None:
         """Record an entry in place of its earlier value."""

@@ -1,4 +1,4 @@
-"""Stages trained by processes that have their libraries already: forks of a server that imported them once, no new interpreters."""
+"""Training in forks of a server process that has imported the libraries once, without starting new interpreters."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from components.launching.local_launcher import INTERRUPTED
 PRELOADED = ["components.training.trainer", "components.training.figures", "deepspeed", "mlflow.tracking", "matplotlib.figure"]
 
 
-def _work(path: Path, log: Path, rank: int, world: int, port: int, environment: dict[str, str]) -> None:
+def _run_trainer(path: Path, log: Path, rank: int, world: int, port: int, environment: dict[str, str]) -> None:
     """Run ``python -m components.training.trainer`` as one of several processes."""
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     sys.stdout = sys.stderr = os.fdopen(stream, "w", buffering=1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    alone = {"PATH": "", "TORCH_EXTENSIONS_DIR": str(log.parent / "extensions")}  # no compiler: processes talk through gloo
-    os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1", **alone, **environment)
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    without_compiler = {"PATH": "", "TORCH_EXTENSIONS_DIR": str(log.parent / "extensions")}  # processes communicate through gloo
+    os.environ.update(
+        {name: str(value) for name, value in variables.items()}, MASTER_ADDR="127.0.0.1", **without_compiler, **environment
+    )
     import faulthandler
 
     import torch
 
-    faulthandler.register(signal.SIGUSR1, file=stream, all_threads=False)  # where it is, for whoever finds it waiting
+    faulthandler.register(signal.SIGUSR1, file=stream, all_threads=False)  # prints the stack of a hanging process
     from components.training.trainer import main
 
     torch.set_num_threads(1)
@@ -65,13 +67,13 @@ class ForkedJob:
             raise JobFailed(f"ended with {statuses}:\n{self.log.read_text()[-3000:]}", where=self.key)
 
     def kill(self) -> None:
-        """Without a warning."""
+        """Send SIGKILL to all processes."""
         for process in self.processes:
             process.kill()
             process.join()
 
     def terminate(self) -> None:
-        """Ask all to stop."""
+        """Send SIGTERM to all processes."""
         for process in self.processes:
             if process.pid is not None and process.exitcode is None:
                 os.kill(process.pid, signal.SIGTERM)
@@ -81,7 +83,7 @@ class ForkedJob:
 
 @dataclass
 class ForkedLauncher:
-    """Starts jobs so. ``before`` is called with each before it runs, ``started`` when it does: to disturb it."""
+    """Launcher of forked jobs; ``before`` is called with each job before it starts, ``started`` after, to disturb it."""
 
     before: Callable[[JobSpec], None] = field(default=lambda spec: None)
     started: Callable[[JobSpec, ForkedJob], None] = field(default=lambda spec, job: None)
@@ -98,7 +100,9 @@ class ForkedLauncher:
         log = job.folder / f"{job.name}.log"
         arguments = Path(job.arguments[0]), log
         processes: list[BaseProcess] = [
-            context.Process(target=_work, args=(*arguments, rank, job.processes, port, {**job.environment, **self.environment}))
+            context.Process(
+                target=_run_trainer, args=(*arguments, rank, job.processes, port, {**job.environment, **self.environment})
+            )
             for rank in range(job.processes)
         ]
         for process in processes:
@@ -106,3 +110,14 @@ class ForkedLauncher:
         running = ForkedJob(job.key, processes, log)
         self.started(job, running)
         return running
+
+
+def after_first_checkpoint(disturb: Callable[[ForkedJob], None]) -> ForkedLauncher:
+    """Return a launcher that disturbs a job as soon as it has published a checkpoint."""
+
+    def wait(spec: JobSpec, job: ForkedJob) -> None:
+        while not (spec.folder / "checkpoint.json").exists() and job.processes[0].exitcode is None:
+            time.sleep(0.01)
+        disturb(job)
+
+    return ForkedLauncher(started=wait)

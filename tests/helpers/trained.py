@@ -1,4 +1,4 @@
-"""A tiny model, saved as a trained stage would save it. Its weights are random; its answers mean nothing."""
+"""A tiny model with random weights, saved as a trained stage saves it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from model_core.tokenization import special_ids, train_tokenizer
 
 def tiny_model(folder: Path, corpus: Corpus, matrix: int = 32, pixel_mm: float = 6.75) -> Path:
     """Save a debug-size model with a tokenizer of the corpus."""
-    texts = [one.text for _, one in sorted(corpus.descriptions.items())] + [one.instruction for one in corpus.instructions]
+    texts = [description.text for _, description in sorted(corpus.descriptions.items())]
+    texts += [record.instruction for record in corpus.instructions]
     tokenizer = train_tokenizer(texts, 400)
     torch.manual_seed(0)
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", len(tokenizer), **special_ids(tokenizer)))

@@ -1,4 +1,4 @@
-"""Batches are a function of the step, the same whoever computes them, and hold what the stage needs."""
+"""Batches are a function of the step, the same in any process, and contain what the stage needs."""
 
 import signal
 from contextlib import closing
@@ -34,7 +34,7 @@ SHARES: dict[StageName, MixtureSettings] = {
 }
 
 
-def _maker(
+def _batches(
     corpus: Corpus, processor: Processor, stage: StageName, rank: Rank = ALONE, micro: int = 4, accumulation: int = 1
 ) -> StageBatches:
     config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
@@ -49,33 +49,33 @@ def _equal(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("stage", SHARES)
 def test_a_resumed_run_sees_the_batches_of_a_whole_one(corpus: Corpus, processor: Processor, stage: StageName) -> None:
-    whole = list(load_batches(_maker(corpus, processor, stage), range(6), workers=0))
-    again = list(load_batches(_maker(corpus, processor, stage), range(3, 6), workers=0))
+    whole = list(load_batches(_batches(corpus, processor, stage), range(6), workers=0))
+    again = list(load_batches(_batches(corpus, processor, stage), range(3, 6), workers=0))
     assert all(_equal(a[0], b[0]) for a, b in zip(whole[3:], again, strict=True))
 
 
-def test_processes_of_their_own_make_the_same_batches(corpus: Corpus, processor: Processor) -> None:
-    maker = _maker(corpus, processor, "instruction_tuning")
-    alone, ahead = (list(load_batches(maker, range(5), workers)) for workers in (0, 2))
+def test_worker_processes_load_the_same_batches(corpus: Corpus, processor: Processor) -> None:
+    stage_batches = _batches(corpus, processor, "instruction_tuning")
+    alone, ahead = (list(load_batches(stage_batches, range(5), workers)) for workers in (0, 2))
     assert all(_equal(a[0], b[0]) for a, b in zip(alone, ahead, strict=True))
 
 
-def test_they_go_on_when_a_whole_group_of_processes_is_asked_to_stop(corpus: Corpus, processor: Processor) -> None:
-    """The process that trains finishes its step and writes a checkpoint."""
-    maker = _maker(corpus, processor, "alignment")
-    with closing(load_batches(maker, range(6), 1)) as made:
-        next(made)
+def test_workers_continue_when_their_process_group_is_stopped(corpus: Corpus, processor: Processor) -> None:
+    """The trainer finishes its step and writes a checkpoint."""
+    stage_batches = _batches(corpus, processor, "alignment")
+    with closing(load_batches(stage_batches, range(6), 1)) as loaded:
+        next(loaded)
         for child in psutil.Process().children():
             child.send_signal(signal.SIGTERM)
             child.send_signal(signal.SIGINT)
-        assert len(list(made)) == 5
+        assert len(list(loaded)) == 5
 
 
 @pytest.mark.parametrize("step", [0, 3], ids=["slices", "blocks"])
 def test_two_processes_share_the_samples_of_one(corpus: Corpus, processor: Processor, step: int) -> None:
-    """Micro-step by micro-step, with the same random numbers."""
-    one = _maker(corpus, processor, "vision_pretraining", micro=8, accumulation=2)[step]
-    parts = [_maker(corpus, processor, "vision_pretraining", Rank(r, 2), micro=4, accumulation=2)[step] for r in range(2)]
+    """Every micro-step is shared, with the same random numbers."""
+    one = _batches(corpus, processor, "vision_pretraining", micro=8, accumulation=2)[step]
+    parts = [_batches(corpus, processor, "vision_pretraining", Rank(r, 2), micro=4, accumulation=2)[step] for r in range(2)]
     for whole, *shared in zip(one, *parts, strict=True):
         for name in ("pixel_values_B1DHW", "volume_B", "seed_B"):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in shared]))
@@ -84,28 +84,28 @@ def test_two_processes_share_the_samples_of_one(corpus: Corpus, processor: Proce
 def test_only_training_patients_are_seen(corpus: Corpus) -> None:
     samples = Samples.from_corpus(corpus, "train")
     assert {corpus.volumes[ref.volume_id].split for ref in samples.slices} == {"train"}
-    assert {one.split for records in samples.instructions.values() for one in records} == {"train"}
+    assert {record.split for records in samples.instructions.values() for record in records} == {"train"}
 
 
 def test_some_steps_of_vision_pretraining_see_volumes(corpus: Corpus, processor: Processor) -> None:
     depths = [
-        made[0].pixel_values_B1DHW.shape[2]
-        for made in load_batches(_maker(corpus, processor, "vision_pretraining"), range(4), workers=0)
+        micro_batches[0].pixel_values_B1DHW.shape[2]
+        for micro_batches in load_batches(_batches(corpus, processor, "vision_pretraining"), range(4), workers=0)
     ]
     assert depths == [1, 1, 1, BLOCK_SLICES]
 
 
 def test_text_before_the_image_means_that_the_image_is_predicted(corpus: Corpus, processor: Processor) -> None:
-    maker = _maker(corpus, processor, "multimodal_pretraining", micro=10)
-    batch = maker[0][0]
-    starts_with_image = batch.input_ids_BL[:, 1] == maker.config.image_token_id
+    stage_batches = _batches(corpus, processor, "multimodal_pretraining", micro=10)
+    batch = stage_batches[0][0]
+    starts_with_image = batch.input_ids_BL[:, 1] == stage_batches.config.image_token_id
     assert 0 < int(batch.visual_loss_B.sum()) < 10
     assert not (batch.visual_loss_B & starts_with_image).any()
     assert (batch.labels_BL != IGNORE).any(-1).all()
 
 
-def test_a_reconstruction_shows_the_zero_filled_image_and_asks_for_the_whole_one(corpus: Corpus, processor: Processor) -> None:
-    batch = _maker(corpus, processor, "instruction_tuning", micro=20)[0][0]
+def test_a_reconstruction_has_the_zero_filled_input_and_the_full_target(corpus: Corpus, processor: Processor) -> None:
+    batch = _batches(corpus, processor, "instruction_tuning", micro=20)[0][0]
     rows = batch.target_kind_B == TARGET_IMAGE
     assert torch.equal(batch.task_B == batch.tasks.index("reconstruction"), rows)
     assert rows.any() and (batch.target_kind_B == TARGET_MASK).any()
@@ -117,35 +117,36 @@ def test_a_reconstruction_shows_the_zero_filled_image_and_asks_for_the_whole_one
 
 
 def test_masks_are_masks(corpus: Corpus, processor: Processor) -> None:
-    batch = _maker(corpus, processor, "instruction_tuning", micro=20)[0][0]
+    batch = _batches(corpus, processor, "instruction_tuning", micro=20)[0][0]
     masks = batch.target_B1DHW[batch.target_kind_B == TARGET_MASK]
     assert set(masks.unique().tolist()) <= {0.0, 1.0} and masks.flatten(1).any(1).all()
 
 
-def test_images_are_moved_and_keep_their_size_where_the_text_states_sizes(corpus: Corpus, processor: Processor) -> None:
-    maker = _maker(corpus, processor, "instruction_tuning")
-    draws = list(islice(maker.mixture.draws(0), 8))
+def test_images_are_not_scaled_where_the_text_states_sizes(corpus: Corpus, processor: Processor) -> None:
+    stage_batches = _batches(corpus, processor, "instruction_tuning")
+    draws = list(islice(stage_batches.mixture.draws(0), 8))
     moved = {
-        name: [maker.augmentation(name, draw)[0] for draw in draws] for name in ("paired", "report", "segmentation", "diagnosis")
+        name: [stage_batches.augmentation(name, draw)[0] for draw in draws]
+        for name in ("paired", "report", "segmentation", "diagnosis")
     }
-    assert all(len(set(movements)) == len(draws) for movements in moved.values())
-    for name, movements in moved.items():
-        assert ({one.scale for one in movements} == {1.0}) == (name in ("paired", "report"))
+    assert all(len(set(affines)) == len(draws) for affines in moved.values())
+    for name, affines in moved.items():
+        assert ({affine.scale for affine in affines} == {1.0}) == (name in ("paired", "report"))
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
-def test_what_an_instruction_asks_for_moves_with_its_image(corpus: Corpus, processor: Processor, task: str) -> None:
-    maker = _maker(corpus, processor, "instruction_tuning", micro=1)
-    draws = [one for one in islice(maker.mixture.draws(0), 400) if maker.mixture.sources[one.source].name == task]
-    records = [maker.samples.instructions[task][one.index] for one in draws]
+def test_targets_are_transformed_with_their_image(corpus: Corpus, processor: Processor, task: str) -> None:
+    stage_batches = _batches(corpus, processor, "instruction_tuning", micro=1)
+    draws = [one for one in islice(stage_batches.mixture.draws(0), 400) if stage_batches.mixture.sources[one.source].name == task]
+    records = [stage_batches.samples.instructions[task][one.index] for one in draws]
     draw, record = next((one, record) for one, record in zip(draws, records, strict=True) if task == "segmentation" or record.boxes)
-    batch, (_, target) = maker.micro_batch([draw], 0), maker.samples.input_and_target(record)
-    boxes, movement = parse_boxes(record.response), maker.augmentation(task, draw)[0]
-    movement = movement.keeping_inside(boxes) if boxes else movement
-    assert movement != AffineParams()
-    torch.testing.assert_close(batch.target_B1DHW[0, 0, 0], torch.from_numpy(movement.apply(target.image, nearest=True)))
+    batch, (_, target) = stage_batches.micro_batch([draw], 0), stage_batches.samples.input_and_target(record)
+    boxes, affine = parse_boxes(record.response), stage_batches.augmentation(task, draw)[0]
+    affine = affine.keeping_inside(boxes) if boxes else affine
+    assert affine != AffineParams()
+    torch.testing.assert_close(batch.target_B1DHW[0, 0, 0], torch.from_numpy(affine.apply(target.image, nearest=True)))
     answered = processor.tokenizer.decode(batch.labels_BL[0][batch.labels_BL[0] != IGNORE])
-    assert parse_boxes(answered) == movement.transform_boxes(boxes)
+    assert parse_boxes(answered) == affine.transform_boxes(boxes)
 
 
 def test_an_empty_corpus_of_instructions_is_refused(corpus: Corpus, processor: Processor, tmp_path: Path) -> None:

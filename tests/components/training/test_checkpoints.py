@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not used, kept by their rule, and good for any number of processes."""
+"""Checkpoints: complete or ignored, deleted by a rule, and usable by any number of processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from components.launching import JobSpec
 from components.settings import Settings, load_settings
 from components.training import StageResult, train_stage
 from components.training.checkpoints import Checkpoints, checkpoint_tag
-from tests.components.training.test_stages import after_a_checkpoint
 from tests.helpers.corpora import tiny_corpus
-from tests.helpers.forked import ForkedJob, ForkedLauncher
+from tests.helpers.forked import ForkedJob, ForkedLauncher, after_first_checkpoint
 
 
 def _written(folder: Path, steps: list[int], **rule: int) -> Checkpoints:
-    """Checkpoints of a stage that has come so far, of two files each."""
+    """Write checkpoints of these steps, of two files each."""
     checkpoints = Checkpoints(folder, **rule)
     for step in steps:
         checkpoints.clear(step)
@@ -38,13 +37,13 @@ def _written(folder: Path, steps: list[int], **rule: int) -> Checkpoints:
 @pytest.mark.parametrize(
     ("rule", "kept"), [({"newest": 1}, [50]), ({"newest": 3}, [50, 40, 30]), ({"newest": 2, "every": 20}, [50, 40, 20])]
 )
-def test_the_newest_are_kept_and_one_of_every_so_many(tmp_path: Path, rule: dict[str, int], kept: list[int]) -> None:
+def test_the_newest_checkpoints_and_one_of_every_interval_are_kept(tmp_path: Path, rule: dict[str, int], kept: list[int]) -> None:
     assert _written(tmp_path, [10, 20, 30, 40, 50], **rule).complete_steps() == kept
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(checkpoint_tag(step) for step in kept)
 
 
 @pytest.mark.parametrize("fault", ["a bit", "cut", "missing"])
-def test_one_that_is_damaged_is_set_aside_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_is_used(
     tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = _written(tmp_path, [10, 20])
@@ -57,15 +56,15 @@ def test_one_that_is_damaged_is_set_aside_and_the_one_before_is_used(
     assert checkpoints.last_valid() == 10
 
 
-def test_when_all_are_damaged_nothing_is_trained_in_silence(tmp_path: Path) -> None:
+def test_training_fails_if_all_checkpoints_are_damaged(tmp_path: Path) -> None:
     checkpoints = _written(tmp_path, [10])
     (checkpoints.root / checkpoint_tag(10) / "weights.pt").write_bytes(b"")
     with pytest.raises(JobFailed, match="every checkpoint is damaged"):
         checkpoints.last_valid()
 
 
-def test_one_without_a_manifest_or_a_name_does_not_count(tmp_path: Path) -> None:
-    """Killed while writing, or before the curve was on disk."""
+def test_a_checkpoint_without_manifest_or_publication_is_ignored(tmp_path: Path) -> None:
+    """The process was killed while writing, or before the metrics were on disk."""
     checkpoints = _written(tmp_path, [10])
     checkpoints.clear(20)
     (checkpoints.root / checkpoint_tag(20) / "weights.pt").write_bytes(b"half")
@@ -82,7 +81,7 @@ def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _instructions(processes: int, zero_stage: int, steps: int = 12) -> Settings:
-    """Eight samples a step, however many processes share them."""
+    """Return settings with eight samples per step for any number of processes."""
     stage = "training.instruction_tuning"
     return load_settings(
         "debug",
@@ -97,11 +96,11 @@ def _instructions(processes: int, zero_stage: int, steps: int = 12) -> Settings:
 
 
 def _continued(corpus_root: Path, folder: Path, zero_stage: int, before: int, after: int) -> tuple[StageResult, StageResult]:
-    """A stage begun by so many processes, killed, and gone on with by others; and the same undisturbed, by the latter."""
+    """Train a stage with one number of processes, kill it, resume with another; and train the same without interruption."""
     homes = [Home(folder / name, folder / "data") for name in ("moved", "whole")]
     with pytest.raises(JobFailed, match="-9"):
         settings = _instructions(before, zero_stage)
-        train_stage("instruction_tuning", corpus_root, settings, homes[0], None, None, after_a_checkpoint(ForkedJob.kill))
+        train_stage("instruction_tuning", corpus_root, settings, homes[0], None, None, after_first_checkpoint(ForkedJob.kill))
     settings = _instructions(after, zero_stage)
     moved, whole = (train_stage("instruction_tuning", corpus_root, settings, home, None, None, ForkedLauncher()) for home in homes)
     return moved, whole
@@ -117,22 +116,22 @@ def _assert_same_training(moved: StageResult, whole: StageResult) -> None:
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_begun_by_two_processes_it_is_gone_on_with_by_one(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
-    """The losses are those of an undisturbed run, and so are the weights and the decoder's average."""
+def test_one_process_resumes_the_training_of_two(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
+    """Losses, weights and the decoder's moving average equal those of an uninterrupted run."""
     _assert_same_training(*_continued(corpus_root, tmp_path, zero_stage, before=2, after=1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_begun_by_some_processes_it_is_gone_on_with_by_others(
+def test_another_number_of_processes_resumes_the_training(
     corpus_root: Path, tmp_path: Path, zero_stage: int, before: int, after: int
 ) -> None:
     _assert_same_training(*_continued(corpus_root, tmp_path, zero_stage, before, after))
 
 
-def test_a_broken_slice_is_left_out_and_the_record_says_so(tmp_path: Path) -> None:
-    """Voxels that are no numbers: back to the checkpoint, on with other data, as a run does that knows beforehand."""
+def test_a_broken_slice_is_skipped_and_recorded(tmp_path: Path) -> None:
+    """NaN voxels cause a rollback to the checkpoint and other data, as in a run that has the rollback recorded."""
     import mlflow
 
     corpus = tiny_corpus(tmp_path / "corpus")
@@ -142,17 +141,17 @@ def test_a_broken_slice_is_left_out_and_the_record_says_so(tmp_path: Path) -> No
     corpus.store.write(volume, "voxels", voxels)
     stage = "training.vision_pretraining"
     steps = [f"{stage}.steps=9", f"{stage}.checkpoint_every=4"]
-    homes = [Home(tmp_path / name, tmp_path / "data") for name in ("surprised", "warned", "strict")]
-    surprised = _pretrain(corpus, homes[0], steps)
-    record = read_json(surprised.folder / "rollbacks.json")
-    assert 1 <= surprised.rollbacks == len(record) <= 3 and "not finite" in record[0]["reason"]
-    assert all(torch.isfinite(tensor).all() for tensor in load_file(surprised.model_dir / "model.safetensors").values())
-    tags = mlflow.MlflowClient(homes[0].tracking_uri).get_run(surprised.run_id).data.tags
+    homes = [Home(tmp_path / name, tmp_path / "data") for name in ("unprepared", "prepared", "strict")]
+    unprepared = _pretrain(corpus, homes[0], steps)
+    record = read_json(unprepared.folder / "rollbacks.json")
+    assert 1 <= unprepared.rollbacks == len(record) <= 3 and "not finite" in record[0]["reason"]
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(unprepared.model_dir / "model.safetensors").values())
+    tags = mlflow.MlflowClient(homes[0].tracking_uri).get_run(unprepared.run_id).data.tags
     assert f"step {record[0]['at']} back to {record[0]['to']}" in tags["omnimri.rollbacks"]
-    assert [point["step"] for point in read_lines(surprised.folder / "curve.jsonl")] == list(range(9))
+    assert [point["step"] for point in read_lines(unprepared.folder / "curve.jsonl")] == list(range(9))
 
-    warned = _pretrain(corpus, homes[1], steps, rollbacks=record)
-    ours, theirs = (load_file(one.model_dir / "model.safetensors") for one in (surprised, warned))
+    prepared = _pretrain(corpus, homes[1], steps, rollbacks=record)
+    ours, theirs = (load_file(one.model_dir / "model.safetensors") for one in (unprepared, prepared))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     with pytest.raises(JobFailed, match="failed: the loss is not finite"):
@@ -160,15 +159,15 @@ def test_a_broken_slice_is_left_out_and_the_record_says_so(tmp_path: Path) -> No
 
 
 def _pretrain(corpus: Corpus, home: Home, overrides: list[str], rollbacks: list[dict[str, object]] | None = None) -> StageResult:
-    def know(spec: JobSpec) -> None:
+    def write_rollbacks(spec: JobSpec) -> None:
         if rollbacks is not None:
             write_json(spec.folder / "rollbacks.json", rollbacks)
 
     settings = load_settings("debug", overrides)
-    launcher = ForkedLauncher(before=know)
+    launcher = ForkedLauncher(before=write_rollbacks)
     return train_stage("vision_pretraining", corpus.root, settings, home, None, None, launcher)
 
 
-def test_what_a_checkpoint_is_made_of_is_written_down(tmp_path: Path) -> None:
+def test_the_manifest_lists_the_files_of_a_checkpoint(tmp_path: Path) -> None:
     manifest = json.loads((_written(tmp_path, [10]).root / checkpoint_tag(10) / "manifest.json").read_text())
     assert manifest["step"] == 10 and manifest["world"] == 1 and set(manifest["files"]) == {"weights.pt", "optimizer.pt"}

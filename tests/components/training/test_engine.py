@@ -1,4 +1,4 @@
-"""What the engine adds to PyTorch: groups of parameters, the schedule, micro-batches that add up, layers computed again."""
+"""Parameter groups, learning rate schedule, accumulation of micro-batches, activation checkpointing, cost and metrics."""
 
 from __future__ import annotations
 
@@ -60,29 +60,29 @@ def _rows(batch: SequenceBatch, rows: slice) -> SequenceBatch:
 
 @pytest.mark.parametrize("stage", ["multimodal_pretraining", "instruction_tuning"])
 def test_micro_batches_add_up_to_the_whole(corpus: Corpus, processor: Processor, stage: StageName) -> None:
-    """One of two samples and one of four: every token and every image counts as in a batch of six."""
+    """Micro-batches of two and four samples: every token and every image has the same weight as in a batch of six."""
     objective, maker = _stage(corpus, processor, stage)
     whole = maker[0][0]
     parts = [_rows(whole, slice(0, 2)), _rows(whole, slice(2, None))]
     step = Step.of([objective.counts(part) for part in parts])
-    together, apart = objective(whole).parts, [objective(part, step).parts for part in parts]
-    for name in {"text", "visual", "image", "mask"} & together.keys():
-        torch.testing.assert_close(sum(part[name] for part in apart), together[name], atol=1e-5, rtol=1e-4, msg=name)
+    expected, separate = objective(whole).parts, [objective(part, step).parts for part in parts]
+    for name in {"text", "visual", "image", "mask"} & expected.keys():
+        torch.testing.assert_close(sum(part[name] for part in separate), expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("stage", ["vision_pretraining", "instruction_tuning"])
-def test_layers_that_are_computed_again_give_the_same_gradients(corpus: Corpus, processor: Processor, stage: StageName) -> None:
+def test_activation_checkpointing_gives_the_same_gradients(corpus: Corpus, processor: Processor, stage: StageName) -> None:
     gradients = []
-    for again in (False, True):
+    for checkpointing in (False, True):
         objective, maker = _stage(corpus, processor, stage)
         objective.train()
-        if again:
+        if checkpointing:
             objective.model.gradient_checkpointing_enable({"use_reentrant": False})
             assert any(getattr(module, "gradient_checkpointing", False) for module in objective.modules())
         parameters = objective.trainable()
         objective(maker[0][0]).total.backward()
         gradients.append([parameter.grad for parameter in parameters])
-    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_operations_are_three_forward_passes_of_what_is_trained(corpus: Corpus, processor: Processor) -> None:
@@ -95,20 +95,20 @@ def test_operations_are_three_forward_passes_of_what_is_trained(corpus: Corpus, 
     assert 1e8 < peak_flops("float32") < 1e14
 
 
-def test_the_curve_says_how_fast_and_whose_tokens(tmp_path: Path) -> None:
-    curve = MetricsLog(tmp_path)
+def test_the_metrics_log_has_throughput_and_expert_load(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
     for step in range(4):
         load = torch.tensor([[3, 1], [0, 4]]) if step < 2 else torch.tensor([[1, 3], [4, 0]])
-        curve.add(step, StepResult(2.0 - step, {"text": 1.0}, {"report": 3.0}, 0.5, 1e-3, 8, 100, 1e6, load), 0.01, 0.19)
+        log.add(step, StepResult(2.0 - step, {"text": 1.0}, {"report": 3.0}, 0.5, 1e-3, 8, 100, 1e6, load), 0.01, 0.19)
         if step % 2:
-            curve.write()
-    point = curve.points[0]
+            log.write()
+    point = log.points[0]
     assert point["data_wait_share"] == pytest.approx(0.05) and point["samples_per_second"] == pytest.approx(40)
     assert point["tokens_per_second"] == pytest.approx(500) and point["mfu"] == pytest.approx(1e6 / 0.2 / peak_flops("float32"))
-    curve.add(4, StepResult(float("nan"), {}, {}, 0.5, 1e-3, 8, 100, 1e6, None), 0.01, 0.19)
-    assert [one["step"] for one in curve.saved_points] == [0, 1, 2, 3]  # the last may be undone
-    again = MetricsLog.resume(tmp_path, 2)
-    assert [one["step"] for one in again.points] == [0, 1]
-    steps, share = curve.expert_load()
+    log.add(4, StepResult(float("nan"), {}, {}, 0.5, 1e-3, 8, 100, 1e6, None), 0.01, 0.19)
+    assert [point["step"] for point in log.saved_points] == [0, 1, 2, 3]  # the last step may be undone
+    resumed = MetricsLog.resume(tmp_path, 2)
+    assert [point["step"] for point in resumed.points] == [0, 1]
+    steps, share = log.expert_load()
     assert steps == [2, 4] and share.tolist() == [[[0.75, 0.25], [0, 1]], [[0.25, 0.75], [1, 0]]]
-    assert again.expert_load()[0] == [2]
+    assert resumed.expert_load()[0] == [2]

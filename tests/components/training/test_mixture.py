@@ -1,4 +1,4 @@
-"""The mixture is exact in every prefix, shuffled in every epoch, and starts again anywhere."""
+"""The mixture is exact in every prefix, shuffled in every epoch, and can start anywhere."""
 
 from itertools import islice
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from components.training.mixture import Mixture, Source, permute
 
-weights = st.lists(st.integers(1, 20), min_size=1, max_size=5).map(lambda parts: [part / sum(parts) for part in parts])
+weights = st.lists(st.integers(1, 20), min_size=1, max_size=5).map(lambda shares: [share / sum(shares) for share in shares])
 
 
 def _mixture(shares: list[float], sizes: list[int]) -> Mixture:
@@ -38,8 +38,8 @@ def test_every_epoch_sees_every_sample_once(size: int, key: str) -> None:
     assert sorted(permute(position, size, key) for position in range(size)) == list(range(size))
 
 
-def test_a_run_of_years_starts_as_quickly_as_a_new_one() -> None:
-    """Whole periods leave nothing behind: the order of the sources repeats, the samples do not."""
+def test_a_late_start_equals_an_early_one_up_to_whole_periods() -> None:
+    """The order of the sources repeats every period, the samples do not."""
     mixture = _mixture([0.8, 0.04, 0.07, 0.09], [11, 7, 5, 3])
     assert mixture.period == 100
     early, late = (list(islice(mixture.draws(start), 250)) for start in (0, 10**12))
@@ -49,13 +49,13 @@ def test_a_run_of_years_starts_as_quickly_as_a_new_one() -> None:
     ]
 
 
-def test_epochs_are_shuffled_unlike_each_other() -> None:
+def test_epochs_are_shuffled_differently() -> None:
     draws = list(islice(_mixture([1.0], [50]).draws(), 100))
     first, second = [d.index for d in draws[:50]], [d.index for d in draws[50:]]
     assert first != second and first != sorted(first) and sorted(first) == sorted(second)
 
 
-def test_a_share_of_nothing_is_refused() -> None:
+def test_a_share_of_an_empty_source_is_rejected() -> None:
     with pytest.raises(ValueError, match="no samples in s1"):
         _mixture([0.5, 0.5], [4, 0])
 

@@ -1,4 +1,4 @@
-"""Training at every precision and ZeRO stage: resumed to the bit, exported as the optimizer keeps it, alike within rounding."""
+"""Training at every precision and ZeRO stage: resumed and exported without loss, equal within rounding."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from components.files import read_lines
 from components.home import Home
 from components.settings import Settings, StageName, load_settings
 from components.training import StageResult, train_stage
-from tests.components.training.test_stages import after_a_checkpoint
 from tests.helpers.corpora import tiny_corpus
-from tests.helpers.forked import ForkedJob, ForkedLauncher
+from tests.helpers.forked import ForkedJob, ForkedLauncher, after_first_checkpoint
 
 STEPS = 12
 
@@ -43,7 +42,7 @@ def _weights(result: StageResult) -> dict[str, torch.Tensor]:
 
 
 PROFILES = {("float32", 0), ("bfloat16", 1)}
-"""Of the demo, and of a single GPU."""
+"""Those of the demo, and of a single GPU."""
 KINDS = [
     pytest.param(precision, zero, marks=[] if (precision, zero) in PROFILES else pytest.mark.slow, id=f"{precision}-zero-{zero}")
     for precision in ("float32", "bfloat16")
@@ -52,15 +51,13 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("precision", "zero_stage"), KINDS)
-def test_killed_in_the_middle_it_ends_with_the_same_bits(
-    corpus_root: Path, tmp_path: Path, precision: str, zero_stage: int
-) -> None:
+def test_a_killed_stage_ends_with_the_same_bits(corpus_root: Path, tmp_path: Path, precision: str, zero_stage: int) -> None:
     stage: StageName = "instruction_tuning"
     homes = [Home(tmp_path / name, tmp_path / "data") for name in ("whole", "killed")]
     whole = _trained(corpus_root, homes[0], stage, precision, zero_stage)
     with pytest.raises(JobFailed, match="-9"):
         settings = _settings(stage, precision, zero_stage)
-        train_stage(stage, corpus_root, settings, homes[1], None, None, after_a_checkpoint(ForkedJob.kill))
+        train_stage(stage, corpus_root, settings, homes[1], None, None, after_first_checkpoint(ForkedJob.kill))
     resumed = _trained(corpus_root, homes[1], stage, precision, zero_stage)
     assert resumed.resumed_at in (4, 8) and _losses(whole) == _losses(resumed)
     ours, theirs = _weights(whole), _weights(resumed)
@@ -68,9 +65,9 @@ def test_killed_in_the_middle_it_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize("stage", [pytest.param("multimodal_pretraining", marks=pytest.mark.slow), "instruction_tuning"])
-def test_it_learns_what_float32_learns_within_rounding(corpus_root: Path, tmp_path: Path, stage: StageName) -> None:
-    """Not so the contrasts of stages 1 and 2 in their first steps: a fresh network hardly tells images apart, and they stretch
-    what difference there is, rounding included."""
+def test_losses_equal_those_of_float32_within_rounding(corpus_root: Path, tmp_path: Path, stage: StageName) -> None:
+    """The contrasts of stages 1 and 2 differ in their first steps: a fresh network hardly distinguishes images, and the contrasts
+    amplify the small differences, including rounding."""
     home = Home(tmp_path / "home", tmp_path / "data")
     half, single = (_trained(corpus_root, home, stage, precision, 1) for precision in ("bfloat16", "float32"))
     for ours, theirs in zip(_losses(half), _losses(single), strict=True):
@@ -82,8 +79,8 @@ def test_it_learns_what_float32_learns_within_rounding(corpus_root: Path, tmp_pa
 
 
 @pytest.mark.parametrize("zero_stage", [pytest.param(zero, marks=[] if zero == 1 else pytest.mark.slow) for zero in range(4)])
-def test_exported_weights_are_those_that_the_optimizer_keeps(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
-    """And not their copies in bfloat16, but for ZeRO-0, which keeps nothing else."""
+def test_exported_weights_are_those_of_the_optimizer(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
+    """They are not the copies in bfloat16, except with ZeRO-0, which keeps nothing else."""
     result = _trained(corpus_root, Home(tmp_path, tmp_path / "data"), "vision_pretraining", "bfloat16", zero_stage)
     trained = {name: tensor for name, tensor in _weights(result).items() if name.startswith("vision.") and tensor.ndim > 1}
     rounded = [name for name, tensor in trained.items() if torch.equal(tensor, tensor.bfloat16().float())]

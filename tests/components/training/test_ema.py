@@ -1,4 +1,4 @@
-"""The average of weights: by its closed form, in place and out again, and through a file."""
+"""The moving average of weights: its closed form, swapped in and out, and through a file."""
 
 from pathlib import Path
 
@@ -20,20 +20,20 @@ def _walk(module: nn.Linear, average: WeightEMA, steps: int) -> list[torch.Tenso
     return seen
 
 
-def test_it_is_the_exponential_mean_whose_window_grows_with_the_steps() -> None:
+def test_the_window_of_the_exponential_mean_grows_with_the_steps() -> None:
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
     average = WeightEMA(module, decay=0.9)
     seen = _walk(module, average, 200)
     mean = seen[0]
     for step, weight in enumerate(seen[1:], start=1):
-        kept = min(0.9, (1 + step) / (10 + step))
-        mean = kept * mean + (1 - kept) * weight
+        decay = min(0.9, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * weight
     torch.testing.assert_close(average.weights()["weight"], mean)
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_is_the_same_mean_of_rounded_weights() -> None:
+def test_a_gpu_computes_the_same_mean_of_rounded_weights() -> None:
     averages = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
@@ -47,19 +47,19 @@ def test_on_a_gpu_it_is_the_same_mean_of_rounded_weights() -> None:
     torch.testing.assert_close(*averages)
 
 
-def test_it_stands_in_for_the_weights_and_leaves_them_as_they_were() -> None:
+def test_the_average_replaces_the_weights_and_restores_them() -> None:
     module = nn.Linear(3, 2).to(torch.bfloat16)
     average = WeightEMA(module, decay=0.9)
     _walk(module, average, 5)
-    before = module.weight.detach().clone()
+    original = module.weight.detach().clone()
     with average.swapped_in():
         assert torch.equal(module.weight, average.weights()["weight"].to(torch.bfloat16))
-        assert not torch.equal(module.weight, before)
-    assert torch.equal(module.weight, before)
-    assert average.weights()["weight"].dtype == torch.float32  # or small steps would be lost
+        assert not torch.equal(module.weight, original)
+    assert torch.equal(module.weight, original)
+    assert average.weights()["weight"].dtype == torch.float32  # small steps would be lost in bfloat16
 
 
-def test_a_file_keeps_it_to_the_bit(tmp_path: Path) -> None:
+def test_a_file_preserves_the_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, copy = nn.Linear(3, 2), nn.Linear(3, 2)
     average = WeightEMA(module, decay=0.9)
