@@ -100,7 +100,9 @@ class CurationSettings(Section):
     validation_fraction: Fraction = Field(default=0.15, description="share of patients in the validation split")
     test_fraction: Fraction = Field(default=0.25, description="share of patients in the test split")
     split_seed: int = Field(default=0, description="key of the patient hash that decides the split")
-    accelerations: tuple[int, ...] = Field(default=(4,), description="undersampling factors of reconstruction instructions")
+    accelerations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(4,), description="undersampling factors of reconstruction instructions"
+    )
     slices_per_volume: int = Field(default=8, ge=1, description="instruction slices per volume and task, evenly spaced")
     workers: int = Field(default=2, ge=1, description="number of processes")
     visual: VisualSettings | None = Field(

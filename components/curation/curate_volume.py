@@ -32,7 +32,7 @@ from components.curation.text.structure_names import lesion_values
 from components.ingestion.volume import SourceSeries, Volume
 from components.settings import CurationSettings
 from model_core.mri_physics.coils import low_resolution_sensitivities
-from model_core.mri_physics.fourier import fft2c, ifft2c
+from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 
 SCALE_PERCENTILE = 99.5
 
@@ -69,7 +69,7 @@ def combine_coils(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
     The image of a single coil is its inverse transform. Several coils are weighted by sensitivities that are estimated from the low
     frequencies (their coil images over the root sum of squares); unlike the root sum of squares, this preserves the phase.
     """
-    images = ifft2c(kspace)
+    images = ifft2c_numpy(kspace)
     if kspace.shape[1] == 1:
         return images[:, 0]
     return np.asarray((low_resolution_sensitivities(kspace).conj() * images).sum(axis=1), dtype=np.complex64)
@@ -99,7 +99,7 @@ def resample_volume(volume: Volume, grid: PlaneGrid) -> tuple[dict[ArrayName, ND
     resampled = resample(image, grid) / np.float32(scale)
     arrays: dict[ArrayName, NDArray[Any]] = {}
     if volume.kspace is not None:
-        arrays["kspace"] = fft2c(resampled)
+        arrays["kspace"] = fft2c_numpy(resampled)
     arrays["voxels"] = np.abs(resampled) if volume.kspace is not None else resampled
     if volume.labels is not None:
         arrays["labels"] = resample(volume.labels, grid, nearest=True)

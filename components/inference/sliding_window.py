@@ -21,7 +21,7 @@ from components.curation.resampling import PlaneGrid
 from components.ingestion.volume import Volume
 from model_core.boxes import GRID, TextBox
 from model_core.mri_physics.coils import estimate_sensitivities, measured_columns
-from model_core.mri_physics.fourier import fft2c
+from model_core.mri_physics.fourier import fft2c_numpy
 from model_core.mri_physics.sense import KSpaceMeasurement
 
 BATCH = 8
@@ -74,7 +74,7 @@ class ResampledVolume:
         if measured is not None:
             combined = measured.adjoint()[:, 0].numpy()
             zero_filled = np.abs(combined)
-            volume = replace(volume, kspace=fft2c(combined)[:, None], voxels=zero_filled)
+            volume = replace(volume, kspace=fft2c_numpy(combined)[:, None], voxels=zero_filled)
         _, rows, columns = volume.voxels.shape
         _, row_mm, column_mm = volume.spacing_mm
         extent = math.ceil(max(rows * row_mm, columns * column_mm, matrix * pixel_mm) / pixel_mm - 1e-3)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model_core.mri_physics.fourier import ifft2c
+from model_core.mri_physics.fourier import ifft2c_numpy
 
 KERNEL, CALIBRATION = 6, 24
 """ESPIRiT's kernel and the side of its calibration region, k-space points (sigpy's defaults)."""
@@ -56,6 +56,6 @@ def low_resolution_sensitivities(kspace_DCHW: NDArray[np.complex64], lines: int 
     low = np.zeros_like(kspace_DCHW)
     center = tuple(slice(max(n // 2 - lines // 2, 0), n // 2 + lines // 2) for n in (rows, columns))
     low[..., center[0], center[1]] = kspace_DCHW[..., center[0], center[1]]
-    smooth = ifft2c(low)
+    smooth = ifft2c_numpy(low)
     root = np.sqrt((np.abs(smooth) ** 2).sum(axis=1, keepdims=True))
     return np.asarray(smooth / np.maximum(root, np.finfo(np.float32).tiny), dtype=np.complex64)

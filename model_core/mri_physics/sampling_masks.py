@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_core.mri_physics.fourier import ifft2c
+from model_core.mri_physics.fourier import ifft2c_numpy
 
 CENTER_BUDGET = 0.32
 """Center fraction x acceleration: 0.08 at 4x and 0.04 at 8x, as in the fastMRI challenge."""
@@ -58,7 +58,7 @@ def undersample(kspace: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[NDArray[
         The zero-filled magnitude image (H, W) float32, and the sampled k-space (H, W) complex64, zeros elsewhere.
     """
     sampled = np.where(mask[None, :], kspace, 0).astype(np.complex64)
-    return np.abs(ifft2c(sampled)).astype(np.float32), sampled
+    return np.abs(ifft2c_numpy(sampled)).astype(np.float32), sampled
 
 
 def _with_center(mask: NDArray[np.bool_], center: int) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_core.mri_physics.fourier_torch import fft2c, ifft2c
+from model_core.mri_physics.fourier import fft2c, ifft2c
 
 ITERATIONS = 8
 """Conjugate-gradient steps with several coils. They stop early: components that the coils hardly encode are left to the network."""

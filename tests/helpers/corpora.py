@@ -13,7 +13,7 @@ from components.curation.store import VolumeStore
 from components.ingestion.volume import Acquisition, SourceFile, SourceSeries, Volume
 from components.provenance import digest
 from components.settings import CurationSettings
-from model_core.mri_physics.fourier import fft2c
+from model_core.mri_physics.fourier import fft2c_numpy
 
 LABEL_MAP = {1: "cerebrospinal fluid", 2: "grey matter", 3: "white matter", 4: "lesion"}
 SEQUENCES = {"T1-weighted": (0.2, 0.6, 1.0, 0.5), "T2-weighted": (1.0, 0.6, 0.4, 0.9)}
@@ -54,7 +54,7 @@ def tiny_volume(seed: int, sequence: str = "T1-weighted", lesion: bool = False, 
             sex="F" if seed % 2 else "M",
             age_years=40.0 + seed % 30,
         ),
-        kspace=fft2c(image)[:, None] if kspace else None,
+        kspace=fft2c_numpy(image)[:, None] if kspace else None,
         labels=labels,
     )
 

@@ -10,7 +10,7 @@ from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.config import PRESETS
 from model_core.flow import SAMPLERS, Sampler, sample_noise
 from model_core.heads.image_decoder import Conditions
-from model_core.mri_physics.fourier_torch import fft2c
+from model_core.mri_physics.fourier import fft2c
 from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.processing import Processor
 from model_core.targets import TARGET_IMAGE, TARGET_MASK

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import IGNORE, ImageBatch, PairedBatch, SequenceBatch
-from model_core.mri_physics.fourier_torch import fft2c, ifft2c
+from model_core.mri_physics.fourier import fft2c, ifft2c
 from model_core.noise import Noise
 from model_core.objectives import (
     Alignment,

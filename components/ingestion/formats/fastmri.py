@@ -32,7 +32,7 @@ from components.ingestion.formats.voxels import remove_nonfinite
 from components.ingestion.quarantine import UnsupportedInput
 from components.ingestion.source_folder import Plan, SourceFolder
 from components.ingestion.volume import Acquisition, Volume
-from model_core.mri_physics.fourier import fft2c, ifft2c
+from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 
 READER = "kspace"
 """``reader`` of these series in manifests."""
@@ -196,7 +196,7 @@ def read_kspace(path: Path, anatomy: str | None) -> Volume:
         acquisition = str(file.attrs.get("acquisition", ""))
         stored_affine = np.array(file.attrs["affine"], dtype=np.float64) if "affine" in file.attrs else None
         reference = next((file[name].shape[-2:] for name in DATASETS[1:] if name in file), None)
-    images = ifft2c(kspace[:, None] if kspace.ndim == 3 else kspace)
+    images = ifft2c_numpy(kspace[:, None] if kspace.ndim == 3 else kspace)
     encoded = images.shape[-2:]
     images, corner = _crop(images, reference or _reconstructed_matrix(header))
     if stored_affine is None:
@@ -212,7 +212,7 @@ def read_kspace(path: Path, anatomy: str | None) -> Volume:
         voxels=remove_nonfinite(magnitude, path.stem),
         affine=affine,
         acquisition=_acquisition(header, sequence, affine, anatomy),
-        kspace=fft2c(images).astype(np.complex64),
+        kspace=fft2c_numpy(images).astype(np.complex64),
     )
 
 

@@ -23,7 +23,7 @@ from components.training.batches import collate_sequences
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import SequenceBatch
 from model_core.boxes import GRID, TextBox, format_boxes
-from model_core.mri_physics.fourier import ifft2c
+from model_core.mri_physics.fourier import ifft2c_numpy
 from model_core.mri_physics.sampling_masks import random_mask, undersample
 from model_core.objectives import InstructionTuning
 from model_core.processing import Processor
@@ -85,7 +85,7 @@ def _reconstruction() -> list[TrainingCase]:
         assert volume.kspace is not None
         columns = random_mask(MATRIX, 4, 0.08, seed)
         _, measured = undersample(volume.kspace[0, 0], columns)
-        undersampled = replace(volume, kspace=measured[None, None], voxels=np.abs(ifft2c(measured))[None].astype(np.float32))
+        undersampled = replace(volume, kspace=measured[None, None], voxels=np.abs(ifft2c_numpy(measured))[None].astype(np.float32))
         image = _training_image(undersampled)
         scale = float(undersampled.voxels.max() / image.max())
         target = Target(

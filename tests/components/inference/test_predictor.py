@@ -19,7 +19,7 @@ from components.inference.predictor import task_of
 from components.inference.sliding_window import ResampledVolume
 from components.ingestion.volume import Acquisition, Volume
 from model_core.mri_physics.coils import calibration_width, estimate_sensitivities, measured_columns
-from model_core.mri_physics.fourier import fft2c, ifft2c
+from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 from tests.helpers.corpora import tiny_corpus, tiny_volume
 from tests.helpers.trained import tiny_model
 
@@ -106,12 +106,14 @@ def test_measured_kspace_is_preserved(predictor: Predictor, monkeypatch: pytest.
     whole = tiny_volume(0, "T2-weighted", kspace=True, matrix=32)
     assert whole.kspace is not None
     measured = whole.kspace * (np.arange(32) % 2 == 0)
-    undersampled = replace(whole, kspace=measured.astype(np.complex64), voxels=np.abs(ifft2c(measured[:, 0])).astype(np.float32))
+    undersampled = replace(
+        whole, kspace=measured.astype(np.complex64), voxels=np.abs(ifft2c_numpy(measured[:, 0])).astype(np.float32)
+    )
     _answer_with(predictor, monkeypatch, "<image>")
     prediction = predictor.predict(undersampled, "Reconstruct this image.")
     assert prediction.image is not None
-    phase = np.exp(1j * np.angle(ifft2c(measured[:, 0])))
-    difference = fft2c(prediction.image * phase)[:, :, ::2] - measured[:, 0, :, ::2]
+    phase = np.exp(1j * np.angle(ifft2c_numpy(measured[:, 0])))
+    difference = fft2c_numpy(prediction.image * phase)[:, :, ::2] - measured[:, 0, :, ::2]
     assert np.abs(difference).max() < 0.1 * np.abs(measured).max()
 
 
@@ -153,8 +155,8 @@ def _multicoil(matrix: int) -> tuple[Volume, NDArray[np.float32]]:
     raw = [np.exp(-((grid[:, None] - y) ** 2 + (grid[None] - x) ** 2) / 4 + 0.4j * y * grid[:, None]) for y, x in positions]
     maps = np.stack(raw) / np.sqrt((np.abs(raw) ** 2).sum(0))
     columns = (np.arange(matrix) % 2 == 0) | (np.abs(np.arange(matrix) - matrix // 2) < 8)
-    kspace = (fft2c(maps * truth[:, None]) * columns).astype(np.complex64)
-    combined = np.sqrt((np.abs(ifft2c(kspace)) ** 2).sum(1)).astype(np.float32)
+    kspace = (fft2c_numpy(maps * truth[:, None]) * columns).astype(np.complex64)
+    combined = np.sqrt((np.abs(ifft2c_numpy(kspace)) ** 2).sum(1)).astype(np.float32)
     return replace(whole, voxels=combined, kspace=kspace, labels=None), truth
 
 
@@ -180,7 +182,7 @@ def test_maps_are_espirit_if_its_calibration_fits_and_low_resolution_images_othe
     assert calibration_width(measured_columns(narrow)) < 12
     for kspace in (volume.kspace, narrow):
         maps = estimate_sensitivities(kspace.astype(np.complex64))
-        inside = np.abs(ifft2c(volume.kspace)).sum(1) > 0.3 * np.abs(ifft2c(volume.kspace)).sum(1).max()
+        inside = np.abs(ifft2c_numpy(volume.kspace)).sum(1) > 0.3 * np.abs(ifft2c_numpy(volume.kspace)).sum(1).max()
         np.testing.assert_allclose((np.abs(maps) ** 2).sum(1)[inside], 1, atol=1e-3)
     columns = measured_columns(volume.kspace + 1e-9 * volume.kspace.max())
     assert columns.sum() == (np.abs(volume.kspace).max((0, 1, 2)) > 0).sum()  # rounding is not a measurement

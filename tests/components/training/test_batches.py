@@ -20,7 +20,7 @@ from components.training.stages.vision_pretraining import BLOCK_SLICES
 from model_core.batch import IGNORE, Batch
 from model_core.boxes import parse_boxes
 from model_core.config import OmniMRIConfig
-from model_core.mri_physics.fourier_torch import fft2c, ifft2c
+from model_core.mri_physics.fourier import fft2c, ifft2c
 from model_core.processing import Processor
 from model_core.targets import TARGET_IMAGE, TARGET_MASK
 from model_core.tokenization import special_ids

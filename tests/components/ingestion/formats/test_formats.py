@@ -23,7 +23,7 @@ from components.ingestion import ingest, list_series, read_path, read_quarantine
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.nifti_writer import write_nifti
 from components.ingestion.volume import Volume
-from model_core.mri_physics.fourier import fft2c, ifft2c
+from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 from tests.helpers import dicom_files
 
 OBLIQUE = np.array(dicom_files.OBLIQUE).reshape(2, 3)
@@ -185,7 +185,7 @@ def test_oversampled_fastmri_is_cropped_like_its_reference_and_keeps_its_pixel_s
     rng = np.random.default_rng(1)
     encoded, cropped = (32, 18), (16, 16)
     images = rng.standard_normal((3, coils or 1, *encoded)) + 1j * rng.standard_normal((3, coils or 1, *encoded))
-    kspace = fft2c(images)
+    kspace = fft2c_numpy(images)
     root = np.sqrt((np.abs(images) ** 2).sum(1))
     reference = root[:, 8:24, 1:17].astype(np.float32)
     header = (
@@ -204,7 +204,7 @@ def test_oversampled_fastmri_is_cropped_like_its_reference_and_keeps_its_pixel_s
     np.testing.assert_allclose(volume.voxels[:, ::-1], reference, rtol=1e-4)  # stored upside down
     assert volume.spacing_mm == pytest.approx((4.5, 13.75, 13.75)) and volume.acquisition.sequence == "PD-weighted"
     assert volume.kspace is not None and volume.kspace.shape == (3, coils or 1, *cropped)
-    np.testing.assert_allclose(np.sqrt((np.abs(ifft2c(volume.kspace)) ** 2).sum(1)), volume.voxels, rtol=1e-3)
+    np.testing.assert_allclose(np.sqrt((np.abs(ifft2c_numpy(volume.kspace)) ** 2).sum(1)), volume.voxels, rtol=1e-3)
 
 
 def test_fastmri_plus_boxes_count_from_the_top_of_the_flipped_image_and_reviewed_files_without_any_are_normal(source: Path) -> None:
@@ -212,7 +212,7 @@ def test_fastmri_plus_boxes_count_from_the_top_of_the_flipped_image_and_reviewed
         image = np.full((2, 1, 16, 16), 0.01 * (number + 1), dtype=complex)
         image[1, 0, 3:5, 6:9] = 1.0  # near the top as stored, near the bottom as displayed
         with h5py.File(source / f"{name}.h5", "w") as file:
-            file["kspace"] = fft2c(image)
+            file["kspace"] = fft2c_numpy(image)
     with (source / "knee.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["file", "slice", "study_level", "x", "y", "width", "height", "label"])
@@ -230,7 +230,7 @@ def test_fastmri_plus_boxes_count_from_the_top_of_the_flipped_image_and_reviewed
 def _write_raw(path: Path, images: NDArray[np.complex128], contrasts: int = 1, skip: int = 0) -> None:
     """Write ISMRMRD lines of images (slices, coils, readout, phase), slices out of order, repeated for each contrast."""
     slices, coils, readout, phase = images.shape
-    kspace = fft2c(images)
+    kspace = fft2c_numpy(images)
     header = ismrmrd.xsd.ismrmrdHeader(
         experimentalConditions=ismrmrd.xsd.experimentalConditionsType(H1resonanceFrequency_Hz=63_000_000),
         encoding=[
