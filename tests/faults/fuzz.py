@@ -3,10 +3,10 @@
 python -m tests.faults.fuzz --inputs 20000      # writes tests/faults/results.csv
 python -m tests.faults.fuzz --first 20000       # resume
 
-Good files of every kind are mutated (bytes flipped, cut, doubled, numbers and texts of headers replaced) and bombs are built
-(headers that promise more than there is, streams that unpack to more than memory). Each input is a dataset of one file, taken in as
-``omnimri ingest`` would, then read as curation would; and a single file, read as ``omnimri predict`` would. Workers are processes
-with limits: 1 GiB beyond what the libraries need, 5 s of processor time for an input; the parent sees who dies or hangs.
+Valid files of every kind are mutated (flipped, removed or duplicated bytes, replaced numbers and texts of headers), and bombs are
+built (headers that declare more data than the file contains, streams that decompress to more than the memory). Each input is
+ingested as a dataset of one file and read as curation reads it, and is also read alone as ``omnimri predict`` reads it. Workers are
+processes with limits: 1 GiB beyond the libraries, 5 s of CPU time per input; the parent detects workers that die or hang.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results.csv")
 LIMIT_S, LIMIT_BYTES = 5.0, 2**30
 PATIENCE_S = 30.0
-"""Seconds are of the processor, so that a busy machine fails nobody; one who waits for nothing is found by the clock."""
+"""Limits are CPU seconds, so that a busy machine causes no failure; the wall clock detects a worker that waits forever."""
 KEY = b"fuzzing key of thirty-two bytes.."
 COUNTS = ("inputs", "read", "refused", "failed")
 Mutation = Callable[[bytes, random.Random], bytes]
@@ -328,7 +328,7 @@ class Worker:
 
 
 def campaign(count: int, seed: int = 0, keep: Path | None = None, first: int = 0) -> list[tuple[str, str, Outcome]]:
-    """Run ``count`` mutated inputs from the ``first`` on, and all bombs: (kind, mutation, outcome).
+    """Run ``count`` mutated inputs, starting at ``first``, and all bombs: (kind, mutation, outcome).
 
     Args:
         keep: where the files go that readers failed on.
@@ -351,7 +351,7 @@ def campaign(count: int, seed: int = 0, keep: Path | None = None, first: int = 0
 
 
 def summary(found: list[tuple[str, str, Outcome]]) -> list[dict[str, Any]]:
-    """By kind of file and mutation: how many were read, refused, or failed, the slowest, and the commonest reasons."""
+    """Summarize by kind of file and mutation: how many were read, refused, or failed, the slowest, and the most common reasons."""
     rows = []
     keys = sorted({(kind, name if name in MUTATIONS else "bomb") for kind, name, _ in found})
     for kind, mutation in keys:

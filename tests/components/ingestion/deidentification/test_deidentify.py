@@ -87,7 +87,7 @@ NEEDED = {
     "ModalityLUTSequence",
     "PaletteColorLookupTableUID",
 }
-"""What makes the file an MR image at all: with text in one of these it would not be taken in. Image Type is planted beside."""
+"""Attributes that make the file an MR image: with text in one, it would not be ingested. Image Type is planted elsewhere."""
 
 
 PASSING = ("PatientName", "PatientID", "PatientSex", "ROIName")
