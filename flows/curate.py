@@ -9,7 +9,7 @@ from typing import Any, Literal
 from prefect import flow, task
 from prefect.futures import wait
 
-from components.curation import curate, curation_inputs
+from components.curation import curate, curation_inputs, is_current
 from components.curation.corpus import SUMMARY, Corpus
 from components.curation.curate_corpus import CurationTarget, JobRunner, VolumeJob, run_in_processes, run_volume_job
 from components.curation.preview import write_preview
@@ -21,7 +21,7 @@ from components.validation.validation_gate import REPORT
 from flows.artifacts import publish_validation
 from flows.reporting import report_waiting, reported_step
 from flows.retries import STEP
-from flows.steps import cards_of, changing, preparing, record_step
+from flows.steps import cards_of, changing, is_validated, preparing, record_step
 
 TaskRunner = Literal["processes", "dask"]
 BATCH = 16
@@ -59,10 +59,10 @@ def curate_on_cluster(settings: Settings) -> CurationReport:
 def _curate(settings: Settings, run: JobRunner) -> CurationReport:
     home, cards = Home.open(), cards_of(settings)
     with reported_step("curate") as step:
-        inputs = curation_inputs(home.data, cards, settings.curation).by_name()
-        with changing(home, "curate", inputs, report_waiting):
+        inputs = curation_inputs(home.data, cards, settings.curation)
+        with changing(home, is_current(home.curated, inputs), report_waiting):
             report = curate(home.data, cards, home.curated, settings.curation, run)
-            record_step(home, "curate", inputs, home.curated / SUMMARY)
+            record_step(home, "curate", inputs.by_name(), home.curated / SUMMARY)
         step.result = (
             f"{report.volumes_total} volumes ({report.volumes_new} new, {report.volumes_reused} reused, {report.volumes_removed} "
             f"removed), {report.descriptions} descriptions, {report.instructions} instructions"
@@ -91,7 +91,7 @@ def validate_corpus() -> ValidationReport:
     home = Home.open()
     with reported_step("validate") as step:
         inputs = validation_inputs(home.curated).by_name()
-        with changing(home, "validate", inputs, report_waiting):
+        with changing(home, is_validated(home), report_waiting):
             report = validate(home.curated, home.validation)
             if report.passed:
                 record_step(home, "validate", inputs, home.validation / REPORT)

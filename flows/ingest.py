@@ -15,7 +15,7 @@ from components.versioning.source_state import source_folder
 from flows.artifacts import publish_data_version
 from flows.reporting import report_waiting, report_warning, reported_step
 from flows.retries import STEP
-from flows.steps import changing, dataset_inputs, manifest_path, preparing, record_step
+from flows.steps import changes, changing, dataset_inputs, manifest_path, preparing, record_step
 
 
 @task(task_run_name="read {dataset.card}", **STEP)
@@ -30,7 +30,7 @@ def ingest_dataset(dataset: DatasetSettings, settings: IngestionSettings) -> Ing
             build_sample(dataset.card, source)
         key = load_key(settings, home)
         inputs = dataset_inputs(dataset, settings, home).by_name()
-        with changing(home, name, inputs, report_waiting):
+        with changing(home, not changes(home, name, inputs), report_waiting):
             report = ingest(load_card(dataset.card), source, home.data, key, workers=settings.workers)
             record_step(home, name, inputs, manifest_path(dataset, home))
         step.result = (

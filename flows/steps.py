@@ -101,6 +101,12 @@ def cards_of(settings: Settings) -> list[DatasetCard]:
     return [load_card(dataset.card) for dataset in settings.datasets]
 
 
+def is_validated(home: Home) -> bool:
+    """Return whether the present corpus has passed validation."""
+    report = current_report(home.curated, home.validation) if (home.curated / SUMMARY).exists() else None
+    return report is not None and report.passed
+
+
 def pinned_data(home: Home) -> str:
     """Return the pinned data version; "" where there is none."""
     try:
@@ -153,8 +159,7 @@ class _Planner:
             self.add(step, not changes(self.home, step, inputs), inputs)
         curation = curation_inputs(self.home.data, cards_of(self.settings), self.settings.curation)
         self.add("curate", is_current(self.home.curated, curation), curation.by_name())
-        report = current_report(self.home.curated, self.home.validation) if self.corpus else None
-        self.add("validate", report is not None and report.passed, validation_inputs(self.home.curated).by_name())
+        self.add("validate", is_validated(self.home), validation_inputs(self.home.curated).by_name())
 
     def plan_model(self) -> None:
         """Plan training, evaluation and registration."""
@@ -207,9 +212,9 @@ def preparing(home: Home, waiting: Waiting, corpus_lock: ExitStack | None = None
 
 
 @contextmanager
-def changing(home: Home, step: str, inputs: Inputs, waiting: Waiting) -> Iterator[None]:
-    """Hold the corpus for a step of the preparation: alone if it has something to do, else together with the readers."""
-    with claim(home.locks / "corpus", shared=not changes(home, step, inputs), waiting=waiting):
+def changing(home: Home, up_to_date: bool, waiting: Waiting) -> Iterator[None]:
+    """Hold the corpus for a step of the preparation: exclusively, or, if its result is up to date, together with the readers."""
+    with claim(home.locks / "corpus", shared=up_to_date, waiting=waiting):
         yield
 
 

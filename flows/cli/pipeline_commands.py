@@ -32,7 +32,7 @@ PlanOption = Annotated[
 
 
 class TaskRunnerName(StrEnum):
-    """Where volumes are curated: in processes of this machine, or on a Dask cluster."""
+    """Task runners of curation: processes of this machine, or a Dask cluster."""
 
     processes = "processes"
     dask = "dask"

@@ -84,7 +84,7 @@ def run_log(command: str) -> Iterator[TextIO]:
 
 
 def _duplicate(stream: TextIO) -> TextIO:
-    """Return a stream to where another one leads now."""
+    """Return a new stream to the same file or terminal."""
     stream.flush()
     return os.fdopen(os.dup(stream.fileno()), "w", buffering=1, encoding=stream.encoding, errors=stream.errors)
 

@@ -30,7 +30,7 @@ TimezoneOption = Annotated[str, typer.Option(help="time zone of the schedules")]
 
 
 class PoolName(StrEnum):
-    """Where deployed runs execute: in processes of a worker's machine, or in pods."""
+    """Executors of deployed runs: processes of a worker's machine, or pods."""
 
     process = "process"
     kubernetes = "kubernetes"
