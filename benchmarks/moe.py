@@ -1,4 +1,4 @@
-"""Mixture-of-experts layer, forward and backward, against transformers' loop, grouped products and, on a GPU, Liger-Kernel.
+"""Mixture-of-experts layer, forward and backward, compared with transformers' loop, grouped products and (GPU) Liger-Kernel.
 
 python -m benchmarks.moe --device cpu | cuda
 """
@@ -23,7 +23,7 @@ from kernels.moe_routing.reference import route
 
 @dataclass(frozen=True)
 class Case:
-    """Tokens and sizes of a layer."""
+    """Number of tokens and sizes of a layer."""
 
     tokens: int
     experts: int
@@ -34,7 +34,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """Name of the case in tables."""
         return (
             f"T{self.tokens} E{self.experts} K{self.top_k} H{self.hidden_size} I{self.width} "
             f"{str(self.dtype).removeprefix('torch.')}"
@@ -58,7 +58,7 @@ Layer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def _transformers(case: Case, implementation: str) -> Layer:
-    """Our float32 router before transformers' experts, so that only the experts differ."""
+    """Build transformers' experts behind our float32 router, so that only the experts differ."""
     config = Qwen2MoeConfig(
         hidden_size=case.hidden_size,
         moe_intermediate_size=case.width,
@@ -87,7 +87,7 @@ def _grouped(case: Case) -> Layer:
 
 
 def _liger(case: Case) -> Layer:
-    from liger_kernel.ops.fused_moe import LigerFusedMoEFunction  # carried along as a wheel; not a dependency
+    from liger_kernel.ops.fused_moe import LigerFusedMoEFunction  # installed separately from a wheel; not a dependency
 
     def run(hidden: Tensor, router: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         routing = route(hidden, router, case.top_k)
@@ -113,12 +113,12 @@ def _peers(case: Case, device: str) -> dict[str, Layer]:
 
             peers["Liger-Kernel fused_moe"] = missing
     else:
-        del peers["sort + grouped_mm"]  # is ours there
+        del peers["sort + grouped_mm"]  # is our own implementation on a CPU
     return peers | {"ours": lambda *weights: moe(*weights, case.top_k).hidden_TH}
 
 
 def run(case: Case, device: str) -> list[Measurement]:
-    """Forward without gradients, then forward and backward; on a GPU also router and sort alone."""
+    """Measure forward without gradients, then forward and backward; on a GPU also router and sort alone."""
     torch.manual_seed(0)
     shapes = (
         (case.tokens, case.hidden_size),
@@ -171,7 +171,7 @@ def _router(case: Case, inputs: list[Tensor]) -> list[Measurement]:
 
 
 def main() -> None:
-    """Measure all cases and write the results."""
+    """Run all cases and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device = parser.parse_args().device

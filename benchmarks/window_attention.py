@@ -1,4 +1,4 @@
-"""Shifted window attention with a trained bias: forward, and forward with backward, against every way to do it in PyTorch.
+"""Shifted window attention with a trained bias, forward and forward with backward, compared with all implementations in PyTorch.
 
 python -m benchmarks.window_attention --device cpu | cuda
 """
@@ -30,7 +30,7 @@ from kernels.window_attention.geometry import (
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of token grids and its windows; every second block of Swin is shifted."""
+    """A batch of token grids and its windows."""
 
     name: str
     batch: int
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def shift(self) -> Triple:
-        """Half a window, if shifted."""
+        """Half a window if shifted, else zero."""
         return (self.window[0] // 2, self.window[1] // 2, self.window[2] // 2) if self.shifted else (0, 0, 0)
 
 
@@ -66,7 +66,7 @@ CPU = [
 
 
 def _windowed(case: Case, qkv: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Pad, roll, cut, attend, put back."""
+    """Pad and roll the grid, partition it into windows, attend, and reverse the steps."""
     used, moved = fit_window(case.size, case.window, case.shift)
     grid = padded_grid(case.size, used)
     x = F.pad(qkv.flatten(4), (0, 0, *(n for a, b in zip(reversed(grid), reversed(case.size), strict=True) for n in (0, a - b))))
@@ -81,7 +81,10 @@ Attention = Callable[[Tensor, Tensor], Tensor]
 
 
 def _in_pytorch(case: Case, device: str, fused: bool) -> Attention:
-    """Bias and mask as tensors, added to the scores (MONAI's way) or ``fused`` by PyTorch; index and mask are kept."""
+    """Build attention with bias and mask tensors, added to the scores (as MONAI does) or ``fused`` by PyTorch.
+
+    Index and mask are computed once.
+    """
     used, moved = fit_window(case.size, case.window, case.shift)
     code = position_codes_N(case.window, used)
     index = (code[:, None] - code[None, :] + middle_row(case.window)).to(device)
@@ -108,7 +111,7 @@ def _in_pytorch(case: Case, device: str, fused: bool) -> Attention:
 
 
 def _flex(case: Case) -> Attention:
-    """FlexAttention, compiled, the bias gathered in the score function."""
+    """Build compiled FlexAttention that gathers the bias in its score function."""
     from torch.nn.attention.flex_attention import flex_attention
 
     used, moved = fit_window(case.size, case.window, case.shift)
@@ -136,7 +139,7 @@ def _peers(case: Case, device: str) -> dict[str, Attention]:
 
 
 def run(case: Case, device: str) -> list[Measurement]:
-    """Forward without gradients, then forward and backward."""
+    """Measure forward without gradients, then forward and backward."""
     torch.manual_seed(0)
     qkv = torch.randn(case.batch, *case.size, 3, case.heads, case.head_dim, device=device, dtype=case.dtype, requires_grad=True)
     table = torch.randn(bias_table_rows(case.window), case.heads, device=device, requires_grad=True)
@@ -164,7 +167,7 @@ def run(case: Case, device: str) -> list[Measurement]:
 
 
 def main() -> None:
-    """Measure all cases and write the results."""
+    """Run all cases and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device = parser.parse_args().device

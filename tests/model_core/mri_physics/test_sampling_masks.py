@@ -78,7 +78,7 @@ def test_the_center_is_sampled_and_the_acceleration_is_exact_to_a_quarter(
 
 
 def test_equispaced_columns_have_one_distance() -> None:
-    """As fastMRI's EquispacedMaskFractionFunc: 368 columns, 8x, center .04 (15 columns) means a step of 11.4."""
+    """Agree with fastMRI's EquispacedMaskFractionFunc: 368 columns, 8x, center .04 (15 columns) means a step of 11.4."""
     mask = create_mask("equispaced", 368, 8, 3)
     outside = np.flatnonzero(mask)
     outside = outside[(outside < 170) | (outside > 200)]

@@ -1,4 +1,4 @@
-"""Parallel imaging against sigpy's operators and its conjugate gradients."""
+"""Parallel imaging agrees with sigpy's operators and conjugate gradients."""
 
 import numpy as np
 import pytest
@@ -13,24 +13,24 @@ COILS, SIZE = 4, 24
 
 @pytest.fixture
 def maps() -> torch.Tensor:
-    """Smooth sensitivities with a sum of squares of 1, (1, C, 1, H, W)."""
+    """Return smooth sensitivities with a sum of squares of 1, (1, C, 1, H, W)."""
     grid = torch.linspace(-1, 1, SIZE)
-    centres = torch.tensor([(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)])
-    distance = (grid[None, :, None] - centres[:, :1, None]) ** 2 + (grid[None, None] - centres[:, 1:, None]) ** 2
-    raw = torch.polar(torch.exp(-distance / 3), centres[:, :1, None] * grid[None, :, None] * 0.5)
+    centers = torch.tensor([(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)])
+    distance = (grid[None, :, None] - centers[:, :1, None]) ** 2 + (grid[None, None] - centers[:, 1:, None]) ** 2
+    raw = torch.polar(torch.exp(-distance / 3), centers[:, :1, None] * grid[None, :, None] * 0.5)
     return (raw / raw.abs().square().sum(0).sqrt())[None, :, None]
 
 
 @pytest.fixture
 def sampling() -> torch.Tensor:
-    """Every second column, and the middle: twofold acceleration."""
+    """Sample every second column and the center: twofold acceleration."""
     columns = (torch.arange(SIZE) % 2 == 0) | ((torch.arange(SIZE) - SIZE // 2).abs() < 4)
     return columns.expand(1, 1, SIZE, SIZE)
 
 
 @pytest.fixture
 def image() -> torch.Tensor:
-    """A complex image of smooth phase, (1, 1, H, W)."""
+    """Return a complex image of smooth phase, (1, 1, H, W)."""
     torch.manual_seed(0)
     grid = torch.linspace(-1, 1, SIZE)
     return torch.polar(0.5 + torch.rand(SIZE, SIZE), 0.4 * grid[:, None] + 0.3 * grid[None])[None, None]
@@ -50,7 +50,7 @@ def test_the_operator_and_its_adjoint_are_those_of_sigpy(maps: torch.Tensor, sam
 
 
 def test_least_squares_are_those_of_sigpy(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
-    """As many conjugate gradients from the same image give the same image."""
+    """The same number of conjugate-gradient steps from the same image gives the same image."""
     kspace = KSpaceMeasurement(torch.empty(0), sampling, maps).encode(image)
     measured = KSpaceMeasurement(kspace, sampling, maps)
     guess = image.abs() * 0.7
@@ -64,13 +64,15 @@ def test_least_squares_are_those_of_sigpy(maps: torch.Tensor, sampling: torch.Te
     np.testing.assert_allclose(enforce_data_consistency(guess, measured)[0, 0].numpy(), np.abs(solution), atol=2e-4)
 
 
-def test_a_wrong_guess_is_brought_to_what_the_coils_saw(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
+def test_a_wrong_image_is_corrected_by_the_measurement_of_the_coils(
+    maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor
+) -> None:
     measured = KSpaceMeasurement(KSpaceMeasurement(torch.empty(0), sampling, maps).encode(image), sampling, maps)
-    before = (0.5 * image.abs() - image.abs()).abs().mean()
-    assert (enforce_data_consistency(0.5 * image.abs(), measured) - image.abs()).abs().mean() < 0.1 * before
+    initial_error = (0.5 * image.abs() - image.abs()).abs().mean()
+    assert (enforce_data_consistency(0.5 * image.abs(), measured) - image.abs()).abs().mean() < 0.1 * initial_error
 
 
-def test_one_coil_is_replacement_and_its_map_of_ones_changes_nothing(sampling: torch.Tensor, image: torch.Tensor) -> None:
+def test_one_coil_replaces_the_sampled_lines_and_a_map_of_ones_changes_nothing(sampling: torch.Tensor, image: torch.Tensor) -> None:
     kspace = KSpaceMeasurement(torch.empty(0), sampling).encode(image)
     torch.manual_seed(1)
     guess = torch.rand(1, 1, SIZE, SIZE)
@@ -80,13 +82,13 @@ def test_one_coil_is_replacement_and_its_map_of_ones_changes_nothing(sampling: t
     torch.testing.assert_close(with_maps, without_maps, atol=1e-4, rtol=1e-4)
 
 
-def test_what_was_not_measured_stays_as_it_is(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
-    """Of two samples, one without measurement."""
+def test_samples_without_a_measurement_stay_unchanged(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
+    """The second of two samples has no measurement."""
     both = torch.cat([sampling, torch.zeros_like(sampling)])
     kspace = KSpaceMeasurement(torch.empty(0), both, maps.expand(2, -1, -1, -1, -1)).encode(image.expand(2, -1, -1, -1))
     guess = torch.rand(2, 1, SIZE, SIZE)
-    made = enforce_data_consistency(guess, KSpaceMeasurement(kspace, both, maps.expand(2, -1, -1, -1, -1)))
-    assert torch.equal(made[1], guess[1]) and not torch.allclose(made[0], guess[0])
+    result = enforce_data_consistency(guess, KSpaceMeasurement(kspace, both, maps.expand(2, -1, -1, -1, -1)))
+    assert torch.equal(result[1], guess[1]) and not torch.allclose(result[0], guess[0])
     untouched = KSpaceMeasurement.empty(guess[:, None])
     assert torch.equal(enforce_data_consistency(guess, untouched), guess)
 
