@@ -217,9 +217,10 @@ class TrainingSettings(Section):
             try:
                 validated[name] = STAGES[name].settings.model_validate(raw[name])
             except ValidationError as error:
-                for fault in error.errors():
-                    kind = PydanticCustomError(fault["type"], fault["msg"].replace("{", "(").replace("}", ")"))
-                    errors.append(InitErrorDetails(type=kind, loc=(name, *fault["loc"]), input=fault["input"]))
+                for details in error.errors():
+                    message = details["msg"].replace("{", "(").replace("}", ")")  # braces would be placeholders
+                    located = PydanticCustomError("invalid", message)
+                    errors.append(InitErrorDetails(type=located, loc=(name, *details["loc"]), input=details["input"]))
         for name in STAGES.built_in:
             if name not in raw:
                 fault = PydanticCustomError("missing", "this stage is required")

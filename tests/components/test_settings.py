@@ -1,4 +1,4 @@
-"""Settings are typed, and a refusal names the field and the remedy."""
+"""Settings are typed, and an error names the field and the remedy."""
 
 from __future__ import annotations
 
@@ -42,10 +42,12 @@ def test_an_override_changes_one_field_and_the_digest_of_its_section_alone() -> 
         ("curation={validation_fraction: 0.6, test_fraction: 0.6}", "no patients to train on"),
         ("training.alignment.micro_batch=1", "set alignment.micro_batch to 2"),
         ("training.keep_every=70", "no multiple of vision_pretraining.checkpoint_every"),
+        ("training.zero_stag=1", r"training\.zero_stag: no such setting or stage"),
+        ("training.alignment.stepz=1", r"training\.alignment\.stepz"),
         ("training", "section.field=value"),
     ],
 )
-def test_a_bad_override_is_refused_by_name(override: str, named: str) -> None:
+def test_an_invalid_override_is_rejected_by_name(override: str, named: str) -> None:
     with pytest.raises(BadInput, match=named):
         load_settings("demo", [override])
 

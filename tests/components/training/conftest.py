@@ -17,4 +17,4 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="module")
 def processor(corpus: Corpus) -> Processor:
-    return Processor(train_tokenizer([one.text for one in corpus.descriptions.values()], 400))
+    return Processor(train_tokenizer([description.text for description in corpus.descriptions.values()], 400))
