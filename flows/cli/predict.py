@@ -78,6 +78,8 @@ def predict(
             if len(images) == 1:
                 prediction = predictor.predict(images[0], instruction, sampling, write if streams else None, show_phase)
                 predictions, folders = [prediction], [out]
+                if streamed:
+                    print(file=output)  # ends the streamed line before the step prints its own
             else:
                 predictions = predictor.predict_many([(image, instruction) for image in images], sampling, show_phase)
                 folders = [out / f"{number:03d}" for number in range(1, len(images) + 1)]
@@ -101,6 +103,7 @@ def _print_predictions(predictions: list[Prediction], files: list[list[Path]], a
         emit(answers[0] if len(answers) == 1 else {"answers": answers})
         return
     for prediction, paths in zip(predictions, files, strict=True):
-        print("" if streamed else prediction.text)
+        if not streamed:
+            print(prediction.text)
         for path in paths:
             print(f"wrote {relative(path)}", file=sys.stderr)
