@@ -12,6 +12,7 @@ from a plugin: a module that ``OMNIMRI_PLUGINS`` names (several: separated by co
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +46,15 @@ def plugins() -> tuple[ModuleType, ...]:
                 remedy = "install the package that holds it, or put its folder on PYTHONPATH"
                 raise BadInput(f"no such module: {error.name}", where=f"{PLUGINS}={name}", remedy=remedy) from None
     return tuple(_imported[name] for name in names)
+
+
+def plugin_packages() -> list[Path]:
+    """Return the top-level packages (folders or files) of the plugins: a registered model is stored with them."""
+    packages: dict[Path, None] = {}
+    for module in plugins():
+        top = sys.modules[module.__name__.partition(".")[0]]
+        packages[Path(top.__file__) if top.__file__ and not hasattr(top, "__path__") else Path(next(iter(top.__path__)))] = None
+    return list(packages)
 
 
 def plugin_sources() -> list[Path]:

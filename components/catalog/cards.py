@@ -12,14 +12,14 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.errors import BadInput
 from components.home import Home
-from components.registries import TASKS
+from components.registries import FORMATS, TASKS
 from components.settings import TaskName
 
 FOLDER = Path(__file__).parent / "datasets"
@@ -29,11 +29,19 @@ Access = Literal["open", "registration", "agreement", "restricted"]
 Region = Literal["North America", "South America", "Europe", "Asia", "Africa", "Oceania"]
 Plane = Literal["axial", "sagittal", "coronal"]
 READABLE_FORMATS = ("DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5", "ISMRMRD")
-"""Formats that ingestion reads. A card with other formats only documents its dataset."""
-Format = Literal[
-    "DICOM", "NIfTI", "MetaImage", "NumPy", "k-space HDF5", "ISMRMRD", "HDF5", "MATLAB", "NRRD", "PNG", "pickle", "other"
-]
-"""Formats that a card may list: ``k-space HDF5`` is the fastMRI format, ``HDF5`` any other HDF5 layout."""
+"""Formats that ingestion reads, by their usual names: ``k-space HDF5`` is the fastMRI format."""
+OTHER_FORMATS = ("HDF5", "MATLAB", "NRRD", "PNG", "pickle", "other")
+"""Formats that a card may list without ingestion reading them. A card with no other formats only documents its dataset."""
+
+
+def _require_known_format(name: str) -> str:
+    """Accept the usual name of a format, or the name of a registered one, such as a plugin's."""
+    if name not in (*READABLE_FORMATS, *OTHER_FORMATS, *FORMATS):
+        raise ValueError(f"no such format; one of {', '.join((*READABLE_FORMATS, *FORMATS, *OTHER_FORMATS))}")
+    return name
+
+
+Format = Annotated[str, AfterValidator(_require_known_format)]
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".mha", ".mhd", ".npy", ".h5", ".hdf5")
 """Suffixes of the files that ``layout.images`` selects from; sidecars and tables are not selected by it."""
@@ -287,7 +295,7 @@ class DatasetCard(_StrictModel):
     @property
     def is_readable(self) -> bool:
         """Return whether ingestion reads at least one of its formats."""
-        return any(name in READABLE_FORMATS for name in self.formats)
+        return any(name not in OTHER_FORMATS for name in self.formats)
 
 
 def is_filled(card: DatasetCard, name: str) -> bool:
@@ -414,7 +422,7 @@ def filter_cards(
     Raises:
         BadInput: a criterion has a value that no card can have.
     """
-    choices = {"task": tuple(TASKS), "access": get_args(Access), "format": get_args(Format)}
+    choices = {"task": tuple(TASKS), "access": get_args(Access), "format": (*READABLE_FORMATS, *FORMATS, *OTHER_FORMATS)}
     for name, value in (("task", task), ("access", access), ("format", file_format)):
         if value is not None and value not in choices[name]:
             raise BadInput(f"no such {name}: {value}", where=f"--{name}", remedy=f"one of: {', '.join(choices[name])}")

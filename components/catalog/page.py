@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from components.catalog.cards import COUNTS, READABLE_FORMATS, DatasetCard, packaged_cards
+from components.catalog.cards import COUNTS, OTHER_FORMATS, DatasetCard, packaged_cards
 from components.catalog.summary import Summary, summarize_cards
 
 LARGEST_DATASETS = ("uk-biobank", "mr-rate")
@@ -96,7 +96,7 @@ def _cards_table(cards: list[DatasetCard]) -> str:
 
 
 def _format_formats(card: DatasetCard) -> str:
-    return ", ".join(name if name in READABLE_FORMATS else f"({name})" for name in card.formats)
+    return ", ".join(f"({name})" if name in OTHER_FORMATS else name for name in card.formats)
 
 
 def _format_count(card: DatasetCard, name: str) -> str:

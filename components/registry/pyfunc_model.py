@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,10 @@ class OmniMRIPyfunc(PythonModel):
     predictor: Predictor
 
     def load_context(self, context: Any) -> None:
-        """Load the weights."""
+        """Load the weights, and the plugins that the model was trained with."""
+        listed = json.loads((Path(context.artifacts["about"]) / "plugins.json").read_text())
+        known = [name for name in os.environ.get("OMNIMRI_PLUGINS", "").split(",") if name]
+        os.environ["OMNIMRI_PLUGINS"] = ",".join(dict.fromkeys([*known, *listed]))
         from components.inference import Predictor
 
         self.predictor = Predictor.load(context.artifacts["weights"])

@@ -16,6 +16,7 @@ from components.errors import BadInput
 from components.evaluation import EvaluationReport, weights_digest
 from components.files import write_json
 from components.provenance import REPOSITORY
+from components.registries import plugin_packages, plugins
 from components.registry.audit_log import Action, AuditLog, AuditState, Move
 from components.registry.inputs import RegistrationInputs
 from components.registry.model_card import limitations, model_card
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 PACKAGES = ("components", "model_core", "kernels")
-SETTINGS = "settings.json"
+SETTINGS, PLUGIN_LIST = "settings.json", "plugins.json"
 DESCRIPTION = """Research software. Not a medical device; not for clinical use. The model card (README.md), the report page and the
 settings are stored with the weights, under artifacts/about. Known limitations of this version, as measured:
 """
@@ -153,6 +154,7 @@ def _log_model(
         (about / "README.md").write_text(model_card(name, evaluation, lineage.settings, tags))
         (about / SETTINGS).write_text(lineage.settings)
         write_json(about / "evaluation.json", [asdict(row) for row in evaluation.rows])
+        write_json(about / PLUGIN_LIST, [module.__name__ for module in plugins()])
         for file in evaluation.registered_files:
             shutil.copy(file, about)
         requirements = str(LOCK) if LOCK.exists() else str(REPOSITORY / "pyproject.toml")
@@ -161,7 +163,7 @@ def _log_model(
                 name=name,
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"weights": str(model_dir), "about": str(about)},
-                code_paths=[str(REPOSITORY / package) for package in PACKAGES],
+                code_paths=[str(path) for path in (*(REPOSITORY / package for package in PACKAGES), *plugin_packages())],
                 pip_requirements=[f"-r {requirements}"] if LOCK.exists() else [],
                 signature=_signature(),
                 input_example=_example(),
