@@ -11,11 +11,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from components.assets import asset
-from components.curation.corpus import Corpus
 from components.registries import PLUGINS
 from tests.helpers.datasets import write_cohort
 from tests.helpers.toys import toy_format
@@ -77,9 +77,9 @@ def test_a_format_a_task_and_a_stage_of_a_plugin_go_through_the_whole_chain(tmp_
     report = laboratory.omnimri("run", "--profile", str(laboratory.profile), status=1)
     assert report["refused"] == "evaluation: reconstruction was not measured"  # there is no k-space; every other gate is open
 
-    corpus = Corpus.open(laboratory.home / "curated")
-    assert len(corpus.volumes) == PATIENTS
-    assert {record.task for record in corpus.instructions} >= {"plane", "segmentation"}
+    curated = laboratory.home / "curated"
+    assert pq.read_metadata(curated / "volumes.parquet").num_rows == PATIENTS
+    assert set(pq.read_table(curated / "instructions.parquet")["task"].to_pylist()) >= {"plane", "segmentation"}
     assert report["model"]["tags"]["stage_digest.segmentation_tuning"]
     (accuracy,) = [row for row in report["rows"] if row["task"] == "plane"]
     assert accuracy["metric"] == "accuracy" and 0 <= accuracy["model"] <= 1
