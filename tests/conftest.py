@@ -1,4 +1,4 @@
-"""Every test runs offline, without telemetry, in a home of its own."""
+"""Settings of all tests: offline, without telemetry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ os.environ.update(
     DS_ACCELERATOR="cpu",
 )
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, each on a core of its own
+if "PYTEST_XDIST_WORKER" in os.environ:  # parallel processes, one core each
     torch.set_num_threads(1)
 
 if not torch.cuda.is_available():
@@ -26,29 +26,52 @@ if not torch.cuda.is_available():
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--run-slow", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption("--run-slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption(
+        "--fast", action="store_true", help="skip the tests that start servers, trainers or compilers (make test-fast)"
+    )
 
 
 LONG = (
     "e2e/test_pipeline",
-    "kernels/test_training",
     "kernels/test_compile_check",
-    "components/training",
+    "flows/server",
+    "components/training/test_checkpoints",
+    "components/training/test_trained_stage",
+    "components/training/test_precision",
+    "components/training/test_added_stage",
     "e2e",
-    "flows",
+    "flows/test_curate",
+    "flows/test_plan_equals_run",
+    "flows/cli/test_usage_errors",
     "components/registry",
+    "components/inference/test_overfit",
+    "components/curation/vlm",
+    "components/curation/test_curate_corpus",
+    "components/validation",
+    "components/evaluation/test_evaluate",
+    "components/ingestion/test_cleaning",
+    "components/ingestion/test_ingest_dataset",
+    "components/launching/kubernetes",
+    "kernels",
+    "faults",
+    "k8s",
 )
-"""Files, or folders of them, in the order of what they take."""
+"""Files and folders whose tests start servers, trainers or compilers, or repeat many times, in the order of their duration."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A test that needs a GPU, or minutes, says so where it is left out. Long files come first, so that no process ends alone."""
-    items.sort(key=lambda item: [f"tests/{name}" not in item.path.as_posix() for name in LONG])
-    if not config.getoption("--run-slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --run-slow"))
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no GPU here: run `make gpu-test` on a machine with one"))
+    """Start long files first, so that no process is left with one at the end, and skip with a reason what cannot run here."""
+    items.sort(key=lambda item: [not _is_in(item, name) for name in LONG])
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --run-slow"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU here: run `make gpu-test` on a machine with one"))
+        if config.getoption("--fast") and any(_is_in(item, name) for name in LONG):
+            item.add_marker(pytest.mark.skip(reason="not among the fast tests: make test"))
+
+
+def _is_in(item: pytest.Item, name: str) -> bool:
+    path = item.path.as_posix()
+    return f"/tests/{name}/" in path or f"/tests/{name}.py" in path

@@ -25,10 +25,16 @@ AtlasKey = tuple[str, str, int]
 
 
 def total_variation(kspace_HW: NDArray[np.complex64], sampling_HW: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Reconstruct by compressed sensing with total variation (Lustig 2007) with sigpy: single coil, magnitude of the result."""
+    """Reconstruct by compressed sensing with total variation (Lustig 2007) with sigpy: single coil, magnitude of the result.
+
+    sigpy estimates the step size by a power iteration from NumPy's global random state, which is set here and restored: the same
+    input gives the same image.
+    """
     import sigpy.mri
 
     scale = float(np.abs(kspace_HW).max()) or 1.0
+    state = np.random.get_state()
+    np.random.seed(0)
     result = sigpy.mri.app.TotalVariationRecon(
         (kspace_HW / scale)[None],
         np.ones((1, *kspace_HW.shape), dtype=np.complex64),
@@ -37,6 +43,7 @@ def total_variation(kspace_HW: NDArray[np.complex64], sampling_HW: NDArray[np.bo
         max_iter=TV_ITERATIONS,
         show_pbar=False,
     ).run()
+    np.random.set_state(state)
     return np.asarray(np.abs(result) * scale, dtype=np.float32)
 
 

@@ -7,6 +7,7 @@ that ``--help`` and usage errors answer at once.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 import traceback
@@ -49,11 +50,20 @@ for name, named_group in {
     app.add_typer(named_group.app, name=name)
 
 
+def _print_version(requested: bool) -> None:
+    if requested:
+        print(importlib.metadata.version("omnimri"))
+        raise typer.Exit
+
+
 @app.callback(help=SUMMARY)
 def set_card_folder(
     cards: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="your own dataset cards; default: cards/ in OMNIMRI_HOME")
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
 ) -> None:
     """Apply the options that come before the command."""
     if cards is None:

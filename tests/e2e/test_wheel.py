@@ -67,10 +67,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installa
     return Installation(folder, "--no-deps", "--no-index", str(wheel))
 
 
-def run_first_commands(installed: Installation, tmp_path: Path) -> None:
-    """What a new user types first: doctor, catalog list, ingest of a NIfTI folder, predict with a model folder."""
-    version = json.loads(installed.omnimri("doctor", "--json").stdout)
-    assert {finding["name"]: finding["state"] for finding in version["findings"]}["packages"] == "ok"
+def run_first_commands(installed: Installation, wheel_name: str, tmp_path: Path) -> None:
+    """Run the first commands of a new user: doctor, catalog list, ingest of a NIfTI folder, predict with a model folder."""
+    assert installed.omnimri("--version").stdout.strip() in wheel_name
+    findings = json.loads(installed.omnimri("doctor", "--json").stdout)["findings"]
+    assert {finding["name"]: finding["state"] for finding in findings}["packages"] == "ok"
     assert "synthetic-brain-nifti" in installed.omnimri("catalog", "list").stdout
     images = write_cohort(tmp_path / "images", 2)
     installed.omnimri("ingest", "synthetic-brain-nifti", str(images))
@@ -84,8 +85,8 @@ def run_first_commands(installed: Installation, tmp_path: Path) -> None:
     assert json.loads(done.stdout)
 
 
-def test_the_wheel_works_outside_of_a_checkout(installed: Installation, tmp_path: Path) -> None:
-    run_first_commands(installed, tmp_path)
+def test_the_wheel_works_outside_of_a_checkout(installed: Installation, wheel: Path, tmp_path: Path) -> None:
+    run_first_commands(installed, wheel.name, tmp_path)
 
 
 @pytest.mark.slow
@@ -94,4 +95,5 @@ def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) ->
     venv.create(tmp_path / "venv", with_pip=True)
     lock = REPOSITORY / "constraints.txt"
     torch = next(line for line in lock.read_text().splitlines() if line.startswith("torch=="))
-    run_first_commands(Installation(tmp_path, torch, str(wheel), "--constraint", str(lock)), tmp_path)
+    installed = Installation(tmp_path, torch, str(wheel), "--constraint", str(lock))
+    run_first_commands(installed, wheel.name, tmp_path)
