@@ -62,7 +62,7 @@ class Outcome:
 
     Attributes:
         result: ``read``, ``refused`` (with a reason), or a failure: ``crashed``, ``hung``, ``memory``, ``no reason``.
-        reason: what the user is told.
+        reason: the message to the user.
     """
 
     result: str
@@ -252,8 +252,8 @@ def take_in(seed: Seed, content: bytes, folder: Path) -> Outcome:
         except BaseException as error:  # a panic of a library in Rust is no Exception
             where = traceback.extract_tb(error.__traceback__)
             ours = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in where if "/components/" in frame.filename]
-            told = f"{type(error).__name__} at {' < '.join(reversed(ours))}"
-            return Outcome("memory" if isinstance(error, MemoryError) else "no reason", told, time.process_time() - started)
+            description = f"{type(error).__name__} at {' < '.join(reversed(ours))}"
+            return Outcome("memory" if isinstance(error, MemoryError) else "no reason", description, time.process_time() - started)
     seconds = time.process_time() - started
     if seconds > LIMIT_S:
         return Outcome("hung", f"{seconds:.1f} s", seconds)
@@ -311,8 +311,8 @@ class Worker:
             except EOFError:
                 self.process.join()
                 code = self.process.exitcode or 0
-                told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                outcome = Outcome("crashed", told, time.monotonic() - started)
+                description = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                outcome = Outcome("crashed", description, time.monotonic() - started)
         return self._replaced(outcome)
 
     def _replaced(self, outcome: Outcome) -> Outcome:

@@ -51,7 +51,7 @@ class ForkedJob:
     log: Path
 
     def wait(self) -> None:
-        """As :meth:`components.launching.job.JobHandle.wait`."""
+        """Wait as :meth:`components.launching.job.JobHandle.wait` does."""
         while all(process.exitcode in (None, 0) for process in self.processes) and any(p.exitcode is None for p in self.processes):
             time.sleep(0.02)
         statuses = {process.exitcode for process in self.processes} - {None}

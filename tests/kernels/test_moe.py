@@ -200,7 +200,7 @@ def test_a_generation_step_equals_the_specification(experts: int, tokens: int, s
 
 
 def test_the_grouped_operator_of_a_traced_graph_passes_opcheck_and_gradcheck() -> None:
-    """Shapes that the graph is told, and gradients, are those of the loop that runs; an expert without rows included."""
+    """Shapes for tracing, and gradients, equal those of the loop that runs, also for an expert without rows."""
     rows, weight = (
         torch.randn(7, 6, dtype=torch.float64, requires_grad=True),
         torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True),

@@ -154,7 +154,7 @@ def places(store: Store) -> dict[str, str]:
 
 
 def in_production(store: Store) -> list[str]:
-    """As a client sees it that still asks for ``models:/omnimri/Production``."""
+    """Return the version that a client of the legacy stage ``models:/omnimri/Production`` gets."""
     return [str(one.version) for one in mlflow.MlflowClient(store.uri).get_latest_versions(NAME, ["Production"])]
 
 
@@ -181,8 +181,8 @@ def test_from_candidate_to_production_refused_forced_and_back(store: Store, firs
         rollback("production", store.uri, SETTINGS, reason="further")
 
     entries, faults = history(store.uri, NAME)
-    told = [(entry.act.action, entry.act.version, entry.act.place) for entry in entries]
-    assert told == [
+    recorded = [(entry.act.action, entry.act.version, entry.act.place) for entry in entries]
+    assert recorded == [
         ("register", "1", "candidate"),
         ("refuse", "1", "production"),
         ("promote", "1", "staging"),

@@ -1,4 +1,4 @@
-"""What is said about an image moves with it; contrast changes alone."""
+"""Augmentation: labels and boxes move with their image; contrast changes only the image."""
 
 from __future__ import annotations
 

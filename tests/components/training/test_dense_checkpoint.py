@@ -28,7 +28,9 @@ SPARE = 11
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As Qwen2.5 comes, in the debug preset's sizes: several files, bfloat16, a tokenizer of Qwen2's class, entries to spare."""
+    """Write a checkpoint like that of Qwen2.5 in the sizes of the debug preset: several files, bfloat16, a tokenizer of
+    Qwen2's class, entries to spare.
+    """
     folder = tmp_path_factory.mktemp("qwen")
     trained = json.loads(train_tokenizer(["Is there a lesion? yes, no."], 300).backend_tokenizer.to_str())["model"]
     words = [word for word in trained["vocab"] if word not in SPECIAL_TOKENS]
@@ -63,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tokenizer(folder: Path, tmp_path: Path) -> PreTrainedTokenizerBase:
-    """As training gets it: with our tokens, through the disk."""
+    """Return the tokenizer as training gets it: with our tokens, saved and loaded."""
     Processor(add_special_tokens(AutoTokenizer.from_pretrained(folder, local_files_only=True))).save_pretrained(tmp_path)
     return Processor.from_pretrained(tmp_path).tokenizer
 

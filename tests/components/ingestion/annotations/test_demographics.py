@@ -67,8 +67,8 @@ def test_sex_age_and_diagnosis_reach_the_volume_and_names_do_not(tmp_path: Path)
     _write(tmp_path / "source", ROWS)
     found = _taken(tmp_path)
     names = Pseudonyms(DEMO_KEY, CARD.id)
-    told = {name: (one.acquisition.sex, one.acquisition.age_years, one.diagnosis) for name, one in found.items()}
-    assert told == {
+    demographics = {name: (one.acquisition.sex, one.acquisition.age_years, one.diagnosis) for name, one in found.items()}
+    assert demographics == {
         names.patient("sub-zwetschge"): ("F", 34.0, {"schizophrenia": True}),
         names.patient("sub-2"): ("M", 90.0, {"schizophrenia": False}),  # as the rule for headers has it
         names.patient("sub-3"): (None, None, {}),
@@ -81,8 +81,8 @@ def test_sex_age_and_diagnosis_reach_the_volume_and_names_do_not(tmp_path: Path)
 def test_a_sidecar_takes_precedence_over_the_table(tmp_path: Path) -> None:
     _write(tmp_path / "source", ROWS, {"sub-2": {"PatientSex": "O", "EchoTime": 0.01}, "sub-zwetschge": {"PatientAge": 35}})
     found = _taken(tmp_path)
-    told = {(one.acquisition.sex, one.acquisition.age_years, one.acquisition.echo_time_ms) for one in found.values()}
-    assert told == {("F", 35.0, None), ("O", 90.0, 10.0), (None, None, None)}
+    demographics = {(one.acquisition.sex, one.acquisition.age_years, one.acquisition.echo_time_ms) for one in found.values()}
+    assert demographics == {("F", 35.0, None), ("O", 90.0, 10.0), (None, None, None)}
 
 
 def test_only_a_corrected_table_is_read_again(tmp_path: Path) -> None:
