@@ -63,7 +63,6 @@ def visual(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_every_volume_is_described_once_and_the_corpus_passes_validation(visual: dict[str, Any], tmp_path: Path) -> None:
     installation = Installation(tmp_path)
     first = installation.curate(visual, "--preview", "2")

@@ -99,7 +99,6 @@ def second(environment: dict[str, str], profile: str, trained: dict[Path, int]) 
     return report
 
 
-@pytest.mark.timeout(900)
 def test_a_first_run_prints_one_line_a_step_and_the_results(
     environment: dict[str, str], first: subprocess.CompletedProcess[str]
 ) -> None:
@@ -119,7 +118,6 @@ def test_a_first_run_prints_one_line_a_step_and_the_results(
     assert "Flow run 'pipeline debug'" in path.read_text() and not re.search("warning|INFO|it/s", first.stdout + first.stderr, re.I)
 
 
-@pytest.mark.timeout(600)
 def test_the_pipeline_ends_with_a_staged_model(second: dict[str, Any]) -> None:
     assert set(second["model"]["aliases"]) == {"candidate", "staging"}
     assert {row["task"] for row in second["rows"]} == {*TASKS, TOYS["task"]}
@@ -128,7 +126,6 @@ def test_the_pipeline_ends_with_a_staged_model(second: dict[str, Any]) -> None:
     assert second["model"]["tags"]["validation_passed"] == "True"
 
 
-@pytest.mark.timeout(600)
 def test_a_second_run_reuses_every_result(
     environment: dict[str, str], profile: str, second: dict[str, Any], trained: dict[Path, int]
 ) -> None:
@@ -140,14 +137,12 @@ def test_a_second_run_reuses_every_result(
     assert {step["state"] for step in steps} == {"reused"}
 
 
-@pytest.mark.timeout(300)
 def test_the_staged_model_answers_about_a_real_image(environment: dict[str, str], second: dict[str, Any], tmp_path: Path) -> None:
     image = next((Path(environment["OMNIMRI_HOME"]) / "sources" / "icbm152-2009").glob("*_t1_*.nii.gz"))
     answer = _omnimri(environment, "predict", str(image), "Segment the white matter.", "--out", str(tmp_path), "--json")
     assert answer["task"] in {*TASKS, TOYS["task"]} and all(Path(path).is_file() for path in answer["files"])
 
 
-@pytest.mark.timeout(300)
 def test_a_format_a_task_and_a_stage_of_a_plugin_go_through_the_whole_pipeline(
     environment: dict[str, str], second: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -161,7 +156,6 @@ def test_a_format_a_task_and_a_stage_of_a_plugin_go_through_the_whole_pipeline(
     assert answer["task"] in {*TASKS, TOYS["task"]}
 
 
-@pytest.mark.timeout(300)
 def test_the_runs_are_tracked(environment: dict[str, str], second: dict[str, Any]) -> None:
     import mlflow
 
@@ -176,6 +170,5 @@ def test_the_runs_are_tracked(environment: dict[str, str], second: dict[str, Any
     assert [version["version"] for version in listed["versions"]] == [second["model"]["version"]]
 
 
-@pytest.mark.timeout(120)
 def test_wrong_usage_ends_with_status_two_and_a_remedy(environment: dict[str, str], second: dict[str, Any]) -> None:
     assert "models list" in _omnimri(environment, "models", "show", "77", status=2).stderr

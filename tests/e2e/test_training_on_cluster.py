@@ -111,7 +111,6 @@ def build_demo_corpus(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_pod_evicted_in_the_middle_is_replaced_and_the_weights_stay_the_same(workspace: Workspace, node: int) -> None:
     """The kubelet sends SIGTERM, all pods write a checkpoint, and the replaced pod joins (node 0: hosts) the rendezvous."""

@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     try:
-        wait(lambda: answers(f"{address}/health"), 120, "start of the server")
+        wait(lambda: answers(f"{address}/health"), 1000, "start of the server")
         with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_API_URL: address, PREFECT_HOME: home}):
             patch.setenv("PREFECT_API_URL", address)
             patch.setenv("PREFECT_HOME", str(home))

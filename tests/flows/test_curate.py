@@ -24,7 +24,6 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return load_settings("debug").model_copy(update={"datasets": (DatasetSettings(card=tiny_card().id),), "curation": curation})
 
 
-@pytest.mark.timeout(300)
 def test_a_dask_cluster_curates_the_same_corpus_once(server: str, settings: Settings, tmp_path: Path) -> None:
     report = curate_on_dask(settings, None)
     assert report.volumes_new == 20
@@ -33,7 +32,6 @@ def test_a_dask_cluster_curates_the_same_corpus_once(server: str, settings: Sett
     assert curate_on_dask(settings, None).volumes_new == 0
 
 
-@pytest.mark.timeout(300)
 def test_a_volume_that_a_worker_cannot_read_fails_the_run_by_name(server: str, settings: Settings, tmp_path: Path) -> None:
     broken = next((tmp_path / "data").rglob("*.nii"))
     broken.write_bytes(b"no image")

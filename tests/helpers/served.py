@@ -76,7 +76,7 @@ class Served:
         for attempt in range(60):
             try:
                 answer = httpx.request(
-                    method, f"{self.addresses['prefect_api']}{path}", timeout=30, **({"json": body} if body else {})
+                    method, f"{self.addresses['prefect_api']}{path}", timeout=300, **({"json": body} if body else {})
                 )
                 break
             except httpx.TransportError:

@@ -80,7 +80,7 @@ def test_a_browser_opens_the_page_and_shows_the_volume(report: EvaluationReport,
         "--dump-dom",
         report.report.as_uri(),
     ]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=1000)
     [attributes] = re.findall(r'<div id="viewer" ([^>]*)>', process.stdout)
     assert 'data-state="ready"' in attributes and 'data-volumes="3"' in attributes
     assert not re.search(r"Uncaught|Content Security Policy", process.stderr)

@@ -51,7 +51,6 @@ def parent(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("stage", STAGES.built_in)
 def test_two_processes_train_what_one_trains_at_every_zero_stage(
     corpus_root: Path, parent: StageResult, tmp_path: Path, stage: StageName, capsys: pytest.CaptureFixture[str]

@@ -19,13 +19,13 @@ from flows.server.supervisor import SERVICES, Child, database_urls, running_serv
 
 PARENT = """
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
 print(child.pid, flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
-def wait(until: Callable[[], object], seconds: float = 10) -> None:
+def wait(until: Callable[[], object], seconds: float = 1000) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline

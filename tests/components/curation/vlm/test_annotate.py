@@ -201,7 +201,7 @@ def _killed_after(count: int, curated: Curated, settings: VisualSettings) -> int
     child = subprocess.Popen(
         [sys.executable, "-c", RESUME, str(curated.root), settings.model_dump_json()], cwd=REPOSITORY, env=environment
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1000
     while len(_answer_files(curated.root)) < count:
         assert child.poll() is None and time.monotonic() < deadline, "the run ended before it was killed"
         time.sleep(0.005)

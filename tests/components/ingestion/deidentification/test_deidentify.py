@@ -326,7 +326,6 @@ def test_nothing_planted_is_in_tables_or_messages(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_nothing_planted_is_in_any_store_of_the_command_line(source: Path, tmp_path: Path) -> None:
     """Prefect's database, MLflow's store, Great Expectations' pages, DVC's cache, training's folders, and what is printed."""
     home = tmp_path / "home"
