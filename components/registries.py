@@ -35,7 +35,7 @@ def plugins() -> tuple[ModuleType, ...]:
     """Import the plugin modules that the environment names, each once, and return them in that order.
 
     Raises:
-        BadInput: a module cannot be found.
+        BadInput: a module cannot be found or imported.
     """
     names = [name.strip() for name in os.environ.get(PLUGINS, "").split(",") if name.strip()]
     for name in names:
@@ -43,8 +43,11 @@ def plugins() -> tuple[ModuleType, ...]:
             try:
                 _imported[name] = import_module(name)
             except ModuleNotFoundError as error:
-                remedy = "install the package that holds it, or put its folder on PYTHONPATH"
-                raise BadInput(f"no such module: {error.name}", where=f"{PLUGINS}={name}", remedy=remedy) from None
+                remedy = "install the package that contains it, or put its folder on PYTHONPATH"
+                raise BadInput(f"no such module: {error.name}", where=f"{PLUGINS}={name}", remedy=remedy) from error
+            except Exception as error:
+                fault = f"the plugin cannot be imported: {type(error).__name__}: {error}"
+                raise BadInput(fault, where=f"{PLUGINS}={name}", remedy="correct the module") from error
     return tuple(_imported[name] for name in names)
 
 
@@ -89,7 +92,13 @@ class Registry(Mapping[str, T], Generic[T]):
             if name not in self._names():
                 raise KeyError(name)
             module, _, attribute = self._entries[name].partition(":")
-            self._objects[name] = getattr(import_module(module), attribute)
+            try:
+                self._objects[name] = getattr(import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                if name in self.built_in:
+                    raise
+                remedy = f"correct the location that the plugin gives to {self.kind.upper()}S.add"
+                raise BadInput(f"the {self.kind} cannot be loaded: {error}", where=self._entries[name], remedy=remedy) from error
         return self._objects[name]
 
     def __contains__(self, name: object) -> bool:

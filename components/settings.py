@@ -394,7 +394,8 @@ def load_settings(profile: str, overrides: list[str] | None = None) -> Settings:
         return Settings.model_validate(raw)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(str(key) for key in fault['loc'])}: {fault['msg']}" for fault in error.errors())
-        raise BadInput(faults, where=str(path), remedy="fix the named fields; profiles/demo.yaml shows their form") from None
+        where = " ".join([str(path), *(f"--set {override}" for override in overrides or [])])
+        raise BadInput(faults, where=where, remedy="fix the named fields; profiles/demo.yaml shows their form") from None
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

@@ -7,6 +7,7 @@ overrides it).
 from __future__ import annotations
 
 import fnmatch
+import logging
 import re
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from components.home import Home
 from components.registries import FORMATS, TASKS
 from components.settings import TaskName
 
+logger = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "datasets"
 DOI = re.compile(r"10\.\d{4,9}/\S+")
 
@@ -398,8 +400,14 @@ def load_card(dataset_id: str) -> DatasetCard:
 
 
 def list_cards() -> list[DatasetCard]:
-    """Return all cards, sorted by id."""
-    return [_require_valid(parse_card(path)) for path in card_paths().values()]
+    """Return all valid cards, sorted by id. An invalid one is logged and left out: it must not hide the others."""
+    cards = []
+    for path in card_paths().values():
+        try:
+            cards.append(_require_valid(parse_card(path)))
+        except BadInput as error:
+            logger.warning("%s", error)
+    return cards
 
 
 def packaged_cards() -> list[DatasetCard]:

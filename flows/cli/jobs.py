@@ -23,10 +23,6 @@ def placement_overrides(launcher: str | None, nodes: int | None, gpus: int | Non
     """Return ``--launcher``, ``--nodes`` and ``--gpus`` as overrides of settings: one process for each GPU, or CPU node."""
     overrides = [f"launcher={launcher}"] if launcher else []
     if nodes is not None or gpus is not None:
-        if launcher != "kubernetes":
-            raise BadInput(
-                "only a cluster has nodes and GPUs to choose", where="--nodes, --gpus", remedy="add --launcher kubernetes"
-            )
         overrides += [f"kubernetes.nodes={nodes or 1}", f"kubernetes.gpus_per_node={gpus or 0}"]
         overrides.append(f"training.processes={(nodes or 1) * (gpus or 1)}")
     return overrides

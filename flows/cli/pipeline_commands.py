@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from components.errors import GateRefused
+from components.errors import BadInput, GateRefused
 from components.home import Home
 from components.progress import step
 from components.settings import DatasetSettings, Settings, load_settings
@@ -48,11 +48,13 @@ def run(
 ) -> None:
     """Run the whole pipeline: ingest, curate, validate, train, evaluate, register. Only what changed is computed again."""
     settings = load_settings(profile, [*(overrides or []), *([f"launcher={launcher}"] if launcher else [])])
-    preflight.check_cards(settings.datasets)
+    if dry_run and settings.launcher == "kubernetes":
+        preflight.check_cards(settings.datasets)  # the sources lie on the cluster
+    else:
+        preflight.check_run(settings)
     if dry_run:
         _print_plan(settings, as_json)
         return
-    preflight.check_run(settings)
     from flows.cli.output import emit
 
     with run_log("run"):
@@ -140,8 +142,12 @@ def ingest(
 ) -> None:
     """Read, de-identify, quarantine and version one dataset. Skipped inputs are counted, and listed in its quarantine.json."""
     preflight.check_folder(path, "source folder", "name the folder that contains the dataset's files")
-    settings = load_settings(profile, overrides).ingestion.model_copy(update={"workers": workers})
     datasets = (DatasetSettings(card=dataset, path=path.resolve()),)
+    (card,) = preflight.check_cards(datasets)
+    settings = load_settings(profile, overrides).ingestion
+    # The demo's profile names the published key, which must not protect patients: they get this installation's own key.
+    public_key = settings.public_demo_key and not card.has_real_patients
+    settings = settings.model_copy(update={"workers": workers, "public_demo_key": public_key})
     preflight.check_datasets(datasets, settings)
     from flows.cli.output import emit
 
@@ -254,6 +260,8 @@ def train(
 ) -> None:
     """Train the stages. An interrupted stage resumes from its last checkpoint; a finished one is reused."""
     settings = load_settings(profile, [*(overrides or []), *placement_overrides(launcher, nodes, gpus)])
+    if (nodes is not None or gpus is not None) and settings.launcher != "kubernetes":
+        raise BadInput("only a cluster has nodes and GPUs to choose", where="--nodes, --gpus", remedy="add --launcher kubernetes")
     until = settings.training.last_stage(stage)
     from flows.cli.output import emit, table
 

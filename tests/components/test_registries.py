@@ -34,3 +34,18 @@ def test_a_plugin_is_imported_once_and_a_missing_one_is_named(tmp_path: Path, mo
     monkeypatch.setenv(PLUGINS, "toy_plugin, no_such_plugin")
     with pytest.raises(BadInput, match="no_such_plugin"):
         plugins()
+
+
+def test_a_broken_plugin_is_reported_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_plugin.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(PLUGINS, "broken_plugin")
+    with pytest.raises(BadInput, match="broken_plugin.*SyntaxError|SyntaxError.*broken_plugin"):
+        plugins()
+
+
+def test_a_wrong_location_of_a_plugin_is_reported() -> None:
+    registry: Registry[object] = Registry("task", {})
+    registry.add("a", "pathlib:NoSuchTask")
+    with pytest.raises(BadInput, match="pathlib:NoSuchTask"):
+        registry["a"]

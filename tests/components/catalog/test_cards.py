@@ -127,6 +127,12 @@ def test_user_cards_are_listed_with_the_packaged_ones(own: Path) -> None:
     assert {"mine", "pi-cai"} <= {card.id for card in list_cards()}
 
 
+def test_an_invalid_user_card_hides_no_other_and_is_logged(own: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (own / "broken.yaml").write_text("id: broken\n")
+    assert "pi-cai" in {card.id for card in list_cards()}
+    assert "broken.yaml" in caplog.text
+
+
 def test_a_user_card_cannot_replace_a_packaged_one(own: Path) -> None:
     _write(own, id="pi-cai")
     with pytest.raises(BadInput, match="another id"):

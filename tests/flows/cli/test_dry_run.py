@@ -48,6 +48,12 @@ def test_one_stage_on_nodes_named_on_the_command_line(rendering: str, kinds: lis
     assert {"--nodes=2", "--processes=4"} <= set(pod["containers"][0]["args"])
 
 
+def test_the_launcher_of_the_profile_is_enough_for_nodes_and_gpus() -> None:
+    words = ("train", "--profile", "paper", "--stage", "1", "--nodes", "4", "--gpus", "8", "--dry-run")
+    (thing,) = yaml.safe_load_all(printed(*words))
+    assert thing["kind"] == "JobSet"
+
+
 @pytest.mark.parametrize("words", [("train", "--dry-run"), ("train", "--nodes", "2"), ("run", "--launcher", "moon")])
 def test_contradictory_options_are_refused(words: tuple[str, ...]) -> None:
     with pytest.raises(BadInput):
