@@ -40,7 +40,7 @@ def test_a_broken_plugin_is_reported_with_its_name(tmp_path: Path, monkeypatch: 
     (tmp_path / "broken_plugin.py").write_text("def f(:\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv(PLUGINS, "broken_plugin")
-    with pytest.raises(BadInput, match="broken_plugin.*SyntaxError|SyntaxError.*broken_plugin"):
+    with pytest.raises(BadInput, match="broken_plugin"):
         plugins()
 
 
