@@ -51,10 +51,13 @@ def test_a_toy_circle_would_be_found() -> None:
         list(TopologicalSorter({"a": {"b"}, "b": {"a"}}).static_order())
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_module)
-def test_docstrings_are_sentences(path: Path) -> None:
+def test_docstrings_are_sentences() -> None:
     """Docstrings say what a function does ("Return ..."), not a fragment such as "What ..." or "Whether ..."."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            docstring = ast.get_docstring(node) or ""
-            assert not NOUN_FRAGMENT.match(docstring), f"line {getattr(node, 'lineno', 1)}: {docstring[:60]}"
+    fragments = [
+        f"{path.relative_to(REPOSITORY)}:{getattr(node, 'lineno', 1)}: {docstring[:60]}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and NOUN_FRAGMENT.match(docstring := ast.get_docstring(node) or "")
+    ]
+    assert fragments == []
