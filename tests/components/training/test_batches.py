@@ -1,6 +1,7 @@
 """Batches are a function of the step, the same in any process, and contain what the stage needs."""
 
 import signal
+import threading
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,15 @@ SHARES: dict[StageName, MixtureSettings] = {
     "multimodal_pretraining": MixtureSettings(paired=0.8, instruction=0.2),
     "instruction_tuning": MixtureSettings(instruction=1),
 }
+
+
+@pytest.fixture(autouse=True)
+def exit_calls_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked workers end without the exit calls of other tests in this process: Prefect's fail in a fork, and the worker exits with 1.
+
+    A trainer process has none of them: `components` may not import Prefect (`lint-imports`).
+    """
+    monkeypatch.setattr(threading, "_threading_atexits", [])
 
 
 def _batches(
