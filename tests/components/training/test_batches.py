@@ -37,7 +37,7 @@ SHARES: dict[StageName, MixtureSettings] = {
 
 @pytest.fixture(autouse=True)
 def exit_calls_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forked workers end without the exit calls of other tests in this process: Prefect's fail in a fork, and the worker exits with 1.
+    """Forked workers end without the exit calls of other tests in this process: those of Prefect raise in a fork.
 
     A trainer process has none of them: `components` may not import Prefect (`lint-imports`).
     """
