@@ -84,6 +84,7 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
         files_ignored=plan.ignored,
         quarantined=tuple(quarantined),
         seconds=time.monotonic() - started,
+        notices=plan.notices,
     )
 
 

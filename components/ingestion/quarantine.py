@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from components.errors import BadInput, OmniMRIError
-from components.ingestion.volume import QuarantineEntry
+from components.ingestion.volume import Notice, QuarantineEntry
 
 Kind = Literal["unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "label", "no image"]
 KINDS: dict[Kind, tuple[str, str]] = {
@@ -143,9 +143,17 @@ class SourceListing:
 
     def quarantine_entry(self, paths: Iterable[Path], rejection: Rejection) -> QuarantineEntry:
         """Return an entry about one file, or about files that would have formed one volume."""
-        ordered = sorted(set(paths), key=self._numbers.__getitem__)
-        first, more = ordered[0], len(ordered) - 1
+        return QuarantineEntry(self._describe(set(paths)), kind=rejection.kind, reason=rejection.reason, remedy=rejection.remedy)
+
+    def notice(self, paths: Iterable[Path], text: str) -> Notice:
+        """Return a notice about ingested files."""
+        distinct = set(paths)
+        first = min(distinct, key=self._numbers.__getitem__)
+        return Notice(text, len(distinct), self._describe({first}))
+
+    def _describe(self, paths: set[Path]) -> str:
+        """Return the number of the first file, how many follow, and its suffix if that can be no name."""
+        first, more = min(paths, key=self._numbers.__getitem__), len(paths) - 1
         suffix = first.suffix.lower()
         shown = f", *{suffix}" if suffix in _SHOWN_SUFFIXES else ""
-        which = f"file {self._numbers[first]}{f' and {more} more' if more else ''} of {len(self._numbers)}{shown}"
-        return QuarantineEntry(path=which, kind=rejection.kind, reason=rejection.reason, remedy=rejection.remedy)
+        return f"file {self._numbers[first]}{f' and {more} more' if more else ''} of {len(self._numbers)}{shown}"

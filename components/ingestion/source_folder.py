@@ -25,7 +25,7 @@ from components.ingestion.planned_annotations import (
     PlannedTableBoxes,
 )
 from components.ingestion.quarantine import Rejection, SourceListing
-from components.ingestion.volume import QuarantineEntry
+from components.ingestion.volume import Notice, QuarantineEntry
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Plan:
         label_maps: case -> label maps of image files, for all images of that case.
         quarantined: rejected inputs.
         ignored: number of files that the card excludes.
+        noticed: text -> files of the source that it is about.
     """
 
     listing: SourceListing
@@ -45,6 +46,7 @@ class Plan:
     label_maps: dict[str, list[PlannedFile]] = field(default_factory=lambda: defaultdict(list))
     quarantined: list[QuarantineEntry] = field(default_factory=list)
     ignored: int = 0
+    noticed: dict[str, set[Path]] = field(default_factory=lambda: defaultdict(set))
     _images: list[tuple[str, PlannedSeries]] = field(default_factory=list)
 
     def add_image(self, case: str, series: PlannedSeries) -> None:
@@ -59,6 +61,15 @@ class Plan:
     def reject(self, paths: Iterable[Path], rejection: Rejection) -> None:
         """List source files in the quarantine."""
         self.quarantined.append(self.listing.quarantine_entry(paths, rejection))
+
+    def notice(self, paths: Iterable[Path], text: str) -> None:
+        """Tell the user something about source files that are ingested all the same; files with equal texts are counted together."""
+        self.noticed[text].update(paths)
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """All notices, in the order of their texts."""
+        return tuple(self.listing.notice(paths, text) for text, paths in sorted(self.noticed.items()))
 
     def attach_label_maps(self) -> None:
         """Add the label maps of each case to all of its images; reject those of a case without images."""

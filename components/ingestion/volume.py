@@ -151,6 +151,21 @@ class QuarantineEntry:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """A property of ingested inputs that the user must know, because the source is ambiguous or was interpreted.
+
+    Attributes:
+        text: what was found and how it was interpreted.
+        count: number of source files.
+        example: one of them, by its number among the files of the source folder.
+    """
+
+    text: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
 class IngestReport:
     """Result of one ingestion.
 
@@ -161,6 +176,7 @@ class IngestReport:
         files_ignored: source files that the card excludes.
         quarantined: rejected inputs.
         seconds: duration.
+        notices: what the user must know about ingested inputs.
     """
 
     dataset_id: str
@@ -173,3 +189,4 @@ class IngestReport:
     files_ignored: int
     quarantined: tuple[QuarantineEntry, ...]
     seconds: float
+    notices: tuple[Notice, ...] = ()

@@ -177,6 +177,8 @@ def _print_ingestion(report: IngestReport, version: str) -> None:
         f"{report.files_reused} reused, {report.files_removed} removed, {report.files_ignored} ignored; "
         f"{len(report.quarantined)} inputs in quarantine; data version {version}"
     )
+    if report.notices:
+        table("Notices", ["files", "notice", "example"], [[str(item.count), item.text, item.example] for item in report.notices])
     if not report.quarantined:
         return
     counts = Counter((item.kind, item.reason, item.remedy) for item in report.quarantined)
