@@ -63,7 +63,7 @@ class Plan:
         self.quarantined.append(self.listing.quarantine_entry(paths, rejection))
 
     def notice(self, paths: Iterable[Path], text: str) -> None:
-        """Tell the user something about source files that are ingested all the same; files with equal texts are counted together."""
+        """Tell the user something about source files that are ingested all the same; equal texts are counted together."""
         self.noticed[text].update(paths)
 
     @property
