@@ -82,6 +82,7 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
         files_reused=reused,
         files_removed=len(set(previous) - written),
         files_ignored=plan.ignored,
+        files_of_layout=plan.layout_files,
         quarantined=tuple(quarantined),
         seconds=time.monotonic() - started,
         notices=plan.notices,

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from components.errors import BadInput, OmniMRIError
 from components.ingestion.volume import Notice, QuarantineEntry
 
-Kind = Literal["unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "label", "no image"]
+Kind = Literal["unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "not magnitude", "label", "no image"]
 KINDS: dict[Kind, tuple[str, str]] = {
     "unreadable": (
         "damaged, truncated or empty; a header that claims more than the file contains; pixels that do not decode",
@@ -31,6 +31,10 @@ KINDS: dict[Kind, tuple[str, str]] = {
     "unsupported": (
         "undersampled, echo-planar or non-Cartesian k-space; colors; a 4-D file that the card does not explain",
         "see the entry's remedy",
+    ),
+    "not magnitude": (
+        "phase, real or imaginary part, a derived map, statistics, or a mask or probability map that the card does not declare",
+        "none needed; if it is an image, see the entry's remedy",
     ),
     "label": (
         "a label map on another grid than every image of its case, with unknown segments, or beside one that is used; "

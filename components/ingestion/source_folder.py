@@ -38,6 +38,7 @@ class Plan:
         label_maps: case -> label maps of image files, for all images of that case.
         quarantined: rejected inputs.
         ignored: number of files that the card excludes.
+        layout_files: number of files that a layout such as BIDS has beside its images.
         noticed: text -> files of the source that it is about.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     label_maps: dict[str, list[PlannedFile]] = field(default_factory=lambda: defaultdict(list))
     quarantined: list[QuarantineEntry] = field(default_factory=list)
     ignored: int = 0
+    layout_files: int = 0
     noticed: dict[str, set[Path]] = field(default_factory=lambda: defaultdict(set))
     _images: list[tuple[str, PlannedSeries]] = field(default_factory=list)
 

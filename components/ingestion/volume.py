@@ -176,6 +176,7 @@ class IngestReport:
         files_ignored: source files that the card excludes.
         quarantined: rejected inputs.
         seconds: duration.
+        files_of_layout: files that a layout such as BIDS has beside its images: README, tables of gradients and events.
         notices: what the user must know about ingested inputs.
     """
 
@@ -190,3 +191,4 @@ class IngestReport:
     quarantined: tuple[QuarantineEntry, ...]
     seconds: float
     notices: tuple[Notice, ...] = ()
+    files_of_layout: int = 0

@@ -174,7 +174,8 @@ def _print_ingestion(report: IngestReport, version: str) -> None:
 
     print(
         f"{report.dataset_id}: {report.series} series of {report.patients} patients; {report.files_new} files new, "
-        f"{report.files_reused} reused, {report.files_removed} removed, {report.files_ignored} ignored; "
+        f"{report.files_reused} reused, {report.files_removed} removed, {report.files_ignored} ignored, "
+        f"{report.files_of_layout} of the layout; "
         f"{len(report.quarantined)} inputs in quarantine; data version {version}"
     )
     if report.notices:
