@@ -45,6 +45,10 @@ def _require_known_format(name: str) -> str:
 
 Format = Annotated[str, AfterValidator(_require_known_format)]
 
+MAX_STORED_LABEL = 255
+"""Largest label value under ``data/``."""
+_AXIS_OF = {"L": "L", "R": "L", "A": "A", "P": "A", "S": "S", "I": "S"}
+"""Anatomical direction -> name of its axis."""
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".mha", ".mhd", ".npy", ".h5", ".hdf5")
 """Suffixes of the files that ``layout.images`` selects from; sidecars and tables are not selected by it."""
 
@@ -161,6 +165,16 @@ class Layout(_StrictModel):
         description="sequences of the images along the fourth axis of a 4-D file: each becomes a volume. Empty = a 4-D file is "
         "treated as repeats of one image and the first is used, if sequences gives its sequence; otherwise it is rejected",
     )
+    label_channels: tuple[int, ...] = Field(
+        default=(),
+        description="label value of each channel along the fourth axis of a label map, 0 = background; a later channel covers an "
+        "earlier one where both are set. Empty = label maps with a fourth axis are rejected",
+    )
+    orientation: str | None = Field(
+        default=None,
+        description="anatomical directions of the axes (x, y, z) of NIfTI files whose headers state none, e.g. LAS: toward left, "
+        "anterior, superior. None = such files are rejected",
+    )
     planes: dict[str, Plane] = Field(default_factory=dict, description="NumPy: text in the relative path -> plane; default axial")
     spacing_mm: tuple[float, float, float] = Field(
         default=(1.0, 1.0, 1.0),
@@ -172,6 +186,20 @@ class Layout(_StrictModel):
     @classmethod
     def _check_group(cls, value: str | None) -> str | None:
         return _require_one_group(value)
+
+    @field_validator("orientation")
+    @classmethod
+    def _check_orientation(cls, value: str | None) -> str | None:
+        if value is not None and sorted("LAS".find(_AXIS_OF.get(code, "?")) for code in value) != [0, 1, 2]:
+            raise ValueError("name the direction of each axis with one letter of L/R, A/P and S/I, e.g. LAS")
+        return value
+
+    @field_validator("label_channels")
+    @classmethod
+    def _check_channels(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(label < 0 for label in value):
+            raise ValueError("label values must not be negative; 0 is the background")
+        return value
 
     def globs(self) -> Iterator[tuple[str, str]]:
         """Yield each glob as ``(field name, pattern)``."""
@@ -187,6 +215,18 @@ class Layout(_StrictModel):
             return True
         other = relative.lower().endswith(IMAGE_SUFFIXES) and not matches_any(relative, [pattern for _, pattern in self.globs()])
         return bool(self.images) and other
+
+    def selects(self, relative: str) -> bool:
+        """Return whether ``images``, if it is given, or another glob matches a file; a plugin's images have any suffix."""
+        return not self.images or matches_any(relative, [pattern for _, pattern in self.globs()])
+
+
+def glob_sections(layout: Layout) -> dict[str, list[str]]:
+    """Return section of a layout (images, labels, ...) -> its globs."""
+    sections: dict[str, list[str]] = {}
+    for name, pattern in layout.globs():
+        sections.setdefault(name.partition(".")[0], []).append(pattern)
+    return sections
 
 
 class Source(_StrictModel):
@@ -255,6 +295,8 @@ class DatasetCard(_StrictModel):
     def _check_label_map(cls, value: dict[int, str]) -> dict[int, str]:
         if any(key <= 0 for key in value):
             raise ValueError("label values must be positive; 0 is the background and has no name")
+        if len(value) > MAX_STORED_LABEL:
+            raise ValueError(f"{len(value)} structures; label maps are stored with {MAX_STORED_LABEL} at most")
         names = [name.strip().lower() for name in value.values()]
         if "" in names or len(set(names)) < len(names):
             raise ValueError("two label values share one name, or a label value has no name")
@@ -278,6 +320,16 @@ class DatasetCard(_StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_label_values(self) -> DatasetCard:
+        used = {*self.layout.tissue_maps, *self.layout.label_channels} - {0}
+        unnamed = sorted(value for value in used if value not in self.label_map)
+        if unnamed and (self.label_map or max(unnamed) > MAX_STORED_LABEL):
+            raise ValueError(
+                f"layout.tissue_maps or layout.label_channels has the value {unnamed[0]}, which label_map does not name"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_counts(self) -> DatasetCard:
         counts = [(name, getattr(self, name)) for name in COUNTS if getattr(self, name) is not None]
         for (larger_unit, few), (smaller_unit, many) in pairwise(counts):
@@ -288,6 +340,23 @@ class DatasetCard(_StrictModel):
         if self.id in self.overlaps:
             raise ValueError("overlaps lists the card itself")
         return self
+
+    @property
+    def label_codes(self) -> dict[int, int]:
+        """Return label value -> value under ``data/``, where labels have 8 bits: their rank (1, 2, ...) if a value exceeds 255."""
+        if self.label_codes_are_values:
+            return {value: value for value in self.label_map}
+        return {value: rank for rank, value in enumerate(sorted(self.label_map), start=1)}
+
+    @property
+    def label_codes_are_values(self) -> bool:
+        """Return whether labels are stored under the values of the label map."""
+        return max(self.label_map, default=0) <= MAX_STORED_LABEL
+
+    @property
+    def stored_label_map(self) -> dict[int, str]:
+        """Return value under ``data/`` -> structure."""
+        return {self.label_codes[value]: name for value, name in self.label_map.items()}
 
     @property
     def has_real_patients(self) -> bool:
@@ -314,6 +383,10 @@ class CardFault:
     field: str
     what: str
     remedy: str
+
+    def sentence(self) -> str:
+        """Return the field and its error."""
+        return f"{self.field}: {self.what}" if self.field else self.what
 
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's loader is several times faster, if PyYAML has it
@@ -351,13 +424,46 @@ def parse_card(path: Path) -> DatasetCard | list[CardFault]:
     return card
 
 
+_PLAIN_FAULTS = {
+    "missing": "required, and missing",
+    "string_type": "not a text",
+    "string_too_short": "an empty text",
+    "int_type": "not a whole number",
+    "int_parsing": "not a whole number",
+    "int_from_float": "not a whole number",
+    "float_type": "not a number",
+    "float_parsing": "not a number",
+    "bool_type": "neither true nor false",
+    "bool_parsing": "neither true nor false",
+    "tuple_type": "not a list",
+    "list_type": "not a list",
+    "dict_type": "not a mapping of fields",
+    "model_type": "not a mapping of fields",
+    "greater_than_equal": "a number below 0",
+    "string_pattern_mismatch": "not of the pattern of this field",
+}
+"""Pydantic's type of an error -> the fault in plain words."""
+_MODELS_OF_FIELD: dict[str, type[BaseModel]] = {"layout": Layout, "tables": LabelTable, "boxes": BoxTable, "sources": Source}
+
+
 def _card_fault(path: Path, where: list[str], kind: str, message: str) -> CardFault:
     """Convert a pydantic error; the remedy is the description of the field."""
-    field = DatasetCard.model_fields.get(where[0]) if where else None
-    message = message.removeprefix("Value error, ")
+    model, description = _locate(where)
     if kind == "extra_forbidden":
-        return CardFault(str(path), ".".join(where), "no such field", f"one of: {', '.join(DatasetCard.model_fields)}")
-    return CardFault(str(path), ".".join(where), message, str(field.description) if field else "fix the card")
+        return CardFault(str(path), ".".join(where), "no such field", f"one of: {', '.join(model.model_fields)}")
+    text = _PLAIN_FAULTS.get(kind, message.removeprefix("Value error, ").replace("Input should be", "not one of the values:"))
+    return CardFault(str(path), ".".join(where), text, description or "fix the card")
+
+
+def _locate(where: list[str]) -> tuple[type[BaseModel], str]:
+    """Return the model that contains the field at a path of keys, and the description of that field or of the nearest above it."""
+    model: type[BaseModel] = DatasetCard
+    description = ""
+    for key in where:
+        field = model.model_fields.get(key)
+        description = (field.description if field else None) or description
+        model = _MODELS_OF_FIELD.get(key, model)
+    return model, description
 
 
 def card_folders() -> tuple[Path, ...]:
@@ -418,8 +524,11 @@ def packaged_cards() -> list[DatasetCard]:
 def _require_valid(parsed: DatasetCard | list[CardFault]) -> DatasetCard:
     if isinstance(parsed, DatasetCard):
         return parsed
-    faults = "; ".join(f"{fault.field}: {fault.what}" if fault.field else fault.what for fault in parsed)
-    raise BadInput(f"the card is invalid: {faults}", where=parsed[0].file, remedy=parsed[0].remedy)
+    if len(parsed) == 1:
+        (fault,) = parsed
+        raise BadInput(f"the card is invalid: {fault.sentence()}", where=fault.file, remedy=fault.remedy)
+    faults = "; ".join(f"{fault.sentence()} ({fault.remedy})" for fault in parsed)
+    raise BadInput(f"the card has {len(parsed)} faults: {faults}", where=parsed[0].file, remedy="correct each of them")
 
 
 def filter_cards(

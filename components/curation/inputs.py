@@ -166,7 +166,7 @@ def card_facts(card: DatasetCard) -> CardFacts:
         name=card.name,
         anatomy=card.anatomy,
         synthetic=card.synthetic,
-        label_map=dict(card.label_map or {}),
+        label_map=card.stored_label_map,
         tasks=card.tasks,
         patients=card.patients,
         volumes=card.volumes,

@@ -37,7 +37,7 @@ KINDS: dict[Kind, tuple[str, str]] = {
         "none needed; if it is an image, see the entry's remedy",
     ),
     "label": (
-        "a label map on another grid than every image of its case, with unknown segments, or beside one that is used; "
+        "a label map on another grid than every image of its case, with unknown segments, or one of several that fit; "
         "outlines off the slices, open, or of another frame of reference; boxes beyond the image",
         "resample it, or fix the card",
     ),

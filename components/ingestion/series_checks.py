@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from components.catalog import DatasetCard
 from components.errors import OmniMRIError
 from components.ingestion.cleaning import CleanedFile
 from components.ingestion.formats.base import PlannedFile, PlannedSeries
-from components.ingestion.formats.label_maps import TISSUE_INFIX
+from components.ingestion.label_matching import SEVERAL_SESSIONS, FittingLabels, choose_labels, labels_across_sessions
 from components.ingestion.manifest import files_of
 from components.ingestion.quarantine import Rejection
 from components.ingestion.series_planner import Mapper
@@ -81,18 +80,36 @@ class SeriesChecks:
         return False
 
     def _match_labels(self, cleaned: list[CleanedSeries], card: DatasetCard, data: Path, mapper: Mapper) -> list[CleanedSeries]:
-        """Return each series with the label map on its grid, if there is one; reject label maps that match no image."""
+        """Return each series with its label map, if there is one; reject label maps that match no image, or not one image alone."""
         with_labels = [item for item in cleaned if item.series.labels]
         if not with_labels:
             return cleaned
-        check = partial(_match_label_files, card=card, data=data)
-        series = [item.series for item in with_labels]
-        matches = dict(zip([item.id for item in with_labels], mapper(check, series, "comparing labels"), strict=True))
-        used = {path for match in matches.values() for path in match.matching}
-        faults = {path: fault for match in matches.values() for path, fault in match.faults.items() if path not in used}
-        for path, fault in sorted(faults.items()):
-            self._plan.reject([self._files[path].source], fault)
-        return [_with_matching_labels(item, matches.get(item.id, LabelMatch())) for item in cleaned]
+        check = partial(_find_label_faults, card=card, data=data)
+        found = list(mapper(check, [item.series for item in with_labels], "comparing labels"))
+        fitting = [self._fitting_labels(item, faults) for item, faults in zip(with_labels, found, strict=True)]
+        choices = [choose_labels(labels, lambda target: self._results[target].content) for labels in fitting]
+        across = set() if card.layout.case else labels_across_sessions(zip(fitting, choices, strict=True))
+        chosen = {
+            item.id: {target for target in choice.chosen if target not in across}
+            for item, choice in zip(with_labels, choices, strict=True)
+        }
+        used = set().union(*chosen.values())
+        off_grid = {target: fault for faults in found for target, fault in faults.items() if fault is not None}
+        unclear = {target: fault for choice in choices for target, fault in choice.faults.items()}
+        rejected = {**off_grid, **unclear, **dict.fromkeys(across, SEVERAL_SESSIONS)}
+        for target, fault in sorted(rejected.items()):
+            if target not in used:
+                self._plan.reject([self._files[target].source], fault)
+        return [_with_labels(item, chosen.get(item.id, set())) for item in cleaned]
+
+    def _fitting_labels(self, cleaned: CleanedSeries, faults: Mapping[str, Rejection | None]) -> FittingLabels:
+        """Return the source paths of an image and of the label files on its grid."""
+
+        def name(target: str) -> str:
+            return self._plan.names.get(target, self._files[target].source.name)
+
+        fitting = {target: name(target) for target, fault in faults.items() if fault is None}
+        return FittingLabels(name(cleaned.series.files[0].path), fitting)
 
     def _without_duplicates(self, cleaned: list[CleanedSeries]) -> list[CleanedSeries]:
         """Return one series of those with equal voxels: the first with labels, else the first; reject the others."""
@@ -113,42 +130,14 @@ class SeriesChecks:
         self._plan.reject([self._files[file.path].source for file in files], rejection)
 
 
-_SECOND_LABEL_MAP = Rejection("label", "a second label map of the same image", "name one of them in the card")
+def _find_label_faults(series: SourceSeries, card: DatasetCard, data: Path) -> dict[str, Rejection | None]:
+    """Return label file -> why it does not fit the image of a series; None for one that does."""
+    return {file.path: _find_label_fault(series, file, card, data) for file in series.labels}
 
 
-@dataclass(frozen=True)
-class LabelMatch:
-    """Label files of one series.
-
-    Attributes:
-        matching: paths of the files that form the label map on the image's grid.
-        faults: path -> reason why another file does not.
-    """
-
-    matching: tuple[str, ...] = ()
-    faults: Mapping[str, Rejection] = field(default_factory=dict)
-
-
-def _match_label_files(series: SourceSeries, card: DatasetCard, data: Path) -> LabelMatch:
-    """Compare the label files of a series with its image. The tissue maps of a series count as one label map."""
-    groups: dict[str, list[SourceFile]] = defaultdict(list)
-    for file in series.labels:
-        groups["tissue" if TISSUE_INFIX in file.path else file.path].append(file)
-    matching: tuple[str, ...] = ()
-    faults: dict[str, Rejection] = {}
-    for files in groups.values():
-        fault = _SECOND_LABEL_MAP if matching else _find_label_fault(series, files, card, data)
-        if fault is None:
-            matching = tuple(file.path for file in files)
-            continue
-        faults.update({file.path: fault for file in files})
-    return LabelMatch(matching, faults)
-
-
-def _find_label_fault(series: SourceSeries, files: list[SourceFile], card: DatasetCard, data: Path) -> Rejection | None:
-    """Return why files are not the label map of a series; None if they are."""
+def _find_label_fault(series: SourceSeries, file: SourceFile, card: DatasetCard, data: Path) -> Rejection | None:
     try:
-        read_volume(data, replace(series, labels=tuple(files), annotations=()), card)
+        read_volume(data, replace(series, labels=(file,), annotations=()), card)
     except OmniMRIError as error:
         return Rejection("label", error.what, error.remedy)
     except Exception as error:
@@ -156,8 +145,8 @@ def _find_label_fault(series: SourceSeries, files: list[SourceFile], card: Datas
     return None
 
 
-def _with_matching_labels(cleaned: CleanedSeries, match: LabelMatch) -> CleanedSeries:
-    labels = tuple(file for file in cleaned.series.labels if file.path in match.matching)
+def _with_labels(cleaned: CleanedSeries, chosen: set[str]) -> CleanedSeries:
+    labels = tuple(file for file in cleaned.series.labels if file.path in chosen)
     return replace(cleaned, series=_with_md5(replace(cleaned.series, labels=labels)))
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 from components.catalog import DatasetCard
 from components.errors import BadInput
+from components.ingestion.dataset_checks import check_dataset
 from components.ingestion.deidentification.pseudonyms import Pseudonyms
+from components.ingestion.file_names import belongs_to_layout
 from components.ingestion.formats.base import FileHeader
 from components.ingestion.formats.sniff import detect_format
-from components.ingestion.quarantine import Rejection, SourceListing
+from components.ingestion.quarantine import Rejection, SourceListing, rejection_of
 from components.ingestion.source_folder import Plan, SourceFolder
 from components.registries import FORMATS
 
@@ -41,7 +43,7 @@ def inspect_file(path: Path) -> FileHeader:
     try:
         return FORMATS[name].inspect(path)
     except BadInput as error:
-        return FileHeader(path, name, Rejection("unreadable", error.what, error.remedy))
+        return FileHeader(path, name, rejection_of(error))
     except Exception as error:
         reason = f"a header that cannot be read ({type(error).__name__})"
         return FileHeader(path, name, Rejection("unreadable", reason, "get the file again"))
@@ -58,7 +60,10 @@ def make_plan(card: DatasetCard, source: Path, pseudonyms: Pseudonyms, mapper: M
     paths = _select_files(card, source, plan)
     by_format: dict[str | None, list[FileHeader]] = defaultdict(list)
     for header in mapper(inspect_file, paths, "inspecting files"):
-        by_format[header.format].append(header)
+        if header.format in (None, "dicom") or card.layout.selects(header.path.relative_to(source).as_posix()):
+            by_format[header.format].append(header)
+        else:
+            plan.ignored += 1
     others = by_format.pop(None, [])
     folder = SourceFolder(card, source, pseudonyms, [header.path for header in others])
     for name, image_format in FORMATS.items():
@@ -68,11 +73,18 @@ def make_plan(card: DatasetCard, source: Path, pseudonyms: Pseudonyms, mapper: M
                 readable.append(header)
             else:
                 plan.reject([header.path], header.rejection)
+                folder.used |= set(image_format.companions(header.path))
+                folder.sidecars.find(header.path)
         image_format.plan(readable, folder, plan)
-    plan.attach_label_maps()
+    plan.attach_label_maps(folder)
+    check_dataset(folder, plan)
     used = folder.used | folder.sidecars.used
     for header in others:
-        if header.path not in used:
+        if header.path in used:
+            continue
+        if header.rejection is None and belongs_to_layout(folder.relative(header.path)):
+            plan.layout_files += 1
+        else:
             plan.reject([header.path], header.rejection or _NO_IMAGE)
     return plan
 

@@ -16,6 +16,7 @@ from components.catalog import DatasetCard
 from components.catalog.cards import BoxTable, Table
 from components.ingestion.annotations.sidecars import SidecarIndex
 from components.ingestion.deidentification.pseudonyms import Pseudonyms
+from components.ingestion.file_names import contradict
 from components.ingestion.formats.base import PlannedFile, PlannedSeries
 from components.ingestion.planned_annotations import (
     PlannedFileBoxes,
@@ -39,6 +40,7 @@ class Plan:
         quarantined: rejected inputs.
         ignored: number of files that the card excludes.
         layout_files: number of files that a layout such as BIDS has beside its images.
+        names: target of an image or label map -> path of its source in the folder.
         noticed: text -> files of the source that it is about.
     """
 
@@ -49,12 +51,17 @@ class Plan:
     ignored: int = 0
     layout_files: int = 0
     noticed: dict[str, set[Path]] = field(default_factory=lambda: defaultdict(set))
-    _images: list[tuple[str, PlannedSeries]] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    _images: list[tuple[str, PlannedSeries, Path]] = field(default_factory=list)
 
-    def add_image(self, case: str, series: PlannedSeries) -> None:
-        """Add a series that gets the label maps of its case."""
+    def add_image(self, case: str, series: PlannedSeries, path: Path) -> None:
+        """Add a series, read from a file, that gets the label maps of its case."""
         self.series.append(series)
-        self._images.append((case, series))
+        self._images.append((case, series, path))
+
+    def add_label_map(self, case: str, file: PlannedFile) -> None:
+        """Add a label map for the images of a case."""
+        self.label_maps[case].append(file)
 
     def exclude_patients(self, patients: frozenset[str]) -> None:
         """Remove the series of patients (pseudonyms)."""
@@ -73,18 +80,28 @@ class Plan:
         """All notices, in the order of their texts."""
         return tuple(self.listing.notice(paths, text) for text, paths in sorted(self.noticed.items()))
 
-    def attach_label_maps(self) -> None:
-        """Add the label maps of each case to all of its images; reject those of a case without images."""
-        for case, series in self._images:
-            series.files += self.label_maps[case]
-        cases = {case for case, _ in self._images}
-        for case, files in self.label_maps.items():
-            if case not in cases:
-                for file in files:
+    def attach_label_maps(self, folder: SourceFolder) -> None:
+        """Add the label maps of each case to those of its images that may be theirs by name; reject those of no image.
+
+        Where the card's ``case`` tells what belongs together, names are not compared.
+        """
+        attached: set[str] = set()
+        for case, series, image in self._images:
+            self.names.update({file.target: folder.relative(image) for file in series.files if file.role == "image"})
+            for file in self.label_maps[case]:
+                self.names[file.target] = folder.relative(file.source)
+                if folder.layout.case or not contradict(folder.relative(file.source), folder.relative(image)):
+                    series.files.append(file)
+                    attached.add(file.target)
+        for files in self.label_maps.values():
+            for file in files:
+                if file.target not in attached:
                     self.reject([file.source], _NO_LABELED_IMAGE)
 
 
-_NO_LABELED_IMAGE = Rejection("label", "a label map of no image here", "fix layout.case or layout.labels")
+_NO_LABELED_IMAGE = Rejection(
+    "label", "a label map of no image here: of no image of its patient, session and scan", "fix layout.case or layout.labels"
+)
 
 
 class SourceFolder:
@@ -92,6 +109,7 @@ class SourceFolder:
 
     Attributes:
         used: non-image files that belong to an image.
+        without_patient: paths from which the card's expression finds no patient.
         boxes: (index in the card's ``layout.boxes``, table file).
         tables: (index in the card's ``layout.tables``, table file).
     """
@@ -101,6 +119,8 @@ class SourceFolder:
         self.card, self.layout, self.source, self.pseudonyms = card, card.layout, source, pseudonyms
         self.sidecars = SidecarIndex(source, other_files)
         self.used: set[Path] = set()
+        self.without_patient: set[str] = set()
+        self._asked: dict[tuple[int, Path], set[str]] = defaultdict(set)
         self.reviewed = self._select(other_files, self.layout.reviewed)
         box_globs = [table if isinstance(table, str) else table.path for table in self.layout.boxes]
         self.boxes = self._select_tables(other_files, box_globs)
@@ -116,7 +136,10 @@ class SourceFolder:
 
         Without an expression the whole dataset counts as one patient, so that no patient is in two splits.
         """
-        return self.pseudonyms.patient(match_group(self.layout.patient, relative) or "")
+        name = match_group(self.layout.patient, relative) or ""
+        if not name.strip():
+            self.without_patient.add(relative)
+        return self.pseudonyms.patient(name)
 
     def stem(self, patient: str, series_name: str) -> str:
         """Return the target path of a series, relative to ``data/``, without ending."""
@@ -147,6 +170,7 @@ class SourceFolder:
             key = self._key(table, relative, dicom_patient)
             if not key:
                 continue
+            self._asked[index, path].add(key)
             if table.findings:
                 files.append(PlannedFindings(path, f"{stem}.findings-{len(files)}.json", "annotation", table, key))
             if table.report is not None:
@@ -170,10 +194,18 @@ class SourceFolder:
             target = f"{stem}.boxes{f'-{len(files)}' if files else ''}.json"
             if isinstance(table, BoxTable):
                 if key := self._key(table, relative, dicom_patient):
+                    self._asked[-1 - index, path].add(key)
                     files.append(PlannedTableBoxes(path, target, "annotation", table, key, grid))
             elif file_name:
+                self._asked[-1 - index, path].add(file_name)
                 files.append(PlannedFileBoxes(path, target, "annotation", file_name, tuple(self.reviewed)))
         return files
+
+    def table_keys(self) -> list[tuple[Table | None, Path, set[str]]]:
+        """Return each table of the card, its file, and the keys of the images that were looked up in it so far."""
+        tables = [(self.layout.tables[index], path, self._asked[index, path]) for index, path in self.tables]
+        boxes = [(self.layout.boxes[index], path, self._asked[-1 - index, path]) for index, path in self.boxes]
+        return [*tables, *((None if isinstance(table, str) else table, path, keys) for table, path, keys in boxes)]
 
     def _key(self, table: Table, relative: str, dicom_patient: str | None) -> str | None:
         """Return the value that a table's key column is searched for."""

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from components.errors import BadInput
+from components.ingestion.annotations.encodings import decode_text
+
+MAX_SECONDS = {"EchoTime": 1.0, "RepetitionTime": 30.0, "InversionTime": 30.0}
+"""Field of a sidecar -> longest time of an MRI sequence, with a wide margin; a larger number is in milliseconds."""
+_MIN_MILLISECONDS = 0.1
+"""A shorter time is in seconds."""
+IN_MILLISECONDS = "times in milliseconds, where BIDS has seconds: converted"
+_NOT_UTF8 = "a sidecar that is not UTF-8: read as Latin-1"
 
 
 class SidecarIndex:
@@ -40,6 +51,28 @@ class SidecarIndex:
         self.used |= set(sidecars)
         return tuple(sidecars)
 
+    def notes(self, image: Path) -> tuple[str, ...]:
+        """Return how the sidecars of an image were interpreted; a damaged one has none (writing it reports the fault)."""
+        return tuple(dict.fromkeys(note for sidecar in self._readable(image) for note in sidecar.notes))
+
+    def image_type(self, image: Path) -> tuple[Any, ...]:
+        """Return the values of Image Type, and of BIDS' Complex Image Component, in the nearest sidecar that has them."""
+        for sidecar in reversed(self._readable(image)):
+            for name in ("ComplexImageComponent", "ImageType"):
+                value = sidecar.fields.get(name)
+                if value:
+                    return tuple(value) if isinstance(value, list) else (value,)
+        return ()
+
+    def _readable(self, image: Path) -> list[Sidecar]:
+        sidecars = []
+        for path in self.find(image):
+            try:
+                sidecars.append(read_sidecar(path))
+            except BadInput:
+                continue
+        return sidecars
+
 
 def image_stem(image: Path) -> str:
     """Return the file name of an image without its suffixes."""
@@ -61,18 +94,78 @@ def _applies_to(sidecar: str, image: str, is_image_folder: bool) -> bool:
 
 
 def merge_sidecars(paths: Iterable[Path]) -> dict[str, Any]:
-    """Return the merged fields of sidecars; later files override earlier ones.
+    """Return the merged fields of sidecars, times in seconds; later files override earlier ones.
 
     Raises:
         BadInput: a file is not a JSON object.
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError):
-            raise BadInput("the sidecar is not valid JSON", where=path.name, remedy="fix or remove it") from None
-        if not isinstance(fields, dict):
-            raise BadInput("the sidecar is not a JSON object", where=path.name, remedy="fix or remove it")
-        merged.update(fields)
+        fields = read_sidecar(path).fields
+        merged.update({**fields, **dict.fromkeys(MAX_SECONDS.keys() & fields, None), **times_in_seconds(fields)})
     return merged
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Content of a sidecar.
+
+    Attributes:
+        fields: as stored.
+        notes: how it was interpreted.
+    """
+
+    fields: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read a sidecar.
+
+    Raises:
+        BadInput: not a JSON object.
+    """
+    return _read_cached(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _read_cached(path: Path, modified_ns: int) -> Sidecar:  # a sidecar of an upper folder is inherited by many images
+    text, is_unicode = decode_text(path.read_bytes())
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadInput("the sidecar is not valid JSON", where=path.name, remedy="fix or remove it") from None
+    if not isinstance(fields, dict):
+        raise BadInput("the sidecar is not a JSON object", where=path.name, remedy="fix or remove it")
+    notes = [] if is_unicode else [_NOT_UTF8]
+    if times_in_seconds(fields) != _times(fields):
+        notes.append(IN_MILLISECONDS)
+    return Sidecar(fields, tuple(notes))
+
+
+def _times(fields: Mapping[str, Any]) -> dict[str, float]:
+    """Return the times of a sidecar that are finite positive numbers, as stored."""
+    return {
+        name: float(fields[name])
+        for name in MAX_SECONDS
+        if isinstance(fields.get(name), int | float) and not isinstance(fields[name], bool) and 0 < fields[name] < math.inf
+    }
+
+
+def times_in_seconds(fields: Mapping[str, Any]) -> dict[str, float]:
+    """Return echo, repetition and inversion time in seconds; a time that is too long for one is in milliseconds.
+
+    BIDS has seconds, some converters write milliseconds. If one time can only be milliseconds, so are the others of this sidecar,
+    unless that would make them shorter than any sequence's, or the repetition shorter than the echo.
+    """
+    stored = _times(fields)
+    certain = {name for name, value in stored.items() if value > MAX_SECONDS[name]}
+    if not certain:
+        return stored
+    shortest_repetition = max(_MIN_MILLISECONDS, *(stored[name] for name in certain if name == "EchoTime"), 0.0)
+    in_milliseconds = set(certain)
+    for name, value in stored.items():
+        lowest = shortest_repetition if name == "RepetitionTime" else _MIN_MILLISECONDS
+        if value >= lowest:
+            in_milliseconds.add(name)
+    return {name: value / 1000 if name in in_milliseconds else value for name, value in stored.items()}

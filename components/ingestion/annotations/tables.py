@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
 import zipfile
 from functools import lru_cache
 from pathlib import Path
 
 from components.catalog.cards import Table
 from components.errors import BadInput
+from components.ingestion.annotations.encodings import decode_text
 from components.ingestion.formats.gzipped import MAX_DECOMPRESSED_BYTES
 
 Row = tuple[str, ...]
@@ -32,12 +35,11 @@ def _read_rows_cached(table: Path, modified_ns: int) -> tuple[Row, ...]:  # one 
     with table.open("rb") as stream:
         if stream.read(4) == _ZIP_SIGNATURE:
             return _read_workbook(table)
+    text, _ = decode_text(table.read_bytes())
+    lines = re.split("\r\n|\n|\r", text, maxsplit=1)
+    delimiter = max(",;\t", key=lines[0].count)
     try:
-        with table.open(newline="", encoding="utf-8-sig", errors="replace") as text:
-            head = text.readline()
-            text.seek(0)
-            delimiter = max(",;\t", key=head.count)
-            return tuple(tuple(row) for row in csv.reader(text, delimiter=delimiter) if row)
+        return tuple(tuple(row) for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row)
     except csv.Error:
         raise BadInput("the table cannot be read as CSV", where=table.name, remedy="save it as CSV") from None
 

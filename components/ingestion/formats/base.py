@@ -130,6 +130,10 @@ class Format(ABC):
         """Read what planning needs from one file. Runs in worker processes."""
         return FileHeader(path, self.name)
 
+    def companions(self, path: Path) -> tuple[Path, ...]:
+        """Return the files beside a file that belong to it and are no images by themselves, such as the voxels of a header."""
+        return ()
+
     @abstractmethod
     def plan(self, headers: Sequence[Any], folder: SourceFolder, plan: Plan) -> None:
         """Add the series of this format to the plan, and reject files that cannot be used.

@@ -17,22 +17,56 @@ from typing_extensions import override
 
 from components.errors import BadInput
 from components.ingestion import acquisition_headers
+from components.ingestion.annotations.encodings import decode_text
+from components.ingestion.file_names import component_of_image_type, not_magnitude_by_name, stem_of
 from components.ingestion.formats.base import FileHeader, Format, PlannedFile, PlannedSeries, Role, WriteContext
+from components.ingestion.formats.nifti_header import NAME_ORIENTATION, NO_ORIENTATION
 from components.ingestion.formats.nifti_writer import select_channel, write_nifti
 from components.ingestion.formats.orientation import to_canonical
-from components.ingestion.formats.voxels import remove_nonfinite, require_single
+from components.ingestion.formats.stored_labels import stored_label_image
+from components.ingestion.formats.voxels import remove_nonfinite, require_gray_values, require_single
 from components.ingestion.planned_annotations import PlannedSidecar
 from components.ingestion.quarantine import UnsupportedInput, rejection_of
-from components.ingestion.source_folder import Plan, SourceFolder, match_group
+from components.ingestion.source_folder import Plan, SourceFolder, match_group, matches_any
 from components.ingestion.volume import Volume
 from components.registries import FORMATS
 
+MAX_B_OF_REFERENCE = 50.0
+"""Largest b-value, in s/mm2, of an image that counts as without diffusion weighting."""
 _NAME_CHANNELS = "name each in layout.channels; if they repeat one image, name it in layout.sequences: the first is then used"
 
 
 @dataclass(frozen=True)
+class ImageFacts:
+    """Facts of a header that decide whether and how a file is ingested.
+
+    Attributes:
+        shape: sides (x, y, z[, channels]); empty where only the voxels tell.
+        not_image: reason why the values are no magnitude image; "" if they may be one.
+        notes: choices and guesses that the user should know.
+        has_orientation: whether the header states where left and right are.
+    """
+
+    shape: tuple[int, ...] = ()
+    not_image: str = ""
+    notes: tuple[str, ...] = ()
+    has_orientation: bool = True
+
+
+@dataclass(frozen=True)
+class ImageHeader(FileHeader):
+    """Result of inspecting an image file.
+
+    Attributes:
+        facts: of its header.
+    """
+
+    facts: ImageFacts = ImageFacts()
+
+
+@dataclass(frozen=True)
 class PlannedImage(PlannedFile):
-    """An image file, or one channel of it, to be written as NIfTI.
+    """An image file or label map, or one channel of an image, to be written as NIfTI.
 
     Attributes:
         format: registered name of the source's format.
@@ -54,7 +88,11 @@ class PlannedImage(PlannedFile):
     @override
     def write(self, target: Path, context: WriteContext) -> str:
         image = self.load(context)
-        return write_nifti(image if self.channel is None else select_channel(image, self.channel), target)
+        if self.role == "label":
+            return write_nifti(stored_label_image(image, target.name, context.card), target, is_label=True)
+        image = image if self.channel is None else select_channel(image, self.channel)
+        require_gray_values(np.asanyarray(image.dataobj))
+        return write_nifti(image, target)
 
 
 def _image_file_format(name: str) -> ImageFileFormat:
@@ -86,6 +124,22 @@ class ImageFileFormat(Format):
         """Return the file, followed by the file beside it that stores its voxels, if the format has such."""
         return (path,)
 
+    def facts_of(self, path: Path) -> ImageFacts:
+        """Return what the header of a file states beyond its shape.
+
+        Raises:
+            BadInput: the file cannot be ingested, whatever its role is.
+        """
+        return ImageFacts()
+
+    @override
+    def inspect(self, path: Path) -> ImageHeader:
+        return ImageHeader(path, self.name, facts=self.facts_of(path))
+
+    @override
+    def companions(self, path: Path) -> tuple[Path, ...]:
+        return self.source_files(path)[1:]
+
     def plan_image(
         self, path: Path, target: str, role: Role, relative: str, folder: SourceFolder, channel: int | None
     ) -> PlannedImage:
@@ -97,37 +151,53 @@ class ImageFileFormat(Format):
         return PlannedImage(path, target, role, self.name, channel)
 
     @override
-    def plan(self, headers: Sequence[FileHeader], folder: SourceFolder, plan: Plan) -> None:
+    def plan(self, headers: Sequence[ImageHeader], folder: SourceFolder, plan: Plan) -> None:
         for header in headers:
-            self._plan_file(header.path, folder, plan)
+            folder.used |= set(self.companions(header.path))
+            folder.sidecars.find(header.path)  # the sidecar of a label map or a rejected image is no stray file either
+            try:
+                self._plan_file(header, folder, plan)
+            except BadInput as error:
+                plan.reject([header.path], rejection_of(error))
 
     @override
     def read_path(self, path: Path) -> Volume:
         return volume_from_image(self.load(path), {}, path)
 
-    def _plan_file(self, path: Path, folder: SourceFolder, plan: Plan) -> None:
-        relative = folder.relative(path)
-        folder.used |= set(self.source_files(path)[1:])
+    def _plan_file(self, header: ImageHeader, folder: SourceFolder, plan: Plan) -> None:
+        """Add an image or a label map to the plan.
+
+        Raises:
+            BadInput: the file is neither, or the card does not explain it.
+        """
+        path, relative = header.path, folder.relative(header.path)
         patient = folder.patient(relative)
         case = match_group(folder.layout.case, relative) or patient
         label_suffix = folder.label_suffix(relative)
+        if not header.facts.has_orientation and folder.layout.orientation is None:
+            raise UnsupportedInput("geometry", NO_ORIENTATION, remedy=NAME_ORIENTATION)
         if label_suffix:
             target = f"{folder.stem(patient, relative)}.{label_suffix}.nii"
-            plan.label_maps[case].append(self.plan_image(path, target, "label", relative, folder, None))
+            plan.add_label_map(case, self.plan_image(path, target, "label", relative, folder, None))
             return
-        try:
-            channels = self._channels(path, relative, folder)
-        except BadInput as error:
-            plan.reject([path], rejection_of(error))
-            return
+        _require_magnitude(header, relative, folder)
+        channels = self._channels(header, relative, folder)
         for channel in channels:
-            plan.add_image(case, self._plan_series(path, relative, patient, channel, folder))
+            plan.add_image(case, self._plan_series(path, relative, patient, channel, folder), path)
+        if len(header.facts.shape) == 4 and not folder.layout.channels and header.facts.shape[3] > 1:
+            used = "the first image with a b-value above 0 is used (.bval)" if channels != [None] else "the first image is used"
+            plan.notice([path], f"several images along the fourth axis, which count as repeats: {used}")
+        for note in (*header.facts.notes, *folder.sidecars.notes(path)):
+            plan.notice([path], note)
+        if not header.facts.has_orientation:
+            plan.notice([path], "no orientation in the header: that of layout.orientation is used")
 
     def _plan_series(self, path: Path, relative: str, patient: str, channel: int | None, folder: SourceFolder) -> PlannedSeries:
-        name = relative if channel is None else f"{relative}\0{channel}"
+        is_channel = bool(folder.layout.channels) and channel is not None
+        name = f"{relative}\0{channel}" if is_channel else relative
         stem = folder.stem(patient, name)
         files: list[PlannedFile] = [self.plan_image(path, f"{stem}.nii", "image", relative, folder, channel)]
-        sequence = folder.sequence(relative) if channel is None else folder.layout.channels[channel]
+        sequence = folder.layout.channels[channel] if is_channel and channel is not None else folder.sequence(relative)
         sidecars = folder.sidecars.find(path)
         if sidecars or sequence:
             files.append(PlannedSidecar.of(path, sidecars, f"{stem}.json", sequence))
@@ -142,10 +212,11 @@ class ImageFileFormat(Format):
         except BadInput:
             return ()
 
-    def _channels(self, path: Path, relative: str, folder: SourceFolder) -> list[int | None]:
+    def _channels(self, header: ImageHeader, relative: str, folder: SourceFolder) -> list[int | None]:
         """Return which images of a file become volumes: an index along the fourth axis for each, or None for the whole file.
 
-        No header states what a fourth axis is: the card names its channels, or one sequence that the images repeat.
+        No header states what a fourth axis is: the card names its channels, or one sequence that the images repeat. Of diffusion
+        with a table of b-values beside it, the first weighted image is used: one with b = 0 is no DWI.
 
         Raises:
             BadInput: a header that cannot be read.
@@ -153,8 +224,8 @@ class ImageFileFormat(Format):
         """
         declared = folder.layout.channels
         if not declared and folder.sequence(relative):
-            return [None]
-        shape = self.shape_of(path)
+            return [first_weighted(header.path, header.facts.shape) if folder.sequence(relative) == "DWI" else None]
+        shape = header.facts.shape or self.shape_of(header.path)
         if len(shape) != 4 or (shape[3] == 1 and not declared):
             return [None]
         if not declared:
@@ -170,6 +241,54 @@ class ImageFileFormat(Format):
                 remedy="fix layout.channels of the card",
             )
         return list(range(len(declared)))
+
+
+def first_weighted(image: Path, shape: tuple[int, ...]) -> int | None:
+    """Return the index of the first image with a b-value above 50 s/mm2; None without a table of b-values, or if it is the first.
+
+    Args:
+        image: a 4-D file; its b-values are in the file of the same stem that ends in ``.bval`` (BIDS, FSL).
+        shape: (x, y, z, images).
+    """
+    table = image.with_name(f"{stem_of(image.name)}.bval")
+    if len(shape) != 4 or not table.is_file():
+        return None
+    try:
+        values = [float(value) for value in decode_text(table.read_bytes())[0].split()]
+    except ValueError:
+        return None
+    index = next((index for index, value in enumerate(values) if value > MAX_B_OF_REFERENCE), 0)
+    return index if len(values) == shape[3] and index else None
+
+
+def _require_magnitude(header: ImageHeader, relative: str, folder: SourceFolder) -> None:
+    """Require that a file is a magnitude image by its header, its sidecar and its name.
+
+    Raises:
+        UnsupportedInput: a mask, a map, statistics, or another component of the signal.
+    """
+    if header.facts.not_image:
+        remedy = "declare it in layout.labels or layout.tissue_maps if it is a mask; clear its intent code if it is an image"
+        raise UnsupportedInput("not magnitude", header.facts.not_image, remedy=remedy)
+    component = component_of_image_type(folder.sidecars.image_type(header.path))
+    if component:
+        raise UnsupportedInput(
+            "not magnitude", f"{component} by the Image Type of its sidecar", remedy="fix the sidecar if it is not"
+        )
+    reason = not_magnitude_by_name(relative)
+    if reason and not _is_declared(reason, relative, folder):
+        is_mask = "mask" in reason or "probability" in reason
+        remedy = "declare it in layout.labels or layout.tissue_maps" if is_mask else "none needed"
+        remedy += "; if it is an image, name its ending in layout.images or, a map, in layout.sequences"
+        raise UnsupportedInput("not magnitude", f"{reason} by its name, which the card does not declare", remedy=remedy)
+
+
+def _is_declared(reason: str, relative: str, folder: SourceFolder) -> bool:
+    """Return whether the card says that a file with this name is an image: by the ending of a glob, or as sequence of a map."""
+    named = [pattern.rpartition("/")[2] for pattern in folder.layout.images if matches_any(relative, [pattern])]
+    if reason == "a derived map":
+        named += [text.strip("/_") for text in folder.layout.sequences if text in relative]
+    return any(not_magnitude_by_name(f"sub-x_{name}") == reason for name in named)
 
 
 def volume_from_image(image: Any, fields: Mapping[str, Any], path: Path) -> Volume:

@@ -13,11 +13,9 @@ from components.catalog import DatasetCard
 from components.ingestion.annotations import rt_structures
 from components.ingestion.formats import nifti
 from components.ingestion.formats.orientation import to_canonical
+from components.ingestion.formats.stored_labels import SEGMENTATION_SUFFIX, STRUCTURES_SUFFIX, TISSUE_INFIX
 from components.ingestion.quarantine import UnsupportedInput
 from components.ingestion.volume import Volume
-
-TISSUE_INFIX, SEGMENTATION_SUFFIX, STRUCTURES_SUFFIX = ".tissue-", ".seg.dcm", ".rtstruct.dcm"
-"""Parts of the names of label files under ``data/`` that tell their kind."""
 
 
 def read_labels(paths: Sequence[Path], volume: Volume, card: DatasetCard) -> NDArray[np.uint8]:
@@ -32,28 +30,24 @@ def read_labels(paths: Sequence[Path], volume: Volume, card: DatasetCard) -> NDA
     shape, affine = volume.voxels.shape, volume.affine
     tissue_maps = {int(path.name.split(TISSUE_INFIX)[1].split(".")[0]): path for path in paths if TISSUE_INFIX in path.name}
     if tissue_maps:
-        return _read_tissue_maps(tissue_maps, shape, affine)
+        return _read_tissue_maps({card.label_codes.get(value, value): path for value, path in tissue_maps.items()}, shape, affine)
     if paths[0].name.endswith(STRUCTURES_SUFFIX):
-        return rt_structures.read_structures(paths[0], affine, shape, card.label_map)
+        return rt_structures.read_structures(paths[0], affine, shape, card.stored_label_map)
     if paths[0].name.endswith(SEGMENTATION_SUFFIX):
         from components.ingestion.formats.dicom.segmentation import read_segmentation
 
-        return read_segmentation(paths[0], affine, shape, card.label_map)
+        return read_segmentation(paths[0], affine, shape, card.stored_label_map)
     return _read_label_map(paths[0], shape, affine)
 
 
 def _read_label_map(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Read a label map in the orientation of its image.
+    """Read a stored label map (:mod:`components.ingestion.formats.stored_labels`) in the orientation of its image.
 
     Raises:
-        UnsupportedInput: another grid than the image's, or values that are no labels.
+        UnsupportedInput: another grid than the image's.
     """
     values, label_affine = to_canonical(nifti.load(path))
     _check_grid("label map", path, values.shape, label_affine, shape, affine)
-    if not np.array_equal(values, np.rint(values)) or values.min() < 0 or values.max() > 255:
-        raise UnsupportedInput(
-            "label", "label values must be whole numbers from 0 to 255", where=path.name, remedy="fix the label map"
-        )
     return np.asarray(values, dtype=np.uint8)
 
 
@@ -71,7 +65,8 @@ def _read_tissue_maps(paths: dict[int, Path], shape: tuple[int, ...], affine: ND
         probability: NDArray[Any]
         probability, map_affine = to_canonical(nifti.load(path))
         _check_grid("tissue map", path, probability.shape, map_affine, shape, affine)
-        probability = probability / max(float(probability.max()), 1e-12)
+        probability = np.nan_to_num(probability, nan=0.0)
+        probability = probability / max(float(probability.max()), 1.0)  # 0 to 100, 0 to 255, or the value of the structure
         labels = np.where(probability >= best, value, labels).astype(np.uint8)
         best = np.maximum(best, probability)
     return labels

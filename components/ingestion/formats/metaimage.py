@@ -11,8 +11,10 @@ from typing_extensions import override
 
 from components.errors import BadInput
 from components.ingestion.formats.gzipped import MAX_DEFLATE_RATIO
-from components.ingestion.formats.image_files import ImageFileFormat
+from components.ingestion.formats.image_files import ImageFacts, ImageFileFormat
+from components.ingestion.formats.nifti_header import require_plausible
 from components.ingestion.formats.orientation import LPS_TO_RAS
+from components.ingestion.quarantine import UnsupportedInput
 
 _MAGIC = re.compile(rb"\s*(?:ObjectType|Comment|NDims)\s*=")
 _MAX_HEADER_BYTES = 1 << 16
@@ -31,6 +33,7 @@ _ELEMENT_BYTES = {
     "DOUBLE": 8,
 }
 _GET_AGAIN = "get the file again"
+_VECTORS, _ONE_VALUE = "a MetaImage of colors or vectors", "give an image of one value for each voxel"
 
 
 class MetaImageFormat(ImageFileFormat):
@@ -52,6 +55,18 @@ class MetaImageFormat(ImageFileFormat):
             return tuple(int(side) for side in _header_fields(path)["DimSize"].split())
         except (KeyError, ValueError):
             raise BadInput("a damaged MetaImage header", where=path.name, remedy=_GET_AGAIN) from None
+
+    @override
+    def facts_of(self, path: Path) -> ImageFacts:
+        return ImageFacts(self.shape_of(path))
+
+    @override
+    def companions(self, path: Path) -> tuple[Path, ...]:
+        """Return the data file that the header names, in whatever case its name is written."""
+        data_file = _external_data_file(path)
+        if data_file is None:
+            return ()
+        return tuple(file for file in path.parent.iterdir() if file.name.lower() == data_file.name.lower())
 
     @override
     def source_files(self, path: Path) -> tuple[Path, ...]:
@@ -78,15 +93,39 @@ def load(path: Path) -> Any:
 
     fields = _header_fields(path)
     data_file = _external_data_file(path)
-    if fields.get("ElementDataFile") != "LOCAL" and (data_file is None or not data_file.is_file()):
-        raise BadInput("the data file of the MetaImage header is not beside it", where=path.name, remedy="give both files")
+    _require_data_file(fields, path, data_file)
     _check_size(fields, path, data_file)
     image, values = _read_with_simpleitk(path)
     dimensions = image.GetDimension()
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(dimensions, dimensions)[:3, :3] * np.array(image.GetSpacing())[:3]
     affine[:3, 3] = image.GetOrigin()[:3]
+    require_plausible(affine)
     return nib.Nifti1Image(values.transpose(), LPS_TO_RAS @ affine, dtype=values.dtype)
+
+
+def _require_data_file(fields: dict[str, str], path: Path, data_file: Path | None) -> None:
+    """Require voxels behind the header, or in one file beside it.
+
+    Raises:
+        UnsupportedInput: a file for each slice.
+        BadInput: no data file of this name.
+    """
+    name = fields.get("ElementDataFile", "")
+    if name == "LOCAL":
+        return
+    if name == "LIST" or "%" in name:
+        raise UnsupportedInput(
+            "unsupported", "a MetaImage with a file for each slice", where=path.name, remedy="save it as one .mha file"
+        )
+    if not name:
+        raise BadInput("a MetaImage header without ElementDataFile", where=path.name, remedy=_GET_AGAIN)
+    if data_file is not None and data_file.is_file():
+        return
+    if data_file is not None and any(file.name.lower() == name.lower() for file in path.parent.iterdir()):
+        what = "the data file's name differs in upper and lower case from the one that the MetaImage header names"
+        raise BadInput(what, where=path.name, remedy="rename it as the header names it (ElementDataFile)")
+    raise BadInput("the data file of the MetaImage header is not beside it", where=path.name, remedy="give both files")
 
 
 def _check_size(fields: dict[str, str], path: Path, data_file: Path | None) -> None:
@@ -99,6 +138,8 @@ def _check_size(fields: dict[str, str], path: Path, data_file: Path | None) -> N
         raise BadInput("a damaged MetaImage header", where=path.name, remedy=_GET_AGAIN) from None
     ratio = MAX_DEFLATE_RATIO if fields.get("CompressedData", "").lower() == "true" else 1
     possible_bytes = (data_file or path).stat().st_size * ratio
+    if fields.get("ElementNumberOfChannels", "1") != "1":
+        raise UnsupportedInput("unsupported", _VECTORS, where=path.name, remedy=_ONE_VALUE)
     if len(sides) not in (3, 4) or min(sides) < 1:
         raise BadInput(f"MetaImage of {len(sides)} dimensions", where=path.name, remedy="give images of 3 or 4 dimensions")
     if claimed_bytes > possible_bytes:
@@ -118,7 +159,7 @@ def _read_with_simpleitk(path: Path) -> tuple[Any, Any]:
     except RuntimeError:
         raise BadInput("MetaImage cannot be read", where=path.name, remedy=_GET_AGAIN) from None
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise BadInput("a MetaImage of colors or vectors", where=path.name, remedy="give an image of one value for each voxel")
+        raise UnsupportedInput("unsupported", _VECTORS, where=path.name, remedy=_ONE_VALUE)
     return image, values
 
 

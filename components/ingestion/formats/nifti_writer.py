@@ -33,7 +33,7 @@ def select_channel(image: Any, index: int) -> Any:
     return channel
 
 
-def write_nifti(image: Any, target: Path) -> str:
+def write_nifti(image: Any, target: Path, is_label: bool = False) -> str:
     """Write values and geometry, and nothing else of the header: no description, file name, extension or compression (compressed
     bytes differ between machines). Scaled integers stay as stored.
 
@@ -47,7 +47,7 @@ def write_nifti(image: Any, target: Path) -> str:
     slope, intercept = image.header.get_slope_inter() if hasattr(image.header, "get_slope_inter") else (None, None)
     clean = nib.Nifti1Image(raw, round_affine(image.affine), dtype=raw.dtype)
     _fill_header(clean.header, image, slope, intercept)
-    if raw.size == 0 or raw.min() == raw.max():
+    if raw.size == 0 or (not is_label and raw.min() == raw.max()):
         raise BadInput("no signal: every voxel has the same value", where=target.name, remedy="export the series again")
     # nibabel's own writer would rescale: header and stored values are written unchanged.
     stored = np.asarray(raw, dtype=clean.header.get_data_dtype()).tobytes(order="F")

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from components.errors import BadInput
 from components.ingestion.formats.base import Role, WriteContext
-from components.ingestion.formats.image_files import ImageFileFormat, PlannedImage
+from components.ingestion.formats.image_files import ImageFileFormat, ImageHeader, PlannedImage
 from components.ingestion.source_folder import SourceFolder
 
 DIRECTIONS = {
@@ -64,7 +64,8 @@ class NumpyArrayFormat(ImageFileFormat):
             plane = next((plane for text, plane in sorted(folder.layout.planes.items()) if text in relative), "axial")
         return PlannedArray(path, target, role, self.name, channel, plane)
 
-    def _channels(self, path: Path, relative: str, folder: SourceFolder) -> list[int | None]:
+    @override
+    def _channels(self, header: ImageHeader, relative: str, folder: SourceFolder) -> list[int | None]:
         return [None]
 
 

@@ -1,0 +1,84 @@
+"""Findings about a dataset as a whole: globs that match no file, images without a patient, tables whose keys fit no image."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from components.catalog.cards import Table, glob_sections
+from components.errors import BadInput
+from components.ingestion.annotations.tables import column_index, read_rows, read_titles
+from components.ingestion.source_folder import Plan, SourceFolder, matches_any
+
+
+def check_dataset(folder: SourceFolder, plan: Plan) -> None:
+    """Add notices about a dataset to its plan."""
+    _check_globs(folder, plan)
+    _check_patients(folder, plan)
+    for table, path, keys in folder.table_keys():
+        _check_table(table, path, keys, plan)
+
+
+def _check_globs(folder: SourceFolder, plan: Plan) -> None:
+    """Note sections of the layout (labels, tables, ...) none of whose globs matches a file."""
+    files = list(plan.listing)
+    names = [folder.relative(path) for path in files]
+    for section, patterns in glob_sections(folder.layout).items():
+        if section != "ignored" and files and not any(matches_any(name, patterns) for name in names):
+            shown = ", ".join(map(repr, patterns[:3])) + (", ..." if len(patterns) > 3 else "")
+            plan.notice(files, f"layout.{section} of the card matches none of the files: {shown}; fix the glob")
+
+
+def _check_patients(folder: SourceFolder, plan: Plan) -> None:
+    """Note images that count as one patient because the card does not tell whose they are."""
+    paths = [folder.source / relative for relative in sorted(folder.without_patient)]
+    if len(paths) > 1 and folder.layout.patient is None:
+        plan.notice(paths, "no layout.patient in the card: all images count as one patient, in one split; name the patient")
+    elif paths and folder.layout.patient is not None:
+        plan.notice(paths, "layout.patient does not match the path: these files count as one patient; fix the expression")
+
+
+def _check_table(table: Table | None, path: Path, keys: set[str], plan: Plan) -> None:
+    """Note a table whose keys fit no image or not all, and columns of one name.
+
+    Args:
+        table: columns that the card names; None for a table in the format of fastMRI+.
+        keys: those of the images.
+    """
+    column = table.key if table is not None else "file"
+    try:
+        titles = read_titles(path) if isinstance(column, str) else []
+        index = column_index(column, titles, path)
+        rows = [row[index].strip() for row in read_rows(path)[1 if titles else 0 :] if len(row) > index]
+    except BadInput:
+        return  # writing the annotation reports the fault
+    doubled = [title for title, count in Counter(titles).items() if count > 1 and title in _columns_of(table)]
+    if doubled:
+        plan.notice([path], f"a table with two columns {doubled[0]!r}: the first is used; remove or rename the other")
+    found = keys & set(rows)
+    if not keys:
+        plan.notice([path], "a table for which no image has a key; fix its image expression, or layout.patient")
+    elif not found:
+        plan.notice(
+            [path],
+            f"a table of {len(rows)} rows whose keys fit none of the {len(keys)} keys of the images: "
+            f"they look like {_shape(rows)}, those of the images like {_shape(sorted(keys))}; fix its key or image",
+        )
+    elif len(found) < len(keys):
+        plan.notice([path], f"a table without a row for {len(keys) - len(found)} of the {len(keys)} keys of the images")
+
+
+def _columns_of(table: Table | None) -> set[str]:
+    """Return the columns that a card uses of a table."""
+    if table is None:
+        return {"file"}
+    fields = table.model_dump(exclude={"path", "image", "label", "first", "values"})
+    values = [item for value in fields.values() for item in (value if isinstance(value, list | tuple | dict) else [value])]
+    return {str(value) for value in values if isinstance(value, str)}
+
+
+def _shape(keys: list[str]) -> str:
+    """Return the form of the first key, with every letter as ``a`` and every digit as ``9``: the key itself may name a patient."""
+    first = next((key for key in keys if key), "")
+    return repr(re.sub(r"[^\W\d_]", "a", re.sub(r"\d", "9", first)))

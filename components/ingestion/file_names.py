@@ -1,0 +1,123 @@
+"""Names of files as datasets have them: BIDS entities and suffixes, names of masks and maps, and files that are no images.
+
+BIDS names an image ``sub-01_ses-2_acq-fast_T1w.nii.gz``: entities ``key-value``, and a suffix that tells what it is
+(bids-specification 1.10, "Common principles" and "Imaging files"; derivatives: "Imaging data types"). The same words are used in
+datasets of other layouts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import PurePosixPath
+
+_EXTENSION = re.compile(r"(?i)\.(?:nii|hdr|img|mha|mhd|npy|nrrd|h5|json|tsv|csv)(?:\.gz)?$|\.gz$")
+_ENTITY = re.compile(r"([A-Za-z]+)-([A-Za-z0-9+]+)")
+_SESSION = re.compile(r"(?i)(?:^|[^a-z])(?:ses|session|visit|week|month|year|day|timepoint|tp|followup|fu)[-_ ]?([0-9]+)(?![0-9])")
+_IDENTIFYING = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "flip", "inv", "mt", "chunk")
+"""Entities that tell two scans of a patient apart; others (space, desc, label, res, part) describe a derivative of one."""
+_MASKS = frozenset(
+    re.split(
+        r"\s+",
+        """mask masks msk brainmask lesionmask defacemask seg segs dseg segm segmentation segmentations label
+    labels roi rois gt groundtruth aseg parc parcellation contour contours annotation annotations""",
+    )
+)
+_MASK_FOLDERS = re.compile(
+    r"(?i)(?:labels?|masks?|segmentations?|seg|gt|groundtruth|annotations?)(?:[-_]?(?:tr|ts|train|test|val))?"
+)
+_PROBABILITIES = frozenset(("probseg", "probmap", "prob", "pve", "posterior", "posteriors"))
+_PHASES = frozenset(("phase", "phase1", "phase2", "phasediff", "ph"))
+_PARTS = {"real": "real part", "imag": "imaginary part", "imaginary": "imaginary part"}
+_MAPS = frozenset(("fieldmap", "adc", "fa", "md", "ad", "rd", "dwimap", "cbf", "cmro2", "mtsat", "xfm"))
+_MAP = re.compile(r"(?i).+map")
+_IMAGE_TYPES = {
+    "phase": "phase",
+    "p": "phase",
+    "phase map": "phase",
+    "real": "real part",
+    "r": "real part",
+    "imaginary": "imaginary part",
+    "i": "imaginary part",
+}
+"""Values of Image Type (DICOM, and BIDS sidecars) -> component of the signal; Philips and Siemens write single letters."""
+_DOCUMENTS = re.compile(
+    r"(?i)(?:readme|changes|changelog|license|licence|citation|authors|copying)(?:\.\w+)?|\.bidsignore|citation\.cff"
+    r"|(?:dataset_description|genetic_info|dataset)\.json"
+    r"|(?:participants|samples|phenotype|sessions|genetic_database)\.(?:tsv|json)"
+    r"|.*_(?:scans|sessions|events|channels|physio|stim|aslcontext|electrodes|coordsystem|timeseries|motion|regressors|beh)"
+    r"\.(?:tsv|json)(?:\.gz)?|(?:.*\.)?b(?:val|vec|vals|vecs)|thumbs\.db|desktop\.ini|\.ds_store|icon\r?|\._.*"
+)
+_DOCUMENT_FOLDERS = frozenset(("__MACOSX", "code", "stimuli", "phenotype", ".git", ".datalad", "$RECYCLE.BIN"))
+
+
+def stem_of(relative: str) -> str:
+    """Return the file name of a path without the suffixes of its format."""
+    name = PurePosixPath(relative).name
+    return _EXTENSION.sub("", name)
+
+
+@lru_cache(maxsize=65536)
+def entities_of(relative: str) -> dict[str, str]:
+    """Return the BIDS entities of a path, its name's before its folders', and ``ses`` from other words for a visit."""
+    parts = PurePosixPath(relative).parts
+    found: dict[str, str] = {}
+    for part in (stem_of(relative), *reversed(parts[:-1])):
+        for token in part.split("_"):
+            if match := _ENTITY.fullmatch(token):
+                found.setdefault(match[1].lower(), match[2])
+    if "ses" not in found and (visits := {match[1] for match in _SESSION.finditer(relative)}) and len(visits) == 1:
+        found["ses"] = visits.pop().lstrip("0") or "0"
+    return found
+
+
+def contradict(label: str, image: str) -> bool:
+    """Return whether a label map and an image are of different patients, sessions or scans by their names."""
+    ours, theirs = entities_of(label), entities_of(image)
+    return any(key in ours and key in theirs and ours[key] != theirs[key] for key in _IDENTIFYING)
+
+
+def closeness(label: str, image: str) -> int:
+    """Return how many words of an image's path a label map's path has, too: folders, entities, and the sequence."""
+    return len(_words(label) & _words(image))
+
+
+@lru_cache(maxsize=65536)
+def _words(relative: str) -> frozenset[str]:
+    return frozenset(filter(None, re.split(r"[/_. ]+", _EXTENSION.sub("", relative))))
+
+
+def not_magnitude_by_name(relative: str) -> str:
+    """Return what a path says that a file is instead of a magnitude image: "a mask", "phase", ...; "" for nothing."""
+    entities = {match[1].lower(): match[2].lower() for match in _ENTITY.finditer(stem_of(relative))}
+    words = [word for word in re.split(r"[_\-. ]+", stem_of(relative).lower()) if word]
+    last = words[-1] if words else ""
+    is_bids = "sub" in entities
+    if last in _MASKS or any(_MASK_FOLDERS.fullmatch(folder) for folder in PurePosixPath(relative).parts[:-1]):
+        return "a mask or label map"
+    if last in _PROBABILITIES:
+        return "a probability map"
+    if last in _PHASES or entities.get("part") == "phase":
+        return "phase"
+    if last in _PARTS or entities.get("part") in _PARTS:
+        return _PARTS.get(last) or _PARTS[entities["part"]]
+    if "stat" in entities:
+        return "statistics"
+    if is_bids and (last in _MAPS or _MAP.fullmatch(last)):
+        return "a derived map"
+    return ""
+
+
+def component_of_image_type(values: Iterable[object]) -> str:
+    """Return the component that Image Type states besides the magnitude: "phase", "real part", "imaginary part"; else ""."""
+    words = [str(value).lower() for value in values]
+    if {"m", "magnitude"} & set(words):
+        return ""
+    return next((_IMAGE_TYPES[word] for word in words if word in _IMAGE_TYPES), "")
+
+
+def belongs_to_layout(relative: str) -> bool:
+    """Return whether a file that is no image is one that a layout has beside images: documents, gradients, events."""
+    path = PurePosixPath(relative)
+    return bool(_DOCUMENTS.fullmatch(path.name)) or bool(_DOCUMENT_FOLDERS & set(path.parts[:-1]))

@@ -1,0 +1,89 @@
+"""Choice of the label map of an image among those on its grid: by session and scan in their names, never the first that fits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from components.ingestion.file_names import closeness, entities_of
+from components.ingestion.formats.stored_labels import TISSUE_INFIX
+from components.ingestion.quarantine import Rejection
+
+AMBIGUOUS = Rejection(
+    "label",
+    "one of several label maps that fit the same image equally well: none of them is used",
+    "name one of them in layout.labels, or tell them apart with layout.case",
+)
+LESS_CLOSE = Rejection(
+    "label", "a label map whose image has another one with a closer name", "name one of them in layout.labels, or give layout.case"
+)
+SEVERAL_SESSIONS = Rejection(
+    "label",
+    "a label map without a session that fits images of several sessions: it is not used",
+    "put the session into its name (ses-1), or give layout.case",
+)
+
+
+@dataclass(frozen=True)
+class FittingLabels:
+    """Label files on the grid of one image.
+
+    Attributes:
+        image: source path of the image, relative to the source folder.
+        labels: target of each label file -> its source path, relative to the source folder.
+    """
+
+    image: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """Label files of one image.
+
+    Attributes:
+        chosen: targets of the files that form its label map.
+        faults: target -> reason why another fitting file is not among them.
+    """
+
+    chosen: tuple[str, ...]
+    faults: Mapping[str, Rejection]
+
+
+def choose_labels(fitting: FittingLabels, content_of: Callable[[str], str]) -> LabelChoice:
+    """Choose the label map of an image: one file, or one tissue map for each structure.
+
+    Of several files of one kind, that whose path shares most words with the image's is chosen; of equal copies, the first. Where
+    two remain, or a label map and tissue maps, none is used.
+
+    Args:
+        content_of: target -> digest of its values.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for target in sorted(fitting.labels):
+        groups[target.partition(TISSUE_INFIX)[2] and "tissue " + target.partition(TISSUE_INFIX)[2]].append(target)
+    if "" in groups and len(groups) > 1:
+        return LabelChoice((), dict.fromkeys(fitting.labels, AMBIGUOUS))
+    chosen: list[str] = []
+    faults: dict[str, Rejection] = {}
+    for targets in groups.values():
+        near = {target: closeness(fitting.labels[target], fitting.image) for target in targets}
+        best = [target for target in targets if near[target] == max(near.values())]
+        if len({content_of(target) for target in best}) > 1:
+            faults.update(dict.fromkeys(best, AMBIGUOUS))
+        else:
+            chosen.append(best[0])
+        faults.update({target: LESS_CLOSE for target in targets if target not in (*chosen, *faults)})
+    return LabelChoice(tuple(chosen), faults)
+
+
+def labels_across_sessions(choices: Iterable[tuple[FittingLabels, LabelChoice]]) -> set[str]:
+    """Return the label files without a session in their names that were chosen for images of several sessions."""
+    sessions: dict[str, set[str]] = defaultdict(set)
+    for fitting, choice in choices:
+        session = entities_of(fitting.image).get("ses")
+        for target in choice.chosen:
+            if session is not None and "ses" not in entities_of(fitting.labels[target]):
+                sessions[target].add(session)
+    return {target for target, found in sessions.items() if len(found) > 1}
