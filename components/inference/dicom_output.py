@@ -61,7 +61,8 @@ def save_dicom(prediction: Prediction, instruction: str, source: Path, out: Path
 
 def _read_image_headers(source: Path) -> list[Dataset]:
     """Read the headers of the MR images, in the order of their instance numbers."""
-    from components.ingestion.formats.dicom.headers import MR_CLASSES, read_header
+    from components.ingestion.formats.dicom.headers import MR_CLASSES
+    from components.ingestion.formats.dicom.reading import read_header
 
     files = [source] if source.is_file() else [file for file in sorted(source.rglob("*")) if file.is_file()]
     headers = [read_header(file) for file in files if detect_format(file) == "dicom"]

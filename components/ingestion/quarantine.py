@@ -21,7 +21,7 @@ KINDS: dict[Kind, tuple[str, str]] = {
         "give the original image",
     ),
     "geometry": (
-        "position or orientation missing; slices missing, doubled, turned or out of line; an incomplete repeat",
+        "position or orientation missing; slices missing, doubled, turned, sheared or unevenly spaced; an incomplete repeat",
         "export the whole series again",
     ),
     "duplicate": (
@@ -29,11 +29,12 @@ KINDS: dict[Kind, tuple[str, str]] = {
         "remove one of the two",
     ),
     "unsupported": (
-        "undersampled, echo-planar or non-Cartesian k-space; colors; a 4-D file that the card does not explain",
+        "undersampled, echo-planar or non-Cartesian k-space; a 4-D file that the card does not explain",
         "see the entry's remedy",
     ),
     "not magnitude": (
-        "phase, real or imaginary part, a derived map, statistics, or a mask or probability map that the card does not declare",
+        "phase, real or imaginary part, a derived map, statistics, colors, inverted grayscale, "
+        "or a mask or probability map that the card does not declare",
         "none needed; if it is an image, see the entry's remedy",
     ),
     "label": (

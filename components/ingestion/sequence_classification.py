@@ -140,16 +140,21 @@ class SequenceParameters:
 
 def classify_sequence(parameters: SequenceParameters) -> str | None:
     """Return the sequence, one of :data:`SEQUENCES`; None if no rule matches."""
-    if "ADC" in parameters.image_type:
-        return "ADC"
-    if (parameters.b_value or 0) > 0 or parameters.image_type & {"DIFFUSION", "TRACEW", "DWI"}:
-        return "DWI"
+    if diffusion := classify_diffusion(parameters.image_type, parameters.b_value):
+        return diffusion
     if parameters.angio:
         return "MRA"
     if parameters.echo_ms is None or parameters.repetition_ms is None:
         return None
     contrast = _classify_prepared(parameters) or _classify_unprepared(parameters)
     return _FAT_SATURATED.get(contrast, contrast) if contrast and "FS" in parameters.options else contrast
+
+
+def classify_diffusion(image_type: frozenset[str], b_value: float | None) -> str | None:
+    """Apply rules 1 and 2: return "ADC" or "DWI"; None for an image without diffusion weighting."""
+    if any("ADC" in value.replace("_", " ").split() for value in image_type):
+        return "ADC"
+    return "DWI" if (b_value or 0) > 0 or image_type & {"DIFFUSION", "TRACEW", "DWI"} else None
 
 
 def _classify_prepared(parameters: SequenceParameters) -> str | None:

@@ -70,16 +70,16 @@ def basic_profile() -> dict[int, str]:
 
 
 def deidentify_dicom(
-    dataset: Dataset, pixels: bytes | None, pseudonyms: Pseudonyms, labels: frozenset[str] = frozenset()
+    dataset: Dataset, pixels: bytes | None, patient: str, pseudonyms: Pseudonyms, labels: frozenset[str] = frozenset()
 ) -> Dataset:
     """Return a new, de-identified dataset in explicit VR little endian.
 
     Args:
+        patient: patient before the name becomes a pseudonym: the Patient ID, or what stands for it where there is none.
         pixels: decoded pixel data, so that nothing hidden in compressed frames or behind the pixels is copied; None for an object
             without pixels.
         labels: names of segments and structures that may be kept, lower case.
     """
-    patient = str(dataset.get("PatientID", "") or "")
     context = _CleaningContext(pseudonyms, datetime.timedelta(days=pseudonyms.shift_days(patient)), labels)
     clean = _clean_dataset(dataset, context)
     clean.PatientID = clean.PatientName = pseudonyms.patient(patient)

@@ -63,6 +63,7 @@ class PlannedKspace(PlannedFile):
             header = ismrmrd_header.parse_header(file["ismrmrd_header"][()]) if "ismrmrd_header" in file else {}
             arrays = {name: file[name][()] for name in DATASETS if name in file}
             acquisition = str(file.attrs.get("acquisition", ""))
+        require_finite(arrays["kspace"], self.source.name)
         return write_kspace(target, arrays, header, self.patient, acquisition=acquisition)
 
 
@@ -137,8 +138,9 @@ def _check(path: Path) -> None:
             "an empty array, or one that claims more than the file contains", where=path.name, remedy="get the file again"
         )
     if shape is None or len(shape) not in (3, 4) or not is_complex:
-        raise BadInput(
-            f"'kspace' must be a complex array (slices, [coils,] rows, columns), not {shape}",
+        raise UnsupportedInput(
+            "unsupported",
+            f"'kspace' must be a complex array (slices, [coils,] rows, columns), not {_describe(shape, is_complex)}",
             where=path.name,
             remedy="give files in the layout of fastMRI, or ISMRMRD",
         )
@@ -149,6 +151,26 @@ def _check(path: Path) -> None:
             where=path.name,
             remedy="give the training and validation files",
         )
+
+
+def _describe(shape: tuple[int, ...] | None, is_complex: bool) -> str:
+    """Describe what a file contains in place of k-space."""
+    if shape is None:
+        return "absent: HDF5 of another kind"
+    if not is_complex and len(shape) > 1 and shape[-1] == 2:
+        return f"real and imaginary parts along the last axis {shape}"
+    return f"{'a complex' if is_complex else 'another'} array {shape}"
+
+
+def require_finite(kspace: NDArray[Any], file_name: str) -> None:
+    """Require finite k-space: one value that is not spoils every pixel of its slice.
+
+    Raises:
+        BadInput: NaN or infinity.
+    """
+    count = int(kspace.size - np.isfinite(kspace).sum())
+    if count:
+        raise BadInput(f"k-space with {count} values that are not finite", where=file_name, remedy="get the file again")
 
 
 def write_kspace(
@@ -192,6 +214,7 @@ def read_kspace(path: Path, anatomy: str | None) -> Volume:
     _check(path)
     with h5py.File(path) as file:
         kspace = np.asarray(file["kspace"][()], dtype=np.complex64)
+        require_finite(kspace, path.name)
         header = ismrmrd_header.parse_header(file["ismrmrd_header"][()]) if "ismrmrd_header" in file else {}
         acquisition = str(file.attrs.get("acquisition", ""))
         stored_affine = np.array(file.attrs["affine"], dtype=np.float64) if "affine" in file.attrs else None

@@ -21,7 +21,7 @@ from typing_extensions import override
 from components.errors import BadInput
 from components.ingestion.formats import hdf5
 from components.ingestion.formats.base import FileHeader, Format, WriteContext
-from components.ingestion.formats.fastmri import PlannedKspace, plan_kspace_series, read_kspace, write_kspace
+from components.ingestion.formats.fastmri import PlannedKspace, plan_kspace_series, read_kspace, require_finite, write_kspace
 from components.ingestion.formats.ismrmrd_header import first_number, parse_header
 from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.formats.voxels import require_single
@@ -124,9 +124,16 @@ def _read_heads(path: Path) -> NDArray[Any]:
     try:
         with h5py.File(path) as file:
             if not hdf5.is_stored(file["dataset/data"]):
-                raise ValueError("claims more than it contains")
+                raise BadInput("ISMRMRD that claims more than it contains", where=path.name, remedy="get the file again")
             return np.asarray(file["dataset/data"].fields("head")[()])
-    except (OSError, KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError):
+        raise UnsupportedInput(
+            "unsupported",
+            "ISMRMRD acquisitions in another layout than the library's: no field 'head'",
+            where=path.name,
+            remedy="write the file with the ISMRMRD library",
+        ) from None
+    except OSError:
         raise BadInput("ISMRMRD cannot be read", where=path.name, remedy="get the file again") from None
 
 
@@ -158,6 +165,7 @@ def write_image(source: Path, target: Path, patient: str, image: ImageCounters) 
     contrast = image[0]
     if len(echo_times) > contrast:
         header["sequenceParameters/TE"] = [echo_times[contrast]]
+    require_finite(kspace, source.name)
     affine = _affine(heads, header, slices, kspace.shape)
     return write_kspace(target, {"kspace": kspace}, header, patient, affine=affine)
 

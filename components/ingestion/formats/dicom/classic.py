@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from components.errors import BadInput
 from components.ingestion import acquisition_headers
-from components.ingestion.formats.dicom.headers import read_header
 from components.ingestion.formats.dicom.pixels import decode_pixels, read_slice, rescale, rescale_of
-from components.ingestion.formats.dicom.series_splitting import affine_of, find_spacing_fault, frames_of, sort_frames
+from components.ingestion.formats.dicom.reading import read_header
+from components.ingestion.formats.dicom.series_splitting import affine_of, find_spacing_fault, frames_of, group_by_kind, sort_frames
 from components.ingestion.volume import Acquisition
 
 
@@ -24,7 +24,7 @@ def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.
     """
     datasets = {path: read_slice(path) for path in paths}
     frames = sort_frames([frame for path, dataset in datasets.items() for frame in frames_of(dataset, path)])
-    fault = find_spacing_fault(frames) or ("slices of different geometry" if len({frame.kind for frame in frames}) > 1 else None)
+    fault = find_spacing_fault(frames) or ("slices of different geometry" if len(group_by_kind(frames)) > 1 else None)
     if fault:
         raise BadInput(f"no regular volume: {fault}", where=paths[0].parent.name, remedy="export the whole series again")
     voxels = np.empty((len(frames), *frames[0].shape), dtype=np.float32)

@@ -13,9 +13,11 @@ from components.errors import BadInput
 from components.ingestion.annotations import lesion_boxes
 from components.ingestion.formats.base import FileHeader, Format
 from components.ingestion.formats.dicom.classic import read_series, slice_indices
-from components.ingestion.formats.dicom.headers import LABEL_CLASSES, find_rejection, read_frames, read_header, sidecar_fields
-from components.ingestion.formats.dicom.multiframe import is_mosaic, unpack_frames, unpack_mosaic
-from components.ingestion.formats.dicom.planning import DicomHeader, inspect_header, plan_files
+from components.ingestion.formats.dicom.headers import LABEL_CLASSES, find_rejection, read_frames, sidecar_fields
+from components.ingestion.formats.dicom.multiframe import find_mosaic_rejection, is_mosaic, unpack_frames, unpack_mosaic
+from components.ingestion.formats.dicom.object_headers import DicomHeader, inspect_header
+from components.ingestion.formats.dicom.planning import plan_files
+from components.ingestion.formats.dicom.reading import is_dicom, read_header, read_header_to_pixels
 from components.ingestion.formats.dicom.series_splitting import split_series
 from components.ingestion.formats.image_files import volume_from_image
 from components.ingestion.formats.voxels import remove_nonfinite, require_single
@@ -23,19 +25,16 @@ from components.ingestion.quarantine import Rejection
 from components.ingestion.source_folder import Plan, SourceFolder
 from components.ingestion.volume import Box, Volume
 
-_BARE_HEADS = (b"\x08\x00\x05\x00", b"\x08\x00\x00\x00", b"\x08\x00\x08\x00")
-"""First elements of data sets without a preamble: group 0008."""
-
 
 class DicomFormat(Format):
-    """DICOM files (PS3.10, or a bare data set that begins with group 0008), plain or gzipped."""
+    """DICOM files (PS3.10, or a bare data set), plain or gzipped."""
 
     name = "dicom"
     reads_gzipped = True
 
     @override
     def sniff(self, head: bytes, path: Path) -> bool:
-        return head[128:132] == b"DICM" or head[:4] in _BARE_HEADS
+        return is_dicom(head, path)
 
     @override
     def inspect(self, path: Path) -> FileHeader:
@@ -103,6 +102,8 @@ def _read_one_volume(files: Sequence[Path], path: Path) -> Volume:
     first, header = next(iter(headers.items()))
     if is_mosaic(header):
         require_single(len(headers), "volumes", path)
+        if rejection := find_mosaic_rejection(header):
+            raise BadInput(rejection.reason, where=str(path), remedy=rejection.remedy)
         return volume_from_image(unpack_mosaic(first), sidecar_fields(header), path)
     frames = []
     for file, file_header in headers.items():
@@ -111,8 +112,9 @@ def _read_one_volume(files: Sequence[Path], path: Path) -> Volume:
             raise BadInput(rejection.reason, where=str(path), remedy=rejection.remedy)
         frames += file_frames
     volumes, rejected = split_series(frames)
-    if rejected:
-        raise BadInput(rejected[0].reason, where=str(path), remedy=rejected[0].remedy)
+    faults = [group for group in rejected if not volumes or group.kind != "not magnitude"]
+    if faults:
+        raise BadInput(faults[0].reason, where=str(path), remedy=faults[0].remedy)
     require_single(len(volumes), "volumes", path)
     if "PerFrameFunctionalGroupsSequence" in header and len(headers) == 1:
         indices = [frame.index for frame in volumes[0]]
@@ -126,11 +128,12 @@ def _usable_headers(files: Sequence[Path], path: Path) -> dict[Path, Dataset]:
     Raises:
         BadInput: none of the files is one.
     """
-    headers = {file: read_header(file) for file in files}
-    images = {file: header for file, header in headers.items() if header.get("SOPClassUID") not in LABEL_CLASSES}
-    rejections = {file: find_rejection(header) for file, header in images.items()}
-    usable = {file: header for file, header in images.items() if rejections[file] is None}
+    headers = {file: read_header_to_pixels(file) for file in files}
+    images = {file: read for file, read in headers.items() if read[0].get("SOPClassUID") not in LABEL_CLASSES}
+    rejections = {file: find_rejection(*read) for file, read in images.items()}
+    usable = {file: header for file, (header, _) in images.items() if rejections[file] is None}
     if not usable:
-        reason = next((rejection.reason for rejection in rejections.values() if rejection), "no DICOM MR image")
-        raise BadInput(reason, where=str(path), remedy="give one MR series")
+        rejection = next((rejection for rejection in rejections.values() if rejection), None)
+        reason, remedy = (rejection.reason, rejection.remedy) if rejection else ("no DICOM MR image", "give one MR series")
+        raise BadInput(reason, where=str(path), remedy=remedy)
     return usable

@@ -6,18 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from pydicom import Dataset
 from pydicom.uid import UID
 
 from components.ingestion.annotations import rt_structures
 from components.ingestion.annotations.rt_structures import RT_STRUCTURE_SET_UID
+from components.ingestion.formats.dicom import fast_elements, image_content
 from components.ingestion.formats.dicom.series_splitting import Frame, frames_of
-from components.ingestion.formats.gzipped import open_decompressed
 from components.ingestion.quarantine import Rejection
+from components.ingestion.sequence_classification import classify_diffusion
 
-SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
-LABEL_CLASSES = frozenset({SEGMENTATION, RT_STRUCTURE_SET_UID})
+SEGMENTATION_CLASSES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation Storage
+        "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation Storage
+    }
+)
+_SURFACE_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.5"
+LABEL_CLASSES = SEGMENTATION_CLASSES | {RT_STRUCTURE_SET_UID}
 MR_CLASSES = frozenset(
     {
         "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
@@ -27,34 +33,22 @@ MR_CLASSES = frozenset(
 )
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _MODALITIES = frozenset(
-    "CR CT DX ECG IO KO MG NM OT PR PT PX REG RF RTDOSE RTIMAGE RTPLAN RTSTRUCT SC SM SR US XA".split()  # noqa: SIM905
+    "CR CT DX ECG IO KO MG NM OT PR PT PX REG RF RTDOSE RTIMAGE RTPLAN RTSTRUCT RWV SC SEG SM SR US XA".split()  # noqa: SIM905
 )
 """Defined terms that a rejection may quote; other text could name the patient."""
-_REQUIRED_CLASSIC = (
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-    "SeriesInstanceUID",
-    "SOPInstanceUID",
-)
+_REQUIRED_UIDS = ("SeriesInstanceUID", "SOPInstanceUID")
+_REQUIRED_CLASSIC = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", *_REQUIRED_UIDS)
 
 
-def read_header(path: Path) -> Dataset:
-    """Read the header of a file, plain or gzipped, without pixels; bare data sets without a preamble are read too.
+def find_rejection(header: Dataset, has_pixels: bool = True) -> Rejection | None:
+    """Return why an object cannot be ingested, None where it can. Of its texts only published terms are quoted.
 
-    Raises:
-        BadInput: a gzipped file that cannot be decompressed.
+    Args:
+        has_pixels: whether pixel data follows the header in its file.
     """
-    return pydicom.dcmread(open_decompressed(path), stop_before_pixels=True, force=True)
-
-
-def find_rejection(header: Dataset) -> Rejection | None:
-    """Return why an object cannot be ingested, None where it can. Of its texts only published terms are quoted."""
     sop_class = str(header.get("SOPClassUID", "") or "")
-    if sop_class == SEGMENTATION:
-        return None
+    if sop_class in SEGMENTATION_CLASSES:
+        return None if has_pixels else _CUT_OFF
     if sop_class == RT_STRUCTURE_SET_UID:
         return rt_structures.find_rejection(header)
     if _may_show_text(header, sop_class):
@@ -63,8 +57,25 @@ def find_rejection(header: Dataset) -> Rejection | None:
             "its pixels may show the patient's name (burnt-in annotation or secondary capture)",
             "remove it from the folder, or give the original image",
         )
+    return _find_other_class(header, sop_class) or _find_unusable_image(header, has_pixels)
+
+
+_CUT_OFF = Rejection(
+    "unreadable", "ends before its pixel data: cut off, or exported without pixels", "get the file again, with its pixels"
+)
+
+
+def _find_other_class(header: Dataset, sop_class: str) -> Rejection | None:
+    """Return why an object is no MR image."""
+    if sop_class == _SURFACE_SEGMENTATION:
+        return Rejection(
+            "label", "a surface segmentation, which labels no pixels", "export it as a segmentation on the image's grid"
+        )
     modality = str(header.get("Modality", "") or "")
     if modality != "MR":
+        is_empty = "Rows" not in header and "PixelSpacing" not in header and not sop_class
+        if is_empty and not modality:
+            return Rejection("unreadable", "a DICOM header that ends before it describes an image", "get the file again")
         described = "another modality" if modality else "modality not given"
         if modality in _MODALITIES:
             described = f"modality {modality}"
@@ -72,18 +83,61 @@ def find_rejection(header: Dataset) -> Rejection | None:
     if sop_class and sop_class not in MR_CLASSES:
         class_name = UID(sop_class).name if UID(sop_class).name != sop_class else "unknown class"
         return Rejection("not MR", f"no MR image ({class_name})", "remove it from the folder")
-    if int(header.get("SamplesPerPixel") or 1) != 1:
-        return Rejection("unsupported", "a color image", "give the grayscale image that it was created from")
+    return None
+
+
+def _find_unusable_image(header: Dataset, has_pixels: bool) -> Rejection | None:
+    """Return why the pixels or the geometry of an MR image cannot be used."""
+    if not has_pixels:
+        return _CUT_OFF
+    if color := image_content.find_color(header):
+        return Rejection("not magnitude", f"a color image ({color})", "give the grayscale image that it was created from")
+    if image_content.is_inverted(header):
+        return Rejection(
+            "not magnitude",
+            "an inverted image (low values are white: MONOCHROME1 or an inverse lookup table)",
+            "export it as MONOCHROME2",
+        )
+    if fault := _find_value_fault(header):
+        return fault
     if "PerFrameFunctionalGroupsSequence" not in header:
         return _find_missing_geometry(header)
+    groups, frames = len(header.PerFrameFunctionalGroupsSequence), int(header.get("NumberOfFrames") or 1)
+    if groups != frames:
+        return Rejection("geometry", f"functional groups of {groups} frames for {frames} frames", "export the image again")
+    missing = [name for name in _REQUIRED_UIDS if not header.get(name)]
+    return Rejection("geometry", f"without {', '.join(missing)}", "export the image again") if missing else None
+
+
+def _find_value_fault(header: Dataset) -> Rejection | None:
+    """Return why stored values cannot be converted to signal intensities: a slope of zero, no number, or a lookup table."""
+    if header.get("ModalityLUTSequence"):
+        return Rejection("unsupported", "values that need a lookup table (Modality LUT Sequence)", "export the image with a slope")
+    items = [header]
+    for groups in (*header.get("PerFrameFunctionalGroupsSequence", ()), *header.get("SharedFunctionalGroupsSequence", ())):
+        items += groups.get("PixelValueTransformationSequence", ())
+    for item in items:
+        for keyword in ("RescaleSlope", "RescaleIntercept"):
+            if not fast_elements.text(item, keyword):
+                continue
+            value = fast_elements.number(item, keyword)
+            if value is None or not np.isfinite(value):
+                return Rejection("unsupported", f"{keyword} is not one number", "export the image again")
+            if keyword == "RescaleSlope" and value == 0:
+                return Rejection(
+                    "unsupported",
+                    "Rescale Slope is 0: all voxels would be equal",
+                    "export the image with its slope, or without one",
+                )
     return None
 
 
 def _may_show_text(header: Dataset, sop_class: str) -> bool:
     """Return whether the pixels may contain text: a secondary capture, a burnt-in annotation, or a screen save."""
-    image_type = " ".join(str(term).upper().replace("_", " ") for term in header.get("ImageType") or ())
+    image_type = fast_elements.text(header, "ImageType").upper().replace("_", " ").replace("\\", " ")
     return (
-        sop_class.startswith(SECONDARY_CAPTURE)
+        sop_class == SECONDARY_CAPTURE
+        or sop_class.startswith(f"{SECONDARY_CAPTURE}.")
         or str(header.get("BurnedInAnnotation", "")).upper() == "YES"
         or "SCREEN SAVE" in image_type
         or "SCREENSAVE" in image_type
@@ -150,4 +204,16 @@ def sidecar_fields(header: Dataset, index: int = 0) -> dict[str, object]:
     text_names = ("Modality", "Manufacturer", "BodyPartExamined", "PatientSex", "PatientAge")
     texts = {name: str(get(name)) for name in text_names if get(name)}
     model = {"ManufacturersModelName": str(get("ManufacturerModelName"))} if get("ManufacturerModelName") else {}
-    return {**seconds, **numbers, **texts, **model}
+    sequence = diffusion_sequence(header, index)
+    return {**seconds, **numbers, **texts, **model, **({"Sequence": sequence} if sequence else {})}
+
+
+def diffusion_sequence(header: Dataset, index: int = 0) -> str:
+    """Return "ADC" or "DWI" for a frame that its image type or b-value declares to be one; "" for any other."""
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    items = [*((groups[index],) if groups else ()), *header.get("SharedFunctionalGroupsSequence", ())]
+    diffusion = [item for group in items for item in group.get("MRDiffusionSequence", ())]
+    types = [item.get("FrameType") for group in items for item in group.get("MRImageFrameTypeSequence", ())]
+    values = [str(value) for image_type in (*types, header.get("ImageType")) for value in image_type or ()]
+    b_value = next((item.get("DiffusionBValue") for item in (*diffusion, header) if item.get("DiffusionBValue") is not None), None)
+    return classify_diffusion(frozenset(value.upper() for value in values), None if b_value is None else float(b_value)) or ""

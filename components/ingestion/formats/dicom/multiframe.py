@@ -12,16 +12,45 @@ from pydicom import Dataset
 from pydicom.pixels import iter_pixels
 
 from components.errors import BadInput
-from components.ingestion.formats.dicom.headers import read_header
-from components.ingestion.formats.dicom.pixels import rescale, rescale_of
-from components.ingestion.formats.dicom.series_splitting import affine_of, frames_of
-from components.ingestion.formats.gzipped import open_decompressed
+from components.ingestion.formats.dicom import fast_elements, image_content
+from components.ingestion.formats.dicom.pixels import check_high_bit, rescale, rescale_of
+from components.ingestion.formats.dicom.reading import is_plain, read_header, read_object
+from components.ingestion.formats.dicom.series_splitting import affine_of, content_of_header, frames_of
 from components.ingestion.formats.orientation import LPS_TO_RAS
+from components.ingestion.quarantine import Rejection
+
+
+def says_mosaic(header: Dataset) -> bool:
+    """Return whether the image type of a header names a Siemens mosaic: many slices tiled in one image."""
+    return "MOSAIC" in fast_elements.text(header, "ImageType").upper().split("\\")
 
 
 def is_mosaic(header: Dataset) -> bool:
-    """Return whether an image is a Siemens mosaic (many slices tiled in one image), by its image type."""
-    return "MOSAIC" in [str(term).upper() for term in header.get("ImageType") or ()]
+    """Return whether an image is a Siemens mosaic, by its image type and its private header.
+
+    Images that were taken apart (enhanced ones of Siemens XA, and exports of single slices) retain the word alone.
+    """
+    return "PerFrameFunctionalGroupsSequence" not in header and says_mosaic(header) and _has_mosaic_header(header)
+
+
+def _has_mosaic_header(header: Dataset) -> bool:
+    from nibabel.nicom import csareader
+
+    try:
+        return bool(csareader.is_mosaic(csareader.get_csa_header(header)))
+    except Exception:  # a damaged private header; several types
+        return False
+
+
+def find_mosaic_rejection(header: Dataset) -> Rejection | None:
+    """Return why a mosaic is no image of magnitudes; None if it is one."""
+    content = content_of_header(header)
+    if content == image_content.MAGNITUDE:
+        return None
+    return Rejection("not magnitude", f"{content}, not magnitude", "give the magnitude images")
+
+
+_EXPORT_SLICES = "export it as single slices"
 
 
 def unpack_mosaic(path: Path) -> Any:
@@ -34,9 +63,11 @@ def unpack_mosaic(path: Path) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nibabel calls it experimental; the tests compare it with dcm2niix
-        from nibabel.nicom.dicomwrappers import wrapper_from_file
+        from nibabel.nicom.dicomwrappers import MosaicWrapper, wrapper_from_data
     try:
-        wrapper = wrapper_from_file(open_decompressed(path))
+        wrapper = wrapper_from_data(read_object(path))
+        if not isinstance(wrapper, MosaicWrapper):
+            raise BadInput("a mosaic without its private header", where=path.name, remedy=_EXPORT_SLICES)
         voxels = np.asarray(wrapper.get_data())
         affine = LPS_TO_RAS @ wrapper.affine
     except BadInput:
@@ -45,7 +76,7 @@ def unpack_mosaic(path: Path) -> Any:
         raise BadInput(
             "a mosaic whose pixels are missing or do not fit its private header",
             where=path.name,
-            remedy="export it as single slices",
+            remedy=_EXPORT_SLICES,
         ) from None
     return nib.Nifti1Image(voxels, affine)
 
@@ -55,9 +86,11 @@ def unpack_frames(path: Path, indices: Sequence[int]) -> Any:
     import nibabel as nib
 
     header = read_header(path)
+    check_high_bit(header)
     frames = frames_of(header, path)
     scales = [rescale_of(header, index) for index in indices]
-    planes = dict(zip(sorted(indices), iter_pixels(open_decompressed(path), indices=sorted(indices)), strict=True))
+    source = path if is_plain(path) else read_object(path)
+    planes = dict(zip(sorted(indices), iter_pixels(source, indices=sorted(indices)), strict=True))
     if all(scale == (1.0, 0.0) for scale in scales):
         voxels = np.stack([planes[index] for index in indices])
     else:

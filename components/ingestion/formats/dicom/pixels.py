@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.pixels import pixel_array
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion.formats.dicom.fast_elements import content, numbers, short, text
-from components.ingestion.formats.gzipped import open_decompressed, read_decompressed
+from components.ingestion.formats.dicom.reading import read_object
+from components.ingestion.formats.gzipped import read_decompressed
 from components.ingestion.quarantine import Rejection
 
 _META_END = 144
@@ -30,7 +30,10 @@ _EXPLICIT_SYNTAX = b"\x02\x00\x10\x00UI\x14\x00" + ExplicitVRLittleEndian.encode
 """Transfer syntax element of explicit little endian."""
 _FIRST_GROUP = b"\x08\0"
 """Bytes that a data set begins with: group 0008."""
-_UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+_WORDS = {"<": (8, 16, 32), ">": (16, 32)}
+"""Byte order -> bits allocated of pixels that are read here; big endian bytes may be swapped in words (PS3.5 A.3)."""
+_ITEM = b"\xfe\xff\x00\xe0"
+"""Item tag that encapsulated pixels begin with (PS3.5 A.4)."""
 _MAX_FRAME_PIXELS, _MAX_COMPRESSION_RATIO = 2**26, 4096
 """Plausible pixels of a frame, and bytes decoded from one compressed byte; more comes from a damaged header."""
 _EXPORT_AGAIN = "export or download it again"
@@ -49,7 +52,7 @@ def read_slice(path: Path) -> Dataset:
         file[128:140] == _META_HEAD and file.find(_EXPLICIT_SYNTAX, _META_END, end) > 0 and file[end : end + 2] == _FIRST_GROUP
     )
     if not is_plain:
-        return pydicom.dcmread(BytesIO(file), force=True)
+        return read_object(path)
     stream = BytesIO(file)
     stream.seek(end)
     dataset = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)
@@ -67,7 +70,7 @@ def _explicit_meta() -> FileMetaDataset:
 def find_pixel_fault(path: Path) -> Rejection | None:
     """Return why the pixels of a file cannot be decoded, None where they can."""
     try:
-        decode_pixels(pydicom.dcmread(open_decompressed(path), force=True))
+        decode_pixels(read_object(path))
     except BadInput as error:
         return Rejection("unreadable", error.what, error.remedy)
     except Exception as error:
@@ -76,10 +79,10 @@ def find_pixel_fault(path: Path) -> Rejection | None:
 
 
 def decode_pixels(dataset: Dataset) -> NDArray[Any]:
-    """Return the stored values ([frames,] rows, columns).
+    """Return the stored values ([frames,] rows, columns) without the bits beside them (PS3.5 8.1.1), signed as the header says.
 
     Raises:
-        BadInput: no pixels, or fewer than the header claims.
+        BadInput: no pixels, fewer than the header claims, or compressed ones of an unknown or contradictory encoding.
         Exception: errors of the decoders.
     """
     pixels = content(dataset, "PixelData")
@@ -92,13 +95,27 @@ def decode_pixels(dataset: Dataset) -> NDArray[Any]:
         raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy=_EXPORT_AGAIN)
     syntax = _transfer_syntax(dataset)
     if syntax is not None and not UID(syntax).is_compressed:
+        if pixels.startswith(_ITEM) and len(pixels) * 8 < bits:
+            raise BadInput("compressed pixels without their transfer syntax", remedy=_EXPORT_AGAIN)
         if len(pixels) * 8 < bits:
             raise BadInput("fewer pixels than the header says", remedy=_EXPORT_AGAIN)
         shape = (rows, columns) if frames == 1 else (frames, rows, columns)
-        values = _view_plain_pixels(dataset, pixels, shape) if syntax in _UNCOMPRESSED else None
+        values = _read_plain_pixels(dataset, pixels, shape, ">" if syntax == ExplicitVRBigEndian else "<")
         if values is not None:
             return values
+    check_high_bit(dataset)
     return _decode_with_pydicom(dataset)
+
+
+def check_high_bit(header: Dataset) -> None:
+    """Require values at the low end of their words, which pydicom's decoders assume.
+
+    Raises:
+        BadInput: a High Bit that is not Bits Stored - 1.
+    """
+    stored, high = short(header, "BitsStored"), short(header, "HighBit")
+    if stored is not None and high is not None and high != stored - 1:
+        raise BadInput(f"values of {stored} bits whose highest is bit {high}", remedy="export the image again, uncompressed")
 
 
 def _decode_with_pydicom(dataset: Dataset) -> NDArray[Any]:
@@ -114,37 +131,49 @@ def _transfer_syntax(dataset: Dataset) -> Any:
     return dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
 
 
-def _view_plain_pixels(dataset: Dataset, pixels: bytes, shape: tuple[int, ...]) -> NDArray[Any] | None:
-    """Return pixels that are stored like an array: whole words of one sample each, without bits beside the value. Else None.
+def _read_plain_pixels(dataset: Dataset, pixels: bytes, shape: tuple[int, ...], order: str) -> NDArray[Any] | None:
+    """Return pixels that are stored as whole words of one sample each, without the bits beside the value; None for other pixels.
 
     Nearly every MR image is stored so; pydicom's decoder, which handles all other cases, takes as long as reading the file.
+
+    Args:
+        order: byte order, "<" or ">".
     """
     allocated, stored = short(dataset, "BitsAllocated") or 0, short(dataset, "BitsStored") or 0
-    is_whole = allocated in (8, 16) and 1 <= stored <= allocated and short(dataset, "HighBit") == stored - 1
-    signed = short(dataset, "PixelRepresentation")
+    high, signed = short(dataset, "HighBit"), short(dataset, "PixelRepresentation")
+    high = stored - 1 if high is None else high
+    is_whole = allocated in _WORDS[order] and 1 <= stored <= high + 1 <= allocated
     if not is_whole or signed not in (0, 1) or short(dataset, "SamplesPerPixel") not in (None, 1) or not math.prod(shape):
         return None
-    values = np.frombuffer(pixels, dtype=f"<{'i' if signed else 'u'}{allocated // 8}", count=math.prod(shape))
+    values = np.frombuffer(pixels, dtype=f"{order}{'i' if signed else 'u'}{allocated // 8}", count=math.prod(shape))
     highest = (1 << stored - bool(signed)) - 1
-    if stored < allocated and (values.max() > highest or (signed and values.min() < -highest - 1)):
-        return None
-    return values.reshape(shape)
+    is_clean = high == stored - 1 and (
+        stored == allocated or not (values.max() > highest or (signed and values.min() < -highest - 1))
+    )
+    return (values if is_clean else _reduce_to_stored_bits(values, stored, high)).reshape(shape)
+
+
+def _reduce_to_stored_bits(values: NDArray[Any], stored: int, high: int) -> NDArray[Any]:
+    """Return the bits from ``high`` down as numbers of ``stored`` bits; signed types get the sign of the highest bit."""
+    allocated = values.dtype.itemsize * 8
+    return (values << (allocated - 1 - high)) >> (allocated - stored)
 
 
 def stored_pixels(dataset: Dataset) -> bytes:
-    """Return the pixel data of a data set, decompressed, little endian, and cut to its claimed size.
+    """Return the pixel data of a data set, decompressed, little endian, cut to its claimed size and reduced to its stored bits.
+
+    Bits beside the value may hold an overlay with a name. Bits Stored and High Bit of the data set are set to what is returned:
+    signed values fill their words, so that no bit is left unused.
 
     Raises:
         BadInput, Exception: see :func:`decode_pixels`.
     """
-    if _transfer_syntax(dataset) in _UNCOMPRESSED and "PixelData" in dataset:
-        bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1) * int(dataset.BitsAllocated)
-        if len(dataset.PixelData) * 8 < bits:
-            raise BadInput("fewer pixels than the header says", remedy=_EXPORT_AGAIN)
-        return bytes(dataset.PixelData[: (bits + 7) // 8])
     values = decode_pixels(dataset)
     if int(dataset.BitsAllocated) == 1:
         return np.packbits(values.ravel(), bitorder="little").tobytes()
+    if int(dataset.get("PixelRepresentation") or 0):
+        dataset.BitsStored = dataset.BitsAllocated
+    dataset.HighBit = int(dataset.BitsStored) - 1
     return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 

@@ -7,7 +7,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import pydicom
 from pydicom import Dataset
 from typing_extensions import override
 
@@ -16,36 +15,48 @@ from components.files import atomic_file
 from components.ingestion.annotations import rt_structures
 from components.ingestion.deidentification.deidentify import clean_sidecar, deidentify_dicom
 from components.ingestion.formats.base import PlannedFile, WriteContext
-from components.ingestion.formats.dicom.headers import read_header, sidecar_fields
+from components.ingestion.formats.dicom.headers import sidecar_fields
 from components.ingestion.formats.dicom.multiframe import unpack_frames, unpack_mosaic
 from components.ingestion.formats.dicom.pixels import stored_pixels
-from components.ingestion.formats.gzipped import open_decompressed, read_decompressed
+from components.ingestion.formats.dicom.reading import read_header, read_object
 from components.ingestion.formats.nifti_writer import content_md5, write_nifti
 from components.ingestion.planned_annotations import PlannedJson
 
 
 @dataclass(frozen=True)
 class PlannedDicom(PlannedFile):
-    """A classic image or a segmentation, to be written as DICOM with decompressed pixels."""
+    """A classic image or a segmentation, to be written as DICOM with decompressed pixels, reduced to the stored bits.
+
+    Attributes:
+        patient: patient before the name becomes a pseudonym (see :mod:`components.ingestion.formats.dicom.patients`).
+    """
+
+    patient: str
 
     @override
     def write(self, target: Path, context: WriteContext) -> str:
-        dataset = pydicom.dcmread(BytesIO(read_decompressed(self.source)), force=True)
+        dataset = read_object(self.source)
         pixels = stored_pixels(dataset)
-        _save(deidentify_dicom(dataset, pixels, context.pseudonyms, _label_names(context.card)), target)
+        _save(deidentify_dicom(dataset, pixels, self.patient, context.pseudonyms, _label_names(context.card)), target)
         scale = (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"), dataset.get("PixelRepresentation"))
         return content_md5(pixels, dataset.Rows, dataset.Columns, dataset.BitsAllocated, *(str(value) for value in scale))
 
 
 @dataclass(frozen=True)
 class PlannedStructureSet(PlannedFile):
-    """An RT Structure Set, to be written as DICOM without the structures that the card ignores."""
+    """An RT Structure Set, to be written as DICOM without the structures that the card ignores.
+
+    Attributes:
+        patient: patient before the name becomes a pseudonym.
+    """
+
+    patient: str
 
     @override
     def write(self, target: Path, context: WriteContext) -> str:
-        dataset = pydicom.dcmread(open_decompressed(self.source), force=True)
+        dataset = read_object(self.source)
         remaining = rt_structures.remove_structures(dataset, context.card.layout.ignored_structures)
-        _save(deidentify_dicom(remaining, None, context.pseudonyms, _label_names(context.card)), target)
+        _save(deidentify_dicom(remaining, None, self.patient, context.pseudonyms, _label_names(context.card)), target)
         return ""
 
 
@@ -85,7 +96,8 @@ class PlannedHeaderSidecar(PlannedJson):
 
     @override
     def content(self, context: WriteContext) -> dict[str, Any]:
-        return clean_sidecar(sidecar_fields(read_header(self.source), self.frame))
+        fields = sidecar_fields(read_header(self.source), self.frame)
+        return clean_sidecar(fields, str(fields.get("Sequence", "")))
 
 
 def _label_names(card: DatasetCard) -> frozenset[str]:

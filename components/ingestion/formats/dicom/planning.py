@@ -1,19 +1,15 @@
-"""Planning of DICOM files: inspect headers, remove copies, split series into volumes, attach segmentations and structure sets."""
+"""Planning of DICOM files: identify patients, remove copies, split series into volumes, attach segmentations and structure sets."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from pydicom import Dataset
-
-from components.ingestion.annotations import rt_structures
-from components.ingestion.formats.base import FileHeader, PlannedFile, PlannedSeries
-from components.ingestion.formats.dicom.headers import SEGMENTATION, find_rejection, read_frames, read_header
-from components.ingestion.formats.dicom.multiframe import is_mosaic
+from components.ingestion.formats.base import PlannedFile, PlannedSeries
+from components.ingestion.formats.dicom.object_headers import DicomHeader
+from components.ingestion.formats.dicom.patients import identify_patients, table_key
 from components.ingestion.formats.dicom.pixels import find_pixel_fault
 from components.ingestion.formats.dicom.planned_files import (
     PlannedDicom,
@@ -22,33 +18,12 @@ from components.ingestion.formats.dicom.planned_files import (
     PlannedMosaic,
     PlannedStructureSet,
 )
-from components.ingestion.formats.dicom.series_splitting import Frame, split_series
+from components.ingestion.formats.dicom.series_splitting import Frame, find_spacing_notice, split_series
 from components.ingestion.quarantine import Rejection
 from components.ingestion.source_folder import Plan, SourceFolder
 
-ObjectKind = Literal["classic", "mosaic", "enhanced", "segmentation", "structures"]
 _COPY = Rejection("duplicate", "the same SOP Instance UID as another file", "remove one of the two")
 _MAX_SHOWN_NUMBER = 10**5
-
-
-@dataclass(frozen=True)
-class DicomHeader(FileHeader):
-    """Result of inspecting one DICOM file.
-
-    Attributes:
-        patient, series, instance, frame_of_reference: Patient ID and UIDs of the header.
-        kind: kind of object.
-        frames: frames of a classic or an enhanced image.
-        referenced_series: UIDs of the series that a structure set was drawn on.
-    """
-
-    patient: str = ""
-    series: str = ""
-    instance: str = ""
-    frame_of_reference: str = ""
-    kind: ObjectKind = "classic"
-    frames: tuple[Frame, ...] = ()
-    referenced_series: frozenset[str] = frozenset()
 
 
 class PlannedVolume(NamedTuple):
@@ -58,51 +33,12 @@ class PlannedVolume(NamedTuple):
     series: PlannedSeries
 
 
-def inspect_header(path: Path, format_name: str) -> DicomHeader:
-    """Read the header of a DICOM file.
-
-    Raises:
-        Exception: errors of pydicom on a damaged header.
-    """
-    header = read_header(path)
-    rejection = find_rejection(header)
-    kind = _object_kind(header)
-    frames: list[Frame] = []
-    if rejection is None and kind in ("classic", "enhanced"):
-        frames, rejection = read_frames(header, path)
-    is_structure_set = kind == "structures"
-    frame_of_reference = str(header.get("FrameOfReferenceUID", ""))
-    return DicomHeader(
-        path,
-        format_name,
-        rejection,
-        patient=str(header.get("PatientID", "") or ""),
-        series=str(header.get("SeriesInstanceUID", "")),
-        instance=str(header.get("SOPInstanceUID", "")),
-        frame_of_reference=rt_structures.frame_of_reference(header) if is_structure_set else frame_of_reference,
-        kind=kind,
-        frames=tuple(frames),
-        referenced_series=rt_structures.referenced_series(header) if is_structure_set else frozenset(),
-    )
-
-
-def _object_kind(header: Dataset) -> ObjectKind:
-    sop_class = header.get("SOPClassUID")
-    if sop_class == SEGMENTATION:
-        return "segmentation"
-    if sop_class == rt_structures.RT_STRUCTURE_SET_UID:
-        return "structures"
-    if is_mosaic(header):
-        return "mosaic"
-    return "enhanced" if "PerFrameFunctionalGroupsSequence" in header else "classic"
-
-
 def plan_files(headers: Sequence[DicomHeader], folder: SourceFolder, plan: Plan) -> None:
     """Add the volumes of DICOM files to the plan, sorted by series name, with their labels."""
     classic: dict[tuple[str, str], list[DicomHeader]] = defaultdict(list)
     labels: list[DicomHeader] = []
     volumes: list[PlannedVolume] = []
-    for header in _without_copies(headers, plan):
+    for header in _without_copies(identify_patients(headers, folder, plan), plan):
         if header.kind in ("segmentation", "structures"):
             labels.append(header)
         elif header.kind == "mosaic":
@@ -143,8 +79,30 @@ def _split_volumes(frames: Iterable[Frame], plan: Plan) -> list[tuple[Frame, ...
     """Split frames into volumes; reject those that form none."""
     volumes, rejected = split_series(frames)
     for group in rejected:
-        plan.reject([frame.path for frame in group.frames], Rejection("geometry", group.reason, group.remedy))
+        plan.reject([frame.path for frame in group.frames], Rejection(group.kind, group.reason, group.remedy))
+    for volume in volumes:
+        if notice := find_spacing_notice(volume):
+            plan.notice([frame.path for frame in volume], notice)
     return volumes
+
+
+_NO_MOSAIC_HEADER = Rejection(
+    "geometry", "a mosaic of slices without the private header that says how they are tiled", "export it as single slices"
+)
+
+
+def _without_bare_mosaics(volumes: list[tuple[Frame, ...]], mosaics: frozenset[Path], plan: Plan) -> list[tuple[Frame, ...]]:
+    """Return volumes without those of one image whose type names a mosaic: its slices cannot be told apart.
+
+    Images at several positions are slices of a mosaic that was taken apart already.
+
+    Args:
+        mosaics: files whose image type names a mosaic, but which have no private header.
+    """
+    bare = [volume for volume in volumes if len(volume) == 1 and volume[0].path in mosaics]
+    if bare:
+        plan.reject([volume[0].path for volume in bare], _NO_MOSAIC_HEADER)
+    return [volume for volume in volumes if volume not in bare]
 
 
 def _plan_mosaic(header: DicomHeader, folder: SourceFolder) -> PlannedVolume:
@@ -154,7 +112,8 @@ def _plan_mosaic(header: DicomHeader, folder: SourceFolder) -> PlannedVolume:
 
 def _plan_enhanced(header: DicomHeader, folder: SourceFolder, plan: Plan) -> list[PlannedVolume]:
     """Plan the volumes of an enhanced file."""
-    volumes = _split_volumes(header.frames, plan)
+    mosaics = frozenset({header.path} if header.says_mosaic else ())
+    volumes = _without_bare_mosaics(_split_volumes(header.frames, plan), mosaics, plan)
     planned = []
     for volume in volumes:
         name = header.instance if len(volumes) == 1 else f"{header.instance}\0{volume[0].index}"
@@ -175,7 +134,7 @@ def _plan_converted(header: DicomHeader, image: PlannedFile, name: str, frame: i
     files = [
         image,
         PlannedHeaderSidecar(header.path, f"{stem}.json", "annotation", frame),
-        *folder.plan_tables(folder.relative(header.path), header.patient, stem),
+        *folder.plan_tables(folder.relative(header.path), table_key(header.patient), stem),
     ]
     patient = folder.pseudonyms.patient(header.patient)
     return PlannedVolume(header, PlannedSeries(patient, folder.pseudonyms.series(name), "nifti", files))
@@ -184,18 +143,21 @@ def _plan_converted(header: DicomHeader, image: PlannedFile, name: str, frame: i
 def _plan_classic(headers: list[DicomHeader], folder: SourceFolder, plan: Plan) -> list[PlannedVolume]:
     """Plan the volumes of a series of single-frame files."""
     by_path = {header.path: header for header in headers}
+    mosaics = frozenset(header.path for header in headers if header.says_mosaic)
     volumes = _split_volumes((frame for header in headers for frame in header.frames), plan)
+    volumes = _without_bare_mosaics(volumes, mosaics, plan)
     planned = []
     for volume in volumes:
         first = by_path[volume[0].path]
         patient = folder.pseudonyms.patient(first.patient)
         name = first.series if len(volumes) == 1 else f"{first.series}\0{first.instance}"
         stem = folder.stem(patient, name)
-        slices = [PlannedDicom(frame.path, _slice_target(frame, by_path, stem, folder), "image") for frame in volume]
+        slices = [PlannedDicom(frame.path, _slice_target(frame, by_path, stem, folder), "image", first.patient) for frame in volume]
         files: list[PlannedFile] = sorted(slices, key=lambda file: file.target)
         relative, grid = folder.relative(first.path), (len(volume), *volume[0].shape)
-        files += folder.plan_tables(relative, first.patient, stem)
-        files += folder.plan_boxes(relative, first.patient, stem, grid)
+        key = table_key(first.patient)
+        files += folder.plan_tables(relative, key, stem)
+        files += folder.plan_boxes(relative, key, stem, grid)
         planned.append(PlannedVolume(first, PlannedSeries(patient, folder.pseudonyms.series(name), "dicom", files)))
     return planned
 
@@ -215,9 +177,9 @@ def _attach_label(header: DicomHeader, volumes: list[PlannedVolume], folder: Sou
     stem = folder.stem(patient, header.instance)
     file: PlannedFile
     if header.kind == "segmentation":
-        noun, file = "a segmentation", PlannedDicom(header.path, f"{stem}.seg.dcm", "label")
+        noun, file = "a segmentation", PlannedDicom(header.path, f"{stem}.seg.dcm", "label", header.patient)
     else:
-        noun, file = "a structure set", PlannedStructureSet(header.path, f"{stem}.rtstruct.dcm", "label")
+        noun, file = "a structure set", PlannedStructureSet(header.path, f"{stem}.rtstruct.dcm", "label", header.patient)
     candidates = [volume for volume in volumes if volume.series.patient == patient]
     if header.referenced_series:
         candidates = [volume for volume in candidates if volume.header.series in header.referenced_series]

@@ -1,9 +1,9 @@
 """The 2-D images (frames) of DICOM files, and the rules by which they form volumes.
 
 A series is the unit of an archive, not a volume: it may contain echoes, repeats, diffusion directions and stacks of several
-orientations, in files or frames of any order. Frames are first grouped by what never differs within a volume (matrix, pixel size,
-component of the signal, echo time), then by orientation; where positions still repeat, by the first attribute that distinguishes
-the repeats, at last by their order.
+orientations, in files or frames of any order. Frames of magnitudes are first grouped by what never differs within a volume (matrix,
+pixel size and echo time, within the rounding of headers), then by orientation; where positions still repeat, by the first attribute
+that distinguishes the repeats, at last by their order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from components.ingestion.formats.dicom import fast_elements
+from components.ingestion.formats.dicom import fast_elements, image_content
 from components.ingestion.formats.dicom.fast_elements import Vector
 from components.ingestion.formats.orientation import LPS_TO_RAS
+from components.ingestion.quarantine import Kind
 
 DIRECTION_TOLERANCE = 1e-3
 """Direction cosines that differ by less count as equal: headers round them."""
 POSITION_TOLERANCE_MM = 0.01
 SPACING_TOLERANCE = 0.02
 """Fraction of the median by which a step between slices may differ from it."""
+JITTER_TOLERANCE = 0.05
+"""Fraction of the mean step by which a slice may be off its place in a regular stack: headers round positions to 0.1 mm."""
+STATED_TOLERANCE = 0.05
+"""Fraction of Spacing Between Slices by which the distance of the positions may differ without a notice."""
+PIXEL_TOLERANCE, ECHO_TOLERANCE_MS = 1e-3, 0.05
+"""Pixel sizes (as a fraction) and echo times that differ by less from the next one count as equal: headers round them."""
 _EXPORT_AGAIN = "export the whole series again"
-_COMPONENTS = {"M": "M", "MAGNITUDE": "M", "P": "P", "PHASE": "P", "R": "R", "REAL": "R", "I": "I", "IMAGINARY": "I"}
 _REPEAT_ATTRIBUTES = (
     "image_type",
     "b_value",
@@ -40,6 +47,7 @@ _REPEAT_ATTRIBUTES = (
     "repetition_time",
     "trigger_time",
     "stack_id",
+    "echo_time",
 )
 
 
@@ -54,9 +62,10 @@ class Frame:
         position: center of its first pixel, mm, LPS+.
         orientation: direction cosines of a row and of a column, 6 numbers, LPS+.
         pixel_mm: distance between rows, between columns.
-        thickness_mm: distance between slices as the header states it, else thickness, else 1.
+        stated_step_mm: distance between slices as the header states it (Spacing Between Slices); None where it does not.
+        thickness_mm: slice thickness; None where the header does not state it.
         shape: rows, columns.
-        component: ``"M"``, ``"P"``, ``"R"`` or ``"I"``.
+        content: what its values are, see :mod:`components.ingestion.formats.dicom.image_content`.
         echo_time: ms.
         repeats: values of the attributes that distinguish repeats at one position, in a fixed order.
     """
@@ -67,16 +76,12 @@ class Frame:
     position: Vector
     orientation: Vector
     pixel_mm: Vector
-    thickness_mm: float
+    stated_step_mm: float | None
+    thickness_mm: float | None
     shape: tuple[int, int]
-    component: str
+    content: str
     echo_time: float
     repeats: tuple[Hashable, ...]
-
-    @property
-    def kind(self) -> tuple[Hashable, ...]:
-        """Properties that are equal in all frames of a volume."""
-        return (self.shape, tuple(round(side, 3) for side in self.pixel_mm), self.component, round(self.echo_time, 2))
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -91,11 +96,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class RejectedFrames:
-    """Frames that form no volume, with reason and remedy."""
+    """Frames that form no volume, with reason, remedy and kind of the reason."""
 
     frames: tuple[Frame, ...]
     reason: str
     remedy: str
+    kind: Kind = "geometry"
 
 
 def frames_of(header: Dataset, path: Path) -> list[Frame]:
@@ -112,10 +118,8 @@ def frames_of(header: Dataset, path: Path) -> list[Frame]:
 
 
 def _classic_frame(header: Dataset, path: Path) -> Frame:
-    image_type = tuple(fast_elements.text(header, "ImageType").split("\\"))
-    component = fast_elements.text(header, "ComplexImageComponent") or (image_type[2] if len(image_type) > 2 else "M")
     values = {
-        "image_type": image_type,
+        "image_type": tuple(fast_elements.text(header, "ImageType").split("\\")),
         "b_value": header.get("DiffusionBValue"),
         "temporal_position": fast_elements.text(header, "TemporalPositionIdentifier"),
         "acquisition": fast_elements.text(header, "AcquisitionNumber"),
@@ -125,8 +129,8 @@ def _classic_frame(header: Dataset, path: Path) -> Frame:
         "repetition_time": fast_elements.text(header, "RepetitionTime"),
         "trigger_time": fast_elements.text(header, "TriggerTime"),
         "stack_id": fast_elements.text(header, "StackID"),
+        "echo_time": fast_elements.text(header, "EchoTime"),
     }
-    thickness_mm = fast_elements.number(header, "SpacingBetweenSlices") or fast_elements.number(header, "SliceThickness") or 1.0
     return Frame(
         path=path,
         index=0,
@@ -134,12 +138,41 @@ def _classic_frame(header: Dataset, path: Path) -> Frame:
         position=fast_elements.numbers(header, "ImagePositionPatient"),
         orientation=fast_elements.numbers(header, "ImageOrientationPatient"),
         pixel_mm=fast_elements.numbers(header, "PixelSpacing"),
-        thickness_mm=thickness_mm,
+        stated_step_mm=fast_elements.number(header, "SpacingBetweenSlices") or None,
+        thickness_mm=fast_elements.number(header, "SliceThickness") or None,
         shape=(fast_elements.short(header, "Rows") or 0, fast_elements.short(header, "Columns") or 0),
-        component=_COMPONENTS.get(component.upper(), "M"),
+        content=content_of_header(header),
         echo_time=fast_elements.number(header, "EchoTime") or 0.0,
         repeats=tuple(_comparable(values[name]) for name in _REPEAT_ATTRIBUTES),
     )
+
+
+def content_of_header(header: Dataset) -> str:
+    """Return what the values of a single-frame image are: its own elements, else those of its manufacturer, decide."""
+    if unit := image_content.mapped_unit([header]):
+        return f"a map in {unit}"
+    image_type = fast_elements.text(header, "ImageType").split("\\")
+    stated = image_content.content_of(image_type, fast_elements.text(header, "ComplexImageComponent"))
+    if stated not in ("", image_content.MAGNITUDE):
+        return stated
+    return image_content.private_content(header) or stated or image_content.MAGNITUDE
+
+
+def _content_of_frame(header: Dataset, groups: Sequence[Dataset], frame_type: Dataset) -> str:
+    """Return what the values of a frame are: its own frame type decides, else the header.
+
+    Args:
+        groups: functional groups of the frame and shared ones.
+        frame_type: item of its MR Image Frame Type Sequence.
+    """
+    if unit := image_content.mapped_unit(groups):
+        return f"a map in {unit}"
+    own = image_content.content_of(frame_type.get("FrameType") or (), frame_type.get("ComplexImageComponent"))
+    if own:
+        return own
+    if image_content.normalize_term(header.get("ComplexImageComponent") or "") == "MIXED":
+        return "one of several components that its header does not name"
+    return content_of_header(header)
 
 
 def _enhanced_frame(header: Dataset, groups: Dataset, shared: Dataset, index: int, path: Path) -> Frame:
@@ -152,7 +185,6 @@ def _enhanced_frame(header: Dataset, groups: Dataset, shared: Dataset, index: in
     diffusion, timing = group("MRDiffusionSequence"), group("MRTimingAndRelatedParametersSequence")
     frame_type = group("MRImageFrameTypeSequence")
     direction = _first_item(diffusion, keyword="DiffusionGradientDirectionSequence")
-    component = frame_type.get("ComplexImageComponent") or header.get("ComplexImageComponent") or "M"
     values = {
         "image_type": tuple(str(term) for term in frame_type.get("FrameType") or ()),
         "b_value": diffusion.get("DiffusionBValue"),
@@ -164,6 +196,7 @@ def _enhanced_frame(header: Dataset, groups: Dataset, shared: Dataset, index: in
         "repetition_time": timing.get("RepetitionTime"),
         "trigger_time": group("CardiacSynchronizationSequence").get("NominalCardiacTriggerDelayTime"),
         "stack_id": content.get("StackID"),
+        "echo_time": group("MREchoSequence").get("EffectiveEchoTime"),
     }
     return Frame(
         path=path,
@@ -172,9 +205,10 @@ def _enhanced_frame(header: Dataset, groups: Dataset, shared: Dataset, index: in
         position=_numbers(group("PlanePositionSequence").ImagePositionPatient),
         orientation=_numbers(group("PlaneOrientationSequence").ImageOrientationPatient),
         pixel_mm=_numbers(measures.PixelSpacing),
-        thickness_mm=_number(measures.get("SpacingBetweenSlices")) or _number(measures.get("SliceThickness")) or 1.0,
+        stated_step_mm=_number(measures.get("SpacingBetweenSlices")) or None,
+        thickness_mm=_number(measures.get("SliceThickness")) or None,
         shape=(int(header.Rows), int(header.Columns)),
-        component=_COMPONENTS.get(str(component).upper(), "M"),
+        content=_content_of_frame(header, (groups, shared), frame_type),
         echo_time=_number(group("MREchoSequence").get("EffectiveEchoTime")),
         repeats=tuple(_comparable(values[name]) for name in _REPEAT_ATTRIBUTES),
     )
@@ -216,7 +250,7 @@ def split_series(frames: Iterable[Frame]) -> tuple[list[tuple[Frame, ...]], list
     """Return the volumes of a series, each in slice order, in a stable order; and the frames that form none."""
     volumes: list[tuple[Frame, ...]] = []
     rejected: list[RejectedFrames] = []
-    for group in _group_frames(frames, lambda frame: frame.kind):
+    for group in group_by_kind(_without_mixed_stacks(_select_magnitudes(frames, rejected), rejected)):
         stacks = _group_by_orientation(group)
         turned = [stack for stack in stacks if len(stack) == 1 and _is_turned(stack[0], stacks)]
         if turned:
@@ -234,12 +268,71 @@ def split_series(frames: Iterable[Frame]) -> tuple[list[tuple[Frame, ...]], list
     return volumes, rejected
 
 
+def _select_magnitudes(frames: Iterable[Frame], rejected: list[RejectedFrames]) -> list[Frame]:
+    """Return the frames of magnitudes; phases, parts of complex values and maps go to ``rejected``."""
+    selected: list[Frame] = []
+    for group in _group_frames(frames, lambda frame: frame.content):
+        content = group[0].content
+        if content == image_content.MAGNITUDE:
+            selected += group
+        else:
+            reason = f"{content}, not magnitude"
+            rejected.append(RejectedFrames(tuple(group), reason, "give the magnitude images", "not magnitude"))
+    return selected
+
+
+def _without_mixed_stacks(frames: list[Frame], rejected: list[RejectedFrames]) -> list[Frame]:
+    """Return frames without stacks in which slices of several kinds alternate: each kind alone would be a stack with gaps.
+
+    Such a stack is one volume whose slices differ in matrix, pixel size or echo time, or several that lack slices.
+    """
+    remaining: list[Frame] = []
+    for stack in _group_by_orientation(frames):
+        kinds = group_by_kind(stack)
+        ordered = sort_frames(stack)
+        places = {(frame.path, frame.index): place for place, frame in enumerate(ordered)}
+        places_of_kinds = [[places[frame.path, frame.index] for frame in kind] for kind in kinds]
+        extents = sorted((min(kind), max(kind)) for kind in places_of_kinds)
+        alternate = any(later[0] < earlier[1] for earlier, later in pairwise(extents))
+        is_one_stack = len(set(_position_indices(stack))) == len(stack) and find_spacing_fault(ordered) is None
+        if len(kinds) > 1 and alternate and is_one_stack:
+            reason = "slices of one stack that differ in matrix, pixel size or echo time"
+            rejected.append(RejectedFrames(ordered, reason, _EXPORT_AGAIN))
+        else:
+            remaining += stack
+    return remaining
+
+
 def _group_frames(frames: Iterable[Frame], key: Callable[[Frame], Hashable]) -> list[list[Frame]]:
     """Group frames by key, in the order of their first numbers."""
     groups: dict[Hashable, list[Frame]] = defaultdict(list)
     for frame in sorted(frames, key=lambda frame: frame.order):
         groups[key(frame)].append(frame)
     return list(groups.values())
+
+
+def group_by_kind(frames: Iterable[Frame]) -> list[list[Frame]]:
+    """Group frames by what never differs within a volume: matrix, content, pixel size and echo time, within their tolerances."""
+    frames = list(frames)
+    rows = _cluster([frame.pixel_mm[0] for frame in frames], PIXEL_TOLERANCE, relative=True)
+    columns = _cluster([frame.pixel_mm[1] for frame in frames], PIXEL_TOLERANCE, relative=True)
+    echoes = _cluster([frame.echo_time for frame in frames], ECHO_TOLERANCE_MS)
+    return _group_frames(
+        frames,
+        lambda frame: (frame.shape, frame.content, rows[frame.pixel_mm[0]], columns[frame.pixel_mm[1]], echoes[frame.echo_time]),
+    )
+
+
+def _cluster(values: Iterable[float], tolerance: float, relative: bool = False) -> dict[float, int]:
+    """Return for each value the index of its cluster: values that differ by less than the tolerance from the next are together."""
+    clusters: dict[float, int] = {}
+    index, previous = 0, None
+    for value in sorted(set(values)):
+        if previous is not None and value - previous > tolerance * (abs(previous) if relative else 1.0):
+            index += 1
+        clusters[value] = index
+        previous = value
+    return clusters
 
 
 def _group_by_orientation(frames: Sequence[Frame]) -> list[list[Frame]]:
@@ -325,17 +418,55 @@ def find_spacing_fault(frames: Sequence[Frame]) -> str | None:
     """Return the fault in the steps between sorted frames; None where they are even."""
     if len(frames) < 2:
         return None
-    normal = frames[0].normal
-    steps = np.diff(np.array([frame.position for frame in frames]), axis=0)
-    sizes = np.abs(steps @ normal)
+    normal, positions = frames[0].normal, np.array([frame.position for frame in frames])
+    along = positions @ normal
+    sizes = np.abs(np.diff(along))
     median = float(np.median(sizes))
     tolerance = max(SPACING_TOLERANCE * median, POSITION_TOLERANCE_MM)
-    if median < POSITION_TOLERANCE_MM or float(np.abs(steps - np.outer(steps @ normal, normal)).max()) > tolerance:
-        return "slices side by side or out of line, not one behind the other"
-    if float(np.abs(sizes - median).max()) <= tolerance:
+    if median < POSITION_TOLERANCE_MM:
+        return "slices side by side, not one behind the other"
+    aside = positions - np.outer(along, normal)
+    drift = float(np.linalg.norm(aside[-1] - aside[0])) / (len(frames) - 1)
+    if drift > tolerance:
+        degrees = float(np.degrees(np.arctan2(drift, median)))
+        return f"slices out of line with their normal: a stack sheared by {degrees:.0f} degrees (a tilted gantry)"
+    if _deviation(aside) > max(tolerance, JITTER_TOLERANCE * median):
+        return "slices out of line, not one behind the other"
+    if float(np.abs(sizes - median).max()) <= tolerance or _deviation(along[:, None]) <= JITTER_TOLERANCE * median:
         return None
-    gaps = int((sizes > median + tolerance).sum())
-    return f"slices missing: {gaps} of {len(sizes)} gaps wider than {median:.2f} mm" if gaps else "slices doubled or too close"
+    return _describe_gaps(sizes, median)
+
+
+def _deviation(places: NDArray[np.float64]) -> float:
+    """Return the largest distance of places (N, any) from the regular grid between the first and the last."""
+    grid = np.linspace(places[0], places[-1], len(places))
+    return float(np.linalg.norm(places - grid, axis=1).max())
+
+
+def _describe_gaps(sizes: NDArray[np.float64], median: float) -> str:
+    """Describe uneven steps: gaps where slices are missing (multiples of the usual step), doubled slices, or another spacing."""
+    multiples = sizes / median
+    is_multiple = np.abs(multiples - np.rint(multiples)) <= JITTER_TOLERANCE * np.maximum(multiples, 1)
+    gaps = int((multiples > 1.5).sum())
+    if multiples.min() < JITTER_TOLERANCE:
+        return "slices doubled or too close"
+    if is_multiple.all() and gaps:
+        return f"slices missing: {gaps} of {len(sizes)} gaps wider than {median:.2f} mm"
+    return f"slices at uneven distances: {sizes.min():.2f} to {sizes.max():.2f} mm"
+
+
+def find_spacing_notice(frames: Sequence[Frame]) -> str:
+    """Return how the distance between the slices of a volume contradicts the header's; "" where it does not."""
+    stated = abs(frames[0].stated_step_mm or 0.0)
+    if len(frames) < 2 or not stated:
+        return ""
+    step = float(np.linalg.norm(np.array(frames[-1].position) - np.array(frames[0].position))) / (len(frames) - 1)
+    if abs(step - stated) <= max(STATED_TOLERANCE * stated, POSITION_TOLERANCE_MM):
+        return ""
+    multiple = step / stated
+    is_multiple = round(multiple) > 1 and abs(multiple - round(multiple)) < STATED_TOLERANCE
+    hint = ", as if slices were missing between all of them" if is_multiple else ""
+    return f"slices {step:.2f} mm apart by their positions, {stated:.2f} mm by Spacing Between Slices{hint}: positions are used"
 
 
 def affine_of(frames: Sequence[Frame]) -> NDArray[np.float64]:
@@ -346,7 +477,8 @@ def affine_of(frames: Sequence[Frame]) -> NDArray[np.float64]:
         affine[:3, 0] = (np.array(last.position) - np.array(first.position)) / (len(frames) - 1)
     else:
         normal = first.normal
-        affine[:3, 0] = normal * first.thickness_mm * (1 if normal[np.abs(normal).argmax()] > 0 else -1)
+        thickness_mm = abs(first.stated_step_mm or first.thickness_mm or 1.0)
+        affine[:3, 0] = normal * thickness_mm * (1 if normal[np.abs(normal).argmax()] > 0 else -1)
     affine[:3, 1] = np.array(first.orientation[3:]) * first.pixel_mm[0]
     affine[:3, 2] = np.array(first.orientation[:3]) * first.pixel_mm[1]
     affine[:3, 3] = first.position
