@@ -20,7 +20,8 @@ from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.quarantine import Rejection, UnsupportedInput
 
 RT_STRUCTURE_SET_UID = "1.2.840.10008.5.1.4.1.1.481.3"
-_CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
+_CLOSED, _POINT = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR"}), "POINT"
+"""Contour geometric types of outlines (some tools write INTERPOLATED_PLANAR for those between drawn ones), and of markers."""
 _MAX_OFFSET = 0.1
 """Maximum distance of a contour from its slice, as a fraction of the slice spacing: headers contain rounded numbers."""
 _DECIMALS = 4
@@ -66,6 +67,12 @@ def find_rejection(header: Dataset) -> Rejection | None:
     if not header.get("StructureSetROISequence") or not header.get("ROIContourSequence"):
         return Rejection("label", "a structure set without contours", "export it again with its contours")
     return None
+
+
+def count_points(header: Dataset) -> int:
+    """Return the number of contours that are single points: they label nothing."""
+    contours = (contour for item in header.get("ROIContourSequence") or () for contour in item.get("ContourSequence") or ())
+    return sum(contour.get("ContourGeometricType") == _POINT for contour in contours)
 
 
 def remove_structures(dataset: Dataset, patterns: Iterable[str]) -> Dataset:
@@ -145,6 +152,8 @@ def _collect_contours(
                 remedy="add it there, or to layout.ignored_structures",
             )
         for contour in contours:
+            if contour.get("ContourGeometricType") == _POINT:
+                continue  # a marker, which encloses nothing
             if contour.get("ContourGeometricType") not in _CLOSED:
                 raise UnsupportedInput(
                     "label",

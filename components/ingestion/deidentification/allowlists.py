@@ -150,7 +150,9 @@ DEFINED_TERMS: Mapping[str, frozenset[str]] = {
     "SegmentAlgorithmType": frozenset({"AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"}),
     "SegmentsOverlap": frozenset({"YES", "NO", "UNDEFINED"}),
     "DimensionOrganizationType": frozenset({"3D", "3D_TEMPORAL", "TILED_FULL", "TILED_SPARSE"}),
-    "ContourGeometricType": frozenset({"POINT", "OPEN_PLANAR", "OPEN_NONPLANAR", "CLOSED_PLANAR", "CLOSEDPLANAR_XOR"}),
+    "ContourGeometricType": frozenset(
+        {"POINT", "OPEN_PLANAR", "OPEN_NONPLANAR", "CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR"}
+    ),
     "ImageType": _IMAGE_WORDS,
 }
 """DICOM keyword -> the defined terms (PS3.3) that the readers use."""

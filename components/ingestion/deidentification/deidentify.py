@@ -37,6 +37,8 @@ _NUMBER_VRS = frozenset({"AT", "DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "
 _TYPE_2 = frozenset({"PositionReferenceIndicator", "Laterality", "ContentCreatorName"})
 """Attributes that the written objects must contain, empty or not."""
 _DUMMIES = {"TM": "000000", "DT": "00010101000000", "DA": "00010101", "AS": "000Y", "UR": "http://anonymized.invalid"}
+_NEWER_UIDS = frozenset({"1.2.840.10008.5.1.4.1.1.66.7"})
+"""UIDs of the standard that pydicom's dictionary lacks: Label Map Segmentation Storage."""
 _UNKNOWN_TISSUE = ("85756007", "SCT", "Tissue")
 
 
@@ -185,7 +187,11 @@ _CLEANERS: dict[str, Callable[[Any, _CleaningContext], Any]] = {
 def _replace_uids(value: Any, context: _CleaningContext) -> Any:
     """Keep the UIDs of the standard and replace all others by keyed ones."""
     values = [value] if isinstance(value, str) else list(value or ())
-    uids = [str(uid) if str(uid) in UID_dictionary else context.pseudonyms.uid(str(uid)) for uid in values if str(uid)]
+    uids = [
+        str(uid) if str(uid) in UID_dictionary or str(uid) in _NEWER_UIDS else context.pseudonyms.uid(str(uid))
+        for uid in values
+        if str(uid)
+    ]
     return uids if len(uids) > 1 else "".join(uids)
 
 

@@ -101,7 +101,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
     ),
     "an unknown modality is not quoted": (lambda f: _write_bad(f, Modality="ZWETSCHGE"), "not MR", "another modality, not MR", 5),
     "spectroscopy": (lambda f: _write_bad(f, SOPClassUID="1.2.840.10008.5.1.4.1.1.4.2"), "not MR", "MR Spectroscopy Storage", 5),
-    "a color image": (_write_color, "unsupported", "a color image", 1),
+    "a color image": (_write_color, "not magnitude", "a color image", 1),
     "burnt in": (lambda f: _write_bad(f, BurnedInAnnotation="YES"), "burnt-in", "may show the patient's name", 5),
     "secondary capture": (lambda f: _write_bad(f, SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "burnt-in", "secondary capture", 5),
     "screen save": (lambda f: _write_bad(f, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), "burnt-in", "may show", 5),

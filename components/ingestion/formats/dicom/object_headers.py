@@ -28,6 +28,7 @@ class DicomHeader(FileHeader):
         frames: frames of a classic or an enhanced image.
         referenced_series: UIDs of the series that a structure set was drawn on.
         says_mosaic: whether the image type of a classic or an enhanced image names a mosaic.
+        points: contours of a structure set that are single points.
     """
 
     patient: str = ""
@@ -39,6 +40,7 @@ class DicomHeader(FileHeader):
     frames: tuple[Frame, ...] = ()
     referenced_series: frozenset[str] = frozenset()
     says_mosaic: bool = False
+    points: int = 0
 
 
 def inspect_header(path: Path, format_name: str) -> DicomHeader:
@@ -70,6 +72,7 @@ def inspect_header(path: Path, format_name: str) -> DicomHeader:
         frames=tuple(frames),
         referenced_series=rt_structures.referenced_series(header) if is_structure_set else frozenset(),
         says_mosaic=kind in ("classic", "enhanced") and says_mosaic(header),
+        points=rt_structures.count_points(header) if is_structure_set else 0,
     )
 
 

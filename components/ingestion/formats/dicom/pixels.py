@@ -90,9 +90,6 @@ def decode_pixels(dataset: Dataset) -> NDArray[Any]:
         raise BadInput("no pixel data", remedy=_EXPORT_AGAIN)
     rows, columns, frames = short(dataset, "Rows") or 0, short(dataset, "Columns") or 0, int(dataset.get("NumberOfFrames") or 1)
     bits = rows * columns * frames * (short(dataset, "BitsAllocated") or 0)
-    claimed_bytes = bits // 8
-    if rows * columns > _MAX_FRAME_PIXELS or claimed_bytes > len(pixels) * _MAX_COMPRESSION_RATIO:
-        raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy=_EXPORT_AGAIN)
     syntax = _transfer_syntax(dataset)
     if syntax is not None and not UID(syntax).is_compressed:
         if pixels.startswith(_ITEM) and len(pixels) * 8 < bits:
@@ -103,6 +100,8 @@ def decode_pixels(dataset: Dataset) -> NDArray[Any]:
         values = _read_plain_pixels(dataset, pixels, shape, ">" if syntax == ExplicitVRBigEndian else "<")
         if values is not None:
             return values
+    if rows * columns > _MAX_FRAME_PIXELS or bits // 8 > len(pixels) * _MAX_COMPRESSION_RATIO:
+        raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy=_EXPORT_AGAIN)
     check_high_bit(dataset)
     return _decode_with_pydicom(dataset)
 

@@ -186,6 +186,8 @@ def _attach_label(header: DicomHeader, volumes: list[PlannedVolume], folder: Sou
     labeled = [volume for volume in candidates if volume.header.frame_of_reference == header.frame_of_reference]
     for volume in labeled:
         volume.series.files.append(file)
+    if labeled and header.points:
+        plan.notice([header.path], f"structures with {header.points} contours of a single point, which label nothing")
     if not labeled:
         is_other_frame = candidates and header.referenced_series
         fault = "in another frame of reference than its image" if is_other_frame else "of no image here"

@@ -427,7 +427,7 @@ def find_spacing_fault(frames: Sequence[Frame]) -> str | None:
         return "slices side by side, not one behind the other"
     aside = positions - np.outer(along, normal)
     drift = float(np.linalg.norm(aside[-1] - aside[0])) / (len(frames) - 1)
-    if drift > tolerance:
+    if drift > tolerance and drift * (len(frames) - 1) > 2 * JITTER_TOLERANCE * median:
         degrees = float(np.degrees(np.arctan2(drift, median)))
         return f"slices out of line with their normal: a stack sheared by {degrees:.0f} degrees (a tilted gantry)"
     if _deviation(aside) > max(tolerance, JITTER_TOLERANCE * median):

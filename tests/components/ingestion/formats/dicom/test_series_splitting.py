@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.ingestion.formats.dicom.series_splitting import Frame, affine_of, split_series
+from components.ingestion.formats.dicom.series_splitting import Frame, affine_of, find_spacing_notice, split_series
 from tests.helpers.dicom_files import AXIAL, CORONAL, OBLIQUE, SAGITTAL
 
 NAMES = (
@@ -25,6 +26,7 @@ NAMES = (
     "repetition_time",
     "trigger_time",
     "stack_id",
+    "echo_time",
 )
 ROTATED = (0.9848078, 0.1736482, 0.0, -0.1736482, 0.9848078, 0.0)
 """Axial, rotated by ten degrees in its plane."""
@@ -41,9 +43,10 @@ def frame(number: int, position: float, orientation: tuple[float, ...] = AXIAL, 
         position=tuple(5 + normal * 3.0 * position),
         orientation=orientation,
         pixel_mm=(1.0, 1.0),
+        stated_step_mm=3.0,
         thickness_mm=3.0,
         shape=(8, 8),
-        component="M",
+        content="magnitude",
         echo_time=echo,
         repeats=tuple(repeats.get(name, "") for name in NAMES),  # type: ignore[arg-type]
     )
@@ -90,12 +93,66 @@ def test_repeats_that_no_attribute_distinguishes_are_split_by_order() -> None:
     ] and not rejected
 
 
-def test_echoes_orientations_and_signal_components_are_separate_volumes() -> None:
-    phase = [replace(item, component="P") for item in stack(first=20)]
+def test_echoes_and_orientations_are_separate_volumes_and_phases_are_none() -> None:
+    phase = [replace(item, content="phase") for item in stack(first=20)]
     volumes, rejected = split_series(
         [*stack(), *stack(first=10, echo=80.0), *phase, *stack(3, SAGITTAL, first=30), *stack(3, CORONAL, first=40)]
     )
-    assert sorted(len(volume) for volume in volumes) == [3, 3, 5, 5, 5] and not rejected
+    assert sorted(len(volume) for volume in volumes) == [3, 3, 5, 5]
+    assert [(group.kind, group.reason, len(group.frames)) for group in rejected] == [("not magnitude", "phase, not magnitude", 5)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 12), st.floats(0.5, 8), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_positions_off_the_regular_grid_by_a_twentieth_of_a_step_form_a_volume(
+    count: int, step: float, share: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    off = rng.uniform(-1, 1, (count, 3))
+    off *= share * 0.024 * step / np.maximum(np.linalg.norm(off, axis=1, keepdims=True), 1e-9)  # the ends are off, too
+    frames = [
+        replace(frame(index, 0), position=tuple(np.array([5.0, 5.0, 5.0 + step * index]) + off[index])) for index in range(count)
+    ]
+    volumes, rejected = split_series(frames)
+    assert [len(volume) for volume in volumes] == [count] and not rejected
+
+
+def test_echo_times_and_pixel_sizes_that_differ_by_rounding_do_not_split_a_volume() -> None:
+    frames = [
+        replace(item, echo_time=9.9949 if place % 2 else 9.9951, pixel_mm=(0.93749, 0.93751) if place % 2 else (0.93751, 0.93749))
+        for place, item in enumerate(stack(8))
+    ]
+    volumes, rejected = split_series(frames)
+    assert [len(volume) for volume in volumes] == [8] and not rejected
+
+
+@pytest.mark.parametrize("change", [{"echo_time": 20.0}, {"pixel_mm": (1.2, 1.2)}, {"shape": (16, 16)}])
+@pytest.mark.parametrize("places", [range(1, 8, 2), (2, 5, 6), (3,)])
+def test_slices_of_another_kind_within_one_stack_are_rejected_not_split(change: dict[str, object], places: Iterable[int]) -> None:
+    frames = [replace(item, **change) if place in places else item for place, item in enumerate(stack(8))]  # type: ignore[arg-type]
+    volumes, rejected = split_series(frames)
+    assert not volumes and [group.reason for group in rejected] == [
+        "slices of one stack that differ in matrix, pixel size or echo time"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stated", "notice"),
+    [
+        (3.0, ""),
+        (-3.0, ""),
+        (None, ""),
+        (3.1, ""),
+        (2.5, "slices 3.00 mm apart by their positions, 2.50 mm by Spacing Between Slices: positions are used"),
+        (
+            1.5,
+            "slices 3.00 mm apart by their positions, 1.50 mm by Spacing Between Slices, as if slices were missing between all of "
+            "them: positions are used",
+        ),
+    ],
+)
+def test_a_stated_distance_that_contradicts_the_positions_is_told(stated: float | None, notice: str) -> None:
+    assert find_spacing_notice([replace(item, stated_step_mm=stated) for item in stack(4)]) == notice
 
 
 def test_an_attribute_that_differs_within_a_volume_does_not_split_it() -> None:
@@ -120,9 +177,20 @@ def test_an_attribute_that_differs_within_a_volume_does_not_split_it() -> None:
         ),
         (
             [replace(item, position=(item.position[0] + 2.0 * item.number, *item.position[1:])) for item in stack(5)],
-            "out of line",
+            "sheared by 34 degrees",
             0,
         ),
+        (
+            [replace(item, position=(item.position[0] + 2.0 * (item.number == 3), *item.position[1:])) for item in stack(5)],
+            "slices out of line, not one behind the other",
+            0,
+        ),
+        (
+            [frame(number, place) for number, place in enumerate((0, 1, 2, 3.3, 4.6))],
+            "slices at uneven distances: 3.00 to 3.90 mm",
+            0,
+        ),
+        ([frame(number, place) for number, place in enumerate((0, 1, 2, 4, 5, 8))], "slices missing: 2 of 5 gaps", 0),
         ([replace(frame(1, 0), position=(0.0, 0.0, 0.0)), replace(frame(2, 0), position=(40.0, 0.0, 0.0))], "side by side", 0),
     ],
 )
