@@ -25,7 +25,7 @@ from components.ingestion.volume import IngestReport, QuarantineEntry, SourceSer
 from components.ingestion.withdrawal import withdrawn_patients
 from components.provenance import digest
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of the written bytes. Raise it with every change of what ingestion writes: all files are then written again."""
 
 
