@@ -15,7 +15,8 @@ from pathlib import PurePosixPath
 _EXTENSION = re.compile(r"(?i)\.(?:nii|hdr|img|mha|mhd|npy|nrrd|h5|json|tsv|csv)(?:\.gz)?$|\.gz$")
 _ENTITY = re.compile(r"([A-Za-z]+)-([A-Za-z0-9+]+)")
 _SESSION = re.compile(r"(?i)(?:^|[^a-z])(?:ses|session|visit|week|month|year|day|timepoint|tp|followup|fu)[-_ ]?([0-9]+)(?![0-9])")
-_IDENTIFYING = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "flip", "inv", "mt", "chunk")
+_DATE = re.compile(r"(?<![0-9])((?:19|20)[0-9]{2})([-_.]?)([01][0-9])\2([0-3][0-9])(?![0-9])")
+_IDENTIFYING = ("sub", "ses", "date", "task", "acq", "ce", "rec", "dir", "run", "echo", "flip", "inv", "mt", "chunk")
 """Entities that tell two scans of a patient apart; others (space, desc, label, res, part) describe a derivative of one."""
 _MASKS = frozenset(
     re.split(
@@ -69,7 +70,15 @@ def entities_of(relative: str) -> dict[str, str]:
                 found.setdefault(match[1].lower(), match[2])
     if "ses" not in found and (visits := {match[1] for match in _SESSION.finditer(relative)}) and len(visits) == 1:
         found["ses"] = visits.pop().lstrip("0") or "0"
+    if len(dates := {match[1] + match[3] + match[4] for match in _DATE.finditer(relative)}) == 1:
+        found["date"] = dates.pop()
     return found
+
+
+def session_of(relative: str) -> str | None:
+    """Return the session or date in a path; None where it has none."""
+    entities = entities_of(relative)
+    return entities.get("ses") or entities.get("date")
 
 
 def contradict(label: str, image: str) -> bool:

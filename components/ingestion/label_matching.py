@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from components.ingestion.file_names import closeness, entities_of
+from components.ingestion.file_names import closeness, session_of
 from components.ingestion.formats.stored_labels import TISSUE_INFIX
 from components.ingestion.quarantine import Rejection
 
@@ -82,8 +82,8 @@ def labels_across_sessions(choices: Iterable[tuple[FittingLabels, LabelChoice]])
     """Return the label files without a session in their names that were chosen for images of several sessions."""
     sessions: dict[str, set[str]] = defaultdict(set)
     for fitting, choice in choices:
-        session = entities_of(fitting.image).get("ses")
+        session = session_of(fitting.image)
         for target in choice.chosen:
-            if session is not None and "ses" not in entities_of(fitting.labels[target]):
+            if session is not None and session_of(fitting.labels[target]) is None:
                 sessions[target].add(session)
     return {target for target, found in sessions.items() if len(found) > 1}

@@ -273,7 +273,7 @@ def _qform(fields: Any) -> NDArray[np.float64] | None:
     if not (np.isfinite([b, c, d, *offset]).all() and rest > -1e-4):
         return None
     affine = np.eye(4)
-    rotation = nib.quaternions.quat2mat([math.sqrt(max(rest, 0.0)), b, c, d])
+    rotation = nib.quaternions.quat2mat([math.sqrt(rest) if rest > abs(fields.quaternion_threshold) else 0.0, b, c, d])
     handed = -1.0 if float(fields["pixdim"][0]) < 0 else 1.0  # 0 counts as 1
     affine[:3, :3] = rotation * (sizes * [1.0, 1.0, handed])
     affine[:3, 3] = offset
