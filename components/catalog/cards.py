@@ -324,9 +324,7 @@ class DatasetCard(_StrictModel):
         used = {*self.layout.tissue_maps, *self.layout.label_channels} - {0}
         unnamed = sorted(value for value in used if value not in self.label_map)
         if unnamed and (self.label_map or max(unnamed) > MAX_STORED_LABEL):
-            raise ValueError(
-                f"layout.tissue_maps or layout.label_channels has the value {unnamed[0]}, which label_map does not name"
-            )
+            raise ValueError(f"label_map does not name the value {unnamed[0]} of layout.tissue_maps or layout.label_channels")
         return self
 
     @model_validator(mode="after")

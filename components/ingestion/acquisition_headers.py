@@ -18,6 +18,9 @@ from components.ingestion.deidentification.deidentify import parse_age_years, pa
 from components.ingestion.sequence_classification import SequenceParameters, classify_sequence
 from components.ingestion.volume import Acquisition
 
+MAX_TESLA = 25.0
+"""Twice the field of the strongest scanner for people."""
+
 
 def _parse_number(value: Any) -> float | None:
     """Return a finite number, or None."""
@@ -26,6 +29,12 @@ def _parse_number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if np.isfinite(number) else None
+
+
+def _parse_tesla(value: Any) -> float | None:
+    """Return a field strength in tesla; None for a number that can only be gauss, millitesla or megahertz."""
+    tesla = _parse_number(value)
+    return tesla if tesla is not None and 0 < tesla <= MAX_TESLA else None
 
 
 def slice_plane(affine: NDArray[np.float64]) -> str:
@@ -82,7 +91,7 @@ def acquisition_from_dicom(dataset: Dataset, affine: NDArray[np.float64], anatom
         echo_time_ms=parameters.echo_ms,
         inversion_time_ms=parameters.inversion_ms,
         flip_angle_deg=parameters.flip_deg,
-        field_strength_t=_parse_number(dataset.get("MagneticFieldStrength")),
+        field_strength_t=_parse_tesla(dataset.get("MagneticFieldStrength")),
         vendor=allowed_vendor(dataset.get("Manufacturer")),
         scanner=allowed_scanner(dataset.get("ManufacturerModelName")),
         sex=parse_sex(dataset.get("PatientSex")),
@@ -112,7 +121,7 @@ def acquisition_from_sidecar(sidecar: Mapping[str, Any], affine: NDArray[np.floa
         echo_time_ms=echo,
         inversion_time_ms=inversion,
         flip_angle_deg=_parse_number(sidecar.get("FlipAngle")),
-        field_strength_t=_parse_number(sidecar.get("MagneticFieldStrength")),
+        field_strength_t=_parse_tesla(sidecar.get("MagneticFieldStrength")),
         vendor=allowed_vendor(sidecar.get("Manufacturer")),
         scanner=allowed_scanner(sidecar.get("ManufacturersModelName")),
         sex=parse_sex(sidecar.get("PatientSex")),

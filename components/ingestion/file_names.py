@@ -8,7 +8,6 @@ datasets of other layouts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import PurePosixPath
 
@@ -33,16 +32,6 @@ _PHASES = frozenset(("phase", "phase1", "phase2", "phasediff", "ph"))
 _PARTS = {"real": "real part", "imag": "imaginary part", "imaginary": "imaginary part"}
 _MAPS = frozenset(("fieldmap", "adc", "fa", "md", "ad", "rd", "dwimap", "cbf", "cmro2", "mtsat", "xfm"))
 _MAP = re.compile(r"(?i).+map")
-_IMAGE_TYPES = {
-    "phase": "phase",
-    "p": "phase",
-    "phase map": "phase",
-    "real": "real part",
-    "r": "real part",
-    "imaginary": "imaginary part",
-    "i": "imaginary part",
-}
-"""Values of Image Type (DICOM, and BIDS sidecars) -> component of the signal; Philips and Siemens write single letters."""
 _DOCUMENTS = re.compile(
     r"(?i)(?:readme|changes|changelog|license|licence|citation|authors|copying)(?:\.\w+)?|\.bidsignore|citation\.cff"
     r"|(?:dataset_description|genetic_info|dataset)\.json"
@@ -116,14 +105,6 @@ def not_magnitude_by_name(relative: str) -> str:
     if is_bids and (last in _MAPS or _MAP.fullmatch(last)):
         return "a derived map"
     return ""
-
-
-def component_of_image_type(values: Iterable[object]) -> str:
-    """Return the component that Image Type states besides the magnitude: "phase", "real part", "imaginary part"; else ""."""
-    words = [str(value).lower() for value in values]
-    if {"m", "magnitude"} & set(words):
-        return ""
-    return next((_IMAGE_TYPES[word] for word in words if word in _IMAGE_TYPES), "")
 
 
 def belongs_to_layout(relative: str) -> bool:

@@ -17,6 +17,7 @@ from components.ingestion.dataset_checks import check_dataset
 from components.ingestion.deidentification.pseudonyms import Pseudonyms
 from components.ingestion.file_names import belongs_to_layout
 from components.ingestion.formats.base import FileHeader
+from components.ingestion.formats.other_formats import reject_other_format
 from components.ingestion.formats.sniff import detect_format
 from components.ingestion.quarantine import Rejection, SourceListing, rejection_of
 from components.ingestion.source_folder import Plan, SourceFolder
@@ -85,7 +86,7 @@ def make_plan(card: DatasetCard, source: Path, pseudonyms: Pseudonyms, mapper: M
         if header.rejection is None and belongs_to_layout(folder.relative(header.path)):
             plan.layout_files += 1
         else:
-            plan.reject([header.path], header.rejection or _NO_IMAGE)
+            plan.reject([header.path], header.rejection or reject_other_format(header.path) or _NO_IMAGE)
     return plan
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from components.errors import BadInput
 from components.ingestion.annotations.encodings import decode_text
+from components.ingestion.formats.dicom.image_content import content_of
 
 MAX_SECONDS = {"EchoTime": 1.0, "RepetitionTime": 30.0, "InversionTime": 30.0}
 """Field of a sidecar -> longest time of an MRI sequence, with a wide margin; a larger number is in milliseconds."""
@@ -55,14 +56,14 @@ class SidecarIndex:
         """Return how the sidecars of an image were interpreted; a damaged one has none (writing it reports the fault)."""
         return tuple(dict.fromkeys(note for sidecar in self._readable(image) for note in sidecar.notes))
 
-    def image_type(self, image: Path) -> tuple[Any, ...]:
-        """Return the values of Image Type, and of BIDS' Complex Image Component, in the nearest sidecar that has them."""
+    def content(self, image: Path) -> str:
+        """Return what the sidecars say that the values are: magnitude, another component, or a map; "" where they do not say."""
         for sidecar in reversed(self._readable(image)):
-            for name in ("ComplexImageComponent", "ImageType"):
-                value = sidecar.fields.get(name)
-                if value:
-                    return tuple(value) if isinstance(value, list) else (value,)
-        return ()
+            image_type = sidecar.fields.get("ImageType")
+            terms = image_type if isinstance(image_type, list) else []
+            if found := content_of(terms, sidecar.fields.get("ComplexImageComponent")):
+                return found
+        return ""
 
     def _readable(self, image: Path) -> list[Sidecar]:
         sidecars = []

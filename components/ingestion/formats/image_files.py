@@ -18,8 +18,9 @@ from typing_extensions import override
 from components.errors import BadInput
 from components.ingestion import acquisition_headers
 from components.ingestion.annotations.encodings import decode_text
-from components.ingestion.file_names import component_of_image_type, not_magnitude_by_name, stem_of
+from components.ingestion.file_names import not_magnitude_by_name, stem_of
 from components.ingestion.formats.base import FileHeader, Format, PlannedFile, PlannedSeries, Role, WriteContext
+from components.ingestion.formats.dicom.image_content import ADC, COMPLEX, IMAGINARY, MAGNITUDE, PHASE, REAL
 from components.ingestion.formats.nifti_header import NAME_ORIENTATION, NO_ORIENTATION
 from components.ingestion.formats.nifti_writer import select_channel, write_nifti
 from components.ingestion.formats.orientation import to_canonical
@@ -33,6 +34,8 @@ from components.registries import FORMATS
 
 MAX_B_OF_REFERENCE = 50.0
 """Largest b-value, in s/mm2, of an image that counts as without diffusion weighting."""
+_SEQUENCES_OF_MAPS = ("quantitative map", ADC)
+"""Sequences that a card declares for maps which it wants as images."""
 _NAME_CHANNELS = "name each in layout.channels; if they repeat one image, name it in layout.sequences: the first is then used"
 
 
@@ -270,24 +273,23 @@ def _require_magnitude(header: ImageHeader, relative: str, folder: SourceFolder)
     if header.facts.not_image:
         remedy = "declare it in layout.labels or layout.tissue_maps if it is a mask; clear its intent code if it is an image"
         raise UnsupportedInput("not magnitude", header.facts.not_image, remedy=remedy)
-    component = component_of_image_type(folder.sidecars.image_type(header.path))
-    if component:
+    is_map = folder.sequence(relative) in _SEQUENCES_OF_MAPS
+    component = folder.sidecars.content(header.path)
+    if component not in ("", MAGNITUDE, ADC) and not (is_map and component not in (PHASE, REAL, IMAGINARY, COMPLEX)):
         raise UnsupportedInput(
             "not magnitude", f"{component} by the Image Type of its sidecar", remedy="fix the sidecar if it is not"
         )
     reason = not_magnitude_by_name(relative)
-    if reason and not _is_declared(reason, relative, folder):
+    if reason and not (is_map and reason == "a derived map") and not _is_declared(reason, relative, folder):
         is_mask = "mask" in reason or "probability" in reason
         remedy = "declare it in layout.labels or layout.tissue_maps" if is_mask else "none needed"
-        remedy += "; if it is an image, name its ending in layout.images or, a map, in layout.sequences"
+        remedy += "; if it is an image, name its ending in layout.images or, of a map, its sequence in layout.sequences"
         raise UnsupportedInput("not magnitude", f"{reason} by its name, which the card does not declare", remedy=remedy)
 
 
 def _is_declared(reason: str, relative: str, folder: SourceFolder) -> bool:
-    """Return whether the card says that a file with this name is an image: by the ending of a glob, or as sequence of a map."""
+    """Return whether the card says that a file with this name is an image: a glob of ``images`` that has this ending matches it."""
     named = [pattern.rpartition("/")[2] for pattern in folder.layout.images if matches_any(relative, [pattern])]
-    if reason == "a derived map":
-        named += [text.strip("/_") for text in folder.layout.sequences if text in relative]
     return any(not_magnitude_by_name(f"sub-x_{name}") == reason for name in named)
 
 

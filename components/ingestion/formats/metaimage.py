@@ -136,6 +136,8 @@ def _check_size(fields: dict[str, str], path: Path, data_file: Path | None) -> N
         claimed_bytes = int(np.prod(sides, dtype=object)) * _ELEMENT_BYTES[element_type]
     except (KeyError, ValueError):
         raise BadInput("a damaged MetaImage header", where=path.name, remedy=_GET_AGAIN) from None
+    if not min(_spacing(fields)) > 0:
+        raise BadInput("a voxel size of zero or less (ElementSpacing)", where=path.name, remedy="fix the header")
     ratio = MAX_DEFLATE_RATIO if fields.get("CompressedData", "").lower() == "true" else 1
     possible_bytes = (data_file or path).stat().st_size * ratio
     if fields.get("ElementNumberOfChannels", "1") != "1":
@@ -144,6 +146,14 @@ def _check_size(fields: dict[str, str], path: Path, data_file: Path | None) -> N
         raise BadInput(f"MetaImage of {len(sides)} dimensions", where=path.name, remedy="give images of 3 or 4 dimensions")
     if claimed_bytes > possible_bytes:
         raise BadInput("fewer voxels than the MetaImage header claims", where=path.name, remedy=_GET_AGAIN)
+
+
+def _spacing(fields: dict[str, str]) -> list[float]:
+    """Return the voxel size of a header; 1 where it has none. ITK would silently take a negative one as positive."""
+    try:
+        return [float(size) for size in fields.get("ElementSpacing", fields.get("ElementSize", "1")).split()] or [1.0]
+    except ValueError:
+        return [0.0]
 
 
 def _read_with_simpleitk(path: Path) -> tuple[Any, Any]:

@@ -159,3 +159,44 @@ def test_cards_are_filtered_by_all_criteria() -> None:
     assert all(card.anatomy == "knee" and "reconstruction" in card.tasks for card in found)
     with pytest.raises(BadInput, match="one of: reconstruction"):
         filter_cards([], anatomy=None, task="recon", access=None, file_format=None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "what"),
+    [
+        ({"layout": {"orientation": "LAA"}}, "layout.orientation", "L/R, A/P and S/I"),
+        ({"layout": {"orientation": "LPX"}}, "layout.orientation", "L/R, A/P and S/I"),
+        ({"layout": {"label_channels": [0, -1]}}, "layout.label_channels", "negative"),
+        ({"layout": {"label_channels": [0, 3]}, "label_map": {1: "a"}}, "", "does not name the value 3"),
+        ({"layout": {"tissue_maps": {300: "*_a.nii"}}}, "", "does not name the value 300"),
+        ({"label_map": {value: str(value) for value in range(1, 300)}}, "label_map", "255 at most"),
+        ({"layout": {"lables": ["x"]}}, "layout.lables", "no such field"),
+        ({"layout": {"labels": 3}}, "layout.labels", "not a list"),
+        ({"layout": ["x"]}, "layout", "not a mapping"),
+        ({"layout": {"tables": [{"key": 0}]}}, "layout.tables.0.path", "missing"),
+        ({"patients": "many"}, "patients", "not a whole number"),
+        ({"synthetic": "perhaps"}, "synthetic", "neither true nor false"),
+    ],
+)
+def test_each_fault_is_one_plain_sentence_with_the_remedy_of_its_field(
+    tmp_path: Path, fields: dict[str, Any], field: str, what: str
+) -> None:
+    (fault,) = _faults(_write(tmp_path, **fields))
+    assert fault.field == field and what in fault.what and fault.remedy and "Input" not in fault.what
+
+
+def test_a_card_with_several_faults_has_a_remedy_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNIMRI_CARDS", str(tmp_path))
+    _write(tmp_path, doi="none", layout={"labels": 3})
+    with pytest.raises(
+        BadInput, match=r"2 faults: doi: not a DOI.*\(DOI of .*\); layout\.labels: not a list \(globs of label maps"
+    ):
+        load_card("mine")
+
+
+@pytest.mark.parametrize(("values", "codes"), [((1, 2, 255), {1: 1, 2: 2, 255: 255}), ((500, 88, 2221), {88: 1, 500: 2, 2221: 3})])
+def test_label_values_above_255_are_stored_by_rank(values: tuple[int, ...], codes: dict[int, int]) -> None:
+    card = DatasetCard(
+        id="x", name="x", rights="x", formats=("NIfTI",), synthetic=True, label_map={value: f"s{value}" for value in values}
+    )
+    assert card.label_codes == codes and card.stored_label_map == {code: f"s{value}" for value, code in codes.items()}
