@@ -120,7 +120,9 @@ class ModelSettings(Section):
     """The network."""
 
     preset: Literal["debug", "demo", "0.5b", "1.5b", "7b"] = Field(default="demo", description="size of the network")
-    vocabulary: int = Field(default=2048, ge=300, description="number of entries of the tokenizer trained on the corpus")
+    vocabulary: int = Field(
+        default=2048, ge=300, description="entries of the tokenizer trained on the corpus, without location tokens"
+    )
     tokenizer: Path | None = Field(default=None, description="local folder of a Qwen2.5 tokenizer; none = train one on the corpus")
     backbone: Path | None = Field(
         default=None, description="local folder of a dense Qwen2.5 checkpoint to upcycle; none = random weights"

@@ -69,6 +69,22 @@ class PairedBatch(Batch):
     attention_mask_BL: Tensor
 
 
+@dataclass(frozen=True)
+class StructureLabels:
+    """Label maps of the samples of a batch, for the auxiliary losses.
+
+    Attributes:
+        structures_BDHW: int64, 0 = none of the listed structures, s = that of ``names_SL[s - 1]``; :data:`IGNORE` in a sample
+            without a label map.
+        listed_BS: bool, structures that the label map of a sample distinguishes.
+        names_SL: int64, tokens of the name of each structure, right-padded.
+    """
+
+    structures_BDHW: Tensor
+    listed_BS: Tensor
+    names_SL: Tensor
+
+
 @dataclass
 class SequenceBatch(Batch):
     """Batch of stages 3 and 4: interleaved images and text.
@@ -85,6 +101,7 @@ class SequenceBatch(Batch):
         sampling_BDHW: bool, True = measured; all False for a sample that is not a reconstruction.
         task_B: int64, index into ``tasks`` or :data:`NO_TASK`; None = unknown.
         tasks: names of the tasks to which ``task_B`` refers.
+        structures_BDHW, listed_BS, names_SL: the fields of :class:`StructureLabels`; None = no sample has a label map.
     """
 
     input_ids_BL: Tensor
@@ -98,3 +115,21 @@ class SequenceBatch(Batch):
     sampling_BDHW: Tensor
     task_B: Tensor | None = None
     tasks: tuple[str, ...] = ()
+    structures_BDHW: Tensor | None = None
+    listed_BS: Tensor | None = None
+    names_SL: Tensor | None = None
+
+    @property
+    def labeled_B(self) -> Tensor:
+        """Samples with a label map, bool."""
+        if self.structures_BDHW is None:
+            return torch.zeros_like(self.target_kind_B, dtype=torch.bool)
+        return (self.structures_BDHW != IGNORE).flatten(1).any(-1)
+
+    def structure_labels(self, rows_B: Tensor) -> StructureLabels:
+        """Return the label maps of some samples; without any, those of one structure that no sample lists."""
+        if self.structures_BDHW is None or self.listed_BS is None or self.names_SL is None:
+            pixels = self.pixel_values_B1DHW[rows_B][:, 0]
+            listed = torch.zeros(len(pixels), 1, dtype=torch.bool, device=pixels.device)
+            return StructureLabels(torch.full_like(pixels, IGNORE, dtype=torch.long), listed, self.input_ids_BL[:1, :1])
+        return StructureLabels(self.structures_BDHW[rows_B], self.listed_BS[rows_B], self.names_SL)

@@ -16,11 +16,16 @@ class OmniMRIConfig(PreTrainedConfig):
         vision_width: channels C of the first Swin level; level l has ``C * 2**l``.
         vision_depths, vision_heads: blocks and attention heads of each level.
         vision_window: attention window (D, H, W) in tokens; vision_patch: patch size in plane, pixels.
+        intensity_frequencies: frequencies of the sine and cosine codes of the intensity that enter the patch embedding (0 = the
+            intensity alone). A linear embedding followed by a norm maps flat patches of every intensity to nearly one direction.
+        position_frequencies: frequencies per axis of the position code that the connector adds to a visual token (0 = none).
+            Rotary positions turn queries and keys only: without the code, what attention returns does not state a position.
         connector_level: Swin level (0 is the first) whose tokens enter the sequence;
             depth_pool: slices pooled into one token in 3-D.
         mask_unit: side of the masked squares of masked image modeling, pixels; mask_ratio: masked share.
         hidden_size ... rms_norm_eps: sizes of the backbone, named as in Qwen2-MoE. ``rope_sections`` are the numbers of rotary
             frequencies of the slice, row and column positions; they sum to half the head size.
+        location_token_id: first of the 256 location tokens, whose ids are consecutive.
         visual_target_size: size of the predicted visual token; flow_width, flow_depth: width and blocks of its head.
         decoder_width: channels of the image decoder at full resolution; residual_scale: unit of the reconstruction's residual.
         initializer_range: standard deviation of new weights; default 1 / sqrt(hidden_size). The usual 0.02 belongs to a width of
@@ -38,6 +43,8 @@ class OmniMRIConfig(PreTrainedConfig):
         vision_heads: tuple[int, ...] = (2, 4, 8, 16),
         vision_window: Triple = (4, 6, 6),
         vision_patch: int = 4,
+        intensity_frequencies: int = 3,
+        position_frequencies: int = 8,
         connector_level: int = 2,
         depth_pool: int = 4,
         mask_unit: int = 8,
@@ -61,6 +68,9 @@ class OmniMRIConfig(PreTrainedConfig):
         image_token_id: int = 5,
         generate_image_token_id: int = 6,
         seg_token_id: int = 7,
+        box_token_id: int = 8,
+        response_token_id: int = 9,
+        location_token_id: int = 10,
         pad_token_id: int = 0,
         eos_token_id: int = 2,
         tie_word_embeddings: bool = True,
@@ -73,6 +83,8 @@ class OmniMRIConfig(PreTrainedConfig):
         self.vision_heads = tuple(vision_heads)
         self.vision_window: Triple = (vision_window[0], vision_window[1], vision_window[2])
         self.vision_patch = vision_patch
+        self.intensity_frequencies = intensity_frequencies
+        self.position_frequencies = position_frequencies
         self.connector_level = connector_level
         self.depth_pool = depth_pool
         self.mask_unit = mask_unit
@@ -96,6 +108,9 @@ class OmniMRIConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.generate_image_token_id = generate_image_token_id
         self.seg_token_id = seg_token_id
+        self.box_token_id = box_token_id
+        self.response_token_id = response_token_id
+        self.location_token_id = location_token_id
         self.initializer_range = hidden_size**-0.5 if initializer_range is None else initializer_range
         special: dict[str, Any] = {
             "pad_token_id": pad_token_id,

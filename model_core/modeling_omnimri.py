@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeTopKRouter
 from transformers.utils import ModelOutput
 
+from model_core.answer_grammar import AnswerGrammar
 from model_core.backbone import Backbone, RouterOutput, build_attention_mask, compute_last_position, compute_positions
 from model_core.config import OmniMRIConfig, Triple
 from model_core.flow import Sampler
@@ -193,7 +194,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def generate_text(
         self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, max_new_tokens: int, streamer: Any = None
     ) -> Tensor:
-        """Generate answers greedily; return the new tokens only, (B, up to ``max_new_tokens``).
+        """Generate answers greedily within their grammar; return the new tokens only, (B, up to ``max_new_tokens``).
 
         Args:
             input_ids: padded on the left.
@@ -205,6 +206,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            logits_processor=LogitsProcessorList([AnswerGrammar(self.config)]),
             streamer=streamer,
         )
         return generated[:, input_ids.shape[1] :]
@@ -254,9 +256,15 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.generate_images(input_ids, attention_mask, pixel_values, kind_B, **options).mean(0)
 
     def query_states(self, input_ids: Tensor, hidden_BLH: Tensor) -> Tensor:
-        """Return the hidden state of the last ``<image>`` or ``<seg>`` token (of the first token without one), (B, hidden size)."""
-        is_query = (input_ids == self.config.generate_image_token_id) | (input_ids == self.config.seg_token_id)
-        index = torch.where(is_query, torch.arange(input_ids.shape[1], device=input_ids.device), 0).max(-1).values
+        """Return the hidden state from which the image decoder answers each sequence, (B, hidden size).
+
+        It is that of the last ``<image>`` or ``<seg>`` token, or without one that of the ``<response>`` token, which precedes the
+        answer: a detection has its mask before its boxes are written. Text without instruction has that of its first token.
+        """
+        order = torch.arange(input_ids.shape[1], device=input_ids.device)
+        is_marker = (input_ids == self.config.generate_image_token_id) | (input_ids == self.config.seg_token_id)
+        rank = order + is_marker * len(order)
+        index = torch.where(is_marker | (input_ids == self.config.response_token_id), rank, 0).max(-1).values % len(order)
         return hidden_BLH[torch.arange(len(hidden_BLH), device=hidden_BLH.device), index]
 
     @torch.no_grad()

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from model_core.boxes import LOCATIONS
+
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 IMAGE, SEG, BBOX, RESPONSE = "<image>", "<seg>", "<bbox>", "<response>"
-SPECIAL_TOKENS = (PAD, START, END, VISION_START, VISION_END, IMAGE_PAD, IMAGE, SEG, BBOX, RESPONSE)
+SPECIAL_TOKENS = (PAD, START, END, VISION_START, VISION_END, IMAGE_PAD, IMAGE, SEG, BBOX, RESPONSE, *LOCATIONS)
 """Padding is first, so that its id is 0. ``IMAGE_PAD`` represents one visual token of the input; ``IMAGE`` and ``SEG`` in a
-response represent the image and the mask that the image decoder generates."""
+response represent the image and the mask that the image decoder generates. The location tokens are last, with consecutive ids."""
 _WORDS = "|".join(
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
@@ -31,15 +33,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     """Train a tokenizer on ``texts``. The same texts in the same order give the same tokenizer.
 
     Args:
-        vocabulary: largest number of entries, special tokens and the 256 bytes included.
+        vocabulary: largest number of entries besides the location tokens, other special tokens and the 256 bytes included.
 
     Raises:
         ValueError: the vocabulary is too small for the bytes and the special tokens.
     """
-    if vocabulary < 256 + len(SPECIAL_TOKENS):
-        raise ValueError(
-            f"a vocabulary of {vocabulary} is too small: at least {256 + len(SPECIAL_TOKENS)} (bytes and special tokens)"
-        )
+    smallest = 256 + len(SPECIAL_TOKENS) - len(LOCATIONS)
+    if vocabulary < smallest:
+        raise ValueError(f"a vocabulary of {vocabulary} is too small: at least {smallest} (bytes and special tokens)")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -50,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocabulary + len(LOCATIONS),
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -73,13 +74,23 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Return the token ids that :class:`~model_core.config.OmniMRIConfig` requires, by field name."""
+    """Return the token ids that :class:`~model_core.config.OmniMRIConfig` requires, by field name.
+
+    Raises:
+        ValueError: the location tokens do not have consecutive ids.
+    """
     ids = {
         "image_token_id": IMAGE_PAD,
         "generate_image_token_id": IMAGE,
         "seg_token_id": SEG,
+        "box_token_id": BBOX,
+        "response_token_id": RESPONSE,
+        "location_token_id": LOCATIONS[0],
         "pad_token_id": PAD,
         "eos_token_id": END,
     }
     vocabulary = tokenizer.get_vocab()
+    first = vocabulary[LOCATIONS[0]]
+    if [vocabulary[token] for token in LOCATIONS] != list(range(first, first + len(LOCATIONS))):
+        raise ValueError("the ids of the location tokens are not consecutive: use a tokenizer without tokens of that name")
     return {name: vocabulary[token] for name, token in ids.items()}

@@ -94,7 +94,7 @@ class DescriptionRecord(Row):
 
 
 class BoxRecord(Row):
-    """A box in the normalized form of the text: integers 0-999 per axis, half-open."""
+    """A box in the normalized form of the text: integers 0-255 per axis, half-open."""
 
     row0: int
     col0: int
@@ -120,6 +120,9 @@ class InstructionRecord(Row):
     held_out_phrasing: bool = Field(description="a phrasing that is excluded from training")
     structure: str | None = Field(default=None, description="segmentation: name of the structure")
     label_value: int | None = Field(default=None, description="segmentation: its value in 'labels'")
+    label_values: list[int] = Field(
+        default_factory=list, description="detection, diagnosis: values of the findings in 'labels'; empty = not labeled"
+    )
     acceleration: int | None = Field(default=None, description="reconstruction: undersampling factor")
     centre_fraction: float | None = Field(default=None, description="reconstruction: fully sampled share of lines")
     mask_seed: int | None = Field(default=None, description="reconstruction: seed of the random mask")

@@ -1,4 +1,4 @@
-"""Selection of the held-out cases: test patients only, spread evenly over patients, in an order that depends on the seed."""
+"""Selection of held-out cases: patients of one split, spread evenly over patients, in an order that depends on the seed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from itertools import zip_longest
 
 from components.curation.corpus import Corpus
-from components.curation.table_rows import InstructionRecord
+from components.curation.table_rows import InstructionRecord, Split
 from components.provenance import digest
 from components.registries import TASKS
 from components.tasks.base import Task
@@ -14,18 +14,20 @@ from components.tasks.base import Task
 
 def select_cases(corpus: Corpus, cases_per_task: int, seed: int) -> dict[str, list[InstructionRecord]]:
     """Return task -> at most ``cases_per_task`` records of the test split, those with held-out phrasings first."""
-    selected: dict[str, list[InstructionRecord]] = {}
-    for name, task in TASKS.items():
-        by_patient: dict[str, list[InstructionRecord]] = defaultdict(list)
-        for record in corpus.instructions:
-            if record.split == "test" and record.task == name:
-                by_patient[record.patient_id].append(record)
-        rows = [
-            sorted(records, key=lambda record: (not record.held_out_phrasing, digest(seed, record.sample_id)))
-            for _, records in sorted(by_patient.items())
-        ]
-        selected[name] = _balance_groups(task, _interleave(rows))[:cases_per_task]
-    return selected
+    return {name: select_task_cases(corpus, name, "test", cases_per_task, seed) for name in TASKS}
+
+
+def select_task_cases(corpus: Corpus, name: str, split: Split, count: int, seed: int) -> list[InstructionRecord]:
+    """Return at most ``count`` records of a task and split, those with held-out phrasings first."""
+    by_patient: dict[str, list[InstructionRecord]] = defaultdict(list)
+    for record in corpus.instructions:
+        if record.split == split and record.task == name:
+            by_patient[record.patient_id].append(record)
+    rows = [
+        sorted(records, key=lambda record: (not record.held_out_phrasing, digest(seed, record.sample_id)))
+        for _, records in sorted(by_patient.items())
+    ]
+    return _balance_groups(TASKS[name], _interleave(rows))[:count]
 
 
 def _interleave(rows: list[list[InstructionRecord]]) -> list[InstructionRecord]:

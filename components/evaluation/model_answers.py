@@ -13,6 +13,7 @@ from torch import Tensor
 
 from components.curation.corpus import Corpus
 from components.curation.table_rows import InstructionRecord
+from components.curation.text.header_facts import NO_HEADER, HeaderFacts
 from components.progress import track
 from components.provenance import digest
 from components.registries import TASKS
@@ -27,16 +28,25 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Case:
-    """A held-out instruction with its (H, W) input image and its target."""
+    """A held-out instruction with its (H, W) input image, its target, and the header of its volume."""
 
     record: InstructionRecord
     image: Image
     target: Target
+    header: HeaderFacts = NO_HEADER
+
+    @property
+    def question(self) -> str:
+        """The instruction after the line of header facts."""
+        return self.header.before(self.record.instruction)
 
 
 def load_cases(corpus: Corpus, records: Sequence[InstructionRecord]) -> list[Case]:
     """Read the arrays of held-out instructions."""
-    return [Case(record, *TASKS[record.task].input_and_target(record, corpus.store)) for record in records]
+    headers = {record.volume_id: HeaderFacts.of_record(corpus.volumes[record.volume_id]) for record in records}
+    return [
+        Case(record, *TASKS[record.task].input_and_target(record, corpus.store), headers[record.volume_id]) for record in records
+    ]
 
 
 class AnswerGenerator:
@@ -47,12 +57,20 @@ class AnswerGenerator:
     ) -> None:
         self.model, self.processor, self.settings, self.seed = model.eval(), processor, settings, seed
 
-    def images(self, cases: Sequence[Case], steps: int, samples: int) -> list[NDArray[np.float32]]:
-        """Return images or mask probabilities (H, W): the mean of ``samples`` samples of ``steps`` sampler steps."""
+    def images(self, cases: Sequence[Case], steps: int, samples: int, marker: str | None = None) -> list[NDArray[np.float32]]:
+        """Return images or mask probabilities (H, W): the mean of ``samples`` samples of ``steps`` sampler steps.
+
+        Args:
+            cases: of one task.
+            steps, samples: of the image decoder.
+            marker: beginning of the answer that requests the image decoder; None = the response of the case.
+        """
         images: list[NDArray[np.float32]] = []
         for batch in _batches(cases, f" ({samples} x {steps} steps)"):
             prompts = [
-                self.processor.encode_answer_prefix(case.record.instruction, case.record.response, self._image_tokens(case))
+                self.processor.encode_answer_prefix(
+                    case.question, case.record.response if marker is None else marker, self._image_tokens(case)
+                )
                 for case in batch
             ]
             ids, mask = self.processor.pad(prompts)
@@ -72,24 +90,20 @@ class AnswerGenerator:
             images.extend(means_B1DHW[:, 0, 0].numpy())
         return images
 
-    def texts(self, cases: Sequence[Case]) -> list[str]:
-        """Return greedy answers."""
+    def texts(self, cases: Sequence[Case], prefix: str = "", max_new_tokens: int | None = None) -> list[str]:
+        """Return greedy answers, or what follows a given beginning of the answers.
+
+        Args:
+            cases: of one task.
+            prefix: beginning of every answer.
+            max_new_tokens: largest length; None = that of the settings.
+        """
         texts: list[str] = []
         for batch in _batches(cases):
-            ids, mask = self._prompts(batch)
-            answers = self.model.generate_text(ids, mask, _pixels(batch), self.settings.max_new_tokens)
+            ids, mask = self._prompts(batch, prefix)
+            answers = self.model.generate_text(ids, mask, _pixels(batch), max_new_tokens or self.settings.max_new_tokens)
             texts.extend(self.processor.decode(answer) for answer in answers)
         return texts
-
-    def confidences(self, cases: Sequence[Case], answers: Sequence[str]) -> list[float]:
-        """Return the mean token probability of each answer after its instruction; 0 for an empty answer."""
-        confidences: list[float] = []
-        for case, answer in zip(cases, answers, strict=True):
-            tokens = self.processor.tokens(answer)
-            ids, mask = self.processor.pad([self._prompt(case)])
-            scores = self.model.answer_probability(ids, mask, _pixels([case]), [tokens]) if tokens else None
-            confidences.append(0.0 if scores is None else float(scores))
-        return confidences
 
     def yes_probabilities(self, cases: Sequence[Case]) -> list[float]:
         """Return p(yes) / (p(yes) + p(no)) of the first word of each answer."""
@@ -102,11 +116,12 @@ class AnswerGenerator:
         return probabilities
 
     def _prompt(self, case: Case) -> list[int]:
-        return self.processor.encode(case.record.instruction, None, self._image_tokens(case)).input_ids
+        return self.processor.encode(case.question, None, self._image_tokens(case)).input_ids
 
-    def _prompts(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
+    def _prompts(self, cases: Sequence[Case], prefix: str = "") -> tuple[Tensor, Tensor]:
         """Return token ids and attention mask, left-padded for generation."""
-        return self.processor.pad([self._prompt(case) for case in cases], left=True)
+        beginning = self.processor.tokens(prefix)
+        return self.processor.pad([[*self._prompt(case), *beginning] for case in cases], left=True)
 
     def _image_tokens(self, case: Case) -> int:
         return self.model.image_tokens_for(1, *case.image.shape)

@@ -57,6 +57,7 @@ class TaskResult:
         units: first metric, for subgroups; None = no subgroups.
         structures: name -> Dice of every case.
         roc: p(yes) and truth of every case.
+        calibrated: temperature fitted on validation patients, and p(yes) of every case at it.
         sweep: reconstruction under other masks.
     """
 
@@ -68,6 +69,7 @@ class TaskResult:
     units: ScoredUnits | None = None
     structures: dict[str, list[float]] = field(default_factory=dict)
     roc: tuple[list[float], list[bool]] | None = None
+    calibrated: tuple[float, list[float]] | None = None
     sweep: list[SweepRow] = field(default_factory=list)
 
 

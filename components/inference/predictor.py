@@ -127,11 +127,13 @@ class Predictor:
         [question] = self._read_questions([(source, instruction)], CONDITIONAL_MEAN, ignore_progress)
         yield from self._stream_text(question)
 
-    def generate_texts(self, question: Question, tiles: Sequence[Tile], task: TaskName) -> list[str]:
-        """Generate the answer about each tile, greedily. Report progress under the task's name."""
+    def generate_texts(
+        self, question: Question, tiles: Sequence[Tile], task: TaskName, prefix: str = "", max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> list[str]:
+        """Generate the answer about each tile, greedily, or what follows ``prefix``. Report progress under the task's name."""
         answers: list[str] = []
         for batch in _batches(tiles):
-            answers += self._generate([(question, tile) for tile in batch])
+            answers += self._generate([(question, tile) for tile in batch], prefix, max_new_tokens)
             question.progress(task, len(answers), len(tiles))
         return answers
 
@@ -156,7 +158,7 @@ class Predictor:
             target_kind: TARGET_IMAGE or TARGET_MASK.
         """
         volume, sampling = question.volume, question.sampling
-        prompt = self.processor.encode_answer_prefix(question.instruction, marker, self.image_tokens)
+        prompt = self.processor.encode_answer_prefix(question.text, marker, self.image_tokens)
         images: list[NDArray[np.float32]] = []
         for batch in _batches(tiles):
             ids, mask = self.processor.pad([prompt] * len(batch))
@@ -211,16 +213,18 @@ class Predictor:
         progress("answering", 1, 1)
         return answer.strip()
 
-    def _encode(self, prompts: Sequence[tuple[Question, Tile]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _encode(self, prompts: Sequence[tuple[Question, Tile]], prefix: str = "") -> tuple[Tensor, Tensor, Tensor]:
         """Return token ids, attention mask and pixels of the prompts, left-padded for generation."""
-        encoded = [self.processor.encode(question.instruction, None, self.image_tokens).input_ids for question, _ in prompts]
+        encoded = [self.processor.encode_answer_prefix(question.text, prefix, self.image_tokens) for question, _ in prompts]
         ids, mask = self.processor.pad(encoded, left=True)
         return ids, mask, _pixels([question.volume.crop(tile) for question, tile in prompts])
 
-    def _generate(self, prompts: Sequence[tuple[Question, Tile]]) -> list[str]:
+    def _generate(
+        self, prompts: Sequence[tuple[Question, Tile]], prefix: str = "", max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> list[str]:
         """Generate one batch of answers."""
-        ids, mask, pixels = self._encode(prompts)
-        return [self.processor.decode(tokens) for tokens in self.model.generate_text(ids, mask, pixels, MAX_NEW_TOKENS)]
+        ids, mask, pixels = self._encode(prompts, prefix)
+        return [self.processor.decode(tokens) for tokens in self.model.generate_text(ids, mask, pixels, max_new_tokens)]
 
     def _stream_text(self, question: Question) -> Iterator[str]:
         """Yield the answer about the first tile piece by piece; generation runs in its own thread."""

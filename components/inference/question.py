@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.curation.text.header_facts import HeaderFacts
 from components.errors import BadInput
 from components.inference.prediction import Prediction
 from components.inference.sliding_window import ResampledVolume, Tile
@@ -65,6 +66,16 @@ class Question:
     sampling: Sampling = CONDITIONAL_MEAN
     file_affine: NDArray[np.float64] | None = None
     progress: Progress = ignore_progress
+
+    @property
+    def header(self) -> HeaderFacts:
+        """Facts that the header of the volume states."""
+        return HeaderFacts.of_volume(self.volume.volume)
+
+    @property
+    def text(self) -> str:
+        """The instruction after the line of header facts."""
+        return self.header.before(self.instruction)
 
     @property
     def first_tile(self) -> Tile:

@@ -19,7 +19,6 @@ from components.curation.curate_volume import resample_volume
 from components.curation.measure.regions import FOREGROUND
 from components.curation.resampling import PlaneGrid
 from components.ingestion.volume import Volume
-from model_core.boxes import GRID, TextBox
 from model_core.mri_physics.coils import estimate_sensitivities, measured_columns
 from model_core.mri_physics.fourier import fft2c_numpy
 from model_core.mri_physics.sense import KSpaceMeasurement
@@ -134,15 +133,6 @@ class ResampledVolume:
         offset = np.array([0.0, *(-o / s for o, s in zip(self.grid.offset, self.grid.scale, strict=True))])
         shape = self.volume.voxels.shape
         return np.asarray(ndimage.affine_transform(values_DPP, scale, offset, shape, order=1, mode="constant"), dtype=np.float32)
-
-    def box_to_source_grid(self, tile: Tile, box: TextBox) -> tuple[int, int, int, int]:
-        """Convert a box in a tile's text coordinates to (row0, col0, row1, col1) edges on the source's grid."""
-        corner, edges = (tile.row, tile.column), []
-        for axis, value in ((0, box.row0), (1, box.col0), (0, box.row1), (1, box.col1)):
-            pixel = corner[axis] + value * self.matrix / GRID
-            edge = (pixel - 0.5) * self.grid.scale[axis] + self.grid.offset[axis] + 0.5
-            edges.append(int(np.clip(round(edge), 0, self.volume.voxels.shape[axis + 1])))
-        return edges[0], edges[1], edges[2], edges[3]
 
 
 def slice_batches(measured: KSpaceMeasurement, size: int) -> Iterator[tuple[slice, KSpaceMeasurement]]:

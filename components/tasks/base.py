@@ -138,6 +138,14 @@ class Task(ABC):
         return f"<task {self.name}>"
 
 
+def read_finding(record: InstructionRecord, store: VolumeStore) -> tuple[Image, Target]:
+    """Read the (H, W) slice of an instruction, and the mask of the findings it is about; no target without labels of them."""
+    image: Image = store.read(record.volume_id, "voxels", record.slice_index)
+    if not record.label_values:
+        return image, Target.none(image)
+    return image, Target.mask(np.isin(store.read(record.volume_id, "labels", record.slice_index), record.label_values))
+
+
 def has_finding(record: InstructionRecord) -> bool:
     """Return whether the true answer of an instruction asserts a finding."""
     return bool(record.boxes) or bool(record.positive)

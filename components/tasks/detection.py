@@ -1,28 +1,47 @@
-"""Detection: the boxes of all lesions on a slice, as text."""
+"""Detection: the boxes of all lesions on a slice, as text.
+
+The boxes of an answer are those of the connected parts of a mask, which the image decoder predicts from the state of the prompt:
+the edges of a lesion of 10 pixels lie within one visual token of 16. The network is trained on the text as well.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
 from components.curation.curate_volume import CardFacts, CuratedVolume
+from components.curation.measure.volume_facts import normalize_box
+from components.curation.store import VolumeStore
 from components.curation.table_rows import BoxRecord, InstructionRecord
 from components.curation.text.instructions import build_instruction, spread
 from components.curation.text.phrasings import Phrasings
+from components.curation.text.structure_names import lesion_values
 from components.settings import CurationSettings, EvaluationSettings
-from components.tasks.base import Task
-from model_core.boxes import BOX_TOKEN, NO_LESION, TextBox, format_boxes, parse_boxes
+from components.tasks.base import Image, Target, Task, read_finding
+from model_core.boxes import BOX_TOKEN, GRID, NO_LESION, TextBox, format_boxes, parse_boxes
+from model_core.targets import TARGET_MASK
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
     from components.evaluation.task_result import TaskResult
-    from components.inference.prediction import FoundBox, Prediction
+    from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
 
-SAME_BOX = 0.5
-"""Intersection over union from which boxes of overlapping tiles are the same finding."""
+THRESHOLD = 0.5
+"""Probability from which a pixel belongs to a finding."""
+MINIMUM_PIXELS = 6
+"""Pixels of the network's grid from which a connected part of the mask is a finding."""
+NAME_TOKENS = 8
+"""Largest number of tokens of a finding's name."""
+_NAME = re.compile(r"[a-z][a-z ]*")
 
 
 class Detection(Task):
@@ -53,15 +72,21 @@ class Detection(Task):
         """Yield an instruction for slices with lesions, and for slices that have none for certain."""
         facts = curated.facts
         words = {"finding": facts.lesion}
+        values = lesion_values(card.label_map) if curated.record.has_labels else []
         for slice_index in spread(facts.lesion_slices, settings.slices_per_volume):
             boxes = facts.boxes[slice_index]
             response = format_boxes(map(_text_box, boxes))
-            yield build_instruction(curated, self, slice_index, response, words, boxes=boxes)
+            yield build_instruction(curated, self, slice_index, response, words, boxes=boxes, label_values=values)
         for slice_index in spread(facts.lesion_free_slices, settings.slices_per_volume):
-            yield build_instruction(curated, self, slice_index, format_boxes([]), words)
+            yield build_instruction(curated, self, slice_index, format_boxes([]), words, label_values=values)
 
     def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102 (see Task)
         return set(parse_boxes(record.response)) == set(map(_text_box, record.boxes))
+
+    def input_and_target(self, record: InstructionRecord, store: VolumeStore) -> tuple[Image, Target]:
+        """Read the slice and the mask of its findings; without labels of them, their boxes are filled."""
+        image, target = read_finding(record, store)
+        return image, target if record.label_values else Target.mask(_fill_boxes(record.boxes, image.shape))
 
     def case_group(self, record: InstructionRecord) -> object:
         """Return whether there is a lesion: equally many cases have one and none."""
@@ -71,19 +96,21 @@ class Detection(Task):
         return BOX_TOKEN in answer or answer.startswith(NO_LESION)
 
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
-        """Detect boxes on every slice with content."""
+        """Read boxes off the mask of the finding on every slice with content."""
         from components.inference.prediction import FoundBox
+        from components.inference.question import ignore_progress
 
         volume = question.volume
         tiles = volume.tiles(volume.content_slices)
-        boxes: list[FoundBox] = []
-        for tile, text in zip(tiles, predictor.generate_texts(question, tiles, self.name), strict=True):
-            for box in parse_boxes(text):
-                row0, col0, row1, col1 = volume.box_to_source_grid(tile, box)
-                if row0 < row1 and col0 < col1:  # a thin box may vanish between two pixels of a coarser image
-                    boxes.append(FoundBox(box.label, tile.index, row0, col0, row1, col1))
-        if len(volume.corners) > 1:
-            boxes = drop_duplicate_boxes(boxes)
+        masks = predictor.generate_images(question, tiles, "", TARGET_MASK, self.name)
+        probability_DHW = volume.to_source_grid(volume.blend(tiles, masks).mean(0))
+        smallest = MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1]
+        outlines = {index: box_components(probability_DHW[index], smallest) for index in volume.content_slices}
+        found = any(outlines.values())
+        quiet = replace(question, progress=ignore_progress)
+        [text] = predictor.generate_texts(quiet, [question.first_tile], self.name, BOX_TOKEN, NAME_TOKENS) if found else [""]
+        name = finding_name(text)
+        boxes = [FoundBox(name, index, *outline.edges) for index, ones in outlines.items() for outline in ones]
         slices = len({box.slice_index for box in boxes})
         text = f"{len(boxes)} boxes on {slices} of {len(volume.content_slices)} slices" if boxes else NO_LESION
         return question.prediction(self.name, text, tiles, boxes=tuple(boxes))
@@ -95,8 +122,13 @@ class Detection(Task):
         from components.evaluation.task_result import EXAMPLES, Panel, ScoredUnits, TaskResult, build_row, pair_score, worst_cases
 
         typical = median_box(corpus)
-        texts = answers.texts(cases)
-        predicted = [parse_boxes(text) for text in texts]
+        outlines = [box_components(image, MINIMUM_PIXELS) for image in answers.images(cases, steps=1, samples=1, marker="")]
+        names = map(finding_name, answers.texts(cases, BOX_TOKEN, NAME_TOKENS))
+        predicted = [
+            [outline.normalize(name, case.image.shape) for outline in ones]
+            for ones, name, case in zip(outlines, names, cases, strict=True)
+        ]
+        confidences = [max((outline.confidence for outline in ones), default=0.0) for ones in outlines]
         truth = [list(map(_text_box, case.record.boxes)) for case in cases]
         no_boxes: list[list[TextBox]] = [[] for _ in cases]
         median_boxes = [[typical] if typical else [] for _ in cases]
@@ -112,7 +144,7 @@ class Detection(Task):
 
         certain = {"nothing": [(boxes, 1.0) for boxes in no_boxes], "median box": [(boxes, 1.0) for boxes in median_boxes]}
         baselines = {name: pair_score(precision, pairs, truth) for name, pairs in certain.items()}
-        model = pair_score(precision, list(zip(predicted, answers.confidences(cases, texts), strict=True)), truth)
+        model = pair_score(precision, list(zip(predicted, confidences, strict=True)), truth)
         result.rows.append(build_row(self.name, "AP at IoU 0.5", True, model, baselines, patients, len(cases), model))
         by_case = [metrics.detection_f1([boxes], [true_boxes]) for boxes, true_boxes in zip(predicted, truth, strict=True)]
         volumes = tuple(case.record.volume_id for case in cases)
@@ -128,34 +160,65 @@ class Detection(Task):
         return result
 
 
-def drop_duplicate_boxes(boxes: Sequence[FoundBox]) -> list[FoundBox]:
-    """Drop boxes that overlapping tiles found a second time: keep the largest of each group, in the original order."""
+@dataclass(frozen=True)
+class Outline:
+    """The box of a connected part of a mask, in pixels (half-open), and the highest probability in it."""
 
-    def area(row0: int, col0: int, row1: int, col1: int) -> int:
-        return max(row1 - row0, 0) * max(col1 - col0, 0)
+    row0: int
+    col0: int
+    row1: int
+    col1: int
+    confidence: float
 
-    def size(box: FoundBox) -> int:
-        return area(box.row0, box.col0, box.row1, box.col1)
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """Edges in the order of a box."""
+        return self.row0, self.col0, self.row1, self.col1
 
-    def is_same(a: FoundBox, b: FoundBox) -> bool:
-        shared = area(max(a.row0, b.row0), max(a.col0, b.col0), min(a.row1, b.row1), min(a.col1, b.col1))
-        overlap = shared / (size(a) + size(b) - shared)
-        return (a.label, a.slice_index) == (b.label, b.slice_index) and overlap >= SAME_BOX
+    def normalize(self, label: str, size: tuple[int, ...]) -> TextBox:
+        """Return the box in the coordinates of the text, given the (H, W) of the image."""
+        record = normalize_box(*self.edges, size[0], size[1], label)
+        return _text_box(record)
 
-    kept: list[FoundBox] = []
-    for box in sorted(boxes, key=size, reverse=True):
-        if not any(is_same(box, other) for other in kept):
-            kept.append(box)
-    return [box for box in boxes if box in kept]
+
+def box_components(probability_HW: Image, smallest: float) -> list[Outline]:
+    """Return the boxes of the connected parts (8-neighborhood, as those of label maps) of a mask, in reading order.
+
+    Args:
+        probability_HW: of the finding.
+        smallest: number of pixels from which a part counts.
+    """
+    parts, _ = ndimage.label(probability_HW > THRESHOLD, structure=np.ones((3, 3)))
+    outlines = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
+        inside = parts[rows, columns] == number
+        if inside.sum() >= smallest:
+            confidence = float(probability_HW[rows, columns][inside].max())
+            outlines.append(Outline(rows.start, columns.start, rows.stop, columns.stop, confidence))
+    return sorted(outlines, key=lambda outline: outline.edges)
+
+
+def finding_name(text: str) -> str:
+    """Return the name that the model gives to a box: the first words of its answer after :data:`BOX_TOKEN`."""
+    name = _NAME.match(text.removeprefix(BOX_TOKEN).strip())
+    return name.group().strip() if name else "lesion"
 
 
 def _text_box(box: BoxRecord) -> TextBox:
     return TextBox(box.label, box.row0, box.col0, box.row1, box.col1)
 
 
+def _fill_boxes(boxes: Sequence[BoxRecord], size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return a (H, W) mask that is True inside of the boxes."""
+    mask = np.zeros(size, np.bool_)
+    for row0, col0, row1, col1 in _pixel_edges([_text_box(box) for box in boxes], size):
+        mask[round(row0) : max(round(row1), round(row0) + 1), round(col0) : max(round(col1), round(col0) + 1)] = True
+    return mask
+
+
 def _pixel_edges(boxes: Sequence[TextBox], size: tuple[int, ...]) -> tuple[tuple[float, float, float, float], ...]:
     """Convert text coordinates to pixels of an image of the given size."""
-    rows, columns = size[0] / 1000, size[1] / 1000
+    rows, columns = size[0] / GRID, size[1] / GRID
     return tuple((box.row0 * rows, box.col0 * columns, box.row1 * rows, box.col1 * columns) for box in boxes)
 
 

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
+from components.curation.store import VolumeStore
 from components.curation.table_rows import InstructionRecord, VolumeRecord
 from components.curation.text.descriptions import signal_term
 from components.curation.text.differentials import list_considerations
 from components.curation.text.instructions import build_instruction, spread
 from components.curation.text.phrasings import Phrasings
+from components.curation.text.structure_names import lesion_values
 from components.settings import CurationSettings, EvaluationSettings
-from components.tasks.base import Task
+from components.tasks.base import Image, Target, Task, read_finding
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
-    from components.evaluation.task_result import TaskResult
+    from components.evaluation.task_result import Score, TaskResult
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
@@ -83,11 +85,14 @@ class Diagnosis(Task):
                 questions += [(i, finding.name, finding.present) for i in spread(facts.content_slices, 1)]
         for slice_index, name, positive in questions:
             response = f"yes, {name}" if positive else f"no, no {name}"
-            yield build_instruction(curated, self, slice_index, response, {"finding": name}, positive=positive)
-            yield from self._with_differential(curated, slice_index, name, positive)
+            labeled = curated.record.has_labels and name == facts.lesion
+            values = lesion_values(card.label_map) if labeled else []
+            words = {"finding": name}
+            yield build_instruction(curated, self, slice_index, response, words, positive=positive, label_values=values)
+            yield from self._with_differential(curated, slice_index, name, positive, values)
 
     def _with_differential(
-        self, curated: CuratedVolume, slice_index: int, name: str, positive: bool
+        self, curated: CuratedVolume, slice_index: int, name: str, positive: bool, values: list[int]
     ) -> Iterator[InstructionRecord]:
         """Yield the question with its differential, if there is one; the finding of the dataset is called most likely."""
         considered = list_considerations(name, curated.record.anatomy)
@@ -110,7 +115,7 @@ class Diagnosis(Task):
         response = f"no, no {name}"
         if positive:
             response = f"yes{location}. Differential: {', '.join(considered)}. Most likely: {name}."
-        fields = {"positive": positive, "differential": considered if positive else []}
+        fields = {"positive": positive, "differential": considered if positive else [], "label_values": values}
         yield build_instruction(curated, self, slice_index, response, {"finding": name}, self.open_phrasings, **fields)
 
     def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:  # noqa: D102
@@ -118,6 +123,10 @@ class Diagnosis(Task):
 
     def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102
         return record.response.startswith("yes" if record.positive else "no")
+
+    def input_and_target(self, record: InstructionRecord, store: VolumeStore) -> tuple[Image, Target]:
+        """Read the slice and, to train on, the mask of the finding: an answer rests on where the finding is."""
+        return read_finding(record, store)
 
     def case_group(self, record: InstructionRecord) -> object:
         """Return the true answer: equally many cases are positive and negative."""
@@ -142,6 +151,7 @@ class Diagnosis(Task):
         """Score p(yes) with AUROC and accuracy, next to the more frequent answer of the training patients."""
         from components.evaluation import metrics
         from components.evaluation.baselines import majority_answer
+        from components.evaluation.calibration import expected_calibration_error, scale_probabilities
         from components.evaluation.task_result import EXAMPLES, ScoredUnits, TaskResult, build_row, pair_score, worst_cases
 
         majority = [float(majority_answer(corpus, self.name))] * len(cases)
@@ -152,11 +162,20 @@ class Diagnosis(Task):
         def accuracy(predicted: Sequence[float], positive: Sequence[bool]) -> float:
             return float(np.mean([(p > 0.5) == t for p, t in zip(predicted, positive, strict=True)]))
 
-        result = TaskResult(roc=(scores, truth))
+        temperature = _temperature(answers, corpus, settings, self.name)
+        scaled = scale_probabilities(scores, temperature)
+        result = TaskResult(roc=(scores, truth), calibrated=(temperature, scaled))
         for name, metric, bootstrapped in (("AUROC", metrics.auroc, metrics.auroc_by_ranks), ("accuracy", accuracy, accuracy)):
             baselines = {"majority": pair_score(metric, majority, truth)}
             model, resampled = pair_score(metric, scores, truth), pair_score(bootstrapped, scores, truth)
             result.rows.append(build_row(self.name, name, True, model, baselines, patients, len(cases), resampled))
+        by_patient = {"majority": _patient_auroc(majority, truth, patients)}
+        whole = _patient_auroc(scores, truth, patients)
+        result.rows.append(build_row(self.name, "AUROC by patient", True, whole, by_patient, patients, len(cases)))
+        for name, values in (("ECE", scores), (f"ECE at temperature {temperature:.2f}", scaled)):
+            baselines = {"one half": pair_score(expected_calibration_error, [0.5] * len(cases), truth)}
+            model = pair_score(expected_calibration_error, values, truth)
+            result.rows.append(build_row(self.name, name, False, model, baselines, patients, len(cases)))
         volumes = tuple(case.record.volume_id for case in cases)
         result.units = ScoredUnits("accuracy", pair_score(accuracy, scores, truth), volumes)
 
@@ -166,6 +185,31 @@ class Diagnosis(Task):
         result.texts = [example(i) for i in range(min(EXAMPLES, len(cases)))]
         result.worst_texts = [example(i) for i in worst_cases([1 - abs(p - t) for p, t in zip(scores, truth, strict=True)])]
         return result
+
+
+def _temperature(answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings, task: str) -> float:
+    """Return the temperature of p(yes) on validation patients."""
+    from components.evaluation.calibration import fit_temperature
+    from components.evaluation.case_selection import select_task_cases
+    from components.evaluation.model_answers import load_cases
+
+    cases = load_cases(corpus, select_task_cases(corpus, task, "validation", settings.cases_per_task, answers.seed))
+    return fit_temperature(answers.yes_probabilities(cases), [bool(case.record.positive) for case in cases])
+
+
+def _patient_auroc(scores: Sequence[float], positive: Sequence[bool], patients: Sequence[str]) -> Score:
+    """Return the AUROC over patients of the chosen cases: the largest p(yes) of a patient, and whether any case is positive."""
+    from components.evaluation.metrics import auroc
+
+    def score(chosen: Sequence[int]) -> float:
+        largest: dict[str, float] = {}
+        present: dict[str, bool] = {}
+        for i in chosen:
+            largest[patients[i]] = max(largest.get(patients[i], 0.0), scores[i])
+            present[patients[i]] = present.get(patients[i], False) or positive[i]
+        return auroc([largest[patient] for patient in largest], [present[patient] for patient in largest])
+
+    return score
 
 
 TASK = Diagnosis()

@@ -1,4 +1,4 @@
-"""Report: the diagnostic report of a volume."""
+"""Report: the diagnostic report of a volume. What its header states (sequence, plane) is copied, not generated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from components.curation.table_rows import DescriptionRecord, InstructionRecord
 from components.curation.text.instructions import MASK_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
 from components.curation.text.structure_names import knee_organ
-from components.curation.text.template import KNEE_ORGANS, format_paragraph
+from components.curation.text.template import KNEE_ORGANS, format_paragraph, with_fields
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Task
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
     from components.evaluation.task_result import Score, TaskResult
+    from components.inference.prediction import Prediction
+    from components.inference.predictor import Predictor
+    from components.inference.question import Question
 
 
 class Report(Task):
@@ -56,6 +59,10 @@ class Report(Task):
     def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102 (see Task)
         return len(record.response) > len(MASK_RESPONSE)
 
+    def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
+        """Return the answer with the header's own facts in the fields that the header states."""
+        return question.prediction(self.name, with_fields(answer, question.header.fields), [question.first_tile])
+
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score the overlap of texts and the share of correct fields, next to the most frequent training report."""
         from components.evaluation import metrics
@@ -71,7 +78,7 @@ class Report(Task):
         )
 
         frequent = count_reports(corpus, self.name)
-        texts = answers.texts(cases)
+        texts = [with_fields(text, case.header.fields) for text, case in zip(answers.texts(cases), cases, strict=True)]
         truth = [case.record.response for case in cases]
         most_frequent = [frequent.overall] * len(cases)
         of_sequence = [frequent.for_volume(corpus.volumes[case.record.volume_id]) for case in cases]

@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.curation.table_rows import InstructionRecord
+from components.curation.text.header_facts import HeaderFacts
 from components.provenance import digest
 from components.registries import TASKS
 from components.settings import StageSettings
 from components.tasks.base import Image, Target
 from components.training.augmentation import AffineParams, Contrast, apply_affine_batch
 from components.training.mixture import Draw, Mixture
-from components.training.samples import Samples
+from components.training.samples import Samples, StructureMap
 from components.training.stages.base import Stage
 from model_core.batch import IGNORE, NO_TASK, Batch, ImageBatch, PairedBatch, SequenceBatch
 from model_core.boxes import format_boxes, parse_boxes
@@ -31,6 +33,8 @@ from model_core.config import OmniMRIConfig
 from model_core.processing import Encoded, Processor
 from model_core.targets import TARGET_MASK
 
+HEADERS_OMITTED = 1 / 3
+"""Share of the instructions without header facts, so that the model also answers about images whose header states none."""
 CACHED_TEXTS = 4096
 """Tokenized texts that are kept: the same few texts return every epoch."""
 
@@ -50,6 +54,7 @@ class _Sequence:
     encoded: Encoded
     image: Image
     target: Target
+    structures: StructureMap | None = None
     visual_loss: bool = False
 
 
@@ -160,7 +165,20 @@ class StageBatches:
         )
         tasks = tuple(TASKS)
         task_B = torch.tensor([tasks.index(name) if name in tasks else NO_TASK for name in names])
-        return replace(batch, seed_B=self.seeds(draws), task_B=task_B, tasks=tasks)
+        batch = replace(batch, seed_B=self.seeds(draws), task_B=task_B, tasks=tasks)
+        return self._with_structures(batch, [sequence.structures for sequence in sequences])
+
+    def _with_structures(self, batch: SequenceBatch, maps: Sequence[StructureMap | None]) -> SequenceBatch:
+        """Return the batch with the label maps of its samples, if the corpus has any."""
+        if not self.samples.structures:
+            return batch
+        structures = torch.full_like(batch.target_B1DHW[:, 0], IGNORE, dtype=torch.long)
+        listed = torch.zeros(len(maps), len(self.samples.structures), dtype=torch.bool)
+        for row, labels in enumerate(maps):
+            if labels is not None:
+                structures[row, 0], listed[row] = torch.from_numpy(labels.numbers), torch.from_numpy(labels.listed)
+        names, _ = self.processor.pad([self.processor.tokens(name) for name in self.samples.structures])
+        return replace(batch, structures_BDHW=structures, listed_BS=listed, names_SL=names)
 
     def _pair(self, draw: Draw) -> _Sequence:
         affine, contrast = self.augmentation("paired", draw)
@@ -174,9 +192,11 @@ class StageBatches:
         affine, contrast = self.augmentation(task, draw)
         record = self.samples.instructions[task][draw.index]
         image, target = self.samples.input_and_target(record)
+        structures = self.samples.structure_map(record)
+        question = self._question(record, draw)
         if not TASKS[task].is_augmented:
-            encoded = self._encode_instruction(record.instruction, record.response, self._image_tokens(image))
-            return _Sequence(encoded, image, target)
+            encoded = self._encode_instruction(question, record.response, self._image_tokens(image))
+            return _Sequence(encoded, image, target, structures)
         response = record.response
         if boxes := parse_boxes(response):
             affine = affine.keeping_inside(boxes)
@@ -184,8 +204,17 @@ class StageBatches:
         image = contrast.apply(affine.apply(image))
         if target.kind == TARGET_MASK:
             target = replace(target, image=affine.apply(target.image, nearest=True))
-        encoded = self._encode_instruction(record.instruction, response, self._image_tokens(image))
-        return _Sequence(encoded, image, target)
+        if structures is not None:
+            numbers = affine.apply(structures.numbers.astype(np.float32), nearest=True)
+            structures = replace(structures, numbers=numbers.astype(np.int64))
+        encoded = self._encode_instruction(question, response, self._image_tokens(image))
+        return _Sequence(encoded, image, target, structures)
+
+    def _question(self, record: InstructionRecord, draw: Draw) -> str:
+        """Return an instruction after the line of header facts, which a third of the draws omits."""
+        if np.random.default_rng([self.key, draw.number, 1]).random() < HEADERS_OMITTED:
+            return record.instruction
+        return HeaderFacts.of_record(self.samples.corpus.volumes[record.volume_id]).before(record.instruction)
 
     def _image_tokens(self, image: Image) -> int:
         grid = self.config.image_grid(1, *image.shape)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
 from components.curation.store import VolumeStore
@@ -28,6 +29,19 @@ class SliceRef:
 
     volume_id: str
     index: int
+
+
+@dataclass(frozen=True)
+class StructureMap:
+    """The labeled structures of a slice.
+
+    Attributes:
+        numbers: (H, W) int64, 0 = none, n = the n-th of :attr:`Samples.structures`.
+        listed: (S,) bool, structures that the label map distinguishes.
+    """
+
+    numbers: NDArray[np.int64]
+    listed: NDArray[np.bool_]
 
 
 @dataclass
@@ -102,6 +116,30 @@ class Samples:
     def text(self, ref: SliceRef) -> str:
         """Return the description of the slice's volume."""
         return self.corpus.descriptions[ref.volume_id].text
+
+    @cached_property
+    def structures(self) -> tuple[str, ...]:
+        """Names of all structures of the corpus's label maps, sorted."""
+        return tuple(sorted({name for names in self._structure_names.values() for name in names.values()}))
+
+    @cached_property
+    def _structure_names(self) -> dict[str, dict[int, str]]:
+        """Dataset with label maps -> label value -> name of the structure."""
+        datasets = sorted({volume.dataset_id for volume in self.corpus.volumes.values() if volume.has_labels})
+        maps = {dataset: self.corpus.label_map(dataset) for dataset in datasets}
+        return {dataset: {value: name.lower() for value, name in names.items() if value} for dataset, names in maps.items()}
+
+    def structure_map(self, record: InstructionRecord) -> StructureMap | None:
+        """Return the structures of an instruction's slice; None without a label map."""
+        volume = self.corpus.volumes[record.volume_id]
+        if not volume.has_labels:
+            return None
+        names = self._structure_names[volume.dataset_id]
+        numbers = np.zeros(256, np.int64)
+        for value, name in names.items():
+            numbers[value] = self.structures.index(name) + 1
+        listed = np.isin(self.structures, list(names.values()))
+        return StructureMap(numbers[self.store.read(record.volume_id, "labels", record.slice_index)], listed)
 
     def input_and_target(self, record: InstructionRecord) -> tuple[Image, Target]:
         """Return the input image of an instruction and its target."""

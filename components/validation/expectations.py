@@ -55,7 +55,7 @@ def are_plausible(measures: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def are_inside_image(boxes: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether every box is inside the image (0-999), start before end."""
+    """Return whether every box is inside the image (0-255), start before end."""
     return all(0 <= b["row0"] < b["row1"] < GRID and 0 <= b["col0"] < b["col1"] < GRID for b in boxes)
 
 

@@ -52,9 +52,9 @@ class _Block(GradientCheckpointingLayer):
     def __init__(self, channels_in: int, channels: int, condition: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(min(8, channels_in), channels_in)
-        self.convolution1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.convolution1 = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)  # the norm that follows removes a bias
         self.norm2 = nn.GroupNorm(min(8, channels), channels)
-        self.convolution2 = ZeroConv2d(channels, channels, 3, padding=1)
+        self.convolution2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulation = ZeroLinear(condition, 2 * channels)
         self.shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 
@@ -93,14 +93,23 @@ class ImageDecoder(nn.Module):
         )
         coarsest = self.up_channels[0] + 2 * stem[-1]
         incoming = [coarsest, *(channels for channels in reversed(stem[1:]))]
-        self.full = nn.ModuleList(
-            _Block(channels_in + channels, channels, self.condition_size)
-            for channels_in, channels in zip(incoming, reversed(stem), strict=True)
+        # Channels are reduced before upsampling, where a convolution costs a quarter.
+        self.reduce = nn.ModuleList(
+            nn.Conv2d(channels_in, channels, 1) for channels_in, channels in zip(incoming, reversed(stem), strict=True)
         )
+        self.full = nn.ModuleList(_Block(2 * channels, channels, self.condition_size) for channels in reversed(stem))
         self.output = ZeroConv2d(width, 2, 3, padding=1)
+        self.selection = ZeroLinear(self.condition_size, width + 1)
 
-    def forward(self, noisy_B1DHW: Tensor, time_B: Tensor, conditions: Conditions) -> Tensor:
-        """Predict the clean target (B, 1, D, H, W), float32: the residual of images, the logits of masks."""
+    def forward(self, noisy_B1DHW: Tensor, time_B: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """Predict the clean target, and return the features of every pixel that it is predicted from.
+
+        The logit of a mask is that of a convolution plus a linear function of the pixel's features which the query determines: what
+        the features distinguish for one structure serves all others (MaskFormer, arXiv:2107.06278).
+
+        Returns:
+            (B, 1, D, H, W) float32: the residual of images, the logits of masks; and (B, c, D, H, W) features.
+        """
         dtype, depth = self.stem.weight.dtype, noisy_B1DHW.shape[2]
         condition = self.time(time_B) + self.query(conditions.query_BQ.to(dtype)) + self.kind(conditions.kind_B)
         condition_Sk = F.silu(condition).repeat_interleave(depth, 0)
@@ -112,12 +121,16 @@ class ImageDecoder(nn.Module):
             skips.append(x)
             x = down(x)
         x = torch.cat([self._from_features(conditions.features, condition_Sk), x], 1)
-        for block, skip in zip(self.full, reversed(skips), strict=True):
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        for reduce, block, skip in zip(self.reduce, self.full, reversed(skips), strict=True):
+            x = F.interpolate(reduce(x), scale_factor=2, mode="nearest")
             x = block(torch.cat([x, skip], 1), condition_Sk)
-        out_B2DHW = self.output(F.silu(x)).unflatten(0, (-1, depth)).transpose(1, 2).float()
+        x = F.silu(x)
+        weight_Sc, bias_S1 = self.selection(condition_Sk).split([x.shape[1], 1], -1)
+        selected = torch.einsum("schw,sc->shw", x, weight_Sc)[:, None] + bias_S1[..., None, None]
+        out = self.output(x)
+        out_B2DHW = torch.cat([out[:, :1], out[:, 1:] + selected], 1).unflatten(0, (-1, depth)).transpose(1, 2).float()
         is_mask = (conditions.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1)
-        return torch.where(is_mask, out_B2DHW[:, 1:], out_B2DHW[:, :1])
+        return torch.where(is_mask, out_B2DHW[:, 1:], out_B2DHW[:, :1]), x.unflatten(0, (-1, depth)).transpose(1, 2)
 
     def _from_features(self, features: list[Tensor], condition_Sk: Tensor) -> Tensor:
         """Run the up-path from the coarsest Swin level to the first, (S, c, H / patch, W / patch)."""
@@ -151,7 +164,7 @@ class ImageDecoder(nn.Module):
         pixels = conditions.pixel_values_B1DHW
 
         def velocity(state: Tensor, time: float) -> Tensor:
-            clean = self(state, torch.full((len(state),), time, device=state.device), conditions)
+            clean, _ = self(state, torch.full((len(state),), time, device=state.device), conditions)
             residual = (self.decode_image(clean, conditions) - pixels) / self.residual_scale
             return (state - torch.where(is_mask, 2 * clean.sigmoid() - 1, residual)) / time
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from model_core.batch import IGNORE, NO_TASK, SequenceBatch
 from model_core.flow import interpolate
 from model_core.heads.image_decoder import Conditions
+from model_core.heads.structures import StructureHead
 from model_core.losses.pixels import mean_per_sample, soft_dice_loss, structural_dissimilarity
 from model_core.losses.reduction import Step
-from model_core.modeling_omnimri import OmniMRIOutput
+from model_core.modeling_omnimri import OmniMRIForConditionalGeneration, OmniMRIOutput
 from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.noise import Noise
 from model_core.objectives.base import LossOutput, Objective, build_loss_output, router_loss, router_parts
@@ -28,12 +29,24 @@ PURE_NOISE_SHARE = 0.7
 
 
 class InstructionTuning(Objective):
-    """Train the whole model but the visual-token head on instructions, responses, target images and masks."""
+    """Train the whole model but the visual-token head on instructions, responses, target images and masks.
+
+    Every sample with a label map teaches all of its structures, whatever its instruction is: in the features of the image decoder's
+    pixels and in the hidden states of the visual tokens (:class:`model_core.heads.structures.StructureHead`).
+
+    Args:
+        structure_weight: weight of these auxiliary losses.
+    """
+
+    def __init__(self, model: OmniMRIForConditionalGeneration, structure_weight: float = 1.0) -> None:
+        super().__init__(model)
+        self.structure_weight = structure_weight
+        self.structures = StructureHead(model.config)
 
     def modules_trained(self) -> list[nn.Module]:
         """Return all modules but the visual-token head, which this stage does not use."""
         model = self.model
-        return [model.vision, model.connector, model.backbone, model.lm_head, model.image_decoder]
+        return [model.vision, model.connector, model.backbone, model.lm_head, model.image_decoder, self.structures]
 
     def trainable(self) -> list[nn.Parameter]:
         """Return the parameters of the base class without the mask token: no input is masked in this stage."""
@@ -43,16 +56,17 @@ class InstructionTuning(Objective):
         return parameters
 
     def counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
-        """Count responses, target images and target masks."""
+        """Count responses, target images, target masks and label maps."""
         return {
             "text": (batch.labels_BL[:, 1:] != IGNORE).any(-1).sum(),
             "image": (batch.target_kind_B == TARGET_IMAGE).sum(),
             "mask": (batch.target_kind_B == TARGET_MASK).sum(),
+            "structures": batch.labeled_B.sum(),
         }
 
     def passes(self, batch: SequenceBatch) -> dict[str, float]:
-        """Count trained passes of all modules; the image decoder runs on samples with an image or mask target."""
-        samples, decoded = len(batch.input_ids_BL), float((batch.target_kind_B != TARGET_NONE).sum())
+        """Count trained passes of all modules; the image decoder runs on samples with an image, a mask or a label map."""
+        samples, decoded = len(batch.input_ids_BL), float(self._decoded(batch).sum())
         trained = dict.fromkeys(("Swin encoder", "connector", "backbone"), 3 * samples)
         return {**trained, "text head": 3 * samples * share_predicted(batch.labels_BL), "image decoder": 3 * decoded}
 
@@ -65,22 +79,28 @@ class InstructionTuning(Objective):
         predicted_BL = predicts_label(batch.labels_BL)
         output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW, logits_of_BL=predicted_BL)
         tokens_B = (batch.labels_BL[:, 1:] != IGNORE).sum(-1)
-        text_B = text_losses(output, batch.labels_BL).sum(-1) / tokens_B.clamp(min=1)
-        image_B, mask_B = self._decoder_losses(output, batch)
+        text_B = text_losses(output, batch.labels_BL, self.model.config.location_token_id).sum(-1) / tokens_B.clamp(min=1)
+        image_B, mask_B, structures_B = self._decoder_losses(output, batch)
         losses = {
             "text": step.mean("text", text_B.sum()),
             "image": step.mean("image", image_B.sum()),
             "mask": step.mean("mask", mask_B.sum()),
+            "structures": step.mean("structures", self.structure_weight * structures_B.sum()),
         }
         total = sum(losses.values(), router_loss(output, step))
         tasks = _sum_by_task((text_B + image_B + mask_B).detach(), batch.task_B, batch.tasks)
         return replace(build_loss_output(total, output, **losses, **router_parts(output, step)), tasks=tasks)
 
-    def _decoder_losses(self, output: OmniMRIOutput, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Return the losses (B,) of images and of masks, zero for samples without such a target."""
+    def _decoded(self, batch: SequenceBatch) -> Tensor:
+        """Return the samples that the image decoder runs on, (B,) bool."""
+        rows = batch.target_kind_B != TARGET_NONE
+        return rows | batch.labeled_B if self.structure_weight else rows
+
+    def _decoder_losses(self, output: OmniMRIOutput, batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the losses (B,) of images, of masks and of structures, zero for samples without such a target."""
         model = self.model
         assert output.features is not None and output.hidden_states is not None
-        rows = batch.target_kind_B != TARGET_NONE
+        rows = self._decoded(batch)
         if not bool(rows.any()):
             rows = torch.arange(len(rows), device=rows.device) == 0
         conditions = Conditions(
@@ -94,12 +114,26 @@ class InstructionTuning(Objective):
         clean = model.image_decoder.encode_target(target, conditions)
         generator = Noise(None if batch.seed_B is None else batch.seed_B[rows], len(clean), clean.device)
         time, noise = generator.times(share_of_noise=PURE_NOISE_SHARE), generator.normal(*clean.shape[1:])
-        prediction = model.image_decoder(interpolate(clean, noise, time), time, conditions)
+        time = torch.where(conditions.kind_B == TARGET_NONE, torch.ones_like(time), time)
+        prediction, pixels = model.image_decoder(interpolate(clean, noise, time), time, conditions)
         image_losses = self._image_loss(prediction, clean, target, conditions) * (conditions.kind_B == TARGET_IMAGE)
         mask_losses = self._mask_loss(prediction, target) * (conditions.kind_B == TARGET_MASK)
+        structure_losses = self._structure_losses(output, pixels, batch, rows)
         zeros = image_losses.new_zeros(len(rows))
         index = rows.nonzero().squeeze(-1)
-        return zeros.index_add(0, index, image_losses), zeros.index_add(0, index, mask_losses)
+        images, masks, structures = (zeros.index_add(0, index, losses) for losses in (image_losses, mask_losses, structure_losses))
+        return images, masks, structures
+
+    def _structure_losses(self, output: OmniMRIOutput, pixels_BcDHW: Tensor, batch: SequenceBatch, rows_B: Tensor) -> Tensor:
+        """Return the losses of the label maps of the chosen samples, by pixel and by visual token."""
+        model, labels = self.model, batch.structure_labels(rows_B)
+        assert output.hidden_states is not None
+        grid = model.config.image_grid(*batch.pixel_values_B1DHW.shape[2:])
+        is_image = batch.input_ids_BL[rows_B] == model.config.image_token_id
+        hidden_BNh = output.hidden_states[rows_B][is_image].unflatten(0, (len(is_image), -1))
+        names_Sh = self.structures.embed_names(model.get_input_embeddings(), labels.names_SL)
+        by_pixel = self.structures.pixel_losses(pixels_BcDHW, names_Sh, labels)
+        return by_pixel + self.structures.token_losses(hidden_BNh, names_Sh, labels, grid)
 
     def _image_loss(self, prediction: Tensor, clean: Tensor, target: Tensor, conditions: Conditions) -> Tensor:
         """Return the flow error of the residual plus L1 and 1 - SSIM of the data-consistent image, (B,)."""
@@ -109,14 +143,15 @@ class InstructionTuning(Objective):
         return mean_per_sample((prediction - clean).square()) + 10 * mean_per_sample((image - target).abs()) + dissimilarity
 
     def _mask_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the flow error of the analog bits plus soft Dice and cross-entropy, (B,).
+        """Return the flow error of the analog bits plus cross-entropy and, unless the mask is empty, 1 - soft Dice, (B,).
 
-        The caller discards the values of samples whose target is not a mask.
+        On an empty mask the Dice of any prediction is nearly zero: its gradient would only teach to find nothing. The caller
+        discards the values of samples whose target is not a mask.
         """
         mask = target.clamp(0, 1)
         bits = mean_per_sample((2 * logits.sigmoid() - 2 * mask).square())
         slices, truth = logits.transpose(1, 2).flatten(0, 1), mask.transpose(1, 2).flatten(0, 1)
-        dice = soft_dice_loss(slices, truth).unflatten(0, (len(logits), -1)).mean(1)
+        dice = (soft_dice_loss(slices, truth) * truth.flatten(1).any(1)).unflatten(0, (len(logits), -1)).mean(1)
         return bits + dice + mean_per_sample(F.binary_cross_entropy_with_logits(logits, mask, reduction="none"))
 
 

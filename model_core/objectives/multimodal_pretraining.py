@@ -65,7 +65,7 @@ class MultimodalPretraining(Objective):
             batch.visual_loss_B,
             logits_of_BL=predicts_label(batch.labels_BL),
         )
-        text = step.mean("text", text_losses(output, batch.labels_BL).sum())
+        text = step.mean("text", text_losses(output, batch.labels_BL, self.model.config.location_token_id).sum())
         visual = step.mean("visual", self._visual_loss(output, batch))
         total = text + visual + router_loss(output, step)
         return build_loss_output(total, output, text=text, visual=visual, **router_parts(output, step))

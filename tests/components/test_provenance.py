@@ -81,7 +81,7 @@ def test_an_edited_docstring_or_comment_changes_no_digest(checkout: Path) -> Non
 def test_an_edited_constant_changes_the_digest_of_every_step_downstream(checkout: Path) -> None:
     before = step_digests()
     edited = checkout / "model_core/boxes.py"
-    edited.write_text(edited.read_text().replace("GRID = 1000", "GRID = 999"))
+    edited.write_text(edited.read_text().replace("GRID = 256", "GRID = 255"))
     after = step_digests()
     assert {step for step in before if after[step] != before[step]} == {"curate", "train", "evaluate"}
 

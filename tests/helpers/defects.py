@@ -249,7 +249,7 @@ DEFECTS: tuple[Defect, ...] = (
         B,
         "a box as large as the image",
         "instructions.boxes_are_not_the_image",
-        _box(row0=0, col0=0, row1=999, col1=999),
+        _box(row0=0, col0=0, row1=255, col1=255),
         "detection",
     ),
     Defect(B, "a box that is not in the response", "instructions.response_is_of_its_task", _box(row0=1), "detection"),

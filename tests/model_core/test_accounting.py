@@ -25,7 +25,8 @@ def test_parameters_are_those_of_the_closed_form(preset: str) -> None:
     config = OmniMRIConfig.from_preset(preset)
     H, V, n = config.hidden_size, config.vocab_size, config.num_hidden_layers
     k, E, width_e = config.num_key_value_heads * config.head_dim, config.num_experts, config.moe_intermediate_size
-    swin = config.vision_width * (config.vision_patch**2 + 1) + config.vision_width  # patches, mask token
+    codes, w = 1 + 2 * config.intensity_frequencies, config.vision_width
+    swin = w * (4 * codes + 1) + w * (4 * w + 1) + w  # two convolutions of 2 x 2 pixels, mask token
     rows = (2 * config.vision_window[0] - 1) * (2 * config.vision_window[1] - 1) * (2 * config.vision_window[2] - 1)
     for level, (blocks, heads) in enumerate(zip(config.vision_depths, config.vision_heads, strict=True)):
         c = config.level_width(level)
@@ -34,7 +35,7 @@ def test_parameters_are_those_of_the_closed_form(preset: str) -> None:
     width = config.level_width(config.connector_level)
     expected = {
         "Swin encoder": swin,
-        "connector": width * H + H + H * H + H,
+        "connector": width * H + H + H * H + H + 6 * config.position_frequencies * H,
         "token embedding": V * H,
         "attention": n * (H * H + H + 2 * (H * k + k) + H * H),
         "experts": n * E * 3 * H * width_e,
@@ -59,7 +60,8 @@ def test_operations_are_those_of_the_closed_form(preset: str, depth: int) -> Non
     assert time.monotonic() - started < 30
     counted = {row.part: row.flops for row in rows}
     tokens, swin = depth * 64 * 64, 0
-    swin += 2 * tokens * 16 * config.vision_width
+    codes, w = 1 + 2 * config.intensity_frequencies, config.vision_width
+    swin += 2 * tokens * (4 * 4 * codes * w + 4 * w * w)
     for level, blocks in enumerate(config.vision_depths):
         c, N = config.level_width(level), min(depth, 8) * 64
         swin += blocks * 2 * tokens * (12 * c * c + 2 * N * c)

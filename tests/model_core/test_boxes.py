@@ -7,7 +7,7 @@ from model_core.boxes import GRID, NO_LESION, TextBox, format_boxes, parse_boxes
 
 EDGES = st.integers(0, GRID - 1)
 LABELS = st.from_regex(r"[a-z]([a-z ]{0,18}[a-z])?", fullmatch=True)
-PIECES = st.sampled_from(["<bbox>", "lesion", "(", ")", ",", "012", "999", "1000", "-1", " ", "\n", "no lesion", "(0,0,9,9)"])
+PIECES = st.sampled_from(["<bbox>", "lesion", "<loc000>", "<loc012>", "<loc255>", "<loc999>", "<loc", "-1", " ", "\n", "no lesion"])
 
 
 @st.composite
@@ -31,7 +31,7 @@ def test_any_string_is_parsed_to_valid_boxes_only(text: str) -> None:
         assert box.label == box.label.strip() and box.label
 
 
-@given(st.lists(boxes(), min_size=1, max_size=3), st.sampled_from(["<bbox>", "<bbox>lesion(", "<bbox>lesion(1,2,3", " and "]))
+@given(st.lists(boxes(), min_size=1, max_size=3), st.sampled_from(["<bbox>", "<bbox>lesion", "<bbox>lesion<loc001>", " and "]))
 def test_malformed_text_removes_no_other_box(written: list[TextBox], broken: str) -> None:
     """A truncated answer keeps the boxes before the truncation."""
     assert len(parse_boxes(format_boxes(written) + broken)) == len(written)
@@ -41,11 +41,11 @@ def test_malformed_boxes_are_ignored() -> None:
     assert format_boxes([]) == NO_LESION
     for text in (
         NO_LESION,
-        "<bbox>lesion(5,5,5,9)",
-        "<bbox>lesion(9,0,1,9)",
-        "<bbox>(0,0,1,1)",
-        "<bbox>x(0,0,1,1000)",
-        "lesion(0,0,9,9)",
+        "<bbox>lesion<loc005><loc005><loc005><loc009>",
+        "<bbox>lesion<loc009><loc000><loc001><loc009>",
+        "<bbox><loc000><loc000><loc001><loc001>",
+        "<bbox>x<loc000><loc000><loc001><loc256>",
+        "lesion<loc000><loc000><loc009><loc009>",
     ):
         assert parse_boxes(text) == []
-    assert parse_boxes("<bbox> lesion ( 1, 2 ,3,4 )") == [TextBox("lesion", 1, 2, 3, 4)]
+    assert parse_boxes("<bbox> lesion <loc001> <loc002><loc003><loc004>") == [TextBox("lesion", 1, 2, 3, 4)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
+from model_core.answer_grammar import AnswerGrammar
 from model_core.config import PRESETS
 from model_core.flow import SAMPLERS, Sampler, sample_noise
 from model_core.heads.image_decoder import Conditions
@@ -59,7 +60,8 @@ def test_the_cache_does_not_change_generation(model: OmniMRIForConditionalGenera
     pixels = torch.rand(2, 1, 1, SIZE, SIZE)
     generated = model.generate_text(ids, mask, pixels, max_new_tokens=6)
     for _ in range(generated.shape[1]):
-        following = model(ids, mask, pixels).logits[:, -1].argmax(-1, keepdim=True)
+        scores = model(ids, mask, pixels).logits[:, -1].index_fill(-1, torch.tensor([model.config.image_token_id]), -torch.inf)
+        following = AnswerGrammar(model.config)(ids, scores).argmax(-1, keepdim=True)
         ids, mask = torch.cat([ids, following], -1), torch.cat([mask, torch.ones_like(following)], -1)
     ended = (generated == model.config.eos_token_id).cumsum(-1) > 0
     assert torch.equal(generated.masked_fill(ended, 0), ids[:, -generated.shape[1] :].masked_fill(ended, 0))
@@ -139,7 +141,7 @@ def test_one_euler_step_is_the_prediction_at_pure_noise(model: OmniMRIForConditi
     conditions = Conditions(
         pixels, output.features, model.query_states(ids, output.hidden_states), kind, KSpaceMeasurement.empty(pixels)
     )
-    predicted = model.image_decoder(sample_noise([0, 1], pixels.shape[1:])[0], torch.ones(2), conditions).sigmoid()
+    predicted = model.image_decoder(sample_noise([0, 1], pixels.shape[1:])[0], torch.ones(2), conditions)[0].sigmoid()
     torch.testing.assert_close(model.generate_image(ids, mask, pixels, kind), predicted, atol=1e-5, rtol=1e-4)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import IGNORE, ImageBatch, PairedBatch, SequenceBatch
+from model_core.losses.reduction import Step
 from model_core.mri_physics.fourier import fft2c, ifft2c
 from model_core.noise import Noise
 from model_core.objectives import (
@@ -128,6 +129,32 @@ def test_a_gpu_computes_the_loss_and_the_gradients_of_a_cpu(
     (loss, gradient), (on_gpu, gradient_on_gpu) = results["cpu"], results["cuda"]
     assert on_gpu == pytest.approx(loss, rel=1e-5)
     assert float((gradient_on_gpu - gradient).norm() / gradient.norm()) < 1e-4
+
+
+def test_a_label_map_teaches_whatever_the_instruction_is(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """Its loss falls for a batch of questions, and is a mean over labeled samples however they are split."""
+    batch = _sequences(model, processor, [TARGET_NONE] * BATCH)
+    structures = (batch.pixel_values_B1DHW[:, 0] > 0.5).long()
+    structures[3] = IGNORE
+    listed = torch.tensor([[True], [True], [True], [False]])
+    names, _ = processor.pad([processor.tokens("grey matter")])
+    batch = replace(batch, structures_BDHW=structures, listed_BS=listed, names_SL=names, seed_B=torch.arange(BATCH))
+    objective = InstructionTuning(model)
+    parameters = objective.trainable()
+    whole = objective(batch)
+    own = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor) and name != "names_SL"}
+    halves = [replace(batch, **{name: value[rows] for name, value in own.items()}) for rows in (slice(0, 2), slice(2, 4))]
+    step = Step.of([objective.counts(half) for half in halves])
+    parts = [objective(half, step).parts["structures"] for half in halves]
+    torch.testing.assert_close(sum(parts), whole.parts["structures"], atol=1e-4, rtol=1e-4)
+    whole.total.backward()
+    assert all(parameter.grad is not None for parameter in parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        objective(batch).total.backward()
+        optimizer.step()
+    assert objective(batch).parts["structures"] < 0.7 * whole.parts["structures"]
 
 
 def test_a_batch_without_image_targets_still_touches_everything(

@@ -7,10 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from model_core.boxes import LOCATIONS
 from model_core.processing import Processor
 from model_core.tokenization import BBOX, IMAGE, RESPONSE, SEG, SPECIAL_TOKENS, special_ids, train_tokenizer
 
-TEXTS = ["Segment the white matter in this brain MRI.", "<bbox>lesion(012,034,256,300)", "yes, lesion", "no, no lesion"]
+TEXTS = [
+    "Segment the white matter in this brain MRI.",
+    "<bbox>lesion<loc012><loc034><loc065><loc076>",
+    "yes, lesion",
+    "no, no lesion",
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +50,16 @@ def test_special_ids_are_those_of_the_tokenizer(tokenizer: PreTrainedTokenizerFa
 
 
 def test_every_digit_is_a_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Numbers are read digit by digit, as in Qwen2.5, so that every box is the same number of tokens."""
-    lengths = {len(tokenizer(f"{BBOX}lesion({n:03d},{n:03d},999,999)")["input_ids"]) for n in (0, 7, 34, 256, 999)}
-    assert len(lengths) == 1
+    """Numbers are read digit by digit, as in Qwen2.5."""
+    assert {len(tokenizer(f"{n:03d}")["input_ids"]) for n in (0, 7, 34, 256, 999)} == {3}
+
+
+def test_an_edge_of_a_box_is_a_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Ids of the location tokens are consecutive, in the order of the bins."""
+    ids = tokenizer("".join(LOCATIONS))["input_ids"]
+    first = special_ids(tokenizer)["location_token_id"]
+    assert ids == list(range(first, first + len(LOCATIONS)))
+    assert len(tokenizer(f"{BBOX}{LOCATIONS[7]}{LOCATIONS[34]}")["input_ids"]) == 3
 
 
 def test_the_same_texts_give_the_same_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:

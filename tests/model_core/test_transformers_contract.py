@@ -84,7 +84,7 @@ def test_checkpointing_reduces_memory_and_keeps_the_gradients(model: OmniMRIForC
         with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.__setitem__(x.data_ptr(), x.nbytes), x)[1], lambda x: x):
             output = model(*inputs)
             query = model.query_states(inputs[0], output.hidden_states)
-            decoded = model.image_decoder(
+            decoded, _ = model.image_decoder(
                 pixels, torch.ones(2), Conditions(pixels, output.features, query, kind, KSpaceMeasurement.empty(pixels))
             )
             router = output.backbone.load_balance_loss + output.backbone.z_loss

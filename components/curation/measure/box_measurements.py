@@ -73,7 +73,7 @@ def _masks_by_label(boxes: dict[int, list[BoxRecord]], shape: tuple[int, ...]) -
 
 
 def _pixel_range(first: int, last: int, size: int) -> slice:
-    """Convert normalized box edges (0-999) along an axis of ``size`` pixels to at least one pixel."""
+    """Convert normalized box edges (0-255) along an axis of ``size`` pixels to at least one pixel."""
     start = round(first * size / GRID)
     return slice(start, max(round(last * size / GRID), start + 1))
 

@@ -55,13 +55,13 @@ class SliceFacts(Row):
     lesion: str = Field(default="lesion", description="name of the lesions of this dataset")
     lesion_slices: list[int] = Field(default_factory=list)
     lesion_free_slices: list[int] = Field(default_factory=list, description="of content_slices; empty if unknown")
-    boxes: dict[int, list[BoxRecord]] = Field(default_factory=dict, description="lesion slice -> boxes, 0-999")
+    boxes: dict[int, list[BoxRecord]] = Field(default_factory=dict, description="lesion slice -> boxes, 0-255")
     findings: list[Finding] = Field(default_factory=list)
     measures: list[MeasureRecord] = Field(default_factory=list, description="of every labeled structure, by label value")
 
 
 def normalize_box(row0: int, col0: int, row1: int, col1: int, rows: int, columns: int, label: str) -> BoxRecord:
-    """Convert a half-open pixel box of an (H, W) slice to the 0-999 form of the text."""
+    """Convert a half-open pixel box of an (H, W) slice to the 0-255 form of the text."""
 
     def edge(pixel: int, size: int) -> int:
         return min(round(pixel * GRID / size), GRID - 1)

@@ -149,3 +149,17 @@ def parse_paragraph(text: str) -> dict[str, str]:
         value = text[this.end() : following.start() if following else len(text)].strip().removesuffix(".")
         fields.setdefault(_LABELS[this.group(1)], value)
     return fields
+
+
+def with_fields(text: str, fields: dict[str, str]) -> str:
+    """Return a paragraph or report with the given fields of section 1 in place of its own, before everything else.
+
+    A field of section 1 is one sentence: whatever follows it is kept, also under names that the template does not have.
+
+    Args:
+        text: paragraph or report.
+        fields: ``"section.field"`` -> text.
+    """
+    names = "|".join(re.escape(_label(name)) for name in fields)
+    rest = re.sub(rf"(?:^|(?<=[. ]))(?:{names}): [^.]*(?:\.(?! )[^.]+)*\.? ?", "", text).strip() if fields else text
+    return " ".join(part for part in (format_paragraph(fields), rest) if part)

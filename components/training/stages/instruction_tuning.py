@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from components.settings import StageSettings
 from components.training.stages.base import ROUTER_PARTS, Stage
 
@@ -20,19 +22,29 @@ if TYPE_CHECKING:
     from model_core.processing import Processor
 
 
+class InstructionTuningSettings(StageSettings):
+    """Settings of stage 4."""
+
+    structure_weight: float = Field(
+        default=1.0, ge=0, description="weight of the auxiliary losses of all labeled structures on every labeled sample"
+    )
+
+
 class InstructionTuningStage(Stage):
     """Responses in text, and target images and masks through the image decoder."""
 
     name = "instruction_tuning"
     categories = ("paired", "instruction")
-    loss_parts = ("text", "image", "mask", *ROUTER_PARTS)
+    loss_parts = ("text", "image", "mask", "structures", *ROUTER_PARTS)
     averages_decoder = True
+    settings = InstructionTuningSettings
 
     def build_objective(self, model: OmniMRIForConditionalGeneration, settings: StageSettings) -> Objective:
         """Return the objective of stage 4."""
         from model_core.objectives import InstructionTuning
 
-        return InstructionTuning(model)
+        assert isinstance(settings, InstructionTuningSettings)
+        return InstructionTuning(model, settings.structure_weight)
 
     def collate(self, batches: StageBatches, draws: Sequence[Draw], step: int) -> Batch:
         """Return token sequences of instructions with their target images."""

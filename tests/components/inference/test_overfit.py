@@ -14,6 +14,7 @@ import torch
 
 from components.curation.curate_volume import resample_volume
 from components.curation.resampling import PlaneGrid
+from components.curation.text.header_facts import HeaderFacts
 from components.evaluation.metrics import dice, iou, psnr
 from components.inference import Predictor, Sampling
 from components.inference.question import ignore_progress
@@ -116,7 +117,8 @@ def _text_cases(instruction: str, volumes: list[Volume], responses: list[str]) -
 
 def _detection() -> list[TrainingCase]:
     volumes = [_slice(seed, lesion=True) for seed in range(4)]
-    return _text_cases("Find any lesion.", volumes, [format_boxes([_box(volume)]) for volume in volumes])
+    cases = _text_cases("Find any lesion.", volumes, [format_boxes([_box(volume)]) for volume in volumes])
+    return [replace(case, target=Target.mask(_mask(case.volume, LESION) > 0)) for case in cases]
 
 
 def _diagnosis() -> list[TrainingCase]:
@@ -129,7 +131,8 @@ def _report() -> list[TrainingCase]:
 
 
 def _batch(cases: list[TrainingCase], processor: Processor, tokens: int) -> SequenceBatch:
-    encoded = [processor.encode(case.instruction, case.response, tokens) for case in cases]
+    questions = [HeaderFacts.of_volume(case.volume).before(case.instruction) for case in cases]
+    encoded = [processor.encode(question, case.response, tokens) for question, case in zip(questions, cases, strict=True)]
     targets = [case.target for case in cases]
     return collate_sequences(processor, encoded, [case.image for case in cases], targets, [False] * len(cases))
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from components.curation.corpus import Corpus
+from components.curation.text.header_facts import HeaderFacts
+from components.curation.text.template import with_fields
 from components.errors import BadInput
 from components.evaluation.metrics import psnr
 from components.inference import Predictor, Sampling, resolve_model, save
@@ -40,7 +42,7 @@ def volume() -> Volume:
 
 
 def _answer_with(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    monkeypatch.setattr(Predictor, "_generate", lambda self, prompts: [answer] * len(prompts))
+    monkeypatch.setattr(Predictor, "_generate", lambda self, prompts, *_: [answer] * len(prompts))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def _answer_with(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, answer: 
     [
         ("<image>", "reconstruction"),
         ("<seg>", "segmentation"),
-        ("<bbox>lesion(001,002,003,004)", "detection"),
+        ("<bbox>lesion<loc001><loc002><loc003><loc004>", "detection"),
         ("no lesion", "detection"),
         ("yes, lesion", "diagnosis"),
         ("no, no lesion", "diagnosis"),
@@ -83,16 +85,33 @@ def test_an_untrained_decoder_returns_the_image(predictor: Predictor, volume: Vo
 
 
 def test_boxes_are_in_pixels_of_the_image(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tile has 32 pixels over 216 mm, the image 40 pixels: a box over the whole tile covers the whole image."""
-    _answer_with(predictor, monkeypatch, "<bbox>lesion(000,000,999,999)")
-    boxes = predictor.predict(volume, "Find any lesion.").boxes
-    assert boxes and {(b.row0, b.col0, b.row1, b.col1) for b in boxes} == {(0, 0, 40, 40)}
+    """The tile has 32 pixels over 216 mm, the image 40 pixels: half of the tile's mask is half of the image.
+
+    The outermost pixels of the image lie beyond the centers of the tile's.
+    """
+    _answer_with(predictor, monkeypatch, "<bbox>lesion<loc001>")
+    _mask_rows(predictor, monkeypatch, 16)
+    prediction = predictor.predict(volume, "Find any lesion.")
+    assert {(b.row0, b.col0, b.row1, b.col1) for b in prediction.boxes} == {(1, 1, 20, 39)}
+    assert {b.label for b in prediction.boxes} == {"lesion"} and prediction.text.startswith(f"{len(prediction.boxes)} boxes on")
 
 
-def test_a_box_smaller_than_a_pixel_is_dropped(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    _answer_with(predictor, monkeypatch, "<bbox>lesion(500,500,501,900)")
+def test_without_a_mask_there_is_no_lesion(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answer_with(predictor, monkeypatch, "<bbox>lesion<loc001>")
+    _mask_rows(predictor, monkeypatch, 0)
     prediction = predictor.predict(volume, "Find any lesion.")
     assert not prediction.boxes and prediction.text == "no lesion"
+
+
+def _mask_rows(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Let the image decoder mark the first rows of every tile."""
+
+    def masks(ids: object, mask: object, pixels: torch.Tensor, *_: object, **how: object) -> torch.Tensor:
+        marked = torch.zeros_like(pixels)
+        marked[..., :rows, :] = 1
+        return marked[None]
+
+    monkeypatch.setattr(predictor.model, "generate_images", masks)
 
 
 def test_a_diagnosis_has_a_probability(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +237,9 @@ def test_batched_requests_have_the_same_answers_as_single_ones(predictor: Predic
 
 def test_streamed_pieces_make_up_the_answer(predictor: Predictor, volume: Volume) -> None:
     """Streaming of a trained model is tested in ``test_overfit.py``."""
-    assert "".join(predictor.stream(volume, "Report this image.")).strip() == predictor.predict(volume, "Report this image.").text
+    streamed = "".join(predictor.stream(volume, "Report this image.")).strip()
+    facts = HeaderFacts.of_volume(volume).fields  # copied into the report when it is complete
+    assert with_fields(streamed, facts) == predictor.predict(volume, "Report this image.").text
 
 
 def test_a_failure_while_streaming_is_raised(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from model_core.mri_physics.fourier import fft2c, ifft2c
 from model_core.processing import Processor
 from model_core.targets import TARGET_IMAGE, TARGET_MASK
 from model_core.tokenization import special_ids
+from tests.helpers.corpora import LABEL_MAP
 
 ALONE = Rank()
 SHARES: dict[StageName, MixtureSettings] = {
@@ -129,7 +130,24 @@ def test_a_reconstruction_has_the_zero_filled_input_and_the_full_target(corpus: 
 def test_masks_are_masks(corpus: Corpus, processor: Processor) -> None:
     batch = _batches(corpus, processor, "instruction_tuning", micro=20)[0][0]
     masks = batch.target_B1DHW[batch.target_kind_B == TARGET_MASK]
-    assert set(masks.unique().tolist()) <= {0.0, 1.0} and masks.flatten(1).any(1).all()
+    segmented = batch.target_B1DHW[batch.task_B == batch.tasks.index("segmentation")]
+    assert set(masks.unique().tolist()) <= {0.0, 1.0} and segmented.flatten(1).any(1).all()
+
+
+def test_every_labeled_sample_has_its_label_map(corpus: Corpus, processor: Processor) -> None:
+    """The structure of a mask is where its target is, and names are those of the card."""
+    stage_batches = _batches(corpus, processor, "instruction_tuning", micro=20)
+    batch = stage_batches[0][0]
+    labels = batch.structure_labels(torch.ones(20, dtype=torch.bool))
+    names = [processor.tokenizer.decode([i for i in ids if i != processor.pad_id]) for ids in labels.names_SL.tolist()]
+    assert names == sorted(LABEL_MAP.values()) and labels.listed_BS.all() and batch.labeled_B.all()
+    draws = list(islice(stage_batches.mixture.draws(0), 20))
+    for row, draw in enumerate(draws):
+        task = stage_batches.mixture.sources[draw.source].name
+        record = stage_batches.samples.instructions[task][draw.index]
+        if task == "segmentation":
+            structure = labels.structures_BDHW[row] == names.index(str(record.structure)) + 1
+            assert torch.equal(structure, batch.target_B1DHW[row, 0] > 0.5)
 
 
 def test_images_are_not_scaled_where_the_text_states_sizes(corpus: Corpus, processor: Processor) -> None:

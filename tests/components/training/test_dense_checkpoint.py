@@ -23,7 +23,8 @@ from model_core.tokenization import IMAGE, SEG, SPECIAL_TOKENS, add_special_toke
 from tests.helpers.corpora import tiny_corpus
 
 QWENS_OWN = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-SPARE = 11
+SPARE = 271  # as in the checkpoints of 0.5 B and 1.5 B parameters
+OURS = [token for token in SPECIAL_TOKENS if token not in (*QWENS_OWN, "<|endoftext|>")]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_a_folder_in_shards_gives_the_dense_models_logits(folder: Path, tokenize
 def test_our_tokens_take_entries_that_qwen_has_to_spare(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     assert all(tokenizer.convert_tokens_to_ids(token) == theirs.convert_tokens_to_ids(token) for token in QWENS_OWN)
-    assert [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS[-4:]] == [len(theirs) + i for i in range(4)]
+    assert [tokenizer.convert_tokens_to_ids(token) for token in OURS] == [len(theirs) + i for i in range(len(OURS))]
     config = upcycled_model(folder, "debug", tokenizer).config
     assert config.vocab_size == len(theirs) + SPARE >= len(tokenizer)
     assert config.seg_token_id == tokenizer.convert_tokens_to_ids(SEG)

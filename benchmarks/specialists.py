@@ -1,0 +1,162 @@
+"""A network for one task beside the network for all: the same patients, samples and augmentation.
+
+python -m benchmarks.specialists --profile demo --seeds 3 [--home .omnimri]
+
+Every sample of stage 4 with a label map trains MONAI's BasicUNet (masks; boxes and presence are read off its lesion mask), every
+reconstruction trains a U-Net on zero-filled magnitudes as fastMRI's baseline (arXiv:1811.08839, section 5.2). The tasks of
+``omnimri evaluate`` score all of them on the same cases. The stages of the generalist are reused if they are trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import BasicUNet
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.harness import versions, write_rows
+from benchmarks.stages import Row, home_of, measure_tasks, parse_arguments, print_rows, seeds_of, summarize, train_stages
+from components.curation.corpus import Corpus
+from components.curation.text.structure_names import is_lesion
+from components.evaluation.case_selection import select_cases
+from components.evaluation.model_answers import Case, load_cases
+from components.registries import STAGES, TASKS
+from components.settings import EvaluationSettings, Settings, load_settings
+from components.training.batches import StageBatches
+from components.training.samples import Samples
+from model_core import OmniMRIForConditionalGeneration
+from model_core.batch import IGNORE, SequenceBatch
+from model_core.losses.pixels import structural_dissimilarity
+from model_core.processing import Processor
+from model_core.targets import TARGET_IMAGE
+
+FEATURES = (16, 16, 32, 64, 128, 16)
+"""Channels of both U-Nets: half a million parameters."""
+RATE = 3e-3
+"""Peak learning rate of OneCycle, the best of three for masks."""
+HIGHEST = 12
+"""Pixels whose mean lesion probability is the p(yes) of a specialist."""
+MEASURED = ("reconstruction", "segmentation", "detection", "diagnosis")
+
+
+@dataclass
+class Specialists:
+    """Networks for masks and for reconstruction, which answer as :class:`components.evaluation.model_answers.AnswerGenerator`.
+
+    Attributes:
+        masks: one channel for the background and one for each structure.
+        reconstruction: residual of the zero-filled image.
+        structures: names of the structures.
+        settings, seed: of the evaluation.
+    """
+
+    masks: nn.Module
+    reconstruction: nn.Module
+    structures: tuple[str, ...]
+    settings: EvaluationSettings
+    seed: int
+
+    @torch.no_grad()
+    def images(self, cases: Sequence[Case], *_: object, **__: object) -> list[NDArray[np.float32]]:
+        """Return reconstructions, or the probability of the structure or of any lesion."""
+        pixels = torch.from_numpy(np.stack([case.image for case in cases]))[:, None]
+        if cases[0].record.task == "reconstruction":
+            return list(reconstruct(self.reconstruction, pixels)[:, 0].numpy())
+        probability = self.masks(pixels).softmax(1)[:, 1:].numpy()
+        lesions = [index for index, name in enumerate(self.structures) if is_lesion(name)]
+        channels = [[self.structures.index(case.record.structure)] if case.record.structure else lesions for case in cases]
+        return [image[indices].sum(0) for image, indices in zip(probability, channels, strict=True)]
+
+    def texts(self, cases: Sequence[Case], *_: object) -> list[str]:
+        """Return the name of a finding."""
+        return ["lesion"] * len(cases)
+
+    def yes_probabilities(self, cases: Sequence[Case]) -> list[float]:
+        """Return the mean lesion probability of the pixels where it is highest."""
+        return [float(np.sort(image.ravel())[-HIGHEST:].mean()) for image in self.images(cases)] if cases else []
+
+
+def reconstruct(network: nn.Module, zero_filled_B1HW: Tensor) -> Tensor:
+    """Return the magnitude image of a zero-filled one, normalized to mean 0 and deviation 1 for the network."""
+    mean, deviation = zero_filled_B1HW.mean((2, 3), keepdim=True), zero_filled_B1HW.std((2, 3), keepdim=True) + 1e-6
+    return (network((zero_filled_B1HW - mean) / deviation) * deviation + zero_filled_B1HW).clamp(min=0)
+
+
+def mask_loss(logits_BSHW: Tensor, batch: SequenceBatch) -> Tensor:
+    """Return cross-entropy plus 1 - soft Dice over the batch."""
+    assert batch.structures_BDHW is not None
+    truth = batch.structures_BDHW[batch.labeled_B][:, 0]
+    probability = logits_BSHW.softmax(1)[:, 1:]
+    one_hot = F.one_hot(truth, logits_BSHW.shape[1]).permute(0, 3, 1, 2)[:, 1:].float()
+    dice = (2 * (probability * one_hot).sum((0, 2, 3)) + 1) / ((probability + one_hot).sum((0, 2, 3)) + 1)
+    return F.cross_entropy(logits_BSHW, truth, ignore_index=IGNORE) + (1 - dice).mean()
+
+
+def train_specialists(batches: StageBatches, steps: int, structures: int, seed: int) -> tuple[nn.Module, nn.Module, list[int]]:
+    """Train both networks on the batches of stage 4; return them and the numbers of samples that they saw."""
+    torch.manual_seed(seed)
+    networks = [BasicUNet(2, 1, channels, features=FEATURES) for channels in (structures + 1, 1)]
+    optimizers = [torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01) for network in networks]
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1) for optimizer in optimizers]
+    seen = [0, 0]
+    for step in range(steps):
+        losses: list[Tensor | None] = [None, None]
+        for batch in batches[step]:
+            pixels, kept = batch.pixel_values_B1DHW[:, :, 0], batch.target_kind_B == TARGET_IMAGE
+            if batch.labeled_B.any():
+                losses[0] = mask_loss(networks[0](pixels[batch.labeled_B]), batch)
+            if kept.any():
+                image, target = reconstruct(networks[1], pixels[kept]), batch.target_B1DHW[kept][:, :, 0]
+                losses[1] = 10 * (image - target).abs().mean() + structural_dissimilarity(image, target).mean()
+            seen = [seen[0] + int(batch.labeled_B.sum()), seen[1] + int(kept.sum())]
+        for loss, network, optimizer, schedule in zip(losses, networks, optimizers, schedules, strict=True):
+            if loss is not None:
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+            schedule.step()
+    return networks[0].eval(), networks[1].eval(), seen
+
+
+def measure_specialists(settings: Settings, corpus: Corpus, processor: Processor, config: object) -> list[Row]:
+    """Train the specialists of a seed and score them with the tasks of the evaluation."""
+    samples, stage = Samples.from_corpus(corpus, "train"), settings.training.stage("instruction_tuning")
+    batches = StageBatches(STAGES["instruction_tuning"], samples, stage, config, processor, settings.seed)  # type: ignore[arg-type]
+    masks, images, seen = train_specialists(batches, stage.steps, len(samples.structures), settings.seed)
+    answers = Specialists(masks, images, samples.structures, settings.evaluation, settings.seed)
+    rows: list[Row] = []
+    for task, records in select_cases(corpus, settings.evaluation.cases_per_task, settings.seed).items():
+        if task in MEASURED and records:
+            result = TASKS[task].evaluate(load_cases(corpus, records), answers, corpus, settings.evaluation)  # type: ignore[arg-type]
+            count = seen[1] if task == "reconstruction" else seen[0]
+            name = f"specialist ({count} samples)"
+            for row in result.rows:
+                best = (max if row.higher_is_better else min)(row.baselines.values())
+                rows.append({"stage": name, "figure": f"{task}: {row.metric}", "value": row.model, "trivial": best})
+    return rows
+
+
+def main() -> None:
+    """Train, measure, and write the results."""
+    arguments = parse_arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
+    home = home_of(arguments)
+    corpus = Corpus.open(home.curated)
+    rows: list[Row] = []
+    for seed in seeds_of(arguments):
+        settings = load_settings(arguments.profile, [f"seed={seed}"])
+        generalist = train_stages(settings, home)[-1]
+        rows += [{"stage": "generalist", **row} for row in measure_tasks(generalist, corpus, settings, home)]
+        config = OmniMRIForConditionalGeneration.from_pretrained(generalist.model_dir).config
+        rows += measure_specialists(settings, corpus, Processor.from_pretrained(generalist.model_dir), config)
+    write_rows(f"specialists_{arguments.profile}", print_rows(summarize(rows)), versions())
+
+
+if __name__ == "__main__":
+    main()

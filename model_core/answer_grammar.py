@@ -1,0 +1,77 @@
+"""The grammar of answers, which generation cannot leave: an image, a mask, boxes, or text without any of their tokens.
+
+::
+
+    answer = <image> end | <seg> end | box+ end | text+ end
+    box    = <bbox> text+ row column row column         (location tokens; the second row and column are the larger ones)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from model_core.boxes import GRID
+from model_core.config import OmniMRIConfig
+
+NAME_TOKENS = 8
+"""Largest number of tokens of the name of a box."""
+
+
+class AnswerGrammar(LogitsProcessor):
+    """Give every token that an answer cannot continue with the score minus infinity.
+
+    The answer of a sequence is what follows its ``<response>`` token; a sequence without one is not constrained.
+    """
+
+    def __init__(self, config: OmniMRIConfig) -> None:
+        self.config = config
+        text = torch.ones(config.vocab_size, dtype=torch.bool)
+        first = config.location_token_id
+        self._locations = range(first, first + GRID)
+        markers = (config.generate_image_token_id, config.seg_token_id, config.box_token_id)
+        others = (config.image_token_id, config.response_token_id, config.pad_token_id)
+        text[[*markers, *others, *self._locations, config.eos_token_id]] = False
+        self._text = text
+        self._start = text.clone()
+        self._start[list(markers)] = True
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Mask the scores (B, V) of the next token of the sequences (B, L)."""
+        allowed = torch.stack([self._allowed(ids) for ids in input_ids.tolist()])
+        return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+
+    def _allowed(self, ids: list[int]) -> Tensor:
+        """Return which tokens may follow a sequence, (V,) bool."""
+        config = self.config
+        if config.response_token_id not in ids:
+            return torch.ones_like(self._text)
+        answer = ids[len(ids) - ids[::-1].index(config.response_token_id) :]
+        if not answer:
+            return self._start
+        if answer[0] in (config.generate_image_token_id, config.seg_token_id):
+            return self._only(config.eos_token_id)
+        if answer[0] == config.box_token_id:
+            return self._after_box(answer)
+        return self._with(self._text, config.eos_token_id)
+
+    def _after_box(self, answer: list[int]) -> Tensor:
+        """Return which tokens may follow an answer of boxes whose last one may be incomplete."""
+        config = self.config
+        box = answer[len(answer) - answer[::-1].index(config.box_token_id) :]
+        edges = [token - self._locations.start for token in box if token in self._locations]
+        if not edges and len(box) < NAME_TOKENS:
+            return self._with(self._text, *self._locations[: GRID - 1]) if box else self._text
+        if len(edges) == 4:
+            return self._only(config.eos_token_id, config.box_token_id)
+        smallest = edges[len(edges) - 2] + 1 if len(edges) >= 2 else 0
+        return self._only(*self._locations[smallest : GRID if len(edges) >= 2 else GRID - 1])
+
+    def _only(self, *tokens: int) -> Tensor:
+        return self._with(torch.zeros_like(self._text), *tokens)
+
+    def _with(self, allowed: Tensor, *tokens: int) -> Tensor:
+        allowed = allowed.clone()
+        allowed[list(tokens)] = True
+        return allowed
