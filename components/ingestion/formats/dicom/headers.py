@@ -57,7 +57,7 @@ def find_rejection(header: Dataset, has_pixels: bool = True) -> Rejection | None
             "its pixels may show the patient's name (burnt-in annotation or secondary capture)",
             "remove it from the folder, or give the original image",
         )
-    return _find_other_class(header, sop_class) or _find_unusable_image(header, has_pixels)
+    return _find_other_class(header, sop_class, has_pixels) or _find_unusable_image(header, has_pixels)
 
 
 _CUT_OFF = Rejection(
@@ -65,7 +65,7 @@ _CUT_OFF = Rejection(
 )
 
 
-def _find_other_class(header: Dataset, sop_class: str) -> Rejection | None:
+def _find_other_class(header: Dataset, sop_class: str, has_pixels: bool) -> Rejection | None:
     """Return why an object is no MR image."""
     if sop_class == _SURFACE_SEGMENTATION:
         return Rejection(
@@ -73,8 +73,7 @@ def _find_other_class(header: Dataset, sop_class: str) -> Rejection | None:
         )
     modality = str(header.get("Modality", "") or "")
     if modality != "MR":
-        is_empty = "Rows" not in header and "PixelSpacing" not in header and not sop_class
-        if is_empty and not modality:
+        if not modality and not has_pixels:
             return Rejection("unreadable", "a DICOM header that ends before it describes an image", "get the file again")
         described = "another modality" if modality else "modality not given"
         if modality in _MODALITIES:

@@ -54,6 +54,8 @@ _MAPS = {
     **_named("derived map", "QUANTITY, ENERGY PROP WT"),
 }
 """Normalized term -> noun of the derived image."""
+_SCANS = ("B0", "B1")
+"""Terms that name Philips' scan behind the component: ``M_B0``, ``M``, ``B0`` is a magnitude."""
 _PHYSICAL_UNITS = frozenset("rad mrad Hz kHz rad/s ms s us 1/s /s mm2/s um2/s cm/s mm/s m/s Cel ppm kPa %".split())  # noqa: SIM905
 """UCUM codes of Real World Value Mappings under which values are no signal intensities."""
 
@@ -71,6 +73,8 @@ def _content_of_terms(terms: Iterable[str]) -> str:
         named = _MAPS.get(term) or _COMPONENTS.get(term) or (_PHILIPS_PREFIXES.get(prefix) if rest else None)
         if named is None and term.endswith(" MAP") and ADC not in term.split():
             named = "derived map"
+        if found == MAGNITUDE and term in _SCANS:
+            continue
         if named is not None and named != MAGNITUDE:
             return named
         found = named or found

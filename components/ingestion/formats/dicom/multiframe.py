@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset
 from pydicom.pixels import iter_pixels
+from pydicom.uid import ExplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion.formats.dicom import fast_elements, image_content
-from components.ingestion.formats.dicom.pixels import check_high_bit, rescale, rescale_of
+from components.ingestion.formats.dicom.pixels import check_high_bit, reduce_to_stored_bits, rescale, rescale_of, stored_pixels
 from components.ingestion.formats.dicom.reading import is_plain, read_header, read_object
 from components.ingestion.formats.dicom.series_splitting import affine_of, content_of_header, frames_of
 from components.ingestion.formats.orientation import LPS_TO_RAS
@@ -66,7 +67,10 @@ def unpack_mosaic(path: Path) -> Any:
         warnings.simplefilter("ignore")  # nibabel calls it experimental; the tests compare it with dcm2niix
         from nibabel.nicom.dicomwrappers import MosaicWrapper, wrapper_from_data
     try:
-        wrapper = wrapper_from_data(read_object(path))
+        dataset = read_object(path)
+        dataset.PixelData = stored_pixels(dataset)
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        wrapper = wrapper_from_data(dataset)
         if not isinstance(wrapper, MosaicWrapper):
             raise BadInput("a mosaic without its private header", where=path.name, remedy=_EXPORT_SLICES)
         voxels = np.asarray(wrapper.get_data())
@@ -91,7 +95,8 @@ def unpack_frames(path: Path, indices: Sequence[int]) -> Any:
     frames = frames_of(header, path)
     scales = [rescale_of(header, index) for index in indices]
     source = path if is_plain(path) else read_object(path)
-    planes = dict(zip(sorted(indices), iter_pixels(source, indices=sorted(indices)), strict=True))
+    decoded = iter_pixels(source, raw=True, indices=sorted(indices))
+    planes = {index: reduce_to_stored_bits(plane, header) for index, plane in zip(sorted(indices), decoded, strict=True)}
     if all(scale == (1.0, 0.0) for scale in scales):
         voxels = np.stack([planes[index] for index in indices])
     else:

@@ -103,7 +103,7 @@ def decode_pixels(dataset: Dataset) -> NDArray[Any]:
     if rows * columns > _MAX_FRAME_PIXELS or bits // 8 > len(pixels) * _MAX_COMPRESSION_RATIO:
         raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy=_EXPORT_AGAIN)
     check_high_bit(dataset)
-    return _decode_with_pydicom(dataset)
+    return reduce_to_stored_bits(_decode_with_pydicom(dataset), dataset)
 
 
 def check_high_bit(header: Dataset) -> None:
@@ -149,13 +149,20 @@ def _read_plain_pixels(dataset: Dataset, pixels: bytes, shape: tuple[int, ...], 
     is_clean = high == stored - 1 and (
         stored == allocated or not (values.max() > highest or (signed and values.min() < -highest - 1))
     )
-    return (values if is_clean else _reduce_to_stored_bits(values, stored, high)).reshape(shape)
+    return (values if is_clean else _select_bits(values, stored, high)).reshape(shape)
 
 
-def _reduce_to_stored_bits(values: NDArray[Any], stored: int, high: int) -> NDArray[Any]:
+def _select_bits(values: NDArray[Any], stored: int, high: int) -> NDArray[Any]:
     """Return the bits from ``high`` down as numbers of ``stored`` bits; signed types get the sign of the highest bit."""
     allocated = values.dtype.itemsize * 8
     return (values << (allocated - 1 - high)) >> (allocated - stored)
+
+
+def reduce_to_stored_bits(values: NDArray[Any], header: Dataset) -> NDArray[Any]:
+    """Return decoded values without bits above Bits Stored: a compressed frame may contain more bits than its header says."""
+    stored = short(header, "BitsStored") or 0
+    is_reduced = not 0 < stored < values.dtype.itemsize * 8 or int(header.get("BitsAllocated") or 0) == 1
+    return values if is_reduced else _select_bits(values, stored, stored - 1)
 
 
 def stored_pixels(dataset: Dataset) -> bytes:

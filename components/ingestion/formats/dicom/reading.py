@@ -99,7 +99,7 @@ def read_header_to_pixels(path: Path) -> tuple[Dataset, bool]:
         BadInput: see :func:`read_header`.
     """
     with _open(path) as stream:
-        header = _read(stream, stop_before_pixels=True)
+        header = _read(stream, path, stop_before_pixels=True)
         is_deflated = header.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
         return header, is_deflated or _next_tag(stream, header) in _PIXEL_TAGS
 
@@ -113,7 +113,7 @@ def read_object(path: Path) -> Dataset:
         BadInput: see :func:`read_header`.
     """
     with _open(path) as stream:
-        return _read(BytesIO(stream.read()), stop_before_pixels=False)
+        return _read(BytesIO(stream.read()), path, stop_before_pixels=False)
 
 
 def is_plain(path: Path) -> bool:
@@ -151,8 +151,11 @@ def _open(path: Path) -> BinaryIO:
         return BytesIO(stream.read()[place + len(_MAGIC) :])
 
 
-def _read(stream: BinaryIO, stop_before_pixels: bool) -> Dataset:
-    dataset = pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True)
+def _read(stream: BinaryIO, path: Path, stop_before_pixels: bool) -> Dataset:
+    try:
+        dataset = pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True)
+    except struct.error:
+        raise BadInput("a DICOM header that is cut off", where=path.name, remedy="get the file again") from None
     if dataset.file_meta.get("TransferSyntaxUID") is None:
         implicit, little = dataset.original_encoding
         explicit_syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -170,7 +173,7 @@ def _check_deflated(stream: BinaryIO, head: bytes, path: Path) -> None:
     Raises:
         BadInput: it cannot be inflated, or unpacks to more than the limit of gzipped files.
     """
-    if DeflatedExplicitVRLittleEndian.encode() + b"\0" not in head or not head.startswith(_META_START, _PREAMBLE):
+    if DeflatedExplicitVRLittleEndian.encode() not in head or not head.startswith(_META_START, _PREAMBLE):
         return
     stream.seek(_META_END + int.from_bytes(head[_META_END - 4 : _META_END], "little"))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
