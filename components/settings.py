@@ -312,16 +312,34 @@ class KubernetesSettings(Section):
     secrets: tuple[str, ...] = Field(default=(), description="Secrets whose entries become environment variables of the pods")
     pull_secrets: tuple[str, ...] = Field(default=(), description="Secrets for the image registry")
     queue: str | None = Field(default=None, description="Kueue LocalQueue")
+    queue_priority: str | None = Field(default=None, description="Kueue WorkloadPriorityClass")
     priority: str | None = Field(default=None, description="PriorityClass")
     node_selector: dict[str, str] = Field(default={}, description="node labels that the pods require")
+    tolerations: tuple[dict[str, str | int], ...] = Field(default=(), description="tolerations of the pods, beside that for GPUs")
+    labels: dict[str, str] = Field(default={}, description="further labels of the pods")
+    annotations: dict[str, str] = Field(default={}, description="further annotations of the pods")
+    scheduler: str | None = Field(default=None, description="name of the scheduler; none = the cluster's default")
+    runtime_class: str | None = Field(default=None, description="RuntimeClass of the pods")
+    topology: str | None = Field(
+        default=None, description="node label that all nodes should share, such as that of a rack; Kueue's topology with a queue"
+    )
+    topology_required: bool = Field(default=False, description="wait rather than run in several domains of the topology")
+    spread: str | None = Field(default=None, description="node label over whose values the nodes are spread evenly")
+    devices: dict[str, int] = Field(default={}, description="extended resources of each node, such as rdma/hca: 1")
+    resource_claims: dict[str, str] = Field(
+        default={}, description="devices by dynamic resource allocation: names and their ResourceClaimTemplates"
+    )
+    excluded_machines: tuple[str, ...] = Field(default=(), description="host names on which no job may run")
     service_account: str = Field(default="training", description="service account of the pods; it needs no permissions")
     time_limit_hours: float = Field(default=72, gt=0, description="maximum run time of a job, hours")
     grace_s: int = Field(default=120, ge=1, description="time for a checkpoint between SIGTERM and SIGKILL, seconds")
-    restarts: int = Field(default=3, ge=0, description="restarts of the processes in place, and replacements of failed pods")
+    restarts: int = Field(default=3, ge=0, description="restarts of the processes in place, and rounds of replacing failed pods")
     resumptions: int = Field(
         default=3, ge=0, description="resubmissions of a job after an eviction, a preemption or the loss of a node"
     )
-    pending_limit_min: float = Field(default=30, gt=0, description="maximum wait for a node, minutes")
+    pending_limit_min: float = Field(
+        default=30, gt=0, description="maximum wait for a node, minutes; a job that has run waits until its time limit"
+    )
     image_limit_min: float = Field(default=5, gt=0, description="maximum wait for an image, minutes")
     keep_hours: float = Field(default=24, ge=0, description="time for which a finished job stays listed, hours")
 

@@ -1,6 +1,6 @@
 """Launch jobs through one interface: as processes on this machine, or as pods on a Kubernetes cluster."""
 
-from components.launching.job import JobHandle, JobSpec, JobState, JobStatus, Launcher, Resources, SharedVolume
+from components.launching.job import JobHandle, JobSpec, JobState, JobStatus, Launcher, Placement, Resources, SharedVolume
 from components.launching.launcher_choice import configure_for_cluster, open_launcher
 from components.launching.local_launcher import LocalLauncher
 
@@ -11,6 +11,7 @@ __all__ = [
     "JobStatus",
     "Launcher",
     "LocalLauncher",
+    "Placement",
     "Resources",
     "SharedVolume",
     "configure_for_cluster",

@@ -17,14 +17,15 @@ class JobState(StrEnum):
     """State of a job.
 
     ``queued`` (waits for quota) -> ``pending`` (waits for a machine) -> ``starting`` (images, volumes) -> ``running`` ->
-    ``succeeded`` or ``failed``; ``deleted`` when none of its objects exist anymore. A job that lost a machine returns to
-    ``pending``.
+    ``succeeded`` or ``failed``; ``being deleted`` while its pods still stop, then ``deleted``. A job that lost a machine returns
+    to ``pending``.
     """
 
     queued = "queued"
     pending = "pending"
     starting = "starting"
     running = "running"
+    deleting = "being deleted"
     succeeded = "succeeded"
     failed = "failed"
     deleted = "deleted"
@@ -61,6 +62,39 @@ class SharedVolume:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a cluster runs the nodes of a job, and who admits it.
+
+    Attributes:
+        queue: Kueue LocalQueue. queue_priority: Kueue WorkloadPriorityClass. priority: PriorityClass of the pods.
+        node_selector, tolerations, labels, annotations: as in a pod, in addition to those that OmniMRI sets.
+        scheduler, runtime_class: name of the scheduler and of the RuntimeClass; None = the cluster's default.
+        topology: node label whose value all nodes should have in common, for example that of a rack.
+        topology_required: wait rather than run in several topology domains.
+        spread: node label over whose values the nodes are spread evenly.
+        devices: extended resources of each node and their number, for example ``rdma/hca``.
+        resource_claims: names and ResourceClaimTemplates of devices (dynamic resource allocation).
+        excluded_machines: host names on which the job must not run.
+    """
+
+    queue: str | None = None
+    queue_priority: str | None = None
+    priority: str | None = None
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: tuple[dict[str, str | int], ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    scheduler: str | None = None
+    runtime_class: str | None = None
+    topology: str | None = None
+    topology_required: bool = False
+    spread: str | None = None
+    devices: dict[str, int] = field(default_factory=dict)
+    resource_claims: dict[str, str] = field(default_factory=dict)
+    excluded_machines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """A Python module that runs in one or more processes connected by ``torch.distributed``.
 
@@ -82,10 +116,10 @@ class JobSpec:
         secrets: names of Secrets whose entries become environment variables.
         time_limit_s: maximum run time in seconds. keep_s: seconds for which the record of a finished job is kept.
         grace_s: seconds between the stop request and the kill of a node; must suffice to write a checkpoint.
-        restarts: maximum number of process restarts in place, and of node replacements after a failure.
+        restarts: maximum number of process restarts in place, and of rounds in which failed nodes are replaced.
         resumptions: maximum number of resubmissions of the whole job after an eviction, a preemption or the loss of a machine.
         pending_limit_s, image_limit_s: maximum waiting time for a machine and for an image pull, in seconds.
-        priority: PriorityClass. queue: Kueue LocalQueue. node_selector, pull_secrets, service_account: as in a pod spec.
+        placement: machines on which a cluster runs the job. pull_secrets, service_account: as in a pod spec.
     """
 
     name: str
@@ -107,9 +141,7 @@ class JobSpec:
     resumptions: int = 3
     pending_limit_s: float = 1800.0
     image_limit_s: float = 300.0
-    priority: str | None = None
-    queue: str | None = None
-    node_selector: dict[str, str] = field(default_factory=dict)
+    placement: Placement = Placement()
     pull_secrets: tuple[str, ...] = ()
     service_account: str = "training"
 
@@ -171,3 +203,11 @@ class Launcher(Protocol):
 
     def clean_up(self) -> list[str]:
         """Delete the remains of finished jobs and return their names."""
+
+
+_AGENT_LINE = re.compile(r"(rank \d+: |node \d+: )?[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ .*torch/distributed/elastic/")
+
+
+def program_lines(lines: list[str]) -> list[str]:
+    """Return the lines of a log without the messages of torchrun's agent about its workers."""
+    return [line for line in lines if not _AGENT_LINE.match(line)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from components.errors import BadInput
-from components.launching.job import JobSpec, Launcher, Resources, SharedVolume
+from components.launching.job import JobSpec, Launcher, Placement, Resources, SharedVolume
 from components.launching.local_launcher import LocalLauncher
 from components.settings import KubernetesSettings, Settings
+
+PLACEMENT_SETTINGS = tuple(field.name for field in fields(Placement))
+"""Fields of :class:`Placement`, which have the same names in the settings."""
 
 
 def open_launcher(settings: Settings) -> Launcher:
@@ -53,9 +56,7 @@ def configure_for_cluster(job: JobSpec, settings: KubernetesSettings) -> JobSpec
         environment={**settings.environment, **job.environment},
         secrets=settings.secrets,
         pull_secrets=settings.pull_secrets,
-        queue=settings.queue,
-        priority=settings.priority,
-        node_selector=settings.node_selector,
+        placement=Placement(**{name: getattr(settings, name) for name in PLACEMENT_SETTINGS}),
         service_account=settings.service_account,
         time_limit_s=round(settings.time_limit_hours * 3600),
         grace_s=settings.grace_s,

@@ -1,4 +1,4 @@
-"""Run jobs as processes on this machine: a single process directly, several through ``torchrun``."""
+"""Run jobs as processes on this machine: a single process directly, several through torchrun's agent."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.errors import JobFailed
-from components.launching.job import JobSpec, JobState, JobStatus
+from components.launching.job import JobSpec, JobState, JobStatus, program_lines
 from components.progress import show_status
 from components.provenance import REPOSITORY
 
 GRACE_S, PROGRESS_INTERVAL_S = 60.0, 10.0
 TAIL_LINES = 15
+ELASTIC_AGENT = "components.launching.elastic_agent"
+"""Module that connects several processes. Not imported here: it runs as ``__main__``."""
 INTERRUPTED = 75
 """Exit status of a job that stopped on request after writing a checkpoint (EX_TEMPFAIL)."""
 
@@ -60,7 +62,7 @@ class LocalHandle:
                 remedy="run again: it resumes from that checkpoint",
             )
         if exit_status != 0:
-            tail = "\n".join(self.logs().splitlines()[-TAIL_LINES:])
+            tail = "\n".join(program_lines(self.logs().splitlines())[-TAIL_LINES:])
             raise JobFailed(
                 f"exited with status {exit_status}:\n{tail}", where=self.job.name, remedy=f"see the full log: {self.log}"
             )
@@ -122,7 +124,8 @@ class LocalLauncher:
                 RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_find_free_port())
             )
         else:
-            command[1:3] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}", "-m", job.module]
+            agent = ["-m", ELASTIC_AGENT, "--standalone", f"--nproc-per-node={job.processes}", "--"]
+            command = [sys.executable, *agent, job.module, *job.arguments]
         with log.open("ab") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY)
         self._started.append(LocalHandle(job, process, log))

@@ -12,6 +12,7 @@ from components.settings import Settings, StageName, load_settings
 from flows.cli.options import JsonOption, ProfileOption, SetOption
 
 if TYPE_CHECKING:
+    from components.launching.job import JobStatus
     from components.launching.kubernetes.launcher import KubernetesLauncher
 
 app = typer.Typer(no_args_is_help=True, help="List, follow, cancel and clean up the training jobs of a Kubernetes cluster.")
@@ -75,14 +76,23 @@ def _launcher(profile: str, overrides: list[str] | None) -> KubernetesLauncher:
 @app.command("list", epilog="Example: omnimri jobs list")
 def list_jobs(profile: ProfileOption = "demo", overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """List the jobs, including those that ended."""
-    from flows.cli.output import emit, table
+    from flows.cli.output import emit
 
     statuses = _launcher(profile, overrides).jobs()
     if as_json:
         emit({"jobs": statuses})
-        return
-    cells = [[status.key, status.state, str(status.nodes), status.created, status.detail] for status in statuses]
-    table("Jobs", ["job", "state", "nodes", "created", "detail"], cells)
+    else:
+        print("\n".join(format_jobs(statuses)))
+
+
+def format_jobs(statuses: list[JobStatus]) -> list[str]:
+    """Return a line for each job and its detail indented below: names and commands must stay whole on terminals of any width."""
+    width = max([len(status.key) for status in statuses], default=0)
+    lines = [] if statuses else ["no jobs"]
+    for status in statuses:
+        lines.append(f"{status.key:<{width}}  {status.state:<13}  {status.nodes} nodes  {status.created}".rstrip())
+        lines += [f"    {line}" for line in status.detail.splitlines()]
+    return lines
 
 
 @app.command("logs", epilog="Example: omnimri jobs logs alignment-0123456789 --follow")

@@ -1,8 +1,8 @@
 """Kubernetes API server for tests. kmock serves HTTP, and parses and records the requests; this module adds what it lacks.
 
-Added: resource versions, watches that start at a version and time out (410 if the history has expired), label selectors,
-server-side apply, preconditions, foreground deletion along owner references, pod logs, injected faults, and watches that can be
-paused.
+Added: an authorizer (the launcher's role), resource versions, watches that start at a version and time out (410 if the history has
+expired), label selectors, server-side apply with an owner for each field, preconditions, foreground deletion along owner
+references, graceful deletion of pods, evictions with disruption budgets, pod logs, injected faults, watches that can be paused.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import kmock
+import yaml
 from aiohttp import web
 from kubernetes import client
+
+from components.provenance import REPOSITORY
 
 Object = dict[str, Any]
 Key = tuple[str, str]  # plural, name
@@ -31,16 +35,37 @@ CLUSTER_KINDS = {
     "v1/pods": "Pod",
     "v1/services": "Service",
     "v1/events": "Event",
+    "scheduling.k8s.io/v1beta1/podgroups": "PodGroup",
+    "kueue.x-k8s.io/v1beta2/workloads": "Workload",
     "batch/v1/jobs": "Job",
     "jobset.x-k8s.io/v1alpha2/jobsets": "JobSet",
     "trainer.kubeflow.org/v1alpha1/trainjobs": "TrainJob",
     "trainer.kubeflow.org/v1alpha1/trainingruntimes": "TrainingRuntime",
 }
 NAMESPACE = "omnimri"
+CUSTOM_GROUPS = ("jobset.x-k8s.io", "trainer.kubeflow.org")
+"""Groups that a cluster serves unless a test says otherwise, beside those of Kubernetes 1.36."""
+BUILT_IN_GROUPS = ("batch",)
+VERBS = {"LIST": "list", "WATCH": "watch", "FETCH": "get", "UPDATE": "patch", "DELETE": "delete", "CREATE": "create"}
+ACCOUNT = "system:serviceaccount:omnimri:pipeline"
+TRACKING = "batch.kubernetes.io/job-tracking"
+"""Finalizer of the pods of a Job: they are removed only when the Job controller has counted them."""
+Grant = tuple[str, str, str]  # group, resource, verb
+Path = tuple[str, ...]
 
 
-def now(micro: bool = False) -> str:
-    stamp = datetime.datetime.now(datetime.UTC)
+@cache
+def role_grants() -> frozenset[Grant]:
+    """Return what the launcher's role in k8s/base/rbac.yaml permits."""
+    roles = yaml.safe_load_all((REPOSITORY / "k8s" / "base" / "rbac.yaml").read_text())
+    (role,) = [thing for thing in roles if thing["kind"] == "Role" and thing["metadata"]["name"] == "launcher"]
+    return frozenset(
+        (g, r, v) for rule in role["rules"] for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]
+    )
+
+
+def now(micro: bool = False, after_s: float = 0.0) -> str:
+    stamp = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=after_s)
     return stamp.strftime("%Y-%m-%dT%H:%M:%S.%f000Z" if micro else "%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -78,6 +103,9 @@ class ApiServer(kmock.KubernetesScaffold):
         """Number of bytes after which each of the next log requests is reset."""
         self.paused_watches: set[str] = set()
         """Plurals of the kinds whose watches deliver no events."""
+        self.grants: frozenset[Grant] = role_grants()
+        self.starting = False
+        """True: the server has not read its roles yet and refuses everything (kubernetes issue 121635)."""
         self.log_poll_s = 0.01
         self.changed = asyncio.Condition()
 
@@ -87,9 +115,14 @@ class ApiServer(kmock.KubernetesScaffold):
             if fault.times > 0 and fault.matches(request):
                 fault.times -= 1
                 return await self._fail(fault, raw)
+        if request.subresource == "eviction":  # sent by an administrator
+            return await self._evict(request.name)
         if request.resource is None or request.action is None or request.resource.plural is None:
-            return await super()._handle(request)
+            return self._forbid(request) or await super()._handle(request)
         plural, name = request.resource.plural, request.name
+        refusal = self._forbid(request)
+        if refusal is not None:
+            return refusal
         if request.subresource == "log":
             return await self._log(request)
         if request.action is kmock.action.WATCH:
@@ -108,6 +141,24 @@ class ApiServer(kmock.KubernetesScaffold):
             return await self._delete(plural, name, request)
         return status(405, "MethodNotAllowed", "not implemented by this test server")
 
+    def _forbid(self, request: kmock.Request) -> web.Response | None:
+        """Return the authorizer's refusal, or None. Every account may read the API's groups."""
+        resource = request.resource
+        if resource is None or resource.plural is None:
+            path = request._raw_request.path
+            return status(403, "Forbidden", f'forbidden: User "{ACCOUNT}" cannot get path "{path}"') if self.starting else None
+        plural = "/".join(filter(None, (resource.plural, request.subresource)))
+        verbs = [VERBS[request.action.value]]
+        if verbs == ["patch"] and (resource.plural, request.name) not in self.store.objects:
+            verbs.append("create")  # server-side apply of a new object
+        for verb in verbs:
+            if self.starting or (resource.group, plural, verb) not in self.grants:
+                place = f'in API group "{resource.group}" in the namespace "{NAMESPACE}"'
+                return status(
+                    403, "Forbidden", f'{plural} is forbidden: User "{ACCOUNT}" cannot {verb} resource "{plural}" {place}'
+                )
+        return None
+
     async def _fail(self, fault: Fault, raw: web.BaseRequest) -> web.StreamResponse:
         if fault.reset:
             raw.transport.abort()
@@ -122,16 +173,26 @@ class ApiServer(kmock.KubernetesScaffold):
 
     async def _apply(self, plural: str, name: str, body: Object, request: kmock.Request) -> web.StreamResponse:
         assert request.headers["Content-Type"] == "application/apply-patch+yaml" and request.params["fieldManager"]
-        existing = self.store.objects.get((plural, name))
-        owner = existing and existing["metadata"]["managedFields"][0]["manager"]
-        if existing and owner != request.params["fieldManager"]:
-            return status(409, "Conflict", f'Apply failed with 1 conflict: conflict with "{owner}": .spec')
+        existing, manager = self.store.objects.get((plural, name)), request.params["fieldManager"]
+        applied = leaves({k: v for k, v in body.items() if k != "status"})
+        owners = field_owners(existing) if existing else {}
+        conflicts = [
+            (owners[path], ".".join(path))
+            for path, value in applied.items()
+            if existing and owners.get(path, manager) != manager and leaves(existing).get(path) != value
+        ]
+        if conflicts:
+            text = ", ".join(f'conflict with "{owner}": .{path}' for owner, path in conflicts)
+            return status(409, "Conflict", f"Apply failed with {len(conflicts)} conflict(s): {text}")
         if existing and plural in ("jobs", "jobsets", "trainjobs") and without_defaults(existing["spec"]) != body["spec"]:
             return status(422, "Invalid", "spec.template: Invalid value: field is immutable")
-        merged = copy.deepcopy(existing or {})
-        merged.update({k: v for k, v in body.items() if k not in ("metadata", "status")})
-        merged["metadata"] = {**merged.get("metadata", {}), **body["metadata"]}
-        merged["metadata"].setdefault("managedFields", [{"manager": request.params["fieldManager"], "operation": "Apply"}])
+        merged = copy.deepcopy(existing or {"metadata": {}})
+        for path in [path for path, owner in owners.items() if owner == manager and path not in applied]:
+            remove_path(merged, path)  # an owner that no longer applies a field removes it
+        for path, value in applied.items():
+            set_path(merged, path, value)
+        kept = [[list(path), owner] for path, owner in owners.items() if owner != manager]
+        merged["metadata"]["managedFields"] = [*kept, *([list(path), manager] for path in applied)]
         if merged == existing:
             return web.json_response(existing)
         stored = await self.put(plural, merged)
@@ -173,10 +234,44 @@ class ApiServer(kmock.KubernetesScaffold):
         if expected_uid and expected_uid != thing["metadata"]["uid"]:
             return status(409, "Conflict", "the UID in the precondition does not match")
         assert options["propagationPolicy"] == "Foreground"
-        if not thing["metadata"].get("deletionTimestamp"):
-            thing["metadata"]["deletionTimestamp"] = now()
-            await self.put(plural, thing)  # tests.doubles.controllers completes the deletion
+        await self.mark_deleted(plural, thing)  # tests.doubles.controllers completes the deletion
         return web.json_response(thing)
+
+    async def mark_deleted(self, plural: str, thing: Object) -> None:
+        """Set ``deletionTimestamp``: that of a running pod is the end of its grace period."""
+        if not thing["metadata"].get("deletionTimestamp"):
+            grace_s = thing["spec"].get("terminationGracePeriodSeconds", 30) if plural == "pods" else 0
+            thing["metadata"].update(deletionTimestamp=now(after_s=grace_s), deletionGracePeriodSeconds=grace_s)
+            await self.put(plural, thing)
+
+    async def _evict(self, name: str) -> web.StreamResponse:
+        """Serve the Eviction API: refuse what a disruption budget forbids, else delete the pod as disrupted."""
+        pod = self.store.objects.get(("pods", name))
+        if pod is None:
+            return status(404, "NotFound", f'pods "{name}" not found')
+        budgets = [thing for (plural, _), thing in self.store.objects.items() if plural == "poddisruptionbudgets"]
+        for budget in budgets:
+            labels = budget["spec"]["selector"]["matchLabels"]
+            if labels.items() <= pod["metadata"]["labels"].items() and self._disruptions_allowed(budget, pod) < 1:
+                return status(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.")
+        await self.disrupt(pod, "EvictionByEvictionAPI", "Eviction API: evicting")
+        return status(201, "Created", "evicted")
+
+    def _disruptions_allowed(self, budget: Object, pod: Object) -> int:
+        """Return how many pods a budget lets go. ``maxUnavailable`` needs the scale of a controller, which a Job does not have."""
+        owners = [owner["kind"] for owner in pod["metadata"].get("ownerReferences", [])]
+        if "maxUnavailable" in budget["spec"] and "Job" in owners:
+            return 0  # condition SyncFailed: jobs.batch does not implement the scale subresource
+        labels = budget["spec"]["selector"]["matchLabels"].items()
+        pods = [thing for (plural, _), thing in self.store.objects.items() if plural == "pods"]
+        healthy = sum(labels <= thing["metadata"]["labels"].items() and thing["status"]["phase"] == "Running" for thing in pods)
+        return int(budget["spec"].get("maxUnavailable", 0)) or healthy - int(budget["spec"].get("minAvailable", 0))
+
+    async def disrupt(self, pod: Object, reason: str, message: str) -> None:
+        """Add the condition DisruptionTarget and delete the pod; its kubelet then stops it, unless the machine is off."""
+        conditions = [*pod["status"].get("conditions", []), condition("DisruptionTarget", reason, message)]
+        pod["status"]["conditions"] = conditions
+        await self.mark_deleted("pods", pod)
 
     # ---- streams
 
@@ -224,7 +319,7 @@ class ApiServer(kmock.KubernetesScaffold):
         return position
 
     async def _log(self, request: kmock.Request) -> web.StreamResponse:
-        assert request.params["timestamps"] == "true" and request.params["container"] == "trainer"
+        assert request.params["timestamps"] == "true" and request.params["container"] == "node"
         pod = self.store.objects.get(("pods", request.name))
         if pod is None:
             return status(404, "NotFound", f'pods "{request.name}" not found')
@@ -258,6 +353,44 @@ class ApiServer(kmock.KubernetesScaffold):
         return response
 
 
+def condition(kind: str, reason: str = "", message: str = "", value: str = "True") -> Object:
+    return {"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": now()}
+
+
+def leaves(thing: Object, prefix: Path = ()) -> dict[Path, Any]:
+    """Return the fields of an object that managers own: everything below its mappings; lists are atomic."""
+    found: dict[Path, Any] = {}
+    for key, value in thing.items():
+        path = (*prefix, key)
+        if path == ("metadata", "managedFields"):
+            continue
+        if isinstance(value, dict) and value:
+            found |= leaves(value, path)
+        else:
+            found[path] = value
+    return found
+
+
+def field_owners(thing: Object) -> dict[Path, str]:
+    """Return the manager of each field; an object that a test stored belongs to kubectl."""
+    managed = thing["metadata"].get("managedFields")
+    if managed is None:
+        return dict.fromkeys(leaves({k: v for k, v in thing.items() if k == "spec"}), "kubectl")
+    return {tuple(path): manager for path, manager in managed}
+
+
+def set_path(thing: Object, path: Path, value: Any) -> None:
+    for key in path[:-1]:
+        thing = thing.setdefault(key, {})
+    thing[path[-1]] = copy.deepcopy(value)
+
+
+def remove_path(thing: Object, path: Path) -> None:
+    for key in path[:-1]:
+        thing = thing.get(key, {})
+    thing.pop(path[-1], None)
+
+
 def status(code: int, reason: str, message: str) -> web.Response:
     body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": message, "code": code}
     return web.json_response(body, status=code)
@@ -284,9 +417,7 @@ def without_defaults(spec: Object) -> Object:
 class RunningServer:
     """An :class:`ApiServer` on a free port in a thread of its own; over TLS if a certificate is given."""
 
-    def __init__(
-        self, *, crds: tuple[str, ...] = ("jobset.x-k8s.io", "trainer.kubeflow.org"), tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, *, crds: tuple[str, ...] = CUSTOM_GROUPS, tls: ssl.SSLContext | None = None) -> None:
         self.loop = asyncio.new_event_loop()
         self.tls, self.crds, self._ready, self._stop = tls, crds, threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -306,7 +437,7 @@ class RunningServer:
     async def _serve(self) -> None:
         self.api = ApiServer()
         for address, kind in CLUSTER_KINDS.items():
-            if address.count("/") == 1 or address.partition("/")[0] in (*self.crds, "batch"):
+            if address.count("/") == 1 or address.partition("/")[0] in (*self.crds, *BUILT_IN_GROUPS):
                 self.api.resources[address] = {"kind": kind, "namespaced": True}
         async with self.api:
             self.runner = web.ServerRunner(web.Server(self.api), shutdown_timeout=0.1)
@@ -372,6 +503,13 @@ class RunningServer:
             self.api.paused_watches.add(plural)
 
         self.run(pause())
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Refuse every request, as a server that has started and has not read its roles yet."""
+        self.api.starting = True
+        yield
+        self.api.starting = False
 
     @contextmanager
     def unreachable(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Scheduler and kubelet for tests: pods run as processes on this machine, or follow a script of a few lines.
 
 A process gets the pod's command and environment, including the downward API. Host names of other pods resolve to this machine, and
-every job has its own port for the rendezvous. Volumes are folders of this machine at the same paths.
+every job has its own port for the rendezvous. Volumes are folders of this machine at the same paths. Each pod runs on a machine of
+its own, ``machine-<index of the node>``, which can be drained, rebooted or lose its power.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from dataclasses import dataclass, field
 
 from components.launching.kubernetes.pod_entrypoint import PORT
 from components.provenance import REPOSITORY
-from tests.doubles.apiserver import Object, RunningServer, now
-from tests.doubles.controllers import FINISHED_PHASES, set_pod_status
+from tests.doubles.apiserver import Object, RunningServer, condition, now
+from tests.doubles.controllers import FINISHED_PHASES, INDEX, set_pod_status
 
 
 @dataclass
@@ -55,8 +56,11 @@ class Kubelet:
     started: list[str] = field(default_factory=list)
     ports: dict[str, int] = field(default_factory=dict)
     grace_s: float = 60.0
+    claims: set[str] | None = None
+    """Names of the PersistentVolumeClaims that exist; None = all."""
 
     def __enter__(self) -> Kubelet:
+        self._without_power: set[str] = set()
         self._started_names: set[str] = set()
         self._stopping_names: set[str] = set()
         self._script_tasks: list[asyncio.Task[None]] = []
@@ -91,13 +95,12 @@ class Kubelet:
 
     async def _start(self, pod: Object) -> None:
         api, behavior = self.server.api, self.choose_behavior(pod)
-        if isinstance(behavior, BlockedPod) and behavior.unschedulable:
-            pod["status"]["conditions"] = [
-                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": behavior.message}
-            ]
+        unschedulable = self._find_no_machine(pod, behavior)
+        if unschedulable:
+            pod["status"]["conditions"] = [condition("PodScheduled", "Unschedulable", unschedulable, "False")]
             await api.put("pods", pod)
             return
-        pod["spec"]["nodeName"] = "this-machine"
+        pod["spec"]["nodeName"] = choose_machine(pod)
         waiting = (
             {"reason": behavior.reason, "message": behavior.message}
             if isinstance(behavior, BlockedPod)
@@ -114,6 +117,14 @@ class Kubelet:
             self._script_tasks.append(asyncio.create_task(self._run_script(pod, behavior)))
         else:
             self._start_process(pod)
+
+    def _find_no_machine(self, pod: Object, behavior: PodBehavior) -> str:
+        """Return why the scheduler finds no machine, in its words, or an empty string."""
+        if isinstance(behavior, BlockedPod) and behavior.unschedulable:
+            return behavior.message
+        sources = [volume["persistentVolumeClaim"] for volume in pod["spec"]["volumes"] if "persistentVolumeClaim" in volume]
+        missing = [source["claimName"] for source in sources if self.claims is not None and source["claimName"] not in self.claims]
+        return f'0/2 nodes are available: persistentvolumeclaim "{missing[0]}" not found. not found' if missing else ""
 
     def write(self, pod: Object, text: str) -> None:
         self.server.api.logs.setdefault(pod["metadata"]["name"], []).append(f"{now(micro=True)} {text}")
@@ -166,6 +177,8 @@ class Kubelet:
         self.server.run(self._finish(pod, code if code >= 0 else 128 - code))
 
     async def _stop(self, pod: Object) -> None:
+        if pod["spec"].get("nodeName") in self._without_power:
+            return  # the pod stays as it is: nobody on its machine can confirm its end
         process = self.processes.get(pod["metadata"]["name"])
         if process is None:
             await self._finish(pod, 143)
@@ -179,17 +192,41 @@ class Kubelet:
     def running_pod(self, index: int) -> Object:
         """Return the running pod of a node."""
         pods = [pod for pod in self.server.objects("pods") if pod["status"]["phase"] == "Running"]
-        return next(pod for pod in pods if pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] == str(index))
+        return next(pod for pod in pods if pod["metadata"]["labels"][INDEX] == str(index))
 
     def disrupt(self, index: int, reason: str, message: str = "", kill: bool = False) -> Object:
         """Take the machine away from the pod of a node; ``reason`` becomes that of its condition DisruptionTarget."""
         pod = self.running_pod(index)
-        pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}]
         if kill and (process := self.processes.get(pod["metadata"]["name"])):
             os.killpg(process.pid, signal.SIGKILL)
-        pod["metadata"]["deletionTimestamp"] = now()
-        self.server.put("pods", pod)
+        self.server.run(self.server.api.disrupt(pod, reason, message))
         return pod
+
+    def cut_power(self, index: int) -> Object:
+        """Cut the power of a pod's machine; after five minutes the taint manager marks the pod, which then stays as it is."""
+        pod = self.running_pod(index)
+        self._without_power.add(pod["spec"]["nodeName"])
+        message = "Taint manager: deleting due to NoExecute taint"
+        self.server.run(self.server.api.disrupt(pod, "DeletionByTaintManager", message))
+        return pod
+
+    def confirm_out_of_service(self, name: str) -> None:
+        """Taint a machine as out of service: the pod garbage collector then ends its pods."""
+
+        async def end() -> None:
+            for pod in [pod for pod in self.server.objects("pods") if pod["spec"].get("nodeName") == name]:
+                pod["status"]["phase"] = "Failed"
+                await self.server.api.put("pods", pod)
+
+        self.server.run(end())
+
+    def reboot(self, index: int) -> None:
+        """Restart a pod's machine: its kubelet no longer knows the container, and reports status 137 without a disruption."""
+        self.server.run(self._finish(self.running_pod(index), 137, "ContainerStatusUnknown"))
+
+    def kill(self, index: int) -> None:
+        """End a pod by SIGKILL, as a pod that does not stop within its grace period."""
+        self.server.run(self._finish(self.running_pod(index), 137, "Error"))
 
     def finish(self, index: int, exit_code: int = 0, reason: str = "") -> None:
         """End the pod of a node with an exit code."""
@@ -198,6 +235,14 @@ class Kubelet:
     def kill_out_of_memory(self, index: int) -> None:
         """End the pod of a node as the kernel ends a container that exceeds its memory limit."""
         self.finish(index, 137, "OOMKilled")
+
+
+def choose_machine(pod: Object) -> str:
+    """Return the machine of a pod: one for each node of the job, or a spare one if the job avoids that."""
+    affinity = pod["spec"].get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    excluded = [name for t in affinity.get("nodeSelectorTerms", []) for e in t["matchExpressions"] for name in e["values"]]
+    own = f"machine-{pod['metadata']['labels'].get(INDEX, 0)}"
+    return own if own not in excluded else f"spare-{own}"
 
 
 def _find_free_port() -> int:

@@ -142,7 +142,7 @@ def test_a_disruption_budget_protects_every_service() -> None:
         next(iter(budget["spec"]["selector"]["matchLabels"].values()))
         for budget in objects_by_name(objects, "PodDisruptionBudget").values()
     }
-    assert protected == {"prefect-server", "mlflow", "postgresql", "minio", "vllm", "training"}
+    assert protected == {"prefect-server", "mlflow", "postgresql", "minio", "vllm"}
 
 
 def _fill_template() -> Object:

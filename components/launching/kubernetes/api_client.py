@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -23,6 +25,7 @@ from urllib3.connection import HTTPConnection
 
 from components.errors import JobFailed
 from components.launching.kubernetes.manifests import MAIN_RESOURCES, MANAGER, RESOURCES, SELECTOR, RenderingName, Resource
+from components.launching.kubernetes.rejections import classify_rejection
 from components.progress import show_status
 
 Object = dict[str, Any]
@@ -45,6 +48,8 @@ class RetryPolicy:
         give_up_s: time after which an API server that does not respond is given up. The job keeps running; the next run finds it.
         connect_timeout_s, read_timeout_s: timeouts of one request.
         watch_s: duration of a watch before it is reopened.
+        forbidden_s: time for which a 403 is retried if the request was permitted before, or after an outage: an API server that
+            starts refuses everything until it has read its roles (kubernetes issue 121635).
     """
 
     initial_pause_s: float = 1.0
@@ -54,6 +59,7 @@ class RetryPolicy:
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 30.0
     watch_s: float = 300.0
+    forbidden_s: float = 30.0
 
     def pauses(self) -> Iterator[float]:
         """Yield the pauses between attempts without end."""
@@ -77,6 +83,8 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient, namespace: str, retry: RetryPolicy | None = None) -> None:
         self.api, self.namespace, self.retry = api, namespace, retry or RetryPolicy()
+        self._permissions = _PermissionHistory(self.retry.forbidden_s)
+        self._served: dict[str, set[str]] = {}  # plurals by path of group and version
         # A log stream may be silent for as long as a training step takes; keep-alive probes detect a dead peer within a minute.
         self.api.rest_client.pool_manager.connection_pool_kw["socket_options"] = [
             *HTTPConnection.default_socket_options,
@@ -92,13 +100,13 @@ class Cluster:
         """
         configuration = client.Configuration()
         try:
-            if context is None:
-                config.load_incluster_config(client_configuration=configuration)
-            else:
-                config.load_kube_config(context=context, client_configuration=configuration)
+            if context is not None:
+                raise config.ConfigException("a context of the kubeconfig is named")
+            config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
             try:
                 config.load_kube_config(context=context, client_configuration=configuration)
+                _reread_token_file(configuration, context)
             except config.ConfigException as error:
                 raise JobFailed(
                     f"no cluster is configured: {error}",
@@ -135,6 +143,7 @@ class Cluster:
         for pause in self.retry.pauses():
             try:
                 response = self._send(method, path, query, body, content_type, timeouts)
+                self._permissions.record_success(verb or method, path)
                 return dict(json.loads(response.data or b"{}"))
             except (ApiException, *CONNECTION_ERRORS) as error:
                 fault, retry_after_s = self.describe_transient(error, verb or method, path), _retry_after_s(error)
@@ -177,15 +186,20 @@ class Cluster:
             ApiException: any other failure that a retry does not fix.
         """
         if not isinstance(error, ApiException):
+            self._permissions.record_outage()
             return f"does not respond ({type(error).__name__})"
         if error.status == HTTPStatus.FORBIDDEN:
-            raise forbidden_error(error, verb, path) from None
+            refusal = forbidden_error(error, verb, path)
+            if refusal.where != PERMISSIONS or not self._permissions.may_return(verb, path):
+                raise refusal from None
+            return "returned 403 for a request that it permitted before, or after an outage"
         if error.status == HTTPStatus.UNAUTHORIZED:
             raise self.unauthorized_error() from None
         if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):
             raise self.untrusted_certificate_error() from None
         if error.status not in TRANSIENT_STATUSES:
             raise error
+        self._permissions.record_outage()
         return f"returned {error.status}"
 
     def unauthorized_error(self) -> JobFailed:
@@ -219,6 +233,19 @@ class Cluster:
         groups = {group["name"] for group in self.request("GET", "/apis", verb="get").get("groups", [])}
         preference: list[RenderingName] = ["jobset", "job", "trainjob"]
         return [name for name in preference if name == "job" or MAIN_RESOURCES[name].group in groups]
+
+    def serves(self, resource: Resource) -> bool:
+        """Return whether the cluster serves a kind of object in this version; asked once."""
+        group = f"/apis/{resource.group}/{resource.version}"
+        if group not in self._served:
+            try:
+                listing = self.request("GET", group, verb="get").get("resources") or []
+            except ApiException as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise
+                listing = []
+            self._served[group] = {served["name"] for served in listing}
+        return resource.plural in self._served[group]
 
     def get(self, resource: Resource, name: str) -> Object | None:
         """Return an object, or None if it does not exist."""
@@ -278,6 +305,7 @@ class Cluster:
         }
         timeouts = (self.retry.connect_timeout_s, seconds + self.retry.read_timeout_s)
         response = self._send("GET", resource.path(self.namespace), query, None, "application/json", timeouts)
+        self._permissions.record_success("watch", resource.path(self.namespace))
         on_open(response)
         try:
             for line in _iterate_lines(response):
@@ -324,20 +352,80 @@ def _iterate_lines(response: Any) -> Iterator[bytes]:
         yield from (line for line in complete if line)
 
 
-def forbidden_error(error: ApiException, verb: str, path: str) -> JobFailed:
-    """Return the user-facing error for HTTP 403: an exceeded quota or a missing permission."""
+PERMISSIONS = "permissions"
+"""``where`` of the error of a missing permission."""
+
+
+def error_message(error: ApiException) -> str:
+    """Return the message of the API server's status object, or the reason of the HTTP status."""
     try:
-        message = json.loads(error.body or "{}").get("message", "")
+        return str(json.loads(error.body or "{}").get("message") or error.reason)
     except ValueError:
-        message = str(error.body)
-    if "exceeded quota" in message:
-        remedy = "wait for other jobs, lower kubernetes.nodes or memory, or raise the quota"
-        return JobFailed(message, where="quota", remedy=remedy)
-    return JobFailed(
-        f"not allowed to {verb} {path}: {message}",
-        where="permissions",
-        remedy="apply k8s/base/rbac.yaml, or request the verbs in the table of docs/kubernetes.md",
-    )
+        return str(error.body)
+
+
+def forbidden_error(error: ApiException, verb: str, path: str) -> JobFailed:
+    """Return the user-facing error for HTTP 403: an exceeded quota, a policy of the cluster, or a missing permission."""
+    message = error_message(error)
+    rejection = classify_rejection(message)
+    if rejection.quota is not None or "exceeded quota" in message:
+        return JobFailed(message, where="quota", remedy=rejection.remedy)
+    if not rejection.forbidden:
+        return JobFailed(f"the cluster refuses to {verb} {path}: {message}", where="admission", remedy=rejection.remedy)
+    return JobFailed(f"not allowed to {verb} {path}: {message}", where=PERMISSIONS, remedy=rejection.remedy)
+
+
+class _PermissionHistory:
+    """Kinds of objects for which the API server permitted a request before.
+
+    They tell a 403 that passes (the server has started and has not read its roles) from a missing permission.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self.patience_s, self._outage_at = patience_s, -float("inf")
+        self._permitted: set[str] = set()
+        self._forbidden_since: dict[tuple[str, str], float] = {}
+
+    def record_success(self, verb: str, path: str) -> None:
+        kind = _kind_of_objects(path)
+        self._permitted.add(kind)
+        self._forbidden_since.pop((verb, kind), None)
+
+    def record_outage(self) -> None:
+        self._outage_at = time.monotonic()
+
+    def may_return(self, verb: str, path: str) -> bool:
+        """Return whether a forbidden request is worth repeating."""
+        kind, now = _kind_of_objects(path), time.monotonic()
+        after_outage = now - self._outage_at <= self.patience_s
+        if kind not in self._permitted and not after_outage:
+            return False
+        return now - self._forbidden_since.setdefault((verb, kind), now) <= self.patience_s
+
+
+def _kind_of_objects(path: str) -> str:
+    """Return a path without the name of an object."""
+    return re.sub(r"(/namespaces/[^/]+/[^/]+)/[^/]+", r"\1", path)
+
+
+def _reread_token_file(configuration: client.Configuration, context: str | None) -> None:
+    """Read the ``tokenFile`` of a kubeconfig's user again for every request; the client itself reads it once.
+
+    Tokens that a cluster issues are valid for an hour, and their file is replaced before.
+    """
+    merged = config.kube_config.KubeConfigMerger(config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION).config
+    name = context or merged.safe_get("current-context")
+    user = merged["contexts"].get_with_name(name)["context"].safe_get("user") if name else None
+    entry: Any = merged["users"].get_with_name(user, safe=True) if user else None
+    token_file = entry["user"].safe_get("tokenFile") if entry and "user" in entry else None
+    if token_file and not entry["user"].safe_get("token"):
+        path = Path(entry.path).parent / str(token_file)
+
+        def refresh(current: client.Configuration) -> None:
+            with contextlib.suppress(OSError):  # being replaced: the previous token is still valid
+                current.api_key["authorization"] = f"Bearer {path.read_text().strip()}"
+
+        configuration.refresh_api_key_hook = refresh
 
 
 def close_stream(response: Any) -> None:

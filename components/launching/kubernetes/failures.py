@@ -6,17 +6,24 @@ docs/kubernetes.md can be tested without a cluster.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import datetime
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from components.launching.job import JobState
-from components.launching.kubernetes.pod_entrypoint import BAD_CONFIGURATION
+from components.launching.kubernetes.rejections import classify_rejection
+from components.launching.worker_process import BAD_CONFIGURATION, LOST_PEER
 
 Object = dict[str, Any]
 FINISHED_PHASES = ("Succeeded", "Failed")
 RESUME_HINT = "run again: it resumes from its last checkpoint"
+UNREACHABLE_MARGIN_S = 30.0
+"""Time beyond a pod's grace period after which its node is called unreachable: covers a slow kubelet and unequal clocks."""
+MAX_CAUSE_LINES = 5
+"""A termination message with more lines is the end of the log, of which only the last line is the cause."""
 
 
 class FailureKind(StrEnum):
@@ -28,6 +35,9 @@ class FailureKind(StrEnum):
     out_of_memory = "out of memory"
     image = "image"
     unschedulable = "unschedulable"
+    quota = "quota"
+    impossible = "impossible"
+    unreachable = "node unreachable"
     configuration = "configuration"
     deadline = "deadline"
     program = "program"
@@ -35,6 +45,8 @@ class FailureKind(StrEnum):
 
 RESUMABLE = frozenset({FailureKind.evicted, FailureKind.node_lost, FailureKind.preempted})
 """The cluster took the machine away; the job itself is not at fault and can be submitted again."""
+SERIOUS = (FailureKind.out_of_memory, FailureKind.configuration, *sorted(RESUMABLE, reverse=True))
+"""Failures that explain others, most serious first."""
 
 PERMANENT_IMAGE_REASONS = frozenset({"InvalidImageName", "ErrImageNeverPull", "ErrImageNeverPullPolicy"})
 _IMAGE_REASONS = PERMANENT_IMAGE_REASONS | {"ImagePullBackOff", "ErrImagePull", "ImageInspectError", "RegistryUnavailable"}
@@ -56,16 +68,19 @@ _STATUS_REASONS = {
     "NodeShutdown": FailureKind.evicted,
     "Terminated": FailureKind.evicted,
     "NodeLost": FailureKind.node_lost,
+    "NodeAffinity": FailureKind.node_lost,
+    "UnexpectedAdmissionError": FailureKind.node_lost,
 }
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One failure: its class, a message and a remedy."""
+    """One failure: its class, a message and a remedy; ``node``: machine on which it occurred."""
 
     kind: FailureKind
     message: str
     remedy: str
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,12 +91,17 @@ class Observation:
         detail: what the job waits for; empty if it waits for nothing.
         blocker: a failure that has not ended the job yet, but will if it persists (image, machine, configuration).
         failure: why the job failed.
+        missing: number of nodes that have no pod.
     """
 
     state: JobState
     detail: str = ""
     blocker: Failure | None = None
     failure: Failure | None = None
+    missing: int = 0
+
+
+# ---- fields of objects
 
 
 def true_condition(thing: Object, kind: str) -> Object | None:
@@ -96,7 +116,15 @@ def node_index(pod: Object) -> int:
     """Return the index of the node of its job that a pod runs."""
     metadata = pod["metadata"]
     key = "batch.kubernetes.io/job-completion-index"
-    return int(metadata.get("labels", {}).get(key) or metadata.get("annotations", {}).get(key) or 0)
+    return int((metadata.get("labels") or {}).get(key) or (metadata.get("annotations") or {}).get(key) or 0)
+
+
+def node_count(main: Object) -> int:
+    """Return the number of nodes of a Job, JobSet or TrainJob."""
+    spec = main.get("spec", {})
+    if "replicatedJobs" in spec:
+        return int(spec["replicatedJobs"][0]["template"]["spec"]["completions"])
+    return int(spec.get("completions") or spec.get("trainer", {}).get("numNodes") or 1)
 
 
 def pod_phase(pod: Object) -> str:
@@ -104,12 +132,34 @@ def pod_phase(pod: Object) -> str:
     return str(pod.get("status", {}).get("phase", ""))
 
 
+def machine(pod: Object) -> str:
+    """Return the name of the machine on which a pod runs, or an empty string."""
+    return str(pod.get("spec", {}).get("nodeName") or "")
+
+
+def deletion_deadline(pod: Object) -> datetime.datetime | None:
+    """Return when the grace period of a deleted pod that still runs ends, or None for any other pod.
+
+    Kubernetes writes the end of the grace period, not the time of the request, into ``deletionTimestamp``.
+    """
+    stamp = pod["metadata"].get("deletionTimestamp")
+    if not stamp or pod_phase(pod) in FINISHED_PHASES:
+        return None
+    return datetime.datetime.fromisoformat(stamp)
+
+
 def disruption_kind(pod: Object) -> FailureKind | None:
     """Return the kind of disruption that took the pod's machine away, or None."""
     target = true_condition(pod, "DisruptionTarget")
     if target is not None:
         return _DISRUPTION_REASONS.get(target.get("reason", ""), FailureKind.evicted)
-    return _STATUS_REASONS.get(pod.get("status", {}).get("reason", ""))
+    reason = str(pod.get("status", {}).get("reason") or "")
+    if re.match(r"(?i)outof", reason):  # the kubelet had no room after all, for example OutOfcpu
+        return FailureKind.node_lost
+    return _STATUS_REASONS.get(reason)
+
+
+# ---- failures of pods
 
 
 def diagnose_failure(pod: Object) -> Failure | None:
@@ -118,39 +168,60 @@ def diagnose_failure(pod: Object) -> Failure | None:
     kind = disruption_kind(pod)
     if kind is not None:
         reason = status.get("message") or _disruption_message(pod)
-        return Failure(kind, f"{name}: {kind} ({reason})", RESUME_HINT)
+        return Failure(kind, f"{name}: {kind} ({reason})", RESUME_HINT, machine(pod))
     for container in status.get("containerStatuses") or []:
         terminated = container.get("state", {}).get("terminated") or {}
-        failure = _diagnose_container(name, terminated)
+        failure = _diagnose_container(name, terminated, machine(pod))
         if failure is not None:
             return failure
     if status.get("phase") == "Failed":
         message = status.get("message") or status.get("reason") or "failed"
-        return Failure(FailureKind.program, f"{name}: {message}", "see the log")
+        return Failure(FailureKind.program, f"{name}: {message}", "see the log", machine(pod))
     return None
 
 
-def _diagnose_container(pod_name: str, terminated: Object) -> Failure | None:
+def _diagnose_container(pod_name: str, terminated: Object, node: str) -> Failure | None:
     """Return why a container failed, given its state ``terminated``; None if it did not fail."""
     if terminated.get("reason") == "OOMKilled":
         return Failure(
             FailureKind.out_of_memory,
             f"{pod_name}: the memory limit was exceeded",
             f"raise kubernetes.memory, or lower training.<stage>.micro_batch; {RESUME_HINT}",
+            node,
         )
+    if terminated.get("reason") == "ContainerStatusUnknown":  # the node restarted: Kubernetes reports status 137
+        return Failure(FailureKind.node_lost, f"{pod_name}: node lost (node {node or 'unknown'} restarted)", RESUME_HINT, node)
     exit_code = terminated.get("exitCode", 0)
     if exit_code == 0:
         return None
-    output = (terminated.get("message") or "").strip()
-    message = f"{pod_name}: exited with status {exit_code}" + (f":\n{output}" if output else "")
+    lines = (terminated.get("message") or "").strip().splitlines()
+    cause = "\n".join(lines if len(lines) <= MAX_CAUSE_LINES else lines[-1:])
+    message = f"{pod_name}: exited with status {exit_code}" + (f": {cause}" if cause else "")
     if exit_code == BAD_CONFIGURATION:
-        return Failure(FailureKind.configuration, message, "fix the settings that the message names")
-    return Failure(FailureKind.program, message, "see the log")
+        return Failure(FailureKind.configuration, message, "fix the settings that the message names", node)
+    return Failure(FailureKind.program, message, "see the log", node)
 
 
 def _disruption_message(pod: Object) -> str:
     target = true_condition(pod, "DisruptionTarget") or {}
     return str(target.get("message") or target.get("reason") or "no reason given")
+
+
+def diagnose_unreachable(pod: Object, now: datetime.datetime) -> Failure | None:
+    """Return the failure of a node that does not confirm the end of a deleted pod, as a machine without power; else None.
+
+    Such a pod is neither replaced nor deleted before somebody confirms that its machine is off: it might still write.
+    """
+    deadline, node = deletion_deadline(pod), machine(pod)
+    if deadline is None or not node or now < deadline + datetime.timedelta(seconds=UNREACHABLE_MARGIN_S):
+        return None
+    return Failure(
+        FailureKind.unreachable,
+        f"{pod['metadata']['name']}: node {node} does not confirm that the pod has stopped (due at {deadline:%H:%M:%S} UTC)",
+        f"if the machine is off: kubectl taint nodes {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute; "
+        f"if it does not come back: kubectl delete node {node}",
+        node,
+    )
 
 
 def diagnose_blocker(pod: Object) -> Failure | None:
@@ -164,86 +235,172 @@ def diagnose_blocker(pod: Object) -> Failure | None:
                 FailureKind.image,
                 f"{name}: {reason}: {container.get('image', 'image')}: {message}".rstrip(": "),
                 "check kubernetes.image and kubernetes.pull_secrets, and that the nodes reach the registry",
+                machine(pod),
             )
         if reason in _CONFIGURATION_REASONS:
             return Failure(
                 FailureKind.configuration,
                 f"{name}: {reason}: {message}",
                 "create the missing Secret, claim or mount: see kubernetes.secrets and kubernetes.volumes",
+                machine(pod),
             )
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return Failure(
-                FailureKind.unschedulable,
-                f"{name}: {condition.get('message') or condition.get('reason')}",
-                "lower kubernetes.nodes, gpus_per_node, cpu or memory, check kubernetes.node_selector, or add machines",
-            )
+            return _diagnose_unscheduled(name, condition)
     return None
+
+
+def _diagnose_unscheduled(pod_name: str, condition: Object) -> Failure:
+    """Return why the scheduler found no machine: an object that does not exist, or no room."""
+    message = str(condition.get("message") or condition.get("reason"))
+    rejection = classify_rejection(message)
+    if rejection.missing:
+        return Failure(FailureKind.configuration, f"{pod_name}: {message}", rejection.remedy)
+    return Failure(
+        FailureKind.unschedulable,
+        f"{pod_name}: {message}",
+        "lower kubernetes.nodes, gpus_per_node, cpu or memory, check kubernetes.node_selector and tolerations, or add machines",
+    )
+
+
+def diagnose_rejection(message: str, nodes: int) -> Failure:
+    """Return the failure behind the message of an event: the cluster refuses to create a pod of a job with so many nodes."""
+    message = re.sub(r'^Error creating: |pods "[^"]+" is forbidden: ', "", message)  # the name differs with each attempt
+    rejection = classify_rejection(message)
+    if rejection.quota is None:
+        return Failure(FailureKind.configuration, message, rejection.remedy)
+    excess = rejection.quota.excess(nodes)
+    if excess:
+        return Failure(FailureKind.impossible, f"{message}: {nodes} nodes need {excess}, which is never free", rejection.remedy)
+    return Failure(FailureKind.quota, message, rejection.remedy)
+
+
+def diagnose_admission(workload: Object, queue: str) -> Failure:
+    """Return why Kueue does not admit a job yet, according to the conditions of its Workload."""
+    status = workload.get("status", {})
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or []}
+    reserved = conditions.get("QuotaReserved", {})
+    reason, message = str(reserved.get("reason", "")), str(reserved.get("message", ""))
+    if reserved.get("status") == "True":
+        checks = [check for check in status.get("admissionChecks") or [] if check.get("state") != "Ready"]
+        message = "; ".join(f"{check['name']}: {check.get('message') or check.get('state')}" for check in checks)
+        return Failure(FailureKind.quota, f"queue {queue}: {message or 'waits for its admission checks'}", "")
+    text = f"queue {queue}: {message or 'waits for quota'}"
+    if reason == "ExceedsMaxQuota" or "> maximum capacity" in message:
+        return Failure(FailureKind.impossible, text, "lower kubernetes.nodes or resources, or raise the quota of the ClusterQueue")
+    if re.search(r"doesn't exist|does not exist|is inactive|isn't active", message):
+        return Failure(FailureKind.configuration, text, "check kubernetes.queue: kubectl get localqueues")
+    return Failure(FailureKind.quota, text, "")
 
 
 def select_root_cause(failures: Iterable[Failure | None]) -> Failure | None:
     """Return the failure that explains the others: one that a person must fix, then a disruption, then a failure of the program.
 
-    A lost machine or a process without memory makes the processes on other nodes fail too; the reverse never happens.
+    A lost machine or a process without memory makes the processes on other nodes fail too; the reverse never happens. Of failures
+    of the program, those that only report a lost connection come last.
     """
-    order = [
-        FailureKind.out_of_memory,
-        FailureKind.configuration,
-        FailureKind.preempted,
-        FailureKind.node_lost,
-        FailureKind.evicted,
-    ]
-    actual = [failure for failure in failures if failure is not None]
-    return min(actual, key=lambda failure: order.index(failure.kind) if failure.kind in order else len(order), default=None)
+
+    def rank(failure: Failure) -> int:
+        if failure.kind in SERIOUS:
+            return SERIOUS.index(failure.kind)
+        return len(SERIOUS) + bool(LOST_PEER.search(failure.message))
+
+    return min((failure for failure in failures if failure is not None), key=rank, default=None)
 
 
-def observe(main: Object | None, pods: list[Object]) -> Observation:
+# ---- state of a job
+
+
+def observe(
+    main: Object | None, pods: list[Object], jobs: Sequence[Object] = (), now: datetime.datetime | None = None
+) -> Observation:
     """Derive the state of a job from its objects.
 
     Args:
         main: the Job, JobSet or TrainJob; None = it does not exist (anymore).
         pods: pods of the job, finished ones included.
+        jobs: Jobs of a JobSet, whose conditions tell why it failed.
+        now: current time; None = that of this machine.
     """
+    now = now or datetime.datetime.now(datetime.UTC)
     if main is None:
         return Observation(JobState.deleted)
     if true_condition(main, "Complete") or true_condition(main, "Completed"):
         return Observation(JobState.succeeded)
     failed = true_condition(main, "Failed") or true_condition(main, "FailureTarget")
     if failed is not None:
-        return Observation(JobState.failed, failure=_diagnose_job(failed, pods))
+        return Observation(JobState.failed, failure=_diagnose_job(failed, pods, jobs))
+    if main["metadata"].get("deletionTimestamp"):
+        return observe_deletion(pods, now)
     if main.get("spec", {}).get("suspend"):
-        queue = main["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
+        queue = (main["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
         return Observation(JobState.queued, f"waits for quota in queue {queue}" if queue else "is suspended")
-    return _observe_pods(pods)
+    return _observe_pods(main, pods, now)
 
 
-def _observe_pods(pods: list[Object]) -> Observation:
+def observe_deletion(pods: list[Object], now: datetime.datetime) -> Observation:
+    """Return what the deletion of a job waits for."""
+    unreachable = next(filter(None, (diagnose_unreachable(pod, now) for pod in pods)), None)
+    if unreachable is not None:
+        return Observation(JobState.deleting, f"{unreachable.message}; {unreachable.remedy}", blocker=unreachable)
+    names = [pod["metadata"]["name"] for pod in pods if pod_phase(pod) not in FINISHED_PHASES]
+    return Observation(JobState.deleting, f"waits for the end of {', '.join(names)}" if names else "")
+
+
+def _observe_pods(main: Object, pods: list[Object], now: datetime.datetime) -> Observation:
     """Derive the state of an unfinished job from its pods."""
     active = [pod for pod in pods if pod_phase(pod) not in FINISHED_PHASES]
+    nodes, staying = node_count(main), {node_index(pod) for pod in active if deletion_deadline(pod) is None}
+    succeeded = {node_index(pod) for pod in pods if pod_phase(pod) == "Succeeded"}
+    if len(succeeded) >= nodes or true_condition(main, "SuccessCriteriaMet"):
+        return Observation(JobState.running, "all nodes have finished")
+    missing = max(nodes - len(staying | succeeded), 0)
+    unreachable = next(filter(None, (diagnose_unreachable(pod, now) for pod in active)), None)
+    if unreachable is not None:
+        return Observation(JobState.pending, f"{unreachable.message}; {unreachable.remedy}", unreachable, missing=missing)
     blocker = next(filter(None, map(diagnose_blocker, active)), None)
     if blocker is not None:
-        state = JobState.pending if blocker.kind is FailureKind.unschedulable else JobState.starting
-        return Observation(state, blocker.message, blocker=blocker)
-    if any(pod_phase(pod) == "Running" for pod in active):
-        return Observation(JobState.running)
-    if any(pod.get("spec", {}).get("nodeName") for pod in active):
-        return Observation(JobState.starting, "pulls its image and mounts its volumes")
+        state = JobState.starting if blocker.kind is FailureKind.image or blocker.node else JobState.pending
+        return Observation(state, blocker.message, blocker=blocker, missing=missing)
     disrupted = [pod for pod in pods if disruption_kind(pod)]
-    if disrupted:
-        return Observation(JobState.pending, f"lost a machine ({disruption_kind(disrupted[-1])}), waits for another")
-    return Observation(JobState.pending, "waits for a machine")
-
-
-def _diagnose_job(failed: Object, pods: list[Object]) -> Failure:
-    """Return the failure behind the condition ``Failed``; the status of pods takes precedence over the controller's message."""
-    reason, message = failed.get("reason", ""), failed.get("message", "")
-    if reason == "DeadlineExceeded":
-        return Failure(
-            FailureKind.deadline,
-            f"exceeded its time limit: {message}",
-            f"raise kubernetes.time_limit_hours; {RESUME_HINT}",
+    if missing and disrupted:
+        return Observation(
+            JobState.pending, f"lost a machine ({disruption_kind(disrupted[-1])}), waits for another", missing=missing
         )
+    if missing and active:
+        return Observation(JobState.pending, f"{nodes - missing} of {nodes} pods exist", missing=missing)
+    if any(pod_phase(pod) == "Running" for pod in active):
+        return Observation(JobState.running, _describe_progress(main))
+    if any(machine(pod) for pod in active):
+        return Observation(JobState.starting, "pulls its image and mounts its volumes")
+    return Observation(JobState.pending, "waits for a machine", missing=missing)
+
+
+def _describe_progress(main: Object) -> str:
+    """Return the progress that a TrainJob reports in ``status.trainerStatus`` (Trainer 2.2 and later), or an empty string."""
+    status = main.get("status", {}).get("trainerStatus") or {}
+    parts = [f"{status['progressPercentage']} %"] if "progressPercentage" in status else []
+    parts += [f"{metric['name']} {metric['value']}" for metric in status.get("metrics") or []]
+    if "estimatedRemainingSeconds" in status:
+        parts.append(f"about {status['estimatedRemainingSeconds'] / 60:.0f} min left")
+    return ", ".join(parts)
+
+
+def _diagnose_job(failed: Object, pods: list[Object], jobs: Sequence[Object]) -> Failure:
+    """Return the failure behind the condition ``Failed``; the status of pods takes precedence over the controller's message.
+
+    A JobSet names its own reason; that of its Job (a time limit) is in the Job's condition.
+    """
+    conditions = [failed, *filter(None, (true_condition(job, "Failed") or true_condition(job, "FailureTarget") for job in jobs))]
+    for condition in conditions:
+        if condition.get("reason") == "DeadlineExceeded":
+            return Failure(
+                FailureKind.deadline,
+                f"exceeded its time limit: {condition.get('message', '')}",
+                f"raise kubernetes.time_limit_hours; {RESUME_HINT}",
+            )
     oldest_first = sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
     newest_by_node = {node_index(pod): pod for pod in oldest_first}
     root_cause = select_root_cause(map(diagnose_failure, newest_by_node.values()))
+    reason, message = failed.get("reason", ""), failed.get("message", "")
     return root_cause or Failure(FailureKind.program, f"{reason}: {message}", "see the log")

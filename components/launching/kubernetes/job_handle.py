@@ -2,47 +2,58 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import queue
 import re
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from components.errors import JobFailed
-from components.launching.job import JobSpec, JobState, JobStatus
+from components.launching.job import JobSpec, JobState, JobStatus, program_lines
 from components.launching.kubernetes.api_client import Cluster, report
 from components.launching.kubernetes.failures import (
     FINISHED_PHASES,
     PERMANENT_IMAGE_REASONS,
     RESUMABLE,
     RESUME_HINT,
+    UNREACHABLE_MARGIN_S,
     Failure,
     FailureKind,
     Observation,
+    deletion_deadline,
+    diagnose_admission,
     diagnose_failure,
+    diagnose_rejection,
     disruption_kind,
+    node_count,
     node_index,
     observe,
     pod_phase,
 )
 from components.launching.kubernetes.job_log import STARTED_PHASES, JobLog
 from components.launching.kubernetes.job_watch import Informers
-from components.launching.kubernetes.manifests import EVENTS, JOB_LABEL, MAIN_RESOURCES, PODS, RenderedJob
+from components.launching.kubernetes.manifests import EVENTS, JOB_LABEL, JOBS, MAIN_RESOURCES, PODS, WORKLOADS, RenderedJob
 from components.launching.kubernetes.pod_logs import LogFollower, prefix_rank
 
 Object = dict[str, Any]
 TAIL_LINES = 15
 MISSING_PODS_S = 30.0
-"""Time without pods after which the events are searched for the reason."""
+"""Time without a pod for every node after which the events are searched for the reason."""
+SILENT_CONTROLLER_S = 60.0
+"""Time without any object of a job after which its controller is called missing."""
 CONFIRM_INTERVAL_S = 30.0
-"""Interval at which the API server is asked whether a job that the informer does not know still exists."""
+"""Interval at which the API server is asked what no watch shows: whether a job still exists, and what a queue says."""
 DIAGNOSIS_TIMEOUT_S = 10.0
 """Maximum waiting time for the final status of the pods of a failed job."""
 DIAGNOSIS_INTERVAL_S = 1.0
 """Longest interval between two lists of the pods of a failed job."""
+MACHINE_FAILURES = 2
+"""Number of failures on one machine after which a resubmitted job avoids it."""
 
 
 class JobController(Protocol):
@@ -69,6 +80,7 @@ class KubernetesHandle:
     name: str = ""
     _last_reported: str = ""
     _reported_lost: set[str] = field(default_factory=set)
+    _machine_failures: Counter[str] = field(default_factory=Counter)
     _confirmed_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -84,7 +96,7 @@ class KubernetesHandle:
         main = self.launcher.cluster.get(MAIN_RESOURCES[self.rendered.rendering], self.key)
         if main is None:
             return JobStatus(self.key, JobState.deleted)
-        return build_status(self.key, main, self._list_pods())  # pods after the job: they explain a failure
+        return build_status(self.key, main, self._list_pods(), self._list_inner_jobs())  # after the job: they explain a failure
 
     def wait(self) -> None:
         """Wait until the job succeeds; resubmit it after an eviction, a preemption or a lost machine that ended it.
@@ -165,37 +177,65 @@ class KubernetesHandle:
 
     def _wait_until_finished(self, changed: threading.Event) -> Observation:
         """Return when the job has finished, or when a failure that blocks its start has lasted too long."""
-        started, blocker, blocked_since = time.monotonic(), None, 0.0
+        timer = _BlockerTimer(time.monotonic())
         while True:
             changed.clear()
             observation, pods = self._observe()
             self.log.follow(pods)
             self._report_lost_pods(pods)
-            self._report(observation)
             if observation.state is JobState.failed:
                 return self._diagnose(changed)
             if observation.state.finished:
                 return observation
-            now, previous = time.monotonic(), blocker
-            blocker = observation.blocker
-            missing_pods_s = min(MISSING_PODS_S, self.job.pending_limit_s)
-            if observation.state is JobState.pending and not pods and now - started > missing_pods_s:
-                blocker = self._diagnose_missing_pods() or blocker
-            if blocker is None or previous is None or blocker.kind is not previous.kind:
-                blocked_since = now
-            if blocker is None:
-                changed.wait(None if pods else MISSING_PODS_S + 1)
-                continue
-            remaining_s = blocked_since + self._blocker_limit_s(blocker) - now
-            if remaining_s <= 0:
+            out_of_memory = self._find_out_of_memory(pods)
+            if out_of_memory is not None:  # no restart helps
                 self.cancel()
-                return Observation(JobState.failed, failure=blocker)
-            changed.wait(remaining_s)
+                return Observation(JobState.failed, failure=out_of_memory)
+            now = time.monotonic()
+            observation = self._add_hidden_blocker(observation, timer.waited_s(observation, now))
+            self._report(observation)
+            timer.update(observation.blocker, now)
+            remaining_s = None if observation.blocker is None else timer.since + self._blocker_limit_s(observation.blocker) - now
+            if remaining_s is not None and remaining_s <= 0:
+                self.cancel()
+                return Observation(JobState.failed, failure=observation.blocker)
+            changed.wait(_earliest(remaining_s, self._next_look_s(observation, pods)))
+
+    def _add_hidden_blocker(self, observation: Observation, waited_s: float) -> Observation:
+        """Add what no pod shows: why pods are not created, why a queue does not admit the job, that no controller acts."""
+        if observation.blocker is not None:
+            return observation
+        blocker: Failure | None = None
+        if observation.state is JobState.queued:
+            blocker = self._diagnose_queue()
+        elif observation.missing and waited_s > min(MISSING_PODS_S, self.job.pending_limit_s):
+            blocker = self._diagnose_missing_pods(waited_s)
+        if blocker is None:
+            return observation
+        patient = blocker.kind is FailureKind.quota and observation.state is JobState.queued
+        return replace(observation, detail=blocker.message, blocker=None if patient else blocker)
+
+    def _next_look_s(self, observation: Observation, pods: list[Object]) -> float | None:
+        """Return the time after which the state can change without any event; None = never."""
+        if observation.missing or observation.state is JobState.queued:
+            return MISSING_PODS_S + 1
+        now = datetime.datetime.now(datetime.UTC)
+        due = [(deadline - now).total_seconds() + UNREACHABLE_MARGIN_S for deadline in map(deletion_deadline, pods) if deadline]
+        return min((seconds + 1 for seconds in due if seconds > 0), default=None)
+
+    def _find_out_of_memory(self, pods: list[Object]) -> Failure | None:
+        failures = [diagnose_failure(pod) for pod in pods if disruption_kind(pod) is None]
+        return next((failure for failure in failures if failure and failure.kind is FailureKind.out_of_memory), None)
 
     def _blocker_limit_s(self, blocker: Failure) -> float:
         """Return how long a failure may block the start of the job, in seconds."""
-        if blocker.kind is FailureKind.unschedulable:
-            return self.job.pending_limit_s
+        if blocker.kind is FailureKind.unreachable:
+            return float("inf")  # somebody must confirm that the machine is off; deleting the job would wait as well
+        if blocker.kind is FailureKind.impossible:
+            return 0.0
+        if blocker.kind in (FailureKind.unschedulable, FailureKind.quota):
+            has_run = self.log.covers_all_nodes  # a machine is under maintenance, or others took its quota
+            return max(self.job.pending_limit_s, self.job.time_limit_s) if has_run else self.job.pending_limit_s
         if blocker.kind is not FailureKind.image:
             return min(self.job.image_limit_s, MISSING_PODS_S)
         if any(reason in blocker.message for reason in PERMANENT_IMAGE_REASONS):
@@ -227,6 +267,12 @@ class KubernetesHandle:
     def _list_pods(self) -> list[Object]:
         return self.launcher.cluster.list_objects(PODS, f"{JOB_LABEL}={self.key}")[0]
 
+    def _list_inner_jobs(self) -> list[Object]:
+        """List the Jobs of a JobSet or TrainJob; none if the job is a Job itself."""
+        if self.rendered.rendering == "job":
+            return []
+        return self.launcher.cluster.list_objects(JOBS, f"{JOB_LABEL}={self.key}")[0]
+
     # ---- diagnosis
 
     def _diagnose(self, changed: threading.Event) -> Observation:
@@ -240,7 +286,7 @@ class KubernetesHandle:
             changed.clear()
             listed = self._list_pods()
             pods = {pod["metadata"]["uid"]: pod for pod in [*self._cached_pods(), *listed]}  # a listed pod replaces its cached copy
-            observation = observe(self._find_main(), list(pods.values()))
+            observation = observe(self._find_main(), list(pods.values()), self._list_inner_jobs())
             failure, remaining_s = observation.failure, deadline - time.monotonic()
             cause_known = failure is None or failure.kind is not FailureKind.program
             all_finished = all(pod_phase(pod) in FINISHED_PHASES for pod in listed)
@@ -248,16 +294,31 @@ class KubernetesHandle:
                 return observation
             changed.wait(min(remaining_s, DIAGNOSIS_INTERVAL_S))
 
-    def _diagnose_missing_pods(self) -> Failure | None:
-        """Return why no pod was created, according to the events: quota, admission, a missing service account."""
+    def _diagnose_missing_pods(self, waited_s: float) -> Failure | None:
+        """Return why pods are missing, according to the events: quota, admission, a missing service account, no controller."""
         events, _ = self.launcher.cluster.list_objects(EVENTS, selector="", fields="type=Warning")
-        related = [event for event in events if event.get("involvedObject", {}).get("name", "").startswith(self.key)]
-        if not related:
+        related = [
+            event
+            for event in events
+            if event.get("involvedObject", {}).get("name", "").startswith(self.key) and "Create" in event.get("reason", "")
+        ]
+        if related:
+            newest = max(related, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+            return diagnose_rejection(newest.get("message", ""), node_count(self.main))
+        if waited_s > SILENT_CONTROLLER_S and not self._list_pods() and not (self._find_main() or {}).get("status"):
+            kind = self.rendered.main["kind"]
+            message = f"no controller acts on {kind} {self.key}"
+            return Failure(FailureKind.unschedulable, message, f"start the controller of {kind}s, or use kubernetes.rendering=job")
+        return None
+
+    def _diagnose_queue(self) -> Failure | None:
+        """Return why Kueue has not admitted the job, or None if it says nothing."""
+        queue_name = self.main["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
+        if not queue_name or not self.launcher.cluster.serves(WORKLOADS):
             return None
-        message = related[-1].get("message", "")
-        if "exceeded quota" in message:
-            return Failure(FailureKind.unschedulable, message, "wait for other jobs, lower nodes or memory, or raise the quota")
-        return Failure(FailureKind.configuration, message, "see the events: kubectl events --for job/" + self.key)
+        selector = f"kueue.x-k8s.io/job-uid={self.main['metadata']['uid']}"
+        workloads, _ = self.launcher.cluster.list_objects(WORKLOADS, selector)
+        return diagnose_admission(workloads[-1], queue_name) if workloads else None
 
     def _to_error(self, observation: Observation) -> JobFailed:
         """Save the log and return the user-facing error for a job that did not succeed."""
@@ -269,19 +330,24 @@ class KubernetesHandle:
             return JobFailed(f"{failure.message}, {self.job.resumptions + 1} times", where=self.job.name, remedy=RESUME_HINT)
         if failure.kind is not FailureKind.program:
             return JobFailed(failure.message, where=self.job.name, remedy=failure.remedy)
-        tail = "\n".join(self.log.lines()[-TAIL_LINES:])
+        tail = "\n".join(program_lines(self.log.lines())[-TAIL_LINES:])
         return JobFailed(f"{failure.message}\n{tail}", where=self.job.name, remedy=f"see the full log: {self.log.path}")
 
     # ---- actions
 
     def _report_lost_pods(self, pods: list[Object]) -> None:
-        """Report each pod that lost its machine once; the cluster replaces it, and torchrun admits the replacement."""
+        """Report each pod that lost its machine once, and count the failures of each machine.
+
+        The cluster replaces the pod when it has ended, and torchrun admits the replacement.
+        """
         for pod in pods:
-            kind, uid = disruption_kind(pod), pod["metadata"]["uid"]
-            if kind is not None and uid not in self._reported_lost:
-                self._reported_lost.add(uid)
-                failure = diagnose_failure(pod)
-                report(f"{self.job.name}: {failure.message if failure else kind}; training resumes from its last checkpoint")
+            uid, failure = pod["metadata"]["uid"], diagnose_failure(pod)
+            if failure is None or uid in self._reported_lost:
+                continue
+            self._reported_lost.add(uid)
+            self._machine_failures[failure.node] += failure.kind in (FailureKind.node_lost, FailureKind.program)
+            if disruption_kind(pod) is not None or failure.kind in RESUMABLE:
+                report(f"{self.job.name}: {failure.message}; its replacement resumes from the last checkpoint")
 
     def _report(self, observation: Observation) -> None:
         """Report the state of the job if it has changed."""
@@ -295,19 +361,52 @@ class KubernetesHandle:
         self.log.write()
 
     def _resubmit(self) -> None:
-        """Submit the same job again; it resumes from its last checkpoint."""
+        """Submit the same job again, away from machines that failed repeatedly; it resumes from its last checkpoint."""
         self.log.drain()
         self.launcher.remove(self.main)
+        failed = {name for name, count in self._machine_failures.items() if name and count >= MACHINE_FAILURES}
+        excluded = tuple(sorted(failed | set(self.job.placement.excluded_machines)))
+        if excluded != self.job.placement.excluded_machines:
+            report(f"{self.job.name}: avoids {', '.join(sorted(failed))}, which failed {MACHINE_FAILURES} times")
+            self.job = replace(self.job, placement=replace(self.job.placement, excluded_machines=excluded))
         handle = self.launcher.submit(self.job)
         self.main, self._confirmed_at = handle.main, time.monotonic()
 
 
-def build_status(key: str, main: Object, pods: list[Object]) -> JobStatus:
-    """Return a job as a row of the list of jobs."""
-    observation = observe(main, pods)
+@dataclass
+class _BlockerTimer:
+    """Time since which the same kind of failure blocks a job, and since which pods are missing."""
+
+    started: float
+    since: float = 0.0
+    missing_since: float | None = None
+    kind: FailureKind | None = None
+
+    def waited_s(self, observation: Observation, now: float) -> float:
+        """Return for how long pods have been missing."""
+        if not observation.missing:
+            self.missing_since = None
+            return 0.0
+        if self.missing_since is None:
+            self.missing_since = now
+        return now - self.missing_since
+
+    def update(self, blocker: Failure | None, now: float) -> None:
+        """Start the time again if another kind of failure blocks the job, or none."""
+        kind = blocker.kind if blocker else None
+        if kind is None or kind is not self.kind:
+            self.since = now
+        self.kind = kind
+
+
+def _earliest(*times_s: float | None) -> float | None:
+    """Return the shortest of the waiting times; None = no limit."""
+    finite = [time_s for time_s in times_s if time_s is not None and time_s != float("inf")]
+    return min(finite, default=None)
+
+
+def build_status(key: str, main: Object, pods: list[Object], jobs: Sequence[Object] = ()) -> JobStatus:
+    """Return a job as a row of the list of jobs; ``jobs``: the Jobs of a JobSet."""
+    observation = observe(main, pods, jobs)
     detail = observation.failure.message if observation.failure else observation.detail
-    spec = main.get("spec", {})
-    nodes = spec.get("completions") or spec.get("trainer", {}).get("numNodes") or 1
-    if "replicatedJobs" in spec:
-        nodes = spec["replicatedJobs"][0]["template"]["spec"]["completions"]
-    return JobStatus(key, observation.state, detail, nodes, main["metadata"].get("creationTimestamp") or "")
+    return JobStatus(key, observation.state, detail, node_count(main), main["metadata"].get("creationTimestamp") or "")

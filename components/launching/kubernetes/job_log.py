@@ -31,6 +31,7 @@ class JobLog:
     key: str
     followers: dict[str, tuple[LogFollower, LogFile]] = field(default_factory=dict)
     _finished_uids: set[str] = field(default_factory=set)
+    _unread_uids: set[str] = field(default_factory=set)
     _last_report_at: float = 0.0
 
     @property
@@ -75,6 +76,20 @@ class JobLog:
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
         for follower, _ in self.followers.values():
             follower.join(max(deadline - time.monotonic(), 0.1))
+        self._report_unread()
+
+    def _report_unread(self) -> None:
+        """Report each pod whose log could not be read to its end, once."""
+        for uid, (follower, _) in self.followers.items():
+            if uid not in self._unread_uids and (follower.fault or follower.is_alive()):
+                self._unread_uids.add(uid)
+                name, reason = follower.pod["metadata"]["name"], follower.fault or "no end within a minute"
+                report(f"{self.job.name}: the log of {name} cannot be read ({reason}); later: kubectl logs {name}")
+
+    @property
+    def covers_all_nodes(self) -> bool:
+        """Return whether a pod of every node has started before, in this process or an earlier one."""
+        return len({path.name.partition(".")[0] for path in self._folder.glob("*.log")}) >= self.job.nodes
 
     def close(self) -> None:
         """Stop all followers and close their files."""

@@ -19,7 +19,7 @@ from components.launching.kubernetes.api_client import (
     close_stream,
     report,
 )
-from components.launching.kubernetes.failures import FailureKind, diagnose_failure
+from components.launching.kubernetes.failures import FailureKind, diagnose_failure, node_count
 from components.launching.kubernetes.manifests import JOB_LABEL, PODS, Resource
 
 
@@ -200,5 +200,7 @@ def _trim(thing: Object) -> Object:
         key: thing["metadata"].get(key) for key in ("name", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
     }
     metadata |= {key: thing["metadata"].get(key) or {} for key in ("labels", "annotations")}
-    spec = {key: thing["spec"][key] for key in ("suspend", "nodeName", "completions") if key in thing.get("spec", {})}
+    spec = {key: thing["spec"][key] for key in ("suspend", "nodeName") if key in thing.get("spec", {})}
+    if thing.get("kind") != PODS.kind:
+        spec["completions"] = node_count(thing)
     return {"kind": thing.get("kind"), "metadata": metadata, "spec": spec, "status": thing.get("status") or {}}

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-import json
+import datetime
+import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
@@ -14,18 +15,27 @@ from kubernetes.client.exceptions import ApiException
 
 from components.errors import JobFailed
 from components.launching.job import JobSpec, JobState, JobStatus
-from components.launching.kubernetes.api_client import Cluster
-from components.launching.kubernetes.failures import observe
+from components.launching.kubernetes.api_client import Cluster, error_message, report
+from components.launching.kubernetes.failures import (
+    FINISHED_PHASES,
+    UNREACHABLE_MARGIN_S,
+    observe,
+    observe_deletion,
+    pod_phase,
+)
 from components.launching.kubernetes.job_handle import KubernetesHandle, build_status
 from components.launching.kubernetes.job_watch import Informers
 from components.launching.kubernetes.manifests import (
     DIGEST_ANNOTATION,
     FOLDER_ANNOTATION,
     JOB_LABEL,
+    JOBS,
     MAIN_RESOURCES,
     MANAGED_BY_LABEL,
     MANAGER,
+    POD_GROUPS,
     PODS,
+    RESOURCES,
     RUNTIMES,
     SERVICES,
     RenderedJob,
@@ -36,6 +46,8 @@ from components.launching.kubernetes.manifests import (
 Object = dict[str, Any]
 CONFIRM_INTERVAL_S = 30.0
 """Interval at which the API server is asked whether an object still exists while it is being deleted."""
+ORPHAN_LIMIT_S = 30.0
+"""Maximum waiting time for pods of an earlier job that nobody has asked to stop."""
 
 
 class KubernetesLauncher:
@@ -64,10 +76,11 @@ class KubernetesLauncher:
 
         Raises:
             BadInput: the job cannot be rendered.
-            JobFailed: 403, no response, or the name belongs to an object that OmniMRI did not create.
+            JobFailed: 403, no response, the name belongs to an object that OmniMRI did not create, or pods of a deleted job of this
+                name still run.
         """
-        rendered = render(job, self.rendering, self.cluster.namespace)
-        existing = self._find_existing(rendered)
+        rendered = render(job, self.rendering, self.cluster.namespace, self.cluster.serves(POD_GROUPS))
+        existing = self._find_existing(rendered) or self._wait_for_orphans(rendered)
         main = existing or self._create(rendered)
         try:
             self._apply_owned_objects(rendered, main)
@@ -79,27 +92,25 @@ class KubernetesLauncher:
 
     def jobs(self) -> list[JobStatus]:
         """Return the status of every OmniMRI job in the namespace, newest last."""
-        mains = self._list_mains()
-        pods_by_job: dict[str, list[Object]] = {}
-        for pod in self.cluster.list_objects(PODS)[0]:  # listed after the jobs, because pods explain a failure
-            pods_by_job.setdefault(pod["metadata"]["labels"].get(JOB_LABEL, ""), []).append(pod)
+        mains, inner_jobs = self._list_mains()
+        jobs, pods = _by_job(inner_jobs), _by_job(self.cluster.list_objects(PODS)[0])  # after the jobs: pods explain a failure
         statuses = []
         for main in mains:
             key = main["metadata"]["labels"][JOB_LABEL]
-            statuses.append(build_status(key, main, pods_by_job.get(key, [])))
+            statuses.append(build_status(key, main, pods.get(key, []), jobs.get(key, [])))
         return sorted(statuses, key=lambda status: status.created)
 
     def clean_up(self) -> list[str]:
         """Delete finished jobs, and services and runtimes whose job no longer exists; return their names."""
         removed, keys = [], set()
-        for main in self._list_mains():
+        for main in self._list_mains()[0]:
             key = main["metadata"]["labels"][JOB_LABEL]
             if observe(main, []).state.finished:
                 self.cluster.delete(main)
                 removed.append(key)
             keys.add(key)
-        auxiliary = (SERVICES, RUNTIMES) if "trainjob" in self.cluster.supported_renderings() else (SERVICES,)
-        for resource in auxiliary:
+        served = {RUNTIMES: "trainjob" in self.cluster.supported_renderings(), POD_GROUPS: self.cluster.serves(POD_GROUPS)}
+        for resource in (SERVICES, *(resource for resource, is_served in served.items() if is_served)):
             for thing in self.cluster.list_objects(resource)[0]:
                 if thing["metadata"]["labels"][JOB_LABEL] not in keys:
                     self.cluster.delete(thing)
@@ -112,7 +123,7 @@ class KubernetesLauncher:
         Raises:
             JobFailed: there is none.
         """
-        for main in self._list_mains():
+        for main in self._list_mains()[0]:
             if main["metadata"]["labels"][JOB_LABEL] == key:
                 annotations = main["metadata"].get("annotations", {})
                 folder = Path(annotations.get(FOLDER_ANNOTATION, "."))
@@ -125,11 +136,15 @@ class KubernetesLauncher:
         self.informers.stop()
 
     def remove(self, main: Object) -> None:
-        """Delete a job with all its pods, and wait until they no longer exist."""
+        """Delete a job with all its pods, and wait until they no longer exist; report what the deletion waits for.
+
+        A pod whose machine is off ends only when somebody confirms that: the report names pod, node and command.
+        """
         resource = MAIN_RESOURCES[_rendering_of(main)]
         key, uid = main["metadata"]["labels"][JOB_LABEL], main["metadata"]["uid"]
+        reporter = _DeletionReporter(key)
         with self.informers.subscribe(key) as changed:
-            informer = self.informers.get(resource)
+            informer, pod_informer = self.informers.get(resource), self.informers.get(PODS)
             self.cluster.delete(main)
             while True:
                 changed.clear()
@@ -138,19 +153,18 @@ class KubernetesLauncher:
                     current = self.cluster.get(resource, main["metadata"]["name"])
                     if current is None or current["metadata"]["uid"] != uid:
                         return
-                changed.wait(CONFIRM_INTERVAL_S)
+                reporter.report(pod_informer.objects_of(key))
+                changed.wait(min(CONFIRM_INTERVAL_S, UNREACHABLE_MARGIN_S))
                 self.informers.get(resource)  # raises if the watch has failed
 
     # ---- creation
 
-    def _list_mains(self) -> list[Object]:
-        """List the main objects of all jobs; a JobSet's Job or a TrainJob's JobSet carries our labels, too, and is skipped."""
-        return [
-            main
-            for name in self.cluster.supported_renderings()
-            for main in self.cluster.list_objects(MAIN_RESOURCES[name])[0]
-            if not _has_controller(main)
-        ]
+    def _list_mains(self) -> tuple[list[Object], list[Object]]:
+        """List the main objects of all jobs, and those that they control, which carry our labels, too: the Jobs of JobSets."""
+        names = self.cluster.supported_renderings()
+        objects = [thing for name in names for thing in self.cluster.list_objects(MAIN_RESOURCES[name])[0]]
+        inner_jobs = [thing for thing in objects if _has_controller(thing) and thing["kind"] == JOBS.kind]
+        return [thing for thing in objects if not _has_controller(thing)], inner_jobs
 
     def _find_existing(self, rendered: RenderedJob) -> Object | None:
         """Return the job if it exists already. Remove one that has failed or is being deleted, and return None."""
@@ -165,6 +179,33 @@ class KubernetesLauncher:
             self.remove(existing)
             return None
         return existing
+
+    def _wait_for_orphans(self, rendered: RenderedJob) -> Object | None:
+        """Wait for pods of a deleted job of this name, which would write the same checkpoints; return a job that appears meanwhile.
+
+        Raises:
+            JobFailed: nobody has asked these pods to stop (the job was deleted with ``--cascade=orphan``).
+        """
+        key, resource = rendered.main["metadata"]["name"], MAIN_RESOURCES[rendered.rendering]
+        started, reporter = time.monotonic(), _DeletionReporter(key)
+        while True:
+            pods = [
+                pod for pod in self.cluster.list_objects(PODS, f"{JOB_LABEL}={key}")[0] if pod_phase(pod) not in FINISHED_PHASES
+            ]
+            if not pods:
+                return None
+            current = self.cluster.get(resource, key)
+            if current is not None and _is_ours(current):
+                return {**current, "kind": rendered.main["kind"]}
+            reporter.report(pods)
+            orphans = [pod["metadata"]["name"] for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+            if orphans and time.monotonic() - started >= ORPHAN_LIMIT_S:
+                raise JobFailed(
+                    f"pods of an earlier job still run and would write the same checkpoints: {', '.join(orphans)}",
+                    where=key,
+                    remedy=f"kubectl --namespace {self.cluster.namespace} delete pod {' '.join(orphans)}",
+                )
+            time.sleep(min(1.0, ORPHAN_LIMIT_S))
 
     def _create(self, rendered: RenderedJob) -> Object:
         kind, name = rendered.main["kind"], rendered.main["metadata"]["name"]
@@ -193,8 +234,35 @@ class KubernetesLauncher:
             try:
                 self.cluster.apply({**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}})
             except ApiException as error:
-                if error.status != HTTPStatus.CONFLICT:
+                if error.status != HTTPStatus.CONFLICT or not self._is_own_object(manifest):
                     raise _rejection_error(error, manifest) from None
+
+    def _is_own_object(self, manifest: Object) -> bool:
+        """Return whether OmniMRI created the existing object of this name: another process applies the same one."""
+        key = manifest["metadata"]["labels"][JOB_LABEL]
+        own, _ = self.cluster.list_objects(RESOURCES[manifest["kind"]], f"{MANAGED_BY_LABEL}={MANAGER},{JOB_LABEL}={key}")
+        return any(thing["metadata"]["name"] == manifest["metadata"]["name"] for thing in own)
+
+
+class _DeletionReporter:
+    """Reports what the deletion of a job waits for, whenever that changes."""
+
+    def __init__(self, key: str) -> None:
+        self.key, self._last = key, ""
+
+    def report(self, pods: list[Object]) -> None:
+        """Report the state of the pods, unless it was reported before."""
+        observation = observe_deletion(pods, datetime.datetime.now(datetime.UTC))
+        if observation.detail and observation.detail != self._last:
+            self._last = observation.detail
+            report(f"{self.key}: {observation.state}: {observation.detail}")
+
+
+def _by_job(things: list[Object]) -> dict[str, list[Object]]:
+    grouped: dict[str, list[Object]] = {}
+    for thing in things:
+        grouped.setdefault(thing["metadata"]["labels"].get(JOB_LABEL, ""), []).append(thing)
+    return grouped
 
 
 def _rendering_of(main: Object) -> RenderingName:
@@ -212,11 +280,7 @@ def _has_controller(main: Object) -> bool:
 
 def _rejection_error(error: ApiException, manifest: Object) -> JobFailed:
     """Return the user-facing error for an object that the API server rejected."""
-    try:
-        message = json.loads(error.body or "{}").get("message", "")
-    except ValueError:
-        message = str(error.reason)
-    where = f"{manifest['kind']} {manifest['metadata']['name']}"
+    message, where = error_message(error), f"{manifest['kind']} {manifest['metadata']['name']}"
     if error.status == HTTPStatus.CONFLICT:
         remedy = "delete it: omnimri jobs cancel, or kubectl delete"
         return JobFailed(f"another manager owns a field: {message}", where=where, remedy=remedy)

@@ -6,7 +6,7 @@ All renderings share one pod template.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from components.errors import BadInput
@@ -21,10 +21,9 @@ MANAGER = "omnimri"
 MANAGED_BY_LABEL, JOB_LABEL = "app.kubernetes.io/managed-by", "omnimri.dev/job"
 DIGEST_ANNOTATION, FOLDER_ANNOTATION = "omnimri.dev/digest", "omnimri.dev/folder"
 SELECTOR = f"{MANAGED_BY_LABEL}={MANAGER},{JOB_LABEL}"
-CONTAINER, REPLICATED_JOB = "trainer", "node"
+CONTAINER = REPLICATED_JOB = "node"
+"""Name of the container and of the JobSet's only Job. Kubeflow Trainer (2.1 and later) demands this name of the container."""
 USER_ID = 10001
-SIGKILL_STATUS = 137
-"""Exit status of a container that SIGKILL ended, for example for exceeding its memory limit."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,10 @@ JOBS = Resource("batch", "v1", "jobs", "Job")
 JOBSETS = Resource("jobset.x-k8s.io", "v1alpha2", "jobsets", "JobSet")
 TRAINJOBS = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
 RUNTIMES = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
+WORKLOADS = Resource("kueue.x-k8s.io", "v1beta2", "workloads", "Workload")
+POD_GROUPS = Resource("scheduling.k8s.io", "v1beta1", "podgroups", "PodGroup")
 MAIN_RESOURCES: dict[RenderingName, Resource] = {"jobset": JOBSETS, "job": JOBS, "trainjob": TRAINJOBS}
-RESOURCES = {resource.kind: resource for resource in (PODS, SERVICES, JOBS, JOBSETS, TRAINJOBS, RUNTIMES)}
+RESOURCES = {resource.kind: resource for resource in (PODS, SERVICES, JOBS, JOBSETS, TRAINJOBS, RUNTIMES, POD_GROUPS)}
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,43 @@ class RenderedJob:
         return (*self.prerequisites, self.main, *self.dependents)
 
 
-def render(job: JobSpec, rendering: RenderingName, namespace: str) -> RenderedJob:
+def render(job: JobSpec, rendering: RenderingName, namespace: str, pod_group: bool = False) -> RenderedJob:
     """Return the objects that run a job.
+
+    Args:
+        pod_group: let the scheduler place all nodes or none (PodGroup, Kubernetes 1.37 and later). Not used with a queue: Kueue
+            admits all nodes or none itself.
 
     Raises:
         BadInput: the number of processes is not a multiple of the number of nodes, processes would share GPUs, no image is named,
             or the job's folder is on no volume of the nodes.
     """
     _validate(job)
-    return _RENDERINGS[rendering](job, namespace)
+    rendered = _RENDERINGS[rendering](job, namespace)
+    if not pod_group or job.placement.queue or job.nodes == 1:
+        return rendered
+    _pod_spec_of(rendered)["schedulingGroup"] = {"podGroupName": job.key}
+    return replace(rendered, prerequisites=(*rendered.prerequisites, _pod_group(job, namespace)))
+
+
+def _pod_group(job: JobSpec, namespace: str) -> Object:
+    return {
+        "apiVersion": POD_GROUPS.api_version,
+        "kind": POD_GROUPS.kind,
+        "metadata": {"name": job.key, "namespace": namespace, "labels": _labels(job)},
+        "spec": {"schedulingPolicy": {"gang": {"minCount": job.nodes}}},
+    }
+
+
+def _pod_spec_of(rendered: RenderedJob) -> Object:
+    """Return the pod spec inside a rendered job."""
+    spec: Object = (
+        rendered.prerequisites[0]["spec"]["template"]["spec"] if rendered.rendering == "trainjob" else rendered.main["spec"]
+    )
+    if rendered.rendering != "job":
+        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    pod_spec: Object = spec["template"]["spec"]
+    return pod_spec
 
 
 def _validate(job: JobSpec) -> None:
@@ -124,8 +153,10 @@ def _labels(job: JobSpec) -> dict[str, str]:
 
 def _main_metadata(job: JobSpec, namespace: str) -> Object:
     labels = _labels(job)
-    if job.queue:
-        labels["kueue.x-k8s.io/queue-name"] = job.queue
+    if job.placement.queue:
+        labels["kueue.x-k8s.io/queue-name"] = job.placement.queue
+    if job.placement.queue_priority:
+        labels["kueue.x-k8s.io/priority-class"] = job.placement.queue_priority
     annotations = {DIGEST_ANNOTATION: job.identity, FOLDER_ANNOTATION: str(job.folder)}
     return {"name": job.key, "namespace": namespace, "labels": labels, "annotations": annotations}
 
@@ -137,6 +168,7 @@ def _indexed_job(job: JobSpec, namespace: str) -> RenderedJob:
         "metadata": _main_metadata(job, namespace),
         "spec": {
             **_job_spec(job, namespace, host=f"{job.key}-0", subdomain=job.key),
+            "backoffLimit": job.restarts * job.nodes,  # it counts pods, and all nodes of a job fail together
             "ttlSecondsAfterFinished": job.keep_s,
         },
     }
@@ -193,7 +225,8 @@ _RENDERINGS: dict[RenderingName, Callable[[JobSpec, str], RenderedJob]] = {
 def _jobset_spec(job: JobSpec, namespace: str, step: str = "") -> Object:
     """Return the spec of a JobSet with one Indexed Job.
 
-    A job that its pod failure policy or its deadline ended is not restarted; any other failure restarts all nodes.
+    A job that its pod failure policy or its deadline ended is not restarted. Any other failure of a pod ends the Job, and the
+    JobSet restarts all nodes, so that ``restarts`` counts rounds.
     """
     template: Object = {"spec": _job_spec(job, namespace, host=f"{job.key}-{REPLICATED_JOB}-0-0", subdomain=None, service=job.key)}
     labels = _labels(job)
@@ -219,7 +252,7 @@ def _job_spec(job: JobSpec, namespace: str, host: str, subdomain: str | None, se
         "completionMode": "Indexed",
         "completions": job.nodes,
         "parallelism": job.nodes,
-        "backoffLimit": job.restarts,
+        "backoffLimit": 0,
         "activeDeadlineSeconds": job.time_limit_s,
         "podReplacementPolicy": "Failed",
         # The order matters: a disruption is ignored, whatever the exit status of the container.
@@ -231,7 +264,8 @@ def _job_spec(job: JobSpec, namespace: str, host: str, subdomain: str | None, se
                     "onExitCodes": {
                         "containerName": CONTAINER,
                         "operator": "In",
-                        "values": [pod_entrypoint.BAD_CONFIGURATION, SIGKILL_STATUS],
+                        # Not 137: SIGKILL ends also a container whose node restarts or whose grace period is too short.
+                        "values": [pod_entrypoint.BAD_CONFIGURATION],
                     },
                 },
             ]
@@ -241,7 +275,6 @@ def _job_spec(job: JobSpec, namespace: str, host: str, subdomain: str | None, se
 
 
 def _pod_template(job: JobSpec, rendezvous: str, subdomain: str | None) -> Object:
-    gpus = job.resources.gpus
     spec: Object = {
         "restartPolicy": "Never",
         "serviceAccountName": job.service_account,
@@ -256,19 +289,7 @@ def _pod_template(job: JobSpec, rendezvous: str, subdomain: str | None) -> Objec
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "affinity": {
-            "podAffinity": {
-                "preferredDuringSchedulingIgnoredDuringExecution": [
-                    {
-                        "weight": 100,
-                        "podAffinityTerm": {
-                            "labelSelector": {"matchLabels": {JOB_LABEL: job.key}},
-                            "topologyKey": "topology.kubernetes.io/zone",
-                        },
-                    }
-                ]
-            }
-        },
+        "affinity": _affinity(job),
         "containers": [_container(job, rendezvous)],
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.resources.shared_memory}},
@@ -278,21 +299,68 @@ def _pod_template(job: JobSpec, rendezvous: str, subdomain: str | None) -> Objec
     }
     if subdomain:
         spec["subdomain"] = subdomain
-    if gpus:
-        spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    if job.node_selector:
-        spec["nodeSelector"] = dict(job.node_selector)
-    if job.priority:
-        spec["priorityClassName"] = job.priority
-    if job.pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in job.pull_secrets]
-    return {"metadata": {"labels": _labels(job)}, "spec": spec}
+    spec |= {name: value for name, value in _optional_pod_fields(job).items() if value}
+    annotations = {**job.placement.annotations, **_topology_annotations(job)}
+    metadata: Object = {"labels": {**job.placement.labels, **_labels(job)}}
+    return {"metadata": {**metadata, "annotations": annotations} if annotations else metadata, "spec": spec}
+
+
+def _optional_pod_fields(job: JobSpec) -> Object:
+    """Return the fields of a pod that only some settings need; empty ones are left out."""
+    placement = job.placement
+    gpu_toleration = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if job.resources.gpus else []
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": placement.spread,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {JOB_LABEL: job.key}},
+    }
+    return {
+        "tolerations": [*gpu_toleration, *map(dict, placement.tolerations)],
+        "nodeSelector": dict(placement.node_selector),
+        "priorityClassName": placement.priority,
+        "schedulerName": placement.scheduler,
+        "runtimeClassName": placement.runtime_class,
+        "topologySpreadConstraints": [spread] if placement.spread else [],
+        "resourceClaims": [
+            {"name": name, "resourceClaimTemplateName": template} for name, template in placement.resource_claims.items()
+        ],
+        "imagePullSecrets": [{"name": name} for name in job.pull_secrets],
+    }
+
+
+def _topology_annotations(job: JobSpec) -> dict[str, str]:
+    """Return the annotation with which Kueue places all pods in one domain of a topology."""
+    if not job.placement.queue or not job.placement.topology:
+        return {}
+    strictness = "required" if job.placement.topology_required else "preferred"
+    return {f"kueue.x-k8s.io/podset-{strictness}-topology": job.placement.topology}
+
+
+def _affinity(job: JobSpec) -> Object:
+    """Return the affinity: nodes near each other, in the required topology domain, and on no excluded machine."""
+    placement, selector = job.placement, {"labelSelector": {"matchLabels": {JOB_LABEL: job.key}}}
+    near = {**selector, "topologyKey": placement.topology or "topology.kubernetes.io/zone"}
+    affinity: Object = {
+        "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": near}]}
+    }
+    if placement.topology and placement.topology_required and not placement.queue:
+        affinity = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}}
+    if placement.excluded_machines:
+        expression = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(placement.excluded_machines)}
+        term = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+        affinity["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": term}
+    return affinity
 
 
 def _container(job: JobSpec, rendezvous: str) -> Object:
     quantities = {"cpu": job.resources.cpu, "memory": job.resources.memory, "ephemeral-storage": job.resources.scratch}
     if job.resources.gpus:
         quantities["nvidia.com/gpu"] = str(job.resources.gpus)
+    quantities |= {name: str(count) for name, count in job.placement.devices.items()}
+    resources: Object = {"requests": dict(quantities), "limits": dict(quantities)}
+    if job.placement.resource_claims:
+        resources["claims"] = [{"name": name} for name in job.placement.resource_claims]
     arguments = pod_entrypoint.build_arguments(
         [job.module, *job.arguments], job.nodes, job.processes_per_node, rendezvous, job.key, job.restarts, job.grace_s
     )
@@ -305,7 +373,7 @@ def _container(job: JobSpec, rendezvous: str) -> Object:
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             *({"name": name, "value": value} for name, value in sorted(_environment(job).items())),
         ],
-        "resources": {"requests": dict(quantities), "limits": dict(quantities)},
+        "resources": resources,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -17,11 +17,13 @@ from typing import Any
 
 from kubernetes.client.exceptions import ApiException
 
-from components.launching.kubernetes.api_client import CONNECTION_ERRORS, Cluster, close_stream
+from components.launching.kubernetes.api_client import CONNECTION_ERRORS, Cluster, close_stream, error_message
 from components.launching.kubernetes.failures import node_index
 from components.launching.kubernetes.manifests import CONTAINER
 
 FRACTION_DIGITS = 9
+LAST_READ_ATTEMPTS = 4
+"""Attempts to read the log of a finished pod before it is called unreadable; the pauses between them are those of the policy."""
 
 
 class ReadPosition:
@@ -80,27 +82,38 @@ class LogFollower(threading.Thread):
         super().__init__(name=f"log-{pod['metadata']['name']}", daemon=True)
         self.cluster, self.pod, self.is_finished, self.on_line = cluster, pod, is_finished, on_line
         self.position = ReadPosition()
+        self.fault = ""  # why the end of the log could not be read
         self._halt, self._response = threading.Event(), None
 
     def run(self) -> None:
-        """Read repeatedly until the pod has finished and its whole log has been read."""
-        pauses = self.cluster.retry.pauses()
-        while not self._halt.is_set():
+        """Read repeatedly until the pod has finished and its whole log is read, or until its node has failed several times."""
+        pauses, failed_last_reads = self.cluster.retry.pauses(), 0
+        while not self._halt.is_set() and failed_last_reads < LAST_READ_ATTEMPTS:
             is_last_read = self.is_finished()  # checked before reading, so that the last read sees the whole log
             previous = (self.position.timestamp, self.position.count)
-            try:
-                self._read(follow=not is_last_read)
-                if is_last_read:
-                    return
-            except ApiException as error:
-                not_started = error.status == HTTPStatus.BAD_REQUEST
-                if error.status == HTTPStatus.NOT_FOUND or (is_last_read and not_started):
-                    return
-            except CONNECTION_ERRORS:
-                pass
+            fault = self._try_read(follow=not is_last_read)
+            if is_last_read and fault is None:
+                return
             if (self.position.timestamp, self.position.count) != previous:
-                pauses = self.cluster.retry.pauses()
+                pauses, failed_last_reads = self.cluster.retry.pauses(), 0
+            failed_last_reads += is_last_read and bool(fault)
+            if failed_last_reads == LAST_READ_ATTEMPTS:
+                self.fault = fault or ""
+                return
             self._halt.wait(next(pauses))
+
+    def _try_read(self, follow: bool) -> str | None:
+        """Read the log once; return None if it was read to its end, else why not (empty: the API server was not reached)."""
+        try:
+            self._read(follow)
+        except ApiException as error:
+            gone = error.status == HTTPStatus.NOT_FOUND or (not follow and error.status == HTTPStatus.BAD_REQUEST)
+            if error.status == HTTPStatus.NOT_FOUND:
+                self._halt.set()
+            return None if gone else f"{error.status}: {error_message(error)}"
+        except CONNECTION_ERRORS:
+            return ""
+        return None
 
     def _read(self, follow: bool) -> None:
         self.position.rewind()

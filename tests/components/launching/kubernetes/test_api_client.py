@@ -38,9 +38,11 @@ def test_expired_credentials_are_reported_at_once(cluster: FakeCluster) -> None:
 
 def test_an_exceeded_quota_is_not_reported_as_a_missing_permission(cluster: FakeCluster) -> None:
     cluster.server.inject_fault(
-        lambda r: r.action is kmock.action.UPDATE, status=403, message="exceeded quota: omnimri, requested: pods=2"
+        lambda r: r.action is kmock.action.UPDATE,
+        status=403,
+        message='jobs "x" is forbidden: exceeded quota: omnimri, requested: pods=2, used: pods=9, limited: pods=9',
     )
-    with pytest.raises(JobFailed, match=r"^quota: exceeded quota.*lower kubernetes\.nodes"):
+    with pytest.raises(JobFailed, match=r"^quota: .*exceeded quota.*lower kubernetes\.nodes"):
         cluster.launcher().submit(cluster.job())
 
 

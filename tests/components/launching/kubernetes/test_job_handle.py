@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from components.errors import JobFailed
+from components.launching import Placement
 from components.launching.kubernetes import job_handle, job_log
 from components.launching.kubernetes.job_handle import KubernetesHandle
 from components.launching.kubernetes.manifests import RenderingName
@@ -59,7 +59,7 @@ def test_a_pod_that_lost_its_machine_is_replaced_and_the_job_succeeds(
     cluster.kubelet.finish(0)
     assert waiter.join() == []
     assert "rank 1: resumed" in handle.logs()
-    assert f"{kind} (the node shuts down); training resumes" in capsys.readouterr().err
+    assert f"{kind} (the node shuts down); its replacement resumes from the last checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
@@ -100,17 +100,19 @@ def test_more_evictions_than_resumptions_stop_the_job_with_a_message(cluster: Fa
 def assert_out_of_memory(cluster: FakeCluster, error: BaseException) -> None:
     assert isinstance(error, JobFailed)
     assert "memory limit" in str(error) and "kubernetes.memory" in error.remedy and "micro_batch" in error.remedy
-    assert len(cluster.kubelet.started) == 2  # no restart
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_out_of_memory_stops_at_once_and_names_the_setting(cluster: FakeCluster, rendering: RenderingName) -> None:
+    """The cluster would replace the pod: status 137 alone has many causes."""
     cluster.default_behavior = RUNS_FOREVER
+    cluster.controllers.backoff_s = 10.0
     waiter = Waiter(cluster.launcher(rendering).submit(cluster.job()))
     wait_until(cluster.is_running)
     cluster.kubelet.kill_out_of_memory(1)
     (error,) = waiter.join()
     assert_out_of_memory(cluster, error)
+    assert not cluster.objects()
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
@@ -119,7 +121,7 @@ def test_out_of_memory_is_named_if_the_failed_job_is_seen_before_the_status_of_i
 ) -> None:
     """The watch of pods delivers nothing after the kill: only a list shows why the job failed."""
     cluster.default_behavior = RUNS_FOREVER
-    handle = cluster.launcher(rendering).submit(cluster.job())
+    handle = cluster.launcher(rendering).submit(cluster.job(restarts=0))
     waiter = Waiter(handle)
     wait_until(lambda: handle._last_reported.endswith("running"))
     cluster.server.pause_watch("pods")
@@ -232,32 +234,12 @@ def test_a_configuration_error_is_not_retried(cluster: FakeCluster) -> None:
     assert len(cluster.kubelet.started) == 1
 
 
-def test_the_events_explain_why_no_pods_are_created(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_handle, "MISSING_PODS_S", 0.05)
-    monkeypatch.setattr(cluster.controllers, "create_pod", _create_nothing)
-    event = {
-        "kind": "Event",
-        "type": "Warning",
-        "metadata": {"name": "e"},
-        "reason": "FailedCreate",
-        "involvedObject": {"name": cluster.job().key},
-        "message": 'serviceaccount "training" not found',
-    }
-    cluster.server.put("events", event)
-    with pytest.raises(JobFailed, match='serviceaccount "training" not found'):
-        cluster.launcher().submit(cluster.job()).wait()
-
-
-async def _create_nothing(*_: Any) -> None:
-    return None
-
-
 def test_a_job_suspended_by_kueue_is_waited_for_without_limit_and_names_its_queue(
     cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = ManualClock(monkeypatch)
     cluster.controllers.admit_jobs = False
-    handle = cluster.launcher().submit(cluster.job(queue="training", pending_limit_s=0.05))
+    handle = cluster.launcher().submit(cluster.job(placement=Placement(queue="training"), pending_limit_s=0.05))
     waiter = Waiter(handle)
     wait_until(lambda: "waits for quota in queue training" in handle._last_reported)
     clock.now_s = 1e6

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import BadInput
-from components.launching import JobSpec, Resources, SharedVolume
+from components.launching import JobSpec, Placement, Resources, SharedVolume
 from components.launching.kubernetes.manifests import JOB_LABEL, RenderingName, render
 from components.launching.kubernetes.pod_entrypoint import build_arguments
 from tests.helpers.manifest_checks import NEWEST, pod_specs, project_faults, schema_faults, security_faults
@@ -34,11 +34,25 @@ LARGE = replace(
     processes=32,
     nodes=4,
     resources=Resources(cpu="96", memory="1Ti", gpus=8, shared_memory="64Gi", scratch="500Gi"),
-    queue="training",
-    priority="omnimri-training",
+    placement=Placement(
+        queue="training",
+        queue_priority="research",
+        priority="omnimri-training",
+        node_selector={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+        tolerations=({"key": "team", "operator": "Equal", "value": "mri", "effect": "NoSchedule"},),
+        labels={"cost-center": "mri"},
+        annotations={"k8s.v1.cni.cncf.io/networks": "rdma"},
+        scheduler="default-scheduler",
+        runtime_class="nvidia",
+        topology="cloud.provider.com/topology-rack",
+        topology_required=True,
+        spread="kubernetes.io/hostname",
+        devices={"rdma/hca": 8},
+        resource_claims={"nic": "rdma-nic"},
+        excluded_machines=("gpu-17",),
+    ),
     secrets=("mlflow",),
     pull_secrets=("registry",),
-    node_selector={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
     environment={"NCCL_IB_HCA": "mlx5"},
 )
 RENDERINGS: tuple[RenderingName, ...] = ("jobset", "job", "trainjob")
@@ -110,7 +124,8 @@ def test_disruptions_are_ignored_and_permanent_failures_end_the_job(rendering: R
     job = _find_inner_jobs(objects)[0] if rendering != "job" else objects[0]["spec"]
     ignore, fail = job["podFailurePolicy"]["rules"]
     assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    assert fail["action"] == "FailJob" and fail["onExitCodes"]["values"] == [2, 137]
+    assert fail["action"] == "FailJob" and fail["onExitCodes"]["values"] == [2]  # 137 has many causes
+    assert job["backoffLimit"] == (3 * 4 if rendering == "job" else 0)  # rounds in which all nodes fail; a JobSet restarts all
     assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"] == 4
     assert job["activeDeadlineSeconds"] == LARGE.time_limit_s
 

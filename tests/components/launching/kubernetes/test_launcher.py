@@ -195,3 +195,17 @@ def test_the_kubeconfig_is_used_outside_of_a_cluster(cluster: FakeCluster, monke
     assert cluster.server.requests()[-1].headers["Authorization"] == "Bearer t0ken"
     with pytest.raises(JobFailed, match=r"no cluster is configured.*KUBECONFIG"):
         Cluster.connect(NAMESPACE, "elsewhere", FAST_RETRY)
+
+
+def test_a_renewed_token_file_of_the_kubeconfig_is_used(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, token = _write_kubeconfig(cluster), cluster.folder / "token"
+    kubeconfig = yaml.safe_load(path.read_text())
+    kubeconfig["users"][0]["user"] = {"tokenFile": "token"}
+    path.write_text(yaml.safe_dump(kubeconfig))
+    token.write_text("first")
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    connected = Cluster.connect(NAMESPACE, None, FAST_RETRY)
+    for expected in ("first", "second"):
+        token.write_text(expected + "\n")
+        connected.supported_renderings()
+        assert cluster.server.requests()[-1].headers["Authorization"] == f"Bearer {expected}"

@@ -1,0 +1,80 @@
+"""Messages with which an API server, its admission plugins and the scheduler refuse an object: what is missing, and the remedy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kubernetes.utils.quantity import parse_quantity
+
+_QUOTA = re.compile(
+    r"exceeded quota: (?P<name>[^,]+), requested: (?P<requested>\S+), used: (?P<used>\S+), limited: (?P<limited>\S+)"
+)
+_AUTHORIZER = re.compile(r"\bcannot \w+ (resource|path)\b")
+_MISSING = (
+    (r'persistentvolumeclaim "[^"]+" (not found|is being deleted)', "create the claim, or correct kubernetes.volumes"),
+    (r"unbound immediate PersistentVolumeClaims", "check the storage class of the claims in kubernetes.volumes"),
+    (r"resource ?claim(template)?\b.*(not found|not created|does not exist)", "create it, or correct kubernetes.resource_claims"),
+    (r'serviceaccount "[^"]+" not found', "apply k8s/base/rbac.yaml, or correct kubernetes.service_account"),
+    (r"no PriorityClass with name", "create the PriorityClass, or correct kubernetes.priority"),
+    (r"RuntimeClass .*not found", "create the RuntimeClass, or correct kubernetes.runtime_class"),
+)
+_REFUSED = (
+    (
+        r"admission webhook .* denied the request",
+        "a policy of the cluster forbids it: ask its administrator, or change the settings",
+    ),
+    (r"violates PodSecurity", "the namespace enforces a Pod Security Standard: ask its administrator"),
+    (r"(maximum|minimum) \S+ usage per", "change kubernetes.cpu, memory or scratch to what the LimitRange allows"),
+)
+
+
+@dataclass(frozen=True)
+class QuotaMessage:
+    """What a ResourceQuota says when it refuses a pod: by resource, the pod's request and the limit of the namespace."""
+
+    requested: dict[str, str]
+    limited: dict[str, str]
+
+    def excess(self, nodes: int) -> str:
+        """Return the resources of which a job with so many nodes needs more than the quota allows in all, or an empty string."""
+        parts = [
+            f"{nodes} x {amount} {name} of {self.limited[name]}"
+            for name, amount in self.requested.items()
+            if name in self.limited and parse_quantity(amount) * nodes > parse_quantity(self.limited[name])
+        ]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A refusal: remedy, whether an object that it names does not exist, whether permission is missing, and the quota."""
+
+    remedy: str
+    missing: bool = False
+    forbidden: bool = False
+    quota: QuotaMessage | None = None
+
+
+def classify_rejection(message: str) -> Rejection:
+    """Return what a message of the API server, an admission plugin or the scheduler means."""
+    quota = _QUOTA.search(message)
+    if quota is not None:
+        parsed = QuotaMessage(_parse_amounts(quota["requested"]), _parse_amounts(quota["limited"]))
+        return Rejection(
+            "wait for other jobs, lower kubernetes.nodes, cpu, memory or gpus_per_node, or raise the quota", quota=parsed
+        )
+    for pattern, remedy in _MISSING:
+        if re.search(pattern, message):
+            return Rejection(remedy, missing=True)
+    for pattern, remedy in _REFUSED:
+        if re.search(pattern, message):
+            return Rejection(remedy)
+    if _AUTHORIZER.search(message):
+        return Rejection("apply k8s/base/rbac.yaml, or request the verbs in the table of docs/kubernetes.md", forbidden=True)
+    return Rejection("check the settings under kubernetes; see the events of the namespace: kubectl get events")
+
+
+def _parse_amounts(text: str) -> dict[str, str]:
+    """Parse ``requests.cpu=4,pods=1``."""
+    return {name: amount for name, _, amount in (item.partition("=") for item in text.split(","))}

@@ -1,0 +1,169 @@
+"""Diagnosis of objects as a real control plane writes them: state, cause and remedy."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+
+from components.launching import JobState
+from components.launching.kubernetes.failures import (
+    FailureKind,
+    diagnose_admission,
+    diagnose_blocker,
+    diagnose_failure,
+    diagnose_rejection,
+    observe,
+    select_root_cause,
+)
+
+NOW = datetime.datetime(2026, 11, 28, 12, 0, 0, tzinfo=datetime.UTC)
+
+
+def build_job(**changes: Any) -> dict[str, Any]:
+    return {"kind": "Job", "metadata": {"name": "j", "labels": {}}, "spec": {"completions": 2}, "status": {}, **changes}
+
+
+def build_pod(index: int, phase: str = "Running", **fields: Any) -> dict[str, Any]:
+    labels = {"batch.kubernetes.io/job-completion-index": str(index)}
+    metadata = {"name": f"j-{index}-x", "labels": labels, **fields.pop("metadata", {})}
+    return {"metadata": metadata, "spec": {"nodeName": f"machine-{index}"}, "status": {"phase": phase, **fields}}
+
+
+def terminated(status: int, reason: str = "Error", message: str = "") -> list[dict[str, Any]]:
+    return [{"name": "node", "state": {"terminated": {"exitCode": status, "reason": reason, "message": message}}}]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(-60, False), (29, False), (30, True), (3600, True)])
+def test_a_node_that_does_not_confirm_the_end_of_a_pod_is_named_with_the_command(seconds: float, told: bool) -> None:
+    """``deletionTimestamp`` is the end of the grace period; the machine is called unreachable 30 s later."""
+    due = (NOW - datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    pods = [build_pod(0), build_pod(1, metadata={"deletionTimestamp": due})]
+    observation = observe(build_job(), pods, now=NOW)
+    assert observation.state is JobState.pending
+    assert ("j-1-x: node machine-1 does not confirm" in observation.detail) == told
+    command = "kubectl taint nodes machine-1 node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+    assert (command in observation.detail) == told
+    deleting = observe(build_job(metadata={"name": "j", "deletionTimestamp": due}), pods, now=NOW)
+    assert deleting.state is JobState.deleting and (command in deleting.detail) == told
+
+
+def test_a_job_with_fewer_pods_than_nodes_is_not_called_running() -> None:
+    assert observe(build_job(), [build_pod(0), build_pod(1)]).state is JobState.running
+    observation = observe(build_job(), [build_pod(0)])
+    assert (observation.state, observation.detail, observation.missing) == (JobState.pending, "1 of 2 pods exist", 1)
+
+
+@pytest.mark.parametrize("job", [build_job(), build_job(status={"conditions": [{"type": "SuccessCriteriaMet", "status": "True"}]})])
+def test_a_job_whose_pods_have_succeeded_is_not_called_pending(job: dict[str, Any]) -> None:
+    observation = observe(job, [build_pod(0, "Succeeded"), build_pod(1, "Succeeded")])
+    assert (observation.state, observation.detail) == (JobState.running, "all nodes have finished")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "kind"),
+    [
+        (137, "OOMKilled", FailureKind.out_of_memory),
+        (137, "ContainerStatusUnknown", FailureKind.node_lost),
+        (137, "Error", FailureKind.program),
+        (2, "Error", FailureKind.configuration),
+        (1, "Error", FailureKind.program),
+    ],
+)
+def test_status_137_has_several_causes(status: int, reason: str, kind: FailureKind) -> None:
+    failure = diagnose_failure(build_pod(0, "Failed", containerStatuses=terminated(status, reason)))
+    assert failure is not None and failure.kind is kind and failure.node == "machine-0"
+
+
+def test_the_cause_is_the_last_line_of_a_long_termination_message() -> None:
+    log = "\n".join(f"line {n}" for n in range(80)) + "\nrank 1: ValueError: the loss"
+    failure = diagnose_failure(build_pod(0, "Failed", containerStatuses=terminated(1, message=log)))
+    assert failure is not None and failure.message == "j-0-x: exited with status 1: rank 1: ValueError: the loss"
+
+
+def test_a_lost_connection_is_not_the_root_cause() -> None:
+    messages = ["rank 0: RuntimeError: Connection closed by peer", "rank 1: ValueError: the loss"]
+    pods = [build_pod(i, "Failed", containerStatuses=terminated(1, message=text)) for i, text in enumerate(messages)]
+    cause = select_root_cause(map(diagnose_failure, pods))
+    assert cause is not None and "ValueError: the loss" in cause.message
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "remedy"),
+    [
+        (
+            '0/2 nodes are available: persistentvolumeclaim "x" not found. not found',
+            FailureKind.configuration,
+            "kubernetes.volumes",
+        ),
+        ("0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.", FailureKind.configuration, "storage class"),
+        ('resourceclaimtemplate "nic" not found', FailureKind.configuration, "kubernetes.resource_claims"),
+        ("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.", FailureKind.unschedulable, "gpus_per_node"),
+    ],
+)
+def test_what_the_scheduler_says_is_told_apart(message: str, kind: FailureKind, remedy: str) -> None:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    blocker = diagnose_blocker(build_pod(0, "Pending", conditions=[condition]))
+    assert blocker is not None and blocker.kind is kind and remedy in blocker.remedy and message in blocker.message
+
+
+QUOTA = 'pods "j-1-x" is forbidden: exceeded quota: omnimri, requested: {r}, used: {u}, limited: {l}'
+
+
+@pytest.mark.parametrize(
+    ("message", "nodes", "kind"),
+    [
+        (QUOTA.format(r="requests.cpu=4", u="requests.cpu=8", l="requests.cpu=8"), 2, FailureKind.quota),
+        (QUOTA.format(r="requests.cpu=4", u="requests.cpu=4", l="requests.cpu=6"), 2, FailureKind.impossible),
+        (
+            QUOTA.format(r="limits.memory=1Ti,pods=1", u="limits.memory=0,pods=2", l="limits.memory=2Ti,pods=2"),
+            2,
+            FailureKind.quota,
+        ),
+        (QUOTA.format(r="limits.memory=1Ti", u="limits.memory=0", l="limits.memory=1536Gi"), 2, FailureKind.impossible),
+        ('error looking up service account omnimri/training: serviceaccount "training" not found', 2, FailureKind.configuration),
+        ('pods "x" is forbidden: no PriorityClass with name high was found', 2, FailureKind.configuration),
+        ('admission webhook "policy" denied the request: no latest tags', 2, FailureKind.configuration),
+        ('pods "x" is forbidden: violates PodSecurity "restricted:latest": hostNetwork', 2, FailureKind.configuration),
+        ("maximum cpu usage per Container is 8, but limit is 96", 2, FailureKind.configuration),
+    ],
+)
+def test_a_quota_that_can_never_fit_is_told_apart_from_one_in_use(message: str, nodes: int, kind: FailureKind) -> None:
+    failure = diagnose_rejection(message, nodes)
+    assert failure.kind is kind and message.partition("is forbidden: ")[2] in failure.message and failure.remedy
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "kind"),
+    [
+        ("Inadmissible", "LocalQueue training doesn't exist", FailureKind.configuration),
+        ("Inadmissible", "ClusterQueue omnimri is inactive", FailureKind.configuration),
+        ("Pending", "insufficient unused quota for nvidia.com/gpu in flavor omnimri-gpu, 8 more needed", FailureKind.quota),
+        (
+            "Pending",
+            "insufficient quota for nvidia.com/gpu in flavor f, request > maximum capacity (32 > 8)",
+            FailureKind.impossible,
+        ),
+        ("ExceedsMaxQuota", "too large", FailureKind.impossible),
+    ],
+)
+def test_the_reason_of_a_queue_is_told(reason: str, message: str, kind: FailureKind) -> None:
+    conditions = [{"type": "QuotaReserved", "status": "False", "reason": reason, "message": message}]
+    failure = diagnose_admission({"status": {"conditions": conditions}}, "training")
+    assert failure.kind is kind and failure.message == f"queue training: {message}"
+
+
+def test_a_time_limit_inside_a_jobset_is_reported_as_a_time_limit() -> None:
+    """The JobSet names only its failure policy; the condition of its Job has the reason."""
+    failed = {"type": "Failed", "status": "True", "reason": "FailJobSetFailurePolicyAction", "message": "jobset failed"}
+    jobset = build_job(kind="JobSet", status={"conditions": [failed]})
+    limit = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "Job was active longer than specified"}
+    failure = observe(jobset, [], [build_job(status={"conditions": [limit]})]).failure
+    assert failure is not None and failure.kind is FailureKind.deadline and "time_limit_hours" in failure.remedy
+
+
+def test_the_progress_of_a_trainjob_is_shown() -> None:
+    progress = {"progressPercentage": 40, "estimatedRemainingSeconds": 600, "metrics": [{"name": "loss", "value": "0.5"}]}
+    trainjob = build_job(spec={"trainer": {"numNodes": 1}}, status={"trainerStatus": progress})
+    assert observe(trainjob, [build_pod(0)]).detail == "40 %, loss 0.5, about 10 min left"
