@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.catalog.cards import CardFault, DatasetCard, card_paths, matches_any, parse_card
+from components.catalog.cards import IMAGE_SUFFIXES, CardFault, DatasetCard, card_paths, matches_any, parse_card
 from components.errors import BadInput
+from components.ingestion.file_names import not_magnitude_by_name
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class CheckResult:
         globs: number of files per glob; empty without a folder.
         unmatched: number of files that no glob matches (None without a folder, or if the layout has no globs).
         patients: number of distinct patients that the patient expression finds in the matched files (None: no expression).
+        notes: what ingestion will do with files that the layout does not explain; no faults.
     """
 
     cards: int
@@ -43,6 +46,7 @@ class CheckResult:
     globs: tuple[GlobCount, ...] = ()
     unmatched: int | None = None
     patients: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def check_cards(name: str | None = None, folder: Path | None = None) -> CheckResult:
@@ -131,4 +135,21 @@ def _check_layout(path: Path, card: DatasetCard, folder: Path) -> CheckResult:
         if not patients and files:
             remedy = "fix the expression: it is searched in the path relative to the folder"
             faults.append(CardFault(str(path), "layout.patient", "matches no path", remedy))
-    return CheckResult(1, tuple(faults), globs, len(files) - len(matched) if globs else None, patients)
+    unmatched = len(files) - len(matched) if globs else None
+    return CheckResult(1, tuple(faults), globs, unmatched, patients, tuple(_find_notes(card, files)))
+
+
+def _find_notes(card: DatasetCard, files: list[str]) -> Iterator[str]:
+    """Yield what ingestion will do with files of no patient, and with masks and maps that the layout does not declare."""
+    images = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES) and not card.layout.excludes(file)]
+    if card.layout.patient is None:
+        if len(images) > 1:
+            yield f"no layout.patient: {len(images)} image files count as one patient, in one split"
+    else:
+        others = sum(re.search(card.layout.patient, file) is None for file in images)
+        if others:
+            yield f"layout.patient does not match the path of {others} of {len(images)} image files: they count as one patient"
+    declared = [*card.layout.images, *card.layout.labels, *card.layout.tissue_maps.values()]
+    left_out = Counter(filter(None, (not_magnitude_by_name(file) for file in images if not matches_any(file, declared))))
+    for reason, count in sorted(left_out.items()):
+        yield f"{count} image files are {reason} by their names, which no glob declares: they are not ingested as images"

@@ -97,6 +97,8 @@ def check(
             print("The layout has no globs: every image is read; DICOM headers say what a file is.")
         if checked.patients is not None:
             print(f"{checked.patients} patients found in the paths")
+        for note in checked.notes:
+            print(note)
         if checked.faults:
             rows = [[fault.file, fault.field, fault.what, fault.remedy] for fault in checked.faults]
             table("Faults", ["file", "field", "fault", "remedy"], rows)

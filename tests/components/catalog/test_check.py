@@ -91,3 +91,27 @@ def test_overlaps_refer_to_an_existing_card_in_one_direction(own: Path) -> None:
         ("overlaps.yours", "both cards declare this overlap"),
         ("overlaps.mine", "both cards declare this overlap"),
     }
+
+
+def test_files_that_ingestion_will_leave_out_or_count_as_one_patient_are_noted(own: Path, tmp_path: Path) -> None:
+    names = [
+        "p1_t1.nii.gz",
+        "p1_seg.nii.gz",
+        "p1_fat.nii.gz",
+        "x_t1.nii.gz",
+        "p2_mask.nii.gz",
+        "sub-p3_T1map.nii.gz",
+        "p1_phase.json",
+    ]
+    result = check_cards("mine", _folder(tmp_path / "data", *names))
+    assert result.faults == () and result.notes == (
+        "layout.patient does not match the path of 1 of 6 image files: they count as one patient",
+        "1 image files are a derived map by their names, which no glob declares: they are not ingested as images",
+        "1 image files are a mask or label map by their names, which no glob declares: they are not ingested as images",
+    )
+
+
+def test_a_layout_without_patients_is_noted(own: Path, tmp_path: Path) -> None:
+    (own / "mine.yaml").write_text(CARD.replace('  patient: "(p[0-9]+)_"\n', ""))
+    result = check_cards("mine", _folder(tmp_path / "data", "p1_t1.nii.gz", "p1_seg.nii.gz", "p1_fat.nii.gz"))
+    assert result.notes == ("no layout.patient: 3 image files count as one patient, in one split",)
