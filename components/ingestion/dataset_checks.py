@@ -13,7 +13,11 @@ from components.ingestion.source_folder import Plan, SourceFolder, matches_any
 
 
 def check_dataset(folder: SourceFolder, plan: Plan) -> None:
-    """Add notices about a dataset to its plan."""
+    """Add notices about a dataset to its plan.
+
+    Raises:
+        BadInput: the globs of images match no file.
+    """
     _check_globs(folder, plan)
     _check_patients(folder, plan)
     for table, path, keys in folder.table_keys():
@@ -21,12 +25,19 @@ def check_dataset(folder: SourceFolder, plan: Plan) -> None:
 
 
 def _check_globs(folder: SourceFolder, plan: Plan) -> None:
-    """Note sections of the layout (labels, tables, ...) none of whose globs matches a file."""
+    """Note sections of the layout (labels, tables, ...) none of whose globs matches a file.
+
+    Raises:
+        BadInput: no image matches the globs of images.
+    """
     files = list(plan.listing)
     names = [folder.relative(path) for path in files]
     for section, patterns in glob_sections(folder.layout).items():
         if section != "ignored" and files and not any(matches_any(name, patterns) for name in names):
             shown = ", ".join(map(repr, patterns[:3])) + (", ..." if len(patterns) > 3 else "")
+            if section == "images":
+                what = f"layout.images of the card matches none of {len(files)} files: {shown}"
+                raise BadInput(what, where=folder.card.id, remedy="fix the glob, or give the folder that it is relative to")
             plan.notice(files, f"layout.{section} of the card matches none of the files: {shown}; fix the glob")
 
 
@@ -79,6 +90,7 @@ def _columns_of(table: Table | None) -> set[str]:
 
 
 def _shape(keys: list[str]) -> str:
-    """Return the form of the first key, with every letter as ``a`` and every digit as ``9``: the key itself may name a patient."""
+    """Return the form of the first key: letters as ``a`` or ``A``, digits as ``9``; the key itself may name a patient."""
     first = next((key for key in keys if key), "")
-    return repr(re.sub(r"[^\W\d_]", "a", re.sub(r"\d", "9", first)))
+    letters = re.sub(r"[^\W\d_]", lambda letter: "A" if letter[0].isupper() else "a", first)
+    return repr(re.sub(r"\d", "9", letters))

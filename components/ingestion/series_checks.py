@@ -11,12 +11,13 @@ from components.catalog import DatasetCard
 from components.errors import OmniMRIError
 from components.ingestion.cleaning import CleanedFile
 from components.ingestion.formats.base import PlannedFile, PlannedSeries
+from components.ingestion.formats.label_maps import read_labels
 from components.ingestion.label_matching import SEVERAL_SESSIONS, FittingLabels, choose_labels, labels_across_sessions
 from components.ingestion.manifest import files_of
 from components.ingestion.quarantine import Rejection
 from components.ingestion.series_planner import Mapper
 from components.ingestion.source_folder import Plan
-from components.ingestion.volume import SourceFile, SourceSeries
+from components.ingestion.volume import SourceFile, SourceSeries, Volume
 from components.ingestion.volume_reader import read_volume
 from components.provenance import digest
 
@@ -132,17 +133,19 @@ class SeriesChecks:
 
 def _find_label_faults(series: SourceSeries, card: DatasetCard, data: Path) -> dict[str, Rejection | None]:
     """Return label file -> why it does not fit the image of a series; None for one that does."""
-    return {file.path: _find_label_fault(series, file, card, data) for file in series.labels}
-
-
-def _find_label_fault(series: SourceSeries, file: SourceFile, card: DatasetCard, data: Path) -> Rejection | None:
-    try:
-        read_volume(data, replace(series, labels=(file,), annotations=()), card)
-    except OmniMRIError as error:
-        return Rejection("label", error.what, error.remedy)
-    except Exception as error:
-        return Rejection("label", f"a label map that cannot be read ({type(error).__name__})", "get the file again")
-    return None
+    faults: dict[str, Rejection | None] = {}
+    volume: Volume | None = None
+    for file in series.labels:
+        try:
+            volume = volume or read_volume(data, replace(series, labels=(), annotations=()), card)
+            read_labels([data / file.path], volume, card)
+            faults[file.path] = None
+        except OmniMRIError as error:
+            faults[file.path] = Rejection("label", error.what, error.remedy)
+        except Exception as error:
+            reason = f"a label map that cannot be read ({type(error).__name__})"
+            faults[file.path] = Rejection("label", reason, "get the file again")
+    return faults
 
 
 def _with_labels(cleaned: CleanedSeries, chosen: set[str]) -> CleanedSeries:

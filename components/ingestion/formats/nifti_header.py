@@ -32,6 +32,8 @@ MAX_SHEAR, MIN_TOLD_SHEAR = 0.2, 1e-3
 """Loss of volume by shear (1 - |det| / product of the sides): a larger one is no image geometry, a smaller one is not mentioned."""
 MAX_DISAGREEMENT_VOXELS = 0.5
 """Distance of corners, in voxels, up to which sform and qform count as the same."""
+MAX_SIZE_DIFFERENCE = 0.01
+"""Relative difference of voxel sizes up to which sform and ``pixdim`` count as the same."""
 _NIFTI1, _NIFTI2 = (b"n+1\0", b"ni1\0"), (b"n+2\0", b"ni2\0")
 _PAIR_MAGIC = (b"ni1\0", b"ni2\0")
 _MM_OF_UNIT = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
@@ -236,6 +238,8 @@ def geometry(header: NiftiHeader, orientation: str | None = None) -> Geometry:
         affine = sform
         if qform is not None and _distance_voxels(sform, qform, header.shape) > MAX_DISAGREEMENT_VOXELS:
             notes.append("sform and qform disagree: the sform is used")
+        elif qform is None and _has_other_sizes(sform, header.fields):
+            notes.append("sform and voxel size (pixdim) disagree: the sform is used")
     elif qform is not None:
         affine = qform
         if int(header.fields["sform_code"]) > 0:
@@ -278,6 +282,14 @@ def _qform(fields: Any) -> NDArray[np.float64] | None:
     affine[:3, :3] = rotation * (sizes * [1.0, 1.0, handed])
     affine[:3, 3] = offset
     return affine
+
+
+def _has_other_sizes(sform: NDArray[np.float64], fields: Any) -> bool:
+    """Return whether a header states voxel sizes that differ from those of its sform by more than a hundredth."""
+    sizes = np.array(fields["pixdim"][1:4], dtype=np.float64)
+    if not (np.isfinite(sizes).all() and sizes.min() > 0):
+        return False
+    return bool(np.abs(np.linalg.norm(sform[:3, :3], axis=0) / sizes - 1).max() > MAX_SIZE_DIFFERENCE)
 
 
 def _fault_of(fields: Any) -> str:

@@ -33,6 +33,13 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"MM\0*", "a TIFF picture", "give the images in the form in which the scanner stored them"),
 )
 """Position, bytes, name and remedy."""
+_GZIPPED_MAGIC: tuple[tuple[bytes, str, str], ...] = (
+    (GZIP_MAGIC, "a file that is compressed twice", "unpack it once"),
+    (b"\x89HDF\r\n\x1a\n", "a gzipped HDF5 file", _UNPACK),
+    (b"\x93NUMPY", "a gzipped NumPy array", _UNPACK),
+    (b"ObjectType", "a gzipped MetaImage", _UNPACK),
+)
+"""First bytes behind a gzip header, name and remedy."""
 _MGH_TYPES = (0, 1, 3, 4)
 
 
@@ -46,6 +53,9 @@ def reject_other_format(path: Path) -> Rejection | None:
                 head = decompressed.read(_HEAD_BYTES)
         except (gzip.BadGzipFile, EOFError, zlib.error):
             return Rejection("unreadable", "a gzipped file that is damaged or cut short", "get the file again")
+        for magic, name, remedy in _GZIPPED_MAGIC:
+            if head.startswith(magic):
+                return Rejection("unsupported", name, remedy)
     if _is_mgh(head):
         return Rejection("unsupported", "a FreeSurfer image (MGH)", "convert it to NIfTI (mri_convert)")
     for position, magic, name, remedy in _MAGIC:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from components.catalog import DatasetCard
+from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_volume
 from components.ingestion.annotations.sidecars import times_in_seconds
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
@@ -117,6 +118,11 @@ def test_masks_that_the_card_misspells_are_never_images(source: Path, name: str)
     report, volumes = ingest_all(source, card)
     assert len(volumes) == 2 and [entry.kind for entry in report.quarantined] == ["not magnitude"] * 2
     assert all("layout.labels" in entry.remedy for entry in report.quarantined)
+
+
+def test_a_glob_of_images_that_matches_nothing_ends_the_ingestion_with_its_cause(source: Path) -> None:
+    with pytest.raises(BadInput, match=r"layout.images of the card matches none of 2 files: '\*_T1.nii.gz'"):
+        ingest_all(source, nifti_card(images=["*_T1.nii.gz"]))
 
 
 INTENTS = {
@@ -275,6 +281,9 @@ OTHER_FORMATS = {
     "images.tar.gz": (gzip.compress(b"\0" * 257 + b"ustar\0" + b"\0" * 300), "a TAR archive"),
     "image.nrrd": (b"NRRD0005\ntype: short\n", "an NRRD image"),
     "image.mgz": (gzip.compress(np.array([1, 24, 28, 16, 1, 3], ">i4").tobytes() + b"\0" * 300), "a FreeSurfer image"),
+    "twice.nii.gz": (gzip.compress(gzip.compress(b"\0" * 400)), "compressed twice"),
+    "image.mha.gz": (gzip.compress(b"ObjectType = Image\n" + b"\0" * 400), "a gzipped MetaImage"),
+    "array.npy.gz": (gzip.compress(b"\x93NUMPY\1\0" + b"\0" * 400), "a gzipped NumPy array"),
     "image.png": (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, "a PNG picture"),
     "cut.nii.gz": (gzip.compress(ramp().tobytes())[:40], "damaged or cut short"),
 }

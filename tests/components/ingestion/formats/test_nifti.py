@@ -181,9 +181,10 @@ FORMS: dict[str, tuple[dict[str, Any], NDArray[np.float64], str]] = {
     "an sform of rank 2": ({"sform": np.diag([1.0, 1, 0, 1]), "qform": TURNED}, TURNED, "an sform without volume"),
     "an sform of NaN": ({"sform": np.full((4, 4), np.nan), "qform": TURNED}, TURNED, "an sform without volume"),
     "a qform alone": ({"sform": None, "qform": TURNED}, TURNED, ""),
-    "an sform alone": ({"sform": TURNED, "qform": None}, TURNED, ""),
+    "an sform alone": ({"sform": TURNED, "qform": None, "pixdim": [1, 1, 1, 1.5, 0, 0, 0, 0]}, TURNED, ""),
     "two forms that agree": ({"sform": TURNED, "qform": TURNED}, TURNED, ""),
     "two forms that disagree": ({"sform": FLIPPED, "qform": TURNED}, FLIPPED, "sform and qform disagree: the sform is used"),
+    "other voxel sizes": ({"sform": FLIPPED, "qform": None, "pixdim": [1, 1, 1, 3, 0, 0, 0, 0]}, FLIPPED, "sform and voxel size"),
     "a sheared sform": ({"sform": SHEARED, "qform": None}, SHEARED, "not at right angles"),
     "a qform without sizes": ({"sform": TURNED, "qform": np.eye(4), "pixdim": [1, 0, 0, 0, 0, 0, 0, 0]}, TURNED, ""),
 }
