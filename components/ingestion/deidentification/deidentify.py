@@ -122,6 +122,10 @@ def _clean_dataset(dataset: Dataset, context: _CleaningContext) -> Dataset:
 
 
 _NUMBER_TEXT = re.compile(rb"[0-9eE+\-.\\ \0]*")
+_LONG_NUMBER = re.compile(rb"\d{7}")
+"""Digits of an integer string that may be a record or telephone number: series and images are not counted so far."""
+_ROI_NUMBERS = ("ROINumber", "ReferencedROINumber")
+"""Integer strings that link the parts of a structure set."""
 
 
 def _is_plain_number(raw: RawDataElement, tag: BaseTag) -> bool:
@@ -129,6 +133,8 @@ def _is_plain_number(raw: RawDataElement, tag: BaseTag) -> bool:
     if not raw.is_little_endian or raw.VR not in _NUMBER_VRS or tag in basic_profile() or raw.value is None:
         return False
     if raw.VR in ("DS", "IS") and not _NUMBER_TEXT.fullmatch(raw.value):
+        return False
+    if raw.VR == "IS" and _LONG_NUMBER.search(raw.value):
         return False
     return keyword_for_tag(tag) not in _CLEANERS
 
@@ -155,6 +161,8 @@ def _clean_element(element: DataElement, tag: BaseTag, context: _CleaningContext
     if action or vr not in _NUMBER_VRS:
         return None
     value = element.value
+    if vr == "IS" and keyword not in _ROI_NUMBERS and _LONG_NUMBER.search(str(value).encode()):
+        return DataElement(tag, vr, "")
     return DataElement(tag, vr, list(value) if isinstance(value, list | tuple) or hasattr(value, "append") else value)
 
 

@@ -14,7 +14,14 @@ from components.ingestion.annotations import lesion_boxes
 from components.ingestion.formats.base import FileHeader, Format
 from components.ingestion.formats.dicom.classic import read_series, slice_indices
 from components.ingestion.formats.dicom.headers import LABEL_CLASSES, find_rejection, read_frames, sidecar_fields
-from components.ingestion.formats.dicom.multiframe import find_mosaic_rejection, is_mosaic, unpack_frames, unpack_mosaic
+from components.ingestion.formats.dicom.multiframe import (
+    NO_MOSAIC_HEADER,
+    find_mosaic_rejection,
+    is_mosaic,
+    says_mosaic,
+    unpack_frames,
+    unpack_mosaic,
+)
 from components.ingestion.formats.dicom.object_headers import DicomHeader, inspect_header
 from components.ingestion.formats.dicom.planning import plan_files
 from components.ingestion.formats.dicom.reading import is_dicom, read_header, read_header_to_pixels
@@ -116,6 +123,8 @@ def _read_one_volume(files: Sequence[Path], path: Path) -> Volume:
     if faults:
         raise BadInput(faults[0].reason, where=str(path), remedy=faults[0].remedy)
     require_single(len(volumes), "volumes", path)
+    if len(volumes[0]) == 1 and says_mosaic(header):
+        raise BadInput(NO_MOSAIC_HEADER.reason, where=str(path), remedy=NO_MOSAIC_HEADER.remedy)
     if "PerFrameFunctionalGroupsSequence" in header and len(headers) == 1:
         indices = [frame.index for frame in volumes[0]]
         return volume_from_image(unpack_frames(first, indices), sidecar_fields(header, indices[0]), path)

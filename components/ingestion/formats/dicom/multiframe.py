@@ -44,15 +44,18 @@ def _has_mosaic_header(header: Dataset) -> bool:
         return False
 
 
+_EXPORT_SLICES = "export it as single slices"
+NO_MOSAIC_HEADER = Rejection(
+    "geometry", "a mosaic of slices without the private header that says how they are tiled", _EXPORT_SLICES
+)
+
+
 def find_mosaic_rejection(header: Dataset) -> Rejection | None:
     """Return why a mosaic is no image of magnitudes; None if it is one."""
     content = content_of_header(header)
     if content == image_content.MAGNITUDE:
         return None
     return Rejection("not magnitude", f"{content}, not magnitude", "give the magnitude images")
-
-
-_EXPORT_SLICES = "export it as single slices"
 
 
 def unpack_mosaic(path: Path) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components.ingestion.formats.base import PlannedFile, PlannedSeries
+from components.ingestion.formats.dicom.multiframe import NO_MOSAIC_HEADER
 from components.ingestion.formats.dicom.object_headers import DicomHeader
 from components.ingestion.formats.dicom.patients import identify_patients, table_key
 from components.ingestion.formats.dicom.pixels import find_pixel_fault
@@ -86,11 +87,6 @@ def _split_volumes(frames: Iterable[Frame], plan: Plan) -> list[tuple[Frame, ...
     return volumes
 
 
-_NO_MOSAIC_HEADER = Rejection(
-    "geometry", "a mosaic of slices without the private header that says how they are tiled", "export it as single slices"
-)
-
-
 def _without_bare_mosaics(volumes: list[tuple[Frame, ...]], mosaics: frozenset[Path], plan: Plan) -> list[tuple[Frame, ...]]:
     """Return volumes without those of one image whose type names a mosaic: its slices cannot be told apart.
 
@@ -101,7 +97,7 @@ def _without_bare_mosaics(volumes: list[tuple[Frame, ...]], mosaics: frozenset[P
     """
     bare = [volume for volume in volumes if len(volume) == 1 and volume[0].path in mosaics]
     if bare:
-        plan.reject([volume[0].path for volume in bare], _NO_MOSAIC_HEADER)
+        plan.reject([volume[0].path for volume in bare], NO_MOSAIC_HEADER)
     return [volume for volume in volumes if volume not in bare]
 
 

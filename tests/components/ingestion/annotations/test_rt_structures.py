@@ -23,6 +23,7 @@ from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.volume import Volume
 from tests.helpers import dicom_files
+from tests.helpers.real_world.dicom_series import edit
 
 CARD = DatasetCard(
     id="made-up",
@@ -170,6 +171,21 @@ WRONG = {
     ),
     "nothing left": Wrong("no structure with contours is in the label map", outline(square(5, 9), 2), name="couch"),
 }
+
+
+def test_a_marker_beside_an_outline_labels_nothing_and_is_told(source: Path) -> None:
+    dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 9), 2), outline(np.array([[20.0, 20]]), 3)]})
+    edit(source / "rt.dcm", lambda item: setattr(item.ROIContourSequence[0].ContourSequence[1], "ContourGeometricType", "POINT"))
+    report = ingest(CARD, source, source.parent / "data", DEMO_KEY)
+    assert [item.text for item in report.notices] == ["structures with 1 contours of a single point, which label nothing"]
+    (volume,) = taken(source.parent)
+    assert volume.labels is not None and volume.labels.sum() == 25 and not report.quarantined
+
+
+def test_outlines_that_a_tool_interpolated_are_outlines(source: Path) -> None:
+    dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 9), 2)]}, kind="INTERPOLATED_PLANAR")
+    (volume,) = taken(source.parent)
+    assert volume.labels is not None and volume.labels.sum() == 25
 
 
 @pytest.mark.parametrize("case", WRONG)
