@@ -416,3 +416,15 @@ def test_names_of_scanners_pass(name: str) -> None:
 def test_the_profile_equals_the_table_of_the_standard() -> None:
     assert len(basic_profile()) > 600 and {basic_profile()[tag] for tag in (0x00100010, 0x00100040)} == {"Z"}
     assert dictionary_VR(0x00100010) == "PN" and basic_profile()[0x00104000] == "X" and basic_profile()[0x0020000D] == "U"
+
+
+def test_integers_as_long_as_a_record_or_telephone_number_are_emptied(tmp_path: Path) -> None:
+    dicom_files.write_series(
+        tmp_path / "source", "s", dicom_files.random_pixels(2, 8, 9), SeriesNumber=87654321, AcquisitionNumber=5551234567
+    )
+    card = DatasetCard(id="x", name="x", rights="none", formats=("DICOM",), synthetic=True)
+    ingest(card, tmp_path / "source", tmp_path / "data", DEMO_KEY)
+    for path in (tmp_path / "data").rglob("*.dcm"):
+        written = pydicom.dcmread(path)
+        assert written.SeriesNumber is None and written.AcquisitionNumber is None and written.InstanceNumber in (1, 2)
+        assert b"87654321" not in path.read_bytes() and b"5551234567" not in path.read_bytes()

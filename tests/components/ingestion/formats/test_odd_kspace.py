@@ -1,0 +1,89 @@
+"""Raw k-space with noise scans, of odd shapes and types: read as full k-space, or refused by its own cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from components.errors import BadInput
+from components.ingestion import read_path
+from model_core.mri_physics.fourier import fft2c_numpy
+from tests.helpers.real_world.kspace_files import phantom, write_fastmri, write_raw
+
+
+def test_noise_and_dummy_lines_are_left_out_and_place_and_directions_are_kept(tmp_path: Path) -> None:
+    write_raw(tmp_path / "full.h5")
+    volume = read_path(tmp_path / "full.h5")
+    assert sorted(volume.voxels.shape) == [1, 28, 32] and volume.spacing_mm == pytest.approx((4.0, 2.0, 2.0))
+    expected = np.sqrt(2) * phantom()[16:48]  # two equal coils; readout oversampling is cropped
+    for read, phase in [(10, 7), (15, 9), (20, 15), (2, 2)]:
+        left, back, up = 10 + 2.0 * (read - 16), -5 + 2.0 * (phase - 14), 20.0
+        index = np.linalg.inv(volume.affine) @ [-left, -back, up, 1]
+        value = volume.voxels[tuple(np.rint(index[:3]).astype(int))]
+        assert value == pytest.approx(expected[read, phase], abs=1e-2)
+
+
+def test_partial_fourier_differs_by_its_blur_alone(tmp_path: Path) -> None:
+    write_raw(tmp_path / "full.h5")
+    write_raw(tmp_path / "partial.h5", first_line=7)
+    full, partial = read_path(tmp_path / "full.h5"), read_path(tmp_path / "partial.h5")
+    np.testing.assert_allclose(partial.affine, full.affine)
+    assert np.corrcoef(partial.voxels.ravel(), full.voxels.ravel())[0, 1] > 0.97
+
+
+def test_acquisitions_in_another_layout_are_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["dataset/data"] = np.arange(10)
+        file["dataset/xml"] = "<a/>"
+    with pytest.raises(BadInput, match="ISMRMRD acquisitions in another layout than the library's"):
+        read_path(tmp_path / "a.h5")
+
+
+def _kspace() -> NDArray[np.complex64]:
+    image = np.zeros((3, 4, 64, 20))
+    image[:, :, 20:44, 4:15] = np.random.default_rng(0).uniform(50, 100, (3, 1, 24, 11))
+    return np.asarray(fft2c_numpy(image), dtype=np.complex64)
+
+
+def _spoiled(value: complex) -> NDArray[np.complex64]:
+    kspace = _kspace()
+    kspace[0, 0, 0, 0] = value
+    return kspace
+
+
+@pytest.mark.parametrize(
+    ("kspace", "datasets", "reason"),
+    [
+        (
+            np.stack([_kspace().real, _kspace().imag], -1),
+            {},
+            r"not real and imaginary parts along the last axis \(3, 4, 64, 20, 2\)",
+        ),
+        (_kspace()[None], {}, r"not a complex array \(1, 3, 4, 64, 20\)"),
+        (_kspace().real, {}, r"not another array \(3, 4, 64, 20\)"),
+        (_kspace(), {"mask": np.ones(20, np.uint8)}, "undersampled k-space"),
+        (_spoiled(complex(np.nan)), {}, "k-space with 1 values that are not finite"),
+        (_spoiled(complex(0, np.inf)), {}, "k-space with 1 values that are not finite"),
+    ],
+    ids=["parts last", "five axes", "real", "a mask", "NaN", "infinity"],
+)
+def test_kspace_that_is_no_full_image_is_refused_by_name(
+    tmp_path: Path, kspace: NDArray[Any], datasets: dict[str, Any], reason: str
+) -> None:
+    write_fastmri(tmp_path / "a.h5", kspace, **datasets)
+    with pytest.raises(BadInput, match=reason):
+        read_path(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("dtype", ["c8", "c16", ">c8"])
+def test_kspace_of_any_complex_type_without_a_header_is_read(tmp_path: Path, dtype: str) -> None:
+    write_fastmri(tmp_path / "a.h5", _kspace().astype(dtype))
+    volume = read_path(tmp_path / "a.h5")
+    assert volume.voxels.shape == (3, 64, 20) and volume.kspace is not None
+    reference = np.sqrt((np.abs(_kspace()) ** 2).sum())
+    assert np.sqrt((volume.voxels.astype(np.float64) ** 2).sum()) == pytest.approx(reference, rel=1e-4)  # Parseval
