@@ -71,7 +71,7 @@ class Outcome:
 
 
 def seeds(folder: Path) -> list[Seed]:
-    """Good files: DICOM plain and compressed, DICOM SEG, NIfTI-1 and -2 plain and packed, labels, sidecars, HDF5, CSV."""
+    """Good files: DICOM plain, compressed, bare, enhanced, with labels; NIfTI-1 and -2 plain and packed, sidecars; HDF5; CSV."""
     import nibabel as nib
     import numpy as np
     from pydicom.data import get_testdata_file
@@ -114,9 +114,44 @@ def seeds(folder: Path) -> list[Seed]:
     for kind, path in (("NIfTI", image), ("NIfTI labels", label), ("JSON", sidecar)):
         found.append(Seed(kind, within[path], path.read_bytes(), "synthetic-brain-nifti", beside(path)))
     found.append(Seed("NIfTI gz", f"{within[image]}.gz", gzip.compress(image.read_bytes(), 1), "synthetic-brain-nifti"))
+    found += _odd_seeds(folder / "odd")
     second = nib.Nifti2Image(np.asarray(nib.load(image).dataobj), np.diag([6.75, 6.75, 12, 1]))  # type: ignore[attr-defined]
     found.append(Seed("NIfTI", within[image], second.to_bytes(), "synthetic-brain-nifti"))
     return found
+
+
+def _odd_seeds(folder: Path) -> list[Seed]:
+    """Good files of less usual kinds: DICOM bare, deflated, enhanced and structure set; ISMRMRD; MetaImage."""
+    import numpy as np
+    import SimpleITK
+
+    from tests.helpers import dicom_files
+    from tests.helpers.real_world.dicom_series import transcode, voxels, write_stack
+    from tests.helpers.real_world.kspace_files import write_raw
+
+    def seed(kind: str, path: Path, card: str = "pydicom-samples", others: tuple[Path, ...] = ()) -> Seed:
+        return Seed(kind, path.name, path.read_bytes(), card, tuple((other.name, other.read_bytes()) for other in others))
+
+    images = write_stack(folder / "image", "s", voxels(3))
+    (deflated,) = write_stack(folder / "deflated", "d", voxels(1))
+    transcode(deflated, "deflated")
+    bare = folder / "bare.dcm"
+    content = images[0].read_bytes()
+    bare.write_bytes(content[144 + int.from_bytes(content[140:144], "little") :])
+    frames = [{"plane": plane, "offset": 4.0 * place} for place, plane in enumerate(voxels(3))]
+    enhanced = dicom_files.write_enhanced(folder / "enhanced.dcm", frames)
+    outline = np.array([[-26.0, -16, 14], [-20, -16, 14], [-20, -10, 14], [-26, -10, 14]])
+    structures = dicom_files.write_structure_set(folder / "rt.dcm", {"lesion": [outline]}, series_uid=None)
+    write_raw(folder / "raw.h5")
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels(3)), str(folder / "image.mha"))
+    return [
+        seed("DICOM bare", bare),
+        seed("DICOM deflated", deflated),
+        seed("DICOM enhanced", enhanced),
+        seed("DICOM RTSTRUCT", structures, "synthetic-brain-dicom", tuple(images)),
+        seed("ISMRMRD", folder / "raw.h5", "synthetic-brain-kspace"),
+        seed("MetaImage", folder / "image.mha", "nibabel-samples"),
+    ]
 
 
 def flip(content: bytes, rng: random.Random) -> bytes:
