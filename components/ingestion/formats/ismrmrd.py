@@ -133,7 +133,7 @@ def _read_heads(path: Path) -> NDArray[Any]:
             where=path.name,
             remedy="write the file with the ISMRMRD library",
         ) from None
-    except OSError:
+    except (OSError, RuntimeError):  # h5py raises either for a damaged file
         raise BadInput("ISMRMRD cannot be read", where=path.name, remedy="get the file again") from None
 
 

@@ -21,6 +21,7 @@ from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.orientation import to_canonical
 from components.samples.packages import package_folder
 from tests.helpers import dicom_files
+from tests.helpers.real_world.dicom_series import PHILIPS, add_private, edit, transcode, voxels, write_stack
 
 CARD = DatasetCard(id="made-up", name="Made up", rights="none", formats=("DICOM",), synthetic=True)
 NIBABEL = package_folder("nibabel") / "nicom" / "tests" / "data"
@@ -83,6 +84,35 @@ def _write_enhanced_times(folder: Path) -> None:
     dicom_files.write_enhanced(folder / "e.dcm", frames, Manufacturer="Philips Medical Systems")
 
 
+def _write_rounded(folder: Path) -> None:
+    """Write pixel sizes and positions rounded differently from slice to slice."""
+    for place, path in enumerate(write_stack(folder, "s", voxels(7))):
+        side, offset = ("0.93749", 0.0) if place % 2 else ("0.93751", 0.003)
+
+        def change(item: pydicom.Dataset, side: str = side, offset: float = offset) -> None:
+            item.PixelSpacing = [side, side]
+            item.ImagePositionPatient[0] = float(item.ImagePositionPatient[0]) + offset
+
+        edit(path, change)
+
+
+def _write_slopes(folder: Path) -> None:
+    """Write a slope and an intercept of its own for each slice, and Philips' private scale slope, which is not applied."""
+    for place, path in enumerate(write_stack(folder, "s", voxels(6), Manufacturer=PHILIPS)):
+
+        def change(item: pydicom.Dataset, place: int = place) -> None:
+            item.RescaleSlope, item.RescaleIntercept = str(1 + 0.25 * place), str(-10.0 * place)
+            add_private(0x2005, "Philips MR Imaging DD 001", 0x0E, "FL", 0.013)(item)
+
+        edit(path, change)
+
+
+def _write_syntaxes(folder: Path) -> None:
+    for number, name in enumerate(("explicit", "implicit", "big endian", "rle", "jls", "j2k", "jpeg")):
+        for path in write_stack(folder / name, name, voxels(4, seed=number, rows=40, columns=36), SeriesNumber=10 + number):
+            transcode(path, name)
+
+
 GENERATED: dict[str, Callable[[Path], None]] = {
     "axial": lambda folder: _write_stack(folder, dicom_files.AXIAL, [0, 1, 2, 3, 4, 5, 6]),
     "sagittal, from the end": lambda folder: _write_stack(folder, dicom_files.SAGITTAL, [6, 5, 4, 3, 2, 1, 0]),
@@ -93,6 +123,9 @@ GENERATED: dict[str, Callable[[Path], None]] = {
     "three planes": _write_planes,
     "enhanced, oblique": _write_enhanced,
     "enhanced, two repeats": _write_enhanced_times,
+    "rounded pixel sizes and positions": _write_rounded,
+    "slopes of each slice": _write_slopes,
+    "seven transfer syntaxes": _write_syntaxes,
 }
 
 
