@@ -40,6 +40,10 @@ _DOCUMENTS = re.compile(
     r"\.(?:tsv|json)(?:\.gz)?|(?:.*\.)?b(?:val|vec|vals|vecs)|thumbs\.db|desktop\.ini|\.ds_store|icon\r?|\._.*"
 )
 _DOCUMENT_FOLDERS = frozenset(("__MACOSX", "code", "stimuli", "phenotype", ".git", ".datalad", "$RECYCLE.BIN"))
+_DERIVED_DOCUMENTS = re.compile(
+    r"(?i).*\.(?:html?|svg|png|txt|log|toml|bib|tex|md|css|js|gii|mat|xfm|lta|x5|tsv|json|pkl|tck|trk)(?:\.gz)?"
+)
+"""Reports, surfaces, transforms and tables that pipelines write to ``derivatives/``."""
 
 
 def stem_of(relative: str) -> str:
@@ -110,4 +114,6 @@ def not_magnitude_by_name(relative: str) -> str:
 def belongs_to_layout(relative: str) -> bool:
     """Return whether a file that is no image is one that a layout has beside images: documents, gradients, events."""
     path = PurePosixPath(relative)
-    return bool(_DOCUMENTS.fullmatch(path.name)) or bool(_DOCUMENT_FOLDERS & set(path.parts[:-1]))
+    folders = set(path.parts[:-1])
+    is_derived = "derivatives" in folders and _DERIVED_DOCUMENTS.fullmatch(path.name) is not None
+    return _DOCUMENTS.fullmatch(path.name) is not None or bool(_DOCUMENT_FOLDERS & folders) or is_derived

@@ -213,6 +213,7 @@ DOCUMENTS = (
     *("README", "README.md", "CHANGES", "LICENSE", "CITATION.cff", "dataset_description.json", "participants.json"),
     *("sub-01/sub-01_scans.tsv", "sub-01/func/sub-01_task-rest_events.tsv", "sub-01/func/sub-01_task-rest_events.json"),
     *("sub-01/dwi/sub-01_dwi.bval", "sub-01/dwi/sub-01_dwi.bvec", "sub-01/dwi/bvals", "Thumbs.db", "code/convert.py"),
+    *("derivatives/fmriprep/sub-01.html", "derivatives/fmriprep/sub-01/anat/sub-01_hemi-L_pial.surf.gii"),
     *("stimuli/face.png", "derivatives/x/dataset_description.json", "sub-01/func/sub-01_task-rest_physio.tsv.gz"),
 )
 
