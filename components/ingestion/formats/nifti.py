@@ -119,9 +119,12 @@ class NiftiFormat(ImageFileFormat):
     def count_voxels(self, path: Path, limit: int) -> int:
         """Return the voxels that the header claims; a gzipped file must not decompress to more bytes than that."""
         try:
+            is_pair = read_header(path).is_pair
             voxels, excess = _claimed_voxels(path, limit)
         except Exception:  # nibabel and gzip raise many types for damaged files
             raise BadInput("a damaged NIfTI file", where="image", remedy="get the file again") from None
+        if is_pair:
+            raise BadInput("a header whose voxels are in another file", where="image", remedy="send one .nii file")
         if excess:
             raise BadInput("more bytes than the header claims", where="image", remedy="get the file again")
         return voxels

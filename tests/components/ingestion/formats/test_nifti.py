@@ -75,6 +75,13 @@ def test_a_header_without_its_voxels_is_refused(source: Path) -> None:
         read_path(source / "sub-01.hdr")
 
 
+def test_an_upload_must_not_refer_to_another_file(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Pair(ramp(), np.eye(4)), tmp_path / "a.hdr")
+    with pytest.raises(BadInput, match="in another file"):
+        nifti.FORMAT.count_voxels(tmp_path / "a.hdr", 10**9)
+    assert nifti.FORMAT.count_voxels(write_nifti_file(tmp_path / "b.nii.gz", ramp()), 10**9) == ramp().size
+
+
 def test_analyze_is_refused_by_name_with_its_voxels(source: Path) -> None:
     write_nifti_file(source / "sub-01_T1w.nii", ramp())
     nib.save(nib.AnalyzeImage(ramp(seed=9), np.eye(4)), source / "sub-09_T1w.hdr")
