@@ -1,4 +1,4 @@
-# make demo · make test · make test-fast · make lint · make docs · make ui · make bench · make kernels-table · make gpu-test · make gpu-bench
+# make demo · make test · make test-fast · make lint · make docs · make ui · make bench · make kernels-table · make gpu-test · make gpu-bench · make cluster-test
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # The GPU targets install nothing: they take the environment if it is there, else any Python with torch and triton.
 GPU_PYTHON ?= $(if $(wildcard $(INSTALLED)),$(BIN)/python,python3)
 
-.PHONY: install demo test test-fast docs lint ui bench kernels-table gpu-test gpu-bench clean
+.PHONY: install demo test test-fast docs lint ui bench kernels-table gpu-test gpu-bench cluster-test clean
 .DEFAULT_GOAL := demo
 
 install: $(INSTALLED)
@@ -62,6 +62,10 @@ kernels-table: install
 
 gpu-test:
 	$(GPU_PYTHON) -m pytest tests/kernels/test_gpu.py tests/kernels/test_training.py tests/model_core/test_objectives.py -m gpu
+
+# KUBECONFIG names the cluster; OMNIMRI_TEST_IMAGE an image that its nodes have (docs/kubernetes.md).
+cluster-test: install
+	$(BIN)/python -m pytest tests/cluster -m cluster
 
 gpu-bench:
 	$(GPU_PYTHON) -m benchmarks.window_attention --device cuda

@@ -56,7 +56,8 @@ LONG = (
     "components/inference/test_dicom_output",
     "components/versioning/test_data_versions",
     "components/ingestion/test_ingest_dataset",
-    "components/launching/kubernetes",
+    "components/launching",
+    "cluster",
     "kernels",
     "faults",
     "k8s",
@@ -70,6 +71,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --run-slow"))
+        if item.get_closest_marker("cluster") and not ("KUBECONFIG" in os.environ and "cluster" in config.getoption("-m")):
+            item.add_marker(pytest.mark.skip(reason="needs a cluster of yours: `make cluster-test`"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no GPU here: run `make gpu-test` on a machine with one"))
         if config.getoption("--fast") and any(_is_in(item, name) for name in LONG):

@@ -62,6 +62,7 @@ class Controllers:
         self.absent: set[str] = set()
         self.admission = Admission()
         self._not_before: dict[str, float] = {}  # by UID of the Job: time at which it may create pods again
+        self._deadlines: dict[str, float] = {}  # by UID of the Job
 
     def __enter__(self) -> Controllers:
         self._task = asyncio.run_coroutine_threadsafe(self._run(), self.server.loop)
@@ -178,10 +179,21 @@ class Controllers:
         if job["spec"].get("suspend"):
             await self._stop(pods)
             return
+        await self._apply_deadline(job)
         if not (has_condition(job, "FailureTarget") or has_condition(job, "SuccessCriteriaMet")):
             await self._count_failures(job, pods)
             await self._create_or_complete(job, pods)
         await self._finish(job, pods)
+
+    async def _apply_deadline(self, job: Object) -> None:
+        """End a job whose ``activeDeadlineSeconds`` have passed since it was first seen unsuspended."""
+        uid, limit_s = job["metadata"]["uid"], job["spec"]["activeDeadlineSeconds"]
+        due = self._deadlines.setdefault(uid, time.monotonic() + limit_s)
+        if time.monotonic() < due:
+            self._not_before.setdefault(f"{uid} deadline", due)
+        elif not (has_condition(job, "FailureTarget") or has_condition(job, "SuccessCriteriaMet")):
+            message = "Job was active longer than specified deadline"
+            await self.set_condition("jobs", job, "FailureTarget", "DeadlineExceeded", message)
 
     async def _count_failures(self, job: Object, pods: list[Object]) -> None:
         """Count each failed pod once, as its finalizer shows, and apply the pod failure policy."""
@@ -289,11 +301,6 @@ class Controllers:
         await self.api.put("events", {**event, "metadata": existing.get("metadata", event["metadata"])})
 
     # ---- interface for tests
-
-    def expire(self, job: Object) -> None:
-        """Let the time limit of a Job (``activeDeadlineSeconds``) pass."""
-        message = "Job was active longer than specified deadline"
-        self.server.run(self.set_condition("jobs", job, "FailureTarget", "DeadlineExceeded", message))
 
     def orphan(self, plural: str, name: str) -> None:
         """Delete an object as ``kubectl delete --cascade=orphan`` does: its dependents lose their owner and stay."""

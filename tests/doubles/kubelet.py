@@ -31,6 +31,8 @@ class ScriptedPod:
     exit_code: int | None = 0
     reason: str = ""
     pause_s: float = 0.0
+    termination_log: str = ""
+    """Content of ``/dev/termination-log``; empty = the end of the log takes its place."""
 
 
 @dataclass
@@ -134,15 +136,15 @@ class Kubelet:
             self.write(pod, line)
             await asyncio.sleep(script.pause_s)
         if script.exit_code is not None:
-            await self._finish(pod, script.exit_code, script.reason)
+            await self._finish(pod, script.exit_code, script.reason, script.termination_log)
 
-    async def _finish(self, pod: Object, code: int, reason: str = "") -> None:
+    async def _finish(self, pod: Object, code: int, reason: str = "", message: str = "") -> None:
         if pod["status"]["phase"] in FINISHED_PHASES:
             return
         tail = "\n".join(line.partition(" ")[2] for line in self.server.api.logs.get(pod["metadata"]["name"], [])[-5:])
         terminated: Object = {"exitCode": code, "reason": reason or ("Completed" if code == 0 else "Error")}
         if code:
-            terminated["message"] = tail
+            terminated["message"] = message or tail
         set_pod_status(pod, "Failed" if code else "Succeeded", terminated=terminated)
         await self.server.api.put("pods", pod)
 

@@ -31,7 +31,7 @@ _REFUSED = (
 
 @dataclass(frozen=True)
 class QuotaMessage:
-    """What a ResourceQuota says when it refuses a pod: by resource, the pod's request and the limit of the namespace."""
+    """Message of a ResourceQuota that refuses a pod: by resource, the pod's request and the limit of the namespace."""
 
     requested: dict[str, str]
     limited: dict[str, str]

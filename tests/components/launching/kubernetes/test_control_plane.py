@@ -218,16 +218,6 @@ def test_a_custom_resource_without_a_controller_is_told(cluster: FakeCluster, re
         cluster.launcher(rendering).submit(cluster.job()).wait()
 
 
-@pytest.mark.parametrize("rendering", RENDERINGS)
-def test_a_time_limit_is_reported_as_a_time_limit(cluster: FakeCluster, rendering: RenderingName) -> None:
-    cluster.default_behavior = RUNS_FOREVER
-    waiter = Waiter(cluster.launcher(rendering).submit(cluster.job()))
-    wait_until(cluster.is_running)
-    cluster.controllers.expire(cluster.server.objects("jobs")[0])
-    (error,) = waiter.join()
-    assert "exceeded its time limit" in str(error) and "kubernetes.time_limit_hours" in str(error)
-
-
 # ---- the API server
 
 
