@@ -307,12 +307,12 @@ class Controllers:
 
         async def delete() -> None:
             owner = self.api.store.objects[plural, name]
-            for (kind, _), thing in list(self.api.store.objects.items()):
-                if owned_by(thing, owner):
-                    thing["metadata"]["ownerReferences"] = []
-                    thing["metadata"]["finalizers"] = []
-                    await self.api.put(kind, thing)
+            dependents = [(kind, thing) for (kind, _), thing in self.api.store.objects.items() if owned_by(thing, owner)]
+            for _, thing in dependents:
+                thing["metadata"].update(ownerReferences=[], finalizers=[])
             await self.api.remove(plural, name)
+            for kind, thing in dependents:
+                await self.api.put(kind, thing)
 
         self.server.run(delete())
 

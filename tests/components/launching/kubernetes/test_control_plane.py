@@ -105,8 +105,9 @@ class _Cancel:
 def test_a_restarted_machine_is_not_taken_for_a_lack_of_memory(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     """The kubelet reports status 137 and ContainerStatusUnknown, without DisruptionTarget."""
     cluster.default_behavior = RUNS_FOREVER
-    waiter = Waiter(cluster.launcher().submit(cluster.job()))
-    wait_until(cluster.is_running)
+    handle = cluster.launcher().submit(cluster.job())
+    waiter = Waiter(handle)
+    wait_until(lambda: handle._last_reported.endswith("running"))
     cluster.default_behavior = ScriptedPod(("resumed",))
     cluster.kubelet.reboot(1)
     wait_until(lambda: len(cluster.kubelet.started) == 3)
@@ -133,9 +134,11 @@ def test_four_nodes_that_fail_together_count_as_one_restart(cluster: FakeCluster
 
 def test_a_machine_that_failed_twice_is_avoided_by_the_resubmitted_job(cluster: FakeCluster) -> None:
     cluster.default_behavior = RUNS_FOREVER
-    waiter = Waiter(cluster.launcher().submit(cluster.job(restarts=1)))
+    handle = cluster.launcher().submit(cluster.job(restarts=1))
+    waiter = Waiter(handle)
     for count in (2, 3, 4):
         wait_until(lambda count=count: len(cluster.kubelet.started) == count and cluster.is_running())
+        wait_until(lambda: handle._last_reported.endswith("running"))
         if count == 4:
             cluster.default_behavior = ScriptedPod()
         cluster.kubelet.reboot(1)

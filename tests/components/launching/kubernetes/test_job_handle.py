@@ -107,8 +107,9 @@ def test_out_of_memory_stops_at_once_and_names_the_setting(cluster: FakeCluster,
     """The cluster would replace the pod: status 137 alone has many causes."""
     cluster.default_behavior = RUNS_FOREVER
     cluster.controllers.backoff_s = 10.0
-    waiter = Waiter(cluster.launcher(rendering).submit(cluster.job()))
-    wait_until(cluster.is_running)
+    handle = cluster.launcher(rendering).submit(cluster.job())
+    waiter = Waiter(handle)
+    wait_until(lambda: handle._last_reported.endswith("running"))
     cluster.kubelet.kill_out_of_memory(1)
     (error,) = waiter.join()
     assert_out_of_memory(cluster, error)
