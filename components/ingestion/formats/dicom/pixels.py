@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
-from pydicom.pixels import pixel_array
+from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion.formats.dicom.fast_elements import content, numbers, short, text
 from components.ingestion.formats.dicom.reading import read_object
 from components.ingestion.formats.gzipped import read_decompressed
-from components.ingestion.quarantine import Rejection
+from components.ingestion.quarantine import Rejection, UnsupportedInput, rejection_of
 
 _META_END = 144
 """Offset behind the length element of the file meta information (PS3.10 7.1)."""
@@ -36,6 +36,7 @@ _ITEM = b"\xfe\xff\x00\xe0"
 """Item tag that encapsulated pixels begin with (PS3.5 A.4)."""
 _MAX_FRAME_PIXELS, _MAX_COMPRESSION_RATIO = 2**26, 4096
 """Plausible pixels of a frame, and bytes decoded from one compressed byte; more comes from a damaged header."""
+_REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
 _EXPORT_AGAIN = "export or download it again"
 
 
@@ -72,7 +73,7 @@ def find_pixel_fault(path: Path) -> Rejection | None:
     try:
         decode_pixels(read_object(path))
     except BadInput as error:
-        return Rejection("unreadable", error.what, error.remedy)
+        return rejection_of(error)
     except Exception as error:
         return Rejection("unreadable", f"broken or unreadable pixels ({type(error).__name__})", _EXPORT_AGAIN)
     return None
@@ -88,9 +89,13 @@ def decode_pixels(dataset: Dataset) -> NDArray[Any]:
     pixels = content(dataset, "PixelData")
     if not pixels:
         raise BadInput("no pixel data", remedy=_EXPORT_AGAIN)
+    missing = [keyword for keyword in _REQUIRED if short(dataset, keyword) is None]
+    if missing:
+        raise BadInput(f"pixels without {', '.join(missing)}", remedy=_EXPORT_AGAIN)
     rows, columns, frames = short(dataset, "Rows") or 0, short(dataset, "Columns") or 0, int(dataset.get("NumberOfFrames") or 1)
     bits = rows * columns * frames * (short(dataset, "BitsAllocated") or 0)
     syntax = _transfer_syntax(dataset)
+    _check_syntax(syntax)
     if syntax is not None and not UID(syntax).is_compressed:
         if pixels.startswith(_ITEM) and len(pixels) * 8 < bits:
             raise BadInput("compressed pixels without their transfer syntax", remedy=_EXPORT_AGAIN)
@@ -104,6 +109,23 @@ def decode_pixels(dataset: Dataset) -> NDArray[Any]:
         raise BadInput(f"a header that claims {frames} frames of {rows} x {columns}", remedy=_EXPORT_AGAIN)
     check_high_bit(dataset)
     return reduce_to_stored_bits(_decode_with_pydicom(dataset), dataset)
+
+
+def _check_syntax(syntax: Any) -> None:
+    """Require a transfer syntax that pydicom has a decoder for.
+
+    Raises:
+        UnsupportedInput: another one; it is named if the standard defines it.
+    """
+    if syntax is None:
+        return
+    try:
+        get_decoder(UID(syntax))
+    except NotImplementedError:
+        name = UID(syntax).name if UID(syntax).name != syntax else "unknown"
+        raise UnsupportedInput(
+            "unsupported", f"pixels in a transfer syntax that is not decoded ({name})", remedy="export the image uncompressed"
+        ) from None
 
 
 def check_high_bit(header: Dataset) -> None:

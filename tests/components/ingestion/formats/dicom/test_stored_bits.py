@@ -8,6 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from pydicom.uid import MPEG2MPML
 
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_path, read_volume
@@ -77,3 +78,20 @@ def test_words_of_32_bits_are_read(tmp_path: Path) -> None:
     ingest(CARD, tmp_path / "source", tmp_path / "data", DEMO_KEY)
     (series,) = list_series(tmp_path / "data", CARD.id)
     np.testing.assert_array_equal(read_volume(tmp_path / "data", series, CARD).voxels, values.astype(np.float32))
+
+
+@pytest.mark.parametrize("keyword", ["BitsAllocated", "BitsStored", "PixelRepresentation"])
+def test_pixels_that_their_header_does_not_describe_are_refused_by_name(tmp_path: Path, keyword: str) -> None:
+    (path,) = write_stack(tmp_path, "s", voxels(1))
+    edit(path, lambda item: item.__delattr__(keyword))
+    with pytest.raises(BadInput, match=f"pixels without {keyword}"):
+        read_path(path)
+
+
+@pytest.mark.parametrize(("syntax", "name"), [(MPEG2MPML, "MPEG2 Main Profile / Main Level"), ("1.2.3.4", "unknown")])
+def test_a_transfer_syntax_without_a_decoder_is_named(tmp_path: Path, syntax: str, name: str) -> None:
+    (path,) = write_stack(tmp_path, "s", voxels(1))
+    transcode(path, "rle")
+    edit(path, lambda item: setattr(item.file_meta, "TransferSyntaxUID", syntax))
+    with pytest.raises(BadInput, match=f"a transfer syntax that is not decoded .{name}"):
+        read_path(path)
