@@ -37,7 +37,7 @@ _MODALITIES = frozenset(
 )
 """Defined terms that a rejection may quote; other text could name the patient."""
 _REQUIRED_UIDS = ("SeriesInstanceUID", "SOPInstanceUID")
-_REQUIRED_CLASSIC = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", *_REQUIRED_UIDS)
+_REQUIRED_TEXTS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", *_REQUIRED_UIDS)
 
 
 def find_rejection(header: Dataset, has_pixels: bool = True) -> Rejection | None:
@@ -145,7 +145,8 @@ def _may_show_text(header: Dataset, sop_class: str) -> bool:
 
 def _find_missing_geometry(header: Dataset) -> Rejection | None:
     """Return why a classic image has no usable geometry."""
-    missing = [name for name in _REQUIRED_CLASSIC if header.get(name) is None or header.get(name) == ""]
+    missing = [name for name in _REQUIRED_TEXTS if not fast_elements.text(header, name)]
+    missing += [name for name in ("Rows", "Columns") if fast_elements.short(header, name) is None]
     if missing:
         return Rejection("geometry", f"without {', '.join(missing)}", "export the series again with its geometry")
     if int(header.get("NumberOfFrames") or 1) > 1:

@@ -17,7 +17,7 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from components.errors import BadInput
-from components.ingestion.formats.dicom.fast_elements import content, numbers, short, text
+from components.ingestion.formats.dicom.fast_elements import content, short, text
 from components.ingestion.formats.dicom.reading import read_object
 from components.ingestion.formats.gzipped import read_decompressed
 from components.ingestion.quarantine import Rejection, UnsupportedInput, rejection_of
@@ -206,15 +206,15 @@ def stored_pixels(dataset: Dataset) -> bytes:
 
 
 def rescale_of(header: Dataset, index: int = 0) -> tuple[float, float]:
-    """Return slope and intercept of a frame; (1, 0) where the header states none."""
+    """Return slope and intercept of a frame; 1 and 0 where the header states only one of them, or neither."""
     items = [header]
     if "PerFrameFunctionalGroupsSequence" in header:
         groups = (header.PerFrameFunctionalGroupsSequence[index], *header.get("SharedFunctionalGroupsSequence", ()))
         items = [item for group in groups for item in group.get("PixelValueTransformationSequence", ())] + items
     for item in items:
-        if text(item, "RescaleSlope"):
-            intercept = numbers(item, "RescaleIntercept")[0] if text(item, "RescaleIntercept") else 0.0
-            return numbers(item, "RescaleSlope")[0], intercept
+        slope, intercept = text(item, "RescaleSlope"), text(item, "RescaleIntercept")
+        if slope or intercept:
+            return float(slope or 1), float(intercept or 0)
     return 1.0, 0.0
 
 
