@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import kmock
 import pytest
@@ -10,11 +11,12 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from components.errors import JobFailed
-from components.launching import JobState
+from components.launching import JobState, Placement
 from components.launching.kubernetes import failures, job_handle, launcher
 from components.launching.kubernetes.manifests import RenderingName
-from tests.doubles.apiserver import NAMESPACE
-from tests.doubles.kubelet import BlockedPod, ScriptedPod
+from tests.doubles.apiserver import NAMESPACE, RunningServer, condition
+from tests.doubles.controllers import Controllers
+from tests.doubles.kubelet import BlockedPod, Kubelet, ScriptedPod
 from tests.helpers.fake_cluster import FAST_RETRY, RENDERINGS, RUNS_FOREVER, FakeCluster, Waiter, wait_until
 from tests.helpers.manifest_checks import kustomize
 
@@ -212,6 +214,32 @@ def test_a_webhook_that_denies_is_not_a_missing_permission(cluster: FakeCluster)
     with pytest.raises(JobFailed, match=r"^admission: .*must have container node") as caught:
         cluster.launcher("trainjob").submit(cluster.job())
     assert "rbac.yaml" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "ends"),
+    [
+        ("LocalQueue training doesn't exist", True),
+        ("insufficient unused quota for nvidia.com/gpu in flavor f, 8 more needed", False),
+    ],
+)
+def test_the_reason_of_a_queue_is_told_and_a_wrong_queue_ends_the_job(tmp_path: Path, message: str, ends: bool) -> None:
+    with RunningServer(crds=("kueue.x-k8s.io",)) as server, Controllers(server) as controllers, Kubelet(server) as kubelet:
+        cluster = FakeCluster(server, controllers, kubelet, tmp_path)
+        controllers.admit_jobs = False
+        handle = cluster.launcher().submit(cluster.job(placement=Placement(queue="training")))
+        labels = {"kueue.x-k8s.io/job-uid": handle.main["metadata"]["uid"]}
+        conditions = [condition("QuotaReserved", "Inadmissible" if ends else "Pending", message, "False")]
+        server.put(
+            "workloads", {"kind": "Workload", "metadata": {"name": "w", "labels": labels}, "status": {"conditions": conditions}}
+        )
+        waiter = Waiter(handle)
+        wait_until(lambda: handle._last_reported == f"a_stage: queued: queue training: {message}")
+        if not ends:
+            handle.cancel()
+        (error,) = waiter.join()
+        assert ("kubernetes.queue" in str(error)) == ends
+        handle.launcher.stop()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("rendering", "plural"), [("jobset", "jobsets"), ("trainjob", "trainjobs")])

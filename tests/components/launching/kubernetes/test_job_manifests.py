@@ -130,6 +130,55 @@ def test_disruptions_are_ignored_and_permanent_failures_end_the_job(rendering: R
     assert job["activeDeadlineSeconds"] == LARGE.time_limit_s
 
 
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_the_settings_of_placement_reach_the_pods(rendering: RenderingName) -> None:
+    pod = render_pod(LARGE, rendering)
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["rdma/hca"] == "8" and container["resources"]["claims"] == [{"name": "nic"}]
+    assert pod["resourceClaims"] == [{"name": "nic", "resourceClaimTemplateName": "rdma-nic"}]
+    assert [toleration["key"] for toleration in pod["tolerations"]] == ["nvidia.com/gpu", "team"]
+    assert (pod["schedulerName"], pod["runtimeClassName"]) == ("default-scheduler", "nvidia")
+    (spread,) = pod["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname" and spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"] == [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["gpu-17"]}]
+
+
+def find_template(job: JobSpec) -> dict[str, Any]:
+    template: dict[str, Any] = render(job, "job", "omnimri").main["spec"]["template"]
+    return template
+
+
+def test_one_topology_domain_is_asked_of_kueue_with_a_queue_and_of_the_scheduler_without() -> None:
+    template = find_template(LARGE)
+    assert template["metadata"]["annotations"] == {
+        "k8s.v1.cni.cncf.io/networks": "rdma",
+        "kueue.x-k8s.io/podset-required-topology": "cloud.provider.com/topology-rack",
+    }
+    assert template["metadata"]["labels"]["cost-center"] == "mri" and template["metadata"]["labels"][JOB_LABEL] == LARGE.key
+    preferred = find_template(replace(LARGE, placement=replace(LARGE.placement, topology_required=False)))
+    assert "kueue.x-k8s.io/podset-preferred-topology" in preferred["metadata"]["annotations"]
+    unqueued = find_template(replace(LARGE, placement=replace(LARGE.placement, queue=None)))
+    (near,) = unqueued["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert near["topologyKey"] == "cloud.provider.com/topology-rack"
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_without_a_queue_a_pod_group_places_all_nodes_or_none(rendering: RenderingName) -> None:
+    unqueued = replace(LARGE, placement=replace(LARGE.placement, queue=None))
+    rendered = render(unqueued, rendering, "omnimri", pod_group=True)
+    (group,) = [thing for thing in rendered.prerequisites if thing["kind"] == "PodGroup"]
+    assert group["spec"]["schedulingPolicy"]["gang"]["minCount"] == 4
+    (pod,) = [pod for thing in rendered.objects for pod in pod_specs(thing)]
+    assert pod["schedulingGroup"] == {"podGroupName": group["metadata"]["name"]}
+    assert [
+        fault for thing in rendered.objects if thing["kind"] in ("PodGroup", "Job") for fault in schema_faults(thing, "1.37")
+    ] == []
+    for job in (LARGE, replace(unqueued, nodes=1, processes=8)):  # Kueue admits whole jobs itself; one node is no group
+        kinds = {thing["kind"] for thing in render(job, rendering, "omnimri", pod_group=True).objects}
+        assert "PodGroup" not in kinds
+
+
 def test_only_jobs_with_a_queue_go_to_kueue() -> None:
     for rendering in RENDERINGS:
         for job, queue in ((SMALL, None), (LARGE, "training")):
