@@ -135,6 +135,8 @@ class RealWorld:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         self.core.create_namespace({"metadata": {"name": self.namespace, "labels": labels}})
         for thing in yaml.safe_load_all((REPOSITORY / "k8s" / "base" / "rbac.yaml").read_text()):
+            for subject in thing.get("subjects", []):
+                subject["namespace"] = self.namespace
             if thing["metadata"]["name"] in ("training", "pipeline", "launcher"):
                 utils.create_from_dict(self.api, thing, namespace=self.namespace)
         self.claims(CLAIM)

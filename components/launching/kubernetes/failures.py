@@ -22,6 +22,8 @@ FINISHED_PHASES = ("Succeeded", "Failed")
 RESUME_HINT = "run again: it resumes from its last checkpoint"
 UNREACHABLE_MARGIN_S = 30.0
 """Time beyond a pod's grace period after which its node is called unreachable: covers a slow kubelet and unequal clocks."""
+SHOWN_PODS = 3
+"""Number of pods that a message names."""
 MAX_CAUSE_LINES = 5
 """A termination message with more lines is the end of the log, of which only the last line is the cause."""
 
@@ -344,7 +346,8 @@ def observe_deletion(pods: list[Object], now: datetime.datetime) -> Observation:
     if unreachable is not None:
         return Observation(JobState.deleting, f"{unreachable.message}; {unreachable.remedy}", blocker=unreachable)
     names = [pod["metadata"]["name"] for pod in pods if pod_phase(pod) not in FINISHED_PHASES]
-    return Observation(JobState.deleting, f"waits for the end of {', '.join(names)}" if names else "")
+    more = f" and {len(names) - SHOWN_PODS} more" if len(names) > SHOWN_PODS else ""
+    return Observation(JobState.deleting, f"waits for the end of {', '.join(names[:SHOWN_PODS])}{more}" if names else "")
 
 
 def _observe_pods(main: Object, pods: list[Object], now: datetime.datetime) -> Observation:

@@ -261,8 +261,10 @@ class KubernetesHandle:
         return main if main and main["metadata"]["uid"] == uid else None
 
     def _cached_pods(self) -> list[Object]:
-        informer = self.launcher.informers.get(PODS)
-        return [*informer.failed_pods_of(self.key), *informer.objects_of(self.key)]
+        """Return the pods of this job, and deleted ones that failed; those of an earlier job of the same name are left out."""
+        informer, created = self.launcher.informers.get(PODS), self.main["metadata"].get("creationTimestamp") or ""
+        failed = [pod for pod in informer.failed_pods_of(self.key) if (pod["metadata"].get("creationTimestamp") or "") >= created]
+        return [*failed, *informer.objects_of(self.key)]
 
     def _list_pods(self) -> list[Object]:
         return self.launcher.cluster.list_objects(PODS, f"{JOB_LABEL}={self.key}")[0]

@@ -49,6 +49,11 @@ def test_a_node_that_does_not_confirm_the_end_of_a_pod_is_named_with_the_command
     assert deleting.state is JobState.deleting and (command in deleting.detail) == told
 
 
+def test_a_deletion_names_a_few_of_its_pods() -> None:
+    deleted = build_job(metadata={"name": "j", "deletionTimestamp": "2026-11-28T12:00:00Z"})
+    assert observe(deleted, [build_pod(n) for n in range(100)]).detail == "waits for the end of j-0-x, j-1-x, j-2-x and 97 more"
+
+
 def test_a_job_with_fewer_pods_than_nodes_is_not_called_running() -> None:
     assert observe(build_job(), [build_pod(0), build_pod(1)]).state is JobState.running
     observation = observe(build_job(), [build_pod(0)])
