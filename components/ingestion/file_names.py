@@ -33,7 +33,7 @@ _PARTS = {"real": "real part", "imag": "imaginary part", "imaginary": "imaginary
 _MAPS = frozenset(("fieldmap", "adc", "fa", "md", "ad", "rd", "dwimap", "cbf", "cmro2", "mtsat", "xfm"))
 _MAP = re.compile(r"(?i).+map")
 _DOCUMENTS = re.compile(
-    r"(?i)(?:readme|changes|changelog|license|licence|citation|authors|copying)(?:\.\w+)?|\.bidsignore|citation\.cff"
+    r"(?i)(?:dicomdir|readme|changes|changelog|license|licence|citation|authors|copying)(?:\.\w+)?|\.bidsignore|citation\.cff"
     r"|(?:dataset_description|genetic_info|dataset)\.json"
     r"|(?:participants|samples|phenotype|sessions|genetic_database)\.(?:tsv|json)"
     r"|.*_(?:scans|sessions|events|channels|physio|stim|aslcontext|electrodes|coordsystem|timeseries|motion|regressors|beh)"

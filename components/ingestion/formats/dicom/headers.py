@@ -74,7 +74,9 @@ def _find_other_class(header: Dataset, sop_class: str, has_pixels: bool) -> Reje
     modality = str(header.get("Modality", "") or "")
     if modality != "MR":
         if not modality and not has_pixels:
-            return Rejection("unreadable", "a DICOM header that ends before it describes an image", "get the file again")
+            return Rejection(
+                "unreadable", "a DICOM object without modality and pixels: cut off, or no image", "get the file again, if it is one"
+            )
         described = "another modality" if modality else "modality not given"
         if modality in _MODALITIES:
             described = f"modality {modality}"

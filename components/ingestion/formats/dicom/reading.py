@@ -25,6 +25,8 @@ _META_END = 144
 """Offset behind the length element of the file meta information (PS3.10 7.1)."""
 _META_START = _MAGIC + b"\x02\x00\x00\x00UL\x04\x00"
 """Magic and the first element of the file meta information: its length."""
+_DIRECTORY_CLASS = b"1.2.840.10008.1.3.10"
+"""Class of a DICOMDIR: the directory of a medium, which lists files and is none of them (PS3.10 8.6)."""
 _PIXEL_TAGS = tuple(Tag(0x7FE0, element) for element in (0x0008, 0x0009, 0x0010))
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
@@ -39,6 +41,8 @@ def is_dicom(head: bytes, path: Path) -> bool:
         head: first bytes of the (decompressed) content.
         path: the file, searched further where the head does not decide.
     """
+    if _DIRECTORY_CLASS in head[_PREAMBLE:]:
+        return False
     if head[_PREAMBLE : _PREAMBLE + 4] == _MAGIC or _is_bare(head):
         return True
     if head.startswith(b"PK") or is_gzipped(path):

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from components.errors import BadInput
@@ -75,6 +76,15 @@ def test_an_archive_of_dicom_files_is_not_one(tmp_path: Path) -> None:
     assert detect_format(tmp_path / "a.tar") is None
 
 
+@pytest.mark.parametrize("name", ["DICOMDIR", "DICOMDIR-implicit", "DICOMDIR-bigEnd"])
+def test_the_directory_of_a_medium_is_no_image_and_counted_among_the_files_of_the_layout(tmp_path: Path, name: str) -> None:
+    write_stack(tmp_path / "source", "s", voxels(2))
+    directory = Path(str(get_testdata_file(f"dicomdirtests/{name}", download=False)))
+    (tmp_path / "source" / "DICOMDIR").write_bytes(directory.read_bytes())
+    report = ingest(CARD, tmp_path / "source", tmp_path / "data", DEMO_KEY)
+    assert (report.series, report.files_of_layout, report.quarantined) == (1, 1, ())
+
+
 @given(st.binary(min_size=1, max_size=400))
 def test_other_bytes_are_no_data_set(content: bytes) -> None:
     assert not reading._is_bare(content)
@@ -91,7 +101,7 @@ def test_a_file_that_was_cut_off_is_called_so(tmp_path_factory: pytest.TempPathF
         read_path(path)
     assert raised.value.what in (
         "ends before its pixel data: cut off, or exported without pixels",
-        "a DICOM header that ends before it describes an image",
+        "a DICOM object without modality and pixels: cut off, or no image",
         "fewer pixels than the header says",
         "no pixel data",
         "a DICOM header that is cut off",
