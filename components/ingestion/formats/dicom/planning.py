@@ -57,10 +57,13 @@ def plan_files(headers: Sequence[DicomHeader], folder: SourceFolder, plan: Plan)
 
 
 def _without_copies(headers: Sequence[DicomHeader], plan: Plan) -> Iterator[DicomHeader]:
-    """Yield one file of each SOP Instance UID, an intact one where another is damaged; reject the copies."""
-    by_instance: dict[str, list[DicomHeader]] = defaultdict(list)
+    """Yield one file of each SOP Instance UID, an intact one where another is damaged; reject the copies.
+
+    Anonymizers that number UIDs anew give the same ones to several patients: their files are no copies.
+    """
+    by_instance: dict[tuple[str, str], list[DicomHeader]] = defaultdict(list)
     for header in headers:
-        by_instance[header.instance].append(header)
+        by_instance[header.patient, header.instance].append(header)
     for copies in by_instance.values():
         chosen = copies[0]
         if len(copies) > 1:

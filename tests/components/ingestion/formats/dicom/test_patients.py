@@ -97,3 +97,12 @@ def test_a_segmentation_without_a_patient_labels_the_image_in_its_frame_of_refer
     assert not report.quarantined and report.patients == 1
     (series,) = list_series(tmp_path / "data", card.id)
     np.testing.assert_array_equal(read_volume(tmp_path / "data", series, card).labels, mask)
+
+
+def test_patients_with_the_same_uids_stay_two_patients(tmp_path: Path) -> None:
+    for number, patient in enumerate(("A", "B")):
+        write_stack(tmp_path / "source" / patient, "s", voxels(3, seed=number), PatientID=patient)
+    report, _ = _ingest(tmp_path)
+    assert (report.patients, report.series, report.quarantined) == (2, 2, ())
+    sums = {read_volume(tmp_path / "data", series, PLAIN).voxels.sum() for series in list_series(tmp_path / "data", PLAIN.id)}
+    assert sums == {voxels(3, seed=number).sum() for number in (0, 1)}
