@@ -105,12 +105,13 @@ class Server:
 
 def measure(profile: str, repeats: int, folder: Path) -> list[dict[str, str]]:
     """Run everything in alternation and return the rows of the table."""
+    from components.catalog import load_card
     from components.samples import build_sample
 
     settings = load_settings(profile)
     for dataset in settings.datasets:
         if dataset.path is None:
-            build_sample(dataset.card, folder / "sources" / dataset.card)
+            build_sample(load_card(dataset.card), folder / "sources" / dataset.card, dataset.patients)
     server = Server(folder / "server", 4377)
     flow, plain = ["flows.cli", "run", "--profile", profile], ["benchmarks.orchestration", "--plainly", "--profile", profile]
     ways = {"plainly": (plain, None), "flow": (flow, server.address)}

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,15 @@ CARD = "synthetic-brain-nifti"
 
 def write_sources(folder: Path, volumes: int) -> None:
     """Write a T1 of 24 x 192 x 192 and its label map for each patient: eight brains, some mirrored, with individual noise."""
-    from components.samples.cohort import Grid, generate_brain, simulate_magnitude
+    from components.samples.anatomies.brain import BRAIN, CENTER_MM
+    from components.samples.phantom import Grid, generate_patient
 
-    grid = Grid(slices=24, pixels=192, slice_mm=5.0, pixel_mm=1.2)
-    brains = [generate_brain(number, grid, cohort=7) for number in range(8)]
+    grid = Grid(slices=24, pixels=192, slice_mm=5.0, pixel_mm=1.2, center_mm=CENTER_MM)
+    brains = [generate_patient(BRAIN, number, grid, (7,), 0.5) for number in range(8)]
     affine = grid.affine[:, [2, 1, 0, 3]]
     for number in range(volumes):
         brain, flip = brains[number % 8], -1 if number % 3 == 0 else 1
-        image = simulate_magnitude(brain.images["T1-weighted"], number, "T1-weighted")[:, :, ::flip]
+        image = replace(brain, seed=(7, number)).simulate_magnitude("T1-weighted")[:, :, ::flip]
         for kind, values in (("T1w", image.astype(np.int16)), ("dseg", brain.labels[:, :, ::flip])):
             path = folder / f"sub-{number:05d}" / "anat" / f"sub-{number:05d}_{kind}.nii"
             path.parent.mkdir(parents=True, exist_ok=True)

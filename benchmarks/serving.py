@@ -23,7 +23,8 @@ import psutil
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from benchmarks.harness import versions, write_rows
-from components.samples.cohort import Grid, generate_brain, simulate_magnitude
+from components.samples.anatomies.brain import BRAIN, GRID
+from components.samples.phantom import generate_patient
 from tests.helpers.malformed import DAMAGED, MALFORMED, Request, asked
 
 QUESTIONS = {
@@ -33,14 +34,12 @@ QUESTIONS = {
     "diagnosis": "Is there a lesion in this image?",
     "report": "Generate a diagnostic report based on this MRI scan.",
 }
-GRID = Grid(slices=20, pixels=108, slice_mm=6.0, pixel_mm=2.0)
 JSON = {"content-type": "application/json"}
 
 
 def build_volume() -> bytes:
     """Return a T1 of the synthetic cohort as NIfTI."""
-    patient = generate_brain(0, GRID, 0)
-    voxels = simulate_magnitude(patient.images["T1-weighted"], 0, "T1-weighted").astype(np.int16)
+    voxels = generate_patient(BRAIN, 0, GRID, (152, 0), 0.5).simulate_magnitude("T1-weighted").astype(np.int16)
     content: bytes = nib.Nifti1Image(voxels.transpose(2, 1, 0), GRID.affine[:, [2, 1, 0, 3]]).to_bytes()
     return content
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,8 +32,9 @@ import zarr
 
 from components.curation.store import VolumeStore
 from components.ingestion.formats.dicom.classic import read_series
-from components.samples.cohort import Brain, Grid, generate_brain, simulate_magnitude
+from components.samples.anatomies.brain import BRAIN, CENTER_MM
 from components.samples.dicom_series import create_mr_image
+from components.samples.phantom import Grid, Patient, generate_patient
 
 SLICES, PIXELS, WORKERS, ROUNDS = 25, 256, 2, 7
 READ_SHAPE, READ_VOLUMES, READS = (85, 256, 256), 12, 400
@@ -40,20 +42,22 @@ READ_SHAPE, READ_VOLUMES, READS = (85, 256, 256), 12, 400
 
 def simulate_image(number: int, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
     """Simulate a brain with noise, (D, H, W) int16."""
-    return simulate_magnitude(np.roll(generate_clean_brain(shape), number, axis=2), number, "T1-weighted").astype(np.int16)
+    brain = generate_clean_brain(shape)
+    images = {sequence: np.roll(image, number, axis=2) for sequence, image in brain.images.items()}
+    return replace(brain, seed=(7, number), images=images).simulate_magnitude("T1-weighted").astype(np.int16)
 
 
 @cache
-def generate_clean_brain(shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+def generate_clean_brain(shape: tuple[int, int, int]) -> Patient:
     """Generate the same brain without noise."""
-    grid = Grid(slices=shape[0], pixels=shape[1], slice_mm=120 / shape[0], pixel_mm=240 / shape[1])
-    return generate_brain(1, grid, cohort=7).images["T1-weighted"]
+    grid = Grid(slices=shape[0], pixels=shape[1], slice_mm=120 / shape[0], pixel_mm=240 / shape[1], center_mm=CENTER_MM)
+    return generate_patient(BRAIN, 1, grid, (7,), 0.5, ("T1-weighted",))
 
 
 def write_series(folder: Path, series: int) -> None:
     """Write DICOM series, each to a folder of its own."""
-    patient = Brain(0, {}, np.zeros(1, np.uint8))
-    template = create_mr_image(patient, "T1-weighted", 1, 0, np.zeros((PIXELS, PIXELS), np.uint16))
+    patient = generate_clean_brain((SLICES, PIXELS, PIXELS))
+    template = create_mr_image(BRAIN, patient, BRAIN.protocols[0], 1, 0, np.zeros((PIXELS, PIXELS), np.uint16))
     for number in range(series):
         series_folder = folder / f"{number:04d}"
         series_folder.mkdir(parents=True)

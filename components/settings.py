@@ -51,6 +51,15 @@ class DatasetSettings(Section):
 
     card: str = Field(description="id of the dataset card: one of components/catalog/datasets, or one of your own")
     path: Path | None = Field(default=None, description="source folder; none = the sample data that OmniMRI generates itself")
+    patients: int | None = Field(
+        default=None, ge=1, description="size of a generated cohort without a path; none = generated.patients of the card"
+    )
+
+    @model_validator(mode="after")
+    def _require_generated(self) -> DatasetSettings:
+        if self.path is not None and self.patients is not None:
+            raise ValueError("patients is the size of a generated cohort: remove it, or path")
+        return self
 
 
 class IngestionSettings(Section):

@@ -27,7 +27,7 @@ def ingest_dataset(dataset: DatasetSettings, settings: IngestionSettings) -> Ing
         if dataset.path is None:
             from components.samples import build_sample
 
-            build_sample(dataset.card, source)
+            build_sample(load_card(dataset.card), source, dataset.patients)
         key = load_key(settings, home)
         inputs = dataset_inputs(dataset, settings, home).by_name()
         with changing(home, not changes(home, name, inputs), report_waiting):

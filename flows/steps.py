@@ -28,6 +28,7 @@ from components.ingestion.manifest import MANIFEST
 from components.locks import Waiting, claim
 from components.provenance import SHORT, digest, file_md5
 from components.registry.inputs import RegistrationInputs
+from components.samples import cohort_digest
 from components.settings import DatasetSettings, IngestionSettings, Settings
 from components.training import stage_inputs, stage_jobs
 from components.training.trained_stage import DONE
@@ -93,7 +94,9 @@ def dataset_inputs(dataset: DatasetSettings, ingestion: IngestionSettings, home:
     """Return the inputs of the ingestion of a dataset of the settings; no key is created."""
     has_key = ingestion.public_demo_key or ingestion.key_file or (home.root / "pseudonym.key").exists()
     key = load_key(ingestion, home) if has_key else None
-    return ingestion_inputs(load_card(dataset.card), source_folder(dataset, home), home.data, key)
+    card = load_card(dataset.card)
+    generated = cohort_digest(card, dataset.patients) if dataset.path is None else ""
+    return ingestion_inputs(card, source_folder(dataset, home), home.data, key, generated)
 
 
 def cards_of(settings: Settings) -> list[DatasetCard]:

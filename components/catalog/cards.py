@@ -229,6 +229,31 @@ def glob_sections(layout: Layout) -> dict[str, list[str]]:
     return sections
 
 
+class GeneratedSource(_StrictModel):
+    """Cohort that OmniMRI generates. A patient does not depend on the number of patients."""
+
+    anatomy: Literal["brain", "brain tumor", "knee", "prostate", "heart", "breast"] = Field(
+        description="body part: one module of components/samples/anatomies"
+    )
+    form: Literal["dicom", "nifti", "kspace"] = Field(description="file format and layout")
+    patients: int = Field(ge=1, le=1_000_000, description="number of patients; a profile may choose another (datasets.patients)")
+    seed: int = Field(default=152, ge=0, description="seed of all random numbers")
+    difficulty: float = Field(
+        default=0.5, ge=0, le=1, description="0 (easy) to 1 (hard): contrast of findings from 1.5 to 0.5 times, noise from 1 to 4 %"
+    )
+
+    pixels: int | None = Field(
+        default=None,
+        ge=32,
+        le=1024,
+        description="rows and columns, over the same field of view; null = those of the anatomy",
+    )
+
+    def of_size(self, patients: int | None) -> GeneratedSource:
+        """Return the same cohort with another number of patients; None = its own."""
+        return self if patients is None else self.model_copy(update={"patients": patients})
+
+
 class Source(_StrictModel):
     """Source of a statistic."""
 
@@ -266,6 +291,7 @@ class DatasetCard(_StrictModel):
     vendors: tuple[str, ...] = Field(default=(), description="scanner manufacturers")
     sequences: tuple[str, ...] = Field(default=(), description="MRI sequences")
     synthetic: bool = Field(description="true: generated data, not scans of people")
+    generated: GeneratedSource | None = Field(default=None, description="cohort that OmniMRI generates; null = other data")
     public_sample: bool = Field(default=False, description="true: public sample data distributed with a Python package")
     patients: int | None = Field(default=None, ge=0, description="number of people with published images")
     scans: int | None = Field(default=None, ge=0, description="number of examinations: one person, one scanner visit")
@@ -337,6 +363,14 @@ class DatasetCard(_StrictModel):
             raise ValueError("more male and female patients than patients")
         if self.id in self.overlaps:
             raise ValueError("overlaps lists the card itself")
+        return self
+
+    @model_validator(mode="after")
+    def _check_generated(self) -> DatasetCard:
+        if self.generated is not None and not self.synthetic:
+            raise ValueError("generated data is synthetic: set synthetic: true")
+        if self.generated is not None and any(getattr(self, name) is not None for name in COUNTS):
+            raise ValueError(f"generated.patients states the size: remove {', '.join(COUNTS)}")
         return self
 
     @property

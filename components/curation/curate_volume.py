@@ -28,7 +28,7 @@ from components.curation.resampling import PlaneGrid, resample
 from components.curation.store import STORED, ArrayName, VolumeStore
 from components.curation.table_rows import BoxRecord, DescriptionRecord, Row, VolumeRecord
 from components.curation.text.descriptions import describe
-from components.curation.text.structure_names import lesion_values
+from components.curation.text.structure_names import is_diffuse, lesion_values
 from components.ingestion.volume import SourceSeries, Volume
 from components.settings import CurationSettings
 from model_core.mri_physics.coils import low_resolution_sensitivities
@@ -113,7 +113,8 @@ def _has_lesion(volume: Volume, labels: NDArray[np.uint8] | None, card: CardFact
         return bool(np.isin(labels, lesion_labels).any()) or bool(volume.boxes)
     if volume.boxes:
         return True
-    return any(volume.diagnosis.values()) if volume.diagnosis else None
+    focal = [present for finding, present in volume.diagnosis.items() if not is_diffuse(finding)]
+    return any(focal) if focal else None
 
 
 def compute_content_md5(arrays: dict[ArrayName, NDArray[Any]]) -> str:

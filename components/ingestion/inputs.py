@@ -20,18 +20,25 @@ class IngestionInputs:
         source: digest of names, sizes and modification times in the source folder, ``""`` where there is no folder.
         recipe: digest of the card's layout, the pseudonym key and the output format, ``""`` before a key has been created.
         withdrawn: digest of the pseudonyms of withdrawn patients.
+        generated: digest of size, seed, difficulty and version of a generated cohort, ``""`` for other sources.
     """
 
     source: str
     recipe: str
     withdrawn: str
+    generated: str = ""
 
     def by_name(self) -> dict[str, str]:
         """Return each digest under the name of the input in plain words."""
-        return {"source files": self.source, "card, key or output format": self.recipe, "withdrawn patients": self.withdrawn}
+        return {
+            "source files": self.source,
+            "card, key or output format": self.recipe,
+            "withdrawn patients": self.withdrawn,
+            "generated cohort": self.generated,
+        }
 
 
-def ingestion_inputs(card: DatasetCard, source: Path, data: Path, key: bytes | None) -> IngestionInputs:
+def ingestion_inputs(card: DatasetCard, source: Path, data: Path, key: bytes | None, generated: str = "") -> IngestionInputs:
     """Return the inputs that :func:`components.ingestion.ingest` would use now; no source file is opened.
 
     Args:
@@ -39,9 +46,11 @@ def ingestion_inputs(card: DatasetCard, source: Path, data: Path, key: bytes | N
         source: folder of the source files.
         data: folder of the de-identified files of all datasets.
         key: of the pseudonyms; None before it has been created.
+        generated: digest of the cohort that the source is generated from; "" for other sources.
     """
     return IngestionInputs(
         source=folder_state(source),
         recipe=output_recipe(card, key) if key is not None else "",
         withdrawn=digest(sorted(withdrawn_patients(data, card.id))),
+        generated=generated,
     )

@@ -1,4 +1,4 @@
-"""Write the synthetic cohort as DICOM MR series with DICOM Segmentations.
+"""Generated patients as DICOM MR series with DICOM Segmentations.
 
 The headers contain identifying text on purpose: ingestion must remove it.
 """
@@ -16,21 +16,23 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DA, DT, TM
+from typing_extensions import override
 
-from components.samples.cohort import GRAY_MATTER, LESION, WHITE_MATTER, Brain, Grid, generate_brain, simulate_magnitude
+from components.curation.text.structure_names import is_lesion
+from components.samples.cohort import CohortForm
+from components.samples.phantom import Anatomy, Patient, Protocol
 
-GRID = Grid(slices=20, pixels=108, slice_mm=6.0, pixel_mm=2.0)
-COHORT = 0
-TIMES = {"T1-weighted": (550.0, 11.0), "T2-weighted": (4200.0, 92.0)}
-"""Sequence -> (repetition time ms, echo time ms)."""
 DATE, TIME = DA("20240506"), TM("070809")
+LPS = np.array([-1.0, -1.0, 1.0])
+"""RAS+ -> the directions of DICOM."""
+SEGMENT_TYPES = {"grey matter": codes.SCT.GrayMatter, "white matter": codes.SCT.WhiteMatter}
 
 
 def _uid(*parts: Any) -> UID:
     return generate_uid(entropy_srcs=["omnimri-sample", *map(str, parts)])
 
 
-def _study(patient: Brain) -> Dataset:
+def _study(anatomy: Anatomy, patient: Patient) -> Dataset:
     """Return the attributes that all images of a patient share."""
     study = Dataset()
     study.PatientName, study.PatientID = f"Doe^Dicom{patient.number:02d}", f"DCM-{patient.number:04d}"
@@ -40,39 +42,45 @@ def _study(patient: Brain) -> Dataset:
     study.StudyTime = study.SeriesTime = study.ContentTime = study.AcquisitionTime = TIME
     study.AccessionNumber, study.StudyID = f"ACC{patient.number:06d}", "1"
     study.ReferringPhysicianName, study.InstitutionName = "Referrer^Rita", "Sample Hospital"
-    study.StudyInstanceUID, study.FrameOfReferenceUID = _uid("study", patient.number), _uid("frame", patient.number)
+    study.StudyInstanceUID, study.FrameOfReferenceUID = _uid("study", *patient.seed), _uid("frame", *patient.seed)
     study.Manufacturer, study.ManufacturerModelName, study.DeviceSerialNumber = "SIEMENS", "Skyra", "45123"
     study.StationName, study.Modality, study.MagneticFieldStrength = "MRC45123", "MR", 3
-    study.BodyPartExamined, study.PatientPosition, study.PositionReferenceIndicator = "BRAIN", "HFS", ""
+    study.BodyPartExamined, study.PatientPosition = anatomy.name.split()[0].upper(), "HFS"
+    study.PositionReferenceIndicator = ""
     return study
 
 
-def create_mr_image(patient: Brain, sequence: str, series: int, index: int, pixels: NDArray[np.uint16]) -> FileDataset:
+def create_mr_image(
+    anatomy: Anatomy, patient: Patient, protocol: Protocol, series: int, index: int, pixels: NDArray[np.uint16]
+) -> FileDataset:
     """Create one MR image (PS3.3 A.4).
 
     Args:
+        anatomy, patient, protocol: of the series.
         series: Series Number.
-        index: slice from 0, inferior to superior.
+        index: slice from 0.
         pixels: (rows, columns).
     """
-    meta = FileMetaDataset()
+    meta, grid = FileMetaDataset(), patient.grid
     meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = MRImageStorage, ExplicitVRLittleEndian
-    meta.MediaStorageSOPInstanceUID = _uid("image", patient.number, sequence, index)
+    meta.MediaStorageSOPInstanceUID = _uid("image", *patient.seed, protocol.sequence, index)
     image = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    image.update(_study(patient))
+    image.update(_study(anatomy, patient))
     image.SOPClassUID, image.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
-    image.SeriesInstanceUID = _uid("series", patient.number, sequence)
+    image.SeriesInstanceUID = _uid("series", *patient.seed, protocol.sequence)
     image.SeriesNumber, image.InstanceNumber, image.AcquisitionNumber = series, index + 1, 1
-    image.SeriesDescription, image.ProtocolName = f"AX {sequence[:2]} Doe", f"ax_{sequence[:2].lower()}"
+    image.SeriesDescription = f"{grid.plane[:2].upper()} {protocol.suffix[:2]} Doe"
+    image.ProtocolName = f"{grid.plane[:2]}_{protocol.suffix[:2].lower()}"
     image.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND"]
-    image.ScanningSequence, image.SequenceVariant, image.ScanOptions, image.MRAcquisitionType = "SE", "SK", "", "2D"
-    image.RepetitionTime, image.EchoTime = TIMES[sequence]
-    image.EchoTrainLength, image.FlipAngle = 1, 90
-    position = GRID.affine[:3, 3] + GRID.affine[:3, 0] * index
-    image.ImagePositionPatient = [-position[0], -position[1], position[2]]
-    image.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    image.PixelSpacing, image.SliceThickness = [GRID.pixel_mm, GRID.pixel_mm], GRID.slice_mm
-    image.SpacingBetweenSlices = GRID.slice_mm
+    image.ScanningSequence, image.SequenceVariant, image.ScanOptions, image.MRAcquisitionType = protocol.technique, "SK", "", "2D"
+    image.RepetitionTime, image.EchoTime = protocol.repetition_ms, protocol.echo_ms
+    image.EchoTrainLength, image.FlipAngle = 1, protocol.flip_deg
+    affine = grid.affine
+    position = affine[:3, 3] + affine[:3, 0] * index
+    image.ImagePositionPatient = (LPS * position).tolist()
+    image.ImageOrientationPatient = [*(LPS * affine[:3, 2] / grid.pixel_mm), *(LPS * affine[:3, 1] / grid.pixel_mm)]
+    image.PixelSpacing, image.SliceThickness = [grid.pixel_mm, grid.pixel_mm], grid.slice_mm
+    image.SpacingBetweenSlices = grid.slice_mm
     image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
     image.Rows, image.Columns = pixels.shape
     image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 0
@@ -80,7 +88,12 @@ def create_mr_image(patient: Brain, sequence: str, series: int, index: int, pixe
     return image
 
 
-def _segment(number: int, label: str, category: Any, kind: Any) -> hd.seg.SegmentDescription:
+def _segment(number: int, label: str) -> hd.seg.SegmentDescription:
+    category, kind = (
+        (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion)
+        if is_lesion(label)
+        else (codes.SCT.AnatomicalStructure, SEGMENT_TYPES.get(label, codes.SCT.Organ))
+    )
     return hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=label,
@@ -90,21 +103,19 @@ def _segment(number: int, label: str, category: Any, kind: Any) -> hd.seg.Segmen
     )
 
 
-def _segmentation(patient: Brain, images: list[FileDataset]) -> hd.seg.Segmentation:
-    """Create the DICOM Segmentation (PS3.3 A.51) of the slices of a series."""
-    segments = [
-        _segment(GRAY_MATTER, "grey matter", codes.SCT.AnatomicalStructure, codes.SCT.GrayMatter),
-        _segment(WHITE_MATTER, "white matter", codes.SCT.AnatomicalStructure, codes.SCT.WhiteMatter),
-        _segment(LESION, "lesion", codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion),
-    ]
+def _segmentation(anatomy: Anatomy, patient: Patient, images: list[FileDataset]) -> hd.seg.Segmentation:
+    """Create the DICOM Segmentation (PS3.3 A.51) of the slices of a series; its segments are the structures that occur."""
+    present = [int(value) for value in np.unique(patient.labels) if value]
+    numbers = np.zeros(256, dtype=np.uint8)
+    numbers[present] = np.arange(1, len(present) + 1)
     segmentation = hd.seg.Segmentation(
         source_images=images,
-        pixel_array=patient.labels,
+        pixel_array=numbers[patient.labels],
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments[: 3 if patient.has_lesion else 2],
-        series_instance_uid=_uid("seg-series", patient.number),
+        segment_descriptions=[_segment(number, anatomy.label_map[value]) for number, value in enumerate(present, start=1)],
+        series_instance_uid=_uid("seg-series", *patient.seed),
         series_number=9,
-        sop_instance_uid=_uid("seg", patient.number),
+        sop_instance_uid=_uid("seg", *patient.seed),
         instance_number=1,
         manufacturer="OmniMRI",
         manufacturer_model_name="sample",
@@ -116,22 +127,31 @@ def _segmentation(patient: Brain, images: list[FileDataset]) -> hd.seg.Segmentat
     for item in segmentation.ContributingEquipmentSequence:
         item.ContributionDateTime = DT(f"{DATE}{TIME}")
     for item in segmentation.get("DimensionOrganizationSequence", []):
-        item.DimensionOrganizationUID = _uid("dimension", patient.number)
+        item.DimensionOrganizationUID = _uid("dimension", *patient.seed)
     for item in segmentation.get("DimensionIndexSequence", []):
-        item.DimensionOrganizationUID = _uid("dimension", patient.number)
+        item.DimensionOrganizationUID = _uid("dimension", *patient.seed)
     return segmentation
 
 
-def write_dicom_cohort(folder: Path, patients: int) -> None:
-    """Write ``patients`` patients with two series and a segmentation each, as exported by an archive."""
-    for number in range(patients):
-        patient = generate_brain(number, GRID, COHORT)
-        patient_folder = folder / f"DCM-{number:04d}"
-        patient_folder.mkdir(parents=True)
-        for series, sequence in enumerate(TIMES, start=1):
-            pixels = simulate_magnitude(patient.images[sequence], number, sequence)
-            images = [create_mr_image(patient, sequence, series, index, plane) for index, plane in enumerate(pixels)]
+class DicomForm(CohortForm):
+    """One folder for each patient, as exported by an archive: a series for each sequence, and a segmentation."""
+
+    index = 0
+
+    @override
+    def key(self, number: int) -> str:
+        return f"DCM-{number:04d}"
+
+    @override
+    def target(self, folder: Path, number: int) -> Path:
+        return folder / self.key(number)
+
+    @override
+    def write(self, anatomy: Anatomy, patient: Patient, target: Path) -> None:
+        for series, protocol in enumerate(anatomy.protocols, start=1):
+            planes = patient.simulate_magnitude(protocol.sequence)
+            images = [create_mr_image(anatomy, patient, protocol, series, index, plane) for index, plane in enumerate(planes)]
             for image in images:
-                image.save_as(patient_folder / f"S{series}I{int(image.InstanceNumber):03d}.dcm", enforce_file_format=True)
+                image.save_as(target / f"S{series}I{int(image.InstanceNumber):03d}.dcm", enforce_file_format=True)
             if series == 1:
-                _segmentation(patient, images).save_as(patient_folder / "SEG.dcm")
+                _segmentation(anatomy, patient, images).save_as(target / "SEG.dcm")

@@ -1,4 +1,4 @@
-"""Write the synthetic cohort as multi-coil k-space in fastMRI HDF5 format, with lesion boxes in fastMRI+ CSV format.
+"""Generated patients as two-coil k-space in fastMRI HDF5 format, with boxes of findings in fastMRI+ CSV format.
 
 As in fastMRI, images are stored upside down (rows run posterior to anterior). As in fastMRI+, ``y`` counts from the top of the
 displayed image, which is flipped.
@@ -6,22 +6,24 @@ displayed image, which is flipped.
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
+from typing_extensions import override
 
-from components.samples.cohort import LESION, SEED, Brain, Grid, generate_brain
+from components.curation.text.structure_names import lesion_kinds
+from components.samples.cohort import CohortForm, Row, Table
+from components.samples.phantom import Anatomy, Grid, Patient
 
-GRID = Grid(slices=16, pixels=96, slice_mm=7.0, pixel_mm=2.25)
-COHORT, COILS, NOISE = 2, 2, 0.02
+COILS = 2
+NOISE_SHARE = 0.8
+"""Noise of each coil, relative to that of magnitude images."""
 QUANTUM = 2.0**-12
 """k-space is rounded to multiples of this (white matter = 1 in the image): the last bits of an FFT differ between machines."""
-SEQUENCE = "T2-weighted"
 COLUMNS = ("file", "slice", "study_level", "x", "y", "width", "height", "label")
 
 _HEADER = """<?xml version="1.0"?>
@@ -35,23 +37,22 @@ _HEADER = """<?xml version="1.0"?>
  <fieldOfView_mm><x>{fov}</x><y>{fov}</y><z>{slice_mm}</z></fieldOfView_mm></encodedSpace>
  <reconSpace><matrixSize><x>{pixels}</x><y>{pixels}</y><z>1</z></matrixSize>
  <fieldOfView_mm><x>{fov}</x><y>{fov}</y><z>{slice_mm}</z></fieldOfView_mm></reconSpace></encoding>
- <sequenceParameters><TR>4500</TR><TE>95</TE><flipAngle_deg>90</flipAngle_deg></sequenceParameters>
+ <sequenceParameters><TR>{repetition}</TR><TE>{echo}</TE><flipAngle_deg>{flip}</flipAngle_deg></sequenceParameters>
 </ismrmrdHeader>
 """
 
 
-def _coil_images(patient: Brain) -> NDArray[np.complex128]:
+def _coil_images(image: NDArray[np.float64], noise: float, seed: tuple[int, ...]) -> NDArray[np.complex128]:
     """Return coil images (D, coils, H, W) with smooth sensitivities and phase and complex noise, stored upside down."""
-    rng = np.random.default_rng([SEED, COHORT, patient.number, 7])
-    image = patient.images[SEQUENCE]
-    rows, columns = np.meshgrid(*[np.linspace(-1, 1, GRID.pixels)] * 2, indexing="ij")
+    rng = np.random.default_rng([*seed, 7])
+    rows, columns = np.meshgrid(*[np.linspace(-1, 1, size) for size in image.shape[1:]], indexing="ij")
     slope = rng.uniform(-1.5, 1.5, size=3)
     phase = np.exp(1j * (slope[0] * rows + slope[1] * columns + slope[2] * rows * columns))
     left, right = (np.exp(-((columns - side) ** 2 + rows**2 / 4)) * np.exp(0.7j * side * rows) for side in (-0.8, 0.8))
     norm = np.sqrt(np.abs(left) ** 2 + np.abs(right) ** 2)
     coils = image[:, None] * phase * np.stack([left / norm, right / norm])
-    noise = rng.standard_normal(coils.shape) + 1j * rng.standard_normal(coils.shape)
-    return np.asarray((coils + NOISE * noise)[:, :, ::-1])
+    coils += NOISE_SHARE * noise * (rng.standard_normal(coils.shape) + 1j * rng.standard_normal(coils.shape))
+    return np.asarray(coils[:, :, ::-1])
 
 
 def _kspace(images: NDArray[np.complex128]) -> NDArray[np.complex64]:
@@ -69,50 +70,67 @@ def _reconstruction(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
     return np.asarray(np.rint(rss / QUANTUM) * QUANTUM, dtype=np.float32)
 
 
-def _box_rows(patient: Brain, name: str) -> list[dict[str, Any]]:
-    """Return one row per connected lesion per slice; without lesions, one study-level row "Normal for age"."""
-    rows = []
-    for index, labels in enumerate(patient.labels):
-        regions, _ = ndimage.label(labels == LESION, structure=np.ones((3, 3)))
-        for height, width in ndimage.find_objects(regions):
-            rows.append(
-                {
-                    "file": name,
-                    "slice": index,
-                    "study_level": "No",
-                    "x": width.start,
-                    "y": height.start,
-                    "width": width.stop - width.start,
-                    "height": height.stop - height.start,
-                    "label": "lesion",
-                }
-            )
-    return rows or [
-        {"file": name, "slice": "", "study_level": "Yes", "x": "", "y": "", "width": "", "height": "", "label": "Normal for age"}
-    ]
+def box_rows(anatomy: Anatomy, patient: Patient, name: str) -> list[Row]:
+    """Return one row per slice and connected region of each kind of finding; without any, one study-level row "Normal for age"."""
+    rows: list[Row] = []
+    for kind, values in lesion_kinds(anatomy.label_map).items():
+        for index, mask in enumerate(np.isin(patient.labels, values)):
+            for height, width in ndimage.find_objects(ndimage.label(mask, structure=np.ones((3, 3)))[0]):
+                size = width.stop - width.start, height.stop - height.start
+                rows.append([name, index, "No", width.start, height.start, *size, kind])
+    return rows or [[name, "", "Yes", "", "", "", "", "Normal for age"]]
 
 
-def write_kspace_cohort(folder: Path, patients: int) -> None:
-    """Write one file per patient and one table of lesion boxes."""
-    table: list[dict[str, Any]] = []
-    for number in range(patients):
-        patient = generate_brain(number, GRID, COHORT)
-        name = f"file_brain_AXT2_{number:03d}"
-        kspace = _kspace(_coil_images(patient))
+class KspaceForm(CohortForm):
+    """One HDF5 file for each patient, and a table of boxes."""
+
+    index = 2
+
+    @override
+    def key(self, number: int) -> str:
+        return f"file_{number:04d}"
+
+    @override
+    def target(self, folder: Path, number: int) -> Path:
+        return folder / f"{self.key(number)}.h5"
+
+    @override
+    def sequences(self, anatomy: Anatomy) -> tuple[str, ...]:
+        return (anatomy.kspace,)
+
+    @override
+    def grid(self, anatomy: Anatomy) -> Grid:
+        return anatomy.kspace_grid
+
+    @override
+    def tables(self, findings: Sequence[str]) -> tuple[Table, ...]:
+        return (*super().tables(findings), Table("annotations.csv", COLUMNS))
+
+    @override
+    def rows(self, anatomy: Anatomy, patient: Patient) -> tuple[list[Row], ...]:
+        return (*super().rows(anatomy, patient), box_rows(anatomy, patient, self.key(patient.number)))
+
+    @override
+    def write(self, anatomy: Anatomy, patient: Patient, target: Path) -> None:
+        grid, protocol = patient.grid, anatomy.protocol(anatomy.kspace)
+        kspace = _kspace(_coil_images(patient.images[anatomy.kspace], patient.noise, patient.seed))
         reconstruction = _reconstruction(kspace)
         header = _HEADER.format(
-            number=number, sex=patient.sex, coils=COILS, pixels=GRID.pixels, fov=GRID.pixels * GRID.pixel_mm, slice_mm=GRID.slice_mm
+            number=patient.number,
+            sex=patient.sex,
+            coils=COILS,
+            pixels=grid.pixels,
+            fov=grid.pixels * grid.pixel_mm,
+            slice_mm=grid.slice_mm,
+            repetition=protocol.repetition_ms,
+            echo=protocol.echo_ms,
+            flip=protocol.flip_deg,
         )
-        with h5py.File(folder / f"{name}.h5", "w", libver="earliest") as file:
+        with h5py.File(target, "w", libver="earliest") as file:
             file.create_dataset("kspace", data=kspace, track_times=False)
             file.create_dataset("reconstruction_rss", data=reconstruction, track_times=False)
             file.create_dataset("ismrmrd_header", data=header, track_times=False)
-            file.attrs["acquisition"] = "AXT2"
+            file.attrs["acquisition"] = anatomy.acquisition
             file.attrs["max"] = float(reconstruction.max())
             file.attrs["norm"] = float(np.rint(np.linalg.norm(reconstruction)))
-            file.attrs["patient_id"] = f"KSP-{number:04d}"
-        table += _box_rows(patient, name)
-    with (folder / "annotations.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+            file.attrs["patient_id"] = f"KSP-{patient.number:04d}"

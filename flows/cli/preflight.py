@@ -36,7 +36,7 @@ def check_datasets(datasets: tuple[DatasetSettings, ...], ingestion: IngestionSe
 
     key = load_key(ingestion, Home.open()) if ingestion.public_demo_key or ingestion.key_file else None
     for dataset, card in zip(datasets, check_cards(datasets), strict=True):
-        _check_source(dataset)
+        _check_source(dataset, card)
         if key is not None:
             check_key(key, card)
 
@@ -52,17 +52,13 @@ def check_cards(datasets: tuple[DatasetSettings, ...]) -> list[DatasetCard]:
     return [load_card(dataset.card) for dataset in datasets]
 
 
-def _check_source(dataset: DatasetSettings) -> None:
-    from components.samples import SAMPLES
+def _check_source(dataset: DatasetSettings, card: DatasetCard) -> None:
+    from components.samples import check_sample
 
     if dataset.path is not None:
         check_folder(dataset.path, f"source folder of {dataset.card}", "correct datasets.path in the profile")
-    elif dataset.card not in SAMPLES:
-        raise BadInput(
-            "OmniMRI has no sample of this dataset",
-            where=dataset.card,
-            remedy=f"name its folder in the profile (datasets: path), or choose one of {', '.join(SAMPLES)}",
-        )
+    else:
+        check_sample(card, dataset.patients)
 
 
 def check_folder(path: Path, role: str, remedy: str) -> None:

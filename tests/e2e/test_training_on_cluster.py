@@ -104,7 +104,7 @@ def build_demo_corpus(folder: Path) -> Path:
     settings = load_settings("demo")
     cards = [load_card(dataset.card) for dataset in settings.datasets]
     for card in cards:
-        build_sample(card.id, folder / "sources" / card.id)
+        build_sample(card, folder / "sources" / card.id)
         ingest(card, folder / "sources" / card.id, folder / "data", DEMO_KEY)
     curate(folder / "data", cards, folder / "curated", settings.curation)
     return folder / "curated"

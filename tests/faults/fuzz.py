@@ -76,12 +76,13 @@ def seeds(folder: Path) -> list[Seed]:
     import numpy as np
     from pydicom.data import get_testdata_file
 
+    from components.catalog import load_card
     from components.samples import build_sample
     from tests.helpers.datasets import write_patient
 
     found = []
-    build_sample("synthetic-brain-kspace", folder / "kspace", patients=2)
-    build_sample("synthetic-brain-dicom", folder / "dicom", patients=1)
+    build_sample(load_card("synthetic-brain-kspace"), folder / "kspace", patients=2)
+    build_sample(load_card("synthetic-brain-dicom"), folder / "dicom", patients=1)
     write_patient(folder / "nifti", 0)
     kspace = sorted((folder / "kspace").rglob("*.h5"))[1]
     table = (folder / "kspace" / "annotations.csv").read_bytes()

@@ -9,9 +9,13 @@ import nibabel as nib
 import numpy as np
 
 from components.catalog import DatasetCard, load_card
+from components.samples.packages import PACKAGE_SAMPLES
 from tests.helpers.corpora import tiny_volume
 
 KEY = b"a key of thirty-two bytes, no less"
+GENERATED = ("synthetic-brain-dicom", "synthetic-brain-nifti", "synthetic-brain-kspace")
+SAMPLES = (*PACKAGE_SAMPLES, *GENERATED)
+"""Sample datasets of the demo."""
 
 
 def tiny_card() -> DatasetCard:

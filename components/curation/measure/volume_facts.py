@@ -25,7 +25,14 @@ from components.curation.measure.regions import (
     surrounding_structure,
 )
 from components.curation.table_rows import BoxRecord, MeasureRecord, Row
-from components.curation.text.structure_names import REFERENCE_TISSUES, is_lesion, lesion_name, lesion_values
+from components.curation.text.structure_names import (
+    REFERENCE_TISSUES,
+    is_diffuse,
+    is_lesion,
+    lesion_kinds,
+    lesion_name,
+    lesion_values,
+)
 from components.ingestion.volume import Volume
 from model_core.boxes import GRID
 
@@ -165,9 +172,13 @@ def compute_slice_facts(
         lesion_area_D = _box_area(dataset_boxes, slices)
     boxes = dataset_boxes
     if labels is not None and lesions_are_labeled and not dataset_boxes:
-        boxes = _lesion_boxes(lesions, labels.shape, name)
+        boxes = {}
+        for kind, values in lesion_kinds(label_map).items():
+            for index, found in _lesion_boxes([regions[value] for value in values if value in regions], labels.shape, kind).items():
+                boxes.setdefault(index, []).extend(found)
     localized = lesions_are_labeled or bool(dataset_boxes)
-    healthy = bool(volume.diagnosis) and not any(volume.diagnosis.values())
+    focal = [present for finding, present in volume.diagnosis.items() if not is_diffuse(finding)]
+    healthy = bool(focal) and not any(focal)
     midline = shows_midline(volume.acquisition.anatomy)
     measures = measure_structures(voxels, labels, regions, label_map, affine, midline) if labels is not None else []
     if dataset_boxes and not lesions:
@@ -180,7 +191,7 @@ def compute_slice_facts(
         lesion_slices=[index for index in _rich_slices(lesion_area_D) if index in boxes],
         lesion_free_slices=[index for index in content if lesion_area_D[index] == 0] if localized or healthy else [],
         boxes=boxes,
-        findings=[] if localized else findings,
+        findings=[finding for finding in findings if is_diffuse(finding.name) or not localized],
         measures=measures,
     )
 
@@ -207,7 +218,7 @@ def _box_area(boxes: dict[int, list[BoxRecord]], slices: int) -> NDArray[np.int6
 
 
 def _lesion_boxes(lesions: list[Region], shape: tuple[int, ...], name: str) -> dict[int, list[BoxRecord]]:
-    """Return slice -> boxes of its connected lesions (8-neighborhood) in a (D, H, W) volume; touching kinds are one lesion."""
+    """Return slice -> boxes of the connected lesions (8-neighborhood) of one kind in a (D, H, W) volume."""
     if not lesions:
         return {}
     start = [min(region.box[axis].start for region in lesions) for axis in range(3)]

@@ -11,7 +11,7 @@ from components.curation.measure.volume_facts import SliceFacts
 from components.curation.table_rows import DescriptionRecord, MeasureRecord
 from components.curation.text.phrasings import describe_in_words
 from components.curation.text.report_phrases import parse_report
-from components.curation.text.structure_names import is_fluid, template_field
+from components.curation.text.structure_names import is_diffuse, is_fluid, template_field
 from components.curation.text.template import Draft, HierarchicalDescription, Provenance, format_paragraph
 from components.ingestion.sequence_classification import canonical_sequence
 from components.ingestion.volume import Acquisition
@@ -74,6 +74,8 @@ def describe_lesion(measure: MeasureRecord) -> str:
 
 
 def _fill_pathology(draft: Draft, facts: SliceFacts, has_lesion: bool | None) -> None:
+    diffuse = [finding.name for finding in facts.findings if finding.present and is_diffuse(finding.name)]
+    draft.fill(f"{_PATHOLOGY}.structural_abnormalities", ", ".join(diffuse), "label")
     if has_lesion is None:
         return
     masses = f"{_PATHOLOGY}.masses_or_suspicious_lesions"
@@ -85,14 +87,15 @@ def _fill_pathology(draft: Draft, facts: SliceFacts, has_lesion: bool | None) ->
     draft.fill(f"{_PATHOLOGY}.signal_abnormalities_or_fluid_collections", fluids, "label")
     draft.fill(masses, "; ".join(describe_lesion(lesion) for lesion in lesions if not is_fluid(lesion.name)), "label")
     if not lesions:
-        present = {finding.name for finding in facts.findings if finding.present}
+        present = {finding.name for finding in facts.findings if finding.present and not is_diffuse(finding.name)}
         draft.fill(masses, ", ".join(sorted(present)), "label")
 
 
 def _fill_impression(draft: Draft, facts: SliceFacts, has_lesion: bool | None) -> None:
     findings = [finding.name if finding.present else f"no {finding.name}" for finding in facts.findings]
-    if not findings and has_lesion is not None:
-        findings = [facts.lesion if has_lesion else f"no {facts.lesion}"]
+    if all(is_diffuse(finding.name) for finding in facts.findings) and has_lesion is not None:
+        kinds = sorted({box.label.lower() for boxes in facts.boxes.values() for box in boxes})
+        findings = [*((kinds or [facts.lesion]) if has_lesion else [f"no {facts.lesion}"]), *findings]
     draft.fill(f"{_IMPRESSION}.suggestive_of", ", ".join(findings), "label")
 
 

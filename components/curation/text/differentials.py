@@ -12,6 +12,7 @@ _TABLE: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("brain", ("metasta",), ("glioma", "abscess", "lymphoma")),
     ("brain", ("hyperintens", "multiple sclerosis", "demyelinat"), ("small vessel disease", "demyelination", "vasculitis")),
     ("brain", ("haemorrhage", "hemorrhage"), ("cavernous malformation", "haemorrhagic metastasis", "amyloid angiopathy")),
+    ("brain", ("atrophy",), ("normal ageing", "Alzheimer disease", "normal pressure hydrocephalus")),
     ("knee", ("meniscus tear", "meniscal tear"), ("meniscal degeneration", "discoid meniscus", "previous meniscectomy")),
     ("knee", ("acl", "cruciate"), ("partial tear", "mucoid degeneration", "ganglion cyst")),
     ("knee", ("marrow edema", "marrow oedema"), ("bone contusion", "stress fracture", "osteonecrosis", "osteomyelitis")),

@@ -22,7 +22,13 @@ LESION_WORDS = (
     "cyst",
     "myopathology",
     "scar",
+    "effusion",
+    "mass",
 )
+DIFFUSE_WORDS = ("atrophy",)
+"""Findings of a whole organ, which have no place: they are neither lesions nor boxes."""
+_TUMOR_WORDS = ("tumor", "tumour")
+_TUMOR_PARTS = (*_TUMOR_WORDS, "edema", "oedema", "necro", "enhancing")
 FLUID_WORDS = ("edema", "oedema", "effusion", "haemorrhage", "hemorrhage", "cyst")
 REFERENCE_TISSUES = ("white matter", "muscle")
 """Signals are stated relative to the first of these that is labeled."""
@@ -60,10 +66,26 @@ def lesion_values(label_map: dict[int, str]) -> list[int]:
     return sorted(value for value, name in label_map.items() if value and is_lesion(name))
 
 
+def is_diffuse(finding: str) -> bool:
+    """Return whether a finding concerns a whole organ and has no place."""
+    return any(word in finding.lower() for word in DIFFUSE_WORDS)
+
+
+def lesion_kinds(label_map: dict[int, str]) -> dict[str, list[int]]:
+    """Return kind -> label values of the lesions of a dataset: every name is one, but a tumor and its edema are one kind."""
+    names = {value: label_map[value].lower() for value in lesion_values(label_map)}
+    has_tumor = any(word in name for name in names.values() for word in _TUMOR_WORDS)
+    kinds: dict[str, list[int]] = {}
+    for value, name in names.items():
+        is_tumor = has_tumor and any(part in name for part in _TUMOR_PARTS)
+        kinds.setdefault("tumor" if is_tumor and len(names) > 1 else name, []).append(value)
+    return kinds
+
+
 def lesion_name(label_map: dict[int, str]) -> str:
-    """Return the name of the lesions of a dataset in boxes and answers: its only lesion name, or ``lesion`` for several kinds."""
-    names = [label_map[value].lower() for value in lesion_values(label_map)]
-    return names[0] if len(names) == 1 else "lesion"
+    """Return the name of the lesions of a dataset in questions: their kind, or ``lesion`` for several kinds."""
+    kinds = list(lesion_kinds(label_map))
+    return kinds[0] if len(kinds) == 1 else "lesion"
 
 
 def template_field(structure: str) -> str:

@@ -16,16 +16,17 @@ from components.inference.dicom_output import save_dicom
 from components.inference.prediction import FoundBox, Prediction
 from components.ingestion import read_path
 from components.ingestion.volume import Volume
-from components.samples.cohort import generate_brain, simulate_magnitude
-from components.samples.dicom_series import GRID, create_mr_image
+from components.samples.anatomies.brain import BRAIN, GRID
+from components.samples.dicom_series import create_mr_image
+from components.samples.phantom import generate_patient
 
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a T1 series of twenty slices; the file names are not in slice order."""
-    folder, patient = tmp_path_factory.mktemp("series"), generate_brain(0, GRID, 0)
-    for index, plane in enumerate(simulate_magnitude(patient.images["T1-weighted"], 0, "T1-weighted")):
-        create_mr_image(patient, "T1-weighted", 1, index, plane).save_as(
+    folder, patient = tmp_path_factory.mktemp("series"), generate_patient(BRAIN, 0, GRID, (152, 0), 0.5)
+    for index, plane in enumerate(patient.simulate_magnitude("T1-weighted")):
+        create_mr_image(BRAIN, patient, BRAIN.protocols[0], 1, index, plane).save_as(
             folder / f"{(index * 7) % 20:02d}.dcm", enforce_file_format=True
         )
     return folder

@@ -12,7 +12,7 @@ from components.catalog import load_card
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_quarantine, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.samples import SAMPLES
+from tests.helpers.datasets import SAMPLES
 
 IDENTIFYING = (
     b"Doe",
@@ -86,14 +86,14 @@ def test_only_changed_files_are_written_and_vanished_ones_are_removed(sources: P
     shutil.copytree(sources / card.id, source)
     first = ingest(card, source, data, DEMO_KEY)
     assert first.patients == 2
-    image = source / "sub-00" / "anat" / "sub-00_T1w.nii"
+    image = source / "sub-0000" / "anat" / "sub-0000_T1w.nii"
     content = bytearray(image.read_bytes())
     content[-2] ^= 1
     image.write_bytes(content)
     assert ingest(card, source, data, DEMO_KEY).files_new == 1
-    shutil.rmtree(source / "sub-01")
+    shutil.rmtree(source / "sub-0001")
     report = ingest(card, source, data, DEMO_KEY)
-    assert report.patients == 1 and report.files_new == 0 and report.files_removed == 5
+    assert report.patients == 1 and report.files_new == 0 and report.files_removed == 7
     assert len({series.patient_id for series in list_series(data, card.id)}) == 1
 
 
@@ -103,7 +103,7 @@ def test_a_broken_file_affects_only_its_own_series(sources: Path, tmp_path: Path
     broken = sorted(source.glob("*.h5"))[0]
     broken.write_bytes(broken.read_bytes()[:5000])
     report = ingest(card, source, tmp_path / "data", DEMO_KEY)
-    assert report.series == 1 and [entry.path for entry in report.quarantined] == ["file 2 of 3, *.h5"]
+    assert report.series == 1 and [entry.path for entry in report.quarantined] == ["file 3 of 4, *.h5"]
 
 
 def test_another_key_gives_other_pseudonyms(sources: Path, data: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from components.ingestion import list_series, read_path, read_volume
 from components.ingestion.acquisition_headers import classify_timing
 from components.ingestion.formats.dicom.pixels import decode_pixels
 from components.ingestion.formats.orientation import to_canonical
-from components.samples import dicom_series, kspace_files, nifti_files
-from components.samples.cohort import LESION, generate_brain
+from components.samples.anatomies.brain import BRAIN, LESION, STRUCTURES
+from components.samples.cohort import forms
 from model_core.mri_physics.fourier import ifft2c_numpy
 
 
@@ -40,16 +40,19 @@ def test_dicom_geometry_is_that_of_dcm2niix(sources: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("sample", "grid", "cohort", "sequence"),
+    ("sample", "sequence"),
     [
-        ("synthetic-brain-dicom", dicom_series.GRID, dicom_series.COHORT, "T1-weighted"),
-        ("synthetic-brain-nifti", nifti_files.GRID, nifti_files.COHORT, "T2-weighted"),
-        ("synthetic-brain-kspace", kspace_files.GRID, kspace_files.COHORT, "T2-weighted"),
+        ("synthetic-brain-dicom", "T1-weighted"),
+        ("synthetic-brain-nifti", "T2-weighted"),
+        ("synthetic-brain-kspace", "T2-weighted"),
     ],
 )
-def test_image_and_labels_are_read_in_their_original_orientation(data: Path, sample: str, grid, cohort: int, sequence: str) -> None:  # type: ignore[no-untyped-def]
+def test_image_and_labels_are_read_in_their_original_orientation(data: Path, sample: str, sequence: str) -> None:
     card = load_card(sample)
-    patients = [generate_brain(number, grid, cohort) for number in range(2)]
+    assert card.generated is not None
+    form = forms()[card.generated.form]
+    grid = form.grid(BRAIN)
+    patients = [form.generate(card.generated, number) for number in range(2)]
     for series in list_series(data, sample):
         volume = read_volume(data, series, card)
         if volume.acquisition.sequence != sequence:
@@ -65,12 +68,13 @@ def test_image_and_labels_are_read_in_their_original_orientation(data: Path, sam
 
 def test_boxes_of_the_flipped_table_lie_on_the_lesion(data: Path) -> None:
     card = load_card("synthetic-brain-kspace")
-    patient = generate_brain(1, kspace_files.GRID, kspace_files.COHORT)
+    assert card.generated is not None
+    patient = forms()["kspace"].generate(card.generated, 1)
     volume = next(v for series in list_series(data, card.id) if (v := read_volume(data, series, card)).boxes)
     covered = np.zeros_like(patient.labels, dtype=bool)
     for box in volume.boxes:
         covered[box.slice_index, box.row0 : box.row1, box.col0 : box.col1] = True
-    assert covered[patient.labels == LESION].all()
+    assert covered[patient.labels == STRUCTURES[LESION]].all()
 
 
 def test_kspace_agrees_with_its_image(data: Path) -> None:

@@ -1,31 +1,26 @@
-"""Samples: reproducible bytes, no rebuild of an existing folder, rejection of unknown names."""
+"""Samples: no rebuild of an existing folder, rejection of unknown names and sizes."""
 
-import hashlib
 from pathlib import Path
 
 import pytest
 
+from components.catalog import load_card
 from components.errors import BadInput
-from components.samples import SYNTHETIC, build_sample
+from components.samples import build_sample
 
 
-def _file_hashes(folder: Path) -> dict[str, str]:
-    files = sorted(folder.rglob("*.*"))
-    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-@pytest.mark.parametrize("sample", SYNTHETIC)
-def test_two_builds_write_the_same_bytes(tmp_path: Path, sample: str) -> None:
-    first, second = (build_sample(sample, tmp_path / name, patients=1) for name in ("a", "b"))
-    assert _file_hashes(first) == _file_hashes(second)
-
-
-def test_an_existing_folder_is_not_rebuilt(tmp_path: Path) -> None:
+def test_a_folder_of_another_origin_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "existing").mkdir()
-    assert build_sample("synthetic-brain-nifti", tmp_path / "existing") == tmp_path / "existing"
-    assert not list((tmp_path / "existing").iterdir())
+    (tmp_path / "existing" / "scan.nii").write_bytes(b"mine")
+    build_sample(load_card("synthetic-brain-nifti"), tmp_path / "existing")
+    assert [path.name for path in (tmp_path / "existing").iterdir()] == ["scan.nii"]
 
 
 def test_only_samples_can_be_built(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="datasets: path"):
-        build_sample("fastmri-knee", tmp_path / "x")
+        build_sample(load_card("fastmri-knee"), tmp_path / "x")
+
+
+def test_only_a_generated_dataset_has_a_choice_of_patients(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"remove datasets\.patients"):
+        build_sample(load_card("icbm152-2009"), tmp_path / "x", patients=3)
