@@ -471,11 +471,16 @@ _PLAIN_FAULTS = {
     "list_type": "not a list",
     "dict_type": "not a mapping of fields",
     "model_type": "not a mapping of fields",
-    "greater_than_equal": "a number below 0",
     "string_pattern_mismatch": "not of the pattern of this field",
 }
 """Pydantic's type of an error -> the fault in plain words."""
-_MODELS_OF_FIELD: dict[str, type[BaseModel]] = {"layout": Layout, "tables": LabelTable, "boxes": BoxTable, "sources": Source}
+_MODELS_OF_FIELD: dict[str, type[BaseModel]] = {
+    "generated": GeneratedSource,
+    "layout": Layout,
+    "tables": LabelTable,
+    "boxes": BoxTable,
+    "sources": Source,
+}
 
 
 def _card_fault(path: Path, where: list[str], kind: str, message: str) -> CardFault:
@@ -483,7 +488,8 @@ def _card_fault(path: Path, where: list[str], kind: str, message: str) -> CardFa
     model, description = _locate(where)
     if kind == "extra_forbidden":
         return CardFault(str(path), ".".join(where), "no such field", f"one of: {', '.join(model.model_fields)}")
-    text = _PLAIN_FAULTS.get(kind, message.removeprefix("Value error, ").replace("Input should be", "not one of the values:"))
+    stated = "not one of the values:" if kind == "literal_error" else "not"
+    text = _PLAIN_FAULTS.get(kind, message.removeprefix("Value error, ").replace("Input should be", stated))
     return CardFault(str(path), ".".join(where), text, description or "fix the card")
 
 

@@ -74,7 +74,10 @@ class Grid:
 
     def coordinates(self) -> tuple[Array, Array, Array]:
         """Return the positions along slices (D, 1, 1), rows (1, H, 1) and columns (1, 1, W) in mm from the center."""
-        along = [(np.arange(size) - (size - 1) / 2) * step for size, step in zip(self.shape, self.spacing_mm, strict=True)]
+        along = [
+            np.asarray((np.arange(size) - (size - 1) / 2) * step, dtype=np.float64)
+            for size, step in zip(self.shape, self.spacing_mm, strict=True)
+        ]
         return along[0][:, None, None], along[1][None, :, None], along[2][None, None, :]
 
     def window(self, center: Array, reach_mm: float) -> Window:
@@ -116,7 +119,7 @@ def ellipsoid(at: tuple[Array, Array, Array], center: Array, radii: Array, turn:
     """
     offsets = [position - middle for position, middle in zip(at, center, strict=True)]
     if turn is not None:
-        offsets = [sum(turn[row, axis] * offsets[axis] for axis in range(3)) for row in range(3)]  # type: ignore[misc]
+        offsets = [sum(turn[row, axis] * offsets[axis] for axis in range(3)) for row in range(3)]
     distance = np.sqrt(sum((offset / radius) ** 2 for offset, radius in zip(offsets, radii, strict=True)))
     return np.asarray((1 - distance) * np.min(radii))
 
@@ -258,7 +261,7 @@ class Anatomy:
     @property
     def label_map(self) -> dict[int, str]:
         """Return label value -> structure: the first tissue with this value."""
-        return {value: tissue for tissue, value in reversed(self.structures.items())}
+        return {value: tissue for tissue, value in reversed(list(self.structures.items()))}
 
     def protocol(self, sequence: str) -> Protocol:
         """Return the protocol of a sequence."""

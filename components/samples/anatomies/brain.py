@@ -34,7 +34,7 @@ def _template() -> tuple[NDArray[np.uint8], Array]:
     """Return gray matter, white matter, fluid and other signal (x, y, z, 4) in steps of 1/255, and the inverse affine."""
     folder = package_folder("nilearn") / "datasets" / "data"
     images = [nib.load(next(folder.glob(f"mni_icbm152_{name}_*.nii.gz"))) for name in ("gm", "wm", "t1")]
-    gray, white, t1 = (np.asarray(image.dataobj, dtype=np.float64) for image in images)  # type: ignore[attr-defined]
+    gray, white, t1 = (np.asarray(image.get_fdata(dtype=np.float64)) for image in images)  # type: ignore[attr-defined]
     gray, white, t1 = gray / gray.max(), white / white.max(), t1 / t1.max()
     coarse = gray[::2, ::2, ::2] + white[::2, ::2, ::2] > 0.3
     coarse = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(coarse, 3), iterations=2))[3:-3, 3:-3, 3:-3]
