@@ -42,7 +42,8 @@ def _template() -> tuple[NDArray[np.uint8], Array]:
     fluid = np.where(brain, np.clip(1 - gray - white, 0, 1), 0)
     tissues = [gray, white, fluid, np.where(brain, 0, t1)]
     packed = np.stack([np.rint(tissue * _LEVELS).astype(np.uint8) for tissue in tissues], axis=-1)
-    return packed, np.linalg.inv(np.asarray(images[2].affine, dtype=np.float64))  # type: ignore[attr-defined]
+    affine: Array = images[2].affine  # type: ignore[attr-defined]
+    return packed, np.linalg.inv(affine)
 
 
 def _sample_template(positions: list[Array]) -> list[Array]:
