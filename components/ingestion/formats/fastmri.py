@@ -140,7 +140,8 @@ def _check(path: Path) -> None:
     if shape is None or len(shape) not in (3, 4) or not is_complex:
         raise UnsupportedInput(
             "unsupported",
-            f"'kspace' must be a complex array (slices, [coils,] rows, columns), not {_describe(shape, is_complex)}",
+            "'kspace' must be a complex array (slices, rows, columns) or (slices, coils, rows, columns), "
+            f"not {_describe(shape, is_complex)}",
             where=path.name,
             remedy="give files in the layout of fastMRI, or ISMRMRD",
         )
