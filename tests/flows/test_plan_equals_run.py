@@ -86,7 +86,10 @@ CARD_VALUES: dict[str, Any] = {
     "layout.ignored": ["*_mask.nii"],
 }
 """Values of card fields whose form is more than a type; the other fields are changed by type."""
-CARD_SKIPPED = {"id": "another id is another dataset"}
+CARD_SKIPPED = {
+    "id": "another id is another dataset",
+    "generated": "excludes counts and a folder of one's own; its digest is tested in components/samples/test_cohort.py",
+}
 SETTINGS_SKIPPED = {
     "datasets": "changed below, as another source folder",
     "curation.visual": "needs a vision-language model, which test_annotate.py provides",
@@ -200,7 +203,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         patch.setattr(curate_flow, "publish_validation", lambda *_: None)
         home = Home.open()
         home.cards.mkdir(parents=True)
-        card = load_card("synthetic-brain-nifti").model_dump(mode="json", exclude_defaults=True)
+        card = load_card("synthetic-brain-nifti").model_dump(mode="json", exclude_defaults=True, exclude={"generated"})
         sources = {name: {"where": "a page of its publisher", "checked": True} for name in STATISTICS}
         prepared = Installation(home, _settings(root), {**card, **STATISTICS, "id": CARD, "sources": sources})
         prepared.write_card(prepared.card)
@@ -333,7 +336,7 @@ def test_a_full_run_executes_the_announced_steps(server: str, tmp_path: Path, mo
     monkeypatch.setenv("OMNIMRI_DATA", str(tmp_path / "data"))
     home, settings = Home.open(), _settings(tmp_path)
     home.cards.mkdir(parents=True)
-    card = load_card("synthetic-brain-nifti").model_dump(mode="json", exclude_defaults=True) | {"id": CARD}
+    card = load_card("synthetic-brain-nifti").model_dump(mode="json", exclude_defaults=True, exclude={"generated"}) | {"id": CARD}
     (home.cards / f"{CARD}.yaml").write_text(yaml.safe_dump(card))
     pipeline(settings)
     if change == "patients":

@@ -43,7 +43,7 @@ def _template() -> tuple[NDArray[np.uint8], Array]:
     tissues = [gray, white, fluid, np.where(brain, 0, t1)]
     packed = np.stack([np.rint(tissue * _LEVELS).astype(np.uint8) for tissue in tissues], axis=-1)
     affine: Array = images[2].affine  # type: ignore[attr-defined]
-    return packed, np.linalg.inv(affine)
+    return packed, np.asarray(np.linalg.inv(affine), dtype=np.float64)
 
 
 def _sample_template(positions: list[Array]) -> list[Array]:
