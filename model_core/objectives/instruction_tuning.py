@@ -24,6 +24,8 @@ from model_core.objectives.base import LossOutput, Objective, build_loss_output,
 from model_core.objectives.text_loss import predicts_label, share_predicted, text_losses
 from model_core.targets import TARGET_IMAGE, TARGET_MASK, TARGET_NONE
 
+LEAST_WEIGHT = 0.01
+"""Weight of a token that the network is certain of; that of one with probability p is larger by 1 - p (arXiv:1708.02002)."""
 PURE_NOISE_SHARE = 0.7
 """Share of the image decoder's samples at pure noise (t = 1), where it learns the conditional mean of one-step predictions."""
 
@@ -73,13 +75,16 @@ class InstructionTuning(Objective):
     def forward(self, batch: SequenceBatch, step: Step | None = None) -> LossOutput:
         """Compute the cross-entropy of the responses and the losses of the image decoder.
 
-        Every response counts as one, whatever its length: a report of a hundred tokens has the weight of a yes or no.
+        Every response counts as one, whatever its length: a report of a hundred tokens has the weight of a yes or no. Within a
+        response, a token counts as much as the network is wrong about it: most tokens of a report are the same in all reports, and
+        few decide what it says.
         """
         step = step or Step.of([self.counts(batch)])
         predicted_BL = predicts_label(batch.labels_BL)
         output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW, logits_of_BL=predicted_BL)
-        tokens_B = (batch.labels_BL[:, 1:] != IGNORE).sum(-1)
-        text_B = text_losses(output, batch.labels_BL, self.model.config.location_token_id).sum(-1) / tokens_B.clamp(min=1)
+        text_BL = text_losses(output, batch.labels_BL, self.model.config.location_token_id)
+        weight_BL = (1 - (-text_BL.detach()).exp() + LEAST_WEIGHT) * predicted_BL
+        text_B = (weight_BL * text_BL).sum(-1) / weight_BL.sum(-1).clamp(min=LEAST_WEIGHT)
         image_B, mask_B, structures_B = self._decoder_losses(output, batch)
         losses = {
             "text": step.mean("text", text_B.sum()),

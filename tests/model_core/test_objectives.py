@@ -233,11 +233,17 @@ def test_the_visual_loss_of_a_zero_head_is_the_mean_square_of_the_velocity(
 
 
 def test_every_response_has_the_same_weight(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
-    """The text loss of stage 4 is the mean over responses of the mean over their tokens, by PyTorch's own cross-entropy."""
+    """The text loss of stage 4 is the mean over responses of the mean over their tokens, by PyTorch's own cross-entropy.
+
+    A token counts as much as the network is wrong about it.
+    """
     batch = _sequences(model, processor, [TARGET_NONE, TARGET_MASK, TARGET_NONE, TARGET_NONE])
     logits = model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW).logits
-    response_losses = [
-        torch.nn.functional.cross_entropy(rows[:-1], labels[1:], ignore_index=IGNORE)
-        for rows, labels in zip(logits, batch.labels_BL, strict=True)
-    ]
+    response_losses = []
+    for rows, labels in zip(logits, batch.labels_BL, strict=True):
+        losses = torch.nn.functional.cross_entropy(rows[:-1], labels[1:], ignore_index=IGNORE, reduction="none")[
+            labels[1:] != IGNORE
+        ]
+        weights = 1 - (-losses).exp() + instruction_tuning.LEAST_WEIGHT
+        response_losses.append((losses * weights).sum() / weights.sum())
     torch.testing.assert_close(InstructionTuning(model)(batch).parts["text"], torch.stack(response_losses).mean())
