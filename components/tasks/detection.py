@@ -37,8 +37,12 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.5
 """Probability from which a pixel belongs to a finding."""
-MINIMUM_PIXELS = 6
-"""Pixels of the network's grid from which a connected part of the mask is a finding."""
+MINIMUM_PIXELS, CERTAIN = 12, 0.98
+"""Pixels of the network's grid, and largest probability, from which a connected part of the mask is a finding.
+
+Chosen on all slices of validation patients, where six pixels and one half give many false boxes; larger sizes give fewer still,
+but miss small lesions (docs/LOG.md).
+"""
 NAME_TOKENS = 8
 """Largest number of tokens of a finding's name."""
 _NAME = re.compile(r"[a-z][a-z ]*")
@@ -181,19 +185,20 @@ class Outline:
         return _text_box(record)
 
 
-def box_components(probability_HW: Image, smallest: float) -> list[Outline]:
+def box_components(probability_HW: Image, smallest: float, certain: float = CERTAIN) -> list[Outline]:
     """Return the boxes of the connected parts (8-neighborhood, as those of label maps) of a mask, in reading order.
 
     Args:
         probability_HW: of the finding.
         smallest: number of pixels from which a part counts.
+        certain: probability that some pixel of a part must have.
     """
     parts, _ = ndimage.label(probability_HW > THRESHOLD, structure=np.ones((3, 3)))
     outlines = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
         inside = parts[rows, columns] == number
-        if inside.sum() >= smallest:
-            confidence = float(probability_HW[rows, columns][inside].max())
+        confidence = float(probability_HW[rows, columns][inside].max())
+        if inside.sum() >= smallest and confidence >= certain:
             outlines.append(Outline(rows.start, columns.start, rows.stop, columns.stop, confidence))
     return sorted(outlines, key=lambda outline: outline.edges)
 

@@ -23,13 +23,14 @@ def test_boxes_are_those_of_the_connected_parts() -> None:
     probability[6:9, 9:12] = 0.7  # touches at a corner
     probability[20:30, 20:24] = 0.6
     probability[35, 35] = 1.0
-    first, second = box_components(probability, 6)
+    first, second = box_components(probability, 6, certain=0.5)
     assert (first.edges, second.edges) == ((2, 3, 9, 12), (20, 20, 30, 24))
     assert (round(first.confidence, 3), round(second.confidence, 3)) == (0.9, 0.6)
     expected = ndimage.find_objects(ndimage.label(probability > 0.5, np.ones((3, 3)))[0])
     assert [first.edges, second.edges] == [(r.start, c.start, r.stop, c.stop) for r, c in expected[:2]]
     assert first.normalize("cyst", (40, 40)) == TextBox("cyst", *(round(edge * GRID / 40) for edge in first.edges))
-    assert not box_components(probability * 0.5, 6)
+    assert not box_components(probability * 0.5, 6, certain=0.1)
+    assert [one.edges for one in box_components(probability, 6, certain=0.8)] == [first.edges]
 
 
 def test_the_name_of_a_finding_is_the_models_own_word() -> None:
