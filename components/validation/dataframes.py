@@ -21,7 +21,7 @@ from components.curation.corpus import Corpus
 from components.curation.table_rows import DescriptionRecord, InstructionRecord, MeasureRecord, VolumeRecord
 from components.curation.text.controlled_vocabulary import SIDES
 from components.curation.text.phrasings import scan_name
-from components.curation.text.structure_names import is_lesion, lesion_values
+from components.curation.text.structure_names import DIFFUSE_WORDS, is_lesion, lesion_values
 from components.curation.text.template import FIELD_NAMES, PROVENANCES, format_paragraph
 from components.errors import OmniMRIError
 from components.ingestion.acquisition_headers import classify_timing, slice_plane
@@ -293,8 +293,9 @@ def _answers_yes_or_no(instruction: InstructionRecord) -> bool:
 
 
 def _answer_matches_lesion(instruction: InstructionRecord, volume: VolumeRecord) -> bool:
-    """Return whether no answer asserts a lesion in a volume that has none."""
-    return volume.lesion is not False or not has_finding(instruction)
+    """Return whether no answer asserts a lesion in a volume that has none; a finding of a whole organ is no lesion."""
+    diffuse = not instruction.boxes and any(word in instruction.response.lower() for word in DIFFUSE_WORDS)
+    return volume.lesion is not False or not has_finding(instruction) or diffuse
 
 
 def _phrasing_matches_mark(instruction: InstructionRecord, volume: VolumeRecord) -> bool:
