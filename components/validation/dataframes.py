@@ -332,6 +332,7 @@ def _split_rows(corpus: Corpus) -> list[dict[str, Any]]:
 def _card_rows(corpus: Corpus) -> list[dict[str, Any]]:
     """Return one row for each dataset of the corpus, which compares its content with its card."""
     rows = []
+    boxed = {instruction.volume_id for instruction in corpus.instructions if instruction.boxes}
     for dataset_id, card in corpus.summary["datasets"].items():
         volumes = [volume for volume in corpus.volumes.values() if volume.dataset_id == dataset_id]
         patients = {volume.patient_id for volume in volumes}
@@ -346,7 +347,7 @@ def _card_rows(corpus: Corpus) -> list[dict[str, Any]]:
                 "volumes": len(volumes),
                 "patients_fit": card["patients"] is None or len(patients) <= card["patients"],
                 "volumes_fit": card["volumes"] is None or len(volumes) <= card["volumes"],
-                "labels_fit": not card["label_map"] or any(volume.has_labels for volume in volumes),
+                "labels_fit": not card["label_map"] or any(v.has_labels or v.volume_id in boxed for v in volumes),
                 "tasks_fit": not volumes or expected_tasks <= tasks,
             }
         )

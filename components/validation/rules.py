@@ -370,7 +370,7 @@ def _card_rules() -> list[Rule]:
         rule("dataset_has_volumes", "Every dataset has volumes.", _expect_between("volumes", 1)),
         rule("no_more_patients_than_on_card", "There are at most as many patients as on the card.", _expect_true("patients_fit")),
         rule("no_more_volumes_than_on_card", "There are at most as many volumes as on the card.", _expect_true("volumes_fit")),
-        rule("has_labels_as_on_card", "A dataset with a label map has labeled volumes.", _expect_true("labels_fit")),
+        rule("has_labels_as_on_card", "A dataset with a label map has labeled or boxed volumes.", _expect_true("labels_fit")),
         rule("has_tasks_as_on_card", "Every task on the card has instructions.", _expect_true("tasks_fit")),
     ]
 
