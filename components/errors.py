@@ -29,5 +29,12 @@ class JobFailed(OmniMRIError):
     """A step ran and failed: exit code 1."""
 
 
+class MachineFault(OmniMRIError):
+    """The machine or a program, not the input, is at fault (disk full, no permission, I/O error, no memory, bug): exit code 1.
+
+    It ends the run, and never puts an input into quarantine.
+    """
+
+
 class GateRefused(OmniMRIError):
     """A quality gate (validation or promotion) refused: exit code 1."""

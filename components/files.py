@@ -1,15 +1,18 @@
-"""Atomic writes of files and folders: write under a temporary name beside the target, then rename."""
+"""Files and folders: atomic writes (under a temporary name beside the target, then renamed), JSON, and walks of folders."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,6 +22,15 @@ from components.provenance import digest
 def _temporary(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file is on the disk, and raise the error that writing it there met, if any."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -50,7 +62,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _to_json(value: Any) -> Any:
+def _encode_plain(value: Any) -> Any:
     """Return the JSON form of a numpy or path value."""
     if isinstance(value, np.generic):
         return value.item()
@@ -61,10 +73,15 @@ def _to_json(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+def to_json(value: Any) -> str:
+    """Return ``value`` as sorted, indented JSON with a final line break."""
+    return json.dumps(value, indent=1, sort_keys=True, default=_encode_plain) + "\n"
+
+
 def write_json(target: Path, value: Any) -> None:
     """Write ``value`` as sorted, indented JSON, atomically."""
     with atomic_file(target) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, default=_to_json) + "\n")
+        temporary.write_text(to_json(value))
 
 
 def read_json(source: Path) -> Any:
@@ -77,21 +94,102 @@ def read_lines(source: Path) -> list[Any]:
     return [json.loads(line) for line in source.read_text().splitlines()] if source.exists() else []
 
 
+UnreachedKind = Literal["dangling link", "link loop", "locked folder", "locked file", "special file"]
+
+
+class Unreached(NamedTuple):
+    """An entry of a folder that cannot be read.
+
+    Attributes:
+        path: the entry.
+        kind: the reason.
+    """
+
+    path: Path
+    kind: UnreachedKind
+
+
+@dataclass
+class FolderWalk:
+    """Entries below a folder, links followed.
+
+    Attributes:
+        files: regular files, with their status.
+        unreached: entries that cannot be read.
+        linked_folders: links to folders, which were followed.
+    """
+
+    files: dict[Path, os.stat_result] = field(default_factory=dict)
+    unreached: list[Unreached] = field(default_factory=list)
+    linked_folders: list[Path] = field(default_factory=list)
+
+
+_LOCKED = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG})
+_FolderId = tuple[int, int]
+
+
+def walk_folder(folder: Path) -> FolderWalk:
+    """List everything below a folder as ``find -L`` does: links are followed, except to a folder above themselves.
+
+    Raises:
+        OSError: the folder itself cannot be listed, or the machine fails; a lacking permission below it is in the result.
+    """
+    walk = FolderWalk()
+    status = folder.stat()
+    pending: list[tuple[Path, frozenset[_FolderId]]] = [(folder, frozenset({(status.st_dev, status.st_ino)}))]
+    while pending:
+        current, above = pending.pop()
+        try:
+            with os.scandir(current) as entries:
+                listed = list(entries)
+        except OSError as error:
+            if error.errno not in _LOCKED or current == folder:
+                raise
+            walk.unreached.append(Unreached(current, "locked folder"))
+            continue
+        for entry in listed:
+            subfolder = _visit(entry, current / entry.name, above, walk)
+            if subfolder is not None:
+                pending.append((current / entry.name, above | {subfolder}))
+    return walk
+
+
+def _visit(entry: os.DirEntry[str], path: Path, above: frozenset[_FolderId], walk: FolderWalk) -> _FolderId | None:
+    """Add one entry to a walk; return the identity of a folder that is to be listed.
+
+    Args:
+        above: identities of the folders that the entry lies in.
+    """
+    try:
+        status = entry.stat()
+    except FileNotFoundError:
+        if entry.is_symlink():
+            walk.unreached.append(Unreached(path, "dangling link"))
+        return None  # without a link: the entry was removed after it was listed
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            walk.unreached.append(Unreached(path, "dangling link"))
+        elif error.errno in _LOCKED:
+            walk.unreached.append(Unreached(path, "locked folder" if entry.is_dir(follow_symlinks=False) else "locked file"))
+        else:
+            raise
+        return None
+    if stat.S_ISREG(status.st_mode):
+        walk.files[path] = status
+    elif not stat.S_ISDIR(status.st_mode):
+        walk.unreached.append(Unreached(path, "special file"))
+    elif (status.st_dev, status.st_ino) in above:
+        walk.unreached.append(Unreached(path, "link loop"))
+    else:
+        if entry.is_symlink():
+            walk.linked_folders.append(path)
+        return status.st_dev, status.st_ino
+    return None
+
+
 def folder_state(folder: Path) -> str:
     """Return the digest of the names, sizes and modification times of all files below a folder; "" where there is no folder."""
     if not folder.is_dir():
         return ""
-    files: list[list[str | int]] = []
-    pending = [str(folder)]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                    continue
-                try:
-                    status = entry.stat()
-                except FileNotFoundError:
-                    continue  # the file was removed after it was listed
-                files.append([os.path.relpath(entry.path, folder), status.st_size, status.st_mtime_ns])
-    return digest(sorted(files))
+    files = walk_folder(folder).files.items()
+    return digest(sorted([os.path.relpath(path, folder), status.st_size, status.st_mtime_ns] for path, status in files))

@@ -11,7 +11,7 @@ from prefect.futures import wait
 
 from components.curation import curate, curation_inputs, is_current
 from components.curation.corpus import SUMMARY, Corpus
-from components.curation.curate_corpus import CurationTarget, JobRunner, VolumeJob, run_in_processes, run_volume_job
+from components.curation.curate_corpus import CurationTarget, JobRunner, VolumeJob, run_in_processes, run_jobs
 from components.curation.preview import write_preview
 from components.curation.table_rows import CurationReport
 from components.home import Home
@@ -37,8 +37,7 @@ def curate_volumes(settings: Settings) -> CurationReport:
 @task(name="curate some volumes", **STEP)
 def curate_batch(jobs: list[VolumeJob], target: CurationTarget) -> int:
     """Curate some volumes on the machine that runs this task; it needs ``data/`` and the corpus under the same paths."""
-    for job in jobs:
-        run_volume_job(job, target)
+    run_jobs(jobs, target)
     return len(jobs)
 
 

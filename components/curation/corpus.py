@@ -12,6 +12,7 @@ from components.curation.store import VolumeStore
 from components.curation.table_rows import DescriptionRecord, InstructionRecord, Split, VolumeRecord
 from components.curation.tables import DESCRIPTIONS, INSTRUCTIONS, SPLITS, VOLUMES, read_table
 from components.errors import BadInput
+from components.file_switch import require_switched
 from components.files import read_json
 from components.provenance import digest
 
@@ -45,7 +46,9 @@ class Corpus:
 
         Raises:
             BadInput: nothing has been curated there.
+            JobFailed: a curation was interrupted while it replaced the tables.
         """
+        require_switched(root, "omnimri curate")
         path = root / SUMMARY
         if not path.exists():
             raise BadInput("no curated corpus", where=str(root), remedy="run omnimri curate")

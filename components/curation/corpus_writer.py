@@ -2,12 +2,14 @@
 
 The rows of a volume follow from its content (its id), its patient, and its split. If all of these are unchanged, its rows are
 copied as columns, and nothing about the volume is read or computed. The result is identical, byte for byte, to that of a corpus
-written from scratch. While tables change, ``corpus.json`` is absent, so that a partly written corpus is never read.
+written from scratch. All tables are written beside the last ones and replace them together, with ``corpus.json`` last
+(:mod:`components.file_switch`): a run that fails leaves the last corpus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,6 +39,7 @@ from components.curation.tables import (
     write_table,
 )
 from components.curation.text.instructions import list_candidates, select_balanced
+from components.file_switch import FileSwitch
 from components.files import read_json, write_json
 from components.provenance import digest, file_md5
 from components.settings import CurationSettings
@@ -97,6 +100,7 @@ def write_corpus(
     inputs: str,
     row_recipe: str = "",
     previous: PreviousCorpus | None = None,
+    unreadable: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the tables and ``corpus.json`` of curated volumes whose arrays are in the store; return the summary.
 
@@ -109,20 +113,22 @@ def write_corpus(
         inputs: digest of the inputs of the corpus.
         row_recipe: digest of what decides the rows of a volume besides the volume itself.
         previous: the existing tables, computed with the same ``row_recipe``.
+        unreadable: ``dataset/series`` that is left out -> the reason.
     """
-    (out / SUMMARY).unlink(missing_ok=True)
+    switch = FileSwitch(out, SUMMARY)
+    shutil.rmtree(switch.incoming, ignore_errors=True)
     for temporary in out.glob(".*.tmp"):
         temporary.unlink()  # files of a killed run
     unique, duplicates = _drop_duplicates(records)
     volumes, splits = _assign_splits(sorted(unique, key=lambda record: record.volume_id), settings)
     rows = _collect_rows(volumes, load, cards, settings, previous)
     selected = select_balanced(rows.candidates, {record.volume_id: record.dataset_id for record in volumes})
-    write_table(out, VOLUMES, volumes)
-    write_arrow(out, DESCRIPTIONS, rows.descriptions)
-    write_arrow(out, INSTRUCTIONS, rows.candidates.filter(selected))
-    write_arrow(out, SURPLUS, rows.candidates.filter(~selected))
-    write_table(out, SPLITS, splits)
-    rows.slices.write(out)
+    write_table(switch.incoming, VOLUMES, volumes)
+    write_arrow(switch.incoming, DESCRIPTIONS, rows.descriptions)
+    write_arrow(switch.incoming, INSTRUCTIONS, rows.candidates.filter(selected))
+    write_arrow(switch.incoming, SURPLUS, rows.candidates.filter(~selected))
+    write_table(switch.incoming, SPLITS, splits)
+    rows.slices.write(switch.incoming)
     counts = {
         "volumes": len(volumes),
         "slices": len(rows.slices),
@@ -132,7 +138,7 @@ def write_corpus(
         "splits": {name: sum(record.split == name for record in splits) for name in ("train", "validation", "test")},
     }
     datasets = {name: facts.model_dump(mode="json") for name, facts in sorted(cards.items())}
-    tables = _table_digests(out)
+    tables = _table_digests(switch.incoming)
     summary = {
         "inputs": inputs,
         "made_by": row_recipe,
@@ -141,9 +147,12 @@ def write_corpus(
         "datasets": datasets,
         "settings": settings.model_dump(mode="json", exclude={"workers"}),
         "duplicates": duplicates,
+        "unreadable": dict(unreadable or {}),
         "counts": counts,
     }
-    write_json(out / SUMMARY, summary)
+    write_json(switch.incoming / SUMMARY, summary)
+    switch.commit([path.name for path in sorted(switch.incoming.iterdir()) if path.name != SUMMARY])
+    shutil.rmtree(switch.incoming)
     return summary
 
 

@@ -13,10 +13,11 @@ of the inputs; if they are unchanged, a run ends after reading the manifests.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -39,9 +40,11 @@ from components.curation.store import VolumeStore
 from components.curation.table_rows import CurationReport, VolumeRecord
 from components.curation.vlm import AnnotationReport, VlmAnnotator, remove_stale_answers
 from components.errors import BadInput, JobFailed, OmniMRIError
-from components.files import atomic_file, read_json
+from components.file_switch import FileSwitch, is_switching
+from components.files import atomic_file, read_json, write_json
 from components.ingestion.manifest import MANIFEST
 from components.ingestion.volume import SourceSeries
+from components.machine_faults import own_file, raise_machine_fault
 from components.progress import track
 from components.settings import CurationSettings
 
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 
 SINGLE_PROCESS_LIMIT = 32
 """Up to this many volumes are curated in the calling process; starting worker processes would take longer."""
+_SHOWN = 8
+"""Unreadable volumes that are shown to the user one by one."""
 _SOURCE_NAMES = ("patient_id", "series_id", "source_md5")
 
 logger = logging.getLogger(__name__)
@@ -79,6 +84,8 @@ class CurationTarget:
     settings: CurationSettings
 
 
+REJECTED = "rejected"
+"""Folder beside the store with the reasons of volumes that could not be read."""
 JobRunner = Callable[[list[VolumeJob], CurationTarget], None]
 """Curates volumes: when it returns, :func:`run_volume_job` has been called for every job."""
 
@@ -97,7 +104,8 @@ def load_curated_volume(store: VolumeStore, volume_id: str) -> CuratedVolume:
     path = sidecar_path(store, volume_id)
     try:
         return CuratedVolume.model_validate_json(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        raise_machine_fault(error, path.name)
         raise BadInput("missing or damaged", where=path.name, remedy="remove it and run omnimri curate") from None
 
 
@@ -110,45 +118,74 @@ def with_source_names(record: VolumeRecord, series: SourceSeries) -> VolumeRecor
     return record.model_copy(update=names)
 
 
+def rejection_path(target: CurationTarget, volume_id: str) -> Path:
+    """Return the path of the file that states why a volume could not be read."""
+    return target.store.with_name(REJECTED) / f"{volume_id}.json"
+
+
 def run_volume_job(job: VolumeJob, target: CurationTarget) -> None:
-    """Read, curate and store one volume; the sidecar is written last.
+    """Read, curate and store one volume; the sidecar is written last. Of one that cannot be read, record the reason.
 
     Raises:
-        BadInput: its files cannot be read.
+        MachineFault: the machine failed, not the volume.
         JobFailed: curation failed; the message names the series.
     """
     from components.ingestion import read_volume
 
-    store = VolumeStore(target.store)
-    store.remove(job.volume_id)  # files of a killed run
+    store, name = VolumeStore(target.store), f"{job.series.dataset_id}/{job.series.series_id}"
+    rejection = rejection_path(target, job.volume_id)
     try:
-        volume = read_volume(target.data, job.series, job.card)
+        store.remove(job.volume_id)  # files of a killed run
+        rejection.unlink(missing_ok=True)
+        try:
+            volume = read_volume(target.data, job.series, job.card)
+        except BadInput as error:
+            write_json(rejection, {"series": name, "reason": f"{error.what} ({error.remedy})"})
+            return
         curated = curate_volume(job.volume_id, volume, job.series, card_facts(job.card), target.settings, store)
+        nameless = curated.record.model_copy(update=dict.fromkeys(_SOURCE_NAMES, "") | {"source_files": []})
+        with atomic_file(sidecar_path(store, job.volume_id)) as temporary:
+            temporary.write_text(curated.model_copy(update={"record": nameless}).model_dump_json())
     except OmniMRIError:
         raise
     except Exception as error:
-        raise JobFailed(
-            f"curation failed: {type(error).__name__}: {error}",
-            where=f"{job.series.dataset_id}/{job.series.series_id}",
-            remedy="ingest the dataset again; then curate",
-        ) from error
-    nameless = curated.record.model_copy(update=dict.fromkeys(_SOURCE_NAMES, "") | {"source_files": []})
-    with atomic_file(sidecar_path(store, job.volume_id)) as temporary:
-        temporary.write_text(curated.model_copy(update={"record": nameless}).model_dump_json())
+        raise_machine_fault(error, name)
+        remedy = "the other volumes are curated and stay so; report this error, or leave the series out of the dataset"
+        raise JobFailed(f"curation failed: {type(error).__name__}: {error}", where=name, remedy=remedy) from error
+
+
+def run_jobs(jobs: Iterable[VolumeJob], target: CurationTarget) -> None:
+    """Curate volumes one after the other; one that fails does not keep the next from being curated.
+
+    Raises:
+        MachineFault: the machine failed, at once.
+        JobFailed: the first failure, after all volumes.
+    """
+    _wait_for(partial(run_volume_job, job, target) for job in jobs)
+
+
+def _wait_for(calls: Iterable[Callable[[], None]]) -> None:
+    """Make all calls, and raise the first failure at the end; a fault of the machine ends them."""
+    failures: list[JobFailed] = []
+    for call in calls:
+        try:
+            call()
+        except JobFailed as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def run_in_processes(jobs: list[VolumeJob], target: CurationTarget) -> None:
     """Curate in ``settings.workers`` processes, started by spawn: this process may hold threads and locks of other libraries."""
     workers = min(target.settings.workers, len(jobs))
     if len(jobs) <= SINGLE_PROCESS_LIMIT or workers == 1:
-        for job in track(jobs, "curating"):
-            run_volume_job(job, target)
+        run_jobs(track(jobs, "curating"), target)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(run_volume_job, job, target) for job in jobs]
         try:
-            for future in track(futures, "curating"):
-                future.result()
+            _wait_for(future.result for future in track(futures, "curating"))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -167,11 +204,24 @@ def curate(
         run: curates the missing volumes.
 
     Raises:
-        BadInput: no series of these datasets is ingested (if they were ingested before, the corpus is emptied), or a file cannot be
-            read.
-        JobFailed: the curation of a volume failed; the message names the series.
+        BadInput: no series of these datasets is ingested (if any was before, the corpus is emptied), or none can be read.
+        MachineFault: the machine failed; the last corpus is in place.
+        JobFailed: the curation of a volume failed; the message names the series, and the last corpus is in place.
     """
     started = time.monotonic()
+    try:
+        FileSwitch(out, SUMMARY).recover()
+        return _curate(data, cards, out, settings, run, started)
+    except OmniMRIError:
+        raise
+    except Exception as error:
+        raise_machine_fault(error, own_file(error, data, out))
+        raise
+
+
+def _curate(
+    data: Path, cards: list[DatasetCard], out: Path, settings: CurationSettings, run: JobRunner, started: float
+) -> CurationReport:
     series = ingested_series(data, cards)
     jobs = _list_jobs(series, cards, settings)
     if not jobs:
@@ -186,8 +236,11 @@ def curate(
 
 
 def is_current(out: Path, inputs: CurationInputs) -> bool:
-    """Return whether the corpus under ``out`` was curated from these inputs."""
-    return (out / SUMMARY).exists() and read_json(out / SUMMARY)["inputs"] == inputs.digest
+    """Return whether the corpus under ``out`` was curated from these inputs, none of which was unreadable."""
+    if is_switching(out) or not (out / SUMMARY).exists():
+        return False
+    summary = read_json(out / SUMMARY)
+    return summary["inputs"] == inputs.digest and not summary.get("unreadable")
 
 
 def _list_jobs(series: Mapping[str, list[SourceSeries]], cards: list[DatasetCard], settings: CurationSettings) -> list[VolumeJob]:
@@ -214,22 +267,54 @@ def _update(
     missing = [job for volume_id, job in current.items() if not sidecar_path(store, volume_id).exists()]
     previous = PreviousCorpus.open(out, inputs.row_recipe)
     run(missing, target)
-    (out / SUMMARY).unlink(missing_ok=True)
-    for volume_id in obsolete:
-        store.remove(volume_id)  # together with its sidecar
-    records = _name_records(jobs, store, previous)
-    remove_stale_answers(out, {record.content_md5 for record in records})
+    unreadable = _collect_rejections(missing, target)
+    readable = [job for job in jobs if sidecar_path(store, job.volume_id).exists() or job.volume_id not in unreadable]
+    records = _name_records(readable, store, previous)
     load: LoadVolume = partial(load_curated_volume, store)
     annotation = None
     if target.settings.visual:
         annotator = VlmAnnotator(store, out, target.settings.visual)
         annotation = annotator.annotate(records, load)
         load = annotator.wrap_loader(load)
-    summary = write_corpus(out, records, load, facts, target.settings, inputs.digest, inputs.row_recipe, previous)
+    left_out = dict(sorted(unreadable.values()))
+    summary = write_corpus(out, records, load, facts, target.settings, inputs.digest, inputs.row_recipe, previous, left_out)
+    for volume_id in obsolete:
+        store.remove(volume_id)  # together with its sidecar
+    _remove_other_rejections(target, set(unreadable))
+    remove_stale_answers(out, {record.content_md5 for record in records})
     _warn_of_empty_splits(summary, target.settings)
     duplicates = set(summary["duplicates"])
-    new = {job.volume_id for job in missing if f"{job.series.dataset_id}/{job.series.series_id}" not in duplicates}
+    skipped = {*duplicates, *left_out}
+    new = {job.volume_id for job in missing if f"{job.series.dataset_id}/{job.series.series_id}" not in skipped}
     return _build_report(summary, new=len(new), removed=len(obsolete), started=started, annotation=annotation)
+
+
+def _collect_rejections(missing: list[VolumeJob], target: CurationTarget) -> dict[str, tuple[str, str]]:
+    """Return volume_id -> (``dataset/series``, reason) of volumes that could not be read, and warn of them.
+
+    Raises:
+        BadInput: none of the volumes could be read.
+    """
+    paths = {job.volume_id: rejection_path(target, job.volume_id) for job in missing}
+    entries = {volume_id: read_json(path) for volume_id, path in paths.items() if path.exists()}
+    unreadable = {volume_id: (str(entry["series"]), str(entry["reason"])) for volume_id, entry in entries.items()}
+    for name, reason in sorted(unreadable.values())[:_SHOWN]:
+        logger.warning("left out, because it cannot be read: %s: %s", name, reason)
+    if len(unreadable) > _SHOWN:
+        logger.warning("%d volumes cannot be read; corpus.json lists them", len(unreadable))
+    if unreadable and not any(VolumeStore(target.store).root.rglob("*.json")):
+        name, reason = min(unreadable.values())
+        raise BadInput(f"none of {len(unreadable)} volumes can be read: {reason}", where=name, remedy="run omnimri ingest again")
+    return unreadable
+
+
+def _remove_other_rejections(target: CurationTarget, current: set[str]) -> None:
+    """Remove the reasons of volumes that are not part of the corpus any more, or can be read now."""
+    for path in target.store.with_name(REJECTED).glob("*.json"):
+        if path.stem not in current:
+            path.unlink()
+    with contextlib.suppress(OSError):
+        target.store.with_name(REJECTED).rmdir()  # if it is empty
 
 
 def _name_records(jobs: list[VolumeJob], store: VolumeStore, previous: PreviousCorpus | None) -> list[VolumeRecord]:
@@ -261,6 +346,7 @@ def _build_report(
         volumes_reused=counts["volumes"] - new,
         volumes_removed=removed,
         volumes_duplicate=len(summary["duplicates"]),
+        volumes_unreadable=len(summary["unreadable"]),
         instructions=counts["instructions"],
         descriptions=counts["descriptions"],
         vlm_answered=annotation.answered if annotation else 0,

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from components.errors import BadInput
 from components.files import atomic_file
+from components.machine_faults import raise_machine_fault
 from components.provenance import file_md5
 
 ArrayName = Literal["voxels", "labels", "kspace"]
@@ -93,12 +94,25 @@ class _OpenArray:
             self._file = blosc2.open(str(path), mode="r")  # keep a reference: its chunks are freed with it
             packed = self._file.schunk.vlmeta[_CHECKSUMS]
         except Exception as error:  # a damaged header can raise any error in the library
+            self._require_sound_machine(error)
             raise self._damage(f"its header cannot be read ({type(error).__name__})") from None
         checksums = _ChecksumTable.unpack(bytes(packed), path.name) if isinstance(packed, bytes) else None
         if checksums is None:
             raise self._damage("its table of checksums is broken, or belongs to another array")
         self.checksums = checksums
         self.shape = checksums.shape
+
+    def _require_sound_machine(self, error: Exception) -> None:
+        """Raise the fault of the machine that kept the library from reading: it reports none, so that the file is read again.
+
+        Raises:
+            MachineFault: there is one; the file is not damaged, and must not be removed.
+        """
+        raise_machine_fault(error, self.path.name)
+        try:
+            file_md5(self.path)
+        except OSError as cause:
+            raise_machine_fault(cause, self.path.name)
 
     def _damage(self, details: str) -> BadInput:
         return BadInput(f"damaged: {details}", where=self.path.name, remedy=REMEDY)
@@ -115,6 +129,7 @@ class _OpenArray:
                 blosc2.decompress2(chunk, dst=target, nthreads=1)
                 return
         except Exception as error:
+            self._require_sound_machine(error)
             raise self._damage(f"slice {index} cannot be read ({type(error).__name__})") from None
         raise self._damage(f"slice {index} fails its checksum")
 

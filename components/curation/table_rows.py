@@ -147,6 +147,7 @@ class CurationReport(Row):
     volumes_reused: int
     volumes_removed: int
     volumes_duplicate: int = Field(default=0, description="series skipped because another has the same content (corpus.json)")
+    volumes_unreadable: int = Field(default=0, description="ingested volumes that cannot be read and are left out (corpus.json)")
     instructions: int
     descriptions: int
     vlm_answered: int = Field(default=0, description="volumes that a vision-language model was queried about in this run")

@@ -1,7 +1,7 @@
 """De-identify planned files, in worker processes if there are many, and resume after an interruption.
 
-Each written file is noted in a journal beside the manifest, so that an interrupted ingestion resumes where it stopped, and ends
-with the same bytes as an undisturbed one. Writing the manifest removes the journal.
+New files are staged beside the last version (:mod:`components.ingestion.staging`). Each is noted in a journal, so that an
+interrupted ingestion resumes where it stopped, and ends with the same bytes as an undisturbed one. The commit removes the journal.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from components.errors import OmniMRIError
+from components.errors import MachineFault
 from components.ingestion.formats.base import PlannedFile, WriteContext
 from components.ingestion.manifest import JOURNAL, Manifest, files_of
 from components.ingestion.quarantine import Rejection, rejection_of
 from components.ingestion.series_planner import Mapper
+from components.ingestion.staging import Staging
 from components.ingestion.volume import SourceFile
+from components.machine_faults import raise_machine_fault
 from components.progress import track
 from components.provenance import digest, file_md5
 
@@ -42,12 +44,14 @@ class CleanedFile:
         source_md5: MD5 of its source, or a digest over those of several sources.
         content: MD5 of an image's content, independent of its header; "" for other files.
         rejection: reason why there is no file.
+        staged: the file is not part of the last version.
     """
 
     file: SourceFile | None
     source_md5: str
     content: str = ""
     rejection: Rejection | None = None
+    staged: bool = False
 
 
 class WorkerPool:
@@ -97,29 +101,33 @@ def read_previous(root: Path, recipe: str) -> dict[str, CleanedFile]:
                 continue  # the line that was being written at the interruption
             if entry.pop("recipe") == recipe:
                 file = SourceFile(**entry.pop("file"))
-                previous[file.path] = CleanedFile(file, **entry)
+                previous[file.path] = CleanedFile(file, **entry, staged=True)
     return previous
 
 
 def clean_files(
     files: Sequence[PlannedFile],
     previous: Mapping[str, CleanedFile],
-    data: Path,
+    staging: Staging,
     context: WriteContext,
     recipe: str,
     mapper: Mapper,
 ) -> dict[str, CleanedFile]:
-    """Write the files whose source is new or changed; return the results by target, earlier ones where nothing changed."""
+    """Stage the files whose source is new or changed; return the results by target, earlier ones where nothing changed.
+
+    Raises:
+        MachineFault: a source cannot be read, or a file not be written, for a reason that is not in the source.
+    """
     results: dict[str, CleanedFile] = {}
     changed: list[PlannedFile] = []
     for file in files:
         earlier = previous.get(file.target)
-        if earlier is not None and _is_current(earlier, file, data):
+        if earlier is not None and _is_current(earlier, file, staging):
             results[file.target] = earlier
         else:
             changed.append(file)
-    clean = partial(clean_file, data=data, context=context)
-    with (data / context.card.id / JOURNAL).open("a") as journal:
+    clean = partial(clean_file, staging=staging, context=context)
+    with (staging.root / JOURNAL).open("a") as journal:
         for planned, result in zip(changed, mapper(clean, changed, "de-identifying"), strict=True):
             results[planned.target] = result
             if result.file is not None:
@@ -129,9 +137,9 @@ def clean_files(
     return results
 
 
-def _is_current(earlier: CleanedFile, planned: PlannedFile, data: Path) -> bool:
+def _is_current(earlier: CleanedFile, planned: PlannedFile, staging: Staging) -> bool:
     """Return whether a file of an earlier ingestion exists in its size, and its source did not change."""
-    path = data / planned.target
+    path = staging.path(planned.target) if earlier.staged else staging.root.parent / planned.target
     if earlier.file is None or not path.is_file() or path.stat().st_size != earlier.file.size:
         return False
     return earlier.source_md5 == source_md5(planned)
@@ -150,16 +158,33 @@ def _cached_md5(path: Path, modified_ns: int) -> str:  # a table or an enhanced 
     return file_md5(path)
 
 
-def clean_file(file: PlannedFile, data: Path, context: WriteContext) -> CleanedFile:
-    """Write one de-identified file. Messages of libraries are not passed on: they may quote the header."""
-    target = data / file.target
-    md5 = source_md5(file)
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _source_state(file: PlannedFile) -> list[tuple[int, int, int] | None]:
+    """Return inode, size and modification time of each source; None for one that does not exist."""
+    states = [path.stat() if path.is_file() else None for path in file.sources]
+    return [state and (state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
+
+
+def clean_file(file: PlannedFile, staging: Staging, context: WriteContext) -> CleanedFile:
+    """Stage one de-identified file. Messages of libraries are not passed on: they may quote the header.
+
+    Raises:
+        MachineFault: see :func:`clean_files`.
+    """
+    md5 = ""
     try:
-        content = file.write(target, context)
-    except OmniMRIError as error:
-        return CleanedFile(None, md5, rejection=rejection_of(error))
+        before = _source_state(file)
+        md5 = source_md5(file)
+        try:
+            output = file.prepare(context)
+        finally:
+            if _source_state(file) != before:
+                raise MachineFault(
+                    "a source file changed or vanished while it was read",
+                    where=file.target,
+                    remedy="run the command again when no other program writes to the source",
+                )
+        written = staging.write(file.target, output)
     except Exception as error:
-        reason = f"broken or unreadable ({type(error).__name__})"
-        return CleanedFile(None, md5, rejection=Rejection("unreadable", reason, "export or download it again"))
-    return CleanedFile(SourceFile(file.target, file_md5(target), target.stat().st_size), md5, content)
+        raise_machine_fault(error, file.target)
+        return CleanedFile(None, md5, rejection=rejection_of(error))
+    return CleanedFile(written, md5, output.content, staged=True)

@@ -1,4 +1,4 @@
-"""Ingest a dataset: plan, de-identify new files, remove vanished ones, quarantine rejected inputs, write the manifest.
+"""Ingest a dataset: plan, stage de-identified new files, read them back, switch to the new version, remove vanished files.
 
 A file whose source did not change is not written again; of an unchanged source only the header is read. A rejected file is listed
 in ``quarantine.json`` with the reason; its series is ingested without it, unless it was the last file or leaves a gap.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from components.catalog import DatasetCard
-from components.errors import BadInput
+from components.errors import BadInput, MachineFault
 from components.files import write_json
 from components.ingestion.cleaning import CleanedFile, WorkerPool, clean_files, read_previous
 from components.ingestion.deidentification.pseudonyms import Pseudonyms, check_key
@@ -21,8 +21,11 @@ from components.ingestion.manifest import MANIFEST, QUARANTINE, Manifest, files_
 from components.ingestion.series_checks import SeriesChecks
 from components.ingestion.series_planner import make_plan
 from components.ingestion.source_folder import Plan
+from components.ingestion.source_listing import refuse_own_folders
+from components.ingestion.staging import Staging
 from components.ingestion.volume import IngestReport, QuarantineEntry, SourceSeries
 from components.ingestion.withdrawal import withdrawn_patients
+from components.machine_faults import own_file, raise_machine_fault
 from components.provenance import digest
 
 FORMAT_VERSION = 4
@@ -44,63 +47,134 @@ def output_recipe(card: DatasetCard, key: bytes) -> str:
 def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int = 1) -> IngestReport:
     """Bring ``data/<card.id>`` up to date with a source folder, which is only read.
 
+    The last version stays as it is until all new files are written and read back; after an error, it is still in place.
+
     Args:
         key: secret key of the pseudonyms.
         workers: processes.
 
     Raises:
-        BadInput: no such folder, nothing readable in it, or the demo key for real patients.
+        BadInput: no such folder, one that OmniMRI writes to, nothing readable in it, or the demo key for real patients.
+        MachineFault: the machine or a program failed, or a part of the source is out of reach that was ingested before.
     """
     started = time.monotonic()
     check_key(key, card)
     if not source.is_dir():
         raise BadInput("no such source folder", where=str(source), remedy=f"put {card.name} there, or fix datasets.path")
-    root, pseudonyms, recipe = data / card.id, Pseudonyms(key, card.id), output_recipe(card, key)
-    root.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        mapper = WorkerPool(workers, stack)
-        plan = make_plan(card, source, pseudonyms, mapper)
-        plan.exclude_patients(withdrawn_patients(data, card.id))
-        previous = read_previous(root, recipe)
-        files = {file.target: file for series in plan.series for file in series.files}
-        results = clean_files(list(files.values()), previous, data, WriteContext(card, pseudonyms), recipe, mapper)
-        series = SeriesChecks(plan, files, results).run(card, data, mapper)
-    quarantined = _write_quarantine(root, plan)
-    if not series:
-        reasons = f"reasons: {root / QUARANTINE}"
-        raise BadInput(f"no readable MR image; {len(quarantined)} files rejected", where=str(source), remedy=reasons)
-    _write_manifest(root, recipe, series, results)
-    written = {file.path for one in series for file in files_of(one)}
-    _remove_other_files(root, data, written)
-    reused = sum(results[target] is previous.get(target) for target in written)
+    refuse_own_folders(source, (data, data / card.id))
+    pseudonyms, recipe = Pseudonyms(key, card.id), output_recipe(card, key)
+    staging = Staging(data / card.id)
+    try:
+        staging.root.mkdir(parents=True, exist_ok=True)
+        staging.recover()
+        update = _prepare_update(card, source, staging, WriteContext(card, pseudonyms), recipe, workers)
+        staging.commit(update.staged, update.quarantine, update.manifest.to_json())
+        _remove_other_files(staging.root, data, update.written)
+    except Exception as error:
+        raise_machine_fault(error, own_file(error, data) or card.id)
+        raise
     return IngestReport(
         dataset_id=card.id,
-        root=root,
-        series=len(series),
-        patients=len({one.patient_id for one in series}),
-        files_new=len(written) - reused,
-        files_reused=reused,
-        files_removed=len(set(previous) - written),
-        files_ignored=plan.ignored,
-        files_of_layout=plan.layout_files,
-        quarantined=tuple(quarantined),
+        root=staging.root,
+        series=len(update.manifest.series),
+        patients=len({series.patient_id for series in update.manifest.series}),
+        files_new=len(update.written) - update.reused,
+        files_reused=update.reused,
+        files_removed=len(update.previous - update.written),
+        files_ignored=update.plan.ignored,
+        files_of_layout=update.plan.layout_files,
+        quarantined=tuple(update.quarantined),
         seconds=time.monotonic() - started,
-        notices=plan.notices,
+        notices=update.plan.notices,
     )
 
 
-def _write_quarantine(root: Path, plan: Plan) -> list[QuarantineEntry]:
-    """Write the rejected inputs of a plan, sorted by file and reason; return them."""
+@dataclass(frozen=True)
+class _Update:
+    """A new version of a dataset, staged.
+
+    Attributes:
+        plan: of the source folder.
+        manifest: of the new version.
+        quarantined: rejected inputs, sorted by file and reason.
+        previous: paths of the last version's files.
+        staged: paths of its files that are staged, sorted.
+        reused: number of its files that this ingestion did not write.
+    """
+
+    plan: Plan
+    manifest: Manifest
+    quarantined: list[QuarantineEntry]
+    previous: set[str]
+    staged: list[str]
+    reused: int
+
+    @property
+    def written(self) -> set[str]:
+        """Paths of all files of the new version."""
+        return set(self.manifest.sources)
+
+    @property
+    def quarantine(self) -> list[dict[str, str]]:
+        """Content of the quarantine's file."""
+        return [asdict(entry) for entry in self.quarantined]
+
+
+def _prepare_update(card: DatasetCard, source: Path, staging: Staging, context: WriteContext, recipe: str, workers: int) -> _Update:
+    """Plan a source folder, stage what is new, read all new series back, and describe the result.
+
+    Raises:
+        BadInput, MachineFault: see :func:`ingest`.
+    """
+    root, data = staging.root, staging.root.parent
+    withdrawn = withdrawn_patients(data, card.id)
+    with ExitStack() as stack:
+        mapper = WorkerPool(workers, stack)
+        plan = make_plan(card, source, context.pseudonyms, mapper)
+        refuse_own_folders(source, (data,), links=plan.listing.linked_folders)
+        plan.exclude_patients(withdrawn)
+        previous = read_previous(root, recipe)
+        files = {file.target: file for series in plan.series for file in series.files}
+        results = clean_files(list(files.values()), previous, staging, context, recipe, mapper)
+        last = Manifest.read(root)
+        intact = last.series if last is not None and last.recipe == recipe else ()
+        series = SeriesChecks(plan, files, results, frozenset(one.md5 for one in intact)).run(card, data, mapper)
     quarantined = sorted(set(plan.quarantined), key=lambda entry: (entry.path, entry.reason))
-    write_json(root / QUARANTINE, [asdict(entry) for entry in quarantined])
-    return quarantined
+    if not series:
+        write_json(root / QUARANTINE, [asdict(entry) for entry in quarantined])
+        reasons = f"reasons: {root / QUARANTINE}"
+        raise BadInput(f"no readable MR image; {len(quarantined)} files rejected", where=str(source), remedy=reasons)
+    kept = [one for one in last.series if one.patient_id not in withdrawn] if last is not None else []
+    _require_reachable(plan, kept, series, source)
+    manifest = _describe(recipe, series, results)
+    staged = [target for target in sorted(manifest.sources) if results[target].staged]
+    reused = sum(results[target] is previous.get(target) for target in manifest.sources)
+    return _Update(plan, manifest, quarantined, {file.path for one in kept for file in files_of(one)}, staged, reused)
 
 
-def _write_manifest(root: Path, recipe: str, series: list[SourceSeries], results: dict[str, CleanedFile]) -> None:
+def _require_reachable(plan: Plan, last: list[SourceSeries], series: list[SourceSeries], source: Path) -> None:
+    """Require that no series of the last version vanishes while a part of the source cannot be read: it may lie there.
+
+    Raises:
+        MachineFault: one does.
+    """
+    lost = {(one.patient_id, one.series_id) for one in last} - {(one.patient_id, one.series_id) for one in series}
+    if lost and plan.inaccessible:
+        first = plan.inaccessible[0]
+        raise MachineFault(
+            f"{len(plan.inaccessible)} entries of the source cannot be read ({first.path}: {first.reason}), "
+            f"and {len(lost)} series of the last version may be in them: nothing was changed",
+            where=str(source),
+            remedy=first.remedy,
+        )
+
+
+def _describe(recipe: str, series: list[SourceSeries], results: dict[str, CleanedFile]) -> Manifest:
+    """Return the manifest of a new version."""
     targets = sorted({file.path for one in series for file in files_of(one)})
     sources = {target: results[target].source_md5 for target in targets}
     contents = {target: results[target].content for target in targets if results[target].content}
-    Manifest(recipe, tuple(series), sources, contents).write(root)
+    return Manifest(recipe, tuple(series), sources, contents)
 
 
 def _remove_other_files(root: Path, data: Path, written: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Files that describe an ingested dataset: ``manifest.json``, ``quarantine.json``, and the journal of an unfinished ingestion.
+"""Files that describe an ingested dataset: ``manifest.json``, ``quarantine.json``, and those of an unfinished ingestion (hidden).
 
 The manifest (``data/<id>/manifest.json``) lists the series and, for each written file, the MD5 of its source, so that a file whose
 source did not change is not written again.
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from components.file_switch import require_switched
 from components.files import read_json, write_json
 from components.ingestion.volume import SourceFile, SourceSeries
 
@@ -36,17 +37,26 @@ class Manifest:
 
     @classmethod
     def read(cls, root: Path) -> Manifest | None:
-        """Read the manifest of a dataset's folder; None where it has not been ingested."""
+        """Read the manifest of a dataset's folder; None where it has not been ingested.
+
+        Raises:
+            JobFailed: an ingestion was interrupted while it replaced files.
+        """
         path = root / MANIFEST
+        require_switched(root, "omnimri ingest")
         if not path.exists():
             return None
         content = read_json(path)
         series = tuple(_series_from_json(entry) for entry in content["series"])
         return cls(content["recipe"], series, content["sources"], content["contents"])
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the file."""
+        return asdict(self)
+
     def write(self, root: Path) -> None:
         """Write the manifest to a dataset's folder, atomically."""
-        write_json(root / MANIFEST, asdict(self))
+        write_json(root / MANIFEST, self.to_json())
 
 
 def _series_from_json(entry: dict[str, Any]) -> SourceSeries:

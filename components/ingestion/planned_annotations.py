@@ -10,11 +10,28 @@ from typing import Any
 from typing_extensions import override
 
 from components.catalog.cards import BoxTable, LabelTable
-from components.files import write_json
+from components.files import read_json, to_json
 from components.ingestion.annotations import finding_tables, lesion_boxes, report_tables
 from components.ingestion.annotations.sidecars import image_stem, merge_sidecars
 from components.ingestion.deidentification.deidentify import clean_sidecar
-from components.ingestion.formats.base import PlannedFile, WriteContext
+from components.ingestion.formats.base import Output, PlannedFile, ReadBackError, WriteContext
+
+
+class JsonOutput(Output):
+    """A JSON document."""
+
+    def __init__(self, value: Any) -> None:
+        """Encode a document."""
+        self._text = to_json(value)
+
+    @override
+    def write(self, path: Path) -> None:
+        path.write_text(self._text)
+
+    @override
+    def check(self, path: Path) -> None:
+        if to_json(read_json(path)) != self._text:
+            raise ReadBackError("another JSON document")
 
 
 @dataclass(frozen=True)
@@ -26,9 +43,8 @@ class PlannedJson(PlannedFile):
         """Return the de-identified content."""
 
     @override
-    def write(self, target: Path, context: WriteContext) -> str:
-        write_json(target, self.content(context))
-        return ""
+    def prepare(self, context: WriteContext) -> JsonOutput:
+        return JsonOutput(self.content(context))
 
 
 @dataclass(frozen=True)

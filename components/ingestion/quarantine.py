@@ -1,15 +1,15 @@
-"""Rejected inputs: kinds of reasons, and how the quarantine refers to a file without its name."""
+"""Rejected inputs: kinds of reasons."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from components.errors import BadInput, OmniMRIError
-from components.ingestion.volume import Notice, QuarantineEntry
 
-Kind = Literal["unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "not magnitude", "label", "no image"]
+READER_FAILED = "open it with another program: if that reads it, report this error; if not, get the file again"
+Kind = Literal[
+    "unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "not magnitude", "label", "inaccessible", "no image"
+]
 KINDS: dict[Kind, tuple[str, str]] = {
     "unreadable": (
         "damaged, truncated or empty; a header that claims more than the file contains; pixels that do not decode",
@@ -42,13 +42,18 @@ KINDS: dict[Kind, tuple[str, str]] = {
         "outlines off the slices, open, or of another frame of reference; boxes beyond the image",
         "resample it, or fix the card",
     ),
+    "inaccessible": (
+        "a link to nothing or in a circle, content that git-annex or Git LFS did not fetch, a file or folder without permission, "
+        "a pipe, socket or device",
+        "fetch it, or correct its permissions",
+    ),
     "no image": (
         "neither an image by its content, nor a sidecar or table that belongs to one",
         "none needed for documents; layout.ignored of the card silences them",
     ),
 }
 """Kind -> (meaning, usual remedy). docs/data.md contains this table."""
-_SHOWN_SUFFIXES = frozenset(
+SHOWN_SUFFIXES = frozenset(
     [
         ".bin",
         ".bval",
@@ -123,42 +128,12 @@ class UnsupportedInput(BadInput):
         super().__init__(what, where=where, remedy=remedy)
 
 
-def rejection_of(error: OmniMRIError) -> Rejection:
-    """Return the rejection that an error about one input means."""
-    kind = error.kind if isinstance(error, UnsupportedInput) else "unreadable"
-    return Rejection(kind, error.what, error.remedy)
+def rejection_of(error: Exception) -> Rejection:
+    """Return the rejection that an error on reading one input means.
 
-
-class SourceListing:
-    """Files of a source folder in a fixed order, so that an entry can refer to a file by its number: its name may be the patient's.
-
-    ``find . -type f | LC_ALL=C sort | sed -n 12p`` in the folder prints the twelfth file.
+    Call :func:`components.machine_faults.raise_machine_fault` first. Messages of libraries are dropped: they may quote the header.
     """
-
-    def __init__(self, source: Path) -> None:
-        names = sorted(
-            (path.relative_to(source).as_posix().encode(errors="surrogateescape"), path)
-            for path in source.rglob("*")
-            if path.is_file()
-        )
-        self._numbers = {path: number for number, (_, path) in enumerate(names, start=1)}
-
-    def __iter__(self) -> Iterator[Path]:
-        return iter(self._numbers)
-
-    def quarantine_entry(self, paths: Iterable[Path], rejection: Rejection) -> QuarantineEntry:
-        """Return an entry about one file, or about files that would have formed one volume."""
-        return QuarantineEntry(self._describe(set(paths)), kind=rejection.kind, reason=rejection.reason, remedy=rejection.remedy)
-
-    def notice(self, paths: Iterable[Path], text: str) -> Notice:
-        """Return a notice about ingested files."""
-        distinct = set(paths)
-        first = min(distinct, key=self._numbers.__getitem__)
-        return Notice(text, len(distinct), self._describe({first}))
-
-    def _describe(self, paths: set[Path]) -> str:
-        """Return the number of the first file, how many follow, and its suffix if that can be no name."""
-        first, more = min(paths, key=self._numbers.__getitem__), len(paths) - 1
-        suffix = first.suffix.lower()
-        shown = f", *{suffix}" if suffix in _SHOWN_SUFFIXES else ""
-        return f"file {self._numbers[first]}{f' and {more} more' if more else ''} of {len(self._numbers)}{shown}"
+    if isinstance(error, OmniMRIError):
+        kind = error.kind if isinstance(error, UnsupportedInput) else "unreadable"
+        return Rejection(kind, error.what, error.remedy)
+    return Rejection("unreadable", f"damaged, or of a form that its reader does not know ({type(error).__name__})", READER_FAILED)

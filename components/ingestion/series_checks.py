@@ -1,4 +1,4 @@
-"""Checks of cleaned series: complete, with labels on their grid, and without duplicates."""
+"""Checks of cleaned series: complete, with labels on their grid, without duplicates, and readable as curation reads them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from functools import partial
 from pathlib import Path
 
 from components.catalog import DatasetCard
-from components.errors import OmniMRIError
 from components.ingestion.cleaning import CleanedFile
 from components.ingestion.formats.base import PlannedFile, PlannedSeries
 from components.ingestion.formats.label_maps import read_labels
 from components.ingestion.label_matching import SEVERAL_SESSIONS, FittingLabels, choose_labels, labels_across_sessions
 from components.ingestion.manifest import files_of
-from components.ingestion.quarantine import Rejection
+from components.ingestion.quarantine import Rejection, rejection_of
 from components.ingestion.series_planner import Mapper
 from components.ingestion.source_folder import Plan
+from components.ingestion.staging import locate
 from components.ingestion.volume import SourceFile, SourceSeries, Volume
 from components.ingestion.volume_reader import read_volume
+from components.machine_faults import raise_machine_fault
 from components.provenance import digest
 
 
@@ -38,14 +39,18 @@ class CleanedSeries:
 class SeriesChecks:
     """Checks that remove series or labels from a dataset and list them in the quarantine."""
 
-    def __init__(self, plan: Plan, files: Mapping[str, PlannedFile], results: Mapping[str, CleanedFile]) -> None:
+    def __init__(
+        self, plan: Plan, files: Mapping[str, PlannedFile], results: Mapping[str, CleanedFile], intact: frozenset[str] = frozenset()
+    ) -> None:
         """Check the series of a plan.
 
         Args:
             files: target -> planned file.
             results: target -> cleaned file.
+            intact: MD5 of series that were read back by an earlier ingestion.
         """
-        self._plan, self._files, self._results = plan, files, results
+        self._plan, self._files, self._results, self._intact = plan, files, results, intact
+        self._staged = frozenset(target for target, result in results.items() if result.staged)
 
     def run(self, card: DatasetCard, data: Path, mapper: Mapper) -> list[SourceSeries]:
         """Return the series that pass all checks, in the order of the plan; reject files that could not be written."""
@@ -55,7 +60,8 @@ class SeriesChecks:
         cleaned = [series for planned in self._plan.series if (series := self._collect(card.id, planned)) is not None]
         complete = [item for item in cleaned if self._is_complete(item)]
         labeled = self._match_labels(complete, card, data, mapper)
-        return [item.series for item in self._without_duplicates(labeled)]
+        unique = self._without_duplicates(labeled)
+        return [item.series for item in self._read_back(unique, card, data, mapper)]
 
     def _collect(self, dataset_id: str, planned: PlannedSeries) -> CleanedSeries | None:
         """Return a series with its written files; None if no image was written."""
@@ -85,7 +91,7 @@ class SeriesChecks:
         with_labels = [item for item in cleaned if item.series.labels]
         if not with_labels:
             return cleaned
-        check = partial(_find_label_faults, card=card, data=data)
+        check = partial(_find_label_faults, card=card, data=data, staged=self._staged)
         found = list(mapper(check, [item.series for item in with_labels], "comparing labels"))
         fitting = [self._fitting_labels(item, faults) for item, faults in zip(with_labels, found, strict=True)]
         choices = [choose_labels(labels, lambda target: self._results[target].content) for labels in fitting]
@@ -127,25 +133,46 @@ class SeriesChecks:
                 self._reject(item.series.files, rejection)
         return unique
 
+    def _read_back(self, cleaned: list[CleanedSeries], card: DatasetCard, data: Path, mapper: Mapper) -> list[CleanedSeries]:
+        """Return the series that curation will be able to read, with labels and annotations; reject the others."""
+        new = [item for item in cleaned if item.series.md5 not in self._intact]
+        read = partial(_find_fault, card=card, data=data)
+        series = [locate(item.series, self._staged) for item in new]
+        faults = dict(zip([item.id for item in new], mapper(read, series, "reading back"), strict=True))
+        for item in new:
+            fault = faults[item.id]
+            if fault is not None:
+                self._reject(item.series.files, fault)
+        return [item for item in cleaned if faults.get(item.id) is None]
+
     def _reject(self, files: Iterable[SourceFile], rejection: Rejection) -> None:
         self._plan.reject([self._files[file.path].source for file in files], rejection)
 
 
-def _find_label_faults(series: SourceSeries, card: DatasetCard, data: Path) -> dict[str, Rejection | None]:
+def _find_label_faults(series: SourceSeries, card: DatasetCard, data: Path, staged: frozenset[str]) -> dict[str, Rejection | None]:
     """Return label file -> why it does not fit the image of a series; None for one that does."""
     faults: dict[str, Rejection | None] = {}
+    located = locate(series, staged)
     volume: Volume | None = None
-    for file in series.labels:
+    for file, stored in zip(series.labels, located.labels, strict=True):
         try:
-            volume = volume or read_volume(data, replace(series, labels=(), annotations=()), card)
-            read_labels([data / file.path], volume, card)
+            volume = volume or read_volume(data, replace(located, labels=(), annotations=()), card)
+            read_labels([data / stored.path], volume, card)
             faults[file.path] = None
-        except OmniMRIError as error:
-            faults[file.path] = Rejection("label", error.what, error.remedy)
         except Exception as error:
-            reason = f"a label map that cannot be read ({type(error).__name__})"
-            faults[file.path] = Rejection("label", reason, "get the file again")
+            raise_machine_fault(error, f"{series.patient_id}/{series.series_id}")
+            faults[file.path] = rejection_of(error)._replace(kind="label")
     return faults
+
+
+def _find_fault(series: SourceSeries, card: DatasetCard, data: Path) -> Rejection | None:
+    """Return why a series cannot be read as curation reads it; None if it can."""
+    try:
+        read_volume(data, series, card)
+    except Exception as error:
+        raise_machine_fault(error, f"{series.patient_id}/{series.series_id}")
+        return rejection_of(error)
+    return None
 
 
 def _with_labels(cleaned: CleanedSeries, chosen: set[str]) -> CleanedSeries:

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from components.catalog import DatasetCard
-from components.errors import BadInput
 from components.ingestion.dataset_checks import check_dataset
 from components.ingestion.deidentification.pseudonyms import Pseudonyms
 from components.ingestion.file_names import belongs_to_layout
 from components.ingestion.formats.base import FileHeader
 from components.ingestion.formats.other_formats import reject_other_format
 from components.ingestion.formats.sniff import detect_format
-from components.ingestion.quarantine import Rejection, SourceListing, rejection_of
+from components.ingestion.quarantine import Rejection, rejection_of
 from components.ingestion.source_folder import Plan, SourceFolder
+from components.ingestion.source_listing import LOCKED_FILE, NOT_FETCHED, SourceListing, is_pointer
+from components.machine_faults import NO_ACCESS, raise_machine_fault
 from components.registries import FORMATS
 
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
 """Applies a function to items, perhaps in several processes, under a description; results in order."""
+_POINTER_BYTES = 64
 _NO_IMAGE = Rejection(
     "no image", "no image of a known format by its content, and nothing that belongs to one", "convert it, if it is one"
 )
@@ -34,20 +36,23 @@ def inspect_file(path: Path) -> FileHeader:
     """Return the format of a file and what its format needs for planning.
 
     Messages of libraries are not passed on: they may quote the header.
+
+    Raises:
+        MachineFault: the file cannot be read for a reason that is not in the file.
     """
+    name: str | None = None
     try:
         name = detect_format(path)
-    except OSError:
-        return FileHeader(path, None, Rejection("unreadable", "cannot be opened", "check its permissions"))
-    if name is None:
-        return FileHeader(path, None)
-    try:
-        return FORMATS[name].inspect(path)
-    except BadInput as error:
-        return FileHeader(path, name, rejection_of(error))
+        if name is not None:
+            return FORMATS[name].inspect(path)
+        with path.open("rb") as stream:
+            head = stream.read(_POINTER_BYTES)
+        return FileHeader(path, None, NOT_FETCHED if is_pointer(head) else None)
     except Exception as error:
-        reason = f"a header that cannot be read ({type(error).__name__})"
-        return FileHeader(path, name, Rejection("unreadable", reason, "get the file again"))
+        if isinstance(error, OSError) and error.errno in NO_ACCESS:
+            return FileHeader(path, name, LOCKED_FILE)
+        raise_machine_fault(error)
+        return FileHeader(path, name, rejection_of(error))
 
 
 def map_in_process(function: Callable[[Any], Any], items: Sequence[Any], _: str) -> Iterator[Any]:
@@ -91,12 +96,15 @@ def make_plan(card: DatasetCard, source: Path, pseudonyms: Pseudonyms, mapper: M
 
 
 def _select_files(card: DatasetCard, source: Path, plan: Plan) -> list[Path]:
-    """Return the files that the card does not exclude; count the others, and hidden ones, as ignored."""
-    paths: list[Path] = []
-    for path in plan.listing:
+    """Return the files that the card does not exclude; count the others, and hidden ones, as ignored. Reject what is no file."""
+
+    def is_excluded(path: Path) -> bool:
         relative = path.relative_to(source)
-        if any(name.startswith(".") for name in relative.parts) or card.layout.excludes(relative.as_posix()):
-            plan.ignored += 1
-        else:
-            paths.append(path)
+        names = relative.as_posix(), f"{relative.as_posix()}/"  # a glob such as "derivatives/*" excludes the folder, too
+        return any(name.startswith(".") for name in relative.parts) or any(card.layout.excludes(name) for name in names)
+
+    entries, plan.ignored = plan.listing.unreached_entries(is_excluded)
+    plan.quarantined += entries
+    paths = [path for path in plan.listing if not is_excluded(path)]
+    plan.ignored += sum(1 for _ in plan.listing) - len(paths)
     return paths

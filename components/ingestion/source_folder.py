@@ -25,7 +25,8 @@ from components.ingestion.planned_annotations import (
     PlannedReport,
     PlannedTableBoxes,
 )
-from components.ingestion.quarantine import Rejection, SourceListing
+from components.ingestion.quarantine import Rejection
+from components.ingestion.source_listing import SourceListing
 from components.ingestion.volume import Notice, QuarantineEntry
 
 
@@ -79,6 +80,11 @@ class Plan:
     def notices(self) -> tuple[Notice, ...]:
         """All notices, in the order of their texts."""
         return tuple(self.listing.notice(paths, text) for text, paths in sorted(self.noticed.items()))
+
+    @property
+    def inaccessible(self) -> list[QuarantineEntry]:
+        """Rejected entries whose content is unknown."""
+        return [entry for entry in self.quarantined if entry.kind == "inaccessible"]
 
     def attach_label_maps(self, folder: SourceFolder) -> None:
         """Add the label maps of each case to those of its images that may be theirs by name; reject those of no image.

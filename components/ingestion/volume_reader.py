@@ -16,7 +16,9 @@ from components.ingestion.formats.base import READERS
 from components.ingestion.formats.label_maps import read_labels
 from components.ingestion.formats.sniff import detect_format
 from components.ingestion.manifest import QUARANTINE, Manifest
+from components.ingestion.quarantine import rejection_of
 from components.ingestion.volume import Acquisition, QuarantineEntry, SourceSeries, Volume
+from components.machine_faults import raise_machine_fault
 from components.registries import FORMATS
 
 
@@ -34,13 +36,19 @@ def read_quarantine(data: Path, dataset_id: str) -> list[QuarantineEntry]:
 
 @contextmanager
 def _as_bad_input(name: str) -> Iterator[None]:
-    """Convert errors of libraries on a broken file to :class:`BadInput`. Their messages are dropped: they may quote the header."""
+    """Convert errors of libraries on a damaged file to :class:`BadInput`. Their messages are dropped: they may quote the header.
+
+    Raises:
+        MachineFault: the machine or a program is at fault.
+    """
     try:
         yield
     except OmniMRIError:
         raise
     except Exception as error:
-        raise BadInput(f"broken or unreadable ({type(error).__name__})", where=name, remedy="get the file again") from None
+        raise_machine_fault(error, name)
+        _, reason, remedy = rejection_of(error)
+        raise BadInput(reason, where=name, remedy=remedy) from None
 
 
 def read_volume(data: Path, series: SourceSeries, card: DatasetCard) -> Volume:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from components.file_switch import INCOMING
 from components.files import read_json, write_json
 from components.ingestion.manifest import MANIFEST, Manifest, files_of
 
@@ -67,9 +68,10 @@ def withdraw(data: Path, patients: Mapping[str, frozenset[str]]) -> Removed:
 def _remove_patients(data: Path, dataset_id: str, patients: frozenset[str]) -> Removed:
     """Remove patients from the manifest of a dataset, then their files."""
     root = data / dataset_id
+    folders = [folder / patient for patient in patients for folder in (root, root / INCOMING)]
     manifest = Manifest.read(root)
     if manifest is None:
-        return Removed(0, 0)
+        return Removed(0, _remove_files(data, folders, set()))
     remaining = tuple(series for series in manifest.series if series.patient_id not in patients)
     paths = {file.path for series in remaining for file in files_of(series)}
     removed = len(manifest.series) - len(remaining)
@@ -77,7 +79,7 @@ def _remove_patients(data: Path, dataset_id: str, patients: frozenset[str]) -> R
         sources = {path: md5 for path, md5 in manifest.sources.items() if path in paths}
         contents = {path: md5 for path, md5 in manifest.contents.items() if path in paths}
         replace(manifest, series=remaining, sources=sources, contents=contents).write(root)
-    return Removed(removed, _remove_files(data, [root / patient for patient in patients], paths))
+    return Removed(removed, _remove_files(data, folders, paths))
 
 
 def _remove_files(data: Path, folders: Iterable[Path], listed: set[str]) -> int:

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import BadInput, JobFailed
+from components.file_switch import INCOMING, RECORD, REPLACED
+from components.files import atomic_file
+from components.ingestion.manifest import JOURNAL
+from components.machine_faults import own_file, raise_machine_fault
 from components.progress import track
 
 if TYPE_CHECKING:
@@ -26,6 +30,8 @@ REMOTE_FOLDER = Path(".omnimri") / "dvc-remote"
 """Default remote: a folder relative to the repository."""
 BATCH_SIZE = 500
 """Objects per transfer."""
+UNFINISHED = (f"{INCOMING}/", f"{REPLACED}/", RECORD, JOURNAL)
+"""Patterns of ``.dvcignore`` for files that belong to no version."""
 LIST_SUFFIX = ".dir"
 """Suffix of the md5 of a file list."""
 
@@ -35,6 +41,7 @@ def open_dvc(root: Path) -> Iterator[Repo]:
     """Open the DVC repository at ``root``, without analytics; initialize it if there is none.
 
     Raises:
+        MachineFault: the machine failed.
         JobFailed: DVC raised an error.
     """
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
@@ -51,7 +58,11 @@ def open_dvc(root: Path) -> Iterator[Repo]:
             yield repo
         finally:
             repo.close()
+    except OSError as error:
+        raise_machine_fault(error, own_file(error, root) or str(root))
+        raise
     except (DvcException, ObjectDBError) as error:
+        raise_machine_fault(error, own_file(error, root) or str(root))
         raise JobFailed(f"DVC: {error}", where=str(root), remedy="run `dvc doctor` in this folder") from error
 
 
@@ -65,6 +76,16 @@ def _initialize(root: Path) -> None:
             config["remote"][REMOTE] = {"url": str(root / REMOTE_FOLDER)}
     finally:
         repo.close()
+
+
+def ignore_unfinished(root: Path) -> None:
+    """Exclude the files of unfinished ingestions from all versions (``.dvcignore``)."""
+    path = root / ".dvcignore"
+    lines = path.read_text().splitlines() if path.exists() else []
+    missing = [name for name in UNFINISHED if name not in lines]
+    if missing:
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in (*lines, *missing)))
 
 
 def has_remote(repo: Repo) -> bool:

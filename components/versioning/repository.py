@@ -15,6 +15,7 @@ from components.versioning.dvc_store import (
     cached_file_lists,
     fetch_objects,
     has_remote,
+    ignore_unfinished,
     object_path,
     open_dvc,
     push_version,
@@ -25,7 +26,7 @@ from components.versioning.dvc_store import (
 from components.versioning.export import export_files
 from components.versioning.folder_changes import find_changes
 from components.versioning.patient_files import belongs_to, delete_objects, find_versions_with
-from components.versioning.pin import Pin, digest_at_revision
+from components.versioning.pin import Pin, digest_at_revision, restored_on_error
 from components.versioning.version_diff import DatasetDiff, VersionContent, diff_versions
 
 _DIGEST = re.compile(r"[0-9a-f]{6,32}")
@@ -50,14 +51,18 @@ class DataRepository:
 
         Raises:
             BadInput: there is no data.
+            MachineFault: the machine failed; the last version is still pinned.
             JobFailed: DVC raised an error.
         """
         if not self.data.is_dir() or not any(self.data.iterdir()):
             raise BadInput("no data to version", where=str(self.data), remedy="run omnimri ingest first")
         previous = Pin.read(self.pin)
+        ignore_unfinished(self.root)
         with open_dvc(self.root) as repo:
             if previous is None or repo.status([str(self.pin)]):
-                repo.add([str(self.data)])
+                with restored_on_error(self.pin):  # DVC truncates the pin before it writes
+                    repo.add([str(self.data)])
+                    self._read_pin()
             if has_remote(repo):
                 push_version(repo, self.digest())
         current = self._read_pin()

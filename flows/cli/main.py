@@ -18,6 +18,7 @@ import typer
 
 from components.errors import BadInput, OmniMRIError
 from components.home import Home
+from components.machine_faults import find_system_fault, own_file
 from flows.cli import (
     catalog,
     data,
@@ -82,9 +83,14 @@ def main() -> None:
     except OmniMRIError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(1) from None
+    except Exception as error:
+        home = Home.open()
+        fault = find_system_fault(error, own_file(error, home.root, home.data))
+        if fault is None:
+            traceback.print_exc()
+            raise SystemExit(1) from None
+        print(f"error: {fault}", file=sys.stderr)
+        raise SystemExit(fault.exit_code) from None
     finally:
         run_log.finish()
 

@@ -219,6 +219,8 @@ def curate(
         f"{report.volumes_total} volumes: {report.volumes_new} new, {report.volumes_reused} reused, "
         f"{report.volumes_removed} removed; {report.instructions} instructions; {report.seconds:.1f} s"
     )
+    if report.volumes_unreadable:
+        print(f"{report.volumes_unreadable} volumes cannot be read and are left out; corpus.json lists them")
     print(f"Data Docs: {relative(validation.data_docs)}")
     if validation.quarantined:
         print("excluded rows: " + ", ".join(f"{count} {table}" for table, count in validation.quarantined.items()))

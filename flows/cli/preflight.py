@@ -53,10 +53,13 @@ def check_cards(datasets: tuple[DatasetSettings, ...]) -> list[DatasetCard]:
 
 
 def _check_source(dataset: DatasetSettings, card: DatasetCard) -> None:
+    from components.ingestion.source_listing import refuse_own_folders
     from components.samples import check_sample
 
     if dataset.path is not None:
         check_folder(dataset.path, f"source folder of {dataset.card}", "correct datasets.path in the profile")
+        home = Home.open()
+        refuse_own_folders(dataset.path, (home.data, home.root), allowed=home.sources)
     else:
         check_sample(card, dataset.patients)
 
@@ -67,6 +70,10 @@ def check_folder(path: Path, role: str, remedy: str) -> None:
     Raises:
         BadInput: it does not.
     """
+    if path.exists() and not path.is_dir():
+        raise BadInput(
+            f"a file, not a folder ({role})", where=str(path), remedy="name the folder around it; unpack an archive first"
+        )
     if not path.is_dir():
         raise BadInput(f"no such folder ({role})", where=str(path), remedy=remedy)
 

@@ -74,7 +74,8 @@ class Pseudonyms:
     dataset_id: str
 
     def _digest(self, kind: str, value: str) -> bytes:
-        return hmac.new(self.key, f"{kind}\0{self.dataset_id}\0{value}".encode(), hashlib.sha256).digest()
+        text = f"{kind}\0{self.dataset_id}\0{value}"  # a file name that is no UTF-8 contains lone surrogates
+        return hmac.new(self.key, text.encode(errors="surrogatepass"), hashlib.sha256).digest()
 
     def patient(self, raw: str) -> str:
         """Return the pseudonym of a patient, the same in all files of the dataset."""

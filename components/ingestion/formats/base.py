@@ -38,6 +38,32 @@ class WriteContext:
     pseudonyms: Pseudonyms
 
 
+class Output(ABC):
+    """De-identified content in memory, to be written as one file.
+
+    Attributes:
+        content: MD5 of the image content regardless of the header; "" for a file that is no image.
+    """
+
+    content: str = ""
+
+    @abstractmethod
+    def write(self, path: Path) -> None:
+        """Write the file; its folder exists."""
+
+    @abstractmethod
+    def check(self, path: Path) -> None:
+        """Read the file with the reader that curation uses, and compare it with this content.
+
+        Raises:
+            ReadBackError: another content.
+        """
+
+
+class ReadBackError(Exception):
+    """A written file differs from the content that was to be written. The message names what differs, no value."""
+
+
 @dataclass(frozen=True)
 class PlannedFile(ABC):
     """One file to be written under ``data/``. Each kind of output is a subclass, which must be picklable for worker processes.
@@ -58,14 +84,11 @@ class PlannedFile(ABC):
         return (self.source,)
 
     @abstractmethod
-    def write(self, target: Path, context: WriteContext) -> str:
-        """Write the de-identified file.
+    def prepare(self, context: WriteContext) -> Output:
+        """Read the source, and return its de-identified content, which is then written and read back.
 
-        Args:
-            target: absolute path of the output; its folder exists.
-
-        Returns:
-            MD5 of the image content regardless of the header; "" for a file that is no image.
+        Everything that can be wrong with the source is found here: what :class:`Output` does afterwards fails only where the
+        machine or a program is at fault.
 
         Raises:
             OmniMRIError: the source cannot be used.

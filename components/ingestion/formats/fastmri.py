@@ -20,15 +20,22 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from components.errors import BadInput
-from components.files import atomic_file
 from components.ingestion import acquisition_headers
 from components.ingestion.deidentification import allowlists
 from components.ingestion.formats import hdf5, ismrmrd_header
-from components.ingestion.formats.base import FileHeader, Format, PlannedFile, PlannedSeries, WriteContext
+from components.ingestion.formats.base import (
+    FileHeader,
+    Format,
+    Output,
+    PlannedFile,
+    PlannedSeries,
+    ReadBackError,
+    WriteContext,
+)
 from components.ingestion.formats.ismrmrd_header import first_number
 from components.ingestion.formats.nifti_writer import content_md5
 from components.ingestion.formats.orientation import keep_slices_first, round_affine
-from components.ingestion.formats.voxels import remove_nonfinite
+from components.ingestion.formats.voxels import remove_nonfinite, require_signal
 from components.ingestion.quarantine import UnsupportedInput
 from components.ingestion.source_folder import Plan, SourceFolder
 from components.ingestion.volume import Acquisition, Volume
@@ -52,8 +59,8 @@ class PlannedKspace(PlannedFile):
 
     patient: str
 
-    def write(self, target: Path, context: WriteContext) -> str:
-        """Copy arrays and the allowed parts of the header; return the MD5 of the k-space.
+    def prepare(self, context: WriteContext) -> KspaceOutput:
+        """Return arrays and the allowed parts of the header.
 
         Raises:
             BadInput: not the format of fastMRI, or undersampled.
@@ -64,7 +71,7 @@ class PlannedKspace(PlannedFile):
             arrays = {name: file[name][()] for name in DATASETS if name in file}
             acquisition = str(file.attrs.get("acquisition", ""))
         require_finite(arrays["kspace"], self.source.name)
-        return write_kspace(target, arrays, header, self.patient, acquisition=acquisition)
+        return KspaceOutput(arrays, header, self.patient, acquisition=acquisition)
 
 
 class FastMriFormat(Format):
@@ -174,34 +181,60 @@ def require_finite(kspace: NDArray[Any], file_name: str) -> None:
         raise BadInput(f"k-space with {count} values that are not finite", where=file_name, remedy="get the file again")
 
 
-def write_kspace(
-    target: Path,
-    arrays: dict[str, NDArray[Any]],
-    header: dict[str, list[str]],
-    patient: str,
-    *,
-    acquisition: str = "",
-    affine: NDArray[np.float64] | None = None,
-) -> str:
-    """Write a k-space file; return the MD5 of the k-space.
+class KspaceOutput(Output):
+    """A k-space file in the layout of fastMRI."""
 
-    Args:
-        arrays: by name, see :data:`DATASETS`.
-        header: as :func:`components.ingestion.formats.ismrmrd_header.parse_header` returns it.
-        patient: pseudonym.
-        affine: (4, 4), pixel of the uncropped image as stored (not flipped) -> RAS+ mm; None = unknown.
-    """
-    with atomic_file(target) as temporary, h5py.File(temporary, "w", libver="earliest") as clean:
-        for name, values in arrays.items():
-            clean.create_dataset(name, data=values, track_times=False)
-        if header:
-            clean.create_dataset("ismrmrd_header", data=ismrmrd_header.clean_header(header), track_times=False)
-        if ACQUISITION.fullmatch(acquisition):
-            clean.attrs["acquisition"] = acquisition
-        if affine is not None:
-            clean.attrs["affine"] = round_affine(affine)
-        clean.attrs["patient_id"] = patient
-    return content_md5(np.ascontiguousarray(arrays["kspace"]).tobytes(), arrays["kspace"].shape)
+    def __init__(
+        self,
+        arrays: dict[str, NDArray[Any]],
+        header: dict[str, list[str]],
+        patient: str,
+        *,
+        acquisition: str = "",
+        affine: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Take the content of a file.
+
+        Args:
+            arrays: by name, see :data:`DATASETS`.
+            header: as :func:`components.ingestion.formats.ismrmrd_header.parse_header` returns it.
+            patient: pseudonym.
+            affine: (4, 4), pixel of the uncropped image as stored (not flipped) -> RAS+ mm; None = unknown.
+
+        Raises:
+            BadInput: k-space without a finite value, or without signal.
+        """
+        require_signal(arrays["kspace"])
+        self._arrays, self._header, self._patient = arrays, header, patient
+        self._acquisition = acquisition if ACQUISITION.fullmatch(acquisition) else ""
+        self._affine = round_affine(affine) if affine is not None else None
+        self.content = content_md5(np.ascontiguousarray(arrays["kspace"]).tobytes(), arrays["kspace"].shape)
+
+    @override
+    def write(self, path: Path) -> None:
+        with h5py.File(path, "w", libver="earliest") as clean:
+            for name, values in self._arrays.items():
+                clean.create_dataset(name, data=values, track_times=False)
+            if self._header:
+                clean.create_dataset("ismrmrd_header", data=ismrmrd_header.clean_header(self._header), track_times=False)
+            if self._acquisition:
+                clean.attrs["acquisition"] = self._acquisition
+            if self._affine is not None:
+                clean.attrs["affine"] = self._affine
+            clean.attrs["patient_id"] = self._patient
+
+    @override
+    def check(self, path: Path) -> None:
+        _check(path)
+        with h5py.File(path) as file:
+            stored = {name: file[name][()] for name in DATASETS if name in file}
+            affine = file.attrs.get("affine")
+        if stored.keys() != self._arrays.keys():
+            raise ReadBackError("other arrays")
+        if not all(np.array_equal(stored[name], values, equal_nan=True) for name, values in self._arrays.items()):
+            raise ReadBackError("other k-space")
+        if not np.array_equal(affine if affine is not None else (), self._affine if self._affine is not None else ()):
+            raise ReadBackError("another affine")
 
 
 def read_kspace(path: Path, anatomy: str | None) -> Volume:

@@ -22,7 +22,7 @@ from components.ingestion.file_names import not_magnitude_by_name, stem_of
 from components.ingestion.formats.base import FileHeader, Format, PlannedFile, PlannedSeries, Role, WriteContext
 from components.ingestion.formats.dicom.image_content import ADC, COMPLEX, IMAGINARY, MAGNITUDE, PHASE, REAL
 from components.ingestion.formats.nifti_header import NAME_ORIENTATION, NO_ORIENTATION
-from components.ingestion.formats.nifti_writer import select_channel, write_nifti
+from components.ingestion.formats.nifti_writer import NiftiOutput
 from components.ingestion.formats.orientation import to_canonical
 from components.ingestion.formats.stored_labels import stored_label_image
 from components.ingestion.formats.voxels import remove_nonfinite, require_gray_values, require_single
@@ -89,13 +89,13 @@ class PlannedImage(PlannedFile):
         return _image_file_format(self.format).load(self.source)
 
     @override
-    def write(self, target: Path, context: WriteContext) -> str:
+    def prepare(self, context: WriteContext) -> NiftiOutput:
         image = self.load(context)
         if self.role == "label":
-            return write_nifti(stored_label_image(image, target.name, context.card), target, is_label=True)
-        image = image if self.channel is None else select_channel(image, self.channel)
-        require_gray_values(np.asanyarray(image.dataobj))
-        return write_nifti(image, target)
+            return NiftiOutput(stored_label_image(image, self.target, context.card), self.role)
+        values = np.asanyarray(image.dataobj)
+        require_gray_values(values if self.channel is None else values[..., self.channel])
+        return NiftiOutput(image, self.role, self.channel)
 
 
 def _image_file_format(name: str) -> ImageFileFormat:
@@ -313,5 +313,5 @@ def canonical_volume(image: Any, fields: Mapping[str, Any], anatomy: str | None,
         BadInput: no finite voxel.
     """
     values, affine = to_canonical(image)
-    voxels = remove_nonfinite(np.ascontiguousarray(values, dtype=np.float32), name)
+    voxels = np.ascontiguousarray(remove_nonfinite(values, name))
     return Volume(voxels=voxels, affine=affine, acquisition=acquisition_headers.acquisition_from_sidecar(fields, affine, anatomy))

@@ -21,7 +21,7 @@ from typing_extensions import override
 from components.errors import BadInput
 from components.ingestion.formats import hdf5
 from components.ingestion.formats.base import FileHeader, Format, WriteContext
-from components.ingestion.formats.fastmri import PlannedKspace, plan_kspace_series, read_kspace, require_finite, write_kspace
+from components.ingestion.formats.fastmri import KspaceOutput, PlannedKspace, plan_kspace_series, read_kspace, require_finite
 from components.ingestion.formats.ismrmrd_header import first_number, parse_header
 from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.formats.voxels import require_single
@@ -51,8 +51,8 @@ class PlannedRawImage(PlannedKspace):
     counters: ImageCounters
 
     @override
-    def write(self, target: Path, context: WriteContext) -> str:
-        return write_image(self.source, target, self.patient, self.counters)
+    def prepare(self, context: WriteContext) -> KspaceOutput:
+        return read_image(self.source, self.patient, self.counters)
 
 
 class IsmrmrdFormat(Format):
@@ -86,7 +86,7 @@ class IsmrmrdFormat(Format):
         require_single(len(images), "images", path)
         with TemporaryDirectory() as folder:
             target = Path(folder) / "image.h5"
-            write_image(path, target, "", images[0])
+            read_image(path, "", images[0]).write(target)
             return read_kspace(target, None)
 
     @override
@@ -143,8 +143,8 @@ def _is_image_line(heads: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(((heads["flags"] & np.uint64(mask)) == 0) & (heads["encoding_space_ref"] == 0))
 
 
-def write_image(source: Path, target: Path, patient: str, image: ImageCounters) -> str:
-    """Write one image of a file in the layout of fastMRI; return the MD5 of its k-space.
+def read_image(source: Path, patient: str, image: ImageCounters) -> KspaceOutput:
+    """Return one image of a file in the layout of fastMRI.
 
     Raises:
         BadInput: not Cartesian, undersampled, or reversed lines (echo-planar).
@@ -167,7 +167,7 @@ def write_image(source: Path, target: Path, patient: str, image: ImageCounters) 
         header["sequenceParameters/TE"] = [echo_times[contrast]]
     require_finite(kspace, source.name)
     affine = _affine(heads, header, slices, kspace.shape)
-    return write_kspace(target, {"kspace": kspace}, header, patient, affine=affine)
+    return KspaceOutput({"kspace": kspace}, header, patient, affine=affine)
 
 
 def _check_trajectory(source: Path, heads: NDArray[Any], header: Header) -> None:

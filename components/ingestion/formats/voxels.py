@@ -12,16 +12,46 @@ from components.errors import BadInput
 from components.ingestion.quarantine import UnsupportedInput
 
 
+def require_signal(values: NDArray[Any]) -> None:
+    """Require voxels that differ, in the range of single precision, in which volumes are read.
+
+    Raises:
+        BadInput: no finite voxel, or no two finite voxels that differ.
+        UnsupportedInput: finite values beyond single precision.
+    """
+    magnitude = np.abs(values) if np.iscomplexobj(values) else values
+    lowest, highest = magnitude.min(), magnitude.max()
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        finite = magnitude[np.isfinite(magnitude)]
+        if not finite.size:
+            raise BadInput(
+                "no finite voxel: every one is NaN or infinite", remedy="correct the step that created it, and give its result"
+            )
+        lowest, highest = finite.min(), finite.max()
+    if lowest == highest:
+        raise BadInput("no signal: every voxel has the same value", remedy="give an image with signal, or leave the file out")
+    limit = float(np.finfo(np.float32).max)
+    if max(abs(float(lowest)), abs(float(highest))) > limit:
+        raise UnsupportedInput("unsupported", "values beyond single precision (3.4e38)", remedy="divide the values by a constant")
+
+
 def remove_nonfinite(voxels: NDArray[Any], name: str) -> NDArray[np.float32]:
-    """Replace NaN and infinity, which some exports have outside of the head, by zero.
+    """Return voxels in single precision; NaN and infinity, which some exports have outside of the head, become zero.
 
     Raises:
         BadInput: no finite voxel.
+        UnsupportedInput: finite values beyond single precision.
     """
     finite = np.isfinite(voxels)
     if not finite.any():
         raise BadInput("no finite voxel", where=name, remedy="export the series again")
-    return np.where(finite, voxels, 0).astype(np.float32)
+    with np.errstate(over="ignore"):
+        single = np.where(finite, voxels, 0).astype(np.float32)
+    if not np.isfinite(single).all():
+        raise UnsupportedInput(
+            "unsupported", "values beyond single precision (3.4e38)", where=name, remedy="divide the values by a constant"
+        )
+    return single
 
 
 def require_single(count: int, noun: str, path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 from components.catalog import DatasetCard, Layout
 from components.ingestion import ingest, list_series, read_quarantine, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.quarantine import KINDS, Rejection, SourceListing
+from components.ingestion.quarantine import KINDS, Rejection
+from components.ingestion.source_listing import SourceListing
 from components.ingestion.volume import IngestReport, QuarantineEntry
 from tests.helpers import dicom_files
 
@@ -193,7 +194,7 @@ def test_ignored_files_are_counted_and_not_listed(source: Path) -> None:
 
 
 def test_an_entry_refers_to_a_file_by_its_number_in_sorted_order(tmp_path: Path) -> None:
-    """``find . -type f | LC_ALL=C sort`` in the folder shows its owner the file; nobody else learns its name."""
+    """``find -L . -type f | LC_ALL=C sort`` in the folder shows its owner the file; nobody else learns its name."""
     names = ["b.dcm", "a/c.dcm", "a-b.dcm", "Zwetschge.Anna", "ä.nii.gz", ".hidden"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)

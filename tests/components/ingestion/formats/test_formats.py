@@ -21,7 +21,7 @@ from components.curation.text.report_phrases import parse_report
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_path, read_quarantine, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.formats.nifti_writer import write_nifti
+from components.ingestion.formats.nifti_writer import NiftiOutput
 from components.ingestion.volume import Volume
 from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 from tests.helpers import dicom_files
@@ -418,7 +418,7 @@ def test_rounding_errors_of_zero_do_not_reach_a_file(tmp_path: Path) -> None:
     noise[0, 1], noise[2, 0], noise[1, 3] = -3e-17, 8e-18, 4e-15
     written = []
     for affine in (turned, turned + noise):
-        write_nifti(nib.Nifti1Image(np.arange(8.0, dtype=np.float32).reshape(2, 2, 2), affine), tmp_path / "one.nii")
+        NiftiOutput(nib.Nifti1Image(np.arange(8.0, dtype=np.float32).reshape(2, 2, 2), affine)).write(tmp_path / "one.nii")
         written.append((tmp_path / "one.nii").read_bytes())
     assert written[0] == written[1]
     np.testing.assert_allclose(nib.load(tmp_path / "one.nii").affine, turned, atol=1e-6)
