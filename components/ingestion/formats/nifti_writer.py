@@ -50,7 +50,7 @@ class Scaling:
 
     @property
     def fits_nifti1(self) -> bool:
-        """Whether single precision, in which NIfTI-1 stores the scaling, represents it exactly."""
+        """Return whether single precision, in which NIfTI-1 stores the scaling, represents it exactly."""
         return all(float(np.float32(value)) == value for value in (self.slope, self.intercept))
 
 
