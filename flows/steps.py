@@ -22,7 +22,7 @@ from components.errors import BadInput
 from components.evaluation.evaluate import RESULTS, evaluation_inputs
 from components.files import read_json, write_json
 from components.home import Home
-from components.ingestion.deidentification.pseudonyms import load_key
+from components.ingestion.deidentification.pseudonyms import find_key
 from components.ingestion.inputs import IngestionInputs, ingestion_inputs
 from components.ingestion.manifest import MANIFEST
 from components.locks import Waiting, claim
@@ -92,11 +92,9 @@ def manifest_path(dataset: DatasetSettings, home: Home) -> Path:
 
 def dataset_inputs(dataset: DatasetSettings, ingestion: IngestionSettings, home: Home) -> IngestionInputs:
     """Return the inputs of the ingestion of a dataset of the settings; no key is created."""
-    has_key = ingestion.public_demo_key or ingestion.key_file or (home.root / "pseudonym.key").exists()
-    key = load_key(ingestion, home) if has_key else None
     card = load_card(dataset.card)
     generated = cohort_digest(card, dataset.patients) if dataset.path is None else ""
-    return ingestion_inputs(card, source_folder(dataset, home), home.data, key, generated)
+    return ingestion_inputs(card, source_folder(dataset, home), home.data, find_key(ingestion, home), generated)
 
 
 def cards_of(settings: Settings) -> list[DatasetCard]:

@@ -15,7 +15,7 @@ from components.catalog import DatasetCard
 from components.errors import BadInput, MachineFault
 from components.files import write_json
 from components.ingestion.cleaning import CleanedFile, WorkerPool, clean_files, read_previous
-from components.ingestion.deidentification.pseudonyms import Pseudonyms, check_key
+from components.ingestion.deidentification.pseudonyms import Pseudonyms, check_key, claim_key
 from components.ingestion.formats.base import WriteContext
 from components.ingestion.manifest import MANIFEST, QUARANTINE, Manifest, files_of
 from components.ingestion.series_checks import SeriesChecks
@@ -54,7 +54,8 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
         workers: processes.
 
     Raises:
-        BadInput: no such folder, one that OmniMRI writes to, nothing readable in it, or the demo key for real patients.
+        BadInput: no such folder, one that OmniMRI writes to, nothing readable in it, the demo key for real patients, or another key
+            than before.
         MachineFault: the machine or a program failed, or a part of the source is out of reach that was ingested before.
     """
     started = time.monotonic()
@@ -65,6 +66,7 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
     pseudonyms, recipe = Pseudonyms(key, card.id), output_recipe(card, key)
     staging = Staging(data / card.id)
     try:
+        claim_key(key, card.id, data)
         staging.root.mkdir(parents=True, exist_ok=True)
         staging.recover()
         update = _prepare_update(card, source, staging, WriteContext(card, pseudonyms), recipe, workers)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from components.file_switch import INCOMING
+from components.file_switch import INCOMING, FileSwitch
 from components.files import read_json, write_json
 from components.ingestion.manifest import MANIFEST, Manifest, files_of
 
@@ -66,8 +66,9 @@ def withdraw(data: Path, patients: Mapping[str, frozenset[str]]) -> Removed:
 
 
 def _remove_patients(data: Path, dataset_id: str, patients: frozenset[str]) -> Removed:
-    """Remove patients from the manifest of a dataset, then their files."""
+    """Remove patients from the manifest of a dataset, then their files, also those of an interrupted ingestion."""
     root = data / dataset_id
+    FileSwitch(root, MANIFEST).recover()
     folders = [folder / patient for patient in patients for folder in (root, root / INCOMING)]
     manifest = Manifest.read(root)
     if manifest is None:

@@ -6,13 +6,12 @@ nobody. The answer remains available after a withdrawal has deleted the files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.errors import BadInput
+from components.errors import BadInput, JobFailed
 from components.evaluation.cohort import patient_digest
 from components.evaluation.results import COHORT
 from components.files import read_json
@@ -94,13 +93,13 @@ def load_version_settings(version: ModelVersion, tracking_uri: str) -> dict[str,
 
     Raises:
         BadInput: the version was registered without it.
+        LostArtifacts: its files cannot be found.
     """
-    file = _find_artifact(version, tracking_uri, SETTINGS)
-    if file is None:
+    settings: dict[str, Any] | None = _read_artifact(version, tracking_uri, SETTINGS)
+    if settings is None:
         raise BadInput(
             "no settings are stored with this version", where=f"{version.name} {version.version}", remedy="register it again"
         )
-    settings: dict[str, Any] = json.loads(file.read_text())
     return settings
 
 
@@ -136,18 +135,45 @@ def versions_with_dataset(dataset: str, tracking_uri: str, name: str) -> list[Us
 
 
 def _uses(splits: Callable[[ModelVersion, Cohort | None], set[str]], tracking_uri: str, name: str) -> list[Use]:
+    """Return the versions for which ``splits`` returns some; a version whose artifacts are lost counts as unknown."""
     uses = []
     for version in list_versions(tracking_uri, name):
-        file = _find_artifact(version, tracking_uri, COHORT)
-        if used_in := splits(version, read_json(file) if file else None):
+        try:
+            cohort = _read_artifact(version, tracking_uri, COHORT)
+            used_in = splits(version, cohort)
+        except LostArtifacts:
+            used_in = {UNKNOWN}
+        if used_in:
             uses.append(Use(version.version, version.aliases, version.tags.get("data_digest", ""), tuple(sorted(used_in))))
     return uses
 
 
-def _find_artifact(version: ModelVersion, tracking_uri: str, file: str) -> Path | None:
-    """Return the local path of a file that was registered with the weights, or None."""
+class LostArtifacts(JobFailed):
+    """The files of a registered version are not where MLflow's store says they are."""
+
+    def __init__(self, version: ModelVersion) -> None:
+        super().__init__(
+            "its files are lost",
+            where=f"{version.name} {version.version}",
+            remedy="restore MLflow's artifacts from a backup",
+        )
+
+
+def _read_artifact(version: ModelVersion, tracking_uri: str, file: str) -> Any:
+    """Return the content of a JSON file that was registered with the weights; None where the version has none.
+
+    Raises:
+        LostArtifacts: the version's files cannot be found.
+    """
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri)
-    local = Path(mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}"))
-    return next(iter(sorted((local / "artifacts").rglob(file))), None)
+    about = f"models:/{version.name}/{version.version}/artifacts/about"
+    try:
+        listed = {Path(entry.path).name for entry in mlflow.artifacts.list_artifacts(about)}
+        if not listed:
+            raise LostArtifacts(version)
+        return read_json(Path(mlflow.artifacts.download_artifacts(f"{about}/{file}"))) if file in listed else None
+    except (MlflowException, OSError):
+        raise LostArtifacts(version) from None

@@ -59,8 +59,29 @@ class CheckoutResult:
         files: number of files of the version after a checkout; number of written files after an export, without those that
             were complete already.
         withdrawn: excluded series and files of patients who have withdrawn since.
+        cached_withdrawn: number of files of withdrawn patients that the cache of this checkout still contains.
     """
 
     digest: str
     files: int
     withdrawn: Removed
+    cached_withdrawn: int = 0
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """Result of a withdrawal.
+
+    Attributes:
+        removed: series and files removed from the folder.
+        digest: the pinned version; "" where none could be pinned.
+        versions: versions that contained the patients' files.
+        purged: number of files deleted from cache and remotes.
+        unproven: one sentence for everything that could not be done or proved, with its remedy.
+    """
+
+    removed: Removed
+    digest: str
+    versions: frozenset[str]
+    purged: int
+    unproven: tuple[str, ...]

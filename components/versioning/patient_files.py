@@ -1,11 +1,11 @@
-"""Files of patients in data versions: select them, find the versions that contain them, and delete them from all stores."""
+"""Files of patients in data versions: select them, and find the versions that contain them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from components.versioning.dvc_store import cached_file_lists, has_remote, parse_file_list
+from components.versioning.dvc_store import cached_file_lists, parse_file_list
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -29,14 +29,3 @@ def find_versions_with(repo: Repo, patients: Patients) -> dict[str, frozenset[st
         if objects:
             versions[digest] = objects
     return versions
-
-
-def delete_objects(repo: Repo, objects: Iterable[str]) -> None:
-    """Delete objects from the cache and the default remote; ignore missing ones."""
-    objects = set(objects)
-    stores = [repo.cache.local]
-    if has_remote(repo):
-        stores.append(repo.cloud.get_remote_odb())
-    for store in stores:
-        for md5 in store.list_oids_exists(objects):
-            store.fs.remove(store.oid_to_path(md5))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from components.errors import BadInput
 from components.files import atomic_file
 from components.versioning.dvc_store import LIST_SUFFIX
+
+_PINNED = re.compile(rf"^[+-].*\bmd5: ([0-9a-f]{{32}}){re.escape(LIST_SUFFIX)}$", re.MULTILINE)
+"""A line of a patch that names a version."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,40 @@ class Pin:
 
     @classmethod
     def parse(cls, text: str) -> Pin:
-        """Parse the content of a ``.dvc`` file."""
-        output: dict[str, Any] = yaml.safe_load(text)["outs"][0]
-        return cls(str(output["md5"]).removesuffix(LIST_SUFFIX), output.get("nfiles", 0), output.get("size", 0))
+        """Parse the content of a ``.dvc`` file.
+
+        Raises:
+            ValueError: it does not pin a folder.
+        """
+        try:
+            [output] = yaml.safe_load(text)["outs"]
+            digest = re.fullmatch(rf"([0-9a-f]{{32}}){re.escape(LIST_SUFFIX)}", str(output["md5"]))
+        except (yaml.YAMLError, KeyError, TypeError, ValueError):
+            digest = None
+        if digest is None:
+            raise ValueError("no pin of a folder")
+        return cls(digest[1], int(output.get("nfiles", 0)), int(output.get("size", 0)))
 
     @classmethod
     def read(cls, path: Path) -> Pin | None:
-        """Read a ``.dvc`` file; return None if it does not exist."""
-        return cls.parse(path.read_text()) if path.exists() else None
+        """Read a ``.dvc`` file; return None if it does not exist.
+
+        Raises:
+            BadInput: it has conflict markers, is empty, or pins something else.
+        """
+        if not path.exists():
+            return None
+        text = path.read_text(errors="replace")
+        try:
+            return cls.parse(text)
+        except ValueError:
+            fault = "is empty" if not text.strip() else "does not pin a version of a folder"
+            if "<<<<<<<" in text:
+                fault = "has conflict markers of git"
+            remedy = f"git checkout -- {path.name} (after a merge: git checkout --ours {path.name}) restores a version"
+            raise BadInput(
+                fault, where=str(path), remedy=f"{remedy}; or delete it: omnimri data push pins {path.stem}/ as it is"
+            ) from None
 
     def write(self, path: Path) -> None:
         """Write the ``.dvc`` file of a folder in the form that DVC writes."""
@@ -77,4 +107,15 @@ def digest_at_revision(path: Path, revision: str) -> str | None:
         return None
     command = ["git", "show", f"{revision}:./{path.name}"]
     result = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
-    return Pin.parse(result.stdout).digest if result.returncode == 0 else None
+    with suppress(ValueError):  # at that revision the file was damaged
+        return Pin.parse(result.stdout).digest if result.returncode == 0 else None
+    return None
+
+
+def digests_in_history(path: Path) -> set[str]:
+    """Return the digests that a pin has had at any revision of the git repository; empty without one."""
+    if not (path.parent / ".git").exists():
+        return set()
+    command = ["git", "log", "--all", "--format=", "--patch", "--diff-merges=separate", "--", path.name]
+    result = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
+    return set(_PINNED.findall(result.stdout))

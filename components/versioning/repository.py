@@ -6,11 +6,15 @@ It uses the Python interface of DVC. :mod:`components.versioning.dvc_store` tran
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from components.errors import BadInput
+from components.errors import BadInput, OmniMRIError
+from components.ingestion.manifest import MANIFEST
 from components.ingestion.withdrawal import Removed, withdraw, withdrawals
-from components.versioning.data_version import CheckoutResult, DataStatus, DataVersion
+from components.provenance import file_md5
+from components.versioning.data_version import CheckoutResult, DataStatus, DataVersion, Withdrawal
 from components.versioning.dvc_store import (
     cached_file_lists,
     fetch_objects,
@@ -18,6 +22,7 @@ from components.versioning.dvc_store import (
     ignore_unfinished,
     object_path,
     open_dvc,
+    parse_file_list,
     push_version,
     read_file_list,
     remote_has_version,
@@ -25,9 +30,14 @@ from components.versioning.dvc_store import (
 )
 from components.versioning.export import export_files
 from components.versioning.folder_changes import find_changes
-from components.versioning.patient_files import belongs_to, delete_objects, find_versions_with
-from components.versioning.pin import Pin, digest_at_revision, restored_on_error
+from components.versioning.patient_files import belongs_to, find_versions_with
+from components.versioning.pin import Pin, digest_at_revision, digests_in_history, restored_on_error
+from components.versioning.purge import list_versions, manifest_objects, patients_in, read_stores
+from components.versioning.purge import purge as delete_patients
 from components.versioning.version_diff import DatasetDiff, VersionContent, diff_versions
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 _DIGEST = re.compile(r"[0-9a-f]{6,32}")
 _DIGEST_LENGTH = 32
@@ -161,33 +171,79 @@ class DataRepository:
             older = VersionContent(files, read_object)
             return diff_versions(older, VersionContent(current, lambda path: (self.data / path).read_bytes()))
 
-    def withdraw(self, patients: dict[str, frozenset[str]]) -> tuple[Removed, DataVersion]:
-        """Remove patients from the folder permanently and pin the result.
+    def withdraw(self, patients: dict[str, frozenset[str]], purge: bool = False) -> Withdrawal:
+        """Remove patients from the folder permanently, delete their files of earlier versions, and pin the result.
 
-        Earlier versions still contain them; see :meth:`find_versions_with`.
+        Nothing that fails later, such as a remote that does not answer, keeps the files from being deleted.
 
         Args:
             patients: dataset -> pseudonyms.
-        """
-        removed = withdraw(self.data, patients)
-        return removed, self.snapshot()
+            purge: delete the files of all versions from the cache and every remote, too. Content that other patients' files
+                share remains. The earlier versions can still be exported, without these patients.
 
-    def find_versions_with(self, patients: dict[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+        Raises:
+            BadInput: without ``purge``, if the folder lacks datasets of the pinned version.
+        """
+        unproven, missing = [], self._missing_datasets()
+        present = self._objects_in_folder(patients)
+        if missing:
+            fault = f"datasets of the pinned version are missing: {', '.join(missing)}"
+            remedy = "omnimri data pull fetches them; then withdraw again"
+            if not purge:
+                raise BadInput(fault, where=str(self.data), remedy=remedy)
+            unproven.append(f"{self.data}: the withdrawal is not recorded yet: {fault}: {remedy}")
+        removed = Removed(0, 0) if missing else withdraw(self.data, patients)
+        deleted, versions = 0, frozenset[str]()
+        if purge:
+            with open_dvc(self.root) as repo:
+                result = delete_patients(repo, patients, self._known_pins(), present)
+            deleted, versions, unproven = result.deleted, result.versions, [*unproven, *result.unproven]
+        try:
+            digest = self.digest() if missing else self.snapshot().digest
+        except (OmniMRIError, OSError) as error:
+            digest = ""
+            unproven.append(f"the new version could not be pinned and sent: {error}")
+        return Withdrawal(removed, digest, versions or frozenset(self._versions_in_cache(patients)), deleted, tuple(unproven))
+
+    def _missing_datasets(self) -> list[str]:
+        """Return the datasets of the pinned version that the folder lacks, as in a clone before its first pull."""
+        try:
+            with open_dvc(self.root) as repo:
+                pinned = read_file_list(repo, self.digest()) if self.pin.exists() else {}
+        except OmniMRIError:  # the version is lost: what the folder contains is all there is
+            return [] if self.data.is_dir() else [self.data.name]
+        manifests = [path for path in pinned if path.endswith(f"/{MANIFEST}")]
+        return sorted(path.partition("/")[0] for path in manifests if not (self.data / path).exists())
+
+    def _objects_in_folder(self, patients: Mapping[str, frozenset[str]]) -> set[str]:
+        objects: set[str] = set()
+        for dataset, names in patients.items():
+            objects |= manifest_objects(self.data / dataset / MANIFEST, names)
+        return objects
+
+    def _known_pins(self) -> set[str]:
+        """Return the versions that any git revision or the working tree pins."""
+        try:
+            current = {self.digest()} if self.pin.exists() else set()
+        except BadInput:
+            current = set()
+        return current | digests_in_history(self.pin)
+
+    def _versions_in_cache(self, patients: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+        try:
+            return self.find_versions_with(patients)
+        except OmniMRIError:
+            return {}
+
+    def find_versions_with(self, patients: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
         """Return digest -> md5 of the patients' files, for versions with such files whose file list is on this machine."""
         with open_dvc(self.root) as repo:
             return find_versions_with(repo, patients)
 
-    def purge(self, patients: dict[str, frozenset[str]]) -> int:
-        """Delete the patients' files of earlier versions from cache and default remote; return their number.
-
-        Files with the same content as files of the pinned version remain. The earlier versions can still be exported, without
-        these patients.
-        """
+    def patients_of_versions(self) -> dict[str, set[str]]:
+        """Return dataset -> pseudonyms of the patients of every version whose file list is in the cache or a remote."""
         with open_dvc(self.root) as repo:
-            objects = frozenset().union(*find_versions_with(repo, patients).values())
-            objects -= set(read_file_list(repo, self.digest()).values())
-            delete_objects(repo, objects)
-        return len(objects)
+            return patients_in(list_versions(read_stores(repo)))
 
     def resolve(self, revision: str) -> str:
         """Return the digest that a revision names.
@@ -247,14 +303,31 @@ class DataRepository:
             size = sum(object_path(repo, md5).stat().st_size for md5 in files.values())
             Pin(digest, len(files), size).write(self.pin)
             repo.checkout([str(self.pin)], force=True)
-        return CheckoutResult(digest, len(files), withdraw(self.data, withdrawn))
+            removed = withdraw(self.data, withdrawn)
+            cached = _count_cached(repo, withdrawals(self.data))
+        return CheckoutResult(digest, len(files), removed, cached)
 
     def _has_unversioned_files(self) -> bool:
-        """Return whether a checkout would discard files; missing files, as after an interrupted pull, do not count."""
-        return any(dataset.new or dataset.modified for dataset in self.status().datasets)
+        """Return whether a checkout would discard content that the cache lacks; missing files, as after a pull, do not count."""
+        with open_dvc(self.root) as repo:
+            changes = find_changes(repo, self.data.name)
+            changed = (*changes.added, *changes.modified)
+            return any(not repo.cache.local.exists(file_md5(self.data / path)) for path in changed)
 
     def _read_pin(self) -> Pin:
         pin = Pin.read(self.pin)
         if pin is None:
             raise BadInput("no pinned data version", where=str(self.pin), remedy="run omnimri ingest first")
         return pin
+
+
+def _count_cached(repo: Repo, patients: Mapping[str, frozenset[str]]) -> int:
+    """Return the number of files in the cache that only these patients have."""
+    if not patients:
+        return 0
+    owned: set[str] = set()
+    others: set[str] = set()
+    for path in cached_file_lists(repo).values():
+        for name, md5 in parse_file_list(path.read_bytes()).items():
+            (owned if belongs_to(name, patients) else others).add(md5)
+    return sum(repo.cache.local.exists(md5) for md5 in owned - others)

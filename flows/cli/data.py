@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ from flows.cli.options import JsonOption, ProfileOption
 
 if TYPE_CHECKING:
     from components.registry.lineage import Use
-    from components.versioning import CheckoutResult, DataRepository
+    from components.versioning import CheckoutResult, DataRepository, Withdrawal
 
 app = typer.Typer(no_args_is_help=True, help="Manage data versions, withdraw patients, and check the stored data.")
 PSEUDONYM = re.compile(r"p[0-9a-f]{12}")
@@ -119,6 +120,9 @@ def pull(as_json: JsonOption = False) -> None:
 
 def _describe(result: CheckoutResult, where: str) -> str:
     excluded = f"; {result.withdrawn.series} series of withdrawn patients excluded" if result.withdrawn.series else ""
+    if result.cached_withdrawn:
+        remedy = "omnimri data withdraw --purge deletes them"
+        excluded += f"\nthe cache of this checkout still contains {result.cached_withdrawn} files of withdrawn patients: {remedy}"
     return f"{where} is version {result.digest}, {result.files} files{excluded}"
 
 
@@ -148,76 +152,94 @@ def checkout(
         print(f"OMNIMRI_DATA={to} OMNIMRI_HOME=... omnimri curate uses it")
 
 
-@app.command("withdraw", epilog="Example: omnimri data withdraw p0123456789ab")
+@app.command("withdraw", epilog="Example: omnimri data withdraw p0123456789ab --purge")
 def withdraw(
-    patient: Annotated[str, typer.Argument(metavar="PATIENT", help="a pseudonym, or the id in the source (needs the key)")],
-    purge: Annotated[bool, typer.Option("--purge", help="also delete the files of every version from cache and remote")] = False,
+    patient: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PATIENT]", help="a pseudonym, or the id in the source (needs the key); without it, all who have withdrawn"
+        ),
+    ] = None,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="also delete the files of every version from the cache and all remotes")
+    ] = False,
     profile: ProfileOption = "demo",
     as_json: JsonOption = False,
 ) -> None:
-    """Remove a patient from data/ permanently; later ingestions exclude this patient."""
-    from flows.cli.output import emit, table
+    """Remove a patient from data/ permanently; later ingestions exclude this patient. Exit with status 1 if traces may remain."""
+    from components.ingestion.withdrawal import withdrawals
 
     home, repository = Home.open(), open_repository()
-    patients = find_patients(patient, profile, home)
+    patients = find_patients(patient, profile, home) if patient is not None else withdrawals(home.data)
+    if not patients:
+        raise BadInput("nobody has withdrawn", where=str(home.data), remedy="name a patient: omnimri data withdraw PATIENT")
     with _claim_data():
-        removed, version = repository.withdraw(patients)
-    versions = repository.find_versions_with(patients)
-    models = _find_models(patients, set(versions), home)
-    purged = repository.purge(patients) if purge else 0
+        result = repository.withdraw(patients, purge)
+    models, unanswered = _find_models(patients, result.versions, home)
+    unproven = [*result.unproven, *unanswered]
+    pages = _find_pages(patients, home)
     if as_json:
+        from flows.cli.output import emit
+
         emit(
             {
                 "patients": patients,
-                "removed": removed,
-                "data_digest": version.digest,
-                "versions": sorted(versions),
+                "removed": result.removed,
+                "data_digest": result.digest,
+                "versions": sorted(result.versions),
                 "models": models,
-                "purged_files": purged,
+                "pages": pages,
+                "purged_files": result.purged,
+                "unproven": unproven,
             }
         )
-        return
-    names = ", ".join(f"{name} ({dataset})" for dataset, pseudonyms in patients.items() for name in sorted(pseudonyms))
-    print(f"{names}: {removed.series} series, {removed.files} files removed; data version {version.digest}")
+    else:
+        _print_withdrawal(patients, result, models, pages, purge)
+    if unproven:
+        remedy = "remedy each line, then run it again"
+        raise JobFailed("\n".join(["traces may remain:", *unproven]), where="withdrawal", remedy=remedy)
+
+
+def _print_withdrawal(
+    patients: Mapping[str, frozenset[str]], result: Withdrawal, models: list[Use], pages: list[Path], purge: bool
+) -> None:
+    """Print what a withdrawal removed, and where else the patients' data was used."""
+    from flows.cli.output import table
+
+    names = _shorten(tuple(f"{name} ({dataset})" for dataset, listed in patients.items() for name in sorted(listed)))
+    removed, version = result.removed, result.digest or "not pinned"
+    print(f"{names}: {removed.series} series, {removed.files} files removed; data version {version}")
     print("omnimri curate removes them from the volume store and every table")
     if purge:
-        print(f"{purged} files deleted from cache and remote")
-    elif versions:
-        print(
-            f"{len(versions)} earlier versions in the cache still contain them; --purge deletes their files there and in the remote"
-        )
+        print(f"{result.purged} files deleted from cache and remotes")
+        print("Other checkouts have caches of their own: there, omnimri data pull, then omnimri data withdraw --purge")
+    elif result.versions:
+        count = len(result.versions)
+        print(f"{count} earlier versions in the cache still contain them; --purge deletes their files there and in all remotes")
+    if pages:
+        table("Evaluations that may show this patient: delete these folders", ["folder"], [[str(page)] for page in pages])
     if models:
         cells = [[use.version, ", ".join(use.aliases), ", ".join(use.splits), use.data_digest] for use in models]
         table("Models that used this patient: train them again", ["version", "aliases", "split", "data"], cells)
 
 
 def find_patients(patient: str, profile: str, home: Home) -> dict[str, frozenset[str]]:
-    """Return the pseudonyms, by dataset, of a patient who is in data/ or has been withdrawn.
+    """Return the pseudonyms, by dataset, of a patient who is in data/ or one of its versions, or has been withdrawn.
 
     Raises:
-        BadInput: no such patient.
+        BadInput: no such patient, or the datasets were pseudonymized with another key than this installation's.
     """
-    from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonyms, load_key
     from components.ingestion.withdrawal import patients_of, withdrawals
 
     known: dict[str, set[str]] = {name: set(present) for name, present in patients_of(home.data).items()}
     for name, withdrawn in withdrawals(home.data).items():
         known.setdefault(name, set()).update(withdrawn)
-    if PSEUDONYM.fullmatch(patient):
-        matching = {name: frozenset({patient}) for name, patients in known.items() if patient in patients}
-    else:
-        settings = load_settings(profile).ingestion
-        own = home.root / "pseudonym.key"
-        keys = [load_key(settings, home)] if settings.public_demo_key or settings.key_file or own.exists() else []
-        keys += [own.read_bytes()] if own.exists() else [DEMO_KEY]
-        matching = {
-            name: names
-            for name, patients in known.items()
-            if (names := frozenset(Pseudonyms(key, name).patient(patient) for key in keys) & patients)
-        }
+    matching = _match_patient(patient, known, profile, home)
+    if not matching:  # perhaps only earlier versions contain this patient, or data/ has not been pulled
+        matching = _match_patient(patient, open_repository().patients_of_versions(), profile, home)
     if not matching:
         raise BadInput(
-            "no such patient in data/",
+            "no such patient in data/ or its versions",
             where="PATIENT",
             remedy="give the pseudonym (omnimri data diff and the tables show them), or the id as in the source and the profile "
             "whose key was used",
@@ -225,13 +247,55 @@ def find_patients(patient: str, profile: str, home: Home) -> dict[str, frozenset
     return matching
 
 
-def _find_models(patients: dict[str, frozenset[str]], versions: set[str], home: Home) -> list[Use]:
-    """Return the registered models that used these patients, or data versions that contain them."""
+def _match_patient(patient: str, known: Mapping[str, set[str]], profile: str, home: Home) -> dict[str, frozenset[str]]:
+    """Return dataset -> pseudonyms of a patient among the known ones.
+
+    Raises:
+        BadInput: the patient is given by the id in the source, is not found, and a dataset has another key.
+    """
+    if PSEUDONYM.fullmatch(patient):
+        return {name: frozenset({patient}) for name, patients in known.items() if patient in patients}
+    from components.ingestion.deidentification.pseudonyms import DEMO_KEY, KEY_FILE, Pseudonyms, load_key, require_same_key
+
+    settings = load_settings(profile).ingestion
+    own = home.root / KEY_FILE
+    keys = [load_key(settings, home)] if settings.public_demo_key or settings.key_file or own.exists() else []
+    keys += [own.read_bytes()] if own.exists() else [DEMO_KEY]
+    names = {dataset: frozenset(Pseudonyms(key, dataset).patient(patient) for key in keys) for dataset in known}
+    matching = {dataset: found for dataset, patients in known.items() if (found := names[dataset] & patients)}
+    if not matching:
+        for dataset in known:
+            require_same_key(keys, dataset, home.data)
+    return matching
+
+
+def _find_models(
+    patients: Mapping[str, frozenset[str]], versions: Collection[str], home: Home
+) -> tuple[list[Use], tuple[str, ...]]:
+    """Return the registered models that used these patients, and why the registry could not answer ("" = it did)."""
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (home.mlflow / "mlflow.db").exists():
-        return []
+        return [], ()
     from components.registry import versions_with_patients
 
-    return versions_with_patients(patients, versions, home.tracking_uri, load_settings("demo").registry.name)
+    try:
+        return versions_with_patients(patients, versions, home.tracking_uri, load_settings("demo").registry.name), ()
+    except Exception as error:  # the report must not hide that the files have been deleted
+        remedy = "omnimri lineage --patient lists the models once it does"
+        return [], (f"models: MLflow does not answer ({type(error).__name__}): {remedy}",)
+
+
+def _find_pages(patients: Mapping[str, frozenset[str]], home: Home) -> list[Path]:
+    """Return the folders of evaluations whose cohort contains one of the patients: their pages may show images."""
+    from components.evaluation.cohort import patient_digest
+    from components.evaluation.results import COHORT
+    from components.files import read_json
+
+    digests = {patient_digest(dataset, patient) for dataset, names in patients.items() for patient in names}
+    return [
+        path.parent
+        for path in sorted(home.evaluations.glob(f"*/{COHORT}"))
+        if any(digests & set(listed) for splits in read_json(path).values() for listed in splits.values())
+    ]
 
 
 @app.command("summary", epilog="Example: omnimri data summary")

@@ -30,15 +30,18 @@ def check_datasets(datasets: tuple[DatasetSettings, ...], ingestion: IngestionSe
     """Check the card, the source folder and the pseudonym key of each dataset.
 
     Raises:
-        BadInput: no such card or folder, a faulty card, a missing key file, or the published demo key for real patients.
+        BadInput: no such card or folder, a faulty card, a missing key file, another key than that of the data, or the published
+            demo key for real patients.
     """
-    from components.ingestion.deidentification.pseudonyms import check_key, load_key
+    from components.ingestion.deidentification.pseudonyms import check_key, find_key, require_same_key
 
-    key = load_key(ingestion, Home.open()) if ingestion.public_demo_key or ingestion.key_file else None
+    home = Home.open()
+    key = find_key(ingestion, home)
     for dataset, card in zip(datasets, check_cards(datasets), strict=True):
         _check_source(dataset, card)
         if key is not None:
             check_key(key, card)
+            require_same_key((key,), card.id, home.data)
 
 
 def check_cards(datasets: tuple[DatasetSettings, ...]) -> list[DatasetCard]:

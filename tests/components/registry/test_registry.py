@@ -7,7 +7,7 @@ import mlflow
 import pytest
 
 from components.catalog import load_card
-from components.errors import BadInput, GateRefused
+from components.errors import BadInput, GateRefused, JobFailed
 from components.inference import Predictor, resolve_model
 from components.registries import STAGES, TASKS
 from components.registry import (
@@ -83,6 +83,19 @@ def test_lineage_leads_forward_from_patients_and_datasets(store: Store, first: M
     )
     [use] = versions_with_dataset("tiny-brain", store.uri, NAME)
     assert "train" in use.splits and not versions_with_dataset("another", store.uri, NAME)
+
+
+def test_a_version_whose_files_are_lost_counts_as_unknown(store: Store, first: ModelVersion) -> None:
+    """A withdrawal asks which models used a patient; that some artifacts are lost must not stop it."""
+    artifacts = resolve_model(f"models:/{NAME}/1", store.uri).parents[1]
+    artifacts.rename(artifacts.with_name("lost"))
+    try:
+        [use] = versions_with_patients({"tiny-brain": {"p000000000bad"}}, (), store.uri, NAME)
+        assert use.splits == ("unknown",)
+        with pytest.raises(JobFailed, match="its files are lost"):
+            origin("1", store.uri, NAME)
+    finally:
+        artifacts.with_name("lost").rename(artifacts)
 
 
 def test_a_registered_model_identifies_no_patient(store: Store, first: ModelVersion) -> None:
