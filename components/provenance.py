@@ -19,6 +19,9 @@ from pydantic import BaseModel
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHORT = 16
+GIT_TIMEOUT_S = 60
+CODE_FOLDERS = ("flows", "components", "model_core", "kernels", "profiles")
+CODE_SUFFIXES = (".py", ".yaml", ".yml", ".j2")
 
 
 def digest(*values: Any) -> str:
@@ -66,17 +69,47 @@ def _is_docstring(statement: ast.AST) -> bool:
 
 
 def git_commit() -> str:
-    """Return the commit of the checkout, with ``+dirty`` where tracked files other than the data pin differ from it.
+    """Return the commit of the checkout, with ``+dirty`` where the code in use differs from it.
 
-    Outside of a git checkout, return the commit that the build of the image recorded (``OMNIMRI_COMMIT``), or ``"unknown"``. The
-    data pin ``data.dvc`` does not count as code: every result names its data version itself.
+    Tracked files count, and untracked modules, cards, templates and profiles, which the digests include. The data pin ``data.dvc``
+    does not count as code: every result names its data version itself. Outside of a git checkout of its own, return the commit that
+    the build of the image recorded (``OMNIMRI_COMMIT``), or ``"unknown"``.
     """
-    if not (REPOSITORY / ".git").exists():  # an installed wheel; a repository around the environment is not ours
-        return os.environ.get("OMNIMRI_COMMIT", "unknown")
+    recorded = os.environ.get("OMNIMRI_COMMIT", "unknown")
+    if not (REPOSITORY / ".git").exists():  # an installed wheel, or an archive; a repository around it is not ours
+        return recorded
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != REPOSITORY.resolve():
+        return recorded
+    head = _git("rev-parse", "HEAD")
+    state = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data.dvc")
+    if head is None or state is None:
+        return recorded
+    return head + ("+dirty" if state or _untracked_code() else "")
+
+
+def _git(*words: str) -> str | None:
+    """Return the output of git in this checkout; None if it fails.
+
+    The variables ``GIT_*``, which git sets for its hooks, would name another repository. A checkout that belongs to another user is
+    read all the same: its code is what runs.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-c", f"safe.directory={REPOSITORY}", "-c", "core.fsmonitor=false", *words]
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-        status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data.dvc"]
-        state = subprocess.run(status, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("OMNIMRI_COMMIT", "unknown")
-    return head.stdout.strip() + ("+dirty" if state.stdout.strip() else "")
+        return subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_S
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _untracked_code() -> bool:
+    """Return whether files that git does not know, ignored ones included, take part in the digests."""
+    from components.registries import plugin_sources
+
+    listed = _git("ls-files", "--others", "--", *CODE_FOLDERS) or ""
+    if any(name.endswith(CODE_SUFFIXES) for name in listed.splitlines()):
+        return True
+    inside = [str(path) for path in plugin_sources() if path.resolve().is_relative_to(REPOSITORY)]
+    return bool(inside) and bool(_git("ls-files", "--others", "--", *inside))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -101,20 +102,76 @@ def test_docstrings_are_blind_and_returned_strings_are_not(head: str, words: str
     assert source_digest(f"{head}\n    y = '{words}'\n".encode()) != source_digest(bare.encode())
 
 
-def test_changed_code_marks_the_commit_as_dirty_and_a_changed_data_pin_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def git(*words: str) -> None:
-        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=tmp_path, check=True, capture_output=True)
+def git(root: Path, *words: str) -> None:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    subprocess.run(command, cwd=root, env=clean, check=True, capture_output=True)
 
-    monkeypatch.setattr("components.provenance.REPOSITORY", tmp_path)
-    for name in ("code.py", "data.dvc"):
-        (tmp_path / name).write_text("before")
-    git("init", "-q")
-    git("add", "--all")
-    git("commit", "-qm", "one")
-    (tmp_path / "data.dvc").write_text("after")
+
+@pytest.fixture
+def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A committed checkout with one file of code and a data pin."""
+    root = tmp_path / "outer" / "checkout"
+    (root / "components").mkdir(parents=True)
+    monkeypatch.setattr("components.provenance.REPOSITORY", root)
+    for name in ("components/code.py", "data.dvc"):
+        (root / name).write_text("before")
+    git(root, "init", "-q")
+    git(root, "add", "--all")
+    git(root, "commit", "-qm", "one")
+    return root
+
+
+def test_changed_code_marks_the_commit_as_dirty_and_a_changed_data_pin_does_not(committed: Path) -> None:
+    (committed / "data.dvc").write_text("after")
+    (committed / "notes.txt").write_text("no code")
     commit = git_commit()
     assert len(commit) == 40
-    (tmp_path / "code.py").write_text("after")
+    (committed / "components" / "code.py").write_text("after")
     assert git_commit() == f"{commit}+dirty"
+
+
+@pytest.mark.parametrize("name", ["components/new.py", "components/catalog/datasets/mine.yaml", "profiles/mine.yaml"])
+def test_untracked_code_that_the_digests_include_marks_the_commit_as_dirty(committed: Path, name: str) -> None:
+    (committed / ".gitignore").write_text("mine.yaml\n")
+    git(committed, "add", ".gitignore")
+    git(committed, "commit", "-qm", "two")
+    assert not git_commit().endswith("+dirty")
+    (committed / name).parent.mkdir(parents=True, exist_ok=True)
+    (committed / name).write_text("added")
+    assert git_commit().endswith("+dirty")
+
+
+@pytest.mark.parametrize("damage", ["archive", "emptied"])
+def test_the_commit_of_an_enclosing_repository_is_not_taken(committed: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    """An archive that was unpacked inside of another repository, or whose own repository is damaged."""
+    shutil.rmtree(committed / ".git")
+    if damage == "emptied":
+        (committed / ".git").mkdir()
+    git(committed.parent, "init", "-q")
+    git(committed.parent, "commit", "-qm", "outer", "--allow-empty")
+    assert git_commit() == "unknown"
+    monkeypatch.setenv("OMNIMRI_COMMIT", "of the image")
+    assert git_commit() == "of the image"
+
+
+def test_variables_that_git_sets_for_hooks_do_not_count(committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = git_commit()
+    git(tmp_path, "init", "-q", "other")
+    git(tmp_path / "other", "commit", "-qm", "other", "--allow-empty")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    assert git_commit() == own
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
+def test_a_checkout_of_another_user_is_read(committed: Path) -> None:
+    own = git_commit()
+    for path in [committed, *committed.rglob("*")]:
+        os.chown(path, 12345, 12345)
+    assert git_commit() == own
+
+
+def test_without_git_the_commit_is_unknown(committed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit() == "unknown"
