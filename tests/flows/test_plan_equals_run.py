@@ -84,6 +84,7 @@ CARD_VALUES: dict[str, Any] = {
     "layout.planes": {"_cor": "coronal"},
     "layout.spacing_mm": [2.0, 1.0, 1.0],
     "layout.ignored": ["*_mask.nii"],
+    "layout.orientation": "LAS",
 }
 """Values of card fields whose form is more than a type; the other fields are changed by type."""
 CARD_SKIPPED = {
@@ -133,9 +134,9 @@ def candidates(value: Any, annotation: Any) -> Iterator[Any]:
     elif isinstance(value, dict) and set(value) == set(MIXTURE):
         yield MIXTURE
     elif isinstance(value, dict):
-        yield from ({**value, "other": "/other"}, {"segmentation": 0.5})
+        yield from ({**value, "other": "/other"}, {"segmentation": 0.5}, {**value, "other": 1})
     elif isinstance(value, (list, tuple)):
-        yield from (list(value)[:-1], [*value, 3], [*value, "other"])
+        yield from (list(value)[:-1], [*value, 3], [*value, "other"], [*value, {"key": "other"}])
     else:
         yield from ("other", 3)
 

@@ -64,11 +64,13 @@ def test_a_usage_error_names_fault_and_remedy_at_once(tmp_path: Path, words: lis
 
 
 def test_every_dataset_of_a_profile_is_checked_first(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
     for dataset, message in (
         ({"card": "pi-cai"}, "no sample of this dataset"),
         ({"card": "icbm152-2009", "path": str(tmp_path / "none")}, "no such folder"),
         ({"card": "no-such-card"}, "no such dataset card"),
-        ({"card": "pi-cai", "path": str(tmp_path)}, "demo key"),
+        ({"card": "pi-cai", "path": str(scans)}, "demo key"),
     ):
         assert message in fail(tmp_path, "run", "--profile", write_profile(tmp_path, datasets=[dataset]))
 
