@@ -6,6 +6,7 @@ Shape letters: D slices, H rows, W columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,15 @@ def detection_f1(predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequenc
     hits = sum(count_matches(p, t) for p, t in zip(predicted, truth, strict=True))
     total = sum(map(len, predicted)) + sum(map(len, truth))
     return 2 * hits / total if total else 1.0
+
+
+def localization_f1(predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequence[TextBox]]) -> float:
+    """Compute :func:`detection_f1` whatever the names of the boxes are: what is found, and not what it is called."""
+
+    def unnamed(answers: Sequence[Sequence[TextBox]]) -> list[list[TextBox]]:
+        return [[replace(box, label="") for box in boxes] for boxes in answers]
+
+    return detection_f1(unnamed(predicted), unnamed(truth))
 
 
 def average_precision(predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequence[TextBox]], scores: Sequence[float]) -> float:

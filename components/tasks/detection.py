@@ -138,7 +138,11 @@ class Detection(Task):
         median_boxes = [[typical] if typical else [] for _ in cases]
         patients = [case.record.patient_id for case in cases]
         result = TaskResult()
-        for name, metric in (("F1 at IoU 0.5", metrics.detection_f1), ("found or not, accuracy", metrics.presence_accuracy)):
+        for name, metric in (
+            ("F1 at IoU 0.5", metrics.detection_f1),
+            ("F1 at IoU 0.5, any name", metrics.localization_f1),
+            ("found or not, accuracy", metrics.presence_accuracy),
+        ):
             baselines = {"nothing": pair_score(metric, no_boxes, truth), "median box": pair_score(metric, median_boxes, truth)}
             model = pair_score(metric, predicted, truth)
             result.rows.append(build_row(self.name, name, True, model, baselines, patients, len(cases), model))

@@ -82,6 +82,7 @@ def test_a_box_is_matched_once() -> None:
     assert metrics.count_matches([FOUND, near], [FOUND]) == 1
     assert metrics.detection_f1([[FOUND, near]], [[FOUND]]) == pytest.approx(2 / 3)
     assert metrics.detection_f1([[TextBox("cyst", 100, 100, 200, 200)]], [[FOUND]]) == 0
+    assert metrics.localization_f1([[TextBox("cyst", 100, 100, 200, 200)], []], [[FOUND], [FOUND]]) == pytest.approx(2 / 3)
     assert metrics.detection_f1([[]], [[]]) == 1
 
 
