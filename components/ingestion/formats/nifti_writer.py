@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -48,6 +49,11 @@ class Scaling:
         proxy = image.dataobj
         return cls(float(getattr(proxy, "slope", 1.0)), float(getattr(proxy, "inter", 0.0)))
 
+    def apply(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of stored ones, in double precision unless the scaling is the identity."""
+        values = apply_read_scaling(stored, np.float64(self.slope), np.float64(self.intercept))  # NumPy would keep single precision
+        return np.asarray(values)
+
     @property
     def fits_nifti1(self) -> bool:
         """Return whether single precision, in which NIfTI-1 stores the scaling, represents it exactly."""
@@ -78,8 +84,8 @@ class NiftiOutput(Output):
         stored = stored if channel is None else stored[..., channel]
         _require_numbers(stored)
         if not scaling.fits_nifti1:  # NIfTI-2 scales in double precision
-            stored, scaling = stored * scaling.slope + scaling.intercept, Scaling()
-        self._values = stored if scaling == Scaling() else stored * scaling.slope + scaling.intercept
+            stored, scaling = scaling.apply(stored), Scaling()
+        self._values = scaling.apply(stored)
         if role == "image":
             require_signal(self._values)
         self._affine = round_affine(image.affine)

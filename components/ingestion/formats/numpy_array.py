@@ -21,6 +21,8 @@ DIRECTIONS = {
 }
 """Plane -> directions of slices, rows, columns (RAS+) in radiological display: left is the patient's right, top front or head."""
 _MAGIC = b"\x93NUMPY"
+_STORED_TYPES = {"f2": np.float32, "i8": np.float32, "u8": np.float32, "f16": np.float64, "f12": np.float64}
+"""Type of an array in either byte order -> type in which it is stored, where few readers of NIfTI know it."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,7 @@ def load(path: Path, plane: str, spacing_mm: tuple[float, float, float]) -> Any:
             remedy="give one examination in each file",
         )
     values = np.asarray(values)
-    if values.dtype in (np.float16, np.int64, np.uint64):
-        values = values.astype(np.float32)
+    values = values.astype(_STORED_TYPES.get(values.dtype.str[1:], values.dtype.newbyteorder("=")), copy=False)
     directions = np.array(DIRECTIONS[plane], dtype=np.float64).T * np.array(spacing_mm)  # columns: slice, row, column
     affine = np.eye(4)
     affine[:3, :3] = directions[:, ::-1]
