@@ -41,6 +41,7 @@ from tests.helpers.real_world.common import make_card
 from tests.helpers.real_world.dicom_series import write_stack
 from tests.helpers.real_world.kspace_files import write_fastmri
 from tests.helpers.real_world.nifti_files import nifti_bytes
+from tests.helpers.stored_volumes import assert_same
 
 CARD = make_card(label_map={1: "lesion", 2: "edema", 3: "core"}, tasks=("segmentation",))
 ORIENTATIONS = list(product(permutations(range(3)), product((1.0, -1.0), repeat=3)))
@@ -114,17 +115,6 @@ def store(folder: Path, planned: PlannedFile) -> Path:
     result = clean_file(planned, staging, WriteContext(CARD, Pseudonyms(DEMO_KEY, CARD.id)))
     assert result.rejection is None, result.rejection
     return staging.path(planned.target)
-
-
-def assert_same(volume: Volume, values: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Require that each voxel of a volume is that of the source (x, y, z) at the same position in space, in single precision."""
-    to_source = np.linalg.inv(affine) @ volume.affine
-    np.testing.assert_allclose(to_source, np.rint(to_source), atol=2e-4)
-    assert volume.voxels.size == values.size
-    indices = np.indices(volume.voxels.shape).reshape(3, -1)
-    x, y, z = np.rint(to_source[:3, :3] @ indices + to_source[:3, 3:]).astype(int)
-    expected = np.where(np.isfinite(values), values, 0).astype(np.float32)
-    np.testing.assert_array_equal(volume.voxels.ravel(), expected[x, y, z])
 
 
 def read_nifti(path: Path) -> Volume:
