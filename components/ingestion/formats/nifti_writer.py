@@ -120,7 +120,7 @@ def _require_numbers(stored: NDArray[Any]) -> None:
 
     Raises:
         BadInput: no voxels, or another number of axes.
-        UnsupportedInput: colors.
+        UnsupportedInput: colors, or an axis that NIfTI-1 cannot store.
     """
     if stored.dtype.names or stored.dtype.kind not in "biufc":
         raise UnsupportedInput("unsupported", "a color image", remedy="give the grayscale image that it was created from")
@@ -128,6 +128,10 @@ def _require_numbers(stored: NDArray[Any]) -> None:
         raise UnsupportedInput("unsupported", f"an image of {stored.ndim} dimensions", remedy="give images of 3 or 4 dimensions")
     if stored.size == 0:
         raise BadInput("an image without voxels", remedy="get the file again")
+    if max(stored.shape) > np.iinfo(np.int16).max:
+        raise UnsupportedInput(
+            "unsupported", "an axis of more than 32767 voxels, the limit of NIfTI-1", remedy="cut or resample it"
+        )
 
 
 def _fill_header(header: Any, image: Any, scaling: Scaling) -> None:

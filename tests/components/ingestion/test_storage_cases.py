@@ -109,6 +109,10 @@ UNUSABLE = {
     "all infinite": (np.full((24, 28, 16), np.inf), "no finite voxel: every one is NaN or infinite"),
     "constant with a NaN": (np.where(ramp() == ramp().min(), np.nan, 7.0), "no signal: every voxel has the same value"),
     "beyond single precision": (ramp() * 1e37, "values beyond single precision (3.4e38)"),
+    "an axis that only NIfTI-2 can store": (
+        np.arange(33000).reshape(33000, 1, 1),
+        "an axis of more than 32767 voxels, the limit of NIfTI-1",
+    ),
     "beyond it and negative": (ramp() * -1e37, "values beyond single precision (3.4e38)"),
 }
 
@@ -116,7 +120,7 @@ UNUSABLE = {
 @pytest.mark.parametrize("case", UNUSABLE)
 def test_what_nothing_can_read_is_refused_at_ingestion(source: Path, case: str) -> None:
     values, reason = UNUSABLE[case]
-    write_nifti_file(source / "sub-01_T1w.nii.gz", values)
+    write_nifti_file(source / "sub-01_T1w.nii.gz", values, version=2)
     write_nifti_file(source / "sub-03_T1w.nii.gz", ramp())
     report, volumes = ingest_all(source)
     assert [entry.reason for entry in report.quarantined] == [reason] and report.quarantined[0].path == "file 1 of 2, *.gz"
