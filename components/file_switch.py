@@ -61,7 +61,8 @@ class FileSwitch:
         if not decisive.exists() or file_md5(decisive) != record["decisive"]:
             for name in record["files"]:
                 self._undo(name)
-        shutil.rmtree(self.root / REPLACED, ignore_errors=True)
+        if (self.root / REPLACED).exists():
+            shutil.rmtree(self.root / REPLACED)  # an error leaves the record, so that the next writer repeats it
         (self.root / RECORD).unlink()
 
     def _undo(self, name: str) -> None:

@@ -116,7 +116,8 @@ def write_corpus(
         unreadable: ``dataset/series`` that is left out -> the reason.
     """
     switch = FileSwitch(out, SUMMARY)
-    shutil.rmtree(switch.incoming, ignore_errors=True)
+    if switch.incoming.exists():
+        shutil.rmtree(switch.incoming)
     for temporary in out.glob(".*.tmp"):
         temporary.unlink()  # files of a killed run
     unique, duplicates = _drop_duplicates(records)

@@ -84,6 +84,8 @@ class CurationTarget:
     settings: CurationSettings
 
 
+CLEANUP = ".cleanup"
+"""File in the corpus: a run that wrote its tables has not removed obsolete volumes yet. They may be those of withdrawn patients."""
 REJECTED = "rejected"
 """Folder beside the store with the reasons of volumes that could not be read."""
 JobRunner = Callable[[list[VolumeJob], CurationTarget], None]
@@ -236,8 +238,8 @@ def _curate(
 
 
 def is_current(out: Path, inputs: CurationInputs) -> bool:
-    """Return whether the corpus under ``out`` was curated from these inputs, none of which was unreadable."""
-    if is_switching(out) or not (out / SUMMARY).exists():
+    """Return whether the corpus under ``out`` was curated completely from these inputs, none of which was unreadable."""
+    if is_switching(out) or (out / CLEANUP).exists() or not (out / SUMMARY).exists():
         return False
     summary = read_json(out / SUMMARY)
     return summary["inputs"] == inputs.digest and not summary.get("unreadable")
@@ -277,11 +279,13 @@ def _update(
         annotation = annotator.annotate(records, load)
         load = annotator.wrap_loader(load)
     left_out = dict(sorted(unreadable.values()))
+    (out / CLEANUP).touch()
     summary = write_corpus(out, records, load, facts, target.settings, inputs.digest, inputs.row_recipe, previous, left_out)
     for volume_id in obsolete:
         store.remove(volume_id)  # together with its sidecar
     _remove_other_rejections(target, set(unreadable))
     remove_stale_answers(out, {record.content_md5 for record in records})
+    (out / CLEANUP).unlink()
     _warn_of_empty_splits(summary, target.settings)
     duplicates = set(summary["duplicates"])
     skipped = {*duplicates, *left_out}

@@ -170,9 +170,10 @@ def require_equal(update: Update, root: Path, label: str) -> None:
     assert (root / "data.dvc").read_bytes() == (update.after / "data.dvc").read_bytes(), label
     if update.stage is version_stage:
         remote = ".omnimri/dvc-remote"
-        assert tree(root / remote) == tree(update.after / remote), label
+        stored = {name: content for name, content in tree(root / remote).items() if not name.endswith(".tmp")}
+        assert stored == tree(update.after / remote), label
         for path in (root / ".dvc" / "cache" / "files" / "md5").rglob("*"):
-            if path.is_file():
+            if path.is_file() and path.suffix != ".tmp":  # DVC leaves those of objects that it could not complete
                 assert path.parent.name + path.name.removesuffix(".dir") == file_md5(path), label
 
 
