@@ -222,6 +222,8 @@ def fill(update: Update, command: Command, disk: Path, free_kib: int) -> bool:
             assert status == 1 and FAULTS[errno.ENOSPC][0] in message, f"{label}: {message}"
             check_blames_no_input(message, update, root)
             require_last_version(update, root, label)
+        else:
+            require_equal(update, root, label)
         resize_disk(disk, 16 * 1024)
         assert command(lambda: update.stage(root)) == (0, ""), label
         require_equal(update, root, label)
@@ -231,7 +233,7 @@ def fill(update: Update, command: Command, disk: Path, free_kib: int) -> bool:
 @pytest.mark.parametrize("name", ["ingest", "curate", "version"])
 def test_a_full_disk(updates: dict[str, Update], name: str, tmp_path: Path, command: Command) -> None:
     assert fill(updates[name], command, tmp_path, 0)
-    assert fill(updates[name], command, tmp_path, 24)
+    fill(updates[name], command, tmp_path, 24)  # may suffice: then the result must be complete
 
 
 @pytest.mark.slow
