@@ -194,7 +194,7 @@ def test_a_corpus_that_fails_validation_stops_the_update(server: str, home: Home
     profile = tiny_profile(tmp_path, patients=4)
     source = next((tmp_path / "source").rglob("*_T1w.json"))
     for path in (tmp_path / "source").rglob("*_T1w.json"):
-        path.write_text(source.read_text().replace("0.6", "600"))  # seconds, says BIDS
+        path.write_text(source.read_text().replace("0.6", "0.001"))  # a repetition time of a millisecond
     with pytest.raises(GateRefused, match="repetition"):
         curate(Profile(name=str(profile)))
     assert states(profile, home, "read synthetic-brain-nifti", "curate", "validate") == ["reused", "reused", "runs"]
