@@ -71,8 +71,12 @@ def find_system_fault(error: BaseException, where: str = "") -> MachineFault | N
 def find_machine_fault(error: BaseException, where: str = "") -> MachineFault | None:
     """Return the fault of the system (:func:`find_system_fault`) or of a program that an error on reading an input means.
 
-    A damaged input can raise nearly any type of error in a library, but not these: they mean a missing package or a bug.
+    A damaged input can raise nearly any type of error in a library, but not these: they mean a missing package or a bug. A
+    ``MemoryError`` is the input's: its header claims more than the machine could ever hold. A machine that runs out of memory kills
+    the process instead.
     """
+    if not isinstance(error, MachineFault) and any(isinstance(cause, MemoryError) for cause in causes(error)):
+        return None
     fault = find_system_fault(error, where)
     if fault is not None:
         return fault
@@ -99,7 +103,8 @@ def raise_machine_fault(error: BaseException, where: str = "") -> None:
 
 def program_error(error: BaseException, doing: str, where: str) -> MachineFault:
     """Return the error of a step that no input can cause, such as writing what has been read."""
-    return find_machine_fault(error, where) or MachineFault(f"{doing} failed: {type(error).__name__}", where=where, remedy=_BUG)
+    fault = find_system_fault(error, where) or find_machine_fault(error, where)
+    return fault or MachineFault(f"{doing} failed: {type(error).__name__}", where=where, remedy=_BUG)
 
 
 def own_file(error: BaseException, *folders: Path) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from components.errors import BadInput, OmniMRIError
+from components.machine_faults import causes
 
+TOO_LARGE = "check the size that its header states: if it is right, use a machine with more memory; if not, get the file again"
 READER_FAILED = "open it with another program: if that reads it, report this error; if not, get the file again"
 Kind = Literal[
     "unreadable", "not MR", "burnt-in", "geometry", "duplicate", "unsupported", "not magnitude", "label", "inaccessible", "no image"
@@ -136,4 +138,6 @@ def rejection_of(error: Exception) -> Rejection:
     if isinstance(error, OmniMRIError):
         kind = error.kind if isinstance(error, UnsupportedInput) else "unreadable"
         return Rejection(kind, error.what, error.remedy)
+    if any(isinstance(cause, MemoryError) for cause in causes(error)):
+        return Rejection("unreadable", "its header claims more voxels than fit in memory", TOO_LARGE)
     return Rejection("unreadable", f"damaged, or of a form that its reader does not know ({type(error).__name__})", READER_FAILED)

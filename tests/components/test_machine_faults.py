@@ -15,6 +15,7 @@ import pydicom
 import pytest
 
 from components.errors import BadInput, MachineFault
+from components.ingestion.quarantine import rejection_of
 from components.machine_faults import (
     FAULTS,
     causes,
@@ -60,6 +61,22 @@ def test_a_fault_is_found_behind_the_errors_that_it_caused() -> None:
 def test_want_of_memory_is_a_fault_of_the_machine(error: Exception, what: str) -> None:
     fault = find_system_fault(error)
     assert fault is not None and what in fault.what
+
+
+def test_an_input_that_claims_more_than_memory_holds_is_at_fault_itself() -> None:
+    """One damaged header must not end the ingestion of all other files."""
+    try:
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise ValueError("cannot read") from error
+    except ValueError as error:
+        claimed = error
+    raise_machine_fault(claimed)
+    assert "more voxels than fit in memory" in rejection_of(claimed).reason
+    while_writing = program_error(MemoryError(), "writing", "file")
+    with pytest.raises(MachineFault, match="out of memory"):
+        raise_machine_fault(while_writing)
 
 
 @pytest.mark.parametrize("kind", [ImportError, SystemError, NameError, AssertionError, ModuleNotFoundError, UnboundLocalError])

@@ -265,7 +265,7 @@ def inputs(good: list[Seed], count: int, seed: int, first: int = 0) -> Iterator[
 def take_in(seed: Seed, content: bytes, folder: Path) -> Outcome:
     """Ingest a dataset of this file and read what came out; then read the file alone. Every refusal must have a reason."""
     from components.catalog import load_card
-    from components.errors import OmniMRIError
+    from components.errors import MachineFault, OmniMRIError
     from components.ingestion import ingest, list_series, read_path, read_volume
 
     source, data = folder / "source", folder / "data"
@@ -283,6 +283,8 @@ def take_in(seed: Seed, content: bytes, folder: Path) -> Outcome:
     for step in steps:
         try:
             step()
+        except MachineFault as error:  # no damaged input may end the ingestion of all others
+            return Outcome("no reason", f"machine fault: {error.what}", time.process_time() - started)
         except OmniMRIError as error:
             reasons.append(error.what)
         except BaseException as error:  # a panic of a library in Rust is no Exception
