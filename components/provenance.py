@@ -88,17 +88,20 @@ def git_commit() -> str:
     return head + ("+dirty" if state or _untracked_code() else "")
 
 
+def git_environment() -> dict[str, str]:
+    """Return the environment without the variables ``GIT_*``, which git sets for its hooks and which name another repository."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+
 def _git(*words: str) -> str | None:
     """Return the output of git in this checkout; None if it fails.
 
-    The variables ``GIT_*``, which git sets for its hooks, would name another repository. A checkout that belongs to another user is
-    read all the same: its code is what runs.
+    A checkout that belongs to another user is read all the same: its code is what runs.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-c", f"safe.directory={REPOSITORY}", "-c", "core.fsmonitor=false", *words]
     try:
         return subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_S
+            command, cwd=REPOSITORY, env=git_environment(), capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_S
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from components.errors import BadInput
+from components.errors import BadInput, JobFailed
 from components.files import atomic_file
+from components.provenance import git_environment
 from components.versioning.dvc_store import LIST_SUFFIX
 
 _PINNED = re.compile(rf"^[+-].*\bmd5: ([0-9a-f]{{32}}){re.escape(LIST_SUFFIX)}$", re.MULTILINE)
@@ -113,9 +114,17 @@ def digest_at_revision(path: Path, revision: str) -> str | None:
 
 
 def digests_in_history(path: Path) -> set[str]:
-    """Return the digests that a pin has had at any revision of the git repository; empty without one."""
+    """Return the digests that a pin has had at any revision of the git repository; empty without one.
+
+    Raises:
+        JobFailed: git is missing or cannot read the repository.
+    """
     if not (path.parent / ".git").exists():
         return set()
     command = ["git", "log", "--all", "--format=", "--patch", "--diff-merges=separate", "--", path.name]
-    result = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
+    try:
+        result = subprocess.run(command, cwd=path.parent, env=git_environment(), capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        remedy = "install git and make the repository readable, then run it again"
+        raise JobFailed(f"git does not list earlier versions ({type(error).__name__})", where=path.name, remedy=remedy) from None
     return set(_PINNED.findall(result.stdout))

@@ -188,7 +188,7 @@ def _unlisted(
     for content in stores:
         if unlisted := content.files - listed:
             of = f"; the file lists of these versions are lost: {', '.join(lost)}" if lost else ""
-            remedy = "push the version from a clone that has it and purge again, or delete them with dvc gc --all-commits"
+            remedy = "push the version from a clone that has it and purge again, or delete them with dvc gc --all-commits --cloud"
             sentences.append(f"{content.name}: no known version lists {len(unlisted)} of its objects{of}: {remedy}")
     return sentences
 

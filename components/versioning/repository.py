@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.errors import BadInput, OmniMRIError
+from components.errors import BadInput, JobFailed, OmniMRIError
 from components.ingestion.manifest import MANIFEST
 from components.ingestion.withdrawal import Removed, withdraw, withdrawals
 from components.provenance import file_md5
@@ -195,8 +195,10 @@ class DataRepository:
         removed = Removed(0, 0) if missing else withdraw(self.data, patients)
         deleted, versions = 0, frozenset[str]()
         if purge:
+            pins, faults = self._known_pins()
+            unproven += faults
             with open_dvc(self.root) as repo:
-                result = delete_patients(repo, patients, self._known_pins(), present)
+                result = delete_patients(repo, patients, pins, present)
             deleted, versions, unproven = result.deleted, result.versions, [*unproven, *result.unproven]
         try:
             digest = self.digest() if missing else self.snapshot().digest
@@ -221,13 +223,16 @@ class DataRepository:
             objects |= manifest_objects(self.data / dataset / MANIFEST, names)
         return objects
 
-    def _known_pins(self) -> set[str]:
-        """Return the versions that any git revision or the working tree pins."""
+    def _known_pins(self) -> tuple[set[str], list[str]]:
+        """Return the versions that any git revision or the working tree pins, and why they may be incomplete."""
         try:
             current = {self.digest()} if self.pin.exists() else set()
         except BadInput:
             current = set()
-        return current | digests_in_history(self.pin)
+        try:
+            return current | digests_in_history(self.pin), []
+        except JobFailed as error:
+            return current, [str(error)]
 
     def _versions_in_cache(self, patients: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
         try:
@@ -240,10 +245,14 @@ class DataRepository:
         with open_dvc(self.root) as repo:
             return find_versions_with(repo, patients)
 
-    def patients_of_versions(self) -> dict[str, set[str]]:
-        """Return dataset -> pseudonyms of the patients of every version whose file list is in the cache or a remote."""
+    def patients_of_versions(self) -> tuple[dict[str, set[str]], list[str]]:
+        """Return dataset -> pseudonyms of the patients of every version whose file list is in the cache or a remote.
+
+        The second value names the stores that could not be read.
+        """
         with open_dvc(self.root) as repo:
-            return patients_in(list_versions(read_stores(repo)))
+            stores = read_stores(repo)
+        return patients_in(list_versions(stores)), [fault for content in stores for fault in content.faults]
 
     def resolve(self, revision: str) -> str:
         """Return the digest that a revision names.

@@ -228,6 +228,7 @@ def find_patients(patient: str, profile: str, home: Home) -> dict[str, frozenset
 
     Raises:
         BadInput: no such patient, or the datasets were pseudonymized with another key than this installation's.
+        JobFailed: not found, while the cache or a remote could not be read.
     """
     from components.ingestion.withdrawal import patients_of, withdrawals
 
@@ -235,8 +236,13 @@ def find_patients(patient: str, profile: str, home: Home) -> dict[str, frozenset
     for name, withdrawn in withdrawals(home.data).items():
         known.setdefault(name, set()).update(withdrawn)
     matching = _match_patient(patient, known, profile, home)
+    faults: list[str] = []
     if not matching:  # perhaps only earlier versions contain this patient, or data/ has not been pulled
-        matching = _match_patient(patient, open_repository().patients_of_versions(), profile, home)
+        earlier, faults = open_repository().patients_of_versions()
+        matching = _match_patient(patient, earlier, profile, home)
+    if not matching and faults:
+        what = "\n".join(["no such patient in the versions that can be read:", *faults])
+        raise JobFailed(what, where="PATIENT", remedy="remedy each line, then run it again")
     if not matching:
         raise BadInput(
             "no such patient in data/ or its versions",

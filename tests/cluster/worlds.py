@@ -69,9 +69,17 @@ def probe_job(world: World, action: str, nodes: int = 2, **changes: Any) -> JobS
     volumes = fields.pop("volumes", (SharedVolume(CLAIM, world.folder),))
     module = "components.launching.probe"
     return JobSpec(
-        f"probe-{action}", module, (action, str(world.folder)), nodes, folder, nodes=nodes, image=IMAGE, volumes=volumes,
-        resources=SMALL, **fields,
-    )  # fmt: skip
+        f"probe-{action}",
+        module,
+        (action, str(world.folder)),
+        nodes,
+        folder,
+        nodes=nodes,
+        image=IMAGE,
+        volumes=volumes,
+        resources=SMALL,
+        **fields,
+    )
 
 
 class DoubleWorld:

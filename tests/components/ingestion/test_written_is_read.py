@@ -1,4 +1,4 @@
-"""What ingestion stores equals what nibabel, SimpleITK, pydicom, NumPy and h5py read from the source, for generated volumes.
+"""Stored volumes equal what nibabel, SimpleITK, pydicom, NumPy and h5py read from the source, for generated volumes.
 
 Precision of the store: NIfTI-1 stores affines in single precision; volumes are read in single precision, with 0 for NaN and
 infinity; 64-bit integers of NumPy arrays are stored in single precision. All else is exact.

@@ -135,6 +135,19 @@ def test_a_remote_that_does_not_answer_is_named_and_the_cache_is_purged(site: Si
     assert not site.traces(site.root)
 
 
+@pytest.mark.parametrize("fault", ["missing", "failing"])
+def test_a_purge_without_git_deletes_what_it_knows_and_says_so(site: Site, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = site.root.parent / "tools"
+    tools.mkdir()
+    if fault == "failing":
+        (tools / "git").write_text("#!/bin/sh\nexit 128\n")
+        (tools / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    unproven = site.repository.withdraw(WITHDRAWN, purge=True).unproven
+    assert any("git does not list earlier versions" in sentence for sentence in unproven)
+    assert not site.traces(site.root, site.remote)
+
+
 def test_a_damaged_pin_does_not_keep_the_files_from_being_deleted(site: Site) -> None:
     pin = site.repository.pin
     pin.write_text(f"<<<<<<< HEAD\n{pin.read_text()}=======\n{pin.read_text()}>>>>>>> theirs\n")

@@ -14,6 +14,7 @@ from components.errors import BadInput, JobFailed
 from components.ingestion import ingest
 from components.settings import CurationSettings
 from components.versioning import DataRepository
+from components.versioning.dvc_store import open_dvc
 from flows.cli.data import app
 from tests.helpers.datasets import KEY, tiny_card, write_cohort, write_patient
 
@@ -59,6 +60,13 @@ def test_a_patient_is_withdrawn_by_the_id_in_the_source(root: Path) -> None:
     with pytest.raises(BadInput, match="no such patient") as refused:
         output_of("withdraw", "Doe^Jane")
     assert "Jane" not in str(refused.value)
+
+
+def test_a_patient_is_not_called_unknown_while_a_remote_cannot_be_read(root: Path) -> None:
+    with open_dvc(root) as dvc, dvc.config.edit() as config:
+        config["remote"]["away"] = {"url": str(root / "unmounted")}
+    with pytest.raises(JobFailed, match="remote away: not readable"):
+        output_of("withdraw", "Doe^Jane")
 
 
 def test_a_damaged_slice_is_named(root: Path) -> None:

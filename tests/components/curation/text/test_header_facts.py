@@ -1,4 +1,4 @@
-"""What the header states is a line of the prompt and is copied into a report."""
+"""The facts of the header are a line of the prompt, and are copied into a report."""
 
 from __future__ import annotations
 

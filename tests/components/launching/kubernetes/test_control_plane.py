@@ -1,4 +1,4 @@
-"""What a real control plane does to a job beside running it: reaction, and message to the user."""
+"""The launcher reacts to evictions, lost machines, quotas and other acts of a control plane, and tells the user."""
 
 from __future__ import annotations
 
