@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 import torch
 
@@ -30,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast", action="store_true", help="skip the tests that start servers, trainers or compilers (make test-fast)"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let hypothesis generate the same examples in every run; ``--run-slow`` looks for new ones."""
+    hypothesis.settings.register_profile("repeatable", derandomize=True)
+    hypothesis.settings.load_profile("default" if config.getoption("--run-slow") else "repeatable")
 
 
 LONG = (

@@ -73,7 +73,7 @@ def _find_other_class(header: Dataset, sop_class: str, has_pixels: bool) -> Reje
         )
     modality = str(header.get("Modality", "") or "")
     if modality != "MR":
-        if not modality and not has_pixels:
+        if len(modality) < 2 and not has_pixels:  # every code has at least two letters: "M" is cut off
             return Rejection(
                 "unreadable", "a DICOM object without modality and pixels: cut off, or no image", "get the file again, if it is one"
             )

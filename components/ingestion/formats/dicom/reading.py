@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import pydicom
 from pydicom import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -158,7 +159,7 @@ def _open(path: Path) -> BinaryIO:
 def _read(stream: BinaryIO, path: Path, stop_before_pixels: bool) -> Dataset:
     try:
         dataset = pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True)
-    except struct.error:
+    except (struct.error, BytesLengthException):  # the latter: a number with too few bytes
         raise BadInput("a DICOM header that is cut off", where=path.name, remedy="get the file again") from None
     if dataset.file_meta.get("TransferSyntaxUID") is None:
         implicit, little = dataset.original_encoding

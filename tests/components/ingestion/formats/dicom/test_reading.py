@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -91,12 +91,15 @@ def test_other_bytes_are_no_data_set(content: bytes) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(share=st.floats(0, 1, exclude_max=True))
-def test_a_file_that_was_cut_off_is_called_so(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
+@given(cut=st.integers(0, 2355))
+@example(cut=9).via("within the number of the meta information's length")
+@example(cut=379).via("within the modality")
+def test_a_file_that_was_cut_off_is_called_so(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = tmp_path_factory.mktemp("cut")
     (path,) = write_stack(folder, "s", voxels(1))
     content = path.read_bytes()
-    path.write_bytes(content[: 132 + int(share * (len(content) - 132))])
+    assert len(content) > 132 + 2355
+    path.write_bytes(content[: 132 + cut])
     with pytest.raises(BadInput) as raised:
         read_path(path)
     assert raised.value.what in (
