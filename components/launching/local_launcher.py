@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -120,9 +119,8 @@ class LocalLauncher:
         threads = max((os.cpu_count() or 1) // job.processes, 1)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
         if job.processes == 1:
-            environment.update(
-                RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_find_free_port())
-            )
+            # Port 0: torch takes a free one, which no other process needs to know.
+            environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         else:
             agent = ["-m", ELASTIC_AGENT, "--standalone", f"--nproc-per-node={job.processes}", "--"]
             command = [sys.executable, *agent, job.module, *job.arguments]
@@ -151,9 +149,3 @@ class LocalLauncher:
         finished = [handle for handle in self._started if handle.status().state.finished]
         self._started = [handle for handle in self._started if handle not in finished]
         return [handle.key for handle in finished]
-
-
-def _find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from components.launching.kubernetes.pod_entrypoint import PORT
 from components.provenance import REPOSITORY
 from tests.doubles.apiserver import Object, RunningServer, condition, now
 from tests.doubles.controllers import FINISHED_PHASES, INDEX, set_pod_status
+from tests.helpers.ports import free_port
 
 
 @dataclass
@@ -153,7 +153,7 @@ class Kubelet:
     def _start_process(self, pod: Object) -> None:
         container, name = pod["spec"]["containers"][0], pod["metadata"]["name"]
         job = pod["metadata"]["labels"]["omnimri.dev/job"]
-        port = self.ports.setdefault(job, _find_free_port())
+        port = self.ports.setdefault(job, free_port())
         rendezvous = (
             f"{pod['spec']['hostname'].rpartition('-')[0]}-0.{pod['spec']['subdomain']}.{pod['metadata']['namespace']}.svc:{PORT}"
         )
@@ -245,9 +245,3 @@ def choose_machine(pod: Object) -> str:
     excluded = [name for t in affinity.get("nodeSelectorTerms", []) for e in t["matchExpressions"] for name in e["values"]]
     own = f"machine-{pod['metadata']['labels'].get(INDEX, 0)}"
     return own if own not in excluded else f"spare-{own}"
-
-
-def _find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

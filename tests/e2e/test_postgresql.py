@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.served import free_port, served
+from tests.helpers.ports import free_port
+from tests.helpers.served import served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PASSWORD = "a-secret-word"

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from flows.server.supervisor import answers
-from tests.helpers.served import free_port, wait
+from tests.helpers.ports import free_port
+from tests.helpers.served import wait
 
 
 @pytest.fixture(scope="session")

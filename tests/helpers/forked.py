@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from components.errors import JobFailed
 from components.launching import JobSpec
 from components.launching.local_launcher import INTERRUPTED
+from tests.helpers.ports import free_port
 
 PRELOADED = ["components.training.trainer", "components.training.figures", "deepspeed", "mlflow.tracking", "matplotlib.figure"]
 
@@ -94,9 +94,7 @@ class ForkedLauncher:
         self.before(job)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port() if job.processes > 1 else 0
         log = job.folder / f"{job.name}.log"
         arguments = Path(job.arguments[0]), log
         processes: list[BaseProcess] = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import yaml
 from components.home import Home
 from components.provenance import REPOSITORY
 from tests.helpers.datasets import write_cohort
+from tests.helpers.ports import free_port
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 Found = TypeVar("Found")
@@ -34,13 +34,6 @@ def wait(until: Callable[[], Found], seconds: float, what: str) -> Found:
         assert time.monotonic() < deadline, f"{what}: not after {seconds:.0f} s"
         time.sleep(0.25)
     return found
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def tiny_profile(root: Path, patients: int, **changes: Any) -> Path:
