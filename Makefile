@@ -22,13 +22,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/omnimri run --profile demo
 
-# Three processes with one thread each: on two cores, one computes while another waits for a server or a disk.
+# Two processes with one thread each: with two each, threads wait for each other on two cores.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 # The unit tests: whatever starts no server, no trainer process and no compiler.
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --fast --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --fast --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
