@@ -3,7 +3,10 @@
 ::
 
     answer = <image> end | <seg> end | box+ end | text+ end
-    box    = <bbox> text+ row column row column         (location tokens; the second row and column are the larger ones)
+    box    = <bbox> text+ row column row column                             about a slice
+           | <bbox> text+ slice row column slice row column                 about a volume
+
+The edges are location tokens; the second slice, row and column are the larger ones.
 """
 
 from __future__ import annotations
@@ -23,10 +26,13 @@ class AnswerGrammar(LogitsProcessor):
     """Give every token that an answer cannot continue with the score minus infinity.
 
     The answer of a sequence is what follows its ``<response>`` token; a sequence without one is not constrained.
+
+    Args:
+        axes: of a box, 2 about slices or 3 about volumes.
     """
 
-    def __init__(self, config: OmniMRIConfig) -> None:
-        self.config = config
+    def __init__(self, config: OmniMRIConfig, axes: int = 2) -> None:
+        self.config, self._axes = config, axes
         text = torch.ones(config.vocab_size, dtype=torch.bool)
         first = config.location_token_id
         self._locations = range(first, first + GRID)
@@ -63,10 +69,11 @@ class AnswerGrammar(LogitsProcessor):
         edges = [token - self._locations.start for token in box if token in self._locations]
         if not edges and len(box) < NAME_TOKENS:
             return self._with(self._text, *self._locations[: GRID - 1]) if box else self._text
-        if len(edges) == 4:
+        if len(edges) == 2 * self._axes:
             return self._only(config.eos_token_id, config.box_token_id)
-        smallest = edges[len(edges) - 2] + 1 if len(edges) >= 2 else 0
-        return self._only(*self._locations[smallest : GRID if len(edges) >= 2 else GRID - 1])
+        if len(edges) < self._axes:
+            return self._only(*self._locations[: GRID - 1])
+        return self._only(*self._locations[edges[len(edges) - self._axes] + 1 :])
 
     def _only(self, *tokens: int) -> Tensor:
         return self._with(torch.zeros_like(self._text), *tokens)

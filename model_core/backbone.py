@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention, Qwen2MoeRMSNorm
 
 from kernels.moe_layer import MoEOutput
-from model_core.config import OmniMRIConfig, Triple
+from model_core.config import OmniMRIConfig
 from model_core.moe import SparseMoeBlock
 
 
@@ -96,8 +96,8 @@ class Backbone(nn.Module):
         """Run the layers.
 
         Args:
-            positions_3BL: slice, row and column position of every token (:func:`compute_positions`).
-            mask_B1LS: bool, True = may attend (:func:`build_attention_mask`).
+            positions_3BL: slice, row and column position of every token (:func:`model_core.sequences.compute_positions`).
+            mask_B1LS: bool, True = may attend (:func:`model_core.sequences.build_attention_mask`).
             valid_BL: bool, False = padding.
 
         Returns:
@@ -127,51 +127,3 @@ class Backbone(nn.Module):
         angles = [axis_BL[..., None] * section for axis_BL, section in sections]
         angle = torch.cat([*angles, *angles], -1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def index_image_blocks(is_image_BL: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Return the index of each image token in its block, and the number (from 1) of its block; 0 for text, both (B, L)."""
-    order = is_image_BL.long().cumsum(-1) - 1
-    zero = torch.zeros_like(order)
-    return torch.where(is_image_BL, order % tokens, zero), torch.where(is_image_BL, order // tokens + 1, zero)
-
-
-def compute_positions(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) -> Tensor:
-    """Return the positions (3, B, L) of the tokens of a sequence, as in Qwen2-VL.
-
-    A text token has the same position on all axes. The tokens of an image have the positions of its grid, offset by the position of
-    the text before it; the text after it continues past the largest of them. Padding does not advance the position.
-    """
-    depth, height, width = grid
-    index, _ = index_image_blocks(is_image_BL, depth * height * width)
-    ends_block = is_image_BL & (index == depth * height * width - 1)
-    advance = (valid_BL & ~is_image_BL).long() + ends_block.long() * max(grid)
-    start = advance.cumsum(-1) - advance
-    zero = torch.zeros_like(index)
-    inside = torch.stack([index // (height * width), index // width % height, index % width])
-    return start + torch.where(is_image_BL, inside, zero)
-
-
-def compute_last_position(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) -> Tensor:
-    """Return :func:`compute_positions` of the last token alone, (3, B, 1), which must be text: one step of generation."""
-    depth, height, width = grid
-    text_B = (valid_BL & ~is_image_BL)[:, :-1].sum(-1)
-    blocks_B = is_image_BL.sum(-1) // (depth * height * width)
-    return (text_B + blocks_B * max(grid)).expand(3, -1)[..., None]
-
-
-def build_attention_mask(is_image_BL: Tensor, valid_BS: Tensor, bidirectional_B: Tensor, tokens: int) -> Tensor:
-    """Return which tokens may attend to which, (B, 1, L, L) bool, True = may attend.
-
-    Attention is causal, and bidirectional within the image blocks of samples marked in ``bidirectional_B``. Image blocks whose
-    tokens are predicted must stay causal, otherwise each token would see the next one.
-
-    Args:
-        tokens: number of visual tokens of an image.
-    """
-    length = is_image_BL.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=is_image_BL.device).tril()
-    _, block = index_image_blocks(is_image_BL, tokens)
-    same_block = (block[:, :, None] == block[:, None, :]) & is_image_BL[:, :, None] & bidirectional_B[:, None, None]
-    itself = torch.eye(length, dtype=torch.bool, device=is_image_BL.device)  # a row of padding must attend to something
-    return (((causal | same_block) & valid_BS[:, None, :]) | itself)[:, None]

@@ -1,6 +1,7 @@
 """OmniMRI: Swin encoder, connector, mixture-of-experts backbone, text head, visual-token head and image decoder in one model.
 
-Shape letters: B samples, D slices, H rows, W columns, L text and image tokens, V vocabulary, A answers, K draws.
+Shape letters: B samples, M images of all samples, G image blocks of a sequence, D slices, H rows, W columns, L text and image
+tokens, N visual tokens, V vocabulary, A answers, K draws.
 """
 
 from __future__ import annotations
@@ -18,15 +19,25 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qw
 from transformers.utils import ModelOutput
 
 from model_core.answer_grammar import AnswerGrammar
-from model_core.backbone import Backbone, RouterOutput, build_attention_mask, compute_last_position, compute_positions
-from model_core.config import OmniMRIConfig, Triple
+from model_core.backbone import Backbone, RouterOutput
+from model_core.config import OmniMRIConfig
 from model_core.flow import Sampler
 from model_core.heads.connector import Connector
 from model_core.heads.image_decoder import Conditions, ImageDecoder
 from model_core.heads.modulated import ZeroConv2d, ZeroLinear
 from model_core.heads.visual_tokens import VisualTarget, VisualTokenHead
 from model_core.mri_physics.sense import KSpaceMeasurement
+from model_core.sequences import (
+    build_attention_mask,
+    compute_last_position,
+    compute_positions,
+    one_block_each,
+    place_visual_tokens,
+)
 from model_core.swin import SwinEncoder, WindowAttention
+
+Images = Tensor | Sequence[Tensor]
+"""Images in the order of the sequences and of their blocks: (M, 1, D, H, W), or M tensors (1, D, H, W) of any shapes."""
 
 
 @dataclass
@@ -37,7 +48,8 @@ class OmniMRIOutput(ModelOutput):
         logits: (B, L, V), or (M, V) of the tokens in ``logits_of_BL``.
         hidden_states: (B, L, hidden size), normalized.
         past_key_values: cache, if requested.
-        features: Swin features of the image, every level; None for a call without an image.
+        features: Swin features of the images, every level, if these are one tensor; None for a call without images.
+        features_by_image: Swin features of every image, (1, D, H, W, c) by level, if the images differ in shape; else None.
         backbone: router losses and load; None with a cache (generation).
     """
 
@@ -45,6 +57,7 @@ class OmniMRIOutput(ModelOutput):
     hidden_states: Tensor | None = None
     past_key_values: Cache | None = None
     features: list[Tensor] | None = None
+    features_by_image: list[list[Tensor]] | None = None
     backbone: RouterOutput | None = None
 
 
@@ -113,15 +126,32 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         grid = self.config.image_grid(depth, height, width)
         return math.prod(grid)
 
+    def grids_of(self, images: Images) -> Tensor:
+        """Return the grids (M, 1, 3) of the visual tokens of images that are the only ones of their sequences."""
+        if isinstance(images, Tensor):
+            return one_block_each(self.config.image_grid(*images.shape[2:]), len(images), images.device)
+        return torch.tensor([[self.config.image_grid(*image.shape[1:])] for image in images], device=images[0].device)
+
+    def encode_images(self, images: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return the Swin features of each image, every level, (1, D, H, W, c); images of equal shape are encoded together."""
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            by_shape.setdefault(tuple(image.shape), []).append(index)
+        features: dict[int, list[Tensor]] = {}
+        for indices in by_shape.values():
+            levels = self._encode(torch.stack([images[index] for index in indices]))
+            features |= {index: [level[row : row + 1] for level in levels] for row, index in enumerate(indices)}
+        return [features[index] for index in range(len(images))]
+
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        pixel_values: Images | None = None,
         visual_loss_B: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
-        image_grid: Triple | None = None,
+        grids_BG3: Tensor | None = None,
         logits_to_keep: int = 0,
         logits_of_BL: Tensor | None = None,
         **_: Any,
@@ -131,82 +161,115 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, L) int64. With a filled cache only the tokens after it are computed.
             attention_mask: (B, L), 0 = padding (either side).
-            pixel_values: (B, 1, D, H, W); required unless the cache contains the image.
-            visual_loss_B: bool, samples whose image block must stay causal; None = no sample.
-            image_grid: grid of the visual tokens; computed from ``pixel_values`` if these are given.
+            pixel_values: the images of all sequences; required unless the cache contains them.
+            visual_loss_B: bool, samples whose image blocks must stay causal; None = no sample.
+            grids_BG3: grids of the image blocks of each sequence, zeros after the last one; None = one image each.
             logits_to_keep: number of last tokens whose logits are computed; 0 = all.
             logits_of_BL: bool, compute the logits of these tokens only, (M, V) in their order: training needs few of them, and the
                 vocabulary is large.
         """
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         valid_BL = valid.bool()
-        grid = self.config.image_grid(*pixel_values.shape[2:]) if pixel_values is not None else image_grid or (1, 1, 1)
+        if grids_BG3 is None:
+            no_image = torch.zeros(len(input_ids), 1, 3, dtype=torch.long, device=input_ids.device)
+            grids_BG3 = no_image if pixel_values is None else self.grids_of(pixel_values)
         is_image = input_ids == self.config.image_token_id
         cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         embeddings = self.backbone.embed_tokens(input_ids[:, cached:])
-        features = None
+        output = OmniMRIOutput(past_key_values=past_key_values)
         if pixel_values is not None and cached == 0:
-            features = self.vision(pixel_values)
-            tokens = self.connector(features)
-            embeddings = insert_visual_tokens(embeddings, is_image, tokens)
+            tokens = self._visual_tokens(pixel_values, output)
+            embeddings = place_visual_tokens(embeddings, is_image, tokens, grids_BG3)
         if cached and cached + 1 == input_ids.shape[1]:  # a step of generation: the last token attends to all valid tokens
-            positions, allowed = compute_last_position(is_image, valid_BL, grid), valid_BL[:, None, None]
+            positions, allowed = compute_last_position(is_image, valid_BL, grids_BG3), valid_BL[:, None, None]
         else:
             causal_only = torch.zeros(len(input_ids), dtype=torch.bool) if visual_loss_B is None else visual_loss_B
             bidirectional = ~causal_only.to(input_ids.device)
-            positions = compute_positions(is_image, valid_BL, grid)[..., cached:]
-            allowed = build_attention_mask(is_image, valid_BL, bidirectional, math.prod(grid))[:, :, cached:]
-        hidden, routed = self.backbone(embeddings, positions, allowed, valid_BL[:, cached:], past_key_values)
-        return OmniMRIOutput(
-            logits=self.lm_head(hidden[:, -logits_to_keep:] if logits_of_BL is None else hidden[logits_of_BL]),
-            hidden_states=hidden,
-            past_key_values=past_key_values,
-            features=features,
-            backbone=routed,
-        )
+            positions = compute_positions(is_image, valid_BL, grids_BG3)[..., cached:]
+            allowed = build_attention_mask(is_image, valid_BL, bidirectional, grids_BG3)[:, :, cached:]
+        hidden, output.backbone = self.backbone(embeddings, positions, allowed, valid_BL[:, cached:], past_key_values)
+        output.logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_of_BL is None else hidden[logits_of_BL])
+        output.hidden_states = hidden
+        return output
+
+    def _encode(self, pixel_values_M1DHW: Tensor) -> list[Tensor]:
+        """Return the Swin features of images of one shape, every level; without gradients, large volumes in slabs."""
+        if torch.is_grad_enabled():
+            return list(self.vision(pixel_values_M1DHW))
+        return self.vision.encode_in_slabs(pixel_values_M1DHW)
+
+    def _visual_tokens(self, images: Images, output: OmniMRIOutput) -> Tensor:
+        """Return the visual tokens of all images, (N, hidden size), and keep the features in ``output``."""
+        if isinstance(images, Tensor):
+            output.features = self._encode(images)
+            return self.connector(output.features).flatten(0, 1)
+        output.features_by_image = self.encode_images(images)
+        return torch.cat([self.connector(features)[0] for features in output.features_by_image])
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        pixel_values: Images | None = None,
+        grids_BG3: Tensor | None = None,
         use_cache: bool = True,
         logits_to_keep: int = 0,
         **_: Any,
     ) -> dict[str, Any]:
         """Return the arguments of :meth:`forward` for a step of ``generate``: the whole sequence (for positions) and the cache."""
         started = past_key_values is not None and past_key_values.get_seq_length() > 0
-        grid = self.config.image_grid(*pixel_values.shape[2:]) if pixel_values is not None else None
+        if grids_BG3 is None and pixel_values is not None:
+            grids_BG3 = self.grids_of(pixel_values)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "pixel_values": None if started else pixel_values,
-            "image_grid": grid,
+            "grids_BG3": grids_BG3,
             "past_key_values": past_key_values,
             "use_cache": use_cache,
             "logits_to_keep": logits_to_keep,
         }
 
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **model_kwargs: Any) -> Any:  # type: ignore[override]
+        """Repeat every sequence, with all of its images, for beams and samples (as Qwen2-VL does)."""
+        images, grids_BG3 = model_kwargs.pop("pixel_values", None), model_kwargs.get("grids_BG3")
+        expand: Any = super()._expand_inputs_for_generation  # type: ignore[misc]
+        ids, expanded = expand(expand_size=expand_size, **model_kwargs)
+        if images is not None:
+            count = [1] * len(images) if grids_BG3 is None else (grids_BG3.prod(-1) > 0).sum(-1).tolist()
+            first = [sum(count[:row]) for row in range(len(count))]
+            order = [f + i for f, n in zip(first, count, strict=True) for _ in range(expand_size) for i in range(n)]
+            expanded["pixel_values"] = images[order] if isinstance(images, Tensor) else [images[index] for index in order]
+        return ids, expanded
+
     @torch.no_grad()
     def generate_text(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, max_new_tokens: int, streamer: Any = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Images,
+        max_new_tokens: int,
+        streamer: Any = None,
+        grids_BG3: Tensor | None = None,
     ) -> Tensor:
         """Generate answers greedily within their grammar; return the new tokens only, (B, up to ``max_new_tokens``).
 
         Args:
             input_ids: padded on the left.
             streamer: transformers' streamer that receives every token when it is generated (batch of one only).
+            grids_BG3: of :meth:`forward`.
         """
         generated = self.generate(  # type: ignore[misc]
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values,
+            grids_BG3=grids_BG3,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            logits_processor=LogitsProcessorList([AnswerGrammar(self.config)]),
+            logits_processor=LogitsProcessorList([AnswerGrammar(self.config, _axes(pixel_values))]),
             streamer=streamer,
         )
         return generated[:, input_ids.shape[1] :]
@@ -216,13 +279,15 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        pixel_values: Tensor,
+        pixel_values: Images,
         kind_B: Tensor,
         measured: KSpaceMeasurement | None = None,
         seeds: Sequence[int] | None = None,
         steps: int = 1,
         sampler: Sampler = "euler",
         draws: int = 1,
+        grids_BG3: Tensor | None = None,
+        image_B: Tensor | None = None,
     ) -> Tensor:
         """Generate the image or mask of the last ``<image>`` or ``<seg>`` token of each sequence.
 
@@ -233,18 +298,21 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             seeds: one per sample, on which alone its noise depends; default 0, 1, ...
             steps, sampler: of a draw; one step returns the conditional mean.
             draws: number of draws; their standard deviation estimates the uncertainty.
+            grids_BG3: of :meth:`forward`.
+            image_B: index in ``pixel_values`` of the image that each answer belongs to; None = one image each.
 
         Returns:
             (K, B, 1, D, H, W) float32: magnitude images, or probabilities of the mask.
         """
-        output = self(input_ids, attention_mask, pixel_values)
-        assert output.hidden_states is not None and output.features is not None
+        output = self(input_ids, attention_mask, pixel_values, grids_BG3=grids_BG3)
+        assert output.hidden_states is not None
+        pixels, features = _select_images(pixel_values, output, range(len(input_ids)) if image_B is None else image_B.tolist())
         conditions = Conditions(
-            pixel_values_B1DHW=pixel_values,
-            features=output.features,
+            pixel_values_B1DHW=pixels,
+            features=features,
             query_BQ=self.query_states(input_ids, output.hidden_states),
             kind_B=kind_B,
-            measured=measured or KSpaceMeasurement.empty(pixel_values),
+            measured=measured or KSpaceMeasurement.empty(pixels),
         )
         return self.image_decoder.sample(conditions, range(len(input_ids)) if seeds is None else seeds, steps, sampler, draws)
 
@@ -269,7 +337,12 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def answer_probability(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, answers: list[list[int]]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Images,
+        answers: list[list[int]],
+        grids_BG3: Tensor | None = None,
     ) -> Tensor:
         """Return the mean probability of the tokens of each answer after each prompt, (B, A). Prompts are padded on the left."""
         scores = []
@@ -277,7 +350,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             tokens = torch.tensor(answer, device=input_ids.device).expand(len(input_ids), -1)
             ids = torch.cat([input_ids, tokens], -1)
             mask = torch.cat([attention_mask, torch.ones_like(tokens)], -1)
-            logits = self(ids, mask, pixel_values).logits
+            logits = self(ids, mask, pixel_values, grids_BG3=grids_BG3).logits
             assert logits is not None
             probabilities = logits[:, -len(answer) - 1 : -1].float().softmax(-1)
             scores.append(probabilities.gather(-1, tokens[..., None]).squeeze(-1).mean(-1))
@@ -289,17 +362,22 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.visual_target.fit(self.vision(pixel_values))
 
 
-def insert_visual_tokens(embeddings_BLH: Tensor, is_image_BL: Tensor, tokens_BNH: Tensor) -> Tensor:
-    """Replace the embeddings of the image tokens by the visual tokens.
+def _axes(images: Images) -> int:
+    """Return the number of axes of a box about these images: 3 if any of them has several slices, else 2."""
+    return 3 if any(image.shape[1] > 1 for image in images) else 2
 
-    Raises:
-        ValueError: the number of image tokens of a sequence is not the number of visual tokens of the image.
-    """
-    counts = is_image_BL.sum(-1)
-    if not bool((counts == tokens_BNH.shape[1]).all()):
-        needed = tokens_BNH.shape[1]
-        raise ValueError(f"every sequence needs exactly one image of {needed} tokens; found {counts.tolist()} image tokens")
-    return embeddings_BLH.masked_scatter(is_image_BL[..., None], tokens_BNH.to(embeddings_BLH.dtype))
+
+def _select_images(images: Images, output: OmniMRIOutput, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """Return some of the images, which have one shape, (B, 1, D, H, W), and their features, every level."""
+    if isinstance(images, Tensor):
+        assert output.features is not None
+        rows = list(indices)
+        if rows == list(range(len(images))):
+            return images, output.features
+        return images[rows], [level[rows] for level in output.features]
+    assert output.features_by_image is not None
+    by_level = zip(*(output.features_by_image[index] for index in indices), strict=True)
+    return torch.stack([images[index] for index in indices]), [torch.cat(levels) for levels in by_level]
 
 
 AutoConfig.register(OmniMRIConfig.model_type, OmniMRIConfig)

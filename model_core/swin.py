@@ -20,6 +20,9 @@ from kernels.window_attention import window_attention
 from kernels.window_attention.geometry import Triple, bias_table_rows
 from model_core.config import OmniMRIConfig
 
+SLAB_VOXELS = 2**23
+"""Largest volume that is encoded whole without gradients: 128 slices of 256 x 256 pixels."""
+
 
 class WindowAttention(nn.Module):
     """Multi-head attention in (shifted) windows with relative-position bias."""
@@ -95,7 +98,12 @@ class PatchEmbedding(nn.Module):
 
 
 class SwinEncoder(nn.Module):
-    """Patch embedding, then levels of Swin blocks with patch merging between them."""
+    """Patch embedding, then levels of Swin blocks with patch merging between them.
+
+    Attributes:
+        margin: slices beside a slab on which its features depend: windows that end at the edge of a slab differ from those of the
+            whole volume, and every further block passes the difference on by one window.
+    """
 
     def __init__(self, config: OmniMRIConfig) -> None:
         super().__init__()
@@ -112,6 +120,8 @@ class SwinEncoder(nn.Module):
         )
         self.merging = nn.ModuleList(PatchMerging(config.level_width(level)) for level in range(config.levels - 1))
         self.norms = nn.ModuleList(nn.LayerNorm(config.level_width(level)) for level in range(config.levels))
+        self.window_depth = config.vision_window[0]
+        self.margin = _slab_margin(config)
 
     def forward(self, pixel_values_B1DHW: Tensor, masked_BDHW: Tensor | None = None) -> list[Tensor]:
         """Return the normalized features of every level, (B, D, H / 2**l / patch, W / 2**l / patch, C * 2**l), sizes rounded up.
@@ -133,3 +143,36 @@ class SwinEncoder(nn.Module):
             if level < len(self.merging):
                 x = self.merging[level](x)
         return features
+
+    @torch.no_grad()
+    def encode_in_slabs(self, pixel_values_B1DHW: Tensor, voxels: int = SLAB_VOXELS) -> list[Tensor]:
+        """Return what :meth:`forward` returns, up to rounding, in bounded memory: slab by slab along the slices.
+
+        Slabs begin where windows begin, and are encoded with :attr:`margin` slices on either side, whose features are discarded.
+
+        Args:
+            voxels: largest number of voxels of a slab without its margins; a volume that is no larger is encoded whole.
+        """
+        samples, _, depth, height, width = pixel_values_B1DHW.shape
+        windows = max(voxels // (samples * height * width) // self.window_depth, 1)
+        slab = windows * self.window_depth
+        if depth <= slab:
+            return list(self(pixel_values_B1DHW))
+        parts: list[list[Tensor]] = []
+        for start in range(0, depth, slab):
+            first, stop = max(start - self.margin, 0), min(start + slab, depth)
+            levels = self(pixel_values_B1DHW[:, :, first : stop + self.margin])
+            parts.append([level[:, start - first : stop - first].clone() for level in levels])
+        return [torch.cat(levels, 1) for levels in zip(*parts, strict=True)]
+
+
+def _slab_margin(config: OmniMRIConfig) -> int:
+    """Return the number of slices from the edge of a slab whose features may differ from those of the whole volume."""
+    window = config.vision_window[0]
+    shift = max(window // 2, window - window // 2)
+    differing = 0
+    for blocks in config.vision_depths:
+        for block in range(blocks):
+            edge = shift if block % 2 else 0
+            differing = edge + -(-max(differing - edge, 0) // window) * window
+    return -(-differing // window) * window

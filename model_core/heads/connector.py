@@ -19,7 +19,7 @@ def pool_depth(features_BDHWc: Tensor, factor: int) -> Tensor:
     if features_BDHWc.shape[1] == 1:
         return features_BDHWc
     x = features_BDHWc.permute(0, 4, 1, 2, 3)
-    return F.avg_pool3d(x, (factor, 1, 1), ceil_mode=True, count_include_pad=False).permute(0, 2, 3, 4, 1)
+    return F.avg_pool3d(x, (min(factor, x.shape[2]), 1, 1), ceil_mode=True, count_include_pad=False).permute(0, 2, 3, 4, 1)
 
 
 def position_code(grid: Triple, frequencies: int, device: torch.device) -> Tensor:

@@ -45,6 +45,21 @@ class Conditions:
     kind_B: Tensor
     measured: KSpaceMeasurement
 
+    def slices(self, first: int, stop: int) -> Conditions:
+        """Return the conditions of the slices from ``first`` to before ``stop``."""
+        maps = self.measured.coil_maps_BCDHW
+        measured = KSpaceMeasurement(
+            self.measured.kspace_BCDHW[:, :, first:stop],
+            self.measured.sampling_BDHW[:, first:stop],
+            None if maps is None else maps[:, :, first:stop],
+        )
+        pixels, features = self.pixel_values_B1DHW[:, :, first:stop], [level[:, first:stop] for level in self.features]
+        return Conditions(pixels, features, self.query_BQ, self.kind_B, measured)
+
+
+DECODED_VOXELS = 2**21
+"""Voxels that are decoded at once when images are sampled, 32 slices of 256 x 256 pixels: memory does not grow with the volume."""
+
 
 class _Block(GradientCheckpointingLayer):
     """Residual convolutions with a norm that the condition modulates."""
@@ -155,11 +170,22 @@ class ImageDecoder(nn.Module):
     def sample(
         self, conditions: Conditions, seeds: Sequence[int], steps: int = 1, sampler: Sampler = "euler", draws: int = 1
     ) -> Tensor:
-        """Draw images or mask probabilities, (K, B, 1, D, H, W) float32.
+        """Draw images or mask probabilities, (K, B, 1, D, H, W) float32, :data:`DECODED_VOXELS` at a time.
 
         Args:
             seeds: one per sample, on which alone its noise depends.
         """
+        samples, _, depth, height, width = conditions.pixel_values_B1DHW.shape
+        noise = sample_noise(seeds, conditions.pixel_values_B1DHW.shape[1:], draws)
+        at_once = max(DECODED_VOXELS // (samples * height * width), 1)
+        parts = []
+        for first in range(0, depth, at_once):
+            chunk, stop = conditions.slices(first, first + at_once), first + at_once
+            parts.append([self._draw(chunk, one[:, :, first:stop], steps, sampler) for one in noise])
+        return torch.cat([torch.stack(part) for part in parts], 3)
+
+    def _draw(self, conditions: Conditions, noise_B1DHW: Tensor, steps: int, sampler: Sampler) -> Tensor:
+        """Return one draw of images or mask probabilities, (B, 1, D, H, W)."""
         is_mask = (conditions.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1)
         pixels = conditions.pixel_values_B1DHW
 
@@ -168,9 +194,6 @@ class ImageDecoder(nn.Module):
             residual = (self.decode_image(clean, conditions) - pixels) / self.residual_scale
             return (state - torch.where(is_mask, 2 * clean.sigmoid() - 1, residual)) / time
 
-        def draw(noise: Tensor) -> Tensor:
-            target = integrate(velocity, noise.to(pixels.device), steps, sampler)
-            probability, image = (target + 1) / 2, pixels + self.residual_scale * target
-            return torch.where(is_mask, probability.clamp(0, 1), image.clamp(min=0))
-
-        return torch.stack([draw(noise) for noise in sample_noise(seeds, pixels.shape[1:], draws)])
+        target = integrate(velocity, noise_B1DHW.to(pixels.device), steps, sampler)
+        probability, image = (target + 1) / 2, pixels + self.residual_scale * target
+        return torch.where(is_mask, probability.clamp(0, 1), image.clamp(min=0))

@@ -79,6 +79,6 @@ class StructureHead(nn.Module):
         structures = torch.arange(1, labels.listed_BS.shape[1] + 1, device=labels.structures_BDHW.device)
         one_hot = (labels.structures_BDHW[:, None] == structures.view(1, -1, 1, 1, 1)).float()
         stride = self.config.vision_patch * 2**self.config.connector_level
-        depth = self.config.depth_pool if one_hot.shape[2] > 1 else 1
+        depth = min(self.config.depth_pool, one_hot.shape[2])
         share = F.avg_pool3d(one_hot, (depth, stride, stride), ceil_mode=True, count_include_pad=False)
         return (share > PRESENT).float().flatten(2).transpose(1, 2)[:, : grid[0] * grid[1] * grid[2]]

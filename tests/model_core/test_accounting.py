@@ -14,7 +14,7 @@ from kernels.dispatch import interpreted
 from kernels.window_attention import operation
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.accounting import SampleSize, count_parameters, estimate_costs
-from model_core.backbone import build_attention_mask, compute_positions
+from model_core.sequences import build_attention_mask, compute_positions, one_block_each
 
 TEXT = 20
 
@@ -81,10 +81,10 @@ def _real(preset: str, side: int) -> tuple[OmniMRIForConditionalGeneration, torc
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(preset))
     pixels, visual = torch.rand(1, 1, 1, side, side), model.image_tokens_for(1, side, side)
     is_image = torch.arange(visual + TEXT)[None] < visual
-    valid, grid = torch.ones_like(is_image), model.config.image_grid(1, side, side)
-    mask = build_attention_mask(is_image, valid, torch.ones(1, dtype=torch.bool), visual)
+    valid, grids = torch.ones_like(is_image), one_block_each(model.config.image_grid(1, side, side), 1)
+    mask = build_attention_mask(is_image, valid, torch.ones(1, dtype=torch.bool), grids)
     embeddings = torch.randn(1, visual + TEXT, model.config.hidden_size, requires_grad=True)
-    return model, pixels, (embeddings, compute_positions(is_image, valid, grid), mask, valid)
+    return model, pixels, (embeddings, compute_positions(is_image, valid, grids), mask, valid)
 
 
 @pytest.mark.parametrize(("preset", "side"), [("debug", 32), ("debug", 48), ("demo", 96)])

@@ -44,20 +44,20 @@ def test_an_answer_has_the_form_of_one_task(seed: int, first: int | None) -> Non
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6))
-def test_a_finished_box_is_well_formed(seed: int) -> None:
-    """A name of letters is followed by four edges, the later ones larger; then the answer ends or another box begins."""
+@given(seed=st.integers(0, 10**6), axes=st.sampled_from([2, 3]))
+def test_a_finished_box_is_well_formed(seed: int, axes: int) -> None:
+    """A name of letters is followed by the edges, the later ones larger; then the answer ends or another box begins."""
     name = PROCESSOR.tokens("lesion")
-    generator, grammar = torch.Generator().manual_seed(seed), AnswerGrammar(CONFIG)
+    generator, grammar = torch.Generator().manual_seed(seed), AnswerGrammar(CONFIG, axes)
     answer = [CONFIG.box_token_id, *name]
-    for _ in range(NAME_TOKENS + 4):
+    for _ in range(NAME_TOKENS + 2 * axes):
         scores = torch.randn(1, CONFIG.vocab_size, generator=generator)
         scores[0, CONFIG.location_token_id : CONFIG.location_token_id + 256] += 50
         answer.append(int(grammar(torch.tensor([PROMPT + answer]), scores).argmax()))
         if answer[-1] in (CONFIG.eos_token_id, CONFIG.box_token_id):
             break
-    [box] = parse_boxes(PROCESSOR.decode(answer[: len(name) + 5]))
-    assert box.label == "lesion" and len(answer) == len(name) + 6
+    [box] = parse_boxes(PROCESSOR.decode(answer[: len(name) + 2 * axes + 1]))
+    assert box.label == "lesion" and len(box.edges) == 2 * axes and len(answer) == len(name) + 2 * axes + 2
 
 
 def test_a_sequence_without_a_question_is_free() -> None:

@@ -8,8 +8,9 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfi
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
 from model_core import OmniMRIForConditionalGeneration
-from model_core.backbone import Backbone, build_attention_mask, build_qwen_config, compute_positions
+from model_core.backbone import Backbone, build_qwen_config
 from model_core.config import OmniMRIConfig
+from model_core.sequences import build_attention_mask, compute_positions, one_block_each
 
 
 def test_text_has_the_hidden_states_of_transformers() -> None:
@@ -22,8 +23,9 @@ def test_text_has_the_hidden_states_of_transformers() -> None:
     ours.load_state_dict(theirs.state_dict())
     ids = torch.randint(0, 300, (2, 11))
     text, valid = torch.zeros_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool)
-    mask = build_attention_mask(text, valid, torch.ones(2, dtype=torch.bool), 4)
-    hidden, _ = ours(ours.embed_tokens(ids), compute_positions(text, valid, (1, 2, 2)), mask, valid)
+    grids = one_block_each((1, 2, 2), 2)
+    mask = build_attention_mask(text, valid, torch.ones(2, dtype=torch.bool), grids)
+    hidden, _ = ours(ours.embed_tokens(ids), compute_positions(text, valid, grids), mask, valid)
     torch.testing.assert_close(hidden, theirs(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
@@ -52,7 +54,7 @@ def test_rotary_positions_are_those_of_qwen2_vl(preset: str) -> None:
     config = OmniMRIConfig.from_preset(preset)
     is_image = torch.zeros(1, 20, dtype=torch.bool)
     is_image[:, 3:15] = True
-    positions_3BL = compute_positions(is_image, torch.ones_like(is_image), (2, 2, 3))
+    positions_3BL = compute_positions(is_image, torch.ones_like(is_image), one_block_each((2, 2, 3), 1))
     with torch.device("meta"):
         backbone = Backbone(config)
     sizes = {"hidden_size": config.hidden_size, "num_attention_heads": config.num_attention_heads}
@@ -62,22 +64,3 @@ def test_rotary_positions_are_those_of_qwen2_vl(preset: str) -> None:
     rotated = apply_rotary_pos_emb(query, key, *backbone._rotary(positions_3BL, torch.float32))
     expected = apply_rotary_pos_emb(query, key, *theirs(query, positions_3BL))
     torch.testing.assert_close(rotated, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_image_positions_follow_the_grid_and_text_continues_past_them() -> None:
-    is_image = torch.tensor([[False, True, True, True, True, True, True, False, False]])
-    positions = compute_positions(is_image, torch.ones_like(is_image), (1, 2, 3))
-    assert positions[:, 0].tolist() == [[0, 1, 1, 1, 1, 1, 1, 4, 5], [0, 1, 1, 1, 2, 2, 2, 4, 5], [0, 1, 2, 3, 1, 2, 3, 4, 5]]
-
-
-def test_left_padding_does_not_shift_positions() -> None:
-    is_image = torch.tensor([[False, False, False, True, True, False]])
-    valid = torch.tensor([[False, False, True, True, True, True]])
-    assert compute_positions(is_image, valid, (1, 1, 2))[2, 0, 2:].tolist() == [0, 1, 2, 3]
-
-
-def test_only_condition_images_have_bidirectional_attention() -> None:
-    is_image = torch.tensor([[False, True, True, False]] * 2)
-    allowed = build_attention_mask(is_image, torch.ones_like(is_image), torch.tensor([True, False]), 2)[:, 0]
-    assert allowed[0, 1, 2] and not allowed[1, 1, 2]
-    assert not allowed[:, 0, 1].any() and not allowed[:, 2, 3].any() and allowed[:, 3].all()

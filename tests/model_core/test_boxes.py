@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_core.boxes import GRID, NO_LESION, TextBox, format_boxes, parse_boxes
+from model_core.boxes import GRID, NO_LESION, TextBox, VolumeBox, format_boxes, parse_boxes
 
 EDGES = st.integers(0, GRID - 1)
 LABELS = st.from_regex(r"[a-z]([a-z ]{0,18}[a-z])?", fullmatch=True)
@@ -11,10 +11,11 @@ PIECES = st.sampled_from(["<bbox>", "lesion", "<loc000>", "<loc012>", "<loc255>"
 
 
 @st.composite
-def boxes(draw: st.DrawFn) -> TextBox:
-    row0, row1 = sorted(draw(st.lists(EDGES, min_size=2, max_size=2, unique=True)))
-    col0, col1 = sorted(draw(st.lists(EDGES, min_size=2, max_size=2, unique=True)))
-    return TextBox(draw(LABELS), row0, col0, row1, col1)
+def boxes(draw: st.DrawFn, axes: int = 2) -> TextBox:
+    pairs = [sorted(draw(st.lists(EDGES, min_size=2, max_size=2, unique=True))) for _ in range(axes)]
+    (row0, row1), (col0, col1) = pairs[:2]
+    plane = (draw(LABELS), row0, col0, row1, col1)
+    return TextBox(*plane) if axes == 2 else VolumeBox(*plane, *pairs[2])
 
 
 @given(st.lists(boxes(), max_size=5))
@@ -22,6 +23,16 @@ def test_boxes_come_back_in_reading_order(written: list[TextBox]) -> None:
     read = parse_boxes(format_boxes(written))
     assert sorted(read, key=repr) == sorted(written, key=repr)
     assert [box.row0 for box in read] == sorted(box.row0 for box in written)
+
+
+@given(st.lists(boxes(axes=3), max_size=3))
+def test_boxes_of_a_volume_come_back_in_the_order_of_slices(written: list[VolumeBox]) -> None:
+    """Six edges for each, none of which is mistaken for a box of a slice."""
+    text = format_boxes(written)
+    assert text.count("<loc") == 6 * len(written)
+    read = parse_boxes(text)
+    assert sorted(read, key=repr) == sorted(written, key=repr)
+    assert [box.edges for box in read] == sorted(box.edges for box in written)
 
 
 @given(st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join)))
@@ -43,6 +54,8 @@ def test_malformed_boxes_are_ignored() -> None:
         NO_LESION,
         "<bbox>lesion<loc005><loc005><loc005><loc009>",
         "<bbox>lesion<loc009><loc000><loc001><loc009>",
+        "<bbox>lesion<loc001><loc002><loc003><loc004><loc005>",
+        "<bbox>lesion<loc009><loc000><loc000><loc009><loc005><loc005>",
         "<bbox><loc000><loc000><loc001><loc001>",
         "<bbox>x<loc000><loc000><loc001><loc256>",
         "lesion<loc000><loc000><loc009><loc009>",

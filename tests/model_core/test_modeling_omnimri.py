@@ -10,10 +10,11 @@ from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.answer_grammar import AnswerGrammar
 from model_core.config import PRESETS
 from model_core.flow import SAMPLERS, Sampler, sample_noise
+from model_core.heads import image_decoder
 from model_core.heads.image_decoder import Conditions
 from model_core.mri_physics.fourier import fft2c
 from model_core.mri_physics.sense import KSpaceMeasurement
-from model_core.processing import Processor
+from model_core.processing import Processor, Series
 from model_core.targets import TARGET_IMAGE, TARGET_MASK
 from model_core.tokenization import special_ids, train_tokenizer
 
@@ -67,6 +68,13 @@ def test_the_cache_does_not_change_generation(model: OmniMRIForConditionalGenera
     assert torch.equal(generated.masked_fill(ended, 0), ids[:, -generated.shape[1] :].masked_fill(ended, 0))
 
 
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+def test_a_volume_of_few_slices_has_as_many_tokens_as_its_grid_says(model: OmniMRIForConditionalGeneration, depth: int) -> None:
+    """Also with fewer slices than one token pools."""
+    tokens = model.connector(model.vision(torch.rand(1, 1, depth, SIZE, SIZE)))
+    assert tokens.shape[1] == model.image_tokens_for(depth, SIZE, SIZE)
+
+
 def test_a_volume_uses_the_same_weights_as_a_slice(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
     tokens = model.image_tokens_for(6, SIZE, SIZE)
     assert tokens == 2 * model.image_tokens_for(1, SIZE, SIZE)
@@ -74,6 +82,42 @@ def test_a_volume_uses_the_same_weights_as_a_slice(model: OmniMRIForConditionalG
     masks = model.generate_image(ids, mask, torch.rand(1, 1, 6, SIZE, SIZE), torch.tensor([TARGET_MASK]), steps=2)
     assert masks.shape == (1, 1, 6, SIZE, SIZE)
     assert ((masks >= 0) & (masks <= 1)).all()
+
+
+@pytest.mark.parametrize("kind", [TARGET_IMAGE, TARGET_MASK])
+def test_slices_decoded_in_chunks_are_those_of_the_whole_volume(
+    model: OmniMRIForConditionalGeneration, processor: Processor, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    ids, mask = processor.pad([processor.encode("Segment", "<seg>", model.image_tokens_for(7, SIZE, SIZE)).input_ids])
+    volume = torch.rand(1, 1, 7, SIZE, SIZE)
+    measured = KSpaceMeasurement(fft2c(volume.to(torch.complex64)), torch.rand(1, 7, SIZE, SIZE) > 0.5)
+    arguments = (ids, mask, volume, torch.tensor([kind]))
+    whole = model.generate_images(*arguments, measured=measured, steps=2, draws=2)
+    monkeypatch.setattr(image_decoder, "DECODED_VOXELS", 3 * SIZE * SIZE)
+    torch.testing.assert_close(model.generate_images(*arguments, measured=measured, steps=2, draws=2), whole, atol=1e-5, rtol=1e-4)
+
+
+def test_the_decoded_image_of_a_study_is_the_one_asked_for(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """A mask is on the grid of its series, and depends on that series' own pixels, whatever shape the others have."""
+    torch.manual_seed(0)
+    images = [torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 2, SIZE, 2 * SIZE)]
+    series = [Series(model.config.image_grid(*image.shape[1:]), line) for image, line in zip(images, ("lesion", ""), strict=True)]
+    packed = processor.pack([processor.encode_study("Segment", "<seg>", series)])
+
+    def decode(index: int, images: list[torch.Tensor]) -> torch.Tensor:
+        return model.generate_images(
+            packed.input_ids_BL,
+            packed.attention_mask_BL,
+            images,
+            torch.tensor([TARGET_MASK]),
+            grids_BG3=packed.grids_BG3,
+            image_B=torch.tensor([index]),
+        )
+
+    assert [decode(index, images).shape[3:] for index in range(2)] == [image.shape[1:] for image in images]
+    changed = [images[0], images[1].flip(-1)]
+    own, other = ((decode(index, changed) - decode(index, images)).abs().max() for index in (1, 0))
+    assert own > 1e-3 > other
 
 
 def test_a_reconstruction_keeps_the_measurement(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
@@ -100,7 +144,7 @@ def test_a_more_probable_answer_scores_higher(model: OmniMRIForConditionalGenera
 
 def test_a_wrong_number_of_image_tokens_is_rejected(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
     ids, mask = processor.pad([processor.encode("Is there?", None, 3).input_ids])
-    with pytest.raises(ValueError, match="16 tokens"):
+    with pytest.raises(ValueError, match=r"\[16\] visual tokens"):
         model(ids, mask, torch.rand(1, 1, 1, SIZE, SIZE))
 
 

@@ -152,3 +152,23 @@ def test_intensities_stay_apart_after_the_norms() -> None:
         return float(F.cosine_similarity(first, second, dim=0))
 
     assert cosine(3) < 0.9 and cosine(0) > cosine(3)
+
+
+@pytest.mark.parametrize(("depth", "slices"), [(40, 4), (41, 8), (38, 12)])
+def test_slabs_have_the_features_of_the_whole_volume(depth: int, slices: int) -> None:
+    """At every level and in every slice, for slabs of one window and more, and a last slab that no window divides."""
+    encoder, volume = _encoder(), torch.rand(1, 1, depth, 24, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = encoder(volume)
+        in_slabs = encoder.encode_in_slabs(volume, voxels=slices * 24 * 24)
+    for expected, level in zip(whole, in_slabs, strict=True):
+        torch.testing.assert_close(level, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_slabs_with_smaller_margins_differ() -> None:
+    """The test above would see it."""
+    encoder, volume = _encoder(), torch.rand(1, 1, 40, 24, 24, generator=torch.Generator().manual_seed(0))
+    encoder.margin -= 2 * WINDOW[0]
+    with torch.no_grad():
+        last, in_slabs = encoder(volume)[-1], encoder.encode_in_slabs(volume, voxels=16 * 24 * 24)[-1]
+    assert float((in_slabs - last).abs().max()) > 5e-4

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.backbone import compute_last_position, compute_positions
 from model_core.heads.image_decoder import Conditions
 from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.processing import Processor
+from model_core.sequences import compute_positions, one_block_each
 from model_core.targets import TARGET_IMAGE, TARGET_MASK
 from model_core.tokenization import special_ids, train_tokenizer
 
@@ -109,7 +107,8 @@ def test_the_backbone_is_one_graph(model: OmniMRIForConditionalGeneration, dtype
     backbone = model.backbone.to(dtype)
     is_image = torch.zeros(2, 7, dtype=torch.bool)
     embeddings = torch.randn(2, 7, model.config.hidden_size, dtype=dtype)
-    arguments = compute_positions(is_image, ~is_image, (1, 1, 1)), torch.ones(2, 1, 7, 7).tril().bool(), ~is_image
+    positions = compute_positions(is_image, ~is_image, one_block_each((1, 1, 1), 2))
+    arguments = positions, torch.ones(2, 1, 7, 7).tril().bool(), ~is_image
     results = []
     for call in (backbone, torch.compile(backbone, fullgraph=True, backend="aot_eager")):
         backbone.zero_grad()
@@ -148,17 +147,3 @@ def test_a_visual_token_is_never_generated(model: OmniMRIForConditionalGeneratio
         model.backbone.embed_tokens.weight[token] = 100 * model(ids, mask, pixels).hidden_states[:, -1].mean(0)
     assert (model(ids, mask, pixels).logits[:, -1].argmax(-1) == token).all()
     assert not (model.generate_text(ids, mask, pixels, max_new_tokens=3) == token).any()
-
-
-@settings(deadline=None, max_examples=50)
-@given(data=st.data())
-def test_the_last_position_is_that_of_the_whole_sequence(data: st.DataObject) -> None:
-    grid = data.draw(st.tuples(*[st.integers(1, 3)] * 3))
-    kinds = []
-    for _ in range(3):
-        padding, before, blocks, after = (data.draw(st.integers(low, 3)) for low in (0, 0, 0, 1))
-        kinds.append([2] * padding + [0] * before + [1] * (blocks * grid[0] * grid[1] * grid[2]) + [0] * after)
-    longest = max(map(len, kinds))
-    kind = torch.tensor([[2] * (longest - len(row)) + row for row in kinds])
-    is_image, valid = kind == 1, kind != 2
-    assert torch.equal(compute_last_position(is_image, valid, grid), compute_positions(is_image, valid, grid)[..., -1:])
