@@ -1,6 +1,6 @@
 """The input tensors of the network in the four training stages.
 
-Shape letters: B samples, D slices, H rows, W columns, L text tokens.
+Shape letters: B samples, G image blocks of a sequence, D slices, T target slices, H rows, W columns, L text tokens.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class SequenceBatch(Batch):
         input_ids_BL: int64, right-padded. Each image occupies N consecutive ``image_token_id`` (N = tokens of the connector).
         attention_mask_BL: int64, 0 = padding.
         labels_BL: int64, :data:`IGNORE` at tokens without a text loss. Aligned with ``input_ids_BL`` (the model shifts).
-        pixel_values_B1DHW: float32 input image (for reconstruction: the zero-filled magnitude).
+        pixel_values_B1DHW: float32 input image (for reconstruction: the zero-filled magnitude). With ``grids_BG3`` the images of
+            all sequences, in the order of the sequences and of their blocks.
         visual_loss_B: bool, True = the image has the next-visual-token loss (its block is causal); False = it is a condition only.
         target_B1DHW: float32 target image (TARGET_IMAGE) or {0, 1} mask (TARGET_MASK); zeros without a target.
         target_kind_B: int64, TARGET_NONE | TARGET_IMAGE | TARGET_MASK.
@@ -102,6 +103,10 @@ class SequenceBatch(Batch):
         task_B: int64, index into ``tasks`` or :data:`NO_TASK`; None = unknown.
         tasks: names of the tasks to which ``task_B`` refers.
         structures_BDHW, listed_BS, names_SL: the fields of :class:`StructureLabels`; None = no sample has a label map.
+        grids_BG3: int64, grids of the image blocks of each sequence, zeros after its last; None = one image each.
+        block_B: int64, block (from 0) of each sequence that target, k-space and label map belong to; None = the first.
+        slices_BT: int64, slices of that image that have the target (and k-space): T of its D; None = all. Decoding is independent
+            by slice, so that a few of them teach the decoder.
     """
 
     input_ids_BL: Tensor
@@ -118,6 +123,22 @@ class SequenceBatch(Batch):
     structures_BDHW: Tensor | None = None
     listed_BS: Tensor | None = None
     names_SL: Tensor | None = None
+    grids_BG3: Tensor | None = None
+    block_B: Tensor | None = None
+    slices_BT: Tensor | None = None
+
+    @property
+    def target_block_B(self) -> Tensor:
+        """Block (from 0) of each sequence that its target belongs to, int64."""
+        return torch.zeros_like(self.target_kind_B) if self.block_B is None else self.block_B
+
+    @property
+    def image_B(self) -> Tensor:
+        """Index of the image that the target of each sample belongs to, int64."""
+        if self.grids_BG3 is None:
+            return torch.arange(len(self.target_kind_B), device=self.target_kind_B.device)
+        blocks_B = (self.grids_BG3.prod(-1) > 0).sum(-1)
+        return blocks_B.cumsum(0) - blocks_B + self.target_block_B
 
     @property
     def labeled_B(self) -> Tensor:
@@ -129,7 +150,18 @@ class SequenceBatch(Batch):
     def structure_labels(self, rows_B: Tensor) -> StructureLabels:
         """Return the label maps of some samples; without any, those of one structure that no sample lists."""
         if self.structures_BDHW is None or self.listed_BS is None or self.names_SL is None:
-            pixels = self.pixel_values_B1DHW[rows_B][:, 0]
+            pixels = self.pixel_values_B1DHW[self.image_B[rows_B]][:, 0]
             listed = torch.zeros(len(pixels), 1, dtype=torch.bool, device=pixels.device)
             return StructureLabels(torch.full_like(pixels, IGNORE, dtype=torch.long), listed, self.input_ids_BL[:1, :1])
         return StructureLabels(self.structures_BDHW[rows_B], self.listed_BS[rows_B], self.names_SL)
+
+
+def select_slices(values: Tensor, slices_BT: Tensor | None, axis: int) -> Tensor:
+    """Return T slices of every sample, along ``axis``; all of them if ``slices_BT`` is None."""
+    if slices_BT is None:
+        return values
+    shape = [1] * values.dim()
+    shape[0], shape[axis] = slices_BT.shape
+    size = list(values.shape)
+    size[axis] = slices_BT.shape[1]
+    return values.gather(axis, slices_BT.view(shape).expand(size))

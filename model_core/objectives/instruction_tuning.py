@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_core.batch import IGNORE, NO_TASK, SequenceBatch
+from model_core.batch import IGNORE, NO_TASK, SequenceBatch, select_slices
 from model_core.flow import interpolate
 from model_core.heads.image_decoder import Conditions
 from model_core.heads.structures import StructureHead
@@ -22,6 +22,7 @@ from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.noise import Noise
 from model_core.objectives.base import LossOutput, Objective, build_loss_output, router_loss, router_parts
 from model_core.objectives.text_loss import predicts_label, share_predicted, text_losses
+from model_core.sequences import index_image_blocks
 from model_core.targets import TARGET_IMAGE, TARGET_MASK, TARGET_NONE
 
 LEAST_WEIGHT = 0.01
@@ -68,8 +69,11 @@ class InstructionTuning(Objective):
 
     def passes(self, batch: SequenceBatch) -> dict[str, float]:
         """Count trained passes of all modules; the image decoder runs on samples with an image, a mask or a label map."""
-        samples, decoded = len(batch.input_ids_BL), float(self._decoded(batch).sum())
-        trained = dict.fromkeys(("Swin encoder", "connector", "backbone"), 3 * samples)
+        samples, images = len(batch.input_ids_BL), len(batch.pixel_values_B1DHW)
+        decoded = float(self._decoded(batch).sum())
+        if batch.slices_BT is not None:
+            decoded *= batch.slices_BT.shape[1] / batch.pixel_values_B1DHW.shape[2]
+        trained = {"Swin encoder": 3 * images, "connector": 3 * images, "backbone": 3 * samples}
         return {**trained, "text head": 3 * samples * share_predicted(batch.labels_BL), "image decoder": 3 * decoded}
 
     def forward(self, batch: SequenceBatch, step: Step | None = None) -> LossOutput:
@@ -81,7 +85,13 @@ class InstructionTuning(Objective):
         """
         step = step or Step.of([self.counts(batch)])
         predicted_BL = predicts_label(batch.labels_BL)
-        output = self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.pixel_values_B1DHW, logits_of_BL=predicted_BL)
+        output = self.model(
+            batch.input_ids_BL,
+            batch.attention_mask_BL,
+            batch.pixel_values_B1DHW,
+            grids_BG3=batch.grids_BG3,
+            logits_of_BL=predicted_BL,
+        )
         text_BL = text_losses(output, batch.labels_BL, self.model.config.location_token_id)
         weight_BL = (1 - (-text_BL.detach()).exp() + LEAST_WEIGHT) * predicted_BL
         text_B = (weight_BL * text_BL).sum(-1) / weight_BL.sum(-1).clamp(min=LEAST_WEIGHT)
@@ -108,9 +118,10 @@ class InstructionTuning(Objective):
         rows = self._decoded(batch)
         if not bool(rows.any()):
             rows = torch.arange(len(rows), device=rows.device) == 0
+        images, slices = batch.image_B[rows], None if batch.slices_BT is None else batch.slices_BT[rows]
         conditions = Conditions(
-            pixel_values_B1DHW=batch.pixel_values_B1DHW[rows],
-            features=[level[rows] for level in output.features],
+            pixel_values_B1DHW=select_slices(batch.pixel_values_B1DHW[images], slices, 2),
+            features=[select_slices(level[images], slices, 1) for level in output.features],
             query_BQ=model.query_states(batch.input_ids_BL, output.hidden_states)[rows],
             kind_B=batch.target_kind_B[rows],
             measured=KSpaceMeasurement(batch.kspace_BDHW[rows][:, None], batch.sampling_BDHW[rows]),
@@ -126,18 +137,25 @@ class InstructionTuning(Objective):
         structure_losses = self._structure_losses(output, pixels, batch, rows)
         zeros = image_losses.new_zeros(len(rows))
         index = rows.nonzero().squeeze(-1)
-        images, masks, structures = (zeros.index_add(0, index, losses) for losses in (image_losses, mask_losses, structure_losses))
-        return images, masks, structures
+        by_image, by_mask, by_structure = (
+            zeros.index_add(0, index, losses) for losses in (image_losses, mask_losses, structure_losses)
+        )
+        return by_image, by_mask, by_structure
 
     def _structure_losses(self, output: OmniMRIOutput, pixels_BcDHW: Tensor, batch: SequenceBatch, rows_B: Tensor) -> Tensor:
         """Return the losses of the label maps of the chosen samples, by pixel and by visual token."""
         model, labels = self.model, batch.structure_labels(rows_B)
         assert output.hidden_states is not None
         grid = model.config.image_grid(*batch.pixel_values_B1DHW.shape[2:])
-        is_image = batch.input_ids_BL[rows_B] == model.config.image_token_id
-        hidden_BNh = output.hidden_states[rows_B][is_image].unflatten(0, (len(is_image), -1))
+        chosen = batch.input_ids_BL[rows_B] == model.config.image_token_id
+        if batch.grids_BG3 is not None:
+            _, block = index_image_blocks(chosen, batch.grids_BG3[rows_B])
+            chosen = block == batch.target_block_B[rows_B, None] + 1
+        hidden_BNh = output.hidden_states[rows_B][chosen].unflatten(0, (len(chosen), -1))
         names_Sh = self.structures.embed_names(model.get_input_embeddings(), labels.names_SL)
-        by_pixel = self.structures.pixel_losses(pixels_BcDHW, names_Sh, labels)
+        slices = None if batch.slices_BT is None else batch.slices_BT[rows_B]
+        decoded = replace(labels, structures_BDHW=select_slices(labels.structures_BDHW, slices, 1))
+        by_pixel = self.structures.pixel_losses(pixels_BcDHW, names_Sh, decoded)
         return by_pixel + self.structures.token_losses(hidden_BNh, names_Sh, labels, grid)
 
     def _image_loss(self, prediction: Tensor, clean: Tensor, target: Tensor, conditions: Conditions) -> Tensor:

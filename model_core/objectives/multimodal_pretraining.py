@@ -53,7 +53,7 @@ class MultimodalPretraining(Objective):
         samples, visual = len(batch.input_ids_BL), float(batch.visual_loss_B.sum())
         trained = dict.fromkeys(("connector", "backbone"), 3 * samples)
         text = {"text head": 3 * samples * share_predicted(batch.labels_BL)}
-        return {"Swin encoder": samples, **trained, **text, "visual-token head": 3 * self.draws * visual}
+        return {"Swin encoder": len(batch.pixel_values_B1DHW), **trained, **text, "visual-token head": 3 * self.draws * visual}
 
     def forward(self, batch: SequenceBatch, step: Step | None = None) -> LossOutput:
         """Compute the text's cross-entropy and the visual tokens' flow-matching error, each over its count in the whole step."""
@@ -63,6 +63,7 @@ class MultimodalPretraining(Objective):
             batch.attention_mask_BL,
             batch.pixel_values_B1DHW,
             batch.visual_loss_B,
+            grids_BG3=batch.grids_BG3,
             logits_of_BL=predicts_label(batch.labels_BL),
         )
         text = step.mean("text", text_losses(output, batch.labels_BL, self.model.config.location_token_id).sum())
@@ -78,7 +79,7 @@ class MultimodalPretraining(Objective):
         """
         model, draws = self.model, self.draws
         assert output.features is not None and output.hidden_states is not None
-        target_BNz = model.visual_target(output.features)
+        target_BNz = model.visual_target(output.features)[batch.image_B]
         grid = model.config.image_grid(*batch.pixel_values_B1DHW.shape[2:])
         has_loss = batch.visual_loss_B
         position_BN = _position_before(batch.input_ids_BL == model.config.image_token_id, target_BNz.shape[1])

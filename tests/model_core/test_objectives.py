@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.batch import IGNORE, ImageBatch, PairedBatch, SequenceBatch
+from model_core.batch import IGNORE, ImageBatch, PairedBatch, SequenceBatch, select_slices
 from model_core.losses.reduction import Step
 from model_core.mri_physics.fourier import fft2c, ifft2c
 from model_core.noise import Noise
@@ -22,7 +22,8 @@ from model_core.objectives import (
     multimodal_pretraining,
     vision_pretraining,
 )
-from model_core.processing import Processor
+from model_core.processing import Processor, Series
+from model_core.sequences import stack_grids
 from model_core.targets import TARGET_IMAGE, TARGET_MASK, TARGET_NONE
 from model_core.tokenization import special_ids, train_tokenizer
 
@@ -247,3 +248,52 @@ def test_every_response_has_the_same_weight(model: OmniMRIForConditionalGenerati
         weights = 1 - (-losses).exp() + instruction_tuning.LEAST_WEIGHT
         response_losses.append((losses * weights).sum() / weights.sum())
     torch.testing.assert_close(InstructionTuning(model)(batch).parts["text"], torch.stack(response_losses).mean())
+
+
+@pytest.mark.parametrize("objective_type", [MultimodalPretraining, InstructionTuning])
+def test_a_volume_of_one_slice_has_the_loss_of_the_slice(
+    model: OmniMRIForConditionalGeneration, processor: Processor, objective_type: type[Objective]
+) -> None:
+    """The same bits: a block with a grid of its own, whose only slice is the target."""
+    batch = replace(_sequences(model, processor, [TARGET_IMAGE, TARGET_MASK, TARGET_NONE, TARGET_MASK]), seed_B=torch.arange(BATCH))
+    objective = objective_type(model)
+    grids = stack_grids([[model.config.image_grid(1, SIZE, SIZE)]] * BATCH)
+    one_slice = torch.zeros(BATCH, 1, dtype=torch.long)
+    volumes = replace(batch, grids_BG3=grids, block_B=one_slice[:, 0], slices_BT=one_slice)
+    assert torch.equal(objective(volumes).total, objective(batch).total)
+
+
+def test_a_study_trains_what_a_slice_trains(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
+    """Two samples of three and two volumes; two target slices, of the second and of the first volume."""
+    torch.manual_seed(0)
+    depth, grid = 6, model.config.image_grid(6, SIZE, SIZE)
+    series = [[Series(grid, "T1"), Series(grid, "T2"), Series(grid)], [Series(grid), Series(grid, "T1")]]
+    packed = processor.pack([processor.encode_study("Segment.", "<seg>", one) for one in series])
+    structures = torch.zeros(2, depth, SIZE, SIZE, dtype=torch.long)
+    structures[:, 2:4, 8:20, 8:20] = 1
+    slices = torch.tensor([[2, 5], [0, 3]])
+    batch = SequenceBatch(
+        packed.input_ids_BL,
+        packed.attention_mask_BL,
+        packed.labels_BL,
+        torch.rand(5, 1, depth, SIZE, SIZE),
+        torch.zeros(2, dtype=torch.bool),
+        select_slices(structures, slices, 1)[:, None].float(),
+        torch.full((2,), TARGET_MASK),
+        torch.zeros(2, 2, SIZE, SIZE, dtype=torch.complex64),
+        torch.zeros(2, 2, SIZE, SIZE, dtype=torch.bool),
+        structures_BDHW=structures,
+        listed_BS=torch.ones(2, 1, dtype=torch.bool),
+        names_SL=torch.tensor([[20, 21]]),
+        grids_BG3=packed.grids_BG3,
+        block_B=torch.tensor([1, 0]),
+        slices_BT=slices,
+    )
+    assert batch.image_B.tolist() == [1, 3]
+    objective = InstructionTuning(model)
+    parameters = objective.trainable()
+    objective.begin(iter([batch]))
+    objective(batch).total.backward()
+    assert all(parameter.grad is not None for parameter in parameters)
+    passes = objective.passes(batch)
+    assert passes["Swin encoder"] == 15 and passes["backbone"] == 6 and passes["image decoder"] == pytest.approx(2)
