@@ -3,8 +3,9 @@
 python -m benchmarks.store [--series 200]
 
 Throughput: every peer gets the same classic DICOM series (25 slices of 256 x 256) and two processes, and is timed from the first
-file to the last volume on disk, including the start of processes; peers alternate, and the median counts. Reading: one random slice
-of one random volume, with the file opened anew each time, as a sampler over a large corpus does.
+file to the last volume on disk, including the start of processes; peers alternate, and the median counts. Read-back: the same in
+one process and without its start; peers alternate series by series, and include the check of the files that ingestion wrote.
+Reading: one random slice of one random volume, with the file opened anew each time, as a sampler over a large corpus does.
 """
 
 from __future__ import annotations
@@ -30,14 +31,21 @@ import nibabel as nib
 import numpy as np
 import zarr
 
+from components.catalog import DatasetCard
 from components.curation.store import VolumeStore
-from components.ingestion.formats.dicom.classic import read_series
+from components.ingestion.cleaning import clean_file
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonyms
+from components.ingestion.formats.base import WriteContext
+from components.ingestion.formats.dicom.classic import check_slices, read_series
+from components.ingestion.formats.dicom.planned_files import PlannedDicom
+from components.ingestion.staging import Staging
 from components.samples.anatomies.brain import BRAIN, CENTER_MM
 from components.samples.dicom_series import create_mr_image
 from components.samples.phantom import Grid, Patient, generate_patient
 
 SLICES, PIXELS, WORKERS, ROUNDS = 25, 256, 2, 7
 READ_SHAPE, READ_VOLUMES, READS = (85, 256, 256), 12, 400
+CARD = DatasetCard(id="benchmark", name="generated brains", rights="none", anatomy="brain", formats=("DICOM",), synthetic=True)
 
 
 def simulate_image(number: int, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
@@ -139,6 +147,84 @@ def measure_throughput(series: int) -> list[dict[str, Any]]:
     return rows
 
 
+class WrittenSeries:
+    """A DICOM series before and after ingestion: its planned files, what they contain, and the files that were written."""
+
+    def __init__(self, source: Path, data: Path) -> None:
+        """Ingest the series of a folder."""
+        context = WriteContext(CARD, Pseudonyms(DEMO_KEY, CARD.id))
+        self.source, staging = source, Staging(data / CARD.id)
+        targets = {path: f"{CARD.id}/{source.name}/{path.name}" for path in sorted(source.iterdir())}
+        self._planned = [PlannedDicom(path, target, "image", source.name) for path, target in targets.items()]
+        self._outputs = [planned.prepare(context) for planned in self._planned]
+        self._clean = partial(clean_file, staging=staging, context=context)
+        self._paths = [staging.path(target) for target in targets.values()]
+        self.write()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the written files."""
+        return self._paths[0].parent
+
+    def write(self) -> None:
+        """De-identify, write and read back all files, and check that they form a volume."""
+        check_slices(self._paths, [self._clean(planned).read_back for planned in self._planned])
+
+    def read_back(self) -> None:
+        """Read back the files that were written, and check that they form a volume."""
+        check_slices(self._paths, [output.check(path) for output, path in zip(self._outputs, self._paths, strict=True)])
+
+
+def store_after_read_back(series: WrittenSeries, out: Path) -> None:
+    """Read back the written files, then read them and store their volume."""
+    series.read_back()
+    store_with_omnimri(series.folder, out)
+
+
+def store_after_writing(series: WrittenSeries, out: Path) -> None:
+    """De-identify, write and read back the files, then read them and store their volume."""
+    series.write()
+    store_with_omnimri(series.folder, out)
+
+
+READ_BACK_PEERS: dict[str, Callable[[WrittenSeries, Path], None]] = {
+    "dcm2niix, nibabel, to the store": lambda series, out: store_with_dcm2niix(series.source, out),
+    "OmniMRI, to the store": lambda series, out: store_with_omnimri(series.folder, out),
+    "OmniMRI, read back, to the store": store_after_read_back,
+    "OmniMRI, de-identified, written, read back, to the store": store_after_writing,
+}
+
+
+def measure_read_back(count: int) -> list[dict[str, Any]]:
+    """Return slices per second of each peer in one process, with the read-back of the files that ingestion wrote."""
+    root = Path(tempfile.mkdtemp(prefix="omnimri-read-back-"))
+    write_series(root / "dicom", count)
+    times: dict[str, list[float]] = {name: [] for name in READ_BACK_PEERS}
+    for turn, folder in enumerate(sorted((root / "dicom").iterdir())):
+        series = WrittenSeries(folder, root / "data")
+        for name, run in list(READ_BACK_PEERS.items())[:: 1 if turn % 2 else -1]:
+            out = root / "out"
+            out.mkdir()
+            os.sync()
+            started = time.perf_counter()
+            run(series, out)
+            times[name].append(time.perf_counter() - started)
+            shutil.rmtree(out)
+    shutil.rmtree(root)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    reference = medians["dcm2niix, nibabel, to the store"]
+    return [
+        {
+            "case": f"{count} series of {SLICES} slices in, read back, 1 process",
+            "peer": name,
+            "value": round(SLICES / median, 1),
+            "unit": "slices/s",
+            "more": f"{median * 1e3:.1f} ms a series, {reference / median:.2f} times the first",
+        }
+        for name, median in medians.items()
+    ]
+
+
 def nnunet_layout(shape: tuple[int, ...], patch: tuple[int, ...], width: int = 4) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return chunks and blocks of (C, D, H, W) by nnU-Net's published rule.
 
@@ -222,7 +308,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=200)
-    rows = [*measure_reading(), *measure_throughput(parser.parse_args().series)]
+    series = parser.parse_args().series
+    rows = [*measure_reading(), *measure_throughput(series), *measure_read_back(series)]
     versions = f"blosc2 {blosc2.__version__}, zarr {zarr.__version__}, nibabel {nib.__version__}, numpy {np.__version__}"
     for row in rows:
         print(row, flush=True)

@@ -45,6 +45,7 @@ class CleanedFile:
         content: MD5 of an image's content, independent of its header; "" for other files.
         rejection: reason why there is no file.
         staged: the file is not part of the last version.
+        read_back: result of :meth:`~components.ingestion.formats.base.Output.check`, if the file was written by this run.
     """
 
     file: SourceFile | None
@@ -52,6 +53,7 @@ class CleanedFile:
     content: str = ""
     rejection: Rejection | None = None
     staged: bool = False
+    read_back: Any = None
 
 
 class WorkerPool:
@@ -183,8 +185,8 @@ def clean_file(file: PlannedFile, staging: Staging, context: WriteContext) -> Cl
                     where=file.target,
                     remedy="run the command again when no other program writes to the source",
                 )
-        written = staging.write(file.target, output)
+        written, read_back = staging.write(file.target, output)
     except Exception as error:
         raise_machine_fault(error, file.target)
         return CleanedFile(None, md5, rejection=rejection_of(error))
-    return CleanedFile(written, md5, output.content, staged=True)
+    return CleanedFile(written, md5, output.content, staged=True, read_back=read_back)

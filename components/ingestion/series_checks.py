@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from components.catalog import DatasetCard
 from components.ingestion.cleaning import CleanedFile
-from components.ingestion.formats.base import PlannedFile, PlannedSeries
+from components.ingestion.formats.base import READERS, PlannedFile, PlannedSeries
 from components.ingestion.formats.label_maps import read_labels
 from components.ingestion.label_matching import SEVERAL_SESSIONS, FittingLabels, choose_labels, labels_across_sessions
 from components.ingestion.manifest import files_of
@@ -21,6 +22,7 @@ from components.ingestion.volume import SourceFile, SourceSeries, Volume
 from components.ingestion.volume_reader import read_volume
 from components.machine_faults import raise_machine_fault
 from components.provenance import digest
+from components.registries import FORMATS
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,29 @@ class SeriesChecks:
         return unique
 
     def _read_back(self, cleaned: list[CleanedSeries], card: DatasetCard, data: Path, mapper: Mapper) -> list[CleanedSeries]:
-        """Return the series that curation will be able to read, with labels and annotations; reject the others."""
+        """Return the series that curation will be able to read, with labels and annotations; reject the others.
+
+        Images whose files were read back one by one in a way that proves them are checked together as a volume
+        (:meth:`Format.check_series`); all others, and those with labels or annotations, are read as curation reads them.
+        """
         new = [item for item in cleaned if item.series.md5 not in self._intact]
+        series = {item.id: (locate(item.series, self._staged), self._read_backs(item.series)) for item in new}
         read = partial(_find_fault, card=card, data=data)
-        series = [locate(item.series, self._staged) for item in new]
-        faults = dict(zip([item.id for item in new], mapper(read, series, "reading back"), strict=True))
+        whole = {name: one for name, (one, read_back) in series.items() if not read_back}
+        faults = dict(zip(whole, mapper(read, list(whole.values()), "reading back"), strict=True))
+        for name, (one, read_back) in series.items():
+            if read_back:
+                faults[name] = _find_volume_fault(one, read_back, data)
         for item in new:
             fault = faults[item.id]
             if fault is not None:
                 self._reject(item.series.files, fault)
         return [item for item in cleaned if faults.get(item.id) is None]
+
+    def _read_backs(self, series: SourceSeries) -> list[Any]:
+        """Return what was read back from each file of a series of images alone; empty if the series has to be read whole."""
+        read_backs = [self._results[file.path].read_back for file in files_of(series)]
+        return [] if series.labels or series.annotations or None in read_backs else read_backs
 
     def _reject(self, files: Iterable[SourceFile], rejection: Rejection) -> None:
         self._plan.reject([self._files[file.path].source for file in files], rejection)
@@ -169,6 +184,17 @@ def _find_fault(series: SourceSeries, card: DatasetCard, data: Path) -> Rejectio
     """Return why a series cannot be read as curation reads it; None if it can."""
     try:
         read_volume(data, series, card)
+    except Exception as error:
+        raise_machine_fault(error, f"{series.patient_id}/{series.series_id}")
+        return rejection_of(error)
+    return None
+
+
+def _find_volume_fault(series: SourceSeries, read_back: Sequence[Any], data: Path) -> Rejection | None:
+    """Return why images that were read back one by one cannot be read as a volume; None if they can."""
+    try:
+        image_format = FORMATS[READERS.get(series.reader, series.reader)]
+        image_format.check_series([data / file.path for file in series.files], read_back)
     except Exception as error:
         raise_machine_fault(error, f"{series.patient_id}/{series.series_id}")
         return rejection_of(error)

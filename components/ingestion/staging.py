@@ -38,8 +38,8 @@ class Staging:
         """Return where a target (relative to ``data/``) is staged."""
         return self.root.parent / staged_target(target)
 
-    def write(self, target: str, output: Output) -> SourceFile:
-        """Write one file, read it back, and stage it.
+    def write(self, target: str, output: Output) -> tuple[SourceFile, Any]:
+        """Write one file, read it back, and stage it; return it with the result of :meth:`Output.check`.
 
         Raises:
             OmniMRIError: the reader refuses what was written, as it would refuse the source.
@@ -50,8 +50,8 @@ class Staging:
             output.write(temporary)
             sync(temporary)
             with _as_program_error("reading back", target):
-                output.check(temporary)
-            return SourceFile(target, file_md5(temporary), temporary.stat().st_size)
+                read_back = output.check(temporary)
+            return SourceFile(target, file_md5(temporary), temporary.stat().st_size), read_back
 
     def commit(self, staged: Sequence[str], quarantine: Any, manifest: Any) -> None:
         """Move staged files to their places and switch the manifest; on an error, the last version stays.

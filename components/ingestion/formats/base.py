@@ -52,8 +52,12 @@ class Output(ABC):
         """Write the file; its folder exists."""
 
     @abstractmethod
-    def check(self, path: Path) -> None:
+    def check(self, path: Path) -> Any:
         """Read the file with the reader that curation uses, and compare it with this content.
+
+        Returns:
+            What :meth:`Format.check_series` needs to check this file with the others of its volume; None if the series has to be
+            read whole for that.
 
         Raises:
             ReadBackError: another content.
@@ -174,6 +178,19 @@ class Format(ABC):
             anatomy: body part of the dataset card, used where the header has none.
         """
         raise NotImplementedError(f"{self.name} files are stored in another format under data/")
+
+    def check_series(self, files: Sequence[Path], read_back: Sequence[Any]) -> None:
+        """Check files, each of which was read back alone, as the volume that :meth:`read` returns from them. Only formats whose
+        :meth:`Output.check` returns something implement it.
+
+        Args:
+            files: see :meth:`read`.
+            read_back: result of :meth:`Output.check` for each of them.
+
+        Raises:
+            BadInput: :meth:`read` would raise it.
+        """
+        raise NotImplementedError(f"{self.name} files are read back whole")
 
     def place_boxes(self, boxes_3d: Sequence[lesion_boxes.Box3D], files: Sequence[Path], volume: Volume) -> tuple[Box, ...]:
         """Transform boxes, drawn in the storage order of the files, to the grid of the volume."""

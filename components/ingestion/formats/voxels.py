@@ -28,11 +28,19 @@ def require_signal(values: NDArray[Any]) -> None:
                 "no finite voxel: every one is NaN or infinite", remedy="correct the step that created it, and give its result"
             )
         lowest, highest = finite.min(), finite.max()
+    require_signal_range(float(lowest), float(highest))
+
+
+def require_signal_range(lowest: float, highest: float) -> None:
+    """Require that the finite voxels of an image differ, and fit into single precision.
+
+    Raises:
+        BadInput, UnsupportedInput: see :func:`require_signal`.
+    """
+    if max(abs(lowest), abs(highest)) > float(np.finfo(np.float32).max):
+        raise UnsupportedInput("unsupported", "values beyond single precision (3.4e38)", remedy="divide the values by a constant")
     if lowest == highest:
         raise BadInput("no signal: every voxel has the same value", remedy="give an image with signal, or leave the file out")
-    limit = float(np.finfo(np.float32).max)
-    if max(abs(float(lowest)), abs(float(highest))) > limit:
-        raise UnsupportedInput("unsupported", "values beyond single precision (3.4e38)", remedy="divide the values by a constant")
 
 
 def remove_nonfinite(voxels: NDArray[Any], name: str) -> NDArray[np.float32]:

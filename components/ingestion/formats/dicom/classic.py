@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset
 
 from components.errors import BadInput
 from components.ingestion import acquisition_headers
+from components.ingestion.formats.dicom.fast_elements import Vector
 from components.ingestion.formats.dicom.pixels import decode_pixels, read_slice, rescale, rescale_of
 from components.ingestion.formats.dicom.reading import read_header
-from components.ingestion.formats.dicom.series_splitting import affine_of, find_spacing_fault, frames_of, group_by_kind, sort_frames
+from components.ingestion.formats.dicom.series_splitting import (
+    Frame,
+    affine_of,
+    find_spacing_fault,
+    frames_of,
+    group_by_kind,
+    sort_frames,
+)
+from components.ingestion.formats.voxels import require_signal_range
 from components.ingestion.volume import Acquisition
 
 
@@ -20,19 +32,83 @@ def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.
     """Return voxels (D, H, W), affine to RAS+ mm and acquisition of the images of one volume.
 
     Raises:
-        BadInput: slices that form no regular volume, or without pixels.
+        BadInput: slices that form no regular volume, without pixels, or without signal.
+        UnsupportedInput: values beyond single precision.
     """
     datasets = {path: read_slice(path) for path in paths}
-    frames = sort_frames([frame for path, dataset in datasets.items() for frame in frames_of(dataset, path)])
-    fault = find_spacing_fault(frames) or ("slices of different geometry" if len(group_by_kind(frames)) > 1 else None)
-    if fault:
-        raise BadInput(f"no regular volume: {fault}", where=paths[0].parent.name, remedy="export the whole series again")
+    frames = _arrange([frame for path, dataset in datasets.items() for frame in frames_of(dataset, path)], paths)
     voxels = np.empty((len(frames), *frames[0].shape), dtype=np.float32)
+    ends = []
     for plane, frame in zip(voxels, frames, strict=True):
-        dataset = datasets[frame.path]
-        plane[:] = rescale(decode_pixels(dataset), *rescale_of(dataset))
+        values, scale = decode_pixels(datasets[frame.path]), rescale_of(datasets[frame.path])
+        ends.append(_ends_of(values, scale))
+        with np.errstate(over="ignore"):  # told by the ends
+            plane[:] = rescale(values, *scale)
+    require_signal_range(*_range_of(ends))
     affine = affine_of(frames)
     return voxels, affine, acquisition_headers.acquisition_from_dicom(datasets[paths[0]], affine, anatomy)
+
+
+def _arrange(frames: Sequence[Frame], paths: Sequence[Path]) -> tuple[Frame, ...]:
+    """Return the frames of one volume in slice order.
+
+    Raises:
+        BadInput: they form no regular volume.
+    """
+    ordered = sort_frames(frames)
+    fault = find_spacing_fault(ordered) or ("slices of different geometry" if len(group_by_kind(ordered)) > 1 else None)
+    if fault:
+        raise BadInput(f"no regular volume: {fault}", where=paths[0].parent.name, remedy="export the whole series again")
+    return ordered
+
+
+def _ends_of(values: NDArray[Any], scale: tuple[float, float]) -> Vector:
+    """Return the lowest and the highest voxel of a slice with stored values (rows, columns), in single precision, in any order."""
+    slope, intercept = scale
+    with np.errstate(over="ignore"):
+        return tuple(float(np.float32(float(value) * slope + intercept)) for value in (values.min(), values.max()))
+
+
+def _range_of(ends: Sequence[Vector]) -> tuple[float, float]:
+    """Return the lowest and the highest voxel of a volume from those of its slices."""
+    return min(map(min, ends)), max(map(max, ends))
+
+
+@dataclass(frozen=True)
+class SliceReadBack:
+    """What :func:`read_series` takes from a written slice, whose pixels have been compared with those of its source.
+
+    Attributes:
+        frame: geometry and kind.
+        ends: lowest and highest voxel, in single precision, in any order.
+    """
+
+    frame: Frame
+    ends: Vector
+
+    @classmethod
+    def of(cls, dataset: Dataset, values: NDArray[Any], path: Path) -> SliceReadBack:
+        """Return what the volume needs of a slice with stored values (rows, columns).
+
+        Raises:
+            Exception: :func:`read_series` would raise it.
+        """
+        (frame,) = frames_of(dataset, path)
+        return cls(frame, _ends_of(values, rescale_of(dataset)))
+
+
+def check_slices(paths: Sequence[Path], slices: Sequence[SliceReadBack]) -> None:
+    """Check slices that were read back one by one as the volume that :func:`read_series` reads from them.
+
+    Order, geometry and range of the volume follow from the slices alone; of the files only the first is read again, for the
+    acquisition.
+
+    Raises:
+        BadInput, Exception: :func:`read_series` would raise it.
+    """
+    frames = _arrange([one.frame for one in slices], paths)
+    require_signal_range(*_range_of([one.ends for one in slices]))
+    acquisition_headers.acquisition_from_dicom(read_slice(paths[0]), affine_of(frames), None)
 
 
 def slice_indices(paths: Sequence[Path]) -> list[int]:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from components.errors import BadInput
 from components.ingestion.annotations import lesion_boxes
 from components.ingestion.formats.base import FileHeader, Format
-from components.ingestion.formats.dicom.classic import read_series, slice_indices
+from components.ingestion.formats.dicom.classic import SliceReadBack, check_slices, read_series, slice_indices
 from components.ingestion.formats.dicom.headers import LABEL_CLASSES, find_rejection, read_frames, sidecar_fields
 from components.ingestion.formats.dicom.multiframe import (
     NO_MOSAIC_HEADER,
@@ -27,7 +27,7 @@ from components.ingestion.formats.dicom.planning import plan_files
 from components.ingestion.formats.dicom.reading import is_dicom, read_header, read_header_to_pixels
 from components.ingestion.formats.dicom.series_splitting import split_series
 from components.ingestion.formats.image_files import volume_from_image
-from components.ingestion.formats.voxels import remove_nonfinite, require_single
+from components.ingestion.formats.voxels import require_single
 from components.ingestion.quarantine import Rejection
 from components.ingestion.source_folder import Plan, SourceFolder
 from components.ingestion.volume import Box, Volume
@@ -59,7 +59,11 @@ class DicomFormat(Format):
 
     @override
     def read(self, files: Sequence[Path], sidecar: Path | None, anatomy: str | None) -> Volume:
-        return _read_classic(files, anatomy, files[0].parent.name)
+        return _read_classic(files, anatomy)
+
+    @override
+    def check_series(self, files: Sequence[Path], read_back: Sequence[SliceReadBack]) -> None:
+        check_slices(files, read_back)
 
     @override
     def place_boxes(self, boxes_3d: Sequence[lesion_boxes.Box3D], files: Sequence[Path], volume: Volume) -> tuple[Box, ...]:
@@ -90,9 +94,9 @@ class DicomFormat(Format):
 FORMAT = DicomFormat()
 
 
-def _read_classic(files: Sequence[Path], anatomy: str | None, name: str) -> Volume:
+def _read_classic(files: Sequence[Path], anatomy: str | None) -> Volume:
     voxels, affine, acquisition = read_series(files, anatomy)
-    return Volume(voxels=remove_nonfinite(voxels, name), affine=affine, acquisition=acquisition)
+    return Volume(voxels=voxels, affine=affine, acquisition=acquisition)
 
 
 def _read_one_volume(files: Sequence[Path], path: Path) -> Volume:
@@ -128,7 +132,7 @@ def _read_one_volume(files: Sequence[Path], path: Path) -> Volume:
     if "PerFrameFunctionalGroupsSequence" in header and len(headers) == 1:
         indices = [frame.index for frame in volumes[0]]
         return volume_from_image(unpack_frames(first, indices), sidecar_fields(header, indices[0]), path)
-    return _read_classic([frame.path for frame in volumes[0]], None, path.name)
+    return _read_classic([frame.path for frame in volumes[0]], None)
 
 
 def _usable_headers(files: Sequence[Path], path: Path) -> dict[Path, Dataset]:

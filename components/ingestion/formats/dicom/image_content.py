@@ -8,9 +8,12 @@ Type on (Siemens ``P``, Philips ``P_FFE`` or ``PHASE MAP``; terms in PS3.3 C.8.3
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from pydicom import Dataset
+
+from components.ingestion.formats.dicom import fast_elements
 
 MAGNITUDE, PHASE, REAL, IMAGINARY, COMPLEX = "magnitude", "phase", "real part", "imaginary part", "complex values"
 ADC = "ADC"
@@ -81,6 +84,11 @@ def _content_of_terms(terms: Iterable[str]) -> str:
     return found
 
 
+@lru_cache(maxsize=1024)
+def _content_of_texts(image_type: tuple[str, ...], component: str) -> str:
+    return _content_of_terms([normalize_term(component), *map(normalize_term, image_type[2:])])
+
+
 def content_of(image_type: Iterable[Any], component: Any = "") -> str:
     """Return the content of an image: :data:`MAGNITUDE`, another component, or the noun of a map; "" where the header states none.
 
@@ -88,13 +96,13 @@ def content_of(image_type: Iterable[Any], component: Any = "") -> str:
         image_type: values of Image Type or Frame Type.
         component: value of Complex Image Component.
     """
-    terms = [normalize_term(value) for value in image_type]
-    return _content_of_terms([normalize_term(component or ""), *terms[2:]])
+    return _content_of_texts(tuple(map(str, image_type)), str(component or ""))
 
 
 def private_content(header: Dataset) -> str:
     """Return the content that a manufacturer's private elements state; "" where they state none."""
-    code = _private_value(header, 0x0043, "GEMS_PARM_01", 0x2F, "GE")
+    groups = {tag >> 16 for tag in header.keys()}  # noqa: SIM118 (a data set yields converted elements)
+    code = _private_value(header, 0x0043, "GEMS_PARM_01", 0x2F, "GE") if 0x0043 in groups else None
     if code is not None:
         number = int.from_bytes(code, "little") if isinstance(code, bytes) else _to_int(code)
         if number is not None and 0 <= number < len(_GE_COMPONENTS):
@@ -103,7 +111,7 @@ def private_content(header: Dataset) -> str:
         (0x2005, "Philips MR Imaging DD 001", 0x11, "PHILIPS"),
         (0x0051, "SIEMENS MR HEADER", 0x16, "SIEMENS"),
     ):
-        value = _private_value(header, group, creator, element, vendor)
+        value = _private_value(header, group, creator, element, vendor) if group in groups else None
         if value is not None:
             text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
             if content := _content_of_terms(normalize_term(word) for word in text.strip(" \0").split(" ")[-1].split("/")[:1]):
@@ -113,16 +121,13 @@ def private_content(header: Dataset) -> str:
 
 def _private_value(header: Dataset, group: int, creator: str, element: int, vendor: str) -> Any:
     """Return a private value of a creator; where the creator was removed, that of its usual block if the manufacturer fits."""
-    usual, first = header.get((group, 0x1000 | element)), header.get((group, 0x0010))
-    if first is None:
-        is_vendors = usual is not None and str(header.get("Manufacturer") or "").upper().startswith(vendor)
-        return usual.value if usual is not None and is_vendors else None
-    if str(first.value).strip() == creator:
-        return None if usual is None else usual.value
     try:
         return header.private_block(group, creator)[element].value
     except KeyError:
-        return None
+        pass
+    usual = header.get((group, 0x1000 | element))
+    is_vendors = str(header.get("Manufacturer") or "").upper().startswith(vendor)
+    return usual.value if usual is not None and is_vendors and (group, 0x0010) not in header else None
 
 
 def _to_int(value: Any) -> int | None:
@@ -135,7 +140,7 @@ def _to_int(value: Any) -> int | None:
 def mapped_unit(items: Iterable[Dataset]) -> str:
     """Return the UCUM code of a physical unit to which a Real World Value Mapping of the data sets leads; "" for none."""
     for item in items:
-        for mapping in item.get("RealWorldValueMappingSequence") or ():
+        for mapping in fast_elements.converted(item, "RealWorldValueMappingSequence") or ():
             for unit in mapping.get("MeasurementUnitsCodeSequence") or ():
                 code = str(unit.get("CodeValue") or "")
                 if code in _PHYSICAL_UNITS:

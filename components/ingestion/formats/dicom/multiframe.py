@@ -14,7 +14,14 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion.formats.dicom import fast_elements, image_content
-from components.ingestion.formats.dicom.pixels import check_high_bit, reduce_to_stored_bits, rescale, rescale_of, stored_pixels
+from components.ingestion.formats.dicom.pixels import (
+    check_high_bit,
+    decode_pixels,
+    reduce_to_stored_bits,
+    rescale,
+    rescale_of,
+    stored_pixels,
+)
 from components.ingestion.formats.dicom.reading import is_plain, read_header, read_object
 from components.ingestion.formats.dicom.series_splitting import affine_of, content_of_header, frames_of
 from components.ingestion.formats.orientation import LPS_TO_RAS
@@ -71,7 +78,7 @@ def unpack_mosaic(path: Path) -> Any:
         from nibabel.nicom.dicomwrappers import MosaicWrapper, wrapper_from_data
     try:
         dataset = read_object(path)
-        dataset.PixelData = stored_pixels(dataset)
+        dataset.PixelData = stored_pixels(dataset, decode_pixels(dataset))
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         wrapper = wrapper_from_data(dataset)
         if not isinstance(wrapper, MosaicWrapper):

@@ -14,10 +14,10 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder, pixel_array
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from components.errors import BadInput
-from components.ingestion.formats.dicom.fast_elements import content, short, text
+from components.ingestion.formats.dicom.fast_elements import content, is_absent, number, read_elements, short, text
 from components.ingestion.formats.dicom.reading import read_object
 from components.ingestion.formats.gzipped import read_decompressed
 from components.ingestion.quarantine import Rejection, UnsupportedInput, rejection_of
@@ -32,6 +32,7 @@ _FIRST_GROUP = b"\x08\0"
 """Bytes that a data set begins with: group 0008."""
 _WORDS = {"<": (8, 16, 32), ">": (16, 32)}
 """Byte order -> bits allocated of pixels that are read here; big endian bytes may be swapped in words (PS3.5 A.3)."""
+_SYNTAXES_READ_HERE = frozenset((ExplicitVRLittleEndian, ImplicitVRLittleEndian))
 _ITEM = b"\xfe\xff\x00\xe0"
 """Item tag that encapsulated pixels begin with (PS3.5 A.4)."""
 _MAX_FRAME_PIXELS, _MAX_COMPRESSION_RATIO = 2**26, 4096
@@ -54,9 +55,11 @@ def read_slice(path: Path) -> Dataset:
     )
     if not is_plain:
         return read_object(path)
-    stream = BytesIO(file)
-    stream.seek(end)
-    dataset = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)
+    dataset = read_elements(file, end)
+    if dataset is None:
+        stream = BytesIO(file)
+        stream.seek(end)
+        dataset = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)
     dataset.file_meta = _explicit_meta()
     return dataset
 
@@ -92,7 +95,7 @@ def decode_pixels(dataset: Dataset) -> NDArray[Any]:
     missing = [keyword for keyword in _REQUIRED if short(dataset, keyword) is None]
     if missing:
         raise BadInput(f"pixels without {', '.join(missing)}", remedy=_EXPORT_AGAIN)
-    rows, columns, frames = short(dataset, "Rows") or 0, short(dataset, "Columns") or 0, int(dataset.get("NumberOfFrames") or 1)
+    rows, columns, frames = short(dataset, "Rows") or 0, short(dataset, "Columns") or 0, int(number(dataset, "NumberOfFrames") or 1)
     bits = rows * columns * frames * (short(dataset, "BitsAllocated") or 0)
     syntax = _transfer_syntax(dataset)
     _check_syntax(syntax)
@@ -117,7 +120,7 @@ def _check_syntax(syntax: Any) -> None:
     Raises:
         UnsupportedInput: another one; it is named if the standard defines it.
     """
-    if syntax is None:
+    if syntax is None or syntax in _SYNTAXES_READ_HERE:
         return
     try:
         get_decoder(UID(syntax))
@@ -187,16 +190,15 @@ def reduce_to_stored_bits(values: NDArray[Any], header: Dataset) -> NDArray[Any]
     return values if is_reduced else _select_bits(values, stored, stored - 1)
 
 
-def stored_pixels(dataset: Dataset) -> bytes:
-    """Return the pixel data of a data set, decompressed, little endian, cut to its claimed size and reduced to its stored bits.
+def stored_pixels(dataset: Dataset, values: NDArray[Any]) -> bytes:
+    """Return decoded values as pixel data: not compressed, little endian, of the claimed size and without other bits.
 
     Bits beside the value may hold an overlay with a name. Bits Stored and High Bit of the data set are set to what is returned:
     signed values fill their words, so that no bit is left unused.
 
-    Raises:
-        BadInput, Exception: see :func:`decode_pixels`.
+    Args:
+        dataset: of which :func:`decode_pixels` returned ``values``.
     """
-    values = decode_pixels(dataset)
     if int(dataset.BitsAllocated) == 1:
         return np.packbits(values.ravel(), bitorder="little").tobytes()
     if int(dataset.get("PixelRepresentation") or 0):
@@ -208,7 +210,7 @@ def stored_pixels(dataset: Dataset) -> bytes:
 def rescale_of(header: Dataset, index: int = 0) -> tuple[float, float]:
     """Return slope and intercept of a frame; 1 and 0 where the header states only one of them, or neither."""
     items = [header]
-    if "PerFrameFunctionalGroupsSequence" in header:
+    if not is_absent(header, "PerFrameFunctionalGroupsSequence"):
         groups = (header.PerFrameFunctionalGroupsSequence[index], *header.get("SharedFunctionalGroupsSequence", ()))
         items = [item for group in groups for item in group.get("PixelValueTransformationSequence", ())] + items
     for item in items:

@@ -7,6 +7,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset
 from typing_extensions import override
 
@@ -14,44 +16,49 @@ from components.catalog import DatasetCard
 from components.ingestion.annotations import rt_structures
 from components.ingestion.deidentification.deidentify import clean_sidecar, deidentify_dicom
 from components.ingestion.formats.base import Output, PlannedFile, ReadBackError, WriteContext
-from components.ingestion.formats.dicom.fast_elements import content, text
+from components.ingestion.formats.dicom import fast_elements
+from components.ingestion.formats.dicom.classic import SliceReadBack
 from components.ingestion.formats.dicom.headers import sidecar_fields
 from components.ingestion.formats.dicom.multiframe import unpack_frames, unpack_mosaic
-from components.ingestion.formats.dicom.pixels import read_slice, stored_pixels
+from components.ingestion.formats.dicom.pixels import decode_pixels, read_slice, stored_pixels
 from components.ingestion.formats.dicom.reading import read_header, read_object
 from components.ingestion.formats.nifti_writer import NiftiOutput, content_md5
 from components.ingestion.planned_annotations import PlannedJson
+from components.machine_faults import raise_machine_fault
 
-_READ_BACK = ("Rows", "Columns", "BitsAllocated", "PixelRepresentation", "NumberOfFrames")
-_READ_BACK_NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+_SHORTS = ("Rows", "Columns", "BitsAllocated", "PixelRepresentation")
+_NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
 
 
-def _reading_of(dataset: Dataset, pixels: bytes) -> tuple[object, ...]:
-    """Return what a reader takes from a data set: pixels, their form, geometry, scaling, and the outlines of structures."""
-    numbers = tuple(text(dataset, name).split("\\") for name in _READ_BACK_NUMBERS)
-    values = tuple(tuple(float(item) for item in items if item) for items in numbers)
+def _read_geometry(dataset: Dataset) -> tuple[object, ...]:
+    """Return what a reader takes from a header: form of the pixels, geometry, scaling, and the outlines of structures."""
+    shorts = tuple(fast_elements.short(dataset, name) for name in _SHORTS)
+    frames = int(fast_elements.number(dataset, "NumberOfFrames") or 1)
+    structures = [] if fast_elements.is_absent(dataset, "ROIContourSequence") else dataset.ROIContourSequence or []
     contours = [
         tuple(float(value) for value in contour.get("ContourData") or ())
-        for roi in dataset.get("ROIContourSequence") or ()
+        for roi in structures
         for contour in roi.get("ContourSequence") or ()
     ]
-    return pixels, tuple(str(dataset.get(name) or "") for name in _READ_BACK), values, contours
+    return shorts, frames, tuple(fast_elements.optional_numbers(dataset, name) for name in _NUMBERS), contours
 
 
 class DicomOutput(Output):
-    """A de-identified DICOM file.
+    """A de-identified DICOM file of any kind.
 
-    The file is parsed as curation parses it; its pixels, geometry, scaling and outlines must be those of the source. Equal bytes of
-    pixels in an equal form decode to equal values, so that they are compared without being decoded.
+    The file is parsed as curation parses it: its pixel data, geometry, scaling and outlines must be those of the source. Equal
+    bytes of pixels in an equal form decode to equal values.
     """
 
-    def __init__(self, clean: Dataset, expected: tuple[object, ...], content: str = "") -> None:
+    def __init__(self, clean: Dataset, source: Dataset, pixels: bytes = b"", content: str = "") -> None:
         """Take a de-identified data set.
 
         Args:
-            expected: what a reader takes from the source.
+            source: the data set that it was made from.
+            pixels: pixel data that it contains.
         """
-        self._clean, self._expected, self.content = clean, expected, content
+        self._clean, self._pixels, self.content = clean, pixels, content
+        self._geometry = _read_geometry(source)
 
     @override
     def write(self, path: Path) -> None:
@@ -60,13 +67,57 @@ class DicomOutput(Output):
         path.write_bytes(buffer.getbuffer())
 
     @override
-    def check(self, path: Path) -> None:
-        dataset = read_slice(path)
-        pixels = content(dataset, "PixelData")
-        expected = self._expected[0]
-        assert isinstance(expected, bytes)
-        if _reading_of(dataset, pixels[: len(expected)]) != self._expected:
-            raise ReadBackError("other pixels, geometry or outlines")
+    def check(self, path: Path) -> SliceReadBack | None:
+        self._read_equal(path)
+        return None
+
+    def _read_equal(self, path: Path) -> Dataset:
+        """Read the file, and require the pixels and the geometry of the source.
+
+        Raises:
+            ReadBackError: others. An error of the reader is one, too: it could read the same from the source.
+        """
+        try:
+            dataset = read_slice(path)
+            pixels, geometry = fast_elements.content(dataset, "PixelData"), _read_geometry(dataset)
+        except Exception as error:
+            raise_machine_fault(error, path.name)
+            raise ReadBackError(f"a header that cannot be read ({type(error).__name__})") from None
+        if pixels[: len(self._pixels)] != self._pixels:
+            raise ReadBackError("other pixels")
+        if geometry != self._geometry:
+            raise ReadBackError("other geometry or outlines")
+        return dataset
+
+
+class SliceOutput(DicomOutput):
+    """A de-identified classic image.
+
+    **Why a written series need not be decoded a second time.** The reader of a volume (:func:`classic.read_series`) parses each
+    file, takes a frame, a scaling and the decoded values from it, orders the frames, and places the scaled values. All but the
+    last is done here with the bytes that lie on the disk, by the same functions, and is compared with what was decoded from the
+    source: values bit by bit (which is stronger than a digest of them), geometry and scaling number by number. The frames and the
+    range of values that were read are returned, so that :func:`classic.check_slices` applies the reader's rules for a volume to
+    them. What remains is arithmetic on values known to be right.
+    """
+
+    def __init__(self, clean: Dataset, source: Dataset, values: NDArray[Any], pixels: bytes, content: str) -> None:
+        """Take a de-identified data set.
+
+        Args:
+            values: (rows, columns), decoded from the source.
+            source, pixels, content: see :class:`DicomOutput`.
+        """
+        super().__init__(clean, source, pixels, content)
+        self._values = values
+
+    @override
+    def check(self, path: Path) -> SliceReadBack:
+        dataset = self._read_equal(path)
+        values = decode_pixels(dataset)
+        if not np.array_equal(values, self._values):
+            raise ReadBackError("other voxels")
+        return SliceReadBack.of(dataset, values, path)
 
 
 @dataclass(frozen=True)
@@ -82,11 +133,15 @@ class PlannedDicom(PlannedFile):
     @override
     def prepare(self, context: WriteContext) -> DicomOutput:
         dataset = read_object(self.source)
-        pixels = stored_pixels(dataset)
+        values = decode_pixels(dataset)
+        pixels = stored_pixels(dataset, values)
         clean = deidentify_dicom(dataset, pixels, self.patient, context.pseudonyms, _label_names(context.card))
         scale = (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"), dataset.get("PixelRepresentation"))
         properties = (dataset.Rows, dataset.Columns, dataset.BitsAllocated, *(str(value) for value in scale))
-        return DicomOutput(clean, _reading_of(dataset, pixels), content_md5(pixels, *properties))
+        content = content_md5(pixels, *properties)
+        if self.role == "image":
+            return SliceOutput(clean, dataset, values, pixels, content)
+        return DicomOutput(clean, dataset, pixels, content)
 
 
 @dataclass(frozen=True)
@@ -104,7 +159,7 @@ class PlannedStructureSet(PlannedFile):
         dataset = read_object(self.source)
         remaining = rt_structures.remove_structures(dataset, context.card.layout.ignored_structures)
         clean = deidentify_dicom(remaining, None, self.patient, context.pseudonyms, _label_names(context.card))
-        return DicomOutput(clean, _reading_of(remaining, b""))
+        return DicomOutput(clean, remaining)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def frames_of(header: Dataset, path: Path) -> list[Frame]:
     Raises:
         KeyError, AttributeError, ValueError, TypeError: geometry missing or no numbers.
     """
-    if "PerFrameFunctionalGroupsSequence" in header:
+    if not fast_elements.is_absent(header, "PerFrameFunctionalGroupsSequence"):
         shared = _first_item(header, keyword="SharedFunctionalGroupsSequence")
         per_frame = enumerate(header.PerFrameFunctionalGroupsSequence)
         return [_enhanced_frame(header, groups, shared, index, path) for index, groups in per_frame]
@@ -120,10 +120,10 @@ def frames_of(header: Dataset, path: Path) -> list[Frame]:
 def _classic_frame(header: Dataset, path: Path) -> Frame:
     values = {
         "image_type": tuple(fast_elements.text(header, "ImageType").split("\\")),
-        "b_value": header.get("DiffusionBValue"),
+        "b_value": fast_elements.converted(header, "DiffusionBValue"),
         "temporal_position": fast_elements.text(header, "TemporalPositionIdentifier"),
         "acquisition": fast_elements.text(header, "AcquisitionNumber"),
-        "gradient": _optional_numbers(header.get("DiffusionGradientOrientation")),
+        "gradient": _optional_numbers(fast_elements.converted(header, "DiffusionGradientOrientation")),
         "inversion_time": fast_elements.text(header, "InversionTime"),
         "flip_angle": fast_elements.text(header, "FlipAngle"),
         "repetition_time": fast_elements.text(header, "RepetitionTime"),
