@@ -13,7 +13,7 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.charset import default_encoding
-from pydicom.dataelem import RawDataElement, empty_value_for_VR
+from pydicom.dataelem import DataElement, RawDataElement, empty_value_for_VR
 from pydicom.tag import BaseTag, Tag
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
@@ -22,7 +22,7 @@ MAX_CACHED_VALUES = 4096
 _unpack_element, _unpack_length = Struct("<HH2sH").unpack_from, Struct("<I").unpack_from
 _VRS = {vr.encode(): (str(vr), vr in EXPLICIT_VR_LENGTH_32) for vr in EXPLICIT_VR_LENGTH_16 | EXPLICIT_VR_LENGTH_32}
 """VR as stored -> its name, and whether its length has 32 bits (PS3.5 7.1.2)."""
-_EMPTY = {vr: empty_value_for_VR(vr, raw=True) for vr, _ in _VRS.values()}
+_EMPTY: dict[str, Any] = {vr: empty_value_for_VR(vr, raw=True) for vr, _ in _VRS.values()}
 _LEFT_TO_PYDICOM = frozenset((0x00080005, 0xFFFEE00D))
 """Specific Character Set, and the end of an item."""
 _base_tag = lru_cache(MAX_CACHED_VALUES)(BaseTag)
@@ -32,7 +32,7 @@ def read_elements(file: bytes, place: int) -> Dataset | None:
     """Return the data set in explicit little endian that begins at a place of a file, as :func:`pydicom.filereader.read_dataset`
     does; None where pydicom has to read it: undefined lengths, an unknown VR, a character set, or an end within an element.
     """
-    elements: dict[BaseTag, RawDataElement] = {}
+    elements: dict[BaseTag, DataElement | RawDataElement] = {}
     end = len(file)
     while place + 8 <= end:
         group, number, code, length = _unpack_element(file, place)

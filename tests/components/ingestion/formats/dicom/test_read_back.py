@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydicom import Dataset
 from pydicom.uid import RLELossless
 
 from components.errors import MachineFault
@@ -20,6 +22,7 @@ from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonym
 from components.ingestion.formats.base import Output, ReadBackError, WriteContext
 from components.ingestion.formats.dicom import classic, planned_files
 from components.ingestion.formats.dicom.classic import check_slices, read_series
+from components.ingestion.formats.dicom.pixels import decode_pixels
 from components.ingestion.formats.dicom.planned_files import PlannedDicom
 from components.ingestion.staging import Staging
 from tests.helpers.real_world.common import make_card
@@ -165,11 +168,14 @@ def test_each_written_file_is_decoded_once_and_no_series_a_second_time(
     paths = write_stack(tmp_path / "source", "a", voxels())
     if is_compressed:
         edit(paths, lambda item: item.compress(RLELossless))
-    decoded = []
+    decoded: list[Dataset] = []
+
+    def decode_and_count(dataset: Dataset) -> NDArray[Any]:
+        decoded.append(dataset)
+        return decode_pixels(dataset)
+
     for module in (classic, planned_files):
-        monkeypatch.setattr(
-            module, "decode_pixels", lambda dataset, decode=module.decode_pixels: decoded.append(1) or decode(dataset)
-        )
+        monkeypatch.setattr(module, "decode_pixels", decode_and_count)
     assert _ingest(tmp_path) == []
     assert len(decoded) == 2 * len(paths)  # the source and what was written
     (series,) = list_series(tmp_path / "data", CARD.id)
