@@ -9,8 +9,8 @@ from typing import Any
 
 from components.curation.slice_table import SliceTable
 from components.curation.store import VolumeStore
-from components.curation.table_rows import DescriptionRecord, InstructionRecord, Split, VolumeRecord
-from components.curation.tables import DESCRIPTIONS, INSTRUCTIONS, SPLITS, VOLUMES, read_table
+from components.curation.table_rows import DescriptionRecord, InstructionRecord, Split, VolumeInstructionRecord, VolumeRecord
+from components.curation.tables import DESCRIPTIONS, INSTRUCTIONS, SPLITS, VOLUME_INSTRUCTIONS, VOLUMES, read_table
 from components.errors import BadInput
 from components.file_switch import require_switched
 from components.files import read_json
@@ -96,6 +96,15 @@ class Corpus:
             row
             for row in read_table(self.root, INSTRUCTIONS)
             if self._is_included("volumes", row.volume_id) and self._is_included("instructions", row.sample_id)
+        ]
+
+    @cached_property
+    def volume_instructions(self) -> list[VolumeInstructionRecord]:
+        """Every instruction about a volume or a study that balancing includes, in the order of ``sample_id``."""
+        return [
+            row
+            for row in read_table(self.root, VOLUME_INSTRUCTIONS)
+            if row.included and all(self._is_included("volumes", volume_id) for volume_id in row.series)
         ]
 
     @cached_property

@@ -23,13 +23,14 @@ from components.curation.curate_volume import CardFacts, LoadVolume
 from components.curation.slice_table import FILE as SLICES_FILE
 from components.curation.slice_table import SliceTable
 from components.curation.splits import Patient, split_patients
-from components.curation.table_rows import InstructionRecord, SplitRecord, VolumeRecord
+from components.curation.table_rows import InstructionRecord, SplitRecord, VolumeInstructionRecord, VolumeRecord
 from components.curation.tables import (
     BATCH,
     DESCRIPTIONS,
     INSTRUCTIONS,
     SPLITS,
     TABLES,
+    VOLUME_INSTRUCTIONS,
     VOLUMES,
     Table,
     read_arrow,
@@ -38,7 +39,8 @@ from components.curation.tables import (
     write_arrow,
     write_table,
 )
-from components.curation.text.instructions import list_candidates, select_balanced
+from components.curation.text.instructions import list_candidates, list_volume_candidates, select_balanced
+from components.curation.text.volume_instructions import list_study_instructions
 from components.file_switch import FileSwitch
 from components.files import read_json, write_json
 from components.provenance import digest, file_md5
@@ -84,10 +86,12 @@ class _VolumeRows:
     Attributes:
         descriptions, slices: final rows.
         candidates: instructions before balancing.
+        volume_candidates: instructions about whole volumes before balancing.
     """
 
     descriptions: pa.Table
     candidates: pa.Table
+    volume_candidates: pa.Table
     slices: SliceTable
 
 
@@ -123,11 +127,14 @@ def write_corpus(
     unique, duplicates = _drop_duplicates(records)
     volumes, splits = _assign_splits(sorted(unique, key=lambda record: record.volume_id), settings)
     rows = _collect_rows(volumes, load, cards, settings, previous)
-    selected = select_balanced(rows.candidates, {record.volume_id: record.dataset_id for record in volumes})
+    datasets_of_volumes = {record.volume_id: record.dataset_id for record in volumes}
+    selected = select_balanced(rows.candidates, datasets_of_volumes)
+    about_volumes = _volume_instructions(rows.volume_candidates, volumes, datasets_of_volumes)
     write_table(switch.incoming, VOLUMES, volumes)
     write_arrow(switch.incoming, DESCRIPTIONS, rows.descriptions)
     write_arrow(switch.incoming, INSTRUCTIONS, rows.candidates.filter(selected))
     write_arrow(switch.incoming, SURPLUS, rows.candidates.filter(~selected))
+    write_arrow(switch.incoming, VOLUME_INSTRUCTIONS, about_volumes)
     write_table(switch.incoming, SPLITS, splits)
     rows.slices.write(switch.incoming)
     counts = {
@@ -135,6 +142,7 @@ def write_corpus(
         "slices": len(rows.slices),
         "descriptions": len(volumes),
         "instructions": int(selected.sum()),
+        "volume_instructions": int(pc.sum(about_volumes.column("included")).as_py() or 0),
         "patients": len(splits),
         "splits": {name: sum(record.split == name for record in splits) for name in ("train", "validation", "test")},
     }
@@ -195,10 +203,12 @@ def _collect_rows(
     """Collect the rows of volumes, which are in the order of their ids: copied where unchanged, else computed in batches."""
     existing = previous.records if previous else {}
     unchanged = [record.volume_id for record in volumes if existing.get(record.volume_id) == record]
-    descriptions, instructions, slices = [], [], []
+    descriptions, instructions, about_volumes, slices = [], [], [], []
     if previous:
         descriptions.append(previous.rows(DESCRIPTIONS, unchanged))
         instructions += [previous.rows(INSTRUCTIONS, unchanged), previous.rows(SURPLUS, unchanged)]
+        kept = previous.rows(VOLUME_INSTRUCTIONS, unchanged)
+        about_volumes.append(kept.filter(pc.equal(kept.column("scope"), "volume")))
         slices.append(SliceTable.read(previous.root).take(unchanged))
     copied = set(unchanged)
     changed = [record for record in volumes if record.volume_id not in copied]
@@ -207,9 +217,22 @@ def _collect_rows(
         descriptions.append(to_arrow(DESCRIPTIONS, (volume.description for volume in loaded)))
         rows = (row for volume in loaded for row in list_candidates(volume, cards[volume.record.dataset_id], settings))
         instructions.append(to_arrow(INSTRUCTIONS, rows))
+        whole = (row for volume in loaded for row in list_volume_candidates(volume, cards[volume.record.dataset_id], settings))
+        about_volumes.append(to_arrow(VOLUME_INSTRUCTIONS, whole))
         slices.append(SliceTable.from_facts((volume.record.volume_id, volume.record.slices, volume.facts) for volume in loaded))
     in_order = SliceTable.concatenate(slices).take([record.volume_id for record in volumes])
-    return _VolumeRows(pa.concat_tables(descriptions), pa.concat_tables(instructions), in_order)
+    return _VolumeRows(pa.concat_tables(descriptions), pa.concat_tables(instructions), pa.concat_tables(about_volumes), in_order)
+
+
+def _volume_instructions(candidates: pa.Table, volumes: list[VolumeRecord], datasets: dict[str, str]) -> pa.Table:
+    """Return the instructions about volumes and studies, of which balancing includes some, each scope by itself."""
+    about_volumes = [VolumeInstructionRecord.model_validate(row) for row in candidates.to_pylist()]
+    about_studies = to_arrow(VOLUME_INSTRUCTIONS, list_study_instructions(about_volumes, volumes))
+    tables = []
+    for table in (candidates, about_studies):
+        position = table.schema.get_field_index("included")
+        tables.append(table.set_column(position, table.schema.field(position), pa.array(select_balanced(table, datasets))))
+    return pa.concat_tables(tables)
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -55,7 +55,7 @@ SINGLE_PROCESS_LIMIT = 32
 """Up to this many volumes are curated in the calling process; starting worker processes would take longer."""
 _SHOWN = 8
 """Unreadable volumes that are shown to the user one by one."""
-_SOURCE_NAMES = ("patient_id", "series_id", "source_md5")
+_SOURCE_NAMES = ("patient_id", "series_id", "visit", "source_md5")
 
 logger = logging.getLogger(__name__)
 

@@ -170,6 +170,7 @@ def _source_columns(series: SourceSeries) -> dict[str, Any]:
         "dataset_id": series.dataset_id,
         "patient_id": series.patient_id,
         "series_id": series.series_id,
+        "visit": series.visit,
         "source_files": [file.path for file in (*series.files, *series.labels, *series.annotations)],
         "source_md5": series.md5,
         "reader": series.reader,

@@ -129,7 +129,7 @@ def _series_digest(series: list[SourceSeries]) -> str:
     for source in series:
         roles = (source.files, source.labels, source.annotations)
         files_by_role = [[[file.path, file.md5] for file in files] for files in roles]
-        entries.append([source.series_id, source.patient_id, source.reader, source.md5, files_by_role])
+        entries.append([source.series_id, source.patient_id, source.reader, source.md5, source.visit, files_by_role])
     return digest(sorted(entries))
 
 

@@ -24,6 +24,9 @@ class VolumeRecord(Row):
     dataset_id: str
     patient_id: str = Field(description="pseudonym")
     series_id: str
+    visit: str = Field(
+        default="", description="pseudonym of the patient's visit: series of one patient with the same visit are a study"
+    )
     split: Split
     synthetic: bool
     source_files: list[str] = Field(description="relative to data/")
@@ -103,6 +106,13 @@ class BoxRecord(Row):
     label: str
 
 
+class VolumeBoxRecord(BoxRecord):
+    """A box of a volume: also its slices, integers 0-255 of the volume's own slices, half-open."""
+
+    slice0: int
+    slice1: int
+
+
 class InstructionRecord(Row):
     """Instruction-response data, Table 1 of the paper (``instructions.parquet``)."""
 
@@ -129,6 +139,31 @@ class InstructionRecord(Row):
     boxes: list[BoxRecord] = Field(default_factory=list, description="detection: the truth")
     positive: bool | None = Field(default=None, description="diagnosis: the truth")
     differential: list[str] = Field(default_factory=list, description="diagnosis: differential considerations")
+
+
+class VolumeInstructionRecord(Row):
+    """An instruction about a whole volume, or about one volume of a study (``volume_instructions.parquet``)."""
+
+    sample_id: str = Field(description="hex digest, unique")
+    volume_id: str = Field(description="of the volume in question")
+    scope: Literal["volume", "study"]
+    series: list[str] = Field(description="volume ids of the images in their order; of a volume, itself")
+    patient_id: str
+    split: Split
+    task: TaskName
+    instruction: str
+    response: str = Field(description="as of instructions about slices; boxes have six edges")
+    held_out_phrasing: bool = Field(description="a phrasing that is excluded from training")
+    included: bool = Field(default=True, description="False = surplus of balancing")
+    structure: str | None = Field(default=None, description="segmentation: name of the structure")
+    finding: str | None = Field(default=None, description="detection, diagnosis: name of the finding")
+    label_value: int | None = Field(default=None, description="segmentation: its value in 'labels'")
+    label_values: list[int] = Field(default_factory=list, description="values of the findings in 'labels'; empty = not labeled")
+    acceleration: int | None = Field(default=None, description="reconstruction: undersampling factor")
+    centre_fraction: float | None = Field(default=None, description="reconstruction: fully sampled share of lines")
+    mask_seed: int | None = Field(default=None, description="reconstruction: seed of the mask of all slices")
+    boxes: list[VolumeBoxRecord] = Field(default_factory=list, description="detection: the truth")
+    positive: bool | None = Field(default=None, description="diagnosis: the truth")
 
 
 class SplitRecord(Row):

@@ -17,7 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from components.curation.table_rows import DescriptionRecord, InstructionRecord, Row, SplitRecord, VolumeRecord
+from components.curation.table_rows import (
+    DescriptionRecord,
+    InstructionRecord,
+    Row,
+    SplitRecord,
+    VolumeInstructionRecord,
+    VolumeRecord,
+)
 from components.errors import BadInput
 from components.files import atomic_file
 
@@ -49,8 +56,9 @@ class Table(Generic[AnyRow]):
 VOLUMES = Table("volumes", VolumeRecord, "volume_id")
 DESCRIPTIONS = Table("descriptions", DescriptionRecord, "volume_id")
 INSTRUCTIONS = Table("instructions", InstructionRecord, "sample_id")
+VOLUME_INSTRUCTIONS = Table("volume_instructions", VolumeInstructionRecord, "sample_id")
 SPLITS = Table("splits", SplitRecord, "patient_id")
-TABLES: tuple[Table[Any], ...] = (VOLUMES, DESCRIPTIONS, INSTRUCTIONS, SPLITS)
+TABLES: tuple[Table[Any], ...] = (VOLUMES, DESCRIPTIONS, INSTRUCTIONS, VOLUME_INSTRUCTIONS, SPLITS)
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:

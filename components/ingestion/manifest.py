@@ -51,8 +51,12 @@ class Manifest:
         return cls(content["recipe"], series, content["sources"], content["contents"])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of the file."""
-        return asdict(self)
+        """Return the content of the file; a series that has no visit does not mention one."""
+        content = asdict(self)
+        for series in content["series"]:
+            if not series["visit"]:
+                del series["visit"]
+        return content
 
     def write(self, root: Path) -> None:
         """Write the manifest to a dataset's folder, atomically."""

@@ -75,7 +75,8 @@ class SeriesChecks:
         if not files["image"]:
             return None
         images, labels, annotations = (tuple(files[role]) for role in ("image", "label", "annotation"))
-        series = SourceSeries(dataset_id, planned.patient, planned.series_id, planned.reader, images, labels, annotations)
+        names = (dataset_id, planned.patient, planned.series_id, planned.reader)
+        series = SourceSeries(*names, images, labels, annotations, visit=planned.visit)
         return CleanedSeries(planned, _with_md5(series))
 
     def _is_complete(self, cleaned: CleanedSeries) -> bool:

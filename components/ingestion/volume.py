@@ -37,6 +37,8 @@ class SourceSeries:
         labels: label files (NIfTI mask, DICOM SEG or RTSTRUCT), may be empty.
         annotations: sidecar, boxes, findings, report, sex and age; may be empty.
         md5: digest over the MD5 sums of all of these files.
+        visit: pseudonym of the patient's visit (DICOM study, session in the file's path); "" = the source states none, and the
+            patient's series without one are of one visit.
     """
 
     dataset_id: str
@@ -47,6 +49,7 @@ class SourceSeries:
     labels: tuple[SourceFile, ...] = ()
     annotations: tuple[SourceFile, ...] = ()
     md5: str = ""
+    visit: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.curation.curate_volume import CardFacts, CuratedVolume
     from components.curation.store import VolumeStore
-    from components.curation.table_rows import InstructionRecord, VolumeRecord
+    from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord, VolumeRecord
     from components.evaluation.model_answers import AnswerGenerator, Case
     from components.evaluation.task_result import TaskResult
     from components.inference.prediction import Prediction
@@ -75,6 +75,7 @@ class Task(ABC):
         is_augmented: training varies contrast and position of the image, of boxes in the response and of a mask; an image target
             must not be augmented.
         states_sizes: the response states sizes in millimeters: training moves the image but does not scale it.
+        names_series: about a study, an instruction names the series that it means; else it holds for the study.
         is_free_text: answers have no form of their own: every answer that no other task recognizes belongs to this task, and the
             command line shows it while it is generated.
     """
@@ -88,6 +89,7 @@ class Task(ABC):
     needs_findings: ClassVar[bool] = False
     is_augmented: ClassVar[bool] = True
     states_sizes: ClassVar[bool] = False
+    names_series: ClassVar[bool] = False
     is_free_text: ClassVar[bool] = False
 
     # Curation
@@ -100,6 +102,12 @@ class Task(ABC):
     @abstractmethod
     def candidates(self, curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> Iterator[InstructionRecord]:
         """Yield every instruction about a volume, from records and slice facts alone (no voxel is read)."""
+
+    def volume_candidates(
+        self, curated: CuratedVolume, card: CardFacts, settings: CurationSettings
+    ) -> Iterator[VolumeInstructionRecord]:
+        """Yield every instruction about a volume as a whole; none by default."""
+        yield from ()
 
     def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:
         """Return whether an instruction has the fields, and its volume the arrays, that the task needs."""

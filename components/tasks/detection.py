@@ -18,13 +18,14 @@ from scipy import ndimage
 from components.curation.curate_volume import CardFacts, CuratedVolume
 from components.curation.measure.volume_facts import normalize_box
 from components.curation.store import VolumeStore
-from components.curation.table_rows import BoxRecord, InstructionRecord
+from components.curation.table_rows import BoxRecord, InstructionRecord, VolumeBoxRecord, VolumeInstructionRecord
 from components.curation.text.instructions import build_instruction, spread
 from components.curation.text.phrasings import Phrasings
 from components.curation.text.structure_names import lesion_values
+from components.curation.text.volume_instructions import build_volume_instruction
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Image, Target, Task, read_finding
-from model_core.boxes import BOX_TOKEN, GRID, NO_LESION, TextBox, format_boxes, parse_boxes
+from model_core.boxes import BOX_TOKEN, GRID, NO_LESION, TextBox, VolumeBox, format_boxes, parse_boxes
 from model_core.targets import TARGET_MASK
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Detection(Task):
     weight = 0.15
     is_paired = True
     needs_findings = True
+    names_series = True
     phrasings = Phrasings(
         trained=(
             "Identify and localize any {finding} in this image.",
@@ -83,6 +85,19 @@ class Detection(Task):
             yield build_instruction(curated, self, slice_index, response, words, boxes=boxes, label_values=values)
         for slice_index in spread(facts.lesion_free_slices, settings.slices_per_volume):
             yield build_instruction(curated, self, slice_index, format_boxes([]), words, label_values=values)
+
+    def volume_candidates(
+        self, curated: CuratedVolume, card: CardFacts, settings: CurationSettings
+    ) -> Iterator[VolumeInstructionRecord]:
+        """Yield an instruction if labels or boxes say where the lesions are, or the volume has none for certain."""
+        facts, lesion = curated.facts, curated.record.lesion
+        if lesion is None or (lesion and not facts.volume_boxes):
+            return
+        boxes = facts.volume_boxes if lesion else []
+        values = lesion_values(card.label_map) if curated.record.has_labels else []
+        response = format_boxes(map(_volume_box, boxes))
+        fields = {"finding": facts.lesion, "boxes": boxes, "label_values": values}
+        yield build_volume_instruction(curated, self, response, {"finding": facts.lesion}, **fields)
 
     def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102 (see Task)
         return set(parse_boxes(record.response)) == set(map(_text_box, record.boxes))
@@ -215,6 +230,10 @@ def finding_name(text: str) -> str:
 
 def _text_box(box: BoxRecord) -> TextBox:
     return TextBox(box.label, box.row0, box.col0, box.row1, box.col1)
+
+
+def _volume_box(box: VolumeBoxRecord) -> VolumeBox:
+    return VolumeBox(box.label, box.row0, box.col0, box.row1, box.col1, box.slice0, box.slice1)
 
 
 def _fill_boxes(boxes: Sequence[BoxRecord], size: tuple[int, ...]) -> NDArray[np.bool_]:

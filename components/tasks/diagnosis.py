@@ -9,12 +9,13 @@ import numpy as np
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
 from components.curation.store import VolumeStore
-from components.curation.table_rows import InstructionRecord, VolumeRecord
+from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord, VolumeRecord
 from components.curation.text.descriptions import signal_term
 from components.curation.text.differentials import list_considerations
 from components.curation.text.instructions import build_instruction, spread
 from components.curation.text.phrasings import Phrasings
 from components.curation.text.structure_names import lesion_values
+from components.curation.text.volume_instructions import build_volume_instruction
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Image, Target, Task, read_finding
 
@@ -117,6 +118,20 @@ class Diagnosis(Task):
             response = f"yes{location}. Differential: {', '.join(considered)}. Most likely: {name}."
         fields = {"positive": positive, "differential": considered if positive else [], "label_values": values}
         yield build_instruction(curated, self, slice_index, response, {"finding": name}, self.open_phrasings, **fields)
+
+    def volume_candidates(
+        self, curated: CuratedVolume, card: CardFacts, settings: CurationSettings
+    ) -> Iterator[VolumeInstructionRecord]:
+        """Yield the question about the lesion of the volume, and those about its other findings."""
+        facts, record = curated.facts, curated.record
+        answers = {finding.name: finding.present for finding in facts.findings}
+        if record.lesion is not None:
+            answers[facts.lesion] = record.lesion
+        for name, positive in sorted(answers.items()):
+            response = f"yes, {name}" if positive else f"no, no {name}"
+            values = lesion_values(card.label_map) if record.has_labels and name == facts.lesion else []
+            fields = {"finding": name, "positive": positive, "label_values": values}
+            yield build_volume_instruction(curated, self, response, {"finding": name}, **fields)
 
     def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:  # noqa: D102
         return record.positive is not None

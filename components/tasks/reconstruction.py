@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
 from components.curation.store import VolumeStore
-from components.curation.table_rows import InstructionRecord, VolumeRecord
+from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord, VolumeRecord
 from components.curation.text.instructions import IMAGE_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
+from components.curation.text.volume_instructions import build_volume_instruction
 from components.provenance import digest
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Image, Target, Task
@@ -43,6 +44,7 @@ class Reconstruction(Task):
     name = "reconstruction"
     weight = 0.2
     target_kind = TARGET_IMAGE
+    names_series = True
     is_augmented = False  # its k-space is what was measured
     phrasings = Phrasings(
         trained=(
@@ -78,6 +80,16 @@ class Reconstruction(Task):
                     centre_fraction=center_fraction_of(acceleration),
                     mask_seed=seed % _LARGEST_SEED,
                 )
+
+    def volume_candidates(
+        self, curated: CuratedVolume, card: CardFacts, settings: CurationSettings
+    ) -> Iterator[VolumeInstructionRecord]:
+        """Yield an instruction for each acceleration, with one mask for all slices, if the store has measured k-space."""
+        record = curated.record
+        for acceleration in settings.accelerations if record.has_kspace else ():
+            seed = int(digest(record.dataset_id, record.series_id, "volume", acceleration)[:15], 16) % _LARGEST_SEED
+            fields = {"acceleration": acceleration, "centre_fraction": center_fraction_of(acceleration), "mask_seed": seed}
+            yield build_volume_instruction(curated, self, IMAGE_RESPONSE, {"acceleration": str(acceleration)}, **fields)
 
     def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:  # noqa: D102 (see Task)
         return volume.has_kspace and None not in (record.acceleration, record.centre_fraction, record.mask_seed)

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
-from components.curation.table_rows import DescriptionRecord, InstructionRecord
+from components.curation.table_rows import DescriptionRecord, InstructionRecord, VolumeInstructionRecord
 from components.curation.text.instructions import MASK_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
 from components.curation.text.structure_names import knee_organ
 from components.curation.text.template import KNEE_ORGANS, format_paragraph, with_fields
+from components.curation.text.volume_instructions import build_volume_instruction
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Task
 
@@ -55,6 +56,13 @@ class Report(Task):
         response = report_text(curated.description, curated.record.anatomy)
         for slice_index in spread(curated.facts.lesion_slices or curated.facts.content_slices, settings.slices_per_volume):
             yield build_instruction(curated, self, slice_index, response, {})
+
+    def volume_candidates(
+        self, curated: CuratedVolume, card: CardFacts, settings: CurationSettings
+    ) -> Iterator[VolumeInstructionRecord]:
+        """Yield the instruction if labels, boxes or diagnoses state whether there is a lesion."""
+        if curated.record.lesion is not None:
+            yield build_volume_instruction(curated, self, report_text(curated.description, curated.record.anatomy), {})
 
     def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102 (see Task)
         return len(record.response) > len(MASK_RESPONSE)

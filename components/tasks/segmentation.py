@@ -9,9 +9,10 @@ import numpy as np
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
 from components.curation.store import VolumeStore
-from components.curation.table_rows import InstructionRecord, VolumeRecord
+from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord, VolumeRecord
 from components.curation.text.instructions import MASK_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
+from components.curation.text.volume_instructions import build_volume_instruction
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Image, Target, Task
 from model_core.targets import TARGET_MASK
@@ -31,6 +32,7 @@ class Segmentation(Task):
     name = "segmentation"
     weight = 0.35  # the largest: every structure is a problem of its own
     target_kind = TARGET_MASK
+    names_series = True
     phrasings = Phrasings(
         trained=(
             "Segment the {structure} in this {scan}.",
@@ -55,6 +57,15 @@ class Segmentation(Task):
             for slice_index in spread(slices, settings.slices_per_volume):
                 words = {"structure": structure}
                 yield build_instruction(curated, self, slice_index, MASK_RESPONSE, words, structure=structure, label_value=value)
+
+    def volume_candidates(
+        self, curated: CuratedVolume, card: CardFacts, settings: CurationSettings
+    ) -> Iterator[VolumeInstructionRecord]:
+        """Yield an instruction for each structure that the volume shows."""
+        for value in sorted(curated.facts.structure_slices):
+            structure = card.label_map[value].lower()
+            fields = {"structure": structure, "label_value": value}
+            yield build_volume_instruction(curated, self, MASK_RESPONSE, {"structure": structure}, **fields)
 
     def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:  # noqa: D102 (see Task)
         return volume.has_labels and record.label_value in volume.label_values

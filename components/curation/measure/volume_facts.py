@@ -24,7 +24,7 @@ from components.curation.measure.regions import (
     shows_midline,
     surrounding_structure,
 )
-from components.curation.table_rows import BoxRecord, MeasureRecord, Row
+from components.curation.table_rows import BoxRecord, MeasureRecord, Row, VolumeBoxRecord
 from components.curation.text.structure_names import (
     REFERENCE_TISSUES,
     is_diffuse,
@@ -40,6 +40,7 @@ CONTENT_SHARE = 0.1
 """A slice shows a structure if it has at least this share of the voxels of the richest slice of the volume."""
 SIGNAL = 0.02
 """Signal above this is more than air."""
+_NEIGHBORS_26 = np.ones((3, 3, 3))
 _IN_PLANE = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 
 
@@ -63,6 +64,7 @@ class SliceFacts(Row):
     lesion_slices: list[int] = Field(default_factory=list)
     lesion_free_slices: list[int] = Field(default_factory=list, description="of content_slices; empty if unknown")
     boxes: dict[int, list[BoxRecord]] = Field(default_factory=dict, description="lesion slice -> boxes, 0-255")
+    volume_boxes: list[VolumeBoxRecord] = Field(default_factory=list, description="boxes of the connected lesions of the volume")
     findings: list[Finding] = Field(default_factory=list)
     measures: list[MeasureRecord] = Field(default_factory=list, description="of every labeled structure, by label value")
 
@@ -74,6 +76,16 @@ def normalize_box(row0: int, col0: int, row1: int, col1: int, rows: int, columns
         return min(round(pixel * GRID / size), GRID - 1)
 
     return BoxRecord(row0=edge(row0, rows), col0=edge(col0, columns), row1=edge(row1, rows), col1=edge(col1, columns), label=label)
+
+
+def normalize_volume_box(box: tuple[slice, ...], shape: tuple[int, ...], label: str) -> VolumeBoxRecord:
+    """Convert a half-open voxel box of a (D, H, W) volume to the 0-255 form of the text; no side becomes empty."""
+    edges = []
+    for side, size in zip(box, shape, strict=True):
+        first = min(round(side.start * GRID / size), GRID - 2)
+        edges.append((first, min(max(round(side.stop * GRID / size), first + 1), GRID - 1)))
+    (slice0, slice1), (row0, row1), (col0, col1) = edges
+    return VolumeBoxRecord(slice0=slice0, row0=row0, col0=col0, slice1=slice1, row1=row1, col1=col1, label=label)
 
 
 def measure_structures(
@@ -174,7 +186,8 @@ def compute_slice_facts(
     if labels is not None and lesions_are_labeled and not dataset_boxes:
         boxes = {}
         for kind, values in lesion_kinds(label_map).items():
-            for index, found in _lesion_boxes([regions[value] for value in values if value in regions], labels.shape, kind).items():
+            of_kind = [regions[value] for value in values if value in regions]
+            for index, found in _lesion_boxes(of_kind, labels.shape, kind).items():
                 boxes.setdefault(index, []).extend(found)
     localized = lesions_are_labeled or bool(dataset_boxes)
     focal = [present for finding, present in volume.diagnosis.items() if not is_diffuse(finding)]
@@ -191,9 +204,52 @@ def compute_slice_facts(
         lesion_slices=[index for index in _rich_slices(lesion_area_D) if index in boxes],
         lesion_free_slices=[index for index in content if lesion_area_D[index] == 0] if localized or healthy else [],
         boxes=boxes,
+        volume_boxes=_volume_boxes(regions, labels, boxes, slices, label_map),
         findings=[finding for finding in findings if is_diffuse(finding.name) or not localized],
         measures=measures,
     )
+
+
+def _volume_boxes(
+    regions: dict[int, Region],
+    labels: NDArray[np.uint8] | None,
+    boxes: dict[int, list[BoxRecord]],
+    slices: int,
+    label_map: dict[int, str],
+) -> list[VolumeBoxRecord]:
+    """Return the boxes of the connected lesions (26-neighborhood) of each kind, of label maps or else of the boxes of slices."""
+    found: list[VolumeBoxRecord] = []
+    if labels is not None and lesion_values(label_map):
+        for kind, values in lesion_kinds(label_map).items():
+            of_kind = [regions[value] for value in values if value in regions]
+            if of_kind:
+                mask, start = _union(of_kind)
+                found += _connected_boxes(mask, start, labels.shape, kind)
+        return found
+    for label in sorted({box.label for on_slice in boxes.values() for box in on_slice}):
+        mask = np.zeros((slices, GRID, GRID), np.bool_)
+        for index, on_slice in boxes.items():
+            for box in on_slice:
+                if box.label == label:
+                    mask[index, box.row0 : box.row1, box.col0 : box.col1] = True
+        found += _connected_boxes(mask, (0, 0, 0), mask.shape, label)
+    return found
+
+
+def _connected_boxes(mask: NDArray[np.bool_], start: tuple[int, ...], shape: tuple[int, ...], label: str) -> list[VolumeBoxRecord]:
+    """Return the boxes of the connected parts of a mask that begins at ``start`` in a volume of this shape."""
+    parts = ndimage.find_objects(ndimage.label(mask, structure=_NEIGHBORS_26)[0])
+    boxes = [tuple(slice(s + edge.start, s + edge.stop) for s, edge in zip(start, part, strict=True)) for part in parts]
+    return [normalize_volume_box(box, shape, label) for box in boxes]
+
+
+def _union(regions: list[Region]) -> tuple[NDArray[np.bool_], tuple[int, ...]]:
+    """Return the mask of some regions in the box around them, and the first voxel of that box."""
+    start = tuple(min(region.box[axis].start for region in regions) for axis in range(3))
+    mask = np.zeros([max(region.box[axis].stop for region in regions) - start[axis] for axis in range(3)], dtype=np.bool_)
+    for region in regions:
+        mask[tuple(slice(e.start - s, e.stop - s) for e, s in zip(region.box, start, strict=True))] |= region.mask
+    return mask, start
 
 
 def _content_slices(voxels: NDArray[np.float32], labels: NDArray[np.uint8] | None) -> list[int]:
@@ -221,10 +277,7 @@ def _lesion_boxes(lesions: list[Region], shape: tuple[int, ...], name: str) -> d
     """Return slice -> boxes of the connected lesions (8-neighborhood) of one kind in a (D, H, W) volume."""
     if not lesions:
         return {}
-    start = [min(region.box[axis].start for region in lesions) for axis in range(3)]
-    mask = np.zeros([max(region.box[axis].stop for region in lesions) - start[axis] for axis in range(3)], dtype=np.bool_)
-    for region in lesions:
-        mask[tuple(slice(e.start - s, e.stop - s) for e, s in zip(region.box, start, strict=True))] |= region.mask
+    mask, start = _union(lesions)
     boxes: dict[int, list[BoxRecord]] = {}
     for component in ndimage.find_objects(ndimage.label(mask, structure=_IN_PLANE)[0]):
         plane, rows, cols = (slice(s + edge.start, s + edge.stop) for s, edge in zip(start, component, strict=True))

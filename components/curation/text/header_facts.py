@@ -15,6 +15,7 @@ from components.ingestion.sequence_classification import canonical_sequence
 from components.ingestion.volume import Volume
 
 _ACQUIRED = "image_modality_sequence"
+_MODALITIES, _PLANES = ("MR",), ("axial", "sagittal", "coronal")
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,27 @@ class HeaderFacts:
     def of_record(cls, record: VolumeRecord) -> HeaderFacts:
         """Return the facts of a curated volume."""
         slice_mm = float(np.linalg.norm(np.asarray(record.affine).reshape(4, 4)[:3, 0]))
-        sequence = canonical_sequence(record.sequence)
-        return cls(record.modality, sequence, record.plane, record.field_strength_t, record.slices, slice_mm)
+        return cls._of(record.modality, record.sequence, record.plane, record.field_strength_t, record.slices, slice_mm)
 
     @classmethod
     def of_volume(cls, volume: Volume) -> HeaderFacts:
         """Return the facts of a volume in memory."""
         header = volume.acquisition
-        sequence = canonical_sequence(header.sequence)
+        slice_mm = float(volume.spacing_mm[0])
+        return cls._of(header.modality, header.sequence, header.plane, header.field_strength_t, len(volume.voxels), slice_mm)
+
+    @classmethod
+    def _of(
+        cls, modality: str, sequence: str | None, plane: str | None, field_t: float | None, slices: int, slice_mm: float
+    ) -> HeaderFacts:
+        """Return the facts; of texts only words of the controlled vocabulary: any other could be a name."""
         return cls(
-            header.modality, sequence, header.plane, header.field_strength_t, len(volume.voxels), float(volume.spacing_mm[0])
+            modality if modality in _MODALITIES else None,
+            canonical_sequence(sequence),
+            plane if plane in _PLANES else None,
+            field_t,
+            slices,
+            slice_mm,
         )
 
     @property

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
-from components.curation.table_rows import InstructionRecord
+from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord
 from components.curation.text.phrasings import Phrasings, scan_name
 from components.provenance import digest
 from components.registries import TASKS
@@ -78,6 +78,11 @@ def build_instruction(
 def list_candidates(curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> list[InstructionRecord]:
     """Return every instruction about a volume whose record has its split; :func:`select_balanced` selects those of the corpus."""
     return [record for task in TASKS.values() for record in task.candidates(curated, card, settings)]
+
+
+def list_volume_candidates(curated: CuratedVolume, card: CardFacts, settings: CurationSettings) -> list[VolumeInstructionRecord]:
+    """Return every instruction about a volume as a whole, whose record has its split."""
+    return [record for task in TASKS.values() for record in task.volume_candidates(curated, card, settings)]
 
 
 def select_balanced(candidates: pa.Table, datasets: dict[str, str]) -> NDArray[np.bool_]:

@@ -155,6 +155,11 @@ class Pseudonyms:
         """Return the pseudonym of a series."""
         return f"s{self._digest('series', raw).hex()[:12]}"
 
+    def visit(self, patient: str, raw: str) -> str:
+        """Return the pseudonym of a patient's visit; "" without a name of it."""
+        name = "\0".join((patient, raw))
+        return f"v{self._digest('visit', name).hex()[:12]}" if raw else ""
+
     def uid(self, raw: str) -> str:
         """Return the UID that replaces a DICOM UID (UUID-derived form 2.25, PS3.5 B.2)."""
         return f"2.25.{int.from_bytes(self._digest('uid', raw)[:16], 'big')}"

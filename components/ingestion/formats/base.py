@@ -104,7 +104,7 @@ class PlannedSeries:
     """One volume to be ingested.
 
     Attributes:
-        patient, series_id: pseudonyms.
+        patient, series_id, visit: pseudonyms; ``visit`` is "" where the source states none.
         reader: name in the manifest of the form in which the images are stored (see :data:`READERS`).
         files: images, labels and annotations to be written.
     """
@@ -113,6 +113,7 @@ class PlannedSeries:
     series_id: str
     reader: str
     files: list[PlannedFile] = field(default_factory=list)
+    visit: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing_extensions import override
 from components.errors import BadInput
 from components.ingestion import acquisition_headers
 from components.ingestion.annotations.encodings import decode_text
-from components.ingestion.file_names import not_magnitude_by_name, stem_of
+from components.ingestion.file_names import not_magnitude_by_name, session_of, stem_of
 from components.ingestion.formats.base import FileHeader, Format, PlannedFile, PlannedSeries, Role, WriteContext
 from components.ingestion.formats.dicom.image_content import ADC, COMPLEX, IMAGINARY, MAGNITUDE, PHASE, REAL
 from components.ingestion.formats.nifti_header import NAME_ORIENTATION, NO_ORIENTATION
@@ -206,7 +206,8 @@ class ImageFileFormat(Format):
             files.append(PlannedSidecar.of(path, sidecars, f"{stem}.json", sequence))
         files += folder.plan_tables(relative, None, stem)
         files += folder.plan_boxes(relative, None, stem, self._grid(path) if folder.boxes else ())
-        return PlannedSeries(patient, folder.pseudonyms.series(name), "nifti", files)
+        visit = folder.pseudonyms.visit(patient, session_of(relative) or "")
+        return PlannedSeries(patient, folder.pseudonyms.series(name), "nifti", files, visit)
 
     def _grid(self, path: Path) -> tuple[int, ...]:
         """Return slices, rows and columns of an image; empty where its header cannot be read (writing it reports the fault)."""

@@ -136,7 +136,8 @@ def _plan_converted(header: DicomHeader, image: PlannedFile, name: str, frame: i
         *folder.plan_tables(folder.relative(header.path), table_key(header.patient), stem),
     ]
     patient = folder.pseudonyms.patient(header.patient)
-    return PlannedVolume(header, PlannedSeries(patient, folder.pseudonyms.series(name), "nifti", files))
+    visit = folder.pseudonyms.visit(patient, header.study)
+    return PlannedVolume(header, PlannedSeries(patient, folder.pseudonyms.series(name), "nifti", files, visit))
 
 
 def _plan_classic(headers: list[DicomHeader], folder: SourceFolder, plan: Plan) -> list[PlannedVolume]:
@@ -157,7 +158,8 @@ def _plan_classic(headers: list[DicomHeader], folder: SourceFolder, plan: Plan) 
         key = table_key(first.patient)
         files += folder.plan_tables(relative, key, stem)
         files += folder.plan_boxes(relative, key, stem, grid)
-        planned.append(PlannedVolume(first, PlannedSeries(patient, folder.pseudonyms.series(name), "dicom", files)))
+        visit = folder.pseudonyms.visit(patient, first.study)
+        planned.append(PlannedVolume(first, PlannedSeries(patient, folder.pseudonyms.series(name), "dicom", files, visit)))
     return planned
 
 

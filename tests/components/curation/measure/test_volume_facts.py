@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from skimage.measure import label, regionprops
 
 from components.curation.measure.volume_facts import compute_slice_facts, normalize_box
+from components.curation.table_rows import BoxRecord
 from components.curation.text.descriptions import describe
 from components.curation.text.structure_names import lesion_kinds, lesion_name
 from components.ingestion.volume import Acquisition, Volume
+from model_core.boxes import GRID
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(0, 4))
@@ -69,3 +72,31 @@ def test_atrophy_is_a_finding_of_the_examination_and_no_lesion() -> None:
     assert description.fields["pathological_findings.structural_abnormalities"] == "atrophy"
     assert "no lesion" in description.fields["diagnostic_impression.suggestive_of"]
     assert "atrophy" in description.fields["diagnostic_impression.suggestive_of"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), depth=st.integers(1, 6), share=st.floats(0.01, 0.3))
+def test_boxes_of_a_volume_are_those_of_its_connected_lesions(seed: int, depth: int, share: float) -> None:
+    """As many as scikit-image's parts of 26-connectivity, around each of them, to the bins of the text."""
+    shape = (depth, 16, 32)
+    labels = (np.random.default_rng(seed).random(shape) < share).astype(np.uint8)
+    volume = Volume(np.ones(shape, np.float32), np.eye(4), Acquisition(), labels=labels)
+    boxes = compute_slice_facts(volume, volume.voxels, labels, {}, {1: "lesion"}, volume.affine).volume_boxes
+    expected = [region.bbox for region in regionprops(label(labels, connectivity=3))]
+    edges = [(box.slice0, box.row0, box.col0, box.slice1, box.row1, box.col1) for box in boxes]
+    in_bins = [
+        tuple(min(round(edge * GRID / size), GRID - 1) for edge, size in zip(box, 2 * shape, strict=True)) for box in expected
+    ]
+    assert sorted(edges) == sorted(in_bins)
+
+
+def test_boxes_of_neighboring_slices_are_one_box_of_the_volume() -> None:
+    """A dataset with boxes alone; a box on the next slice that touches belongs to the same lesion, one elsewhere does not."""
+
+    def at(row: int, label: str = "tear") -> BoxRecord:
+        return BoxRecord(row0=row, col0=10, row1=row + 20, col1=40, label=label)
+
+    boxes = {1: [at(0)], 2: [at(10)], 3: [at(100)]}
+    volume = Volume(np.ones((8, 16, 16), np.float32), np.eye(4), Acquisition())
+    found = compute_slice_facts(volume, volume.voxels, None, boxes, {}, volume.affine).volume_boxes
+    assert [(box.slice0, box.slice1, box.row0, box.row1) for box in found] == [(32, 96, 0, 30), (96, 128, 100, 120)]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from components.curation.text.header_facts import NO_HEADER, HeaderFacts
+from components.curation.text.phrasings import scan_name
 from components.curation.text.template import format_paragraph, parse_paragraph, with_fields
+from components.ingestion import read_path
+from components.ingestion.volume import Acquisition
 from tests.helpers.corpora import tiny_corpus, tiny_volume
+from tests.helpers.dicom_files import random_pixels, write_series
 
 FACTS = HeaderFacts("MR", "T1-weighted", "axial", 3.0, 20, 6.0)
 
@@ -48,3 +53,39 @@ def test_a_knee_report_keeps_its_organs() -> None:
     text = format_paragraph({"image_modality_sequence.plane": "axial"}) + " Menisci: a tear. Bone: oedema."
     copied = with_fields(text, {"image_modality_sequence.plane": "sagittal"})
     assert copied == "Plane: sagittal. Menisci: a tear. Bone: oedema."
+
+
+def test_words_that_are_not_of_the_vocabulary_are_no_facts() -> None:
+    """A name in any text of the acquisition reaches neither line nor fields."""
+    volume = tiny_volume(0)
+    texts = {field.name: "Jane Roe" for field in fields(Acquisition) if "str" in str(field.type)}
+    facts = HeaderFacts.of_volume(replace(volume, acquisition=replace(volume.acquisition, **texts)))
+    assert facts.line == "3.0 T, 8 slices of 12.0 mm." and facts.fields == {}
+
+
+NAMED = {
+    "PatientName": "Roe^Jane",
+    "SeriesDescription": "T1 ROE JANE",
+    "ProtocolName": "Jane Roe brain",
+    "StudyDescription": "Roe, Jane",
+    "SequenceName": "*roe_jane",
+    "BodyPartExamined": "ROE",
+    "ContrastBolusAgent": "Jane Roe",
+    "ScanOptions": "ROE",
+    "SequenceVariant": ["SK", "ROE"],
+    "ImageType": ["ORIGINAL", "PRIMARY", "M", "ROE"],
+    "InstitutionName": "Clinic of Dr Roe",
+    "OperatorsName": "Roe^Jane",
+    "StationName": "ROE",
+    "MagneticFieldStrength": 1.5,
+}
+
+
+def test_a_name_in_any_attribute_of_a_dicom_header_reaches_no_line(tmp_path: Path) -> None:
+    write_series(tmp_path, "series", random_pixels(3, 16, 16), **NAMED)
+    volume = read_path(tmp_path)
+    facts = HeaderFacts.of_volume(volume)
+    assert facts.line.endswith("1.5 T, 3 slices of 4.0 mm.") and "axial" in facts.line
+    header = volume.acquisition
+    for text in (facts.line, *facts.fields.values(), scan_name(facts.sequence, facts.plane, header.anatomy)):
+        assert "roe" not in text.lower() and "jane" not in text.lower()
