@@ -307,6 +307,9 @@ class KubernetesSettings(Section):
     )
     image: str = Field(default="omnimri:0.2.0", description="container image, best by digest")
     nodes: int = Field(default=1, ge=1, description="number of nodes; training.processes is divided among them")
+    spare_nodes: int = Field(
+        default=0, ge=0, description="further nodes that wait, and take over at once for lost ones; a job also runs without them"
+    )
     gpus_per_node: int = Field(default=0, ge=0, description="GPUs of each node, one process each; 0 = train on the CPU")
     cpu: str = Field(default="4", description="CPU cores of each node, as a Kubernetes quantity")
     memory: str = Field(default="16Gi", description="memory of each node")
@@ -342,7 +345,12 @@ class KubernetesSettings(Section):
     service_account: str = Field(default="training", description="service account of the pods; it needs no permissions")
     time_limit_hours: float = Field(default=72, gt=0, description="maximum run time of a job, hours")
     grace_s: int = Field(default=120, ge=1, description="time for a checkpoint between SIGTERM and SIGKILL, seconds")
-    restarts: int = Field(default=3, ge=0, description="restarts of the processes in place, and rounds of replacing failed pods")
+    restarts: int = Field(
+        default=3,
+        ge=0,
+        description="restarts after faults of machines, over all nodes of a job: of its processes in place, and as many rounds in "
+        "which killed pods are replaced. Evictions, lost machines and peers are not counted; an exception is never retried",
+    )
     resumptions: int = Field(
         default=3, ge=0, description="resubmissions of a job after an eviction, a preemption or the loss of a node"
     )

@@ -1,55 +1,160 @@
 """Run the processes of one node under torchrun's agent: ``python -m components.launching.elastic_agent [options] -- module ...``.
 
-``torchrun`` itself ends with status 1 whatever the status of its workers, after a summary that hides their exceptions. This module
-calls the same agent, and ends with the status of the worker that failed first, and with the text of its exception as the last line.
-A worker that ends with :data:`~components.launching.worker_process.BAD_CONFIGURATION` stops all others at once, without restarts.
+``torchrun`` itself ends with status 1 whatever the status of its workers, after a summary that hides their exceptions, and restarts
+them a fixed number of times whatever ended them. This module calls the same agent, ends with the status of the worker that failed
+first and with the text of its exception as the last line, and restarts workers only where that may help (:class:`RestartPolicy`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from components.launching import worker_process
-from components.launching.worker_process import BAD_CONFIGURATION, LOST_PEER, FailureRecord, read_records
+from components.launching.worker_process import BAD_CONFIGURATION, INTERRUPTED, FailureRecord, Fault, read_records
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """File from which Kubernetes reads why a container ended; it exists only in a container of a pod."""
+SHORT_ATTEMPT_S, MAX_SHORT_ATTEMPTS = 60.0, 20
+"""So many attempts in a row that lose their peers within so short a time are a fault of the network, not of a peer."""
+UNLIMITED = 1_000_000
+"""``--max-restarts`` of torchrun where :class:`RestartPolicy` decides."""
 
 
-def run_agent(options: list[str], job: list[str]) -> int:
+@dataclass
+class RestartPolicy:
+    """Decides whether the workers of a node are restarted in place.
+
+    A failure that would occur again (an exception of the program, a wrong setting) ends the job at once. A fault of the machine is
+    counted: all nodes and pods of a submission share ``limit`` restarts, one file for each in ``ledger``. A lost peer or a request
+    to stop is not counted: the node where it happened counts it, or nobody does, as for an eviction.
+
+    Attributes:
+        limit: number of counted restarts. nodes: number of nodes of the job.
+        ledger: folder on the volume that all nodes share; None = this node counts alone.
+    """
+
+    limit: int
+    nodes: int = 1
+    ledger: Path | None = None
+    has_finished: bool = False  # the workers of this node have
+    _used: int = 0
+    _short_attempts: int = 0
+    _started: float = field(default_factory=time.monotonic)
+
+    def permits_restart(self, failure: FailureRecord) -> bool:
+        """Return whether the workers may be restarted after a failure, and count the restart if it counts."""
+        lasted_s, self._started = time.monotonic() - self._started, time.monotonic()
+        if failure.fault in (Fault.program, Fault.configuration):
+            return False
+        if failure.fault is Fault.machine or (failure.fault is Fault.peer and self.nodes == 1):
+            return self._use_one(failure)
+        self._short_attempts = self._short_attempts + 1 if lasted_s < SHORT_ATTEMPT_S else 0
+        return self._short_attempts < MAX_SHORT_ATTEMPTS
+
+    def _use_one(self, failure: FailureRecord) -> bool:
+        """Count one restart; return False if none is left. A volume that fails, too, leaves this node to count alone."""
+        self._used += 1
+        if self.ledger is None:
+            return self._used <= self.limit
+        try:
+            self.ledger.mkdir(parents=True, exist_ok=True)
+            if len(list(self.ledger.glob("*.restart"))) >= self.limit:
+                return False
+            (self.ledger / f"{uuid.uuid4().hex}.restart").write_text(failure.cause)
+            return True
+        except OSError:
+            return self._used <= self.limit
+
+    def mark_finished(self, has_first_rank: bool) -> None:
+        """Record that the workers of this node have finished; those of rank 0 have written the result."""
+        self.has_finished = True
+        if self.ledger is not None:
+            with contextlib.suppress(OSError):  # only a pod that starts later would read it
+                self.ledger.mkdir(parents=True, exist_ok=True)
+                (self.ledger / ("result.finished" if has_first_rank else f"{uuid.uuid4().hex}.finished")).touch()
+
+    def finished_elsewhere(self) -> bool | None:
+        """Return whether other nodes have finished the job with its result (True) or without it (False); None = they have not."""
+        if self.ledger is None or not list(self.ledger.glob("*.finished")):
+            return None
+        return (self.ledger / "result.finished").exists()
+
+
+def run_agent(options: list[str], job: list[str], policy: RestartPolicy | None = None) -> int:
     """Run a module in the processes that the options of ``torchrun`` describe, and return the status of the first failure.
 
     Args:
-        options: options of ``torchrun``. job: module and its arguments.
+        options: options of ``torchrun``. job: module and its arguments. policy: decides about restarts; None = no restarts.
+
+    Raises:
+        RendezvousError: the other nodes cannot be reached, or one of them has ended the job.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
+    from torch.distributed.launcher import api
     from torch.distributed.run import parse_args, run
 
+    def stop(number: int, _: Any) -> None:
+        raise SignalException("asked to stop", sigval=signal.Signals(number))
+
     with tempfile.TemporaryDirectory(prefix="omnimri-failures-") as folder:
-        os.environ.update({worker_process.RECORDS: folder, worker_process.AGENT: str(os.getpid())})
-
-        def stop(number: int, _: Any) -> None:
-            raise SignalException("a worker found a wrong configuration", sigval=signal.Signals.SIGTERM)
-
-        signal.signal(signal.SIGUSR1, stop)
+        os.environ[worker_process.RECORDS] = folder
+        if policy is not None:
+            # torchrun has no parameter for the class of its agent.
+            setattr(api, "LocalElasticAgent", _build_agent_class(policy, Path(folder)))  # noqa: B010
+            options = [*options, f"--max-restarts={UNLIMITED}"]
+        previous = signal.signal(signal.SIGTERM, stop)  # torchrun itself handles it only while workers run
         try:
             run(parse_args([*options, "-m", worker_process.__name__, *job]))
         except ChildFailedError as error:
             statuses = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            return _report(*find_root_cause(statuses, read_records(Path(folder))))
+            return _report(find_root_cause(statuses, read_records(Path(folder))))
         except SignalException as received:
-            return _end_after_signal(received.sigval, read_records(Path(folder)))
+            records = read_records(Path(folder))
+            return records[-1].status if records else 128 + received.sigval
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        if policy is not None and not policy.has_finished:
+            raise RendezvousClosedError("the other nodes have ended the job without this spare one")
         return 0
 
 
-def find_root_cause(statuses: dict[int, int], records: list[FailureRecord]) -> tuple[int, int, str]:
-    """Return rank, exit status and cause of the failure that explains the others.
+def _build_agent_class(policy: RestartPolicy, records: Path) -> type:
+    """Return a subclass of torchrun's agent that asks the policy before it restarts workers."""
+    from torch.distributed.elastic.agent.server.api import WorkerState
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+    class RestartingAgent(LocalElasticAgent):
+        def _monitor_workers(self, worker_group: Any) -> Any:
+            result = super()._monitor_workers(worker_group)
+            if result.state is WorkerState.SUCCEEDED:
+                policy.mark_finished(any(worker.global_rank == 0 for worker in worker_group.workers))
+            elif result.is_failed():
+                statuses = {rank: failure.exitcode for rank, failure in result.failures.items()}
+                failure = find_root_cause(statuses, read_records(records))
+                if policy.permits_restart(failure):
+                    print(f"{describe_failure(failure)}; restarting the processes of this node", file=sys.stderr, flush=True)
+                    for path in records.glob("*.json"):
+                        path.unlink()
+                else:
+                    self._remaining_restarts = 0
+            return result
+
+    return RestartingAgent
+
+
+def find_root_cause(statuses: dict[int, int], records: list[FailureRecord]) -> FailureRecord:
+    """Return the failure that explains the others.
 
     The first exception counts that does not report a lost connection; else a signal (the kernel without memory, a crash), which
     leaves no record; else the first record. The agent itself ends the remaining workers by SIGTERM.
@@ -57,36 +162,33 @@ def find_root_cause(statuses: dict[int, int], records: list[FailureRecord]) -> t
     Args:
         statuses: exit statuses by rank, negative for a signal. records: records of the workers, earliest first.
     """
-    last_attempt = max((record.attempt for record in records), default=0)
-    candidates = [record for record in records if record.rank in statuses and record.attempt == last_attempt]
-    first = next((record for record in candidates if not LOST_PEER.search(record.cause)), None)
+    candidates = [record for record in records if record.rank in statuses]
+    first = next((record for record in candidates if record.fault not in (Fault.peer, Fault.stopped)), None)
     signalled = {rank: -status for rank, status in statuses.items() if status < 0 and status != -signal.SIGTERM}
     if first is None and signalled:
         rank, number = next(iter(signalled.items()))
-        return rank, 128 + number, f"ended by signal {signal.Signals(number).name}"
-    if first is None and candidates:
-        first = candidates[0]
-    if first is not None:
-        return first.rank, first.status, first.cause
+        cause = f"ended by signal {signal.Signals(number).name}"
+        return FailureRecord(rank, 128 + number, time.time(), cause, Fault.machine)
+    if first is not None or candidates:
+        return first or candidates[0]
     rank, status = next(iter(statuses.items()))
-    return rank, status if status > 0 else 128 - status, ""
+    known = {BAD_CONFIGURATION: Fault.configuration, INTERRUPTED: Fault.stopped, -signal.SIGTERM: Fault.stopped}
+    fault = known.get(status, Fault.machine)  # without a record, the interpreter itself has ended
+    return FailureRecord(rank, status if status > 0 else 128 - status, time.time(), "", fault)
 
 
-def _end_after_signal(received: signal.Signals, records: list[FailureRecord]) -> int:
-    """Return the status after a stop: of a wrong configuration, else what the workers returned after they were asked to stop."""
-    for record in records:
-        if record.status == BAD_CONFIGURATION:
-            return _report(record.rank, record.status, record.cause)
-    return records[-1].status if records else 128 + received
+def describe_failure(failure: FailureRecord) -> str:
+    """Return rank and cause of a failure."""
+    return f"rank {failure.rank}: {failure.cause or f'exited with status {failure.status}'}"
 
 
-def _report(rank: int, status: int, cause: str) -> int:
+def _report(failure: FailureRecord) -> int:
     """Print the cause as the last line of the log, store it where Kubernetes reads it, and return the status."""
-    text = f"rank {rank}: {cause or f'exited with status {status}'}"
+    text = describe_failure(failure)
     print(text, file=sys.stderr, flush=True)
     if TERMINATION_LOG.exists():
         TERMINATION_LOG.write_text(text)
-    return status
+    return failure.status
 
 
 if __name__ == "__main__":

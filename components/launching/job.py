@@ -111,12 +111,14 @@ class JobSpec:
             job. Empty: derived from module, arguments and processes.
         image: container image.
         nodes: number of machines; ``processes`` must be a multiple of it.
+        spare_nodes: number of further machines that wait, and take over at once for lost ones.
         resources: resources of each node.
         volumes: volumes that the nodes share with the submitting process.
         secrets: names of Secrets whose entries become environment variables.
         time_limit_s: maximum run time in seconds. keep_s: seconds for which the record of a finished job is kept.
         grace_s: seconds between the stop request and the kill of a node; must suffice to write a checkpoint.
-        restarts: maximum number of process restarts in place, and of rounds in which failed nodes are replaced.
+        restarts: maximum number of process restarts in place after faults of machines, over all nodes, and of rounds in which
+            killed pods are replaced. Disruptions are not counted, and an exception of the program is not retried.
         resumptions: maximum number of resubmissions of the whole job after an eviction, a preemption or the loss of a machine.
         pending_limit_s, image_limit_s: maximum waiting time for a machine and for an image pull, in seconds.
         placement: machines on which a cluster runs the job. pull_secrets, service_account: as in a pod spec.
@@ -131,6 +133,7 @@ class JobSpec:
     identity: str = ""
     image: str = ""
     nodes: int = 1
+    spare_nodes: int = 0
     resources: Resources = Resources()
     volumes: tuple[SharedVolume, ...] = ()
     secrets: tuple[str, ...] = ()
@@ -151,6 +154,11 @@ class JobSpec:
         identity = self.identity or digest(self.module, self.arguments, self.processes)
         readable = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).lstrip("-0123456789")[:NAME_CHARACTERS].rstrip("-")
         return f"{readable or 'job'}-{identity[:IDENTITY_CHARACTERS]}"
+
+    @property
+    def pods(self) -> int:
+        """Number of nodes with the spare ones."""
+        return self.nodes + self.spare_nodes
 
     @property
     def processes_per_node(self) -> int:

@@ -45,6 +45,7 @@ def configure_for_cluster(job: JobSpec, settings: KubernetesSettings) -> JobSpec
         job,
         image=settings.image,
         nodes=settings.nodes,
+        spare_nodes=settings.spare_nodes,
         resources=Resources(
             cpu=settings.cpu,
             memory=settings.memory,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from components.errors import JobFailed
 from components.launching.job import JobSpec, JobState, JobStatus, program_lines
+from components.launching.worker_process import INTERRUPTED
 from components.progress import show_status
 from components.provenance import REPOSITORY
 
@@ -18,8 +19,6 @@ GRACE_S, PROGRESS_INTERVAL_S = 60.0, 10.0
 TAIL_LINES = 15
 ELASTIC_AGENT = "components.launching.elastic_agent"
 """Module that connects several processes. Not imported here: it runs as ``__main__``."""
-INTERRUPTED = 75
-"""Exit status of a job that stopped on request after writing a checkpoint (EX_TEMPFAIL)."""
 
 
 @dataclass

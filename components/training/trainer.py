@@ -28,7 +28,7 @@ from components.curation.corpus import Corpus
 from components.errors import JobFailed
 from components.files import atomic_directory, read_json, write_json
 from components.home import Home
-from components.launching.local_launcher import INTERRUPTED
+from components.launching.worker_process import INTERRUPTED
 from components.provenance import digest
 from components.registries import STAGES
 from components.settings import Settings, StageName
@@ -41,6 +41,7 @@ from components.training.loader import load_batches
 from components.training.loss_spikes import Fault, LossSpikeGuard
 from components.training.metrics_log import MetricsLog
 from components.training.trained_stage import StageResult, write_result
+from components.training.trainjob_status import TrainJobStatus
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.losses.reduction import all_reduce_sum
 from model_core.processing import Processor
@@ -143,6 +144,7 @@ class StageTrainer:
         if self.journal is not None:
             profile = {"volumes": len(self.samples.numbers), "slices": len(self.samples.slices)}
             self.journal.add_input("curated corpus, training split", job.corpus.digest, "training", profile)
+        self.trainjob = TrainJobStatus.from_environment() if rank.index == 0 else None
         self.started = time.monotonic()
 
     def run(self) -> None:
@@ -168,6 +170,8 @@ class StageTrainer:
             status = "KILLED"
             raise
         finally:
+            if self.trainjob is not None:
+                self.trainjob.close()
             if status != "FINISHED":
                 self._report(status)
 
@@ -199,6 +203,9 @@ class StageTrainer:
                 if reason is not None:
                     return Fault(step, reason)
                 _print_progress(self.rank.index, self.job.stage, step, self.settings.steps, result)
+                if self.trainjob is not None:
+                    metrics = {"loss": result.loss, "gradient_norm": result.gradient_norm}
+                    self.trainjob.report(step + 1, self.settings.steps, metrics)
                 self._after_step(step + 1)
         return None
 

@@ -36,12 +36,16 @@ CLUSTER_KINDS = {
     "v1/services": "Service",
     "v1/events": "Event",
     "scheduling.k8s.io/v1beta1/podgroups": "PodGroup",
+    "scheduling.x-k8s.io/v1alpha1/podgroups": "PodGroup",
+    "scheduling.volcano.sh/v1beta1/podgroups": "PodGroup",
     "kueue.x-k8s.io/v1beta2/workloads": "Workload",
     "batch/v1/jobs": "Job",
     "jobset.x-k8s.io/v1alpha2/jobsets": "JobSet",
     "trainer.kubeflow.org/v1alpha1/trainjobs": "TrainJob",
     "trainer.kubeflow.org/v1alpha1/trainingruntimes": "TrainingRuntime",
 }
+CUSTOM_PLURALS = ("jobsets", "trainjobs", "trainingruntimes")
+SCHEMAS = REPOSITORY / "tests" / "k8s" / "schemas"
 NAMESPACE = "omnimri"
 CUSTOM_GROUPS = ("jobset.x-k8s.io", "trainer.kubeflow.org")
 """Groups that a cluster serves unless a test says otherwise, beside those of Kubernetes 1.36."""
@@ -106,6 +110,8 @@ class ApiServer(kmock.KubernetesScaffold):
         self.grants: frozenset[Grant] = role_grants()
         self.starting = False
         """True: the server has not read its roles yet and refuses everything (kubernetes issue 121635)."""
+        self.undeclared_fields: set[str] = set()
+        """Fields that the installed CustomResourceDefinitions do not declare: objects with them are refused."""
         self.log_poll_s = 0.01
         self.changed = asyncio.Condition()
 
@@ -117,6 +123,8 @@ class ApiServer(kmock.KubernetesScaffold):
                 return await self._fail(fault, raw)
         if request.subresource == "eviction":  # sent by an administrator
             return await self._evict(request.name)
+        if raw.path.startswith("/openapi/v3/apis/"):
+            return self._forbid(request) or self._schema(raw.path.removeprefix("/openapi/v3/apis/"))
         if request.resource is None or request.action is None or request.resource.plural is None:
             return self._forbid(request) or await super()._handle(request)
         plural, name = request.resource.plural, request.name
@@ -128,9 +136,10 @@ class ApiServer(kmock.KubernetesScaffold):
         if request.action is kmock.action.WATCH:
             return await self._watch(request)
         if request.action is kmock.action.LIST:
-            items = [
-                thing for (p, _), thing in self.store.objects.items() if p == plural and matches_selectors(thing, request.params)
-            ]
+            version = "/".join(filter(None, (request.resource.group, request.resource.version)))
+            listed = [thing for (kind, _), thing in self.store.objects.items() if kind == plural]
+            listed = [thing for thing in listed if thing.get("apiVersion", version) == version]  # two groups have a PodGroup
+            items = [thing for thing in listed if matches_selectors(thing, request.params)]
             return web.json_response({"metadata": {"resourceVersion": str(self.store.version)}, "items": items})
         if request.action is kmock.action.FETCH:
             thing = self.store.objects.get((plural, name))
@@ -140,6 +149,16 @@ class ApiServer(kmock.KubernetesScaffold):
         if request.action is kmock.action.DELETE:
             return await self._delete(plural, name, request)
         return status(405, "MethodNotAllowed", "not implemented by this test server")
+
+    def _schema(self, group_version: str) -> web.Response:
+        """Serve the schemas of a group and version, without the fields that are not declared."""
+        group, _, version = group_version.partition("/")
+        documents = [json.loads(path.read_text()) for path in SCHEMAS.glob("*.json")]
+        schemas = {d["kind"]: d["versions"][version] for d in documents if d["group"] == group and version in d["versions"]}
+        text = json.dumps({"openapi": "3.0.0", "components": {"schemas": schemas}})
+        for name in self.undeclared_fields:
+            text = text.replace(f'"{name}":', '"other":')
+        return web.Response(text=text, content_type="application/json")
 
     def _forbid(self, request: kmock.Request) -> web.Response | None:
         """Return the authorizer's refusal, or None. Every account may read the API's groups."""
@@ -184,6 +203,10 @@ class ApiServer(kmock.KubernetesScaffold):
         if conflicts:
             text = ", ".join(f'conflict with "{owner}": .{path}' for owner, path in conflicts)
             return status(409, "Conflict", f"Apply failed with {len(conflicts)} conflict(s): {text}")
+        undeclared = [name for name in self.undeclared_fields if plural in CUSTOM_PLURALS and f'"{name}":' in json.dumps(body)]
+        if undeclared:
+            text = f"failed to create typed patch object: .spec.template.spec.{undeclared[0]}: field not declared in schema"
+            return status(500, "InternalError", text)
         if existing and plural in ("jobs", "jobsets", "trainjobs") and without_defaults(existing["spec"]) != body["spec"]:
             return status(422, "Invalid", "spec.template: Invalid value: field is immutable")
         merged = copy.deepcopy(existing or {"metadata": {}})
@@ -495,6 +518,10 @@ class RunningServer:
                 self.api.changed.notify_all()
 
         self.run(expire())
+
+    def abort_streams(self) -> None:
+        """Reset all open watches and log streams."""
+        self.loop.call_soon_threadsafe(lambda: [transport.abort() for transport in list(self.api.streams)])
 
     def pause_watch(self, plural: str) -> None:
         """Deliver no further events of a kind on watches; lists and single objects stay current."""

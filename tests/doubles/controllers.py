@@ -51,6 +51,7 @@ class Controllers:
         backoff_s: delay before a failed pod is replaced (10 s in Kubernetes), doubled with each failure. A refused pod waits five
             times as long.
         absent: plurals of custom resources whose controller does not run.
+        finalized: plurals of kinds whose objects a finalizer keeps for a while after their deletion.
         admit_jobs: False = new jobs are suspended, as by Kueue.
         admission: policies that each new pod meets.
     """
@@ -60,6 +61,7 @@ class Controllers:
         self.job_failures: dict[str, int] = {}
         self.admit_jobs = True
         self.absent: set[str] = set()
+        self.finalized: set[str] = set()
         self.admission = Admission()
         self._not_before: dict[str, float] = {}  # by UID of the Job: time at which it may create pods again
         self._deadlines: dict[str, float] = {}  # by UID of the Job
@@ -142,6 +144,7 @@ class Controllers:
         if job is None:
             template = copy.deepcopy(replicated["template"])
             template["spec"]["template"]["spec"]["subdomain"] = jobset["spec"]["network"]["subdomain"]
+            template["spec"]["template"]["metadata"]["labels"]["jobset.sigs.k8s.io/jobset-uid"] = jobset["metadata"]["uid"]
             metadata = {"name": name, "labels": template["metadata"]["labels"], "ownerReferences": [controller_reference(jobset)]}
             await self.api.put("jobs", {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": template["spec"]})
         elif has_condition(job, "Complete"):
@@ -154,7 +157,8 @@ class Controllers:
         reason = find_condition(job, "Failed")["reason"]
         policy, restarts = jobset["spec"]["failurePolicy"], jobset.get("status", {}).get("restarts", 0)
         first = f"(first failed job: {job['metadata']['name']})"
-        if any(reason in rule["onJobFailureReasons"] and rule["action"] == "FailJobSet" for rule in policy["rules"]):
+        rule = next((rule for rule in policy["rules"] if reason in rule["onJobFailureReasons"]), {"action": "RestartJobSet"})
+        if rule["action"] == "FailJobSet":
             message = f"jobset failed due to FailJobSet failure policy action {first}"
             await self.set_condition("jobsets", jobset, "Failed", "FailJobSetFailurePolicyAction", message)
         elif restarts >= policy["maxRestarts"]:
@@ -220,7 +224,8 @@ class Controllers:
             return
         succeeded = {pod["metadata"]["labels"][INDEX] for pod in pods if pod["status"]["phase"] == "Succeeded"}
         active = {pod["metadata"]["labels"][INDEX] for pod in pods if pod["status"]["phase"] not in FINISHED_PHASES}
-        if len(succeeded) == job["spec"]["completions"]:
+        policy = job["spec"].get("successPolicy", {"rules": [{"succeededCount": job["spec"]["completions"]}]})
+        if len(succeeded) >= policy["rules"][0]["succeededCount"]:
             await self.set_condition("jobs", job, "SuccessCriteriaMet", "CompletionsReached")
             return
         if time.monotonic() < self._not_before.get(job["metadata"]["uid"], 0.0):
@@ -258,7 +263,7 @@ class Controllers:
         for rule in job["spec"]["podFailurePolicy"]["rules"]:
             if any(has_condition(pod, entry["type"]) for entry in rule.get("onPodConditions", [])):
                 return str(rule["action"])
-            if terminated and terminated["exitCode"] in rule.get("onExitCodes", {}).get("values", []):
+            if terminated and terminated["exitCode"] and terminated["exitCode"] in rule.get("onExitCodes", {}).get("values", []):
                 return str(rule["action"])
         return "Count"
 
@@ -266,7 +271,7 @@ class Controllers:
         """Create a pod unless admission refuses it; then record the event that the Job controller records."""
         template = copy.deepcopy(job["spec"]["template"])
         name = f"{job['metadata']['name']}-{index}"
-        labels = {**template["metadata"]["labels"], INDEX: index}
+        labels = {**template["metadata"]["labels"], INDEX: index, "batch.kubernetes.io/controller-uid": job["metadata"]["uid"]}
         spec = {**template["spec"], "hostname": name}
         spec["containers"][0].setdefault("env", []).append({"name": "JOB_COMPLETION_INDEX", "value": index})
         metadata = {
@@ -324,7 +329,8 @@ class Controllers:
         for (plural, name), thing in list(self.api.store.objects.items()):
             owners = thing["metadata"].get("ownerReferences", [])
             if owners and not any(reference["uid"] in existing_uids for reference in owners):
-                await (self.api.mark_deleted(plural, thing) if plural == "pods" else self.api.remove(plural, name))
+                is_kept = plural == "pods" or plural in self.finalized
+                await (self.api.mark_deleted(plural, thing) if is_kept else self.api.remove(plural, name))
                 await self._release([thing] if plural == "pods" else [])
             if not thing["metadata"].get("deletionTimestamp"):
                 continue
@@ -334,8 +340,14 @@ class Controllers:
             if plural == "pods":
                 if thing["status"]["phase"] in FINISHED_PHASES and not thing["metadata"].get("finalizers"):
                     await self.api.remove(plural, name)
+            elif plural in self.finalized and not self._has_passed(f"{thing['metadata']['uid']} finalizer", 0.2):
+                continue
             elif not [1 for (kind, _), _ in dependents if kind in ("jobs", "jobsets", "pods")]:
                 await self.api.remove(plural, name)
+
+    def _has_passed(self, event: str, delay_s: float) -> bool:
+        """Return whether a delay has passed since the event was first asked for; the loop wakes up at its end."""
+        return time.monotonic() >= self._not_before.setdefault(event, time.monotonic() + delay_s)
 
 
 def set_pod_status(pod: Object, phase: str, **state: Any) -> None:

@@ -60,6 +60,8 @@ class Kubelet:
     grace_s: float = 60.0
     claims: set[str] | None = None
     """Names of the PersistentVolumeClaims that exist; None = all."""
+    spare_machines: bool = True
+    """Whether a job that avoids a machine finds another one."""
 
     def __enter__(self) -> Kubelet:
         self._without_power: set[str] = set()
@@ -126,6 +128,8 @@ class Kubelet:
             return behavior.message
         sources = [volume["persistentVolumeClaim"] for volume in pod["spec"]["volumes"] if "persistentVolumeClaim" in volume]
         missing = [source["claimName"] for source in sources if self.claims is not None and source["claimName"] not in self.claims]
+        if not missing and not self.spare_machines and choose_machine(pod).startswith("spare"):
+            return "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 Insufficient cpu."
         return f'0/2 nodes are available: persistentvolumeclaim "{missing[0]}" not found. not found' if missing else ""
 
     def write(self, pod: Object, text: str) -> None:
@@ -133,7 +137,7 @@ class Kubelet:
 
     async def _run_script(self, pod: Object, script: ScriptedPod) -> None:
         for line in script.lines:
-            self.write(pod, line)
+            self.write(pod, prefix_rank(pod, line))
             await asyncio.sleep(script.pause_s)
         if script.exit_code is not None:
             await self._finish(pod, script.exit_code, script.reason, script.termination_log)
@@ -162,9 +166,7 @@ class Kubelet:
         command[0] = sys.executable
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)}
         for entry in container["env"]:
-            environment[entry["name"]] = (
-                entry.get("value") or {"status.podIP": "127.0.0.1"}[entry["valueFrom"]["fieldRef"]["fieldPath"]]
-            )
+            environment[entry["name"]] = entry["value"] if "value" in entry else read_field(pod, entry["valueFrom"]["fieldRef"])
         process = subprocess.Popen(
             command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -206,10 +208,18 @@ class Kubelet:
 
     def cut_power(self, index: int) -> Object:
         """Cut the power of a pod's machine; after five minutes the taint manager marks the pod, which then stays as it is."""
-        pod = self.running_pod(index)
+        pod = self.stop_reporting(index)
         self._without_power.add(pod["spec"]["nodeName"])
         message = "Taint manager: deleting due to NoExecute taint"
         self.server.run(self.server.api.disrupt(pod, "DeletionByTaintManager", message))
+        return pod
+
+    def stop_reporting(self, index: int) -> Object:
+        """Let a pod's machine fall silent: after 50 s the node controller calls its pods not ready, and changes nothing else."""
+        pod = self.running_pod(index)
+        ready = [condition("Ready", value="False"), condition("ContainersReady")]
+        pod["status"]["conditions"] = [*pod["status"].get("conditions", []), *ready]
+        self.server.put("pods", pod)
         return pod
 
     def confirm_out_of_service(self, name: str) -> None:
@@ -237,6 +247,21 @@ class Kubelet:
     def kill_out_of_memory(self, index: int) -> None:
         """End the pod of a node as the kernel ends a container that exceeds its memory limit."""
         self.finish(index, 137, "OOMKilled")
+
+
+def prefix_rank(pod: Object, line: str) -> str:
+    """Name the rank as torchrun does where there are several processes; here, the index of the pod is the rank."""
+    arguments = [argument for argument in pod["spec"]["containers"][0]["args"] if argument in ("--nodes=1", "--processes=1")]
+    return line if len(arguments) == 2 else f"rank {pod['metadata']['labels'][INDEX]}: {line}"
+
+
+def read_field(pod: Object, reference: Object) -> str:
+    """Return a field of a pod as the downward API does: a label that does not exist is an empty text."""
+    path = reference["fieldPath"]
+    if path == "status.podIP":
+        return "127.0.0.1"
+    kind, _, name = path.removeprefix("metadata.").removesuffix("']").partition("['")
+    return str(pod["metadata"].get(kind, {}).get(name, ""))
 
 
 def choose_machine(pod: Object) -> str:

@@ -7,6 +7,7 @@ a remedy. Objects are plain dictionaries, so that every kind is handled alike an
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import random
 import re
@@ -14,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,21 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.connection import HTTPConnection
 
 from components.errors import JobFailed
-from components.launching.kubernetes.manifests import MAIN_RESOURCES, MANAGER, RESOURCES, SELECTOR, RenderingName, Resource
+from components.launching.kubernetes.manifests import (
+    MAIN_RESOURCES,
+    MANAGER,
+    PODS,
+    SELECTOR,
+    RenderingName,
+    Resource,
+    resource_of,
+)
 from components.launching.kubernetes.rejections import classify_rejection
 from components.progress import show_status
 
 Object = dict[str, Any]
 TRANSIENT_STATUSES = frozenset({0, 408, 429, 500, 502, 503, 504})
+MAX_MESSAGE_CHARACTERS = 300
 CONNECTION_ERRORS = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
 KEEP_ALIVE_OPTIONS = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -146,13 +157,13 @@ class Cluster:
                 self._permissions.record_success(verb or method, path)
                 return dict(json.loads(response.data or b"{}"))
             except (ApiException, *CONNECTION_ERRORS) as error:
-                fault, retry_after_s = self.describe_transient(error, verb or method, path), _retry_after_s(error)
+                fault, requested_s = self.describe_transient(error, verb or method, path), retry_after_s(error)
             if time.monotonic() - started > self.retry.give_up_s:
                 raise self.unresponsive_error(fault)
             if not reported:
                 report(f"the API server {fault}; retrying")
                 reported = True
-            time.sleep(max(pause, min(retry_after_s, self.retry.max_pause_s)))
+            time.sleep(max(pause, min(requested_s, self.retry.max_pause_s)))
         raise AssertionError("pauses() never ends")
 
     def _send(
@@ -200,7 +211,8 @@ class Cluster:
         if error.status not in TRANSIENT_STATUSES:
             raise error
         self._permissions.record_outage()
-        return f"returned {error.status}"
+        message = error_message(error)
+        return f"returned {error.status}" + (f" ({message[:MAX_MESSAGE_CHARACTERS]})" if message else "")
 
     def unauthorized_error(self) -> JobFailed:
         """Return the user-facing error for HTTP 401."""
@@ -247,10 +259,26 @@ class Cluster:
             self._served[group] = {served["name"] for served in listing}
         return resource.plural in self._served[group]
 
+    def has_field(self, resource: Resource, name: str) -> bool:
+        """Return whether the served schema of a custom resource has a field of this name at any depth.
+
+        Server-side apply refuses an object with a field that the installed CustomResourceDefinition does not declare.
+        """
+        try:
+            schema = self.request("GET", f"/openapi/v3/apis/{resource.group}/{resource.version}", verb="get")
+        except ApiException:
+            return False
+        except JobFailed as error:
+            if error.where != PERMISSIONS:
+                raise
+            return False
+        return f'"{name}":' in json.dumps(schema)
+
     def get(self, resource: Resource, name: str) -> Object | None:
         """Return an object, or None if it does not exist."""
         try:
-            return self.request("GET", resource.path(self.namespace, name), verb="get")
+            found = self.request("GET", resource.path(self.namespace, name), verb="get")
+            return {"apiVersion": resource.api_version, "kind": resource.kind, **found}
         except ApiException as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -262,13 +290,13 @@ class Cluster:
         Raises:
             ApiException: 409, another manager owns a field; 422, a field is immutable.
         """
-        path = RESOURCES[manifest["kind"]].path(self.namespace, manifest["metadata"]["name"])
+        path = resource_of(manifest).path(self.namespace, manifest["metadata"]["name"])
         query = {"fieldManager": MANAGER}
         return self.request("PATCH", path, query=query, body=manifest, content_type="application/apply-patch+yaml", verb="patch")
 
     def delete(self, target: Object) -> None:
         """Delete exactly this object (by UID, not a successor of the same name), after the objects that it owns."""
-        path = RESOURCES[target["kind"]].path(self.namespace, target["metadata"]["name"])
+        path = resource_of(target).path(self.namespace, target["metadata"]["name"])
         body = {"propagationPolicy": "Foreground", "preconditions": {"uid": target["metadata"]["uid"]}}
         try:
             self.request("DELETE", path, body=body, verb="delete")
@@ -281,7 +309,9 @@ class Cluster:
         query = {"labelSelector": selector, "fieldSelector": fields}
         query = {key: value for key, value in query.items() if value}
         collection = self.request("GET", resource.path(self.namespace), query=query, verb="list")
-        objects = [{**item, "kind": resource.kind} for item in collection.get("items") or []]
+        # The items of a list have neither.
+        identity = {"apiVersion": resource.api_version, "kind": resource.kind}
+        objects = [{**item, **identity} for item in collection.get("items") or []]
         return objects, collection["metadata"].get("resourceVersion", "")
 
     # ---- streams
@@ -327,7 +357,7 @@ class Cluster:
         """
         query = {"container": container, "timestamps": "true", "follow": str(follow).lower()}
         query.update({"sinceTime": since} if since else {})
-        path = RESOURCES["Pod"].path(self.namespace, pod) + "/log"
+        path = PODS.path(self.namespace, pod) + "/log"
         # No read timeout while following: a training step may be silent for long. Keep-alive probes detect a dead connection.
         timeouts = (self.retry.connect_timeout_s, None if follow else self.retry.read_timeout_s)
         response = self._send("GET", path, query, None, "application/json", timeouts)
@@ -338,10 +368,18 @@ class Cluster:
             response.close()
 
 
-def _retry_after_s(error: Exception) -> float:
-    """Return the seconds of the ``Retry-After`` header, or 0."""
-    headers = getattr(error, "headers", None) or {}
-    return float(headers.get("Retry-After") or 0)
+def retry_after_s(error: Exception) -> float:
+    """Return the seconds of the ``Retry-After`` header, or 0; a proxy may send a date instead (RFC 9110, section 10.2.3)."""
+    value = str((getattr(error, "headers", None) or {}).get("Retry-After") or "0")
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max((moment - datetime.datetime.now(datetime.UTC)).total_seconds(), 0.0)
 
 
 def _iterate_lines(response: Any) -> Iterator[bytes]:

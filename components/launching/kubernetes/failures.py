@@ -14,6 +14,8 @@ from enum import StrEnum
 from typing import Any
 
 from components.launching.job import JobState
+from components.launching.kubernetes.manifests import NODES_ANNOTATION
+from components.launching.kubernetes.pod_entrypoint import FAILED, UNCOUNTED
 from components.launching.kubernetes.rejections import classify_rejection
 from components.launching.worker_process import BAD_CONFIGURATION, LOST_PEER
 
@@ -22,6 +24,8 @@ FINISHED_PHASES = ("Succeeded", "Failed")
 RESUME_HINT = "run again: it resumes from its last checkpoint"
 UNREACHABLE_MARGIN_S = 30.0
 """Time beyond a pod's grace period after which its node is called unreachable: covers a slow kubelet and unequal clocks."""
+OWN_FINALIZERS = ("foregroundDeletion", "orphan")
+"""Finalizers of Kubernetes itself, which its garbage collector removes."""
 SHOWN_PODS = 3
 """Number of pods that a message names."""
 MAX_CAUSE_LINES = 5
@@ -35,6 +39,7 @@ class FailureKind(StrEnum):
     node_lost = "node lost"
     preempted = "preempted"
     out_of_memory = "out of memory"
+    storage = "out of local storage"
     image = "image"
     unschedulable = "unschedulable"
     quota = "quota"
@@ -43,12 +48,31 @@ class FailureKind(StrEnum):
     configuration = "configuration"
     deadline = "deadline"
     program = "program"
+    killed = "killed"
+    stopped = "stopped"
 
 
 RESUMABLE = frozenset({FailureKind.evicted, FailureKind.node_lost, FailureKind.preempted})
 """The cluster took the machine away; the job itself is not at fault and can be submitted again."""
-SERIOUS = (FailureKind.out_of_memory, FailureKind.configuration, *sorted(RESUMABLE, reverse=True))
+HOPELESS = frozenset({FailureKind.out_of_memory, FailureKind.storage})
+"""Failures that come back in every pod that replaces the failed one, as long as nobody changes the settings."""
+REPLACED = RESUMABLE | {FailureKind.killed, FailureKind.stopped}
+"""Failures of a pod that the cluster replaces."""
+OF_THE_MACHINE = frozenset({FailureKind.node_lost, FailureKind.killed})
+"""Failures that count against the machine where they happened."""
+SERIOUS = (
+    FailureKind.out_of_memory,
+    FailureKind.storage,
+    FailureKind.configuration,
+    *sorted(RESUMABLE, reverse=True),
+    FailureKind.program,
+    FailureKind.killed,
+)
 """Failures that explain others, most serious first."""
+_OWN_STORAGE = re.compile(
+    r"(?i)emptydir volume .* exceeds the limit|exceeds the total limit of containers|exceeded its local ephemeral"
+)
+"""Eviction of a pod that exceeds its own limit: its replacement would exceed it as well."""
 
 PERMANENT_IMAGE_REASONS = frozenset({"InvalidImageName", "ErrImageNeverPull", "ErrImageNeverPullPolicy"})
 _IMAGE_REASONS = PERMANENT_IMAGE_REASONS | {"ImagePullBackOff", "ErrImagePull", "ImageInspectError", "RegistryUnavailable"}
@@ -94,6 +118,7 @@ class Observation:
         blocker: a failure that has not ended the job yet, but will if it persists (image, machine, configuration).
         failure: why the job failed.
         missing: number of nodes that have no pod.
+        progress: what the training itself reports.
     """
 
     state: JobState
@@ -101,6 +126,7 @@ class Observation:
     blocker: Failure | None = None
     failure: Failure | None = None
     missing: int = 0
+    progress: str = ""
 
 
 # ---- fields of objects
@@ -122,8 +148,10 @@ def node_index(pod: Object) -> int:
 
 
 def node_count(main: Object) -> int:
-    """Return the number of nodes of a Job, JobSet or TrainJob."""
-    spec = main.get("spec", {})
+    """Return the number of nodes of a Job, JobSet or TrainJob, without spare ones."""
+    spec, annotations = main.get("spec", {}), main.get("metadata", {}).get("annotations") or {}
+    if NODES_ANNOTATION in annotations:
+        return int(annotations[NODES_ANNOTATION])
     if "replicatedJobs" in spec:
         return int(spec["replicatedJobs"][0]["template"]["spec"]["completions"])
     return int(spec.get("completions") or spec.get("trainer", {}).get("numNodes") or 1)
@@ -168,6 +196,9 @@ def diagnose_failure(pod: Object) -> Failure | None:
     """Return why a pod failed, or None for a pod that did not fail."""
     name, status = pod["metadata"]["name"], pod.get("status", {})
     kind = disruption_kind(pod)
+    if kind is FailureKind.evicted and _OWN_STORAGE.search(status.get("message") or _disruption_message(pod)):
+        message = f"{name}: {status.get('message') or _disruption_message(pod)}"
+        return Failure(FailureKind.storage, message, f"raise kubernetes.scratch; {RESUME_HINT}", machine(pod))
     if kind is not None:
         reason = status.get("message") or _disruption_message(pod)
         return Failure(kind, f"{name}: {kind} ({reason})", RESUME_HINT, machine(pod))
@@ -201,7 +232,8 @@ def _diagnose_container(pod_name: str, terminated: Object, node: str) -> Failure
     message = f"{pod_name}: exited with status {exit_code}" + (f": {cause}" if cause else "")
     if exit_code == BAD_CONFIGURATION:
         return Failure(FailureKind.configuration, message, "fix the settings that the message names", node)
-    return Failure(FailureKind.program, message, "see the log", node)
+    kind = FailureKind.stopped if exit_code in UNCOUNTED else FailureKind.program if exit_code == FAILED else FailureKind.killed
+    return Failure(kind, message, "see the log", node)
 
 
 def _disruption_message(pod: Object) -> str:
@@ -220,9 +252,33 @@ def diagnose_unreachable(pod: Object, now: datetime.datetime) -> Failure | None:
     return Failure(
         FailureKind.unreachable,
         f"{pod['metadata']['name']}: node {node} does not confirm that the pod has stopped (due at {deadline:%H:%M:%S} UTC)",
-        f"if the machine is off: kubectl taint nodes {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute; "
-        f"if it does not come back: kubectl delete node {node}",
+        _unreachable_remedy(node),
         node,
+    )
+
+
+def diagnose_silent_node(pod: Object) -> Failure | None:
+    """Return the failure of a node whose kubelet has stopped reporting; else None.
+
+    The control plane then calls a running pod not ready, although its containers were; it deletes the pod some minutes later.
+    """
+    node = machine(pod)
+    is_silent = not pod["metadata"].get("deletionTimestamp") and true_condition(pod, "ContainersReady") and _is_unready(pod)
+    if not is_silent or pod_phase(pod) != "Running":
+        return None
+    message = f"{pod['metadata']['name']}: node {node} has stopped reporting"
+    return Failure(FailureKind.unreachable, message, _unreachable_remedy(node), node)
+
+
+def _is_unready(pod: Object) -> bool:
+    conditions = pod.get("status", {}).get("conditions") or []
+    return any(condition.get("type") == "Ready" and condition.get("status") == "False" for condition in conditions)
+
+
+def _unreachable_remedy(node: str) -> str:
+    return (
+        f"if the machine is off: kubectl taint nodes {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute; "
+        f"if it does not come back: kubectl delete node {node}"
     )
 
 
@@ -298,14 +354,16 @@ def diagnose_admission(workload: Object, queue: str) -> Failure:
 def select_root_cause(failures: Iterable[Failure | None]) -> Failure | None:
     """Return the failure that explains the others: one that a person must fix, then a disruption, then a failure of the program.
 
-    A lost machine or a process without memory makes the processes on other nodes fail too; the reverse never happens. Of failures
-    of the program, those that only report a lost connection come last.
+    A lost machine or a process without memory makes the processes on other nodes fail too; the reverse never happens. Failures
+    that only report a lost connection, and pods that were stopped, come last.
     """
 
     def rank(failure: Failure) -> int:
-        if failure.kind in SERIOUS:
-            return SERIOUS.index(failure.kind)
-        return len(SERIOUS) + bool(LOST_PEER.search(failure.message))
+        if failure.kind is FailureKind.stopped:
+            return len(SERIOUS) + 1
+        if failure.kind is FailureKind.program and LOST_PEER.search(failure.message):
+            return len(SERIOUS)
+        return SERIOUS.index(failure.kind)
 
     return min((failure for failure in failures if failure is not None), key=rank, default=None)
 
@@ -333,36 +391,40 @@ def observe(
     if failed is not None:
         return Observation(JobState.failed, failure=_diagnose_job(failed, pods, jobs))
     if main["metadata"].get("deletionTimestamp"):
-        return observe_deletion(pods, now)
+        return observe_deletion(pods, now, main)
     if main.get("spec", {}).get("suspend"):
         queue = (main["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
         return Observation(JobState.queued, f"waits for quota in queue {queue}" if queue else "is suspended")
     return _observe_pods(main, pods, now)
 
 
-def observe_deletion(pods: list[Object], now: datetime.datetime) -> Observation:
-    """Return what the deletion of a job waits for."""
+def observe_deletion(pods: list[Object], now: datetime.datetime, main: Object | None = None) -> Observation:
+    """Return what the deletion of a job waits for: pods that still run, or finalizers that other controllers have set."""
     unreachable = next(filter(None, (diagnose_unreachable(pod, now) for pod in pods)), None)
     if unreachable is not None:
         return Observation(JobState.deleting, f"{unreachable.message}; {unreachable.remedy}", blocker=unreachable)
     names = [pod["metadata"]["name"] for pod in pods if pod_phase(pod) not in FINISHED_PHASES]
     more = f" and {len(names) - SHOWN_PODS} more" if len(names) > SHOWN_PODS else ""
-    return Observation(JobState.deleting, f"waits for the end of {', '.join(names[:SHOWN_PODS])}{more}" if names else "")
+    if names:
+        return Observation(JobState.deleting, f"waits for the end of {', '.join(names[:SHOWN_PODS])}{more}")
+    finalizers = [name for name in (main or {}).get("metadata", {}).get("finalizers") or [] if name not in OWN_FINALIZERS]
+    return Observation(JobState.deleting, f"waits for the finalizer {', '.join(finalizers)}" if finalizers else "")
 
 
 def _observe_pods(main: Object, pods: list[Object], now: datetime.datetime) -> Observation:
     """Derive the state of an unfinished job from its pods."""
     active = [pod for pod in pods if pod_phase(pod) not in FINISHED_PHASES]
-    nodes, staying = node_count(main), {node_index(pod) for pod in active if deletion_deadline(pod) is None}
-    succeeded = {node_index(pod) for pod in pods if pod_phase(pod) == "Succeeded"}
+    staying = [pod for pod in active if deletion_deadline(pod) is None]
+    nodes, succeeded = node_count(main), {node_index(pod) for pod in pods if pod_phase(pod) == "Succeeded"}
     if len(succeeded) >= nodes or true_condition(main, "SuccessCriteriaMet"):
         return Observation(JobState.running, "all nodes have finished")
-    missing = max(nodes - len(staying | succeeded), 0)
+    missing = max(nodes - len({node_index(pod) for pod in staying} | succeeded), 0)
     unreachable = next(filter(None, (diagnose_unreachable(pod, now) for pod in active)), None)
-    if unreachable is not None:
+    if unreachable is not None and missing:  # no spare node takes over
         return Observation(JobState.pending, f"{unreachable.message}; {unreachable.remedy}", unreachable, missing=missing)
-    blocker = next(filter(None, map(diagnose_blocker, active)), None)
-    if blocker is not None:
+    blockers = list(filter(None, map(diagnose_blocker, staying)))
+    if blockers and len(staying) - len(blockers) + len(succeeded) < nodes:  # more than spare nodes are blocked
+        blocker = blockers[0]
         state = JobState.starting if blocker.kind is FailureKind.image or blocker.node else JobState.pending
         return Observation(state, blocker.message, blocker=blocker, missing=missing)
     disrupted = [pod for pod in pods if disruption_kind(pod)]
@@ -373,7 +435,9 @@ def _observe_pods(main: Object, pods: list[Object], now: datetime.datetime) -> O
     if missing and active:
         return Observation(JobState.pending, f"{nodes - missing} of {nodes} pods exist", missing=missing)
     if any(pod_phase(pod) == "Running" for pod in active):
-        return Observation(JobState.running, _describe_progress(main))
+        silent = unreachable or next(filter(None, map(diagnose_silent_node, active)), None)
+        detail = f"{silent.message}; {silent.remedy}" if silent else ""
+        return Observation(JobState.running, detail, progress=_describe_progress(main))
     if any(machine(pod) for pod in active):
         return Observation(JobState.starting, "pulls its image and mounts its volumes")
     return Observation(JobState.pending, "waits for a machine", missing=missing)

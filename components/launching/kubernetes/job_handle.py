@@ -18,7 +18,10 @@ from components.launching.job import JobSpec, JobState, JobStatus, program_lines
 from components.launching.kubernetes.api_client import Cluster, report
 from components.launching.kubernetes.failures import (
     FINISHED_PHASES,
+    HOPELESS,
+    OF_THE_MACHINE,
     PERMANENT_IMAGE_REASONS,
+    REPLACED,
     RESUMABLE,
     RESUME_HINT,
     UNREACHABLE_MARGIN_S,
@@ -29,7 +32,7 @@ from components.launching.kubernetes.failures import (
     diagnose_admission,
     diagnose_failure,
     diagnose_rejection,
-    disruption_kind,
+    machine,
     node_count,
     node_index,
     observe,
@@ -37,7 +40,16 @@ from components.launching.kubernetes.failures import (
 )
 from components.launching.kubernetes.job_log import STARTED_PHASES, JobLog
 from components.launching.kubernetes.job_watch import Informers
-from components.launching.kubernetes.manifests import EVENTS, JOB_LABEL, JOBS, MAIN_RESOURCES, PODS, WORKLOADS, RenderedJob
+from components.launching.kubernetes.manifests import (
+    EVENTS,
+    EXCLUDED_ANNOTATION,
+    JOB_LABEL,
+    JOBS,
+    MAIN_RESOURCES,
+    PODS,
+    WORKLOADS,
+    RenderedJob,
+)
 from components.launching.kubernetes.pod_logs import LogFollower, prefix_rank
 
 Object = dict[str, Any]
@@ -52,8 +64,12 @@ DIAGNOSIS_TIMEOUT_S = 10.0
 """Maximum waiting time for the final status of the pods of a failed job."""
 DIAGNOSIS_INTERVAL_S = 1.0
 """Longest interval between two lists of the pods of a failed job."""
+UNEXPLAINED = (FailureKind.program, FailureKind.killed, FailureKind.stopped)
+"""Failures that the status of a pod does not explain: its log does, or the status of another pod."""
 MACHINE_FAILURES = 2
-"""Number of failures on one machine after which a resubmitted job avoids it."""
+"""Number of failures on one machine after which the job is submitted again without it."""
+READMISSION_S = 120.0
+"""Time without room on other machines after which avoided ones are used again."""
 
 
 class JobController(Protocol):
@@ -81,10 +97,16 @@ class KubernetesHandle:
     _last_reported: str = ""
     _reported_lost: set[str] = field(default_factory=set)
     _machine_failures: Counter[str] = field(default_factory=Counter)
+    _avoided: set[str] = field(default_factory=set)
+    _readmitted: set[str] = field(default_factory=set)
+    _resumptions: int = 0
     _confirmed_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.log = JobLog(self.launcher.informers, self.job, self.key)
+        self.log = JobLog(self.launcher.informers, self.job, self.key, self.main["metadata"].get("creationTimestamp") or "")
+        annotations = self.main["metadata"].get("annotations") or {}  # an earlier process may have avoided machines
+        self._avoided = set(filter(None, annotations.get(EXCLUDED_ANNOTATION, "").split(",")))
+        self._avoided -= set(self.job.placement.excluded_machines)
 
     @property
     def key(self) -> str:
@@ -106,7 +128,6 @@ class KubernetesHandle:
         Raises:
             JobFailed: with the diagnosis, the last lines of the log and a remedy.
         """
-        resumptions = 0
         try:
             with self.launcher.informers.subscribe(self.key) as changed:
                 while True:
@@ -115,11 +136,12 @@ class KubernetesHandle:
                         self._save_log()
                         return
                     failure = observation.failure
-                    if failure is None or failure.kind not in RESUMABLE or resumptions == self.job.resumptions:
+                    if failure is None or failure.kind not in RESUMABLE or self._resumptions == self.job.resumptions:
                         raise self._to_error(observation)
-                    resumptions += 1
-                    attempt = f"({resumptions} of {self.job.resumptions})"
+                    self._resumptions += 1
+                    attempt = f"({self._resumptions} of {self.job.resumptions})"
                     report(f"{self.job.name}: {failure.message}; resuming from its last checkpoint {attempt}")
+                    self.log.drain()  # the logs of the pods go with them
                     self._resubmit()
         except KeyboardInterrupt:
             self.cancel()
@@ -187,11 +209,14 @@ class KubernetesHandle:
                 return self._diagnose(changed)
             if observation.state.finished:
                 return observation
-            out_of_memory = self._find_out_of_memory(pods)
-            if out_of_memory is not None:  # no restart helps
+            hopeless = next((failure for failure in map(diagnose_failure, pods) if failure and failure.kind in HOPELESS), None)
+            if hopeless is not None:
                 self.cancel()
-                return Observation(JobState.failed, failure=out_of_memory)
+                return Observation(JobState.failed, failure=hopeless)
             now = time.monotonic()
+            if self._change_machines(observation, timer.blocked_s(observation.blocker, now)):
+                timer = _BlockerTimer(now)
+                continue
             observation = self._add_hidden_blocker(observation, timer.waited_s(observation, now))
             self._report(observation)
             timer.update(observation.blocker, now)
@@ -219,13 +244,11 @@ class KubernetesHandle:
         """Return the time after which the state can change without any event; None = never."""
         if observation.missing or observation.state is JobState.queued:
             return MISSING_PODS_S + 1
+        if self._avoided and observation.blocker is not None:
+            return CONFIRM_INTERVAL_S
         now = datetime.datetime.now(datetime.UTC)
         due = [(deadline - now).total_seconds() + UNREACHABLE_MARGIN_S for deadline in map(deletion_deadline, pods) if deadline]
         return min((seconds + 1 for seconds in due if seconds > 0), default=None)
-
-    def _find_out_of_memory(self, pods: list[Object]) -> Failure | None:
-        failures = [diagnose_failure(pod) for pod in pods if disruption_kind(pod) is None]
-        return next((failure for failure in failures if failure and failure.kind is FailureKind.out_of_memory), None)
 
     def _blocker_limit_s(self, blocker: Failure) -> float:
         """Return how long a failure may block the start of the job, in seconds."""
@@ -290,7 +313,7 @@ class KubernetesHandle:
             pods = {pod["metadata"]["uid"]: pod for pod in [*self._cached_pods(), *listed]}  # a listed pod replaces its cached copy
             observation = observe(self._find_main(), list(pods.values()), self._list_inner_jobs())
             failure, remaining_s = observation.failure, deadline - time.monotonic()
-            cause_known = failure is None or failure.kind is not FailureKind.program
+            cause_known = failure is None or failure.kind not in UNEXPLAINED
             all_finished = all(pod_phase(pod) in FINISHED_PHASES for pod in listed)
             if cause_known or all_finished or remaining_s <= 0:
                 return observation
@@ -330,7 +353,7 @@ class KubernetesHandle:
         failure = observation.failure or Failure(FailureKind.program, "failed", "see the log")
         if failure.kind in RESUMABLE:
             return JobFailed(f"{failure.message}, {self.job.resumptions + 1} times", where=self.job.name, remedy=RESUME_HINT)
-        if failure.kind is not FailureKind.program:
+        if failure.kind not in UNEXPLAINED:
             return JobFailed(failure.message, where=self.job.name, remedy=failure.remedy)
         tail = "\n".join(program_lines(self.log.lines())[-TAIL_LINES:])
         return JobFailed(f"{failure.message}\n{tail}", where=self.job.name, remedy=f"see the full log: {self.log.path}")
@@ -344,11 +367,14 @@ class KubernetesHandle:
         """
         for pod in pods:
             uid, failure = pod["metadata"]["uid"], diagnose_failure(pod)
+            if machine(pod):
+                self._machine_failures[machine(pod)] += 0  # a machine of the job
             if failure is None or uid in self._reported_lost:
                 continue
             self._reported_lost.add(uid)
-            self._machine_failures[failure.node] += failure.kind in (FailureKind.node_lost, FailureKind.program)
-            if disruption_kind(pod) is not None or failure.kind in RESUMABLE:
+            if failure.node and failure.kind in OF_THE_MACHINE:
+                self._machine_failures[failure.node] += 1
+            if failure.kind in REPLACED:
                 report(f"{self.job.name}: {failure.message}; its replacement resumes from the last checkpoint")
 
     def _report(self, observation: Observation) -> None:
@@ -362,16 +388,44 @@ class KubernetesHandle:
         self.log.drain()
         self.log.write()
 
+    def _change_machines(self, observation: Observation, blocked_s: float) -> bool:
+        """Submit the job again without machines that failed repeatedly, or with them if there is no other room; return whether."""
+        blocker = observation.blocker
+        if self._find_bad_machines() and self._resumptions < self.job.resumptions:
+            self._resumptions += 1
+        elif self._avoided and blocker and blocker.kind is FailureKind.unschedulable and blocked_s >= READMISSION_S:
+            report(f"{self.job.name}: no other machine has room: uses {', '.join(sorted(self._avoided))} again")
+            self._readmitted |= self._avoided
+            self._avoided.clear()
+        else:
+            return False
+        self._resubmit()
+        return True
+
+    def _find_bad_machines(self) -> set[str]:
+        """Return the machines that failed more often than any other of the job, and that the job does not avoid yet.
+
+        Failures that all machines share, as those of a network, do not count against any of them.
+        """
+        counts = self._machine_failures
+        failed = {
+            name
+            for name, count in counts.items()
+            if count - min((others for other, others in counts.items() if other != name), default=0) >= MACHINE_FAILURES
+        }
+        return failed - self._avoided - self._readmitted - set(self.job.placement.excluded_machines)
+
     def _resubmit(self) -> None:
         """Submit the same job again, away from machines that failed repeatedly; it resumes from its last checkpoint."""
-        self.log.drain()
         self.launcher.remove(self.main)
-        failed = {name for name, count in self._machine_failures.items() if name and count >= MACHINE_FAILURES}
-        excluded = tuple(sorted(failed | set(self.job.placement.excluded_machines)))
-        if excluded != self.job.placement.excluded_machines:
-            report(f"{self.job.name}: avoids {', '.join(sorted(failed))}, which failed {MACHINE_FAILURES} times")
-            self.job = replace(self.job, placement=replace(self.job.placement, excluded_machines=excluded))
-        handle = self.launcher.submit(self.job)
+        bad = self._find_bad_machines()
+        if bad:
+            self._avoided |= bad
+            remedy = f"to use it again: omnimri jobs cancel {self.key}, run again; to avoid it always: kubernetes.excluded_machines"
+            names = ", ".join(sorted(bad))
+            report(f"{self.job.name}: avoids {names}, which failed {MACHINE_FAILURES} times, while this job exists ({remedy})")
+        excluded = tuple(sorted({*self.job.placement.excluded_machines, *self._avoided}))
+        handle = self.launcher.submit(replace(self.job, placement=replace(self.job.placement, excluded_machines=excluded)))
         self.main, self._confirmed_at = handle.main, time.monotonic()
 
 
@@ -393,6 +447,10 @@ class _BlockerTimer:
             self.missing_since = now
         return now - self.missing_since
 
+    def blocked_s(self, blocker: Failure | None, now: float) -> float:
+        """Return for how long this kind of failure has blocked the job."""
+        return now - self.since if blocker and blocker.kind is self.kind else 0.0
+
     def update(self, blocker: Failure | None, now: float) -> None:
         """Start the time again if another kind of failure blocks the job, or none."""
         kind = blocker.kind if blocker else None
@@ -410,5 +468,5 @@ def _earliest(*times_s: float | None) -> float | None:
 def build_status(key: str, main: Object, pods: list[Object], jobs: Sequence[Object] = ()) -> JobStatus:
     """Return a job as a row of the list of jobs; ``jobs``: the Jobs of a JobSet."""
     observation = observe(main, pods, jobs)
-    detail = observation.failure.message if observation.failure else observation.detail
+    detail = observation.failure.message if observation.failure else observation.detail or observation.progress
     return JobStatus(key, observation.state, detail, node_count(main), main["metadata"].get("creationTimestamp") or "")

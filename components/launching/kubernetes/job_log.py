@@ -24,11 +24,12 @@ DRAIN_TIMEOUT_S = 60.0
 
 @dataclass
 class JobLog:
-    """Log of a job, stored in the job's folder."""
+    """Log of a job, stored in the job's folder; ``since``: time at which the job was created, as the API server writes it."""
 
     informers: Informers
     job: JobSpec
     key: str
+    since: str = ""
     followers: dict[str, tuple[LogFollower, LogFile]] = field(default_factory=dict)
     _finished_uids: set[str] = field(default_factory=set)
     _unread_uids: set[str] = field(default_factory=set)
@@ -88,8 +89,16 @@ class JobLog:
 
     @property
     def covers_all_nodes(self) -> bool:
-        """Return whether a pod of every node has started before, in this process or an earlier one."""
-        return len({path.name.partition(".")[0] for path in self._folder.glob("*.log")}) >= self.job.nodes
+        """Return whether a pod of every node of this job has started before, in this process or an earlier one."""
+        indices = {path.name.partition(".")[0] for path in self._folder.glob("*.log") if self._belongs_to_job(path)}
+        return len(indices) >= self.job.nodes
+
+    def _belongs_to_job(self, path: Path) -> bool:
+        """Return whether a log was written by this job, not by an earlier one with the same folder."""
+        if any(file.path == path for _, file in self.followers.values()):
+            return True
+        with path.open(errors="replace") as lines:
+            return lines.readline()[: len("2026-11-28T12:00:00")] >= self.since.removesuffix("Z")
 
     def close(self) -> None:
         """Stop all followers and close their files."""

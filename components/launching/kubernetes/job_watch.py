@@ -17,7 +17,9 @@ from components.launching.kubernetes.api_client import (
     HistoryExpired,
     Object,
     close_stream,
+    error_message,
     report,
+    retry_after_s,
 )
 from components.launching.kubernetes.failures import FailureKind, diagnose_failure, node_count
 from components.launching.kubernetes.manifests import JOB_LABEL, PODS, Resource
@@ -115,7 +117,7 @@ class Informer:
         uid, key = thing["metadata"]["uid"], _job_key(thing)
         self._objects.pop(uid, None)
         failure = diagnose_failure(thing) if self.resource is PODS else None
-        if failure is not None and failure.kind is not FailureKind.program:
+        if failure is not None and failure.kind not in (FailureKind.program, FailureKind.stopped):
             self._failed.setdefault(key, []).append(_trim(thing))
         self._by_job.get(key, {}).pop(uid, None)
         if not self._by_job.get(key, True):
@@ -166,16 +168,16 @@ class Informer:
             except HistoryExpired:
                 return
             except (ApiException, *CONNECTION_ERRORS) as error:
-                if getattr(error, "status", None) == HTTPStatus.GONE:
+                if _needs_list(error):
                     return
-                fault = self.cluster.describe_transient(error, "watch", path)
+                fault, requested_s = self.cluster.describe_transient(error, "watch", path), retry_after_s(error)
             if self._stop.is_set():
                 return
             if failing_since is None:
                 failing_since = time.monotonic()
             elif time.monotonic() - failing_since > retry.give_up_s:
                 raise self.cluster.unresponsive_error(fault)
-            self._stop.wait(next(pauses))
+            self._stop.wait(max(next(pauses), min(requested_s, retry.max_pause_s)))
 
     def _set_response(self, response: Any) -> None:
         self._response = response
@@ -190,6 +192,13 @@ class Informer:
         self.on_change(_job_key(thing))
 
 
+def _needs_list(error: Exception) -> bool:
+    """Return whether a watch cannot continue from its version: expired, or newer than etcd, which was restored from a backup."""
+    if not isinstance(error, ApiException):
+        return False
+    return error.status == HTTPStatus.GONE or "Too large resource version" in error_message(error)
+
+
 def _job_key(thing: Object) -> str:
     return str(thing["metadata"].get("labels", {}).get(JOB_LABEL, ""))
 
@@ -200,6 +209,7 @@ def _trim(thing: Object) -> Object:
         key: thing["metadata"].get(key) for key in ("name", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
     }
     metadata |= {key: thing["metadata"].get(key) or {} for key in ("labels", "annotations")}
+    metadata["finalizers"] = thing["metadata"].get("finalizers") or []
     spec = {key: thing["spec"][key] for key in ("suspend", "nodeName") if key in thing.get("spec", {})}
     if thing.get("kind") != PODS.kind:
         spec["completions"] = node_count(thing)

@@ -26,22 +26,27 @@ from components.launching.kubernetes.failures import (
 from components.launching.kubernetes.job_handle import KubernetesHandle, build_status
 from components.launching.kubernetes.job_watch import Informers
 from components.launching.kubernetes.manifests import (
+    COSCHEDULING_GROUPS,
     DIGEST_ANNOTATION,
     FOLDER_ANNOTATION,
     JOB_LABEL,
     JOBS,
+    JOBSETS,
     MAIN_RESOURCES,
     MANAGED_BY_LABEL,
     MANAGER,
     POD_GROUPS,
     PODS,
-    RESOURCES,
     RUNTIMES,
     SERVICES,
+    VOLCANO_GROUPS,
     RenderedJob,
     RenderingName,
+    Resource,
     render,
+    resource_of,
 )
+from components.launching.kubernetes.rejections import classify_rejection
 
 Object = dict[str, Any]
 CONFIRM_INTERVAL_S = 30.0
@@ -61,6 +66,7 @@ class KubernetesLauncher:
     def __init__(self, cluster: Cluster, rendering: RenderingName | Literal["auto"] = "auto") -> None:
         self.cluster, self._rendering = cluster, rendering
         self.informers = Informers(cluster)
+        self._told_without_gang: set[str] = set()
 
     @property
     def rendering(self) -> RenderingName:
@@ -79,8 +85,11 @@ class KubernetesLauncher:
             JobFailed: 403, no response, the name belongs to an object that OmniMRI did not create, or pods of a deleted job of this
                 name still run.
         """
-        rendered = render(job, self.rendering, self.cluster.namespace, self.cluster.serves(POD_GROUPS))
+        gang = self._find_gang_resource(job)
+        rendered = render(job, self.rendering, self.cluster.namespace, gang)
         existing = self._find_existing(rendered) or self._wait_for_orphans(rendered)
+        if existing is None and gang is None:
+            self._report_missing_gang(job)
         main = existing or self._create(rendered)
         try:
             self._apply_owned_objects(rendered, main)
@@ -109,8 +118,10 @@ class KubernetesLauncher:
                 self.cluster.delete(main)
                 removed.append(key)
             keys.add(key)
-        served = {RUNTIMES: "trainjob" in self.cluster.supported_renderings(), POD_GROUPS: self.cluster.serves(POD_GROUPS)}
-        for resource in (SERVICES, *(resource for resource, is_served in served.items() if is_served)):
+        runtimes = (RUNTIMES,) if "trainjob" in self.cluster.supported_renderings() else ()
+        native = next(filter(self.cluster.serves, POD_GROUPS), None)
+        groups = filter(None, (native, *filter(self.cluster.serves, (COSCHEDULING_GROUPS, VOLCANO_GROUPS))))
+        for resource in (SERVICES, *runtimes, *groups):
             for thing in self.cluster.list_objects(resource)[0]:
                 if thing["metadata"]["labels"][JOB_LABEL] not in keys:
                     self.cluster.delete(thing)
@@ -148,16 +159,28 @@ class KubernetesLauncher:
             self.cluster.delete(main)
             while True:
                 changed.clear()
-                is_cached = any(thing["metadata"]["uid"] == uid for thing in informer.objects_of(key))
-                if not is_cached:  # foreground deletion: its pods were deleted before it
+                current = next((thing for thing in informer.objects_of(key) if thing["metadata"]["uid"] == uid), None)
+                if current is None:  # foreground deletion: its pods were deleted before it
                     current = self.cluster.get(resource, main["metadata"]["name"])
                     if current is None or current["metadata"]["uid"] != uid:
                         return
-                reporter.report(pod_informer.objects_of(key))
+                reporter.report(pod_informer.objects_of(key), current)
                 changed.wait(min(CONFIRM_INTERVAL_S, UNREACHABLE_MARGIN_S))
                 self.informers.get(resource)  # raises if the watch has failed
 
     # ---- creation
+
+    def _find_gang_resource(self, job: JobSpec) -> Resource | None:
+        """Return the kind of PodGroup that the job's scheduler understands and the cluster serves, or None."""
+        if job.placement.queue or job.nodes == 1:
+            return None
+        scheduler = job.placement.scheduler or "default-scheduler"
+        if scheduler == "default-scheduler":
+            native = next(filter(self.cluster.serves, POD_GROUPS), None)
+            templates = {"job": JOBS, "jobset": JOBSETS, "trainjob": RUNTIMES}[self.rendering]
+            is_known = templates is JOBS or (native is not None and self.cluster.has_field(templates, "schedulingGroup"))
+            return native if is_known else None
+        return next(filter(self.cluster.serves, (VOLCANO_GROUPS if "volcano" in scheduler else COSCHEDULING_GROUPS,)), None)
 
     def _list_mains(self) -> tuple[list[Object], list[Object]]:
         """List the main objects of all jobs, and those that they control, which carry our labels, too: the Jobs of JobSets."""
@@ -207,18 +230,42 @@ class KubernetesLauncher:
                 )
             time.sleep(min(1.0, ORPHAN_LIMIT_S))
 
+    def _report_missing_gang(self, job: JobSpec) -> None:
+        """Report once what happens to a job of several nodes that neither a queue nor a scheduler places as a whole."""
+        if job.nodes == 1 or job.placement.queue or job.key in self._told_without_gang:
+            return
+        self._told_without_gang.add(job.key)
+        report(
+            f"{job.name}: this cluster has no gang scheduling: its nodes start one by one, and are deleted unless all start "
+            f"within {job.pending_limit_s / 60:.0f} min"
+        )
+
     def _create(self, rendered: RenderedJob) -> Object:
         kind, name = rendered.main["kind"], rendered.main["metadata"]["name"]
+        created: list[Object] = []
         try:
-            for prerequisite in rendered.prerequisites:
-                self.cluster.apply(prerequisite)
+            created += [self._apply(prerequisite) for prerequisite in rendered.prerequisites]
             return {**self.cluster.apply(rendered.main), "kind": kind}
         except ApiException as error:
             existing = self.cluster.get(MAIN_RESOURCES[rendered.rendering], name)
             is_conflict = error.status in (HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)
             if is_conflict and existing is not None and _is_ours(existing):
                 return {**existing, "kind": kind}  # another process created the same job first
+            for thing in created if existing is None else ():
+                self.cluster.delete(thing)
             raise _rejection_error(error, rendered.main) from None
+
+    def _apply(self, manifest: Object) -> Object:
+        """Apply an object; wait first for the end of an earlier one of the same name that is being deleted.
+
+        A finalizer (of Kubeflow Trainer, of PodGroups in use) keeps it for a while; what is applied to it would vanish with it.
+        """
+        for pause in self.cluster.retry.pauses():
+            stored = self.cluster.apply(manifest)
+            if not stored["metadata"].get("deletionTimestamp"):
+                return stored
+            time.sleep(pause)
+        raise AssertionError("pauses() never ends")
 
     def _apply_owned_objects(self, rendered: RenderedJob, main: Object) -> None:
         """Apply the other objects of the job with the job as their owner, so that deleting the job deletes all of them."""
@@ -232,7 +279,7 @@ class KubernetesLauncher:
         }
         for manifest in (*rendered.prerequisites, *rendered.dependents):
             try:
-                self.cluster.apply({**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}})
+                self._apply({**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}})
             except ApiException as error:
                 if error.status != HTTPStatus.CONFLICT or not self._is_own_object(manifest):
                     raise _rejection_error(error, manifest) from None
@@ -240,7 +287,7 @@ class KubernetesLauncher:
     def _is_own_object(self, manifest: Object) -> bool:
         """Return whether OmniMRI created the existing object of this name: another process applies the same one."""
         key = manifest["metadata"]["labels"][JOB_LABEL]
-        own, _ = self.cluster.list_objects(RESOURCES[manifest["kind"]], f"{MANAGED_BY_LABEL}={MANAGER},{JOB_LABEL}={key}")
+        own, _ = self.cluster.list_objects(resource_of(manifest), f"{MANAGED_BY_LABEL}={MANAGER},{JOB_LABEL}={key}")
         return any(thing["metadata"]["name"] == manifest["metadata"]["name"] for thing in own)
 
 
@@ -250,9 +297,9 @@ class _DeletionReporter:
     def __init__(self, key: str) -> None:
         self.key, self._last = key, ""
 
-    def report(self, pods: list[Object]) -> None:
-        """Report the state of the pods, unless it was reported before."""
-        observation = observe_deletion(pods, datetime.datetime.now(datetime.UTC))
+    def report(self, pods: list[Object], main: Object | None = None) -> None:
+        """Report the state of the pods and the finalizers of the job, unless it was reported before."""
+        observation = observe_deletion(pods, datetime.datetime.now(datetime.UTC), main)
         if observation.detail and observation.detail != self._last:
             self._last = observation.detail
             report(f"{self.key}: {observation.state}: {observation.detail}")
@@ -281,9 +328,8 @@ def _has_controller(main: Object) -> bool:
 def _rejection_error(error: ApiException, manifest: Object) -> JobFailed:
     """Return the user-facing error for an object that the API server rejected."""
     message, where = error_message(error), f"{manifest['kind']} {manifest['metadata']['name']}"
+    remedy = classify_rejection(message).remedy
     if error.status == HTTPStatus.CONFLICT:
         remedy = "delete it: omnimri jobs cancel, or kubectl delete"
         return JobFailed(f"another manager owns a field: {message}", where=where, remedy=remedy)
-    return JobFailed(
-        f"the API server rejects it ({error.status}): {message}", where=where, remedy="check the settings under kubernetes"
-    )
+    return JobFailed(f"the API server rejects it ({error.status}): {message}", where=where, remedy=remedy)

@@ -5,9 +5,13 @@ All renderings share one pod template.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
+
+from kubernetes.utils.quantity import parse_quantity
 
 from components.errors import BadInput
 from components.launching.job import JobSpec
@@ -20,10 +24,18 @@ MANAGER = "omnimri"
 """Field manager, and value of the label ``app.kubernetes.io/managed-by`` on every object that OmniMRI creates."""
 MANAGED_BY_LABEL, JOB_LABEL = "app.kubernetes.io/managed-by", "omnimri.dev/job"
 DIGEST_ANNOTATION, FOLDER_ANNOTATION = "omnimri.dev/digest", "omnimri.dev/folder"
+EXCLUDED_ANNOTATION, NODES_ANNOTATION = "omnimri.dev/excluded-machines", "omnimri.dev/nodes"
 SELECTOR = f"{MANAGED_BY_LABEL}={MANAGER},{JOB_LABEL}"
 CONTAINER = REPLICATED_JOB = "node"
 """Name of the container and of the JobSet's only Job. Kubeflow Trainer (2.1 and later) demands this name of the container."""
 USER_ID = 10001
+POD_FIELDS = {
+    "POD_IP": "status.podIP",
+    pod_entrypoint.JOB_UID: "metadata.labels['batch.kubernetes.io/controller-uid']",
+    pod_entrypoint.JOBSET_UID: "metadata.labels['jobset.sigs.k8s.io/jobset-uid']",
+}
+"""Environment variables of a pod that hold its own fields; a label that a pod lacks is an empty text."""
+OWN_MOUNTS = (Path("/dev/shm"), Path("/tmp"))  # noqa: S108
 
 
 @dataclass(frozen=True)
@@ -54,9 +66,24 @@ JOBSETS = Resource("jobset.x-k8s.io", "v1alpha2", "jobsets", "JobSet")
 TRAINJOBS = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
 RUNTIMES = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
 WORKLOADS = Resource("kueue.x-k8s.io", "v1beta2", "workloads", "Workload")
-POD_GROUPS = Resource("scheduling.k8s.io", "v1beta1", "podgroups", "PodGroup")
+POD_GROUPS = tuple(
+    Resource("scheduling.k8s.io", version, "podgroups", "PodGroup") for version in ("v1beta1", "v1alpha3", "v1alpha2")
+)
+"""PodGroups of Kubernetes itself, newest version first: beta since 1.37, alpha in 1.36."""
+COSCHEDULING_GROUPS = Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", "PodGroup")
+"""PodGroups of the scheduler plugins (sigs.k8s.io/scheduler-plugins)."""
+VOLCANO_GROUPS = Resource("scheduling.volcano.sh", "v1beta1", "podgroups", "PodGroup")
+GANG_RESOURCES = (*POD_GROUPS, COSCHEDULING_GROUPS, VOLCANO_GROUPS)
 MAIN_RESOURCES: dict[RenderingName, Resource] = {"jobset": JOBSETS, "job": JOBS, "trainjob": TRAINJOBS}
-RESOURCES = {resource.kind: resource for resource in (PODS, SERVICES, JOBS, JOBSETS, TRAINJOBS, RUNTIMES, POD_GROUPS)}
+_RESOURCES = {
+    (resource.api_version, resource.kind): resource
+    for resource in (PODS, SERVICES, JOBS, JOBSETS, TRAINJOBS, RUNTIMES, *GANG_RESOURCES)
+}
+
+
+def resource_of(thing: Object) -> Resource:
+    """Return the resource of an object, given its ``apiVersion`` and ``kind``."""
+    return _RESOURCES[thing["apiVersion"], thing["kind"]]
 
 
 @dataclass(frozen=True)
@@ -79,43 +106,57 @@ class RenderedJob:
         return (*self.prerequisites, self.main, *self.dependents)
 
 
-def render(job: JobSpec, rendering: RenderingName, namespace: str, pod_group: bool = False) -> RenderedJob:
+def render(job: JobSpec, rendering: RenderingName, namespace: str, gang: Resource | None = None) -> RenderedJob:
     """Return the objects that run a job.
 
     Args:
-        pod_group: let the scheduler place all nodes or none (PodGroup, Kubernetes 1.37 and later). Not used with a queue: Kueue
-            admits all nodes or none itself.
+        gang: kind of PodGroup with which the scheduler places all nodes or none. Not used with a queue: Kueue admits all nodes or
+            none itself.
 
     Raises:
         BadInput: the number of processes is not a multiple of the number of nodes, processes would share GPUs, no image is named,
-            or the job's folder is on no volume of the nodes.
+            two volumes have one path, or the job's folder is on no volume of the nodes.
     """
     _validate(job)
     rendered = _RENDERINGS[rendering](job, namespace)
-    if not pod_group or job.placement.queue or job.nodes == 1:
+    if gang is None or job.placement.queue or job.nodes == 1:
         return rendered
-    _pod_spec_of(rendered)["schedulingGroup"] = {"podGroupName": job.key}
-    return replace(rendered, prerequisites=(*rendered.prerequisites, _pod_group(job, namespace)))
+    template = _pod_template_of(rendered)
+    if gang is COSCHEDULING_GROUPS:
+        template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] = job.key
+    elif gang is VOLCANO_GROUPS:
+        template["metadata"].setdefault("annotations", {})["scheduling.k8s.io/group-name"] = job.key
+    else:
+        template["spec"]["schedulingGroup"] = {"podGroupName": job.key}
+    return replace(rendered, prerequisites=(*rendered.prerequisites, _pod_group(job, namespace, gang)))
 
 
-def _pod_group(job: JobSpec, namespace: str) -> Object:
+def _pod_group(job: JobSpec, namespace: str, gang: Resource) -> Object:
+    """Return the PodGroup of a job; pods and group have the same priority."""
+    spec: Object = {"schedulingPolicy": {"gang": {"minCount": job.nodes}}}
+    if gang is COSCHEDULING_GROUPS:
+        spec = {"minMember": job.nodes, "scheduleTimeoutSeconds": max(round(job.pending_limit_s), 1)}
+    elif gang is VOLCANO_GROUPS:
+        spec = {"minMember": job.nodes}
+    if job.placement.priority and gang is not COSCHEDULING_GROUPS:
+        spec["priorityClassName"] = job.placement.priority
     return {
-        "apiVersion": POD_GROUPS.api_version,
-        "kind": POD_GROUPS.kind,
+        "apiVersion": gang.api_version,
+        "kind": gang.kind,
         "metadata": {"name": job.key, "namespace": namespace, "labels": _labels(job)},
-        "spec": {"schedulingPolicy": {"gang": {"minCount": job.nodes}}},
+        "spec": spec,
     }
 
 
-def _pod_spec_of(rendered: RenderedJob) -> Object:
-    """Return the pod spec inside a rendered job."""
+def _pod_template_of(rendered: RenderedJob) -> Object:
+    """Return the pod template inside a rendered job."""
     spec: Object = (
         rendered.prerequisites[0]["spec"]["template"]["spec"] if rendered.rendering == "trainjob" else rendered.main["spec"]
     )
     if rendered.rendering != "job":
         spec = spec["replicatedJobs"][0]["template"]["spec"]
-    pod_spec: Object = spec["template"]["spec"]
-    return pod_spec
+    template: Object = spec["template"]
+    return template
 
 
 def _validate(job: JobSpec) -> None:
@@ -133,6 +174,10 @@ def _validate(job: JobSpec) -> None:
         )
     if not job.image:
         raise BadInput("no image is named", where="kubernetes.image", remedy="set it to an image built from the Dockerfile")
+    paths = Counter([*(volume.path for volume in job.volumes), *OWN_MOUNTS])
+    repeated = [str(path) for path, count in paths.items() if count > 1]
+    if repeated:
+        raise BadInput("two volumes have this path", where=repeated[0], remedy="give each claim in kubernetes.volumes its own")
     if not any(job.folder.is_relative_to(volume.path) for volume in job.volumes):
         raise BadInput(
             "the pods cannot access this folder",
@@ -158,6 +203,10 @@ def _main_metadata(job: JobSpec, namespace: str) -> Object:
     if job.placement.queue_priority:
         labels["kueue.x-k8s.io/priority-class"] = job.placement.queue_priority
     annotations = {DIGEST_ANNOTATION: job.identity, FOLDER_ANNOTATION: str(job.folder)}
+    if job.placement.excluded_machines:
+        annotations[EXCLUDED_ANNOTATION] = ",".join(job.placement.excluded_machines)
+    if job.spare_nodes:
+        annotations[NODES_ANNOTATION] = str(job.nodes)  # the object itself counts the spare nodes as well
     return {"name": job.key, "namespace": namespace, "labels": labels, "annotations": annotations}
 
 
@@ -168,7 +217,7 @@ def _indexed_job(job: JobSpec, namespace: str) -> RenderedJob:
         "metadata": _main_metadata(job, namespace),
         "spec": {
             **_job_spec(job, namespace, host=f"{job.key}-0", subdomain=job.key),
-            "backoffLimit": job.restarts * job.nodes,  # it counts pods, and all nodes of a job fail together
+            "backoffLimit": job.restarts * job.pods,  # it counts pods, and all nodes of a job fail together
             "ttlSecondsAfterFinished": job.keep_s,
         },
     }
@@ -201,7 +250,7 @@ def _trainjob(job: JobSpec, namespace: str) -> RenderedJob:
         "apiVersion": RUNTIMES.api_version,
         "kind": RUNTIMES.kind,
         "metadata": {"name": job.key, "namespace": namespace, "labels": _labels(job)},
-        "spec": {"mlPolicy": {"numNodes": job.nodes}, "template": {"spec": _jobset_spec(job, namespace, step="trainer")}},
+        "spec": {"mlPolicy": {"numNodes": job.pods}, "template": {"spec": _jobset_spec(job, namespace, step="trainer")}},
     }
     main = {
         "apiVersion": TRAINJOBS.api_version,
@@ -209,7 +258,7 @@ def _trainjob(job: JobSpec, namespace: str) -> RenderedJob:
         "metadata": _main_metadata(job, namespace),
         "spec": {
             "runtimeRef": {"apiGroup": RUNTIMES.group, "kind": RUNTIMES.kind, "name": job.key},
-            "trainer": {"numNodes": job.nodes},
+            "trainer": {"numNodes": job.pods},
         },
     }
     return RenderedJob("trainjob", main, prerequisites=(runtime,))
@@ -225,8 +274,9 @@ _RENDERINGS: dict[RenderingName, Callable[[JobSpec, str], RenderedJob]] = {
 def _jobset_spec(job: JobSpec, namespace: str, step: str = "") -> Object:
     """Return the spec of a JobSet with one Indexed Job.
 
-    A job that its pod failure policy or its deadline ended is not restarted. Any other failure of a pod ends the Job, and the
-    JobSet restarts all nodes, so that ``restarts`` counts rounds.
+    A Job that its pod failure policy or its deadline ended is not restarted. A pod that was killed ends the Job, and the JobSet
+    restarts all nodes, so that ``restarts`` counts rounds. The action RestartJobSetAndIgnoreMaxRestarts is not needed, since no
+    disruption ends a Job; RestartJob is the same as RestartJobSet for a single Job, and older JobSets lack it.
     """
     template: Object = {"spec": _job_spec(job, namespace, host=f"{job.key}-{REPLICATED_JOB}-0-0", subdomain=None, service=job.key)}
     labels = _labels(job)
@@ -238,7 +288,8 @@ def _jobset_spec(job: JobSpec, namespace: str, step: str = "") -> Object:
         "failurePolicy": {
             "maxRestarts": job.restarts,
             "rules": [
-                {"name": "hopeless", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"]}
+                {"name": "hopeless", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"]},
+                {"name": "killed", "action": "RestartJobSet", "onJobFailureReasons": ["BackoffLimitExceeded"]},
             ],
         },
         "replicatedJobs": [{"name": REPLICATED_JOB, "replicas": 1, "template": template}],
@@ -248,30 +299,32 @@ def _jobset_spec(job: JobSpec, namespace: str, step: str = "") -> Object:
 def _job_spec(job: JobSpec, namespace: str, host: str, subdomain: str | None, service: str = "") -> Object:
     """Return the spec of an Indexed Job: one pod for each node, replaced under the same index and host name."""
     rendezvous = f"{host}.{subdomain or service}.{namespace}.svc:{pod_entrypoint.PORT}"
+    # A job is complete without the spare nodes: perhaps they have never found a machine.
+    success = {"successPolicy": {"rules": [{"succeededCount": job.nodes}]}} if job.spare_nodes else {}
     return {
         "completionMode": "Indexed",
-        "completions": job.nodes,
-        "parallelism": job.nodes,
+        "completions": job.pods,
+        "parallelism": job.pods,
+        **success,
         "backoffLimit": 0,
         "activeDeadlineSeconds": job.time_limit_s,
         "podReplacementPolicy": "Failed",
-        # The order matters: a disruption is ignored, whatever the exit status of the container.
+        # The order matters: a disruption is ignored, whatever the exit status of the container. Every other status, as 137, means
+        # that the container was killed from outside: its node restarts, or its grace period is too short. That is counted.
         "podFailurePolicy": {
             "rules": [
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {
-                        "containerName": CONTAINER,
-                        "operator": "In",
-                        # Not 137: SIGKILL ends also a container whose node restarts or whose grace period is too short.
-                        "values": [pod_entrypoint.BAD_CONFIGURATION],
-                    },
-                },
+                _exit_code_rule("FailJob", pod_entrypoint.FINAL),
+                _exit_code_rule("Ignore", pod_entrypoint.UNCOUNTED),
             ]
         },
         "template": _pod_template(job, rendezvous, subdomain),
     }
+
+
+def _exit_code_rule(action: str, statuses: tuple[int, ...]) -> Object:
+    codes = {"containerName": CONTAINER, "operator": "In", "values": sorted(statuses)}
+    return {"action": action, "onExitCodes": codes}
 
 
 def _pod_template(job: JobSpec, rendezvous: str, subdomain: str | None) -> Object:
@@ -294,7 +347,10 @@ def _pod_template(job: JobSpec, rendezvous: str, subdomain: str | None) -> Objec
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.resources.shared_memory}},
             {"name": "scratch", "emptyDir": {"sizeLimit": job.resources.scratch}},
-            *({"name": v.claim, "persistentVolumeClaim": {"claimName": v.claim}} for v in job.volumes),
+            *(
+                {"name": f"shared-{number}", "persistentVolumeClaim": {"claimName": volume.claim}}
+                for number, volume in enumerate(job.volumes)  # the name of a claim may be longer than that of a volume
+            ),
         ],
     }
     if subdomain:
@@ -362,7 +418,14 @@ def _container(job: JobSpec, rendezvous: str) -> Object:
     if job.placement.resource_claims:
         resources["claims"] = [{"name": name} for name in job.placement.resource_claims]
     arguments = pod_entrypoint.build_arguments(
-        [job.module, *job.arguments], job.nodes, job.processes_per_node, rendezvous, job.key, job.restarts, job.grace_s
+        [job.module, *job.arguments],
+        job.nodes,
+        job.processes_per_node,
+        rendezvous,
+        job.key,
+        job.restarts,
+        job.grace_s,
+        job.folder,
     )
     container: Object = {
         "name": CONTAINER,
@@ -370,7 +433,7 @@ def _container(job: JobSpec, rendezvous: str) -> Object:
         "command": ["python", "-m", pod_entrypoint.__name__],
         "args": arguments,
         "env": [
-            {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in POD_FIELDS.items()),
             *({"name": name, "value": value} for name, value in sorted(_environment(job).items())),
         ],
         "resources": resources,
@@ -384,7 +447,7 @@ def _container(job: JobSpec, rendezvous: str) -> Object:
         "volumeMounts": [
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
             {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108
-            *({"name": volume.claim, "mountPath": str(volume.path)} for volume in job.volumes),
+            *({"name": f"shared-{number}", "mountPath": str(volume.path)} for number, volume in enumerate(job.volumes)),
         ],
     }
     if job.secrets:
@@ -394,7 +457,7 @@ def _container(job: JobSpec, rendezvous: str) -> Object:
 
 def _environment(job: JobSpec) -> dict[str, str]:
     """Return environment variables: caches on the scratch volume, threads by the CPU limit, NCCL warnings and error handling."""
-    cores = max(int(float(job.resources.cpu.removesuffix("m")) / (1000 if job.resources.cpu.endswith("m") else 1)), 1)
+    cores = max(int(parse_quantity(job.resources.cpu)), 1)
     common = {
         "HOME": "/tmp",  # noqa: S108
         "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108

@@ -179,8 +179,6 @@ def merge_logs(folder: Path, nodes: int, processes_per_node: int) -> Iterator[st
 
 
 def prefix_rank(line: str, index: int, nodes: int, processes_per_node: int) -> str:
-    """Replace a line's timestamp by the rank that wrote it; torchrun adds the rank where several processes share a pod."""
+    """Remove a line's timestamp; where there are several processes, torchrun names the rank, and other lines get their node."""
     text = line.partition(" ")[2]
-    if processes_per_node > 1:
-        return text if text.startswith("rank ") else f"node {index}: {text}"
-    return f"rank {index}: {text}" if nodes > 1 else text
+    return text if nodes * processes_per_node == 1 or text.startswith("rank ") else f"node {index}: {text}"

@@ -17,6 +17,7 @@ _MISSING = (
     (r"resource ?claim(template)?\b.*(not found|not created|does not exist)", "create it, or correct kubernetes.resource_claims"),
     (r'serviceaccount "[^"]+" not found', "apply k8s/base/rbac.yaml, or correct kubernetes.service_account"),
     (r"no PriorityClass with name", "create the PriorityClass, or correct kubernetes.priority"),
+    (r'namespaces? "[^"]+" not found', "create the namespace, or correct kubernetes.namespace"),
     (r"RuntimeClass .*not found", "create the RuntimeClass, or correct kubernetes.runtime_class"),
 )
 _REFUSED = (
@@ -24,6 +25,7 @@ _REFUSED = (
         r"admission webhook .* denied the request",
         "a policy of the cluster forbids it: ask its administrator, or change the settings",
     ),
+    (r"because it is being terminated", "the namespace is being deleted: create it again when it is gone"),
     (r"violates PodSecurity", "the namespace enforces a Pod Security Standard: ask its administrator"),
     (r"(maximum|minimum) \S+ usage per", "change kubernetes.cpu, memory or scratch to what the LimitRange allows"),
 )

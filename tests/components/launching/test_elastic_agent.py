@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from components.errors import JobFailed
-from components.launching import JobSpec, LocalLauncher
-from components.launching.elastic_agent import find_root_cause
+from components.errors import BadInput, JobFailed, MachineFault
+from components.launching import JobSpec, LocalLauncher, elastic_agent
+from components.launching.elastic_agent import RestartPolicy, find_root_cause
 from components.launching.job import program_lines
 from components.launching.kubernetes import pod_entrypoint
-from components.launching.worker_process import FailureRecord, describe_exception
+from components.launching.worker_process import FailureRecord, Fault, classify_exception, describe_exception
 from components.provenance import REPOSITORY
+from tests.helpers.fake_cluster import wait_until
+from tests.helpers.ports import free_port
 
 WORKER = """
 import os, sys, time
@@ -36,7 +41,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "failing_worker.py"
 
 
-@pytest.mark.parametrize("processes", [1, 3, 8])
+@pytest.mark.parametrize("processes", [1, 3, pytest.param(8, marks=pytest.mark.slow)])  # 8 interpreters on two cores: 15 s
 def test_the_exception_of_one_of_several_processes_is_what_the_user_sees(module: Path, processes: int, tmp_path: Path) -> None:
     module.write_text(WORKER.replace("FAILURE", VALUE_ERROR))
     job = JobSpec("a_stage", "failing_worker", (), processes=processes, folder=tmp_path / "job")
@@ -47,37 +52,137 @@ def test_the_exception_of_one_of_several_processes_is_what_the_user_sees(module:
     assert "ChildFailedError" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("failure", "status", "starts", "last_line"),
-    [
-        ("sys.exit(2)", 2, 1, "rank 2: exited with status 2"),  # a wrong configuration: no restart, although one is permitted
-        ("os.kill(os.getpid(), 9)", 137, 2, "rank 2: ended by signal SIGKILL"),
-    ],
-)
-def test_a_pod_ends_with_the_status_of_its_worker(
-    module: Path, failure: str, status: int, starts: int, last_line: str, tmp_path: Path
-) -> None:
+FAULTS = {
+    "wrong setting": ("sys.exit(2)", 2, 1, "rank 2: exited with status 2"),
+    "exception": (VALUE_ERROR, 1, 1, "the loss is not a number"),
+    "crash": ("os.kill(os.getpid(), 9)", 1, 2, "rank 2: ended by signal SIGKILL"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_pod_restarts_its_processes_only_after_a_fault_of_the_machine(module: Path, fault: str, tmp_path: Path) -> None:
+    """One restart is permitted; an exception or a wrong setting would occur again."""
+    failure, status, starts, last_line = FAULTS[fault]
     module.write_text(WORKER.replace("FAILURE", failure))
-    arguments = pod_entrypoint.build_arguments(["failing_worker"], 1, 3, "localhost:0", "a", 1, 10)
-    completed = subprocess.run(
-        [sys.executable, "-m", pod_entrypoint.__name__, *arguments], capture_output=True, text=True, cwd=tmp_path
-    )
+    completed = run_pod(tmp_path, restarts=1)
     assert completed.returncode == status, completed.stderr
     assert completed.stderr.splitlines()[-1] == last_line
     assert (tmp_path / "starts").read_text().split().count("2") == starts
 
 
-def record(rank: int, time_s: float, cause: str, attempt: int = 0) -> FailureRecord:
-    return FailureRecord(rank, attempt, 1, time_s, cause)
+def test_all_pods_of_a_submission_share_one_number_of_restarts(module: Path, tmp_path: Path) -> None:
+    """Restarts in place do not multiply with pods that are replaced: the second pod finds none left."""
+    module.write_text(WORKER.replace("rank == world - 1", "True").replace("FAILURE", "os.kill(os.getpid(), 9)"))
+    for starts in (2, 3):
+        assert run_pod(tmp_path, restarts=1, processes=1, submission="uid").returncode == 1
+        assert len((tmp_path / "starts").read_text().split()) == starts
+    (used,) = (tmp_path / "restarts" / "uid").iterdir()
+    assert used.read_text() == "ended by signal SIGKILL"
 
 
-def test_the_first_failure_of_the_last_attempt_is_the_root_cause() -> None:
-    records = [record(3, 1.0, "earlier attempt"), record(1, 5.1, "the loss", 1), record(0, 5.2, "connection closed", 1)]
-    assert find_root_cause({0: 1, 1: 1}, records) == (1, 1, "the loss")
+def run_pod(folder: Path, restarts: int, processes: int = 3, submission: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a pod of a job with one node to its end."""
+    arguments = pod_entrypoint.build_arguments(["failing_worker"], 1, processes, "localhost:0", "a", restarts, 10, folder)
+    return subprocess.run(
+        [sys.executable, "-m", pod_entrypoint.__name__, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, pod_entrypoint.JOB_UID: submission},
+    )
+
+
+SPARE = """
+import os, time
+from pathlib import Path
+folder = Path(__file__).parent
+(folder / f"pid-{os.getpid()}").write_text(os.environ["WORLD_SIZE"])
+while not (folder / "finish").exists():
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.slow
+def test_a_spare_node_takes_over_for_a_lost_one(module: Path, tmp_path: Path) -> None:
+    """Three pods with a process each, two of which are needed; slow: torchrun notices a lost node after 15 s."""
+    module.write_text(SPARE)
+    port = free_port()
+    pods = [start_pod(tmp_path, index, port) for index in range(3)]
+    wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
+    workers = {int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")}
+    lost = next(pod for pod in pods[1:] if workers & {child.pid for child in psutil.Process(pod.pid).children()})
+    os.killpg(lost.pid, signal.SIGKILL)
+    wait_until(lambda: len(list(tmp_path.glob("pid-*"))) >= 4)
+    (tmp_path / "finish").touch()
+    assert [pod.wait() for pod in pods if pod is not lost] == [0, 0]
+
+
+def start_pod(folder: Path, index: int, port: int) -> subprocess.Popen[bytes]:
+    arguments = pod_entrypoint.build_arguments(["failing_worker"], 2, 1, f"localhost:{port}", "a", 1, 10, folder)
+    environment = {**os.environ, pod_entrypoint.JOB_UID: "uid", "JOB_COMPLETION_INDEX": str(index), "POD_IP": "127.0.0.1"}
+    command = [sys.executable, "-m", pod_entrypoint.__name__, *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+
+
+def record(rank: int, time_s: float, cause: str, fault: Fault = Fault.program) -> FailureRecord:
+    return FailureRecord(rank, 1, time_s, cause, fault)
+
+
+def test_the_first_failure_that_no_peer_caused_is_the_root_cause() -> None:
+    records = [record(0, 5.1, "connection closed", Fault.peer), record(1, 5.2, "the loss"), record(2, 5.3, "another")]
+    assert find_root_cause({0: 1, 1: 1, 2: 1}, records) == records[1]
 
 
 def test_a_worker_ended_by_a_signal_explains_the_lost_connections_of_the_others() -> None:
-    assert find_root_cause({0: 1, 1: -15, 2: -9}, [record(0, 1.0, "connection closed")]) == (2, 137, "ended by signal SIGKILL")
+    cause = find_root_cause({0: 1, 1: -15, 2: -9}, [record(0, 1.0, "connection closed", Fault.peer)])
+    assert (cause.rank, cause.status, cause.cause, cause.fault) == (2, 137, "ended by signal SIGKILL", Fault.machine)
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (ValueError("the loss"), Fault.program),
+        (BadInput("no such stage"), Fault.configuration),
+        (JobFailed("no checkpoint can be read"), Fault.program),
+        (MachineFault("the disk is full"), Fault.machine),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:5000"), Fault.peer),
+        (RuntimeError("NCCL communicator was aborted on rank 1"), Fault.peer),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), Fault.machine),
+        (RuntimeError("CUDA error: device-side assert triggered"), Fault.program),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"), Fault.program),
+        (OSError(errno.ETIMEDOUT, "Connection timed out", "/state/corpus"), Fault.machine),
+        (OSError(errno.ESTALE, "Stale file handle", "/state/corpus"), Fault.machine),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/state/corpus"), Fault.program),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), Fault.peer),
+    ],
+)
+def test_an_exception_tells_whose_fault_it_is(error: Exception, fault: Fault) -> None:
+    assert classify_exception(error) is fault
+
+
+def test_lost_peers_and_stops_are_not_counted_unless_nothing_runs_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = RestartPolicy(limit=0, nodes=2)
+    lost, stopped = record(0, 1.0, "connection closed", Fault.peer), record(0, 1.0, "", Fault.stopped)
+    assert all(policy.permits_restart(failure) for failure in [lost, stopped] * 9)
+    assert [policy.permits_restart(lost) for _ in range(3)] == [True, False, False]  # the network itself is broken
+    monkeypatch.setattr(elastic_agent, "SHORT_ATTEMPT_S", 0.0)
+    assert policy.permits_restart(lost)
+    assert not RestartPolicy(limit=0, nodes=1).permits_restart(lost)  # a peer on the same node
+
+
+def test_a_restart_is_counted_once_for_all_nodes(tmp_path: Path) -> None:
+    first, second = (RestartPolicy(limit=2, nodes=2, ledger=tmp_path / "uid") for _ in range(2))
+    crash = record(0, 1.0, "ended by signal SIGSEGV", Fault.machine)
+    assert [node.permits_restart(crash) for node in (first, second, first, second)] == [True, True, False, False]
+
+
+def test_a_pod_that_starts_after_the_others_have_finished_ends_as_well(tmp_path: Path) -> None:
+    policy = RestartPolicy(limit=0, ledger=tmp_path / "uid")
+    assert policy.finished_elsewhere() is None
+    policy.mark_finished(has_first_rank=False)
+    assert policy.finished_elsewhere() is False  # a result is missing
+    policy.mark_finished(has_first_rank=True)
+    assert policy.finished_elsewhere() is True
 
 
 def test_a_user_facing_error_is_described_without_its_class() -> None:

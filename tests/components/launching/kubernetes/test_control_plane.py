@@ -14,7 +14,7 @@ from components.errors import JobFailed
 from components.launching import JobState, Placement
 from components.launching.kubernetes import failures, job_handle, launcher
 from components.launching.kubernetes.manifests import RenderingName
-from tests.doubles.apiserver import NAMESPACE, RunningServer, condition
+from tests.doubles.apiserver import CUSTOM_GROUPS, NAMESPACE, RunningServer, condition
 from tests.doubles.controllers import Controllers
 from tests.doubles.kubelet import BlockedPod, Kubelet, ScriptedPod
 from tests.helpers.fake_cluster import FAST_RETRY, RENDERINGS, RUNS_FOREVER, FakeCluster, Waiter, wait_until
@@ -84,8 +84,8 @@ def test_a_machine_without_power_is_named_while_waiting_in_the_list_and_while_ca
     waiter = Waiter(handle)
     wait_until(lambda: handle._last_reported.endswith("running"))
     pod = cluster.kubelet.cut_power(1)["metadata"]["name"]
-    wait_until(lambda: TAINT in handle._last_reported)
-    assert f"pending: {pod}: node machine-1 does not confirm" in handle._last_reported
+    wait_until(lambda: f"pending: {pod}: node machine-1 does not confirm" in handle._last_reported)
+    assert TAINT in handle._last_reported
     assert "training resumes" not in capsys.readouterr().err
     (row,) = handle.launcher.jobs()  # type: ignore[attr-defined]
     assert row.state is JobState.pending and pod in row.detail and TAINT in row.detail
@@ -95,6 +95,20 @@ def test_a_machine_without_power_is_named_while_waiting_in_the_list_and_while_ca
     cluster.kubelet.confirm_out_of_service("machine-1")
     assert cancellation.join() == [] and "was deleted" in str(waiter.join()[0])
     assert f"being deleted: {pod}: node machine-1" in capsys.readouterr().err
+
+
+def test_a_machine_that_stops_reporting_is_named_before_its_pods_are_deleted(cluster: FakeCluster) -> None:
+    """The node controller calls its pods not ready after 50 s; the taint manager deletes them five minutes later."""
+    cluster.default_behavior = RUNS_FOREVER
+    handle = cluster.launcher().submit(cluster.job())
+    waiter = Waiter(handle)
+    wait_until(lambda: handle._last_reported.endswith("running"))
+    pod = cluster.kubelet.stop_reporting(1)["metadata"]["name"]
+    wait_until(lambda: f"running: {pod}: node machine-1 has stopped reporting" in handle._last_reported)
+    (row,) = handle.launcher.jobs()  # type: ignore[attr-defined]
+    assert TAINT in handle._last_reported and TAINT in row.detail
+    handle.cancel()
+    waiter.join()
 
 
 class _Cancel:
@@ -128,26 +142,133 @@ def test_a_pod_killed_after_its_grace_period_is_replaced(cluster: FakeCluster) -
     assert waiter.join() == []
 
 
-def test_four_nodes_that_fail_together_count_as_one_restart(cluster: FakeCluster) -> None:
-    cluster.next_behaviors = [ScriptedPod(("lost a peer",), exit_code=1)] * 8
+def test_four_nodes_that_are_killed_together_count_as_one_restart(cluster: FakeCluster) -> None:
+    cluster.next_behaviors = [ScriptedPod(("started",), exit_code=137)] * 8
     cluster.launcher().submit(cluster.job(nodes=4, restarts=2)).wait()
     assert len(cluster.kubelet.started) == 12
 
 
-def test_a_machine_that_failed_twice_is_avoided_by_the_resubmitted_job(cluster: FakeCluster) -> None:
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_pods_that_were_stopped_or_lost_a_peer_use_no_restart(cluster: FakeCluster, rendering: RenderingName) -> None:
+    cluster.next_behaviors = [ScriptedPod(exit_code=status) for status in (75, 69, 143, 75)]
+    cluster.launcher(rendering).submit(cluster.job(restarts=0)).wait()
+    assert len(cluster.kubelet.started) == 6
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_a_program_that_fails_ends_the_job_at_once(cluster: FakeCluster, rendering: RenderingName) -> None:
+    """The agent in the pod has decided that no restart helps, or has used them up: the cluster adds none."""
+    cause = "rank 1: ValueError: the loss is not a number"
+    cluster.next_behaviors = [RUNS_FOREVER, ScriptedPod(("Traceback",), exit_code=1, termination_log=cause)]
+    with pytest.raises(JobFailed, match="exited with status 1: rank 1: ValueError: the loss is not a number"):
+        cluster.launcher(rendering).submit(cluster.job(restarts=3)).wait()
+    assert len(cluster.kubelet.started) == 2
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_a_pod_that_fills_its_own_scratch_disk_stops_at_once(cluster: FakeCluster, rendering: RenderingName) -> None:
     cluster.default_behavior = RUNS_FOREVER
-    handle = cluster.launcher().submit(cluster.job(restarts=1))
+    handle = cluster.launcher(rendering).submit(cluster.job())
     waiter = Waiter(handle)
-    for count in (2, 3, 4):
+    wait_until(lambda: handle._last_reported.endswith("running"))
+    message = 'Usage of EmptyDir volume "scratch" exceeds the limit "20Gi".'
+    cluster.kubelet.disrupt(1, "TerminationByKubelet", message)
+    (error,) = waiter.join()
+    assert isinstance(error, JobFailed) and message in str(error) and "kubernetes.scratch" in error.remedy
+    assert not cluster.objects()
+
+
+def fail_machine_twice(cluster: FakeCluster, handle: job_handle.KubernetesHandle) -> None:
+    """Restart the machine of node 1 twice."""
+    for count in (2, 3):
         wait_until(lambda count=count: len(cluster.kubelet.started) == count and cluster.is_running())
         wait_until(lambda: handle._last_reported.endswith("running"))
-        if count == 4:
-            cluster.default_behavior = ScriptedPod()
         cluster.kubelet.reboot(1)
-    assert waiter.join() == []
+
+
+def find_excluded_machines(cluster: FakeCluster) -> list[str]:
     (job,) = cluster.server.objects("jobs")
-    affinity = job["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    assert affinity["nodeSelectorTerms"][0]["matchExpressions"][0]["values"] == ["machine-1"]
+    affinity = job["spec"]["template"]["spec"]["affinity"].get("nodeAffinity")
+    if affinity is None:
+        return []
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    return list(term["matchExpressions"][0]["values"])
+
+
+def test_a_job_leaves_a_machine_that_failed_twice(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """The job is submitted again at once, before it has used up its restarts on that machine."""
+    cluster.default_behavior = RUNS_FOREVER
+    handle = cluster.launcher().submit(cluster.job(restarts=3))
+    waiter = Waiter(handle)
+    fail_machine_twice(cluster, handle)
+    wait_until(lambda: len(cluster.kubelet.started) >= 5 and cluster.is_running())
+    assert find_excluded_machines(cluster) == ["machine-1"]
+    messages = capsys.readouterr().err
+    assert "avoids machine-1, which failed 2 times, while this job exists" in messages
+    assert f"to use it again: omnimri jobs cancel {handle.key}, run again; to avoid it always: kubernetes.excluded_m" in messages
+    attached = cluster.launcher().submit(cluster.job(restarts=3))  # by a flow that starts now
+    assert attached._avoided == {"machine-1"} and attached.job.placement.excluded_machines == ()
+    for index in (0, 1):
+        cluster.kubelet.finish(index)
+    assert waiter.join() == []
+
+
+def test_an_avoided_machine_is_used_again_if_no_other_has_room(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job_handle, "READMISSION_S", 0.05)
+    monkeypatch.setattr(job_handle, "CONFIRM_INTERVAL_S", 0.05)
+    cluster.default_behavior = RUNS_FOREVER
+    handle = cluster.launcher().submit(cluster.job(restarts=3, pending_limit_s=1e6))
+    waiter = Waiter(handle)
+    cluster.kubelet.spare_machines = False
+    fail_machine_twice(cluster, handle)
+    wait_until(lambda: "uses machine-1 again" in capsys.readouterr().err)
+    wait_until(cluster.is_running)
+    assert find_excluded_machines(cluster) == []
+    for index in (0, 1):
+        cluster.kubelet.finish(index)
+    assert waiter.join() == []
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_a_job_runs_and_succeeds_while_its_spare_node_finds_no_machine(cluster: FakeCluster, rendering: RenderingName) -> None:
+    full = BlockedPod("", "0/2 nodes are available: 2 Insufficient cpu.", unschedulable=True)
+    cluster.next_behaviors = [RUNS_FOREVER, RUNS_FOREVER, full]
+    handle = cluster.launcher(rendering).submit(cluster.job(spare_nodes=1))
+    waiter = Waiter(handle)
+    wait_until(lambda: handle._last_reported.endswith("running"))
+    assert (handle.status().state, handle.status().nodes) == (JobState.running, 2)
+    for index in (0, 1):
+        cluster.kubelet.finish(index)
+    assert waiter.join() == []
+
+
+def test_a_spare_node_takes_over_for_a_machine_without_power(cluster: FakeCluster) -> None:
+    cluster.default_behavior = RUNS_FOREVER
+    handle = cluster.launcher().submit(cluster.job(spare_nodes=1))
+    waiter = Waiter(handle)
+    wait_until(lambda: cluster.is_running(3) and handle._last_reported.endswith("running"))
+    cluster.kubelet.cut_power(1)
+    wait_until(lambda: handle.status().state is JobState.running and len(handle._reported_lost) == 1)
+    for index in (0, 2):
+        cluster.kubelet.finish(index)
+    wait_until(lambda: "all nodes have finished" in handle._last_reported)
+    cluster.kubelet.confirm_out_of_service("machine-1")
+    assert waiter.join() == []
+
+
+def test_logs_of_an_earlier_job_do_not_lengthen_the_wait_for_a_machine(cluster: FakeCluster) -> None:
+    """Only a job that has run itself waits beyond the pending limit; the others would keep machines without starting."""
+    job = cluster.job(pending_limit_s=0.3)
+    (job.folder / "logs").mkdir(parents=True)
+    for index in (0, 1):
+        (job.folder / "logs" / f"{index}.earlier.log").write_text("2026-01-01T00:00:00.000000000Z started\n")
+    cluster.next_behaviors = [RUNS_FOREVER]
+    cluster.default_behavior = BlockedPod("", "0/2 nodes are available: 2 Insufficient cpu.", unschedulable=True)
+    with pytest.raises(JobFailed, match="Insufficient cpu"):
+        cluster.launcher().submit(job).wait()
+    assert cluster.server.objects("pods") == []
 
 
 def test_a_job_that_has_run_waits_for_its_machine_beyond_the_pending_limit(cluster: FakeCluster) -> None:
@@ -249,7 +370,106 @@ def test_a_custom_resource_without_a_controller_is_told(cluster: FakeCluster, re
         cluster.launcher(rendering).submit(cluster.job()).wait()
 
 
+# ---- objects
+
+
+def test_a_runtime_that_is_still_being_deleted_is_waited_for(cluster: FakeCluster) -> None:
+    """Kubeflow Trainer keeps a runtime by a finalizer for a while; what is applied to it meanwhile vanishes with it."""
+    cluster.controllers.finalized = {"trainingruntimes"}
+    cluster.default_behavior = RUNS_FOREVER
+    cluster.launcher("trainjob").submit(cluster.job()).cancel()
+    cluster.default_behavior = ScriptedPod()
+    cluster.launcher("trainjob").submit(cluster.job()).wait()
+    (runtime,) = cluster.server.objects("trainingruntimes")
+    assert not runtime["metadata"].get("deletionTimestamp") and runtime["metadata"]["ownerReferences"]
+
+
+def test_a_job_that_is_refused_leaves_no_prerequisites(cluster: FakeCluster) -> None:
+    trainjobs = kmock.resource("trainer.kubeflow.org/v1alpha1/trainjobs")
+    cluster.server.inject_fault(lambda r: r.action is kmock.action.UPDATE and r.resource == trainjobs, status=422, message="no")
+    with pytest.raises(JobFailed, match="rejects it"):
+        cluster.launcher("trainjob").submit(cluster.job())
+    wait_until(lambda: not cluster.objects())
+
+
+@pytest.mark.parametrize(
+    ("served", "scheduler", "group"),
+    [
+        (("scheduling.k8s.io",), None, "scheduling.k8s.io/v1beta1"),
+        (("scheduling.x-k8s.io",), "scheduler-plugins-scheduler", "scheduling.x-k8s.io/v1alpha1"),
+        (("scheduling.volcano.sh",), "volcano", "scheduling.volcano.sh/v1beta1"),
+        (("scheduling.volcano.sh",), None, ""),  # the default scheduler does not know Volcano's groups
+        ((), None, ""),
+    ],
+)
+def test_the_scheduler_of_the_job_decides_about_its_pod_group(
+    tmp_path: Path, served: tuple[str, ...], scheduler: str | None, group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunningServer(crds=served) as server, Controllers(server) as controllers, Kubelet(server) as kubelet:
+        cluster = FakeCluster(server, controllers, kubelet, tmp_path)
+        handle = cluster.launcher().submit(cluster.job(placement=Placement(scheduler=scheduler), pending_limit_s=1800.0))
+        assert [thing["apiVersion"] for thing in server.objects("podgroups")] == ([group] if group else [])
+        told = "has no gang scheduling: its nodes start one by one, and are deleted unless all start within 30 min"
+        assert (told in capsys.readouterr().err) == (not group)
+        handle.cancel()
+        wait_until(lambda: not server.objects("podgroups"))
+        handle.launcher.stop()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_pod_group_is_named_only_in_templates_whose_schema_has_it(
+    tmp_path: Path, rendering: RenderingName, is_declared: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Server-side apply refuses a JobSet with a field of pods that its CustomResourceDefinition is too old for."""
+    with RunningServer(crds=(*CUSTOM_GROUPS, "scheduling.k8s.io")) as server, Controllers(server) as c, Kubelet(server) as kubelet:
+        cluster = FakeCluster(server, c, kubelet, tmp_path)
+        server.api.undeclared_fields = set() if is_declared else {"schedulingGroup"}
+        handle = cluster.launcher(rendering).submit(cluster.job())
+        handle.wait()
+        is_grouped = is_declared or rendering == "job"
+        assert len(server.objects("podgroups")) == is_grouped
+        assert ("no gang scheduling" in capsys.readouterr().err) != is_grouped
+        handle.launcher.stop()  # type: ignore[attr-defined]
+
+
 # ---- the API server
+
+
+def test_a_proxy_that_sends_a_date_in_retry_after_is_waited_for(cluster: FakeCluster) -> None:
+    for value in ("Wed, 21 Oct 2015 07:28:00 GMT", "soon", "0"):
+        cluster.server.inject_fault(lambda r: r.action is kmock.action.LIST, status=429, retry_after=value)
+    assert cluster.launcher().jobs() == []
+
+
+def test_an_api_server_restored_from_a_backup_is_listed_again(cluster: FakeCluster) -> None:
+    """Its versions are older than that of the watch: repeating the watch would fail for ever."""
+    cluster.default_behavior = RUNS_FOREVER
+    waiter = Waiter(cluster.launcher().submit(cluster.job()))
+    wait_until(cluster.is_running)
+    lists_before = sum(r.action is kmock.action.LIST for r in cluster.server.requests())
+    message = "Too large resource version: 900, current: 17"
+    cluster.server.inject_fault(lambda r: r.action is kmock.action.WATCH, times=2, status=504, message=message)
+    cluster.server.abort_streams()
+    wait_until(lambda: sum(r.action is kmock.action.LIST for r in cluster.server.requests()) >= lists_before + 2)
+    for index in (0, 1):
+        cluster.kubelet.finish(index)
+    assert waiter.join() == []
+
+
+def test_a_namespace_that_does_not_exist_is_named_with_its_setting(cluster: FakeCluster) -> None:
+    cluster.server.inject_fault(lambda r: r.action is kmock.action.UPDATE, status=404, message='namespaces "omnimri" not found')
+    with pytest.raises(JobFailed, match=r"namespaces .* not found.*kubernetes\.namespace"):
+        cluster.launcher().submit(cluster.job())
+
+
+def test_the_message_of_a_failing_webhook_is_shown_while_it_is_waited_for(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = 'failed calling webhook "mjob.kb.io": connection refused'
+    cluster.server.inject_fault(lambda r: r.action is kmock.action.UPDATE, status=500, message=message)
+    cluster.launcher().submit(cluster.job()).wait()
+    assert f"returned 500 ({message}); retrying" in capsys.readouterr().err
 
 
 def test_an_api_server_that_starts_and_refuses_everything_is_waited_for(cluster: FakeCluster) -> None:

@@ -14,6 +14,7 @@ from components.launching.kubernetes.failures import (
     diagnose_blocker,
     diagnose_failure,
     diagnose_rejection,
+    diagnose_silent_node,
     observe,
     select_root_cause,
 )
@@ -49,6 +50,12 @@ def test_a_node_that_does_not_confirm_the_end_of_a_pod_is_named_with_the_command
     assert deleting.state is JobState.deleting and (command in deleting.detail) == told
 
 
+def test_a_deletion_names_the_finalizer_of_another_controller() -> None:
+    finalizers = ["foregroundDeletion", "example.org/billing"]
+    deleted = build_job(metadata={"name": "j", "deletionTimestamp": "2026-11-28T12:00:00Z", "finalizers": finalizers})
+    assert observe(deleted, []).detail == "waits for the finalizer example.org/billing"
+
+
 def test_a_deletion_names_a_few_of_its_pods() -> None:
     deleted = build_job(metadata={"name": "j", "deletionTimestamp": "2026-11-28T12:00:00Z"})
     assert observe(deleted, [build_pod(n) for n in range(100)]).detail == "waits for the end of j-0-x, j-1-x, j-2-x and 97 more"
@@ -71,7 +78,9 @@ def test_a_job_whose_pods_have_succeeded_is_not_called_pending(job: dict[str, An
     [
         (137, "OOMKilled", FailureKind.out_of_memory),
         (137, "ContainerStatusUnknown", FailureKind.node_lost),
-        (137, "Error", FailureKind.program),
+        (137, "Error", FailureKind.killed),
+        (75, "Error", FailureKind.stopped),
+        (69, "Error", FailureKind.stopped),
         (2, "Error", FailureKind.configuration),
         (1, "Error", FailureKind.program),
     ],
@@ -79,6 +88,50 @@ def test_a_job_whose_pods_have_succeeded_is_not_called_pending(job: dict[str, An
 def test_status_137_has_several_causes(status: int, reason: str, kind: FailureKind) -> None:
     failure = diagnose_failure(build_pod(0, "Failed", containerStatuses=terminated(status, reason)))
     assert failure is not None and failure.kind is kind and failure.node == "machine-0"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ('Usage of EmptyDir volume "scratch" exceeds the limit "20Gi". ', FailureKind.storage),
+        ("Pod ephemeral local storage usage exceeds the total limit of containers 20Gi. ", FailureKind.storage),
+        ('Container node exceeded its local ephemeral storage limit "20Gi". ', FailureKind.storage),
+        ("The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 2Mi. ", FailureKind.evicted),
+    ],
+)
+def test_a_pod_evicted_for_its_own_use_of_local_storage_is_told_apart(message: str, kind: FailureKind) -> None:
+    """Its replacement would be evicted as well; that of a machine whose disk others have filled would not."""
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": message}
+    failure = diagnose_failure(build_pod(0, "Failed", reason="Evicted", message=message, conditions=[target]))
+    assert (
+        failure is not None and failure.kind is kind and ("kubernetes.scratch" in failure.remedy) == (kind is FailureKind.storage)
+    )
+
+
+def test_pods_that_were_stopped_are_not_the_root_cause() -> None:
+    statuses = [(69, "another node has ended the job"), (137, ""), (1, "rank 1: ValueError: the loss"), (75, "")]
+    pods = [build_pod(i, "Failed", containerStatuses=terminated(status, message=text)) for i, (status, text) in enumerate(statuses)]
+    cause = select_root_cause(map(diagnose_failure, pods))
+    assert cause is not None and "ValueError: the loss" in cause.message
+
+
+@pytest.mark.parametrize(
+    ("ready", "containers_ready", "deleted", "told"),
+    [
+        ("False", "True", False, True),
+        ("True", "True", False, False),
+        ("False", "False", False, False),
+        ("False", "True", True, False),
+    ],
+)
+def test_a_running_pod_that_only_the_control_plane_calls_not_ready_is_on_a_silent_machine(
+    ready: str, containers_ready: str, deleted: bool, told: bool
+) -> None:
+    conditions = [{"type": "Ready", "status": ready}, {"type": "ContainersReady", "status": containers_ready}]
+    metadata = {"deletionTimestamp": "2026-11-28T12:00:00Z"} if deleted else {}
+    failure = diagnose_silent_node(build_pod(1, conditions=conditions, metadata=metadata))
+    assert (failure is not None) == told
+    assert failure is None or (failure.node == "machine-1" and "kubectl taint nodes machine-1" in failure.remedy)
 
 
 def test_the_cause_is_the_last_line_of_a_long_termination_message() -> None:
@@ -171,4 +224,4 @@ def test_a_time_limit_inside_a_jobset_is_reported_as_a_time_limit() -> None:
 def test_the_progress_of_a_trainjob_is_shown() -> None:
     progress = {"progressPercentage": 40, "estimatedRemainingSeconds": 600, "metrics": [{"name": "loss", "value": "0.5"}]}
     trainjob = build_job(spec={"trainer": {"numNodes": 1}}, status={"trainerStatus": progress})
-    assert observe(trainjob, [build_pod(0)]).detail == "40 %, loss 0.5, about 10 min left"
+    assert observe(trainjob, [build_pod(0)]).progress == "40 %, loss 0.5, about 10 min left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 
 from components.errors import BadInput
 from components.launching import JobSpec, Placement, Resources, SharedVolume
-from components.launching.kubernetes.manifests import JOB_LABEL, RenderingName, render
+from components.launching.kubernetes.failures import node_count
+from components.launching.kubernetes.manifests import (
+    COSCHEDULING_GROUPS,
+    GANG_RESOURCES,
+    JOB_LABEL,
+    VOLCANO_GROUPS,
+    RenderingName,
+    Resource,
+    render,
+)
 from components.launching.kubernetes.pod_entrypoint import build_arguments
 from tests.helpers.manifest_checks import NEWEST, pod_specs, project_faults, schema_faults, security_faults
 
@@ -97,7 +107,8 @@ def test_a_gpu_pod_requests_its_limits_and_mounts_its_volumes(rendering: Renderi
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-    assert mounts == {"/dev/shm": "shm", "/tmp": "scratch", "/state": "omnimri-state"}
+    assert mounts == {"/dev/shm": "shm", "/tmp": "scratch", "/state": "shared-0"}
+    assert volumes["shared-0"]["persistentVolumeClaim"] == {"claimName": "omnimri-state"}
     assert pod["automountServiceAccountToken"] is False and pod["terminationGracePeriodSeconds"] == LARGE.grace_s
     assert container["envFrom"] == [{"secretRef": {"name": "mlflow"}}] and pod["priorityClassName"] == "omnimri-training"
 
@@ -115,6 +126,7 @@ def test_the_rendezvous_endpoint_is_the_stable_name_of_the_first_node(rendering:
         key,
         3,
         120,
+        SMALL.folder,
     )
 
 
@@ -122,12 +134,56 @@ def test_the_rendezvous_endpoint_is_the_stable_name_of_the_first_node(rendering:
 def test_disruptions_are_ignored_and_permanent_failures_end_the_job(rendering: RenderingName) -> None:
     objects = render(LARGE, rendering, "omnimri").objects
     job = _find_inner_jobs(objects)[0] if rendering != "job" else objects[0]["spec"]
-    ignore, fail = job["podFailurePolicy"]["rules"]
+    ignore, fail, replaced = job["podFailurePolicy"]["rules"]
     assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    assert fail["action"] == "FailJob" and fail["onExitCodes"]["values"] == [2]  # 137 has many causes
+    assert fail["action"] == "FailJob" and fail["onExitCodes"]["values"] == [1, 2]  # 137 has many causes
+    assert replaced["action"] == "Ignore" and replaced["onExitCodes"]["values"] == [69, 75, 143]
     assert job["backoffLimit"] == (3 * 4 if rendering == "job" else 0)  # rounds in which all nodes fail; a JobSet restarts all
     assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"] == 4
     assert job["activeDeadlineSeconds"] == LARGE.time_limit_s
+
+
+def test_any_claim_can_be_mounted() -> None:
+    """The name of a claim may have dots and 253 characters, that of a volume 63 without dots."""
+    claims = (STATE, SharedVolume("data.of.2026." + "x" * 200, Path("/data")), SharedVolume("shm", Path("/more")))
+    volumes = render_pod(replace(SMALL, volumes=claims), "job")["volumes"]
+    names = [volume["name"] for volume in volumes]
+    assert len(set(names)) == 5 and all(re.fullmatch(r"[a-z0-9-]{1,63}", name) for name in names)
+    assert [v["persistentVolumeClaim"]["claimName"] for v in volumes[2:]] == [volume.claim for volume in claims]
+
+
+@pytest.mark.parametrize("version", ["1.36", "1.37"])
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_spare_nodes_are_pods_without_which_the_job_is_complete(rendering: RenderingName, version: str) -> None:
+    job = replace(SMALL, spare_nodes=1)
+    rendered = render(job, rendering, "omnimri", GANG_RESOURCES[0])
+    (spec,) = _find_inner_jobs(rendered.objects) or [rendered.main["spec"]]
+    assert (spec["completions"], spec["parallelism"]) == (3, 3) and spec["successPolicy"]["rules"] == [{"succeededCount": 2}]
+    assert "--nodes=2" in spec["template"]["spec"]["containers"][0]["args"]  # torchrun lets further nodes wait
+    assert node_count(rendered.main) == 2
+    (group,) = [thing for thing in rendered.prerequisites if thing["kind"] == "PodGroup"]
+    assert group["spec"]["schedulingPolicy"]["gang"]["minCount"] == 2
+    checked = [thing for thing in rendered.objects if thing["kind"] != "PodGroup"]
+    assert [fault for thing in checked for fault in schema_faults(thing, version)] == []
+    if rendering == "trainjob":
+        assert rendered.main["spec"]["trainer"]["numNodes"] == 3
+
+
+@pytest.mark.parametrize("rendering", ["jobset", "trainjob"])
+def test_a_jobset_restarts_after_killed_pods_and_fails_at_once_after_what_no_restart_helps(rendering: RenderingName) -> None:
+    (policy,) = find_values(render(SMALL, rendering, "omnimri").objects, "failurePolicy")
+    actions = {reason: rule["action"] for rule in policy["rules"] for reason in rule["onJobFailureReasons"]}
+    assert policy["maxRestarts"] == SMALL.restarts and actions == {
+        "PodFailurePolicy": "FailJobSet",  # status 1 or 2 of a pod
+        "DeadlineExceeded": "FailJobSet",
+        "BackoffLimitExceeded": "RestartJobSet",  # a pod was killed: counted; a disruption never ends a Job
+    }
+
+
+def find_values(thing: Any, key: str) -> list[Any]:
+    if isinstance(thing, dict):
+        return [thing[key]] if key in thing else [found for value in thing.values() for found in find_values(value, key)]
+    return [found for item in thing for found in find_values(item, key)] if isinstance(thing, (list, tuple)) else []
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
@@ -164,19 +220,33 @@ def test_one_topology_domain_is_asked_of_kueue_with_a_queue_and_of_the_scheduler
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
-def test_without_a_queue_a_pod_group_places_all_nodes_or_none(rendering: RenderingName) -> None:
+@pytest.mark.parametrize("gang", GANG_RESOURCES, ids=lambda gang: gang.api_version)
+def test_without_a_queue_a_pod_group_places_all_nodes_or_none(rendering: RenderingName, gang: Resource) -> None:
+    """PodGroups of Kubernetes 1.36 (v1alpha2) and 1.37, of the scheduler plugins, and of Volcano."""
     unqueued = replace(LARGE, placement=replace(LARGE.placement, queue=None))
-    rendered = render(unqueued, rendering, "omnimri", pod_group=True)
+    rendered = render(unqueued, rendering, "omnimri", gang)
     (group,) = [thing for thing in rendered.prerequisites if thing["kind"] == "PodGroup"]
-    assert group["spec"]["schedulingPolicy"]["gang"]["minCount"] == 4
-    (pod,) = [pod for thing in rendered.objects for pod in pod_specs(thing)]
-    assert pod["schedulingGroup"] == {"podGroupName": group["metadata"]["name"]}
-    assert [
-        fault for thing in rendered.objects if thing["kind"] in ("PodGroup", "Job") for fault in schema_faults(thing, "1.37")
-    ] == []
+    spec = group["spec"]
+    assert spec["minMember" if gang in (COSCHEDULING_GROUPS, VOLCANO_GROUPS) else "schedulingPolicy"] in (
+        4,
+        {"gang": {"minCount": 4}},
+    )
+    assert group["metadata"]["name"] in json.dumps(find_pod_template(rendered.objects, gang))
+    version = "1.36" if gang.version == "v1alpha2" else "1.37"
+    checked = [thing for thing in rendered.objects if thing["kind"] in ("PodGroup", "Job")]
+    assert [fault for thing in checked for fault in schema_faults(thing, version)] == []
     for job in (LARGE, replace(unqueued, nodes=1, processes=8)):  # Kueue admits whole jobs itself; one node is no group
-        kinds = {thing["kind"] for thing in render(job, rendering, "omnimri", pod_group=True).objects}
+        kinds = {thing["kind"] for thing in render(job, rendering, "omnimri", gang).objects}
         assert "PodGroup" not in kinds
+
+
+def find_pod_template(objects: tuple[dict[str, Any], ...], gang: Resource) -> Any:
+    """Return the field of the pod template that names the group."""
+    (job,) = _find_inner_jobs(objects) or [thing["spec"] for thing in objects if thing["kind"] == "Job"]
+    metadata, spec = job["template"]["metadata"], job["template"]["spec"]
+    if gang is COSCHEDULING_GROUPS:
+        return metadata["labels"]["scheduling.x-k8s.io/pod-group"]
+    return metadata["annotations"]["scheduling.k8s.io/group-name"] if gang is VOLCANO_GROUPS else spec["schedulingGroup"]
 
 
 def test_only_jobs_with_a_queue_go_to_kueue() -> None:
@@ -193,6 +263,8 @@ def test_only_jobs_with_a_queue_go_to_kueue() -> None:
         ({"resources": Resources(gpus=8)}, "need 1 GPUs"),
         ({"image": ""}, "no image"),
         ({"folder": Path("/elsewhere")}, "cannot access"),
+        ({"volumes": (STATE, SharedVolume("data", Path("/state")))}, "two volumes have this path"),
+        ({"volumes": (STATE, SharedVolume("data", Path("/tmp")))}, "two volumes have this path"),
     ],
 )
 def test_a_job_that_cannot_run_is_rejected_with_the_setting_at_fault(change: dict[str, Any], message: str) -> None:

@@ -52,9 +52,9 @@ def test_an_incomplete_line_of_a_killed_process_is_read_again(tmp_path: Path) ->
     assert list(merge_logs(tmp_path, 1, 1)) == ["whole", "half"]
 
 
-def test_lines_of_several_pods_are_merged_in_order_and_prefixed_with_their_rank(tmp_path: Path) -> None:
+def test_lines_of_several_pods_are_merged_in_order_and_those_without_a_rank_name_their_node(tmp_path: Path) -> None:
     (tmp_path / "0.a.log").write_text("2026-11-24T10:00:00.1Z one\n2026-11-24T10:00:00.3Z three\n")
     (tmp_path / "1.b.log").write_text("2026-11-24T10:00:00.2Z two\n")
-    assert list(merge_logs(tmp_path, 2, 1)) == ["rank 0: one", "rank 1: two", "rank 0: three"]
+    assert list(merge_logs(tmp_path, 2, 1)) == ["node 0: one", "node 1: two", "node 0: three"]
     (tmp_path / "1.b.log").write_text("2026-11-24T10:00:00.2Z rank 9: two\n")
     assert list(merge_logs(tmp_path, 2, 8)) == ["node 0: one", "rank 9: two", "node 0: three"]

@@ -10,7 +10,14 @@ import pytest
 
 from components.errors import JobFailed
 from components.launching import Placement
-from components.launching.kubernetes.manifests import RenderingName
+from components.launching.kubernetes.manifests import (
+    COSCHEDULING_GROUPS,
+    POD_GROUPS,
+    RUNTIMES,
+    SERVICES,
+    VOLCANO_GROUPS,
+    RenderingName,
+)
 from components.provenance import REPOSITORY
 from tests.doubles.apiserver import CUSTOM_GROUPS, VERBS, RunningServer
 from tests.doubles.controllers import Controllers
@@ -50,10 +57,13 @@ def run_all_operations(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) ->
         cluster.default_behavior = ScriptedPod(exit_code=None)
         launcher.submit(cluster.job("cancelled-" + rendering)).cancel()
         cluster.default_behavior = ScriptedPod(("started", "done"))
-    orphaned = {"services": "Service", "trainingruntimes": "TrainingRuntime", "podgroups": "PodGroup"}
-    for plural, kind in orphaned.items():
+    for scheduler in ("default-scheduler", "scheduler-plugins", "volcano"):
+        launcher.submit(cluster.job(scheduler, placement=Placement(scheduler=scheduler))).cancel()
+    for resource in (SERVICES, RUNTIMES, POD_GROUPS[0], COSCHEDULING_GROUPS, VOLCANO_GROUPS):
         labels = {"app.kubernetes.io/managed-by": "omnimri", "omnimri.dev/job": "lost"}
-        cluster.server.put(plural, {"kind": kind, "metadata": {"name": "lost", "labels": labels}})
+        metadata = {"name": f"lost-{resource.group}", "labels": labels}
+        orphan = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+        cluster.server.put(resource.plural, orphan)
     launcher.clean_up()
     cluster.controllers.admit_jobs = False
     queued = cluster.launcher("job").submit(cluster.job("queued", placement=Placement(queue="training")))
@@ -85,8 +95,8 @@ async def _create_nothing(*_: Any) -> bool:
 def test_the_role_grants_exactly_the_verbs_in_use_and_the_documentation_lists_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a cluster with JobSet, Trainer, Kueue and PodGroups, whose authorizer refuses every other verb."""
-    groups = (*CUSTOM_GROUPS, "kueue.x-k8s.io", "scheduling.k8s.io")
+    """On a cluster with JobSet, Trainer, Kueue and all PodGroups, whose authorizer refuses every other verb."""
+    groups = (*CUSTOM_GROUPS, "kueue.x-k8s.io", "scheduling.k8s.io", "scheduling.x-k8s.io", "scheduling.volcano.sh")
     with RunningServer(crds=groups) as server, Controllers(server) as controllers, Kubelet(server) as kubelet:
         cluster = FakeCluster(server, controllers, kubelet, tmp_path)
         run_all_operations(cluster, monkeypatch)
