@@ -41,7 +41,7 @@ lint: install
 	$(BIN)/lint-imports
 
 ui: install
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/.omnimri/mlflow/mlflow.db
+	$(BIN)/mlflow ui --backend-store-uri "$$($(BIN)/python -m components.home)"
 
 bench: install
 	$(BIN)/python -m benchmarks.window_attention

@@ -15,6 +15,8 @@ import psutil
 
 from components.assets import asset
 from components.home import Home
+from components.provenance import git_commit
+from components.tracking.relocation import former_roots
 
 MEMORY_NEEDED_GIB = 8
 DISK_NEEDED_GIB = 5
@@ -47,8 +49,10 @@ def examine(home: Home) -> list[Finding]:
         _kernels(),
         _compiler(),
         *_machine(home),
+        _code(),
         _data_version(home),
         _tracking(home),
+        *_location(home),
         _prefect(),
     ]
 
@@ -138,6 +142,24 @@ def _machine(home: Home) -> list[Finding]:
         if disk >= DISK_NEEDED_GIB
         else Finding("disk", "fault", f"{disk:.1f} GiB free at {home.root}", "free some, or set OMNIMRI_HOME to a larger disk"),
     ]
+
+
+def _code() -> Finding:
+    commit = git_commit()
+    if commit == "unknown":
+        remedy = "work in a git clone, or set OMNIMRI_COMMIT to the commit that this code was built from"
+        return Finding("code", "warning", "no git commit: models trained with it cannot be promoted", remedy)
+    if commit.endswith("+dirty"):
+        return Finding("code", "ok", f"{commit} (commit the changes before training a model for production)")
+    return Finding("code", "ok", commit)
+
+
+def _location(home: Home) -> list[Finding]:
+    """Report that the home was moved or copied since MLflow's store was written."""
+    if not (former := former_roots(home)):
+        return []
+    remedy = "omnimri doctor --relocate (every command that uses the store does the same)"
+    return [Finding("location", "warning", f"MLflow's store names {', '.join(former)}", remedy)]
 
 
 def _data_version(home: Home) -> Finding:

@@ -92,5 +92,25 @@ class Home:
 
     @property
     def tracking_uri(self) -> str:
-        """``MLFLOW_TRACKING_URI`` where it is set, else the SQLite store under :attr:`mlflow`."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow / 'mlflow.db'}"
+        """``MLFLOW_TRACKING_URI`` where it is set, else :attr:`local_store`."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or self.local_store
+
+    @property
+    def local_store(self) -> str:
+        """Address of MLflow's SQLite store under :attr:`mlflow`."""
+        return sqlite_address(self.mlflow / "mlflow.db", "pysqlite")
+
+
+def sqlite_address(path: Path, driver: str) -> str:
+    """Return SQLAlchemy's address of a SQLite file.
+
+    SQLAlchemy splits an address at ``?`` and decodes ``%``, so that a path with these characters must be quoted. With the driver in
+    its scheme, MLflow does not create the folder that the quoted path would name.
+    """
+    if not set("?%") & set(str(path)):
+        return f"sqlite:///{path}" if driver == "pysqlite" else f"sqlite+{driver}:///{path}"
+    return f"sqlite+{driver}:///{str(path).replace('%', '%25').replace('?', '%3F')}"
+
+
+if __name__ == "__main__":  # for `make ui`
+    print(Home.open().tracking_uri)

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.errors import JobFailed
 from components.home import Home
 from components.provenance import git_commit
 from components.settings import Settings
+from components.tracking.relocation import relocate_if_moved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 EXPERIMENT = "omnimri"
 MAX_PARAMETER_LENGTH = 500
@@ -30,10 +33,32 @@ def open_client(uri: str, home: Home) -> MlflowClient:
     """Return a client of the tracking store; create the folder of the local store if it does not exist."""
     import mlflow
 
-    if uri.startswith("sqlite:///"):
+    if uri == home.local_store:
         home.mlflow.mkdir(parents=True, exist_ok=True)
+    relocate_if_moved(uri)
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient(uri)
+
+
+def require_active(experiment: Experiment) -> None:
+    """Check that an experiment accepts runs.
+
+    Raises:
+        JobFailed: it was deleted, with MLflow's tools.
+    """
+    if experiment.lifecycle_stage != "active":
+        raise JobFailed(
+            "the MLflow experiment was deleted",
+            where=experiment.name,
+            remedy=restore_command("experiments", "--experiment-id", experiment.experiment_id),
+        )
+
+
+def restore_command(group: str, option: str, identity: str) -> str:
+    """Return MLflow's command that restores a deleted run or experiment of the current store."""
+    import mlflow
+
+    return f"MLFLOW_TRACKING_URI='{mlflow.get_tracking_uri()}' mlflow {group} restore {option} {identity}"
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -112,9 +137,9 @@ class Tracking:
     def _experiment(self, client: MlflowClient) -> str:
         existing = client.get_experiment_by_name(EXPERIMENT)
         if existing is not None:
+            require_active(existing)
             return str(existing.experiment_id)
-        local = self.uri.startswith("sqlite:///")
-        location = (self.home.mlflow / "artifacts").as_uri() if local else None
+        location = (self.home.mlflow / "artifacts").as_uri() if self.uri == self.home.local_store else None
         return str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
     def _log_parameters(self, client: MlflowClient, run_id: str, parameters: Mapping[str, str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Annotated
+
 import typer
 
 from components.home import Home
@@ -11,12 +14,22 @@ app = typer.Typer()
 
 
 @app.command(epilog="Example: omnimri doctor")
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(
+    relocate: Annotated[
+        bool, typer.Option("--relocate", help="make MLflow's store name this place, after a move or copy of the home")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Check what is installed and which stores answer, and print remedies. Exit with status 1 if something is at fault."""
     from components.doctor import examine
     from flows.cli.output import emit, table
 
-    findings = examine(Home.open())
+    home = Home.open()
+    if relocate:
+        from components.tracking.relocation import relocate as relocate_store
+
+        print(f"{relocate_store(home)} locations rewritten", file=sys.stderr)
+    findings = examine(home)
     if as_json:
         emit({"findings": findings})
     else:

@@ -10,8 +10,8 @@ import logging
 import os
 
 from components.errors import OmniMRIError
-from components.home import Home
-from flows.server.supervisor import running_services
+from components.home import Home, sqlite_address
+from flows.server.supervisor import PREFECT_DATABASE, running_services
 
 OFFLINE_DEFAULTS = {
     "DO_NOT_TRACK": "1",
@@ -33,6 +33,8 @@ def set_defaults(home: Home) -> None:
     if "PREFECT_HOME" not in os.environ:
         home.prefect.mkdir(parents=True, exist_ok=True)  # Prefect does not create missing parents, and then waits until its timeout
         os.environ["PREFECT_HOME"] = str(home.prefect)
+        if set("?%") & set(str(home.prefect)):  # Prefect itself would not quote them
+            os.environ.setdefault(PREFECT_DATABASE, sqlite_address(home.prefect / "prefect.db", "aiosqlite"))
     # A cold machine needs longer than the default 20 s to start the temporary server.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     if "PREFECT_API_URL" not in os.environ and (services := running_services(home)) is not None:

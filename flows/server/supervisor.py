@@ -26,10 +26,11 @@ import psutil
 from components.errors import BadInput, JobFailed
 from components.files import read_json, write_json
 from components.home import Home
+from components.tracking.relocation import relocate_if_moved
 from flows.server.deploy import Deployment, deploy
 
 SERVICES = "services.json"
-DATABASE = "OMNIMRI_DATABASE_URL"
+DATABASE, PREFECT_DATABASE = "OMNIMRI_DATABASE_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 START_S, STOP_S, CHECK_EVERY_S, RECOVER_EVERY_S = 180.0, 60.0, 0.5, 10.0
 PAUSES_S = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
@@ -181,6 +182,8 @@ def running_services(home: Home) -> Mapping[str, str] | None:
     if not path.exists():
         return None
     stored = read_json(path)
+    if stored.get("home") != str(home.root):  # a copy of a home whose services run: they are not ours
+        return None
     try:
         is_same = abs(psutil.Process(stored["pid"]).create_time() - stored["started"]) < 1
     except psutil.NoSuchProcess:
@@ -264,9 +267,9 @@ class Supervisor:
         environment = {**self._common_environment(), "PREFECT_UI_URL": self.addresses.prefect}
         # With leases in memory, a server that was killed would fail their renewal, and so the runs that hold a limit.
         environment.setdefault("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", LEASES)
-        store = f"sqlite:///{self.home.mlflow / 'mlflow.db'}"
+        store = self.home.local_store
         if database := os.environ.get(DATABASE):
-            environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"], store = database_urls(database)
+            environment[PREFECT_DATABASE], store = database_urls(database)
         return environment, store
 
     def _client_environment(self) -> dict[str, str]:
@@ -289,12 +292,14 @@ class Supervisor:
             if not _is_free(self.addresses.host, port):
                 raise BadInput("in use by another program", where=f"port {port}", remedy=f"choose another with {option}")
         self.home.mlflow.mkdir(parents=True, exist_ok=True)
+        relocate_if_moved(self.home.local_store)
         self.home.prefect.mkdir(parents=True, exist_ok=True)
         os.environ.update(self.addresses.environment())
         process, self._announced = psutil.Process(), True
         write_json(
             self.home.root / SERVICES,
             {
+                "home": str(self.home.root),
                 "pid": process.pid,
                 "started": process.create_time(),
                 "environment": self.addresses.environment(),

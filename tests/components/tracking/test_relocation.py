@@ -1,0 +1,75 @@
+"""A home is moved or copied: MLflow's store finds its artifacts at the new place, and the old place is left alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from components.doctor import examine
+from components.home import Home
+from components.settings import load_settings
+from components.tracking import Tracking
+from components.tracking.relocation import former_roots, relocate
+from tests.helpers.datasets import tree
+
+
+def open_home(root: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setenv("OMNIMRI_HOME", str(root))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Home.open()
+
+
+def log_run(home: Home, digest: str) -> str:
+    """Log a run with one artifact; return its id."""
+    tracking = Tracking(home.tracking_uri, home)
+    run_id = tracking.pipeline_run(digest, load_settings("debug"), "data", {})
+    note = home.root / "note.txt"
+    note.write_text(digest)
+    tracking.run(run_id).log_file(note, Path("notes"))
+    return run_id
+
+
+def read_artifact(home: Home, run_id: str) -> str:
+    Tracking(home.tracking_uri, home).run(run_id)
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="notes/note.txt")).read_text()
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "ümlaut", "a?b", "50%41", "a#b"])
+def test_a_moved_home_finds_its_artifacts_and_does_not_create_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    old, new = tmp_path / "old", tmp_path / name
+    run_id = log_run(open_home(old, monkeypatch), "first")
+    old.rename(new)
+    home = open_home(new, monkeypatch)
+    assert read_artifact(home, run_id) == "first"
+    assert read_artifact(home, log_run(home, "second")) == "second"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_copied_home_does_not_write_into_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = log_run(open_home(tmp_path / "original", monkeypatch), "first")
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    before = tree(tmp_path / "original")
+    copy = open_home(tmp_path / "copy", monkeypatch)
+    log_run(copy, "second")
+    assert read_artifact(copy, run_id) == "first" and tree(tmp_path / "original") == before
+
+
+def test_the_doctor_reports_a_move_until_the_store_is_relocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log_run(open_home(tmp_path / "old", monkeypatch), "first")
+    (tmp_path / "old").rename(tmp_path / "new")
+    home = open_home(tmp_path / "new", monkeypatch)
+    assert [finding for finding in examine(home) if finding.name == "location"]
+    assert relocate(home) > 0 and relocate(home) == 0 and not former_roots(home)
+
+
+def test_artifacts_that_were_placed_outside_of_the_home_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, shared = open_home(tmp_path / "home", monkeypatch), tmp_path / "shared" / "mlflow" / "artifacts"
+    home.mlflow.mkdir(parents=True)
+    shared.mkdir(parents=True)
+    mlflow.MlflowClient(home.tracking_uri).create_experiment("omnimri", artifact_location=shared.as_uri())
+    assert not former_roots(home)
