@@ -99,7 +99,7 @@ def evaluate(profile: Profile, model: str = "models:/omnimri@candidate") -> None
         profile: Settings of the run.
         model: An MLflow model URI.
     """
-    from components.inference import resolve_model  # takes seconds, which the other flows save
+    from components.model_files import resolve_model
 
     settings, home = profile.settings(), Home.open()
     evaluate_model(resolve_model(model, home.tracking_uri), settings.evaluation, settings.seed)

@@ -31,7 +31,7 @@ from components.registry.inputs import RegistrationInputs
 from components.samples import cohort_digest
 from components.settings import DatasetSettings, IngestionSettings, Settings
 from components.training import stage_inputs, stage_jobs
-from components.training.trained_stage import DONE
+from components.training.trained_stage import is_trained
 from components.validation import current_report, validation_inputs
 from components.versioning import DataRepository
 from components.versioning.source_state import source_folder
@@ -61,7 +61,7 @@ def _record_folder(home: Home, step: str) -> Path:
 
 def record_step(home: Home, step: str, inputs: Inputs, *proofs: Path) -> None:
     """Record that a step has run with these inputs and left these files."""
-    checksums = {str(path): file_md5(path) for path in proofs}
+    checksums = {_portable(path, home): file_md5(path) for path in proofs}
     record = _record_folder(home, step) / f"{digest(dict(inputs))[:SHORT]}.json"
     write_json(record, {"inputs": dict(inputs), "proofs": checksums})
 
@@ -72,13 +72,28 @@ def changes(home: Home, step: str, inputs: Inputs) -> list[str]:
     record = folder / f"{digest(dict(inputs))[:SHORT]}.json"
     if record.exists():
         proofs = read_json(record)["proofs"].items()
-        return [f"{Path(path).name} has changed" for path, md5 in proofs if not _has_md5(Path(path), md5)]
+        return [f"{Path(path).name} has changed" for path, md5 in proofs if not _has_md5(_here(path, home), md5)]
     records = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not records:
         return ["never run here"]
     previous = read_json(records[-1])["inputs"]
     names = [name for name in sorted({*inputs, *previous}) if inputs.get(name) != previous.get(name)]
     return [f"{name} changed" for name in names]
+
+
+def _portable(path: Path, home: Home) -> str:
+    """Return a path of the home or of ``data/`` in a form that survives a move of both."""
+    for name, root in (("home:", home.root), ("data:", home.data)):
+        if path.is_relative_to(root):
+            return f"{name}{path.relative_to(root).as_posix()}"
+    return str(path)
+
+
+def _here(path: str, home: Home) -> Path:
+    """Return the path that :func:`_portable` has written."""
+    name, separator, rest = path.partition(":")
+    roots = {"home": home.root, "data": home.data}
+    return roots[name] / rest if separator and name in roots else Path(path)
 
 
 def _has_md5(path: Path, md5: str) -> bool:
@@ -173,10 +188,10 @@ class _Planner:
         jobs = stage_jobs(self.corpus, settings, home)
         parent = ""
         for stage, job in zip(settings.training.stages, jobs, strict=True):
-            self.add(stage, (job.folder / DONE).exists(), stage_inputs(stage, settings, self.corpus, parent))
+            self.add(stage, is_trained(job.folder), stage_inputs(stage, settings, self.corpus, parent))
             parent = job.identity
         model = jobs[-1].folder / "model"
-        if not (jobs[-1].folder / DONE).exists():
+        if not is_trained(jobs[-1].folder):
             self.steps += [PlannedStep(step, "runs", "no trained model yet") for step in ("evaluate", "register")]
             return
         evaluation = evaluation_inputs(model, self.corpus, settings.evaluation, settings.seed)

@@ -24,11 +24,11 @@ from transformers import TextIteratorStreamer
 from components.errors import BadInput
 from components.files import read_json
 from components.home import Home
-from components.inference.model_uri import PREPROCESSING, resolve_model
 from components.inference.prediction import Prediction
 from components.inference.question import CONDITIONAL_MEAN, Progress, Question, Sampling, ignore_progress
 from components.inference.sliding_window import BATCH, ResampledVolume, Tile
 from components.ingestion.volume import Volume
+from components.model_files import PREPROCESSING, resolve_model
 from components.provenance import digest
 from components.registries import TASKS
 from components.settings import TaskName

@@ -20,7 +20,7 @@ from typing import Any
 
 from components.errors import BadInput, JobFailed
 from components.home import Home
-from components.inference import resolve_model
+from components.model_files import resolve_model
 from components.provenance import REPOSITORY
 from components.registry.lineage import load_version_settings
 from components.registry.registration import show_version

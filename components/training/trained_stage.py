@@ -17,12 +17,15 @@ from components.errors import BadInput, JobFailed
 from components.files import atomic_directory, read_json, read_lines, write_json
 from components.home import Home
 from components.launching import JobSpec, Launcher, LocalLauncher, configure_for_cluster
+from components.model_files import has_digest, weights_digest
 from components.provenance import SHORT, code_digest, digest, file_md5
 from components.registries import PLUGINS, STAGES
 from components.settings import ModelSettings, Settings, StageName
 from components.tracking import Journal, Tracking
 
 DONE, JOB, RUN, METRICS = "done.json", "job.json", "run.json", "curve.jsonl"
+WEIGHTS = "weights"
+"""Entry of ``done.json``: digest of the stage's model."""
 CODE = ("components/training", "components/tasks", "model_core", "kernels")
 """Sources whose code decides the weights; those of plugins count, too."""
 
@@ -169,7 +172,8 @@ def train_stage(
     identity = stage_digest(stage, settings, corpus.digest, parent.digest if parent else "")
     job = stage_job(stage, identity, settings, home.training / identity[:SHORT])
     tracking = Tracking(home.tracking_uri, home)
-    if not (reused := (job.folder / DONE).exists()):
+    if not (reused := is_trained(job.folder)):
+        (job.folder / DONE).unlink(missing_ok=True)
         _describe_job(job, corpus_root, settings, home, tracking, parent, parent_run_id)
         _run_job(job, launcher or LocalLauncher())
     result = _read_result(job.folder, reused)
@@ -252,15 +256,22 @@ def stage_jobs(corpus: str, settings: Settings, home: Home, until: StageName | N
     return jobs
 
 
+def is_trained(folder: Path) -> bool:
+    """Return whether a stage is complete and its model still has the digest that it was written with."""
+    try:
+        return has_digest(folder / "model", read_json(folder / DONE).get(WEIGHTS, ""))
+    except (FileNotFoundError, ValueError):  # not finished, or cut
+        return False
+
+
 def _read_result(folder: Path, reused: bool) -> StageResult:
     stored = read_json(folder / DONE)
+    stored.pop(WEIGHTS, None)
     result = StageResult(**{**stored, "folder": folder, "model_dir": folder / "model", "reused": reused})
     return replace(result, seconds=0.0) if reused else result
 
 
 def write_result(result: StageResult) -> None:
     """Write ``done.json``, the last file of a stage."""
-    stored = asdict(result)
-    write_json(
-        result.folder / DONE, {name: value for name, value in stored.items() if name not in ("folder", "model_dir", "reused")}
-    )
+    stored = {name: value for name, value in asdict(result).items() if name not in ("folder", "model_dir", "reused")}
+    write_json(result.folder / DONE, {**stored, WEIGHTS: weights_digest(result.model_dir)})

@@ -317,7 +317,7 @@ def evaluate(
 
     with run_log("evaluate"):
         with step("start"):
-            from components.inference import resolve_model
+            from components.model_files import resolve_model
             from flows.evaluate import evaluate_model
             from flows.reporting import start_prefect
 

@@ -181,7 +181,7 @@ class Installation:
         for stage, job in zip(STAGES, stage_jobs(corpus, settings, home), strict=True):
             (job.folder / "model").mkdir(parents=True)
             for name in ("done.json", "model/config.json", "model/model.safetensors"):
-                (job.folder / name).write_text(job.identity)
+                (job.folder / name).write_text("{}" if name == "done.json" else job.identity)
             record_step(home, stage, stage_inputs(stage, settings, corpus, parent), job.folder / "done.json")
             parent = job.identity
         inputs = evaluation_inputs(job.folder / "model", corpus, settings.evaluation, settings.seed)

@@ -16,6 +16,7 @@ from components.home import Home
 from components.launching import JobSpec, LocalLauncher
 from components.settings import Settings, StageName, load_settings
 from components.training import StageResult, stage_digest, train_stage
+from components.training.trained_stage import is_trained
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.forked import ForkedJob, ForkedLauncher, after_first_checkpoint
 
@@ -53,6 +54,17 @@ def test_a_killed_stage_resumes_and_ends_with_the_same_bits(corpus_root: Path, t
     submitted: list[JobSpec] = []
     again = train_stage("vision_pretraining", corpus_root, settings, homes[1], None, None, ForkedLauncher(before=submitted.append))
     assert again == replace(resumed, reused=True, seconds=0.0) and not submitted
+
+    weights = again.model_dir / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert not is_trained(again.folder)
+    repaired = train_stage(
+        "vision_pretraining", corpus_root, settings, homes[1], None, None, ForkedLauncher(before=submitted.append)
+    )
+    assert not repaired.reused and len(submitted) == 1 and is_trained(repaired.folder)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in _weights(repaired).items())
 
 
 def _history(home: Home, run_id: str):  # type: ignore[no-untyped-def]

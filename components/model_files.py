@@ -1,0 +1,143 @@
+"""Saved models: find the folder that a name stands for, and verify its files before they are used.
+
+The digest of a model covers weights, configuration and tokenizer. The MD5 of a file is cached by its inode, size and times of
+change, so that a verification of an unchanged model reads nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.errors import BadInput, JobFailed
+from components.files import read_json, write_json
+from components.home import Home
+from components.provenance import digest, file_md5
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+PREPROCESSING = "preprocessing.json"
+"""File of a model folder with the grid that images are resampled to."""
+WEIGHTS_TAG = "weights_digest"
+"""Tag of a registered version: digest of the model that was evaluated."""
+VERIFIED = "verified.json"
+"""File of the home: path -> inode, size, times of modification and change, MD5."""
+_LIST_MODELS = "omnimri models list shows the registered versions"
+
+
+def weights_digest(model_dir: Path) -> str:
+    """Return the digest of a saved model: weights, configuration, tokenizer.
+
+    Raises:
+        BadInput: the folder was not written by ``save_pretrained``.
+    """
+    if not (model_dir / "config.json").is_file() or not list(model_dir.glob("*.safetensors")):
+        raise BadInput("no saved model", where=str(model_dir), remedy="name a folder with config.json and model.safetensors")
+    files = [path for path in sorted(model_dir.iterdir()) if path.is_file()]
+    cache = Home.open().root / VERIFIED
+    known = read_cache(cache)
+    states = {str(path): file_state(path) for path in files}
+    sums = {name: known[name][-1] if known.get(name, [])[:-1] == state else file_md5(Path(name)) for name, state in states.items()}
+    if any(known.get(name) != [*state, sums[name]] for name, state in states.items()):
+        write_cache(cache, {**known, **{name: [*state, sums[name]] for name, state in states.items()}})
+    return digest([(path.name, sums[str(path)]) for path in files])
+
+
+def file_state(path: Path) -> list[int | str]:
+    """Return inode, size, and times of modification and change of a file: they change when its content is written."""
+    status = path.stat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def read_cache(path: Path) -> dict[str, list[int | str]]:
+    """Return the verified files; empty where the cache is missing or damaged."""
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError):
+        return {}
+
+
+def write_cache(path: Path, known: dict[str, list[int | str]]) -> None:
+    """Write the verified files that still exist; do nothing in a home that cannot be written."""
+    if path.parent.is_dir() and os.access(path.parent, os.W_OK):
+        write_json(path, {name: entry for name, entry in known.items() if Path(name).exists()})
+
+
+def resolve_model(model: str | Path, tracking_uri: str) -> Path:
+    """Return the folder of a model. The files of a registered version are verified against its digest.
+
+    Args:
+        model: a folder, which is returned unchanged, or an MLflow URI, e.g. ``models:/omnimri@staging`` or ``models:/omnimri/3``.
+
+    Raises:
+        BadInput: the folder contains no saved model, or MLflow has no such model.
+        JobFailed: the files of a registered version are lost, or differ from those that were evaluated.
+    """
+    if not str(model).startswith(("models:/", "runs:/")):
+        folder = Path(model)
+        if not (folder / "config.json").is_file():
+            remedy = "name a folder of save_pretrained, or e.g. models:/omnimri@staging"
+            raise BadInput("no saved model", where=str(model), remedy=remedy)
+        return folder
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from components.tracking.relocation import relocate_if_moved
+
+    relocate_if_moved(tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri)
+    version = _registered_version(str(model))
+    try:
+        local = Path(mlflow.artifacts.download_artifacts(str(model)))
+    except (MlflowException, OSError):
+        if version is None:
+            raise BadInput("MLflow has no such model", where=str(model), remedy=_LIST_MODELS) from None
+        raise lost_files(str(model)) from None
+    preprocessing_files = sorted(local.rglob(PREPROCESSING))
+    if not preprocessing_files:
+        if version is not None and WEIGHTS_TAG in version.tags:
+            raise lost_files(str(model))
+        raise BadInput("not a model of OmniMRI", where=str(model), remedy=_LIST_MODELS)
+    folder = preprocessing_files[0].parent
+    if version is not None and not has_digest(folder, version.tags.get(WEIGHTS_TAG, "")):
+        raise JobFailed(
+            "the files differ from those that were evaluated",
+            where=f"{version.name} version {version.version}, {folder}",
+            remedy="restore them from a backup; omnimri rollback brings back an earlier version",
+        )
+    return folder
+
+
+def has_digest(model_dir: Path, expected: str) -> bool:
+    """Return whether a model folder has an expected digest; every folder has the digest "", of models recorded without one."""
+    try:
+        return not expected or weights_digest(model_dir) == expected
+    except BadInput:
+        return False
+
+
+def lost_files(model: str) -> JobFailed:
+    """Return the error for a registered version whose files are not where MLflow's store says they are."""
+    return JobFailed(
+        "its files are lost",
+        where=model,
+        remedy="restore MLflow's artifacts from a backup; after a move of the home: omnimri doctor --relocate",
+    )
+
+
+def _registered_version(model: str) -> ModelVersion | None:
+    """Return the registered version that ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS`` names; None where there is none."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.utils.models import _parse_model_uri
+
+    client = mlflow.MlflowClient()
+    try:
+        parsed = _parse_model_uri(model)
+        if parsed.alias is not None:
+            return client.get_model_version_by_alias(parsed.name, parsed.alias)
+        return client.get_model_version(parsed.name, parsed.version) if parsed.version is not None else None
+    except MlflowException:
+        return None
