@@ -17,7 +17,8 @@ from components.errors import BadInput
 from components.evaluation.cohort import cohort_digests
 from components.evaluation.results import COHORT, EvaluationReport, ResultRow, SubgroupRow, SweepRow
 from components.files import atomic_directory, read_json, write_json
-from components.provenance import SHORT, code_digest, digest, file_md5
+from components.model_files import weights_digest
+from components.provenance import SHORT, code_digest, digest
 from components.registries import TASKS
 from components.settings import EvaluationSettings
 
@@ -28,17 +29,6 @@ RESULTS, ROWS, CASES, PAGE = "results.json", "rows.parquet", "cases.json", "repo
 CODE = ("components/evaluation", "components/tasks", "components/curation", "components/training", "model_core", "kernels")
 """Code that decides a result: tasks score and read cases, curation undersamples and parses the description template."""
 Selected = Mapping[str, Sequence[InstructionRecord]]
-
-
-def weights_digest(model_dir: Path) -> str:
-    """Return the digest of a saved model: weights, configuration, tokenizer.
-
-    Raises:
-        BadInput: the folder was not written by ``save_pretrained``.
-    """
-    if not (model_dir / "config.json").is_file() or not list(model_dir.glob("*.safetensors")):
-        raise BadInput("no saved model", where=str(model_dir), remedy="name a folder with config.json and model.safetensors")
-    return digest([(path.name, file_md5(path)) for path in sorted(model_dir.iterdir()) if path.is_file()])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from components.errors import JobFailed
 from components.provenance import digest
+from components.tracking.runs import require_active, restore_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
 ActionKind = Literal["register", "promote", "force", "refuse", "rollback", "outside"]
 PLACES = ("candidate", "staging", "production", "archived")
 """The aliases. ``archived``: the version that left production last; all that left it have the legacy stage ``Archived``."""
-EXPERIMENT, RUN, HEAD = "omnimri-registry", "history_run", "history_head"
+EXPERIMENT, RUN, HEAD, EARLIER, NAME = "omnimri-registry", "history_run", "history_head", "history_earlier", "omnimri.history"
 MAX_PARAMETER_LENGTH = 6000
 """Characters of a parameter that MLflow stores; it truncates longer values without an error."""
-LEASE_S = 30.0
-"""Seconds that a writer may take to move the aliases before others treat its entry as abandoned."""
+LEASE_S = 10.0
+"""Seconds, on the clock of the process that waits, after which it treats the entry of another writer as abandoned."""
+PATIENCE_S = 25.0
+"""Seconds that a process waits for other writers in all before it gives up; the time of its own decision does not count."""
 GENESIS_HASH = "0" * 64
 DONE = ".done"
 
@@ -145,16 +148,22 @@ class AuditState:
 
     Attributes:
         head: number and hash of the last entry, from the registered model; aliases: alias -> version in MLflow.
+        earlier: number of entries about an earlier registered model of this name, which was deleted.
     """
 
     entries: tuple[Entry, ...]
     head: str
     aliases: dict[str, str]
+    earlier: int = 0
 
     @property
     def faults(self) -> list[str]:
         """See :func:`integrity_faults`."""
         return integrity_faults(self.entries, self.head)
+
+    def has_registered(self, version: str) -> bool:
+        """Return whether the log has an entry of the registration of a version."""
+        return any(entry.act.action == "register" and entry.act.version == version for entry in self.entries[self.earlier :])
 
     @property
     def moved_outside(self) -> tuple[Move, ...]:
@@ -162,6 +171,10 @@ class AuditState:
         recorded = alias_versions(self.entries)
         differ = [place for place in PLACES if recorded.get(place) != self.aliases.get(place)]
         return tuple(Move(place, recorded.get(place, ""), self.aliases.get(place, "")) for place in differ)
+
+
+class _Busy(JobFailed):
+    """Other processes write the history all the time."""
 
 
 class AuditLog:
@@ -178,48 +191,82 @@ class AuditLog:
         """Read the log; it is empty if nothing was ever written.
 
         Raises:
-            JobFailed: the MLflow run that stores the log was deleted.
+            JobFailed: the MLflow run that stores the log was deleted for good.
         """
-        from mlflow.exceptions import MlflowException
-
         model = self.client.get_registered_model(self.name)  # read before the entries, so that they include its head
         run_id, head = model.tags.get(RUN), model.tags.get(HEAD, "")
+        entries = self._entries(run_id) if run_id else ()
+        aliases = {place: str(version) for place, version in self.client.get_registered_model(self.name).aliases.items()}
+        present = {place: version for place, version in aliases.items() if place in PLACES}
+        return AuditState(entries, head, present, int(model.tags.get(EARLIER, "0")))
+
+    def _entries(self, run_id: str) -> tuple[Entry, ...]:
+        from mlflow.exceptions import MlflowException
+
         try:
-            parameters = self.client.get_run(run_id).data.params if run_id else {}
-        except MlflowException:
+            parameters = self.client.get_run(run_id).data.params
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             raise JobFailed(
-                "the MLflow run that stores the history was deleted",
+                "the MLflow run that stores the history was deleted for good",
                 where=f"{self.name}, MLflow run {run_id}",
                 remedy="restore MLflow's store from its backup",
             ) from None
-        entries = [
-            _parse_entry(_join_parts(key, parameters), f"{key}{DONE}" in parameters) for key in sorted(parameters) if key.isdigit()
-        ]
-        aliases = {place: str(version) for place, version in self.client.get_registered_model(self.name).aliases.items()}
-        return AuditState(tuple(entries), head, {place: version for place, version in aliases.items() if place in PLACES})
+        numbers = [key for key in sorted(parameters) if key.isdigit()]
+        return tuple(_parse_entry(_join_parts(key, parameters), f"{key}{DONE}" in parameters) for key in numbers)
+
+    def create(self) -> None:
+        """Create the registered model and its history where they do not exist."""
+        self._run_id()
 
     def write(self, decide: Callable[[AuditState], Action | None]) -> AuditState:
         """Append the action that ``decide`` returns for the current log, and move the aliases; None appends nothing.
 
         ``decide`` is called again if another writer was first. Exceptions that it raises are passed on.
+
+        Raises:
+            JobFailed: the history cannot be written (its run, experiment or model was deleted or renamed), or other writers were
+                faster every time.
         """
         run_id = self._run_id()
-        while True:
-            state = self._read_settled(run_id)
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            state = self._read_settled(run_id, deadline)
+            started = time.monotonic()
             action = decide(state)
+            deadline += time.monotonic() - started
             if action is None:
                 return state
             if self._try_append(run_id, state, action):
-                return self._read_settled(run_id)
+                return self._read_written(run_id, deadline)
+        raise self._busy()
 
-    def _read_settled(self, run_id: str) -> AuditState:
-        """Return the log after every entry is done and every outside move is recorded."""
-        while True:
+    def _read_written(self, run_id: str, deadline: float) -> AuditState:
+        """Return the log after an own entry is done, settled if other writers allow that in time."""
+        try:
+            return self._read_settled(run_id, deadline)
+        except _Busy:
+            return self.read()
+
+    def _busy(self) -> JobFailed:
+        return _Busy("other processes write its history all the time", where=self.name, remedy="run the command again")
+
+    def _read_settled(self, run_id: str, deadline: float) -> AuditState:
+        """Return the log after every entry is done and every outside move is recorded.
+
+        Only this process's monotonic clock decides when another writer's entry is abandoned: the clocks of two machines differ.
+
+        Raises:
+            _Busy: that takes longer than until the deadline.
+        """
+        first_seen: dict[str, float] = {}
+        while time.monotonic() < deadline:
             state = self.read()
             pending = [entry for entry in state.entries if not entry.done]
             if pending:
                 entry = pending[0]
-                if (datetime.now(UTC) - datetime.fromisoformat(entry.at)).total_seconds() > LEASE_S:
+                if time.monotonic() - first_seen.setdefault(entry.hash, time.monotonic()) >= LEASE_S:
                     self._apply(run_id, state, entry)
                 else:
                     time.sleep(0.1)
@@ -228,6 +275,7 @@ class AuditLog:
                 self._try_append(run_id, state, Action("outside", moved[-1].after or moved[-1].before, moved[-1].place, moved))
             else:
                 return state
+        raise self._busy()
 
     def _try_append(self, run_id: str, state: AuditState, action: Action) -> bool:
         """Write the next entry and apply it. Return false if its number is already taken."""
@@ -242,9 +290,16 @@ class AuditLog:
             for key, text in _split_parts(entry).items():
                 self.client.log_param(run_id, key, text)
         except MlflowException as error:
-            if error.error_code == "INVALID_PARAMETER_VALUE":
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            self._require_active(run_id)
+            if len(self._entries(run_id)) >= number:
                 return False
-            raise
+            raise JobFailed(
+                f"MLflow refused an entry of the history: {error.message}",
+                where=self.name,
+                remedy="omnimri history names entries that were removed; restore MLflow's store from its backup",
+            ) from None
         self._apply(run_id, state, entry)
         return True
 
@@ -252,48 +307,132 @@ class AuditLog:
         """Move aliases and mirrors, record the head on the model, and mark the entry as done. Idempotent."""
         target = alias_versions([*state.entries[: entry.number - 1], entry])
         for place in {move.place for move in entry.act.moves}:
-            if place in target:
-                self.client.set_registered_model_alias(self.name, place, target[place])
-            else:
-                self.client.delete_registered_model_alias(self.name, place)
+            self._set_alias(place, target.get(place, ""))
         self.mirror()
         self.client.set_registered_model_tag(self.name, HEAD, f"{entry.number} {entry.hash}")
         self.client.log_param(run_id, f"{_key(entry.number)}{DONE}", entry.hash)
 
-    def _run_id(self) -> str:
-        """Return the run that stores the log. It is created with the registered model, so that there is only one."""
+    def _set_alias(self, place: str, version: str) -> None:
+        """Point an alias to a version; remove it if the version is "" or was deleted, which is then recorded as an outside move."""
         from mlflow.exceptions import MlflowException
 
-        def recorded_run() -> str | None:
-            return self.client.get_registered_model(self.name).tags.get(RUN)
-
-        try:
-            run_id = recorded_run()
-        except MlflowException:
-            created = self._create_run()
+        if version:
             try:
-                self.client.create_registered_model(self.name, tags={RUN: created})
-                return created
-            except MlflowException:  # another writer was first
-                self.client.delete_run(created)
-                run_id = recorded_run()
+                self.client.set_registered_model_alias(self.name, place, version)
+                return
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        self.client.delete_registered_model_alias(self.name, place)
+
+    def _run_id(self) -> str:
+        """Return the run that stores the log. It is created with the registered model, so that there is only one.
+
+        A model that was deleted outside continues its history: the next entry records that its aliases are gone.
+        """
+        try:
+            run_id = self._recorded_run()
+        except LookupError:
+            run_id = self._create_model()
         if run_id is None:  # a model that was registered before audit logs existed
             self.client.set_registered_model_tag(self.name, RUN, self._create_run())
-            run_id = recorded_run()
+            run_id = self._recorded_run()
         assert run_id is not None
+        self._require_active(run_id)
         return run_id
 
-    def _create_run(self) -> str:
+    def _recorded_run(self) -> str | None:
+        """Return the run that the registered model names.
+
+        Raises:
+            LookupError: there is no such model.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
-            existing = self.client.get_experiment_by_name(EXPERIMENT)
-            experiment = existing.experiment_id if existing else self.client.create_experiment(EXPERIMENT)
-        except MlflowException:  # created by another writer in the meantime
-            existing = self.client.get_experiment_by_name(EXPERIMENT)
-            assert existing is not None
-            experiment = existing.experiment_id
-        run = self.client.create_run(experiment, run_name=f"history of {self.name}", tags={"omnimri.history": self.name})
+            return self.client.get_registered_model(self.name).tags.get(RUN)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise LookupError(self.name) from None
+
+    def _require_active(self, run_id: str) -> None:
+        """Check that MLflow accepts entries.
+
+        Raises:
+            JobFailed: the run or its experiment was deleted, and can be restored.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException:
+            return  # deleted for good: reading the entries says so
+        if run.info.lifecycle_stage == "active":
+            return
+        experiment = self.client.get_experiment(run.info.experiment_id)
+        require_active(experiment)
+        raise JobFailed(
+            "the MLflow run that stores the history was deleted",
+            where=f"{self.name}, MLflow run {run_id}",
+            remedy=restore_command("runs", "--run-id", run_id),
+        )
+
+    def _create_model(self) -> str | None:
+        """Create the registered model with the run of its earlier history, or a new one; return the run.
+
+        Raises:
+            JobFailed: the model was renamed outside of OmniMRI.
+        """
+        from mlflow.exceptions import MlflowException
+
+        existing = self._find_run()
+        if existing is not None:
+            for renamed in self.client.search_registered_models(f"tags.{RUN} = '{existing}'"):
+                raise JobFailed(
+                    f"the registered model was renamed to {renamed.name} outside of OmniMRI",
+                    where=self.name,
+                    remedy=f"rename it back in MLflow's UI, or use it: --set registry.name={renamed.name}",
+                )
+        run_id = existing or self._create_run()
+        entries = self._entries(run_id)
+        head = {HEAD: f"{len(entries)} {entries[-1].hash}", EARLIER: str(len(entries))} if entries else {}
+        try:
+            self.client.create_registered_model(self.name, tags={RUN: run_id, **head})
+        except MlflowException:  # another writer was first
+            recorded = self._recorded_run()
+            if existing is None and recorded != run_id:
+                self.client.delete_run(run_id)
+            return recorded
+        return run_id
+
+    def _find_run(self) -> str | None:
+        """Return the run with the history of a model that does not exist any more, or of an interrupted creation."""
+        experiment = self._experiment()
+        found = self.client.search_runs([experiment], f"tags.`{NAME}` = '{self.name}'", order_by=["attributes.start_time DESC"])
+        return str(found[0].info.run_id) if found else None
+
+    def _experiment(self) -> str:
+        """Return the experiment of histories; create it if it does not exist.
+
+        Raises:
+            JobFailed: it was deleted.
+        """
+        from mlflow.exceptions import MlflowException
+
+        existing = self.client.get_experiment_by_name(EXPERIMENT)
+        if existing is None:
+            try:
+                return str(self.client.create_experiment(EXPERIMENT))
+            except MlflowException:  # created by another writer in the meantime
+                existing = self.client.get_experiment_by_name(EXPERIMENT)
+                if existing is None:
+                    raise
+        require_active(existing)
+        return str(existing.experiment_id)
+
+    def _create_run(self) -> str:
+        run = self.client.create_run(self._experiment(), run_name=f"history of {self.name}", tags={NAME: self.name})
         self.client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from components.errors import BadInput, GateRefused
-from components.evaluation import weights_digest
-from components.inference import resolve_model
+from components.errors import BadInput, GateRefused, OmniMRIError
+from components.model_files import resolve_model
 from components.provenance import code_digest, digest, file_md5
 from components.registry.audit_log import Action, AuditState, Entry, Move, alias_stack
 from components.registry.model_version import LOCK, ModelVersion
 from components.registry.promotion_gate import RESULTS, compare_results, gate_failures
-from components.registry.registration import PACKAGES, audit_log_of, get_version, list_versions, mlflow_client, show_version
+from components.registry.registration import (
+    PACKAGES,
+    audit_log_of,
+    complete_registration,
+    get_version,
+    list_versions,
+    mlflow_client,
+    show_version,
+)
 from components.registry.smoke_test import failure_reason
 from components.settings import RegistrySettings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 Place = Literal["staging", "production"]
 SMOKE_TESTED = "answered"
@@ -51,7 +61,7 @@ def promote(
     if force and not reason.strip():
         raise BadInput("a forced promotion needs a reason", where="--force", remedy="add --reason TEXT")
     name = settings.name
-    candidate = show_version(version, tracking_uri, name)
+    candidate = complete_registration(show_version(version, tracking_uri, name), tracking_uri)
     client, audit_log = mlflow_client(tracking_uri), audit_log_of(tracking_uri, name)
     blockers: list[str] = []
 
@@ -104,7 +114,7 @@ def rollback(place: Place, tracking_uri: str, settings: RegistrySettings, reason
             raise BadInput(
                 f"no earlier {place} version to roll back to", where=name, remedy="omnimri history lists the earlier versions"
             )
-        leaving, earlier = stack[-1], get_version(client, name, stack[-2])
+        leaving, earlier = stack[-1], _earlier_version(client, name, stack[-2], place)
         if changed := _weights_changed(earlier, tracking_uri):
             raise GateRefused(changed, where=f"{name} version {earlier.version}", remedy="restore its files, or promote another")
         moves = (Move(place, leaving, earlier.version), *_archive_moves(state, place, earlier.version))
@@ -113,6 +123,19 @@ def rollback(place: Place, tracking_uri: str, settings: RegistrySettings, reason
 
     state = audit_log_of(tracking_uri, name).write(decide)
     return get_version(client, name, state.aliases[place])
+
+
+def _earlier_version(client: MlflowClient, name: str, number: str, place: str) -> ModelVersion:
+    """Return the version that an alias had before.
+
+    Raises:
+        BadInput: it was deleted outside of OmniMRI.
+    """
+    try:
+        return get_version(client, name, number)
+    except BadInput:
+        remedy = f"omnimri models promote VERSION --to {place} gives it to another version"
+        raise BadInput(f"the earlier {place} version was deleted", where=f"{name} {number}", remedy=remedy) from None
 
 
 def history(tracking_uri: str, name: str) -> tuple[tuple[Entry, ...], list[str]]:
@@ -151,10 +174,10 @@ def _uri(version: ModelVersion) -> str:
 
 def _weights_changed(version: ModelVersion, tracking_uri: str) -> str:
     try:
-        current = weights_digest(resolve_model(_uri(version), tracking_uri))
-    except BadInput as error:
+        resolve_model(_uri(version), tracking_uri)
+    except OmniMRIError as error:
         return f"weights: {error.what}"
-    return "" if current == version.tags.get("weights_digest") else "weights: the files differ from those that were evaluated"
+    return ""
 
 
 def _smoke_test(candidate: ModelVersion, tracking_uri: str) -> str:

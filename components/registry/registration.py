@@ -8,23 +8,28 @@ import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import BadInput
-from components.evaluation import EvaluationReport, weights_digest
+from components.evaluation import EvaluationReport
 from components.files import write_json
-from components.provenance import REPOSITORY
+from components.model_files import WEIGHTS_TAG, weights_digest
+from components.provenance import REPOSITORY, SHORT, digest
 from components.registries import plugin_packages, plugins
 from components.registry.audit_log import Action, AuditLog, AuditState, Move
 from components.registry.inputs import RegistrationInputs
+from components.registry.logged_models import LoggedModels
 from components.registry.model_card import limitations, model_card
 from components.registry.model_version import LOCK, Lineage, ModelVersion
 from components.registry.promotion_gate import CASES, RESULTS, compare_results
+from components.tracking.relocation import relocate_if_moved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion as StoredVersion
     from mlflow.models import ModelSignature
 
 PACKAGES = ("components", "model_core", "kernels")
@@ -41,27 +46,41 @@ def mlflow_client(tracking_uri: str) -> MlflowClient:
     """Return a client of the tracking store."""
     import mlflow
 
+    relocate_if_moved(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     return mlflow.MlflowClient(tracking_uri)
 
 
 def get_version(client: MlflowClient, name: str, number: str) -> ModelVersion:
-    """Return a version by its number."""
-    stored = client.get_model_version(name, number)
-    aliases = client.get_registered_model(name).aliases
+    """Return a version by its number.
+
+    Raises:
+        BadInput: no such version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        stored, aliases = client.get_model_version(name, number), client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise _no_such_version(name, number) from None
+    return _model_version(name, stored, aliases)
+
+
+def _model_version(name: str, stored: StoredVersion, aliases: Mapping[str, str]) -> ModelVersion:
+    number = str(stored.version)
     return ModelVersion(
-        name,
-        str(stored.version),
-        tuple(sorted(alias for alias, version in aliases.items() if str(version) == str(number))),
-        dict(stored.tags),
+        name, number, tuple(sorted(alias for alias, version in aliases.items() if str(version) == number)), dict(stored.tags)
     )
 
 
 def list_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
     """Return every version, newest first; none if the model was never registered."""
     client = mlflow_client(tracking_uri)
-    numbers = sorted((int(stored.version) for stored in client.search_model_versions(f"name='{name}'")), reverse=True)
-    return [get_version(client, name, str(number)) for number in numbers]
+    stored = sorted(client.search_model_versions(f"name='{name}'"), key=lambda version: int(version.version), reverse=True)
+    aliases = client.get_registered_model(name).aliases if stored else {}
+    return [_model_version(name, version, aliases) for version in stored]
 
 
 def show_version(version: str, tracking_uri: str, name: str) -> ModelVersion:
@@ -73,47 +92,67 @@ def show_version(version: str, tracking_uri: str, name: str) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
     client = mlflow_client(tracking_uri)
+    if version.isdigit():
+        return get_version(client, name, version)
     try:
-        number = version if version.isdigit() else str(client.get_model_version_by_alias(name, version).version)
-        return get_version(client, name, number)
-    except MlflowException:
-        raise BadInput("no such version", where=f"{name} {version}", remedy="omnimri models list shows the versions") from None
+        return get_version(client, name, str(client.get_model_version_by_alias(name, version).version))
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise _no_such_version(name, version) from None
+
+
+def _no_such_version(name: str, version: str) -> BadInput:
+    return BadInput("no such version", where=f"{name} {version}", remedy="omnimri models list shows the versions")
 
 
 def register(
     model_dir: Path, evaluation: EvaluationReport, lineage: Lineage, tracking_uri: str, run_id: str, name: str
 ) -> ModelVersion:
-    """Register an evaluated model as candidate. If the same weights, evaluation and lineage are registered, return that version."""
+    """Register an evaluated model as the newest ``candidate``. The same weights, evaluation, data and settings keep their version.
+
+    An interrupted registration is completed by the next one, or before the version is promoted: the model is logged once, the
+    version appears with all its tags and its description, and then the audit log records it.
+
+    Args:
+        run_id: MLflow run of the pipeline; the model is stored there, with its code, requirements, signature and example.
+    """
     weights = weights_digest(model_dir)
     tags = {
-        "weights_digest": weights,
+        WEIGHTS_TAG: weights,
         "evaluation_digest": evaluation.digest,
         CASES: evaluation.cases,
         **lineage.tags(),
         RESULTS: json.dumps([[row.task, row.metric, row.higher_is_better, row.model] for row in evaluation.rows]),
     }
     inputs = RegistrationInputs(weights, evaluation.digest, lineage.data_digest, lineage.settings_digest)
-    for existing in list_versions(tracking_uri, name):
-        if inputs.match(existing.tags):
-            return existing
     client, audit_log = mlflow_client(tracking_uri), audit_log_of(tracking_uri, name)
-    uri = _log_model(model_dir, evaluation, lineage, tags, run_id, name)
-    number = ""
+    audit_log.create()
+    version = next((existing for existing in list_versions(tracking_uri, name) if inputs.match(existing.tags)), None)
+    if version is None:
+        logged = LoggedModels(client, name, run_id, digest(inputs.tags())[:SHORT])
+        model_id = logged.find(weights) or _log_model(model_dir, evaluation, lineage, tags, run_id, name, logged.tags)
+        limits = "\n".join([DESCRIPTION, *(f"- {limit}" for limit in limitations(evaluation))])[:MAX_DESCRIPTION]
+        stored = client.create_model_version(name, f"models:/{model_id}", run_id, tags, description=limits, model_id=model_id)
+        version = get_version(client, name, str(stored.version))
+        logged.sweep()
+    return complete_registration(version, tracking_uri)
 
-    def candidate(state: AuditState) -> Action:
-        nonlocal number
-        if not number:
-            import mlflow
 
-            number = str(mlflow.register_model(uri, name, tags=tags).version)
-            client.update_model_version(
-                name, number, "\n".join([DESCRIPTION, *(f"- {limit}" for limit in limitations(evaluation))])[:MAX_DESCRIPTION]
-            )
-        move = Move("candidate", state.aliases.get("candidate", ""), number)
-        return Action("register", number, "candidate", (move,), figures=compare_results(tags[RESULTS]), weights=weights)
+def complete_registration(version: ModelVersion, tracking_uri: str) -> ModelVersion:
+    """Record a registration in the audit log and make the version candidate, unless that was done or others registered it."""
+    if WEIGHTS_TAG not in version.tags or RESULTS not in version.tags:
+        return version
 
-    audit_log.write(candidate)
-    return get_version(client, name, number)
+    def candidate(state: AuditState) -> Action | None:
+        if state.has_registered(version.version):
+            return None
+        move = Move("candidate", state.aliases.get("candidate", ""), version.version)
+        figures, weights = compare_results(version.tags[RESULTS]), version.tags[WEIGHTS_TAG]
+        return Action("register", version.version, "candidate", (move,), figures=figures, weights=weights)
+
+    audit_log_of(tracking_uri, version.name).write(candidate)
+    return get_version(mlflow_client(tracking_uri), version.name, version.version)
 
 
 def audit_log_of(tracking_uri: str, name: str) -> AuditLog:
@@ -142,9 +181,19 @@ def mirror_stages(client: MlflowClient, name: str) -> None:
 
 
 def _log_model(
-    model_dir: Path, evaluation: EvaluationReport, lineage: Lineage, tags: dict[str, str], run_id: str, name: str
+    model_dir: Path,
+    evaluation: EvaluationReport,
+    lineage: Lineage,
+    tags: dict[str, str],
+    run_id: str,
+    name: str,
+    model_tags: dict[str, str],
 ) -> str:
-    """Log code, weights, settings, evaluation and model card as one MLflow model of a run, and return its URI."""
+    """Log code, weights, settings, evaluation and model card as one MLflow model of a run, and return its id.
+
+    Args:
+        tags: tags of the version, for the model card; model_tags: tags of the logged model.
+    """
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -167,8 +216,9 @@ def _log_model(
                 pip_requirements=[f"-r {requirements}"] if LOCK.exists() else [],
                 signature=_signature(),
                 input_example=_example(),
+                tags=model_tags,
             )
-    return str(info.model_uri)
+    return str(info.model_id)
 
 
 class _ReopenedRun:

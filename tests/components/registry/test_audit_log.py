@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
+from components.errors import JobFailed
 from components.provenance import digest
 from components.registry import audit_log
 from components.registry.audit_log import (
@@ -120,6 +122,58 @@ def test_an_abandoned_entry_is_completed_by_the_next_writer(
     monkeypatch.setattr(audit_log, "LEASE_S", 0.0)
     state = AuditLog(*model).write(promotion("2"))
     assert state.aliases["production"] == "2" and all(entry.done for entry in state.entries) and not state.faults
+
+
+def test_the_clock_of_a_dead_writer_does_not_matter(model: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class AheadOfTime(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(hours=2)
+
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as clock, pytest.raises(KeyboardInterrupt):
+        clock.setattr(audit_log, "datetime", AheadOfTime)
+        AuditLog(*model, crash).write(promotion("1"))
+    monkeypatch.setattr(audit_log, "LEASE_S", 0.2)
+    monkeypatch.setattr(audit_log, "PATIENCE_S", 5.0)
+    assert AuditLog(*model).write(promotion("2")).aliases["production"] == "2"
+
+
+def test_a_deleted_history_is_named_with_the_command_that_restores_it(model: tuple[MlflowClient, str]) -> None:
+    log = AuditLog(*model)
+    log.write(promotion("1"))
+    client, run_id = model[0], log._run_id()
+    client.delete_run(run_id)
+    with pytest.raises(JobFailed, match=f"mlflow runs restore --run-id {run_id}"):
+        log.write(promotion("2"))
+    client.restore_run(run_id)
+    experiment = client.get_run(run_id).info.experiment_id
+    client.delete_experiment(experiment)
+    with pytest.raises(JobFailed, match=f"mlflow experiments restore --experiment-id {experiment}"):
+        log.write(promotion("2"))
+    client.restore_experiment(experiment)
+    assert log.write(promotion("2")).aliases["production"] == "2"
+
+
+def test_a_renamed_model_is_named(model: tuple[MlflowClient, str]) -> None:
+    client, name = model
+    AuditLog(client, name).write(promotion("1"))
+    client.rename_registered_model(name, f"{name}-renamed")
+    with pytest.raises(JobFailed, match=f"renamed to {name}-renamed"):
+        AuditLog(client, name).write(promotion("2"))
+
+
+def test_a_deleted_model_that_is_registered_again_continues_its_history(model: tuple[MlflowClient, str]) -> None:
+    client, name = model
+    AuditLog(client, name).write(promotion("1"))
+    client.delete_registered_model(name)
+    AuditLog(client, name).create()
+    number = client.create_model_version(name, source="again").version
+    state = AuditLog(client, name).write(promotion(str(number)))
+    assert [entry.act.action for entry in state.entries] == ["promote", "outside", "promote"]
+    assert not state.faults and not state.moved_outside
 
 
 def test_a_long_entry_is_stored_in_full(model: tuple[MlflowClient, str]) -> None:

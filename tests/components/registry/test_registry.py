@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -12,6 +13,7 @@ from components.inference import Predictor, resolve_model
 from components.registries import STAGES, TASKS
 from components.registry import (
     ModelVersion,
+    audit_log,
     gate_failures,
     history,
     list_versions,
@@ -92,6 +94,8 @@ def test_a_version_whose_files_are_lost_counts_as_unknown(store: Store, first: M
     try:
         [use] = versions_with_patients({"tiny-brain": {"p000000000bad"}}, (), store.uri, NAME)
         assert use.splits == ("unknown",)
+        with pytest.raises(JobFailed, match="its files are lost"):
+            resolve_model(f"models:/{NAME}/1", store.uri)
         with pytest.raises(JobFailed, match="its files are lost"):
             origin("1", store.uri, NAME)
     finally:
@@ -253,3 +257,33 @@ def test_the_model_card_is_generated_from_the_evaluation(store: Store, first: Mo
     assert "Report was measured on 2 patients, too few for a statistical verdict." in card
     assert all(f"\n| {load_card(one.card).name} |" in card for one in load_settings("debug").datasets)
     assert "Report was measured" in store.client.get_model_version(NAME, "1").description
+
+
+@pytest.mark.parametrize("place", ["create_model_version", "set_registered_model_alias"])
+def test_an_interrupted_registration_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Interrupted before the version exists, and before its alias and entry do: the next registration completes it once."""
+    store = Store(tmp_path)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(mlflow.MlflowClient, place, interrupt)
+        store.register()
+    monkeypatch.setattr(audit_log, "LEASE_S", 0.0)
+    assert store.register().aliases == ("candidate",)
+    entries, faults = history(store.uri, NAME)
+    assert [entry.act.action for entry in entries] == ["register"] and not faults
+    experiment = store.client.get_run(store.run).info.experiment_id
+    assert len(store.client.search_logged_models([experiment])) == len(list_versions(store.uri, NAME)) == 1
+
+
+def test_changed_weights_of_a_version_are_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    version = store.register()
+    weights = resolve_model(f"models:/{NAME}/{version.version}", store.uri) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(JobFailed, match="differ from those that were evaluated"):
+        resolve_model(f"models:/{NAME}@candidate", store.uri)
