@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -35,6 +36,8 @@ FAULTS: dict[int, tuple[str, str]] = {
     errno.EREMOTEIO: ("the file server reports an input/output error", f"check the server, {_AGAIN}"),
 }
 """Number of an operating system error -> (the fault, the remedy)."""
+PROBE_BYTES = 2**20
+"""Size of a file that is written to find out whether a disk accepts one."""
 NO_ACCESS = frozenset({errno.EACCES, errno.EPERM})
 _BUG = "the input may be sound: please report this error with its type, and with the version that omnimri --version prints"
 
@@ -105,6 +108,18 @@ def program_error(error: BaseException, doing: str, where: str) -> MachineFault:
     """Return the error of a step that no input can cause, such as writing what has been read."""
     fault = find_system_fault(error, where) or find_machine_fault(error, where)
     return fault or MachineFault(f"{doing} failed: {type(error).__name__}", where=where, remedy=_BUG)
+
+
+def find_write_fault(folder: Path) -> MachineFault | None:
+    """Return the fault that writing into a folder meets now: of a program that has ended and could not write its message there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return find_system_fault(error, str(folder))
+    return None
 
 
 def own_file(error: BaseException, *folders: Path) -> str:

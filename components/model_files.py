@@ -1,19 +1,16 @@
 """Saved models: find the folder that a name stands for, and verify its files before they are used.
 
-The digest of a model covers weights, configuration and tokenizer. The MD5 of a file is cached by its inode, size and times of
-change, so that a verification of an unchanged model reads nothing.
+The digest of a model covers weights, configuration and tokenizer.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import BadInput, JobFailed
-from components.files import read_json, write_json
-from components.home import Home
-from components.provenance import digest, file_md5
+from components.provenance import digest
+from components.verified_files import cached_md5
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -22,8 +19,6 @@ PREPROCESSING = "preprocessing.json"
 """File of a model folder with the grid that images are resampled to."""
 WEIGHTS_TAG = "weights_digest"
 """Tag of a registered version: digest of the model that was evaluated."""
-VERIFIED = "verified.json"
-"""File of the home: path -> inode, size, times of modification and change, MD5."""
 _LIST_MODELS = "omnimri models list shows the registered versions"
 
 
@@ -35,34 +30,8 @@ def weights_digest(model_dir: Path) -> str:
     """
     if not (model_dir / "config.json").is_file() or not list(model_dir.glob("*.safetensors")):
         raise BadInput("no saved model", where=str(model_dir), remedy="name a folder with config.json and model.safetensors")
-    files = [path for path in sorted(model_dir.iterdir()) if path.is_file()]
-    cache = Home.open().root / VERIFIED
-    known = read_cache(cache)
-    states = {str(path): file_state(path) for path in files}
-    sums = {name: known[name][-1] if known.get(name, [])[:-1] == state else file_md5(Path(name)) for name, state in states.items()}
-    if any(known.get(name) != [*state, sums[name]] for name, state in states.items()):
-        write_cache(cache, {**known, **{name: [*state, sums[name]] for name, state in states.items()}})
-    return digest([(path.name, sums[str(path)]) for path in files])
-
-
-def file_state(path: Path) -> list[int | str]:
-    """Return inode, size, and times of modification and change of a file: they change when its content is written."""
-    status = path.stat()
-    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def read_cache(path: Path) -> dict[str, list[int | str]]:
-    """Return the verified files; empty where the cache is missing or damaged."""
-    try:
-        return dict(read_json(path))
-    except (OSError, ValueError):
-        return {}
-
-
-def write_cache(path: Path, known: dict[str, list[int | str]]) -> None:
-    """Write the verified files that still exist; do nothing in a home that cannot be written."""
-    if path.parent.is_dir() and os.access(path.parent, os.W_OK):
-        write_json(path, {name: entry for name, entry in known.items() if Path(name).exists()})
+    sums = cached_md5(path for path in sorted(model_dir.iterdir()) if path.is_file())
+    return digest([(path.name, md5) for path, md5 in sums.items()])
 
 
 def resolve_model(model: str | Path, tracking_uri: str) -> Path:
@@ -137,7 +106,7 @@ def _registered_version(model: str) -> ModelVersion | None:
     try:
         parsed = _parse_model_uri(model)
         if parsed.alias is not None:
-            return client.get_model_version_by_alias(parsed.name, parsed.alias)
-        return client.get_model_version(parsed.name, parsed.version) if parsed.version is not None else None
+            return client.get_model_version_by_alias(str(parsed.name), parsed.alias)
+        return client.get_model_version(str(parsed.name), parsed.version) if parsed.version is not None else None
     except MlflowException:
         return None

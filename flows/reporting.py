@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
 
 from components.progress import Step, report, step
+from flows.server.temporary_server import TemporaryServer
 
 
 @contextmanager
@@ -32,6 +34,12 @@ def report_warning(message: str) -> None:
 
 
 def start_prefect() -> None:
-    """Start Prefect's temporary server, unless one is running; the first flow would start it unseen."""
+    """Start Prefect's temporary server, unless the settings name one that runs, and check that it answers.
+
+    Raises:
+        MachineFault, JobFailed: the temporary server does not start.
+    """
+    if not PREFECT_API_URL.value():
+        TemporaryServer().start()
     with get_client(sync_client=True) as client:
         client.hello()

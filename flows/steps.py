@@ -19,7 +19,7 @@ from components.catalog import DatasetCard, load_card
 from components.curation import curation_inputs, is_current
 from components.curation.corpus import SUMMARY, Corpus
 from components.errors import BadInput
-from components.evaluation.evaluate import RESULTS, evaluation_inputs
+from components.evaluation.evaluate import evaluation_inputs
 from components.files import read_json, write_json
 from components.home import Home
 from components.ingestion.deidentification.pseudonyms import find_key
@@ -33,6 +33,7 @@ from components.settings import DatasetSettings, IngestionSettings, Settings
 from components.training import stage_inputs, stage_jobs
 from components.training.trained_stage import is_trained
 from components.validation import current_report, validation_inputs
+from components.verified_files import is_sealed
 from components.versioning import DataRepository
 from components.versioning.source_state import source_folder
 
@@ -195,7 +196,7 @@ class _Planner:
             self.steps += [PlannedStep(step, "runs", "no trained model yet") for step in ("evaluate", "register")]
             return
         evaluation = evaluation_inputs(model, self.corpus, settings.evaluation, settings.seed)
-        self.add("evaluate", (home.evaluations / evaluation.digest[:SHORT] / RESULTS).exists(), evaluation.by_name())
+        self.add("evaluate", is_sealed(home.evaluations / evaluation.digest[:SHORT]), evaluation.by_name())
         registration = RegistrationInputs(evaluation.weights, evaluation.digest, pinned_data(home), settings.digest()).by_name()
         self.add("register", not changes(home, "register", registration), registration)
 

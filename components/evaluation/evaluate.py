@@ -21,6 +21,7 @@ from components.model_files import weights_digest
 from components.provenance import SHORT, code_digest, digest
 from components.registries import TASKS
 from components.settings import EvaluationSettings
+from components.verified_files import is_sealed, seal
 
 if TYPE_CHECKING:
     from components.evaluation.task_result import TaskResult
@@ -90,10 +91,11 @@ def evaluate(model_dir: Path, corpus_root: Path, settings: EvaluationSettings, o
     inputs = evaluation_inputs(model_dir, corpus.digest, settings, seed)
     identity = inputs.digest
     folder = out / identity[:SHORT]
-    reused = (folder / RESULTS).exists()
+    reused = is_sealed(folder)
     if not reused:
         with atomic_directory(folder) as temporary:
             _write_evaluation(model_dir, inputs.weights, corpus, settings, seed, temporary)
+            seal(temporary)
     results = read_json(folder / RESULTS)
     rows = tuple(ResultRow(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in results["rows"])
     sweep = tuple(SweepRow(**row) for row in results["sweep"])

@@ -20,6 +20,7 @@ from typing import Any
 
 from components.launching import worker_process
 from components.launching.worker_process import BAD_CONFIGURATION, INTERRUPTED, FailureRecord, Fault, read_records
+from components.processes import end_with_parent
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """File from which Kubernetes reads why a container ended; it exists only in a container of a pod."""
@@ -114,6 +115,7 @@ def run_agent(options: list[str], job: list[str], policy: RestartPolicy | None =
             setattr(api, "LocalElasticAgent", _build_agent_class(policy, Path(folder)))  # noqa: B010
             options = [*options, f"--max-restarts={UNLIMITED}"]
         previous = signal.signal(signal.SIGTERM, stop)  # torchrun itself handles it only while workers run
+        end_with_parent()
         try:
             run(parse_args([*options, "-m", worker_process.__name__, *job]))
         except ChildFailedError as error:

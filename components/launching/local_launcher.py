@@ -12,6 +12,7 @@ from pathlib import Path
 from components.errors import JobFailed
 from components.launching.job import JobSpec, JobState, JobStatus, program_lines
 from components.launching.worker_process import INTERRUPTED
+from components.machine_faults import find_write_fault
 from components.progress import show_status
 from components.provenance import REPOSITORY
 
@@ -60,6 +61,8 @@ class LocalHandle:
                 remedy="run again: it resumes from that checkpoint",
             )
         if exit_status != 0:
+            if fault := find_write_fault(self.job.folder):  # its own message could not be written either
+                raise fault
             tail = "\n".join(program_lines(self.logs().splitlines())[-TAIL_LINES:])
             raise JobFailed(
                 f"exited with status {exit_status}:\n{tail}", where=self.job.name, remedy=f"see the full log: {self.log}"

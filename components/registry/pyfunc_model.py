@@ -31,13 +31,22 @@ class OmniMRIPyfunc(PythonModel):
     predictor: Predictor
 
     def load_context(self, context: Any) -> None:
-        """Load the weights, and the plugins that the model was trained with."""
-        listed = json.loads((Path(context.artifacts["about"]) / "plugins.json").read_text())
+        """Load the weights, and the plugins that the model was trained with.
+
+        Raises:
+            MlflowException: the weights differ from those that were evaluated.
+        """
+        about, weights = Path(context.artifacts["about"]), Path(context.artifacts["weights"])
+        from components.model_files import has_digest
+
+        if not has_digest(weights, json.loads((about / "weights_digest.json").read_text())):
+            raise mlflow.MlflowException("the weights differ from those that were evaluated: restore them from a backup")
+        listed = json.loads((about / "plugins.json").read_text())
         known = [name for name in os.environ.get("OMNIMRI_PLUGINS", "").split(",") if name]
         os.environ["OMNIMRI_PLUGINS"] = ",".join(dict.fromkeys([*known, *listed]))
         from components.inference import Predictor
 
-        self.predictor = Predictor.load(context.artifacts["weights"])
+        self.predictor = Predictor.load(weights)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Predict every row.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 PACKAGES = ("components", "model_core", "kernels")
-SETTINGS, PLUGIN_LIST = "settings.json", "plugins.json"
+SETTINGS, PLUGIN_LIST, DIGEST = "settings.json", "plugins.json", "weights_digest.json"
 DESCRIPTION = """Research software. Not a medical device; not for clinical use. The model card (README.md), the report page and the
 settings are stored with the weights, under artifacts/about. Known limitations of this version, as measured:
 """
@@ -203,6 +203,7 @@ def _log_model(
         (about / "README.md").write_text(model_card(name, evaluation, lineage.settings, tags))
         (about / SETTINGS).write_text(lineage.settings)
         write_json(about / "evaluation.json", [asdict(row) for row in evaluation.rows])
+        write_json(about / DIGEST, tags[WEIGHTS_TAG])
         write_json(about / PLUGIN_LIST, [module.__name__ for module in plugins()])
         for file in evaluation.registered_files:
             shutil.copy(file, about)

@@ -22,6 +22,7 @@ from components.provenance import SHORT, code_digest, digest, file_md5
 from components.registries import PLUGINS, STAGES
 from components.settings import ModelSettings, Settings, StageName
 from components.tracking import Journal, Tracking
+from components.verified_files import is_sealed, seal
 
 DONE, JOB, RUN, METRICS = "done.json", "job.json", "run.json", "curve.jsonl"
 WEIGHTS = "weights"
@@ -114,9 +115,10 @@ def prepare_tokenizer(corpus_root: Path, settings: Settings, home: Home) -> Path
     corpus = Corpus.open(corpus_root)
     identity = digest(corpus.digest, settings.model, _outside_files(settings.model), code_digest("model_core"))
     folder = home.training / f"tokenizer-{identity[:SHORT]}"
-    if not folder.exists():
+    if not is_sealed(folder):
         with atomic_directory(folder) as temporary:
             _build_tokenizer(corpus, settings.model).save_pretrained(temporary)
+            seal(temporary)
     return folder
 
 

@@ -7,7 +7,6 @@ so that nothing is recorded twice.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import itertools
 import os
@@ -29,6 +28,7 @@ from components.errors import JobFailed
 from components.files import atomic_directory, read_json, write_json
 from components.home import Home
 from components.launching.worker_process import INTERRUPTED
+from components.processes import end_with_parent
 from components.provenance import digest
 from components.registries import STAGES
 from components.settings import Settings, StageName
@@ -49,8 +49,6 @@ from model_core.tokenization import special_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -109,8 +107,7 @@ class StopSignal:
         self.received = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        end_with_parent()
 
     def _receive(self, number: int, frame: object) -> None:
         self.received = True

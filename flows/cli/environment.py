@@ -11,6 +11,7 @@ import os
 
 from components.errors import OmniMRIError
 from components.home import Home, sqlite_address
+from components.network import LOOPBACK, bypass_proxies
 from flows.server.supervisor import PREFECT_DATABASE, running_services
 
 OFFLINE_DEFAULTS = {
@@ -30,6 +31,7 @@ def set_defaults(home: Home) -> None:
     """Set the variables that the user has not set: no telemetry, no downloads, Prefect's state in ``home``, running services."""
     for name, value in OFFLINE_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    bypass_proxies(*LOOPBACK)
     if "PREFECT_HOME" not in os.environ:
         home.prefect.mkdir(parents=True, exist_ok=True)  # Prefect does not create missing parents, and then waits until its timeout
         os.environ["PREFECT_HOME"] = str(home.prefect)

@@ -19,6 +19,7 @@ import typer
 from components.errors import BadInput, OmniMRIError
 from components.home import Home
 from components.machine_faults import find_system_fault, own_file
+from components.processes import TERMINATED, Terminated, raise_on_sigterm
 from flows.cli import (
     catalog,
     data,
@@ -76,10 +77,14 @@ def set_card_folder(
 
 def main() -> None:
     """Run a command as a process: set the environment, and turn an error into its message and exit status."""
+    raise_on_sigterm()
     set_defaults(Home.open())
     run_log.enable()
     try:
         app()
+    except Terminated:
+        print("error: stopped on request (SIGTERM); run the command again: it resumes where it stopped", file=sys.stderr)
+        raise SystemExit(TERMINATED) from None
     except OmniMRIError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -76,11 +76,16 @@ def serve(
     profile: ProfileOption = "demo",
 ) -> None:
     """Answer all five tasks over HTTP (POST /invocations, as MLflow defines it), with limits on size and time."""
+    from components.network import http_address, require_free_port
+
+    require_free_port(host, port, "--host", "--port")
     from components.inference.untrusted_input import Limits
+    from components.model_files import resolve_model
     from components.registry import show_version
     from components.registry.http_server import serve as serve_model
 
     uri, name = Home.open().tracking_uri, load_settings(profile).registry.name
     found = show_version(version, uri, name)
-    print(f"{name} version {found.version} at http://{host}:{port}/invocations", flush=True)
+    resolve_model(f"models:/{name}/{found.version}", uri)  # its files are there and unchanged
+    print(f"{name} version {found.version} at {http_address(host, port)}/invocations", flush=True)
     serve_model(f"models:/{name}/{found.version}", uri, host, port, Limits(request_bytes=megabytes * 2**20, seconds=seconds))

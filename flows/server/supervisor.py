@@ -26,6 +26,7 @@ import psutil
 from components.errors import BadInput, JobFailed
 from components.files import read_json, write_json
 from components.home import Home
+from components.network import bypass_proxies, http_address, require_free_port
 from components.tracking.relocation import relocate_if_moved
 from flows.server.deploy import Deployment, deploy
 
@@ -49,7 +50,7 @@ class Addresses:
     @property
     def prefect(self) -> str:
         """Address of Prefect's UI."""
-        return f"http://{self.host}:{self.prefect_port}"
+        return http_address(self.host, self.prefect_port)
 
     @property
     def prefect_api(self) -> str:
@@ -59,7 +60,7 @@ class Addresses:
     @property
     def mlflow(self) -> str:
         """Address of MLflow's UI and API."""
-        return f"http://{self.host}:{self.mlflow_port}"
+        return http_address(self.host, self.mlflow_port)
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables of a process that uses the services."""
@@ -182,7 +183,7 @@ def running_services(home: Home) -> Mapping[str, str] | None:
     if not path.exists():
         return None
     stored = read_json(path)
-    if stored.get("home") != str(home.root):  # a copy of a home whose services run: they are not ours
+    if stored.get("home", str(home.root)) != str(home.root):  # a copy of a home whose services run: they are not ours
         return None
     try:
         is_same = abs(psutil.Process(stored["pid"]).create_time() - stored["started"]) < 1
@@ -190,16 +191,6 @@ def running_services(home: Home) -> Mapping[str, str] | None:
         return None
     environment: Mapping[str, str] = stored["environment"]
     return environment if is_same else None
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def answers(url: str) -> bool:
@@ -283,14 +274,14 @@ class Supervisor:
         """Start the servers, deploy the flows, then start the clients.
 
         Raises:
-            BadInput: a port is in use, or this home has running services.
+            BadInput: a port is in use, the host is not this machine's, or this home has running services.
             JobFailed: a service does not start.
         """
         if running_services(self.home) is not None:
             raise BadInput("its services are running", where=str(self.home.root), remedy="stop the other omnimri serve first")
         for port, option in ((self.addresses.prefect_port, "--port"), (self.addresses.mlflow_port, "--mlflow-port")):
-            if not _is_free(self.addresses.host, port):
-                raise BadInput("in use by another program", where=f"port {port}", remedy=f"choose another with {option}")
+            require_free_port(self.addresses.host, port, "--host", option)
+        bypass_proxies(self.addresses.host)
         self.home.mlflow.mkdir(parents=True, exist_ok=True)
         relocate_if_moved(self.home.local_store)
         self.home.prefect.mkdir(parents=True, exist_ok=True)

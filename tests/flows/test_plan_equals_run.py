@@ -34,6 +34,7 @@ from components.registry.inputs import RegistrationInputs
 from components.settings import DatasetSettings, MixtureSettings, Settings, StageSettings, TrainingSettings, load_settings
 from components.training import stage_inputs, stage_jobs
 from components.validation import current_report
+from components.verified_files import is_sealed, seal
 from flows import curate as curate_flow
 from flows import ingest as ingest_flow
 from flows.steps import pinned_data, plan, record_step
@@ -187,6 +188,7 @@ class Installation:
         inputs = evaluation_inputs(job.folder / "model", corpus, settings.evaluation, settings.seed)
         results = home.evaluations / inputs.digest[:SHORT] / "results.json"
         write_json(results, {})
+        seal(results.parent)
         record_step(home, "evaluate", inputs.by_name(), results)
         registration = RegistrationInputs(inputs.weights, inputs.digest, pinned_data(home), settings.digest())
         record_step(home, "register", registration.by_name(), results)
@@ -239,7 +241,7 @@ def executed(installation: Installation, settings: Settings, copy: Path) -> dict
     if steps[STAGES[-1]]:
         return {**steps, "evaluate": True, "register": True}
     inputs = evaluation_inputs(jobs[-1].folder / "model", corpus, settings.evaluation, settings.seed)
-    steps["evaluate"] = not (home.evaluations / inputs.digest[:SHORT] / "results.json").exists()
+    steps["evaluate"] = not is_sealed(home.evaluations / inputs.digest[:SHORT])
     registration = RegistrationInputs(inputs.weights, inputs.digest, pinned_data(home), settings.digest())
     steps["register"] = not registration.match(installation.tags)
     return steps
