@@ -267,7 +267,7 @@ class AuditLog:
             if pending:
                 entry = pending[0]
                 if time.monotonic() - first_seen.setdefault(entry.hash, time.monotonic()) >= LEASE_S:
-                    self._apply(run_id, state, entry)
+                    self._apply(run_id, entry)
                 else:
                     time.sleep(0.1)
             elif state.moved_outside:
@@ -300,17 +300,23 @@ class AuditLog:
                 where=self.name,
                 remedy="omnimri history names entries that were removed; restore MLflow's store from its backup",
             ) from None
-        self._apply(run_id, state, entry)
+        self._apply(run_id, entry)
         return True
 
-    def _apply(self, run_id: str, state: AuditState, entry: Entry) -> None:
-        """Move aliases and mirrors, record the head on the model, and mark the entry as done. Idempotent."""
-        target = alias_versions([*state.entries[: entry.number - 1], entry])
-        for place in {move.place for move in entry.act.moves}:
-            self._set_alias(place, target.get(place, ""))
-        self.mirror()
-        self.client.set_registered_model_tag(self.name, HEAD, f"{entry.number} {entry.hash}")
-        self.client.log_param(run_id, f"{_key(entry.number)}{DONE}", entry.hash)
+    def _apply(self, run_id: str, entry: Entry) -> None:
+        """Move aliases and mirrors, record the head on the model, and mark the entry as done. Idempotent.
+
+        A writer that was suspended for longer than its lease may find that others have completed its entry and written more. It
+        sets what the newest entry says, and looks again afterwards, so that it never undoes their decisions.
+        """
+        entries: tuple[Entry, ...] = ()
+        while entries != (entries := self._entries(run_id)):
+            target = alias_versions(entries)
+            for place in sorted({move.place for later in entries[entry.number - 1 :] for move in later.act.moves}):
+                self._set_alias(place, target.get(place, ""))
+            self.mirror()
+            self.client.set_registered_model_tag(self.name, HEAD, f"{entries[-1].number} {entries[-1].hash}")
+            self.client.log_param(run_id, f"{_key(entry.number)}{DONE}", entry.hash)
 
     def _set_alias(self, place: str, version: str) -> None:
         """Point an alias to a version; remove it if the version is "" or was deleted, which is then recorded as an outside move."""

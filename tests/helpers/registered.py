@@ -19,6 +19,7 @@ from components.registry.registration import audit_log_of, mlflow_client
 from components.settings import RegistrySettings, load_settings
 from components.tracking import Tracking
 from tests.helpers.corpora import tiny_corpus
+from tests.helpers.mlflow_store import create_store
 from tests.helpers.trained import tiny_model
 
 SETTINGS = RegistrySettings(tolerance=0.02)
@@ -31,7 +32,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.home = Home(root, root / "data")
-        self.uri = f"sqlite:///{self.home.mlflow / 'mlflow.db'}"  # whatever store an earlier test set
+        database = create_store(self.home.mlflow / "mlflow.db")
+        self.uri = f"sqlite:///{database}"  # whatever store an earlier test set
         self.corpus: Corpus = tiny_corpus(root / "corpus")
         self.model = tiny_model(root / "model", self.corpus)
         self.client = mlflow_client(self.uri)

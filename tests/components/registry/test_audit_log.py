@@ -29,6 +29,7 @@ from components.registry.audit_log import (
     alias_versions,
     integrity_faults,
 )
+from tests.helpers.mlflow_store import create_store
 
 
 def chain(actions: Sequence[Action]) -> tuple[Entry, ...]:
@@ -80,7 +81,7 @@ def test_an_alias_remembers_its_earlier_versions() -> None:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store") / "mlflow.db"
+    return create_store(tmp_path_factory.mktemp("store") / "mlflow.db")
 
 
 @pytest.fixture

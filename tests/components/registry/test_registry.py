@@ -278,12 +278,14 @@ def test_an_interrupted_registration_is_completed(tmp_path: Path, monkeypatch: p
     assert len(store.client.search_logged_models([experiment])) == len(list_versions(store.uri, NAME)) == 1
 
 
-def test_changed_weights_of_a_version_are_refused_when_it_is_loaded(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    version = store.register()
-    weights = resolve_model(f"models:/{NAME}/{version.version}", store.uri) / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(JobFailed, match="differ from those that were evaluated"):
-        resolve_model(f"models:/{NAME}@candidate", store.uri)
+def test_changed_weights_of_a_version_are_refused_when_it_is_loaded(store: Store, first: ModelVersion) -> None:
+    weights = resolve_model(f"models:/{NAME}/1", store.uri) / "model.safetensors"
+    content = weights.read_bytes()
+    try:
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(JobFailed, match="differ from those that were evaluated"):
+            resolve_model(f"models:/{NAME}/1", store.uri)
+        with pytest.raises(mlflow.MlflowException, match="differ from those that were evaluated"):
+            mlflow.pyfunc.load_model(f"models:/{NAME}/1")
+    finally:
+        weights.write_bytes(content)

@@ -14,12 +14,16 @@ from components.settings import load_settings
 from components.tracking import Tracking
 from components.tracking.relocation import former_roots, relocate
 from tests.helpers.datasets import tree
+from tests.helpers.mlflow_store import create_store
 
 
 def open_home(root: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("OMNIMRI_HOME", str(root))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Home.open()
+    home = Home.open()
+    if not home.mlflow.exists():
+        create_store(home.mlflow / "mlflow.db")
+    return home
 
 
 def log_run(home: Home, digest: str) -> str:
@@ -69,7 +73,6 @@ def test_the_doctor_reports_a_move_until_the_store_is_relocated(tmp_path: Path, 
 
 def test_artifacts_that_were_placed_outside_of_the_home_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, shared = open_home(tmp_path / "home", monkeypatch), tmp_path / "shared" / "mlflow" / "artifacts"
-    home.mlflow.mkdir(parents=True)
     shared.mkdir(parents=True)
     mlflow.MlflowClient(home.tracking_uri).create_experiment("omnimri", artifact_location=shared.as_uri())
     assert not former_roots(home)

@@ -16,12 +16,13 @@ from components.errors import BadInput, GateRefused
 from components.registry.audit_log import Action, AuditState, Move
 from components.registry.registration import audit_log_of
 from flows.cli.history import app
+from tests.helpers.mlflow_store import create_store
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two versions, of which the second replaced the first in production."""
-    database = tmp_path / "mlflow.db"
+    database = create_store(tmp_path / "mlflow.db")
     uri = f"sqlite:///{database}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("OMNIMRI_HOME", str(tmp_path / "home"))
