@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import BadInput, JobFailed
-from components.evaluation.cohort import patient_digest
-from components.evaluation.results import COHORT
 from components.files import read_json
 from components.registries import STAGES
 from components.registry.model_version import ModelVersion
@@ -111,6 +109,8 @@ def versions_with_patients(
     Args:
         data_versions: data versions that contain their files, for model versions that store no patient list.
     """
+    from components.evaluation.cohort import patient_digest
+
     patient_digests = {patient_digest(dataset, patient) for dataset, names in patients.items() for patient in names}
 
     def splits(version: ModelVersion, cohort: Cohort | None) -> set[str]:
@@ -136,6 +136,8 @@ def versions_with_dataset(dataset: str, tracking_uri: str, name: str) -> list[Us
 
 def _uses(splits: Callable[[ModelVersion, Cohort | None], set[str]], tracking_uri: str, name: str) -> list[Use]:
     """Return the versions for which ``splits`` returns some; a version whose artifacts are lost counts as unknown."""
+    from components.evaluation.results import COHORT
+
     uses = []
     for version in list_versions(tracking_uri, name):
         try:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.catalog import load_card
 from components.errors import BadInput
-from components.evaluation import EvaluationReport
-from components.evaluation.results import COHORT
-from components.evaluation.verdicts import MIN_PATIENTS
 from components.files import read_json
 from components.registries import TASKS
 from components.registry.promotion_gate import RESULTS
+
+if TYPE_CHECKING:
+    from components.evaluation import EvaluationReport
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
@@ -40,6 +40,8 @@ def model_card(name: str, evaluation: EvaluationReport, settings: str, tags: dic
 
 def limitations(evaluation: EvaluationReport) -> list[str]:
     """Return the limitations that the evaluation shows, one sentence each."""
+    from components.evaluation.verdicts import MIN_PATIENTS
+
     sentences = [evaluation.note] if evaluation.note else []
     for task in TASKS:
         rows = [row for row in evaluation.rows if row.task == task]
@@ -61,6 +63,8 @@ def limitations(evaluation: EvaluationReport) -> list[str]:
 
 def _datasets(evaluation: EvaluationReport, settings: str) -> list[dict[str, Any]]:
     """Return name, license and number of patients of every dataset of the profile."""
+    from components.evaluation.results import COHORT
+
     file = evaluation.folder / COHORT
     cohort = read_json(file) if file.exists() else {}
     rows = []

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import BadInput
-from components.evaluation import EvaluationReport
 from components.files import write_json
 from components.model_files import WEIGHTS_TAG, weights_digest
 from components.provenance import REPOSITORY, SHORT, digest
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion as StoredVersion
     from mlflow.models import ModelSignature
+
+    from components.evaluation import EvaluationReport
 
 PACKAGES = ("components", "model_core", "kernels")
 SETTINGS, PLUGIN_LIST, DIGEST = "settings.json", "plugins.json", "weights_digest.json"

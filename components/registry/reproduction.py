@@ -24,7 +24,6 @@ from components.model_files import resolve_model
 from components.provenance import REPOSITORY
 from components.registry.lineage import load_version_settings
 from components.registry.registration import show_version
-from components.versioning import DataRepository
 
 COMMAND = (sys.executable, "-m", "flows.cli")
 OWN_VARIABLES = ("PREFECT_", "MLFLOW_", "OMNIMRI_")
@@ -83,6 +82,8 @@ def reproduce(version: str, home: Home, name: str, keep: Path | None = None) -> 
 def _reproduce_in(
     version: str, commit: str, data: str, settings: dict[str, Any], home: Home, name: str, folder: Path
 ) -> Reproduction:
+    from components.versioning import DataRepository
+
     seconds: dict[str, float] = {}
     checkout, profile = folder / "checkout", folder / "settings.yaml"
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""A model of the registry: whatever operators, crashes, clocks and other tools do, the history stays whole and explains every alias.
+"""A model of the registry: whatever operators, crashes, clocks and other tools do, the history is whole and explains every alias.
 
 Each command may be killed at any call of MLflow's client, suspended there for longer than its lease while another command runs, and
 started on a machine whose clock is wrong. Other tools delete versions, move aliases, rename the model, delete runs and experiments.
@@ -10,7 +10,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
@@ -142,24 +142,17 @@ class Registry(RuleBasedStateMachine):
         kind, at = disturbance
         actions = {"none": lambda: None, "kill": kill, "overtaken": self.overtake}
         started = self.clock.now
-        with patch.object(audit_log, "time", self.clock), patch.object(audit_log, "datetime", clock_ahead(self.wrong_by)):
-            with disturbed(at, actions[kind]):
-                try:
-                    command()
-                except Killed:
-                    assert kind == "kill"
-                except OmniMRIError:
-                    pass
+        clocks = patch.multiple(audit_log, time=self.clock, datetime=clock_ahead(self.wrong_by))
+        with suppress(OmniMRIError, *([Killed] if kind == "kill" else [])), clocks, disturbed(at, actions[kind]):
+            command()
         allowed = 2 * LONGEST_S if kind == "overtaken" else LONGEST_S
         assert self.clock.now - started < allowed
 
     def overtake(self) -> None:
         """Let another writer run a command while this one is suspended."""
         if numbers := self.numbers():
-            try:
+            with suppress(OmniMRIError):
                 promote(self.random.choice(numbers), "production", self.uri, self.settings, "other writer", force=True)
-            except OmniMRIError:
-                pass
 
     @rule(disturbance=DISTURBANCE)
     def register(self, disturbance: tuple[Disturbance, int]) -> None:
@@ -254,7 +247,6 @@ def check(machine: type[Registry], examples: int, steps: int) -> None:
             stateful_step_count=steps,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            print_blob=True,
         ),
     )
 
