@@ -89,6 +89,15 @@ def read_json(source: Path) -> Any:
     return json.loads(source.read_text())
 
 
+def read_state(source: Path) -> dict[str, Any]:
+    """Read a JSON file of our own state; return an empty mapping where it is missing, cut or damaged: it can be made again."""
+    try:
+        content = json.loads(source.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def read_lines(source: Path) -> list[Any]:
     """Read a JSON Lines file; return an empty list where there is no file."""
     return [json.loads(line) for line in source.read_text().splitlines()] if source.exists() else []

@@ -36,6 +36,17 @@ FAULTS: dict[int, tuple[str, str]] = {
     errno.EREMOTEIO: ("the file server reports an input/output error", f"check the server, {_AGAIN}"),
 }
 """Number of an operating system error -> (the fault, the remedy)."""
+LIBRARY_ERRORS = frozenset({"OperationalError", "SafetensorError", "RuntimeError", "MlflowException"})
+"""Errors of SQLite, safetensors, PyTorch and MLflow's store, which carry no number."""
+TEXTS = {
+    "no space left on device": errno.ENOSPC,
+    "database or disk is full": errno.ENOSPC,
+    "disk quota exceeded": errno.EDQUOT,
+    "attempt to write a readonly database": errno.EROFS,
+    "read-only file system": errno.EROFS,
+    "disk i/o error": errno.EIO,
+}
+"""Words in their messages -> number."""
 PROBE_BYTES = 2**20
 """Size of a file that is written to find out whether a disk accepts one."""
 NO_ACCESS = frozenset({errno.EACCES, errno.EPERM})
@@ -65,10 +76,19 @@ def find_system_fault(error: BaseException, where: str = "") -> MachineFault | N
         if isinstance(cause, BrokenProcessPool):
             remedy = f"use fewer workers or a machine with more memory, {_AGAIN}"
             return MachineFault("a worker process was killed, probably for want of memory", where=where, remedy=remedy)
-        if isinstance(cause, OSError) and cause.errno in FAULTS:
-            what, remedy = FAULTS[cause.errno]
+        number = cause.errno if isinstance(cause, OSError) else _number_in_text(cause)
+        if number in FAULTS:
+            what, remedy = FAULTS[number]
             return MachineFault(what, where=where, remedy=remedy)
     return None
+
+
+def _number_in_text(error: BaseException) -> int | None:
+    """Return the number of the operating system error that a library in another language reports by its text alone."""
+    if type(error).__name__ not in LIBRARY_ERRORS:
+        return None
+    text = str(error).lower()
+    return next((number for words, number in TEXTS.items() if words in text), None)
 
 
 def find_machine_fault(error: BaseException, where: str = "") -> MachineFault | None:

@@ -20,7 +20,7 @@ from components.curation import curation_inputs, is_current
 from components.curation.corpus import SUMMARY, Corpus
 from components.errors import BadInput
 from components.evaluation.evaluate import evaluation_inputs
-from components.files import read_json, write_json
+from components.files import read_state, write_json
 from components.home import Home
 from components.ingestion.deidentification.pseudonyms import find_key
 from components.ingestion.inputs import IngestionInputs, ingestion_inputs
@@ -71,13 +71,14 @@ def changes(home: Home, step: str, inputs: Inputs) -> list[str]:
     """Return what has changed since a step ran last; nothing if it has run with these inputs and its files are in place."""
     folder = _record_folder(home, step)
     record = folder / f"{digest(dict(inputs))[:SHORT]}.json"
-    if record.exists():
-        proofs = read_json(record)["proofs"].items()
-        return [f"{Path(path).name} has changed" for path, md5 in proofs if not _has_md5(_here(path, home), md5)]
+    stored = read_state(record)
+    if "proofs" in stored:
+        proofs = stored["proofs"].items()
+        return [f"{_here(path, home).name} has changed" for path, md5 in proofs if not _has_md5(_here(path, home), md5)]
     records = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not records:
         return ["never run here"]
-    previous = read_json(records[-1])["inputs"]
+    previous = read_state(records[-1]).get("inputs", {})
     names = [name for name in sorted({*inputs, *previous}) if inputs.get(name) != previous.get(name)]
     return [f"{name} changed" for name in names]
 

@@ -7,6 +7,7 @@ in ``quarantine.json`` with the reason; its series is ingested without it, unles
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from pathlib import Path
 from components.catalog import DatasetCard
 from components.errors import BadInput, MachineFault
 from components.files import write_json
-from components.ingestion.cleaning import CleanedFile, WorkerPool, clean_files, read_previous
-from components.ingestion.deidentification.pseudonyms import Pseudonyms, check_key, claim_key
-from components.ingestion.formats.base import WriteContext
+from components.ingestion.cleaning import CleanedFile, WorkerPool, clean_files, read_previous, source_md5
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonyms, check_key, claim_key, require_same_key
+from components.ingestion.formats.base import PlannedFile, WriteContext
 from components.ingestion.manifest import MANIFEST, QUARANTINE, Manifest, files_of
 from components.ingestion.series_checks import SeriesChecks
 from components.ingestion.series_planner import make_plan
@@ -66,10 +67,11 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
     pseudonyms, recipe = Pseudonyms(key, card.id), output_recipe(card, key)
     staging = Staging(data / card.id)
     try:
-        claim_key(key, card.id, data)
+        proven = require_same_key((key,), card.id, data) or key == DEMO_KEY
         staging.root.mkdir(parents=True, exist_ok=True)
         staging.recover()
-        update = _prepare_update(card, source, staging, WriteContext(card, pseudonyms), recipe, workers)
+        update = _prepare_update(card, source, staging, WriteContext(card, pseudonyms), recipe, workers, proven)
+        claim_key(key, card.id, data)
         staging.commit(update.staged, update.quarantine, update.manifest.to_json())
         _remove_other_files(staging.root, data, update.written)
     except Exception as error:
@@ -122,8 +124,13 @@ class _Update:
         return [asdict(entry) for entry in self.quarantined]
 
 
-def _prepare_update(card: DatasetCard, source: Path, staging: Staging, context: WriteContext, recipe: str, workers: int) -> _Update:
+def _prepare_update(
+    card: DatasetCard, source: Path, staging: Staging, context: WriteContext, recipe: str, workers: int, same_key: bool
+) -> _Update:
     """Plan a source folder, stage what is new, read all new series back, and describe the result.
+
+    Args:
+        same_key: the key is known to be that of the last version.
 
     Raises:
         BadInput, MachineFault: see :func:`ingest`.
@@ -137,6 +144,8 @@ def _prepare_update(card: DatasetCard, source: Path, staging: Staging, context: 
         plan.exclude_patients(withdrawn)
         previous = read_previous(root, recipe)
         files = {file.target: file for series in plan.series for file in series.files}
+        if not same_key:
+            _require_same_names(root, files)
         results = clean_files(list(files.values()), previous, staging, context, recipe, mapper)
         last = Manifest.read(root)
         intact = last.series if last is not None and last.recipe == recipe else ()
@@ -168,6 +177,25 @@ def _require_reachable(plan: Plan, last: list[SourceSeries], series: list[Source
             f"and {len(lost)} series of the last version may be in them: nothing was changed",
             where=str(source),
             remedy=first.remedy,
+        )
+
+
+def _require_same_names(root: Path, files: Mapping[str, PlannedFile]) -> None:
+    """Check that the sources of the last version keep their names, where no fingerprint of its key was recorded.
+
+    Raises:
+        BadInput: the same sources would get other names: the last version has another key, such as the published one.
+    """
+    last = Manifest.read(root)
+    if last is None or not files or not set(last.sources).isdisjoint(files):
+        return
+    known = set(last.sources.values())
+    if any(source_md5(file) in known for file in files.values()):
+        raise BadInput(
+            "its pseudonyms were made with another key: patients who withdrew would come back under new names",
+            where=str(root),
+            remedy="use that key (public_demo_key, or ingestion.key_file); to begin anew with this one, withdraw the same patients "
+            f"again afterwards, and delete {root} first",
         )
 
 

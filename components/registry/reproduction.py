@@ -21,7 +21,7 @@ from typing import Any
 from components.errors import BadInput, JobFailed
 from components.home import Home
 from components.model_files import resolve_model
-from components.provenance import REPOSITORY
+from components.provenance import REPOSITORY, git_environment
 from components.registry.lineage import load_version_settings
 from components.registry.registration import show_version
 
@@ -160,7 +160,10 @@ def unmet_pins(lock: Path) -> tuple[tuple[str, str, str], ...]:
 
 
 def _git(*words: str) -> None:
-    done = subprocess.run(["git", *words], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", *words], env=git_environment(), capture_output=True, text=True)
+    except FileNotFoundError:
+        raise BadInput("git is not installed", where="PATH", remedy="install git; it checks out the recorded code") from None
     if done.returncode:
         error_lines = done.stderr.strip().splitlines() or ["failed"]
         raise BadInput(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.files import atomic_file, read_json, write_json
+from components.files import atomic_file, read_state, write_json
 from components.tracking.runs import StageRun, Tracking
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 JOURNAL, PICTURES = "journal.json", "pictures"
 MARKER_METRIC = "loss"
 """A metric that every step has: if the server has it for a step, it has all metrics of the step."""
+REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"})
+"""Codes of errors that mean a deleted run rather than an outage."""
 RETRY_DELAYS_S = (1.0, 3.0, 9.0, 27.0)
 
 
@@ -57,7 +59,7 @@ class Journal:
     @classmethod
     def open(cls, folder: Path, run_id: str) -> Journal:
         """Read the journal of a folder, or start an empty one."""
-        stored = read_json(folder / JOURNAL) if (folder / JOURNAL).exists() else {}
+        stored = read_state(folder / JOURNAL)
         delivered = stored.pop("told", [])
         return cls(folder, run_id, **stored, delivered=delivered)
 
@@ -102,10 +104,10 @@ class Journal:
             self.complete = True
         except (MlflowException, OSError) as error:
             self.complete = False
-            print(
-                f"the tracking server does not answer ({type(error).__name__}): records stay in {self.folder} and are sent later",
-                flush=True,
-            )
+            refused = getattr(error, "error_code", "") in REFUSALS
+            reason = f"MLflow refuses the run {self.run_id}" if refused else "the tracking server does not answer"
+            remedy = "; if it was deleted, mlflow runs restore brings it back" if refused else ""
+            print(f"{reason} ({type(error).__name__}): records stay in {self.folder} and are sent later{remedy}", flush=True)
         self.write()
         return self.complete
 

@@ -115,6 +115,15 @@ class Tracking:
         self._log_parameters(client, run.info.run_id, flatten(parameters))
         return str(run.info.run_id)
 
+    def is_active(self, run_id: str) -> bool:
+        """Return whether a run accepts records; a server that does not answer gets the benefit of the doubt."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(open_client(self.uri, self.home).get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            return error.error_code != "RESOURCE_DOES_NOT_EXIST"
+
     def run(self, run_id: str) -> StageRun:
         """Return an existing run."""
         return StageRun(open_client(self.uri, self.home), run_id)

@@ -14,7 +14,7 @@ from typing import Any
 
 from components.curation.corpus import Corpus
 from components.errors import BadInput, JobFailed
-from components.files import atomic_directory, read_json, read_lines, write_json
+from components.files import atomic_directory, read_json, read_lines, read_state, write_json
 from components.home import Home
 from components.launching import JobSpec, Launcher, LocalLauncher, configure_for_cluster
 from components.model_files import has_digest, weights_digest
@@ -22,6 +22,7 @@ from components.provenance import SHORT, code_digest, digest, file_md5
 from components.registries import PLUGINS, STAGES
 from components.settings import ModelSettings, Settings, StageName
 from components.tracking import Journal, Tracking
+from components.tracking.journal import JOURNAL
 from components.verified_files import is_sealed, seal
 
 DONE, JOB, RUN, METRICS = "done.json", "job.json", "run.json", "curve.jsonl"
@@ -206,9 +207,7 @@ def _describe_job(
     tokenizer = prepare_tokenizer(corpus_root, settings, home)
     if settings.model.backbone is not None:
         _require_backbone(settings.model, settings.model.backbone, tokenizer)
-    if not (job.folder / RUN).exists():
-        parameters = settings.training.stage(job.name).model_dump(mode="json")
-        write_json(job.folder / RUN, {"run_id": tracking.create_stage_run(job.name, job.identity, parent_run_id, parameters)})
+    run_id = _stage_run(job, settings, tracking, parent_run_id)
     write_json(
         job.folder / JOB,
         {
@@ -221,9 +220,20 @@ def _describe_job(
             "home": home.root,
             "data": home.data,
             "tracking_uri": home.tracking_uri,
-            "run_id": read_json(job.folder / RUN)["run_id"],
+            "run_id": run_id,
         },
     )
+
+
+def _stage_run(job: JobSpec, settings: Settings, tracking: Tracking, parent_run_id: str | None) -> str:
+    """Return the MLflow run of a stage that is to be trained: a new one if ``run.json`` names none, or one that was deleted."""
+    run_id = read_state(job.folder / RUN).get("run_id")
+    if run_id is None or not tracking.is_active(run_id):
+        parameters = settings.training.stage(job.name).model_dump(mode="json")
+        run_id = tracking.create_stage_run(job.name, job.identity, parent_run_id, parameters)
+        (job.folder / JOURNAL).unlink(missing_ok=True)  # the new run has nothing yet
+        write_json(job.folder / RUN, {"run_id": run_id})
+    return str(run_id)
 
 
 def _run_job(job: JobSpec, launcher: Launcher) -> None:

@@ -181,7 +181,8 @@ def validate(corpus_root: Path, project: Path, accept_drift: str | None = None) 
     write_json(corpus_root / QUARANTINE, {"digest": corpus.tables_digest, **quarantine})
     if report.passed:
         write_json(project / ACCEPTED, {"digest": corpus.tables_digest, "profile": profile, "reason": accept_drift or ""})
-    write_json(project / REPORT, {"identity": identity, **asdict(report)})
+    page = os.path.relpath(report.data_docs, project)  # the project may be moved
+    write_json(project / REPORT, {"identity": identity, **asdict(report), "data_docs": page})
     return report
 
 
@@ -202,12 +203,12 @@ def _existing_report(project: Path, identity: str, accepted: dict[str, Any] | No
     stored = read_json(project / REPORT)
     if stored["identity"] != identity:
         return None
-    report = _parse_report(stored)
+    report = _parse_report(stored, project)
     current = report.passed or not accepted or report.compared_with == accepted["digest"]
     return report if current and report.data_docs.is_file() else None
 
 
-def _parse_report(stored: dict[str, Any]) -> ValidationReport:
+def _parse_report(stored: dict[str, Any], project: Path) -> ValidationReport:
     def failures(entries: list[dict[str, Any]]) -> tuple[Failure, ...]:
         return tuple(Failure(**{**entry, "examples": tuple(entry["examples"])}) for entry in entries)
 
@@ -225,7 +226,7 @@ def _parse_report(stored: dict[str, Any]) -> ValidationReport:
         stored["corpus_digest"],
         stored["passed"],
         tables,
-        Path(stored["data_docs"]),
+        project / stored["data_docs"],
         stored["quarantined"],
         stored["compared_with"],
         reused=True,
@@ -258,7 +259,7 @@ def run_rules(
         for key, rules in broken_rules.items():
             rows.setdefault(key, []).extend(f"{table}.{rule}" for rule in rules)
     sites = context.get_docs_sites_urls()
-    data_docs = Path(str(sites[0]["site_url"]).removeprefix("file://"))
+    data_docs = Path(str(sites[0]["site_url"]).removeprefix("file://"))  # not quoted, whatever characters the path has
     passed = not any(result.failures for result in results)
     counts = {name: len(rows) for name, rows in quarantine.items() if rows}
     return ValidationReport(corpus_digest, passed, tuple(results), data_docs, counts, compared_with), quarantine

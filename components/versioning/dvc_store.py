@@ -53,7 +53,8 @@ def open_dvc(root: Path) -> Iterator[Repo]:
     try:
         if not (root / ".dvc").is_dir():
             _initialize(root)
-        repo = Repo(str(root))
+        # An archive has .dvc/config but no .git: without this, DVC would refuse it, or use a repository around it.
+        repo = Repo(str(root), config=None if (root / ".git").exists() else {"core": {"no_scm": True}})
         try:
             yield repo
         finally:

@@ -107,7 +107,11 @@ def digest_at_revision(path: Path, revision: str) -> str | None:
     if revision.startswith("-") or not (path.parent / ".git").exists():
         return None
     command = ["git", "show", f"{revision}:./{path.name}"]
-    result = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
+    try:
+        result = subprocess.run(command, cwd=path.parent, env=git_environment(), capture_output=True, text=True)
+    except FileNotFoundError:
+        remedy = "install git, or name the data version by its digest"
+        raise BadInput("git is not installed, and only it knows revisions", where=revision, remedy=remedy) from None
     with suppress(ValueError):  # at that revision the file was damaged
         return Pin.parse(result.stdout).digest if result.returncode == 0 else None
     return None

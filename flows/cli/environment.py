@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 
 from components.errors import OmniMRIError
 from components.home import Home, sqlite_address
@@ -33,7 +34,8 @@ def set_defaults(home: Home) -> None:
         os.environ.setdefault(name, value)
     bypass_proxies(*LOOPBACK)
     if "PREFECT_HOME" not in os.environ:
-        home.prefect.mkdir(parents=True, exist_ok=True)  # Prefect does not create missing parents, and then waits until its timeout
+        with suppress(OSError):  # --help and reading commands need no folder; the others report the fault when they write
+            home.prefect.mkdir(parents=True, exist_ok=True)  # Prefect does not create missing parents
         os.environ["PREFECT_HOME"] = str(home.prefect)
         if set("?%") & set(str(home.prefect)):  # Prefect itself would not quote them
             os.environ.setdefault(PREFECT_DATABASE, sqlite_address(home.prefect / "prefect.db", "aiosqlite"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Annotated
 
 import typer
 
-from components.errors import BadInput, OmniMRIError
+from components.errors import BadInput, JobFailed, OmniMRIError
 from components.home import Home
-from components.machine_faults import find_system_fault, own_file
+from components.machine_faults import causes, find_system_fault, own_file
 from components.processes import TERMINATED, Terminated, raise_on_sigterm
 from flows.cli import (
     catalog,
@@ -75,6 +76,19 @@ def set_card_folder(
     os.environ["OMNIMRI_CARDS"] = str(cards.resolve())
 
 
+def describe_error(error: Exception, home: Home) -> OmniMRIError | None:
+    """Return the fault of the machine, of MLflow's store or of its server that an unexpected error means; None for a bug."""
+    if fault := find_system_fault(error, own_file(error, home.root, home.data)):
+        return fault
+    for cause in causes(error):
+        if type(cause).__module__.startswith("mlflow.") and isinstance(cause, Exception):
+            where = re.sub(r"//[^/@]*@", "//", home.tracking_uri)  # without a password
+            text = " ".join(str(cause).split())[:300]
+            remedy = "omnimri doctor checks the store; what was deleted in MLflow, `mlflow runs restore` brings back"
+            return JobFailed(f"MLflow: {text}", where=where, remedy=remedy)
+    return None
+
+
 def main() -> None:
     """Run a command as a process: set the environment, and turn an error into its message and exit status."""
     raise_on_sigterm()
@@ -89,8 +103,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except Exception as error:
-        home = Home.open()
-        fault = find_system_fault(error, own_file(error, home.root, home.data))
+        fault = describe_error(error, Home.open())
         if fault is None:
             traceback.print_exc()
             raise SystemExit(1) from None

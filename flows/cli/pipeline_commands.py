@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
@@ -58,6 +59,7 @@ def run(
     from flows.cli.output import emit
 
     with run_log("run"):
+        preflight.check_code()
         with step("start"):
             from flows.pipeline import pipeline
             from flows.reporting import start_prefect
@@ -104,7 +106,7 @@ def _print_pipeline(report: PipelineReport) -> None:
             "data": f"{report.data_digest} ({report.volumes} volumes curated, {report.quarantined} inputs in quarantine)",
             "report": relative(report.report),
             "Data Docs": relative(report.data_docs),
-            "MLflow": f"mlflow ui --backend-store-uri {report.tracking_uri}  (or: make ui)",
+            "MLflow": f"mlflow ui --backend-store-uri {shlex.quote(report.tracking_uri)}  (or: make ui)",
             "try it": 'omnimri predict IMAGE "Segment the white matter in this brain MRI."',
         }
     )
@@ -280,6 +282,7 @@ def train(
     preflight.check_corpus()
     preflight.check_model_folders(settings.model)
     with run_log("train"):
+        preflight.check_code()
         with step("start"):
             from flows.reporting import start_prefect
             from flows.train import train_stages

@@ -26,6 +26,16 @@ def check_run(settings: Settings) -> None:
     check_model_folders(settings.model)
 
 
+def check_code() -> None:
+    """Warn before a training that its model cannot be promoted, because the commit of the code is unknown."""
+    from components.progress import report
+    from components.provenance import git_commit
+
+    if git_commit() == "unknown":
+        remedy = "work in a git clone, or set OMNIMRI_COMMIT"
+        report(f"warning: the code has no git commit: a model trained with it stays candidate ({remedy})")
+
+
 def check_datasets(datasets: tuple[DatasetSettings, ...], ingestion: IngestionSettings) -> None:
     """Check the card, the source folder and the pseudonym key of each dataset.
 

@@ -24,7 +24,7 @@ from uuid import UUID
 import psutil
 
 from components.errors import BadInput, JobFailed
-from components.files import read_json, write_json
+from components.files import read_state, write_json
 from components.home import Home
 from components.network import bypass_proxies, http_address, require_free_port
 from components.tracking.relocation import relocate_if_moved
@@ -180,9 +180,9 @@ def database_urls(url: str) -> tuple[str, str]:
 def running_services(home: Home) -> Mapping[str, str] | None:
     """Return the environment variables of this home's services; None if they do not run."""
     path = home.root / SERVICES
-    if not path.exists():
+    stored = read_state(path)
+    if "pid" not in stored:
         return None
-    stored = read_json(path)
     if stored.get("home", str(home.root)) != str(home.root):  # a copy of a home whose services run: they are not ours
         return None
     try:

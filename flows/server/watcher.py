@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from components.files import read_json, write_json
+from components.files import read_state, write_json
 from components.home import Home
 from components.provenance import digest
 from components.settings import Settings
@@ -43,7 +43,7 @@ class Watcher:
     def open(cls, home: Home, quiet_s: float = QUIET_S) -> Watcher:
         """Return a watcher with the states that have been announced before."""
         path = home.root / STATE_FILE
-        return cls(path, quiet_s, dict(read_json(path)) if path.exists() else {})
+        return cls(path, quiet_s, read_state(path))
 
     def settled_changes(self, observed: Iterable[SourceState], now: float) -> list[SourceState]:
         """Return the sources that differ from their announced state and have settled. A new source counts as announced.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import sqlite3
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from components.machine_faults import (
     causes,
     find_machine_fault,
     find_system_fault,
+    find_write_fault,
     own_file,
     program_error,
     raise_machine_fault,
 )
+from tests.helpers.faulty_files import FaultyDisk
 
 
 @pytest.mark.parametrize("number", sorted(FAULTS), ids=errno.errorcode.get)
@@ -130,3 +133,24 @@ def test_only_own_files_are_named(tmp_path: Path) -> None:
     ours, theirs = OSError(errno.EIO, "", str(tmp_path / "data" / "a")), OSError(errno.EIO, "", os.fsencode("/source/Doe"))
     assert own_file(ours, tmp_path / "data") == str(tmp_path / "data" / "a")
     assert own_file(theirs, tmp_path / "data") == own_file(ours, tmp_path / "dat") == own_file(ValueError()) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (sqlite3.OperationalError("database or disk is full"), "no space left"),
+        (sqlite3.OperationalError("attempt to write a readonly database"), "read-only"),
+        (RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos: No space left on device"), "no space left"),
+    ],
+)
+def test_libraries_in_other_languages_report_a_full_disk_by_text(error: Exception, fault: str) -> None:
+    found = find_system_fault(error)
+    assert found is not None and fault in found.what
+    assert find_system_fault(ValueError(str(error))) is None  # an input may contain the words
+
+
+def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
+    assert find_write_fault(tmp_path) is None and not list(tmp_path.iterdir())
+    with FaultyDisk(tmp_path, errno.ENOSPC, lasting=True).mounted():
+        fault = find_write_fault(tmp_path)
+    assert fault is not None and "no space left" in fault.what and str(tmp_path) in fault.where

@@ -90,8 +90,8 @@ def _fingerprints(data: Path) -> dict[str, str]:
     return dict(read_json(data / KEYS)) if (data / KEYS).exists() else {}
 
 
-def require_same_key(keys: Iterable[bytes], dataset_id: str, data: Path) -> None:
-    """Check that one of the keys made the pseudonyms of a dataset.
+def require_same_key(keys: Iterable[bytes], dataset_id: str, data: Path) -> bool:
+    """Check that one of the keys made the pseudonyms of a dataset; return whether a fingerprint proves it.
 
     Raises:
         BadInput: another key did.
@@ -103,6 +103,7 @@ def require_same_key(keys: Iterable[bytes], dataset_id: str, data: Path) -> None
             where=f"{dataset_id} ({data / KEYS})",
             remedy=f"use the {KEY_FILE} of the installation that ingested it first, in this home or as ingestion.key_file",
         )
+    return recorded is not None
 
 
 def claim_key(key: bytes, dataset_id: str, data: Path) -> None:

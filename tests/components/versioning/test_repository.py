@@ -1,10 +1,12 @@
 """Pinning a folder in DVC: digests, unchanged pins, the default remote."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from components.errors import BadInput
+from components.provenance import git_environment
 from components.versioning import DataRepository
 
 
@@ -45,3 +47,22 @@ def test_missing_data_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         DataRepository(tmp_path, tmp_path / "data").snapshot()
     with pytest.raises(BadInput, match="omnimri ingest"):
         DataRepository(tmp_path, tmp_path / "data").digest()
+
+
+def test_an_unpacked_archive_is_versioned_without_git(repository: DataRepository) -> None:
+    """It has ``.dvc/config`` but no ``.git``; a repository around it is not asked, and not changed."""
+    subprocess.run(["git", "init", "--quiet", str(repository.root.parent)], check=True, env=git_environment())
+    repository.snapshot()
+    config = repository.root / ".dvc" / "config"
+    config.write_text("".join(line for line in config.read_text().splitlines(keepends=True) if "no_scm" not in line))
+    (repository.data / "two.txt").write_text("two")
+    assert repository.snapshot().changed and repository.is_clean()
+    assert not (repository.root / ".gitignore").exists()
+
+
+def test_a_revision_without_git_is_a_sentence(repository: DataRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository.snapshot()
+    (repository.root / ".git").mkdir()
+    monkeypatch.setenv("PATH", str(repository.root))
+    with pytest.raises(BadInput, match="git is not installed"):
+        repository.resolve("HEAD~1")

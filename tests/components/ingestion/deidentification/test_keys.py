@@ -56,6 +56,18 @@ def test_the_published_key_leaves_no_fingerprint(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / KEYS).exists()
 
 
+def test_data_of_the_published_key_are_not_given_other_names_in_silence(tmp_path: Path) -> None:
+    source, data = write_cohort(tmp_path / "source", 4), tmp_path / "data"
+    ingest(tiny_card(), source, data, DEMO_KEY)
+    before = tree(data)
+    for _ in range(2):  # the refusal is not forgotten
+        with pytest.raises(BadInput, match="another key"):
+            ingest(tiny_card(), source, data, bytes(KEY_BYTES))
+    assert {name: content for name, content in tree(data).items() if "/." not in name} == before
+    shutil.rmtree(data / tiny_card().id)
+    ingest(tiny_card(), source, data, bytes(KEY_BYTES))  # the remedy
+
+
 def test_a_cut_key_is_refused(first: Home) -> None:
     os.truncate(first.root / KEY_FILE, 0)
     with pytest.raises(BadInput, match="restore it from its backup"):
