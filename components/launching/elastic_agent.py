@@ -115,7 +115,6 @@ def run_agent(options: list[str], job: list[str], policy: RestartPolicy | None =
             setattr(api, "LocalElasticAgent", _build_agent_class(policy, Path(folder)))  # noqa: B010
             options = [*options, f"--max-restarts={UNLIMITED}"]
         previous = signal.signal(signal.SIGTERM, stop)  # torchrun itself handles it only while workers run
-        end_with_parent()
         try:
             run(parse_args([*options, "-m", worker_process.__name__, *job]))
         except ChildFailedError as error:
@@ -194,5 +193,6 @@ def _report(failure: FailureRecord) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()  # of a local launcher; in a pod, there is none
     separator = sys.argv.index("--")
     sys.exit(run_agent(sys.argv[1:separator], sys.argv[separator + 1 :]))
