@@ -341,7 +341,7 @@ class KubernetesSettings(Section):
     resource_claims: dict[str, str] = Field(
         default={}, description="devices by dynamic resource allocation: names and their ResourceClaimTemplates"
     )
-    excluded_machines: tuple[str, ...] = Field(default=(), description="host names on which no job may run")
+    excluded_machines: tuple[str, ...] = Field(default=(), description="machines (names of nodes) on which no job may run")
     service_account: str = Field(default="training", description="service account of the pods; it needs no permissions")
     time_limit_hours: float = Field(default=72, gt=0, description="maximum run time of a job, hours")
     grace_s: int = Field(default=120, ge=1, description="time for a checkpoint between SIGTERM and SIGKILL, seconds")

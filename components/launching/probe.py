@@ -1,12 +1,13 @@
 """Program with known behavior for the conformance tests of a cluster: ``python -m components.launching.probe ACTION``.
 
-Actions: ``succeed``; ``fail`` (an exception on the last rank); ``misconfigured`` (exit status 2); ``wait`` (until it is stopped);
-``resume FOLDER`` (waits when a rank runs for the first time, and succeeds when it runs again).
+Actions: ``succeed``; ``fail`` (an exception on the last rank); ``crash`` (SIGKILL); ``misconfigured`` (exit status 2); ``wait``
+(until it is stopped); ``resume FOLDER`` (waits when a rank runs for the first time, and succeeds when it runs again).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,8 @@ def main(action: str, *arguments: str) -> int:
     if action == "misconfigured":
         print("the probe finds no configuration", file=sys.stderr, flush=True)
         return BAD_CONFIGURATION
+    if action == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
     if action == "fail" and rank == world_size - 1:
         raise ValueError(CAUSE)
     if action == "resume":

@@ -35,10 +35,20 @@ def test_a_job_succeeds_and_its_log_names_the_ranks(world: World, rendering: Ren
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
-def test_the_exception_of_a_worker_is_what_the_user_sees(world: World, rendering: RenderingName) -> None:
-    job = probe_job(world, "fail", nodes=1, restarts=0, pending_limit_s=300.0)
+def test_the_exception_of_a_worker_is_what_the_user_sees_and_is_not_retried(world: World, rendering: RenderingName) -> None:
+    job = probe_job(world, "fail", nodes=1, restarts=3, pending_limit_s=300.0)
     with pytest.raises(JobFailed, match=f"exited with status 1: .*ValueError: {CAUSE}"):
         world.launcher(rendering).submit(job).wait()
+    assert len(world.pods(job.key)) == 1
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_a_crash_is_retried_as_often_as_permitted_in_one_pod(world: World, rendering: RenderingName) -> None:
+    job = probe_job(world, "crash", nodes=1, restarts=2, pending_limit_s=300.0)
+    handle = world.launcher(rendering).submit(job)
+    with pytest.raises(JobFailed, match="ended by signal SIGKILL"):
+        handle.wait()
+    assert len(world.pods(job.key)) == 1 and handle.logs().count("probe: crash") == 3
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
@@ -49,8 +59,8 @@ def test_a_wrong_configuration_is_not_retried(world: World, rendering: Rendering
     assert "fix the settings" in caught.value.remedy and len(world.pods(job.key)) == 1
 
 
-def test_an_evicted_pod_is_replaced_and_the_job_succeeds(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    handle = world.launcher().submit(probe_job(world, "resume", pending_limit_s=300.0))
+def test_an_evicted_pod_is_replaced_and_uses_no_restart(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    handle = world.launcher().submit(probe_job(world, "resume", restarts=0, pending_limit_s=300.0))
     waiter = Waiter(handle)
     wait_until(lambda: handle._last_reported.endswith("running") and handle.log.covers_all_nodes)
     world.evict(handle.key, 1)

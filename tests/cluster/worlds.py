@@ -30,6 +30,7 @@ from tests.helpers.fake_cluster import FakeCluster, wait_until
 
 IMAGE = os.environ.get("OMNIMRI_TEST_IMAGE", "omnimri:0.2.0")
 CLAIM, STORAGE = "state", {"requests": {"storage": "1Gi"}}
+KILLED = "rank 0: ended by signal SIGKILL"
 SMALL = Resources(cpu="250m", memory="1Gi", shared_memory="64Mi", scratch="1Gi")
 
 
@@ -100,6 +101,9 @@ class DoubleWorld:
         self._ran.add(node)
         if action == "misconfigured":
             return ScriptedPod(("the probe finds no configuration",), exit_code=2)
+        if action == "crash":
+            lines = ("probe: crash", *(f"{KILLED}; restarting", "probe: crash") * 2)
+            return ScriptedPod(lines, exit_code=1, pause_s=0.01, termination_log=KILLED)
         if action == "fail":
             cause = f"rank 0: ValueError: {CAUSE}"
             return ScriptedPod(("Traceback", cause), exit_code=1, pause_s=0.01, termination_log=cause)

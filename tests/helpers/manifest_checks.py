@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import yaml
+from kubernetes.utils.quantity import parse_quantity
 from kubernetes_validate.utils import all_versions, major_minor
 
 from components.provenance import REPOSITORY
@@ -126,6 +127,10 @@ def security_faults(pod: Object) -> list[str]:
     return faults
 
 
+def _is_on_disk(volume: Object) -> bool:
+    return "emptyDir" in volume and volume["emptyDir"].get("medium") != "Memory"
+
+
 def project_faults(pod: Object) -> list[str]:
     """Return the violations of this project's rules: read-only root file systems, and limits for CPU, memory and volumes."""
     faults = []
@@ -138,6 +143,10 @@ def project_faults(pod: Object) -> list[str]:
                 faults.append(f"{container['name']}: no {field} request and limit")
     if pod.get("enableServiceLinks") is not False:
         faults.append("enableServiceLinks")
+    disk = [parse_quantity(v["emptyDir"].get("sizeLimit", "0")) for v in pod.get("volumes", []) if _is_on_disk(v)]
+    limits = [c.get("resources", {}).get("limits", {}).get("ephemeral-storage", "0") for c in pod["containers"]]
+    if sum(disk) > sum(map(parse_quantity, limits)):  # the kubelet evicts a pod whose volumes exceed its limit
+        faults.append("volumes on disk exceed the limit of ephemeral-storage")
     faults += [
         f"volume {v['name']}: no size limit" for v in pod.get("volumes", []) if "emptyDir" in v and "sizeLimit" not in v["emptyDir"]
     ]

@@ -86,6 +86,7 @@ _DISRUPTION_REASONS = {
     "TerminationByKubelet": FailureKind.evicted,
     "DeletionByTaintManager": FailureKind.node_lost,
     "DeletionByPodGC": FailureKind.node_lost,
+    "DeletionByDeviceTaintManager": FailureKind.node_lost,
 }
 _STATUS_REASONS = {
     "Evicted": FailureKind.evicted,
@@ -208,8 +209,8 @@ def diagnose_failure(pod: Object) -> Failure | None:
         if failure is not None:
             return failure
     if status.get("phase") == "Failed":
-        message = status.get("message") or status.get("reason") or "failed"
-        return Failure(FailureKind.program, f"{name}: {message}", "see the log", machine(pod))
+        message = status.get("message") or status.get("reason") or "failed"  # the kubelet has refused it, for example
+        return Failure(FailureKind.killed, f"{name}: {message}", "see the log", machine(pod))
     return None
 
 

@@ -118,7 +118,8 @@ class KubernetesHandle:
         main = self.launcher.cluster.get(MAIN_RESOURCES[self.rendered.rendering], self.key)
         if main is None:
             return JobStatus(self.key, JobState.deleted)
-        return build_status(self.key, main, self._list_pods(), self._list_inner_jobs())  # after the job: they explain a failure
+        pods, inner_jobs = self._list_pods(), self._list_inner_jobs()  # after the job: they explain a failure
+        return explain_queue(self.launcher.cluster, main, build_status(self.key, main, pods, inner_jobs))
 
     def wait(self) -> None:
         """Wait until the job succeeds; resubmit it after an eviction, a preemption or a lost machine that ended it.
@@ -232,7 +233,7 @@ class KubernetesHandle:
             return observation
         blocker: Failure | None = None
         if observation.state is JobState.queued:
-            blocker = self._diagnose_queue()
+            blocker = diagnose_queue(self.launcher.cluster, self.main)
         elif observation.missing and waited_s > min(MISSING_PODS_S, self.job.pending_limit_s):
             blocker = self._diagnose_missing_pods(waited_s)
         if blocker is None:
@@ -322,28 +323,24 @@ class KubernetesHandle:
     def _diagnose_missing_pods(self, waited_s: float) -> Failure | None:
         """Return why pods are missing, according to the events: quota, admission, a missing service account, no controller."""
         events, _ = self.launcher.cluster.list_objects(EVENTS, selector="", fields="type=Warning")
+        # Events of an earlier job of this name stay for an hour.
+        created = (self.main["metadata"].get("creationTimestamp") or "").removesuffix("Z")
         related = [
             event
             for event in events
-            if event.get("involvedObject", {}).get("name", "").startswith(self.key) and "Create" in event.get("reason", "")
+            if event.get("involvedObject", {}).get("name", "").startswith(self.key)
+            and "Creat" in event.get("reason", "")
+            and _event_time(event)
+            >= created[: len("2026-11-28T12:00:00")]  # events of an earlier job of this name stay for an hour
         ]
         if related:
-            newest = max(related, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+            newest = max(related, key=_event_time)
             return diagnose_rejection(newest.get("message", ""), node_count(self.main))
         if waited_s > SILENT_CONTROLLER_S and not self._list_pods() and not (self._find_main() or {}).get("status"):
             kind = self.rendered.main["kind"]
             message = f"no controller acts on {kind} {self.key}"
             return Failure(FailureKind.unschedulable, message, f"start the controller of {kind}s, or use kubernetes.rendering=job")
         return None
-
-    def _diagnose_queue(self) -> Failure | None:
-        """Return why Kueue has not admitted the job, or None if it says nothing."""
-        queue_name = self.main["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
-        if not queue_name or not self.launcher.cluster.serves(WORKLOADS):
-            return None
-        selector = f"kueue.x-k8s.io/job-uid={self.main['metadata']['uid']}"
-        workloads, _ = self.launcher.cluster.list_objects(WORKLOADS, selector)
-        return diagnose_admission(workloads[-1], queue_name) if workloads else None
 
     def _to_error(self, observation: Observation) -> JobFailed:
         """Save the log and return the user-facing error for a job that did not succeed."""
@@ -463,6 +460,27 @@ def _earliest(*times_s: float | None) -> float | None:
     """Return the shortest of the waiting times; None = no limit."""
     finite = [time_s for time_s in times_s if time_s is not None and time_s != float("inf")]
     return min(finite, default=None)
+
+
+def _event_time(event: Object) -> str:
+    """Return the time of an event's last occurrence."""
+    series = event.get("series") or {}
+    return str(event.get("lastTimestamp") or series.get("lastObservedTime") or event.get("eventTime") or "")
+
+
+def diagnose_queue(cluster: Cluster, main: Object) -> Failure | None:
+    """Return why Kueue has not admitted a job, or None if it says nothing."""
+    queue_name = (main["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
+    if not queue_name or not cluster.serves(WORKLOADS):
+        return None
+    workloads, _ = cluster.list_objects(WORKLOADS, f"kueue.x-k8s.io/job-uid={main['metadata']['uid']}")
+    return diagnose_admission(workloads[-1], queue_name) if workloads else None
+
+
+def explain_queue(cluster: Cluster, main: Object, status: JobStatus) -> JobStatus:
+    """Return the status of a queued job with the reason of its queue; any other status is returned unchanged."""
+    failure = diagnose_queue(cluster, main) if status.state is JobState.queued else None
+    return replace(status, detail=failure.message) if failure else status
 
 
 def build_status(key: str, main: Object, pods: list[Object], jobs: Sequence[Object] = ()) -> JobStatus:

@@ -23,7 +23,7 @@ from components.launching.kubernetes.failures import (
     observe_deletion,
     pod_phase,
 )
-from components.launching.kubernetes.job_handle import KubernetesHandle, build_status
+from components.launching.kubernetes.job_handle import KubernetesHandle, build_status, explain_queue
 from components.launching.kubernetes.job_watch import Informers
 from components.launching.kubernetes.manifests import (
     COSCHEDULING_GROUPS,
@@ -106,7 +106,8 @@ class KubernetesLauncher:
         statuses = []
         for main in mains:
             key = main["metadata"]["labels"][JOB_LABEL]
-            statuses.append(build_status(key, main, pods.get(key, []), jobs.get(key, [])))
+            status = build_status(key, main, pods.get(key, []), jobs.get(key, []))
+            statuses.append(explain_queue(self.cluster, main, status))
         return sorted(statuses, key=lambda status: status.created)
 
     def clean_up(self) -> list[str]:

@@ -403,8 +403,10 @@ def _affinity(job: JobSpec) -> Object:
     if placement.topology and placement.topology_required and not placement.queue:
         affinity = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}}
     if placement.excluded_machines:
+        # By name, since the label of a node may differ or be absent, and by label, which cluster autoscalers understand.
+        names = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in placement.excluded_machines]
         expression = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(placement.excluded_machines)}
-        term = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+        term = {"nodeSelectorTerms": [{"matchFields": names, "matchExpressions": [expression]}]}
         affinity["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": term}
     return affinity
 

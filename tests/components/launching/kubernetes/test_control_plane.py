@@ -308,6 +308,23 @@ def test_a_request_above_the_hard_limit_stops_at_once(cluster: FakeCluster) -> N
         cluster.launcher().submit(cluster.job(pending_limit_s=1e6)).wait()
 
 
+def test_events_of_an_earlier_job_of_the_same_name_explain_nothing(cluster: FakeCluster) -> None:
+    """They stay for an hour: the quota that they name may have been raised since."""
+    old = {
+        "kind": "Event",
+        "type": "Warning",
+        "reason": "FailedCreate",
+        "metadata": {"name": "old"},
+        "involvedObject": {"kind": "Job", "name": cluster.job().key},
+        "message": "exceeded quota: omnimri, requested: pods=1, used: pods=0, limited: pods=1",
+        "lastTimestamp": "2026-01-01T00:00:00Z",
+    }
+    cluster.server.put("events", old)
+    cluster.controllers.admission.webhook = "no"
+    with pytest.raises(JobFailed, match="denied the request: no"):
+        cluster.launcher().submit(cluster.job()).wait()
+
+
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
@@ -356,6 +373,7 @@ def test_the_reason_of_a_queue_is_told_and_a_wrong_queue_ends_the_job(tmp_path: 
         )
         waiter = Waiter(handle)
         wait_until(lambda: handle._last_reported == f"a_stage: queued: queue training: {message}")
+        assert ends or handle.launcher.jobs()[0].detail == handle.status().detail == f"queue training: {message}"  # type: ignore[attr-defined]
         if not ends:
             handle.cancel()
         (error,) = waiter.join()

@@ -82,6 +82,7 @@ def run_all_operations(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) ->
             "metadata": {"name": "e"},
             "involvedObject": {"name": cluster.job("no pods").key},
             "message": "no service account",
+            "lastTimestamp": "2100-01-01T00:00:00Z",
         },
     )
     with pytest.raises(JobFailed, match="no service account"):
