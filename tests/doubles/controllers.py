@@ -51,7 +51,7 @@ class Controllers:
         backoff_s: delay before a failed pod is replaced (10 s in Kubernetes), doubled with each failure. A refused pod waits five
             times as long.
         absent: plurals of custom resources whose controller does not run.
-        finalized: plurals of kinds whose objects a finalizer keeps for a while after their deletion.
+        finalized: plurals of kinds whose objects a finalizer keeps for ``finalizer_s`` after their deletion.
         admit_jobs: False = new jobs are suspended, as by Kueue.
         admission: policies that each new pod meets.
     """
@@ -62,6 +62,7 @@ class Controllers:
         self.admit_jobs = True
         self.absent: set[str] = set()
         self.finalized: set[str] = set()
+        self.finalizer_s = 0.2
         self.admission = Admission()
         self._not_before: dict[str, float] = {}  # by UID of the Job: time at which it may create pods again
         self._deadlines: dict[str, float] = {}  # by UID of the Job
@@ -340,7 +341,7 @@ class Controllers:
             if plural == "pods":
                 if thing["status"]["phase"] in FINISHED_PHASES and not thing["metadata"].get("finalizers"):
                     await self.api.remove(plural, name)
-            elif plural in self.finalized and not self._has_passed(f"{thing['metadata']['uid']} finalizer", 0.2):
+            elif plural in self.finalized and not self._has_passed(f"{thing['metadata']['uid']} finalizer", self.finalizer_s):
                 continue
             elif not [1 for (kind, _), _ in dependents if kind in ("jobs", "jobsets", "pods")]:
                 await self.api.remove(plural, name)

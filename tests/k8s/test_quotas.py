@@ -13,7 +13,8 @@ from components.launching.kubernetes.manifests import RenderedJob, render
 from components.settings import Settings, load_settings, profiles
 from components.training import stage_jobs
 from tests.doubles.admission import Admission, usage
-from tests.helpers.manifest_checks import Object, kustomize, pod_specs
+from tests.helpers.fake_cluster import RENDERINGS
+from tests.helpers.manifest_checks import Object, kustomize, pod_specs, schema_faults
 
 OVERLAYS = ("k8s/overlays/kind", "k8s/overlays/onprem-gpu", "k8s/overlays/cloud")
 
@@ -52,6 +53,15 @@ def test_a_profile_fits_into_the_quotas_of_an_overlay(profile: str, overlay: str
         assert admission.refuse({**pod, "spec": {"serviceAccountName": "training", **pod["spec"]}}, running) is None
         running.append(pod)
     _assert_queue_admits(rendered, pods, kustomize(overlay))
+
+
+@pytest.mark.parametrize("profile", profiles())
+def test_the_jobs_of_a_profile_are_valid_in_the_newest_versions(profile: str) -> None:
+    settings = load_settings(profile, ["launcher=kubernetes", "kubernetes.spare_nodes=1"])
+    job = stage_jobs("0" * 64, settings, Home(Path("/state/omnimri"), Path("/state/data")))[0]
+    for rendering in RENDERINGS:
+        for thing in render(job, rendering, "omnimri").objects:
+            assert [schema_faults(thing, version) for version in ("1.36", "1.37")] == [[], []]
 
 
 def _assert_queue_admits(rendered: RenderedJob, pods: list[Object], things: tuple[Object, ...]) -> None:

@@ -95,6 +95,7 @@ class Cluster:
     def __init__(self, api: client.ApiClient, namespace: str, retry: RetryPolicy | None = None) -> None:
         self.api, self.namespace, self.retry = api, namespace, retry or RetryPolicy()
         self._permissions = _PermissionHistory(self.retry.forbidden_s)
+        self._ahead = datetime.timedelta()  # by how much the server's clock is ahead of this machine's
         self._served: dict[str, set[str]] = {}  # plurals by path of group and version
         # A log stream may be silent for as long as a training step takes; keep-alive probes detect a dead peer within a minute.
         self.api.rest_client.pool_manager.connection_pool_kw["socket_options"] = [
@@ -155,6 +156,7 @@ class Cluster:
             try:
                 response = self._send(method, path, query, body, content_type, timeouts)
                 self._permissions.record_success(verb or method, path)
+                self._record_date(str(response.headers.get("Date") or ""))
                 return dict(json.loads(response.data or b"{}"))
             except (ApiException, *CONNECTION_ERRORS) as error:
                 fault, requested_s = self.describe_transient(error, verb or method, path), retry_after_s(error)
@@ -186,6 +188,15 @@ class Cluster:
             _return_http_data_only=True,
             _request_timeout=timeouts,
         )
+
+    def now(self) -> datetime.datetime:
+        """Return the current time of the API server, with which all times in objects are to be compared."""
+        return datetime.datetime.now(datetime.UTC) + self._ahead
+
+    def _record_date(self, value: str) -> None:
+        """Read the ``Date`` header of a response; it has a resolution of one second."""
+        with contextlib.suppress(ValueError):
+            self._ahead = parsedate_to_datetime(value) - datetime.datetime.now(datetime.UTC)
 
     # ---- errors
 

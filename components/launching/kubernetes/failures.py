@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from components.launching.job import JobState
-from components.launching.kubernetes.manifests import NODES_ANNOTATION
+from components.launching.kubernetes.manifests import CONTAINER, NODES_ANNOTATION
 from components.launching.kubernetes.pod_entrypoint import FAILED, UNCOUNTED
 from components.launching.kubernetes.rejections import classify_rejection
 from components.launching.worker_process import BAD_CONFIGURATION, LOST_PEER
@@ -203,7 +203,8 @@ def diagnose_failure(pod: Object) -> Failure | None:
     if kind is not None:
         reason = status.get("message") or _disruption_message(pod)
         return Failure(kind, f"{name}: {kind} ({reason})", RESUME_HINT, machine(pod))
-    for container in status.get("containerStatuses") or []:
+    containers = status.get("containerStatuses") or []
+    for container in sorted(containers, key=lambda container: container.get("name") != CONTAINER):  # others were injected
         terminated = container.get("state", {}).get("terminated") or {}
         failure = _diagnose_container(name, terminated, machine(pod))
         if failure is not None:

@@ -119,7 +119,8 @@ class KubernetesHandle:
         if main is None:
             return JobStatus(self.key, JobState.deleted)
         pods, inner_jobs = self._list_pods(), self._list_inner_jobs()  # after the job: they explain a failure
-        return explain_queue(self.launcher.cluster, main, build_status(self.key, main, pods, inner_jobs))
+        status = build_status(self.key, main, pods, inner_jobs, self.launcher.cluster.now())
+        return explain_queue(self.launcher.cluster, main, status)
 
     def wait(self) -> None:
         """Wait until the job succeeds; resubmit it after an eviction, a preemption or a lost machine that ended it.
@@ -247,7 +248,7 @@ class KubernetesHandle:
             return MISSING_PODS_S + 1
         if self._avoided and observation.blocker is not None:
             return CONFIRM_INTERVAL_S
-        now = datetime.datetime.now(datetime.UTC)
+        now = self.launcher.cluster.now()
         due = [(deadline - now).total_seconds() + UNREACHABLE_MARGIN_S for deadline in map(deletion_deadline, pods) if deadline]
         return min((seconds + 1 for seconds in due if seconds > 0), default=None)
 
@@ -269,7 +270,7 @@ class KubernetesHandle:
     def _observe(self) -> tuple[Observation, list[Object]]:
         """Derive the state of the job from the informers; return it with the pods."""
         pods = self._cached_pods()
-        return observe(self._find_main(), pods), pods
+        return observe(self._find_main(), pods, now=self.launcher.cluster.now()), pods
 
     def _find_main(self) -> Object | None:
         """Return the main object from its informer. If it is missing there, ask the API server before calling the job deleted."""
@@ -483,8 +484,10 @@ def explain_queue(cluster: Cluster, main: Object, status: JobStatus) -> JobStatu
     return replace(status, detail=failure.message) if failure else status
 
 
-def build_status(key: str, main: Object, pods: list[Object], jobs: Sequence[Object] = ()) -> JobStatus:
+def build_status(
+    key: str, main: Object, pods: list[Object], jobs: Sequence[Object] = (), now: datetime.datetime | None = None
+) -> JobStatus:
     """Return a job as a row of the list of jobs; ``jobs``: the Jobs of a JobSet."""
-    observation = observe(main, pods, jobs)
+    observation = observe(main, pods, jobs, now)
     detail = observation.failure.message if observation.failure else observation.detail or observation.progress
     return JobStatus(key, observation.state, detail, node_count(main), main["metadata"].get("creationTimestamp") or "")

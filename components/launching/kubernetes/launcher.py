@@ -106,7 +106,7 @@ class KubernetesLauncher:
         statuses = []
         for main in mains:
             key = main["metadata"]["labels"][JOB_LABEL]
-            status = build_status(key, main, pods.get(key, []), jobs.get(key, []))
+            status = build_status(key, main, pods.get(key, []), jobs.get(key, []), self.cluster.now())
             statuses.append(explain_queue(self.cluster, main, status))
         return sorted(statuses, key=lambda status: status.created)
 
@@ -124,10 +124,15 @@ class KubernetesLauncher:
         groups = filter(None, (native, *filter(self.cluster.serves, (COSCHEDULING_GROUPS, VOLCANO_GROUPS))))
         for resource in (SERVICES, *runtimes, *groups):
             for thing in self.cluster.list_objects(resource)[0]:
-                if thing["metadata"]["labels"][JOB_LABEL] not in keys:
+                # Another process may be about to create the job of a young one.
+                is_old = self._age_s(thing) > self.cluster.retry.give_up_s
+                if is_old and thing["metadata"]["labels"][JOB_LABEL] not in keys:
                     self.cluster.delete(thing)
                     removed.append(thing["metadata"]["name"])
         return removed
+
+    def _age_s(self, thing: Object) -> float:
+        return (self.cluster.now() - datetime.datetime.fromisoformat(thing["metadata"]["creationTimestamp"])).total_seconds()
 
     def find(self, key: str) -> KubernetesHandle:
         """Return the job with this key.
@@ -154,7 +159,7 @@ class KubernetesLauncher:
         """
         resource = MAIN_RESOURCES[_rendering_of(main)]
         key, uid = main["metadata"]["labels"][JOB_LABEL], main["metadata"]["uid"]
-        reporter = _DeletionReporter(key)
+        reporter = _DeletionReporter(self.cluster, key)
         with self.informers.subscribe(key) as changed:
             informer, pod_informer = self.informers.get(resource), self.informers.get(PODS)
             self.cluster.delete(main)
@@ -211,7 +216,7 @@ class KubernetesLauncher:
             JobFailed: nobody has asked these pods to stop (the job was deleted with ``--cascade=orphan``).
         """
         key, resource = rendered.main["metadata"]["name"], MAIN_RESOURCES[rendered.rendering]
-        started, reporter = time.monotonic(), _DeletionReporter(key)
+        started, reporter = time.monotonic(), _DeletionReporter(self.cluster, key)
         while True:
             pods = [
                 pod for pod in self.cluster.list_objects(PODS, f"{JOB_LABEL}={key}")[0] if pod_phase(pod) not in FINISHED_PHASES
@@ -260,13 +265,24 @@ class KubernetesLauncher:
         """Apply an object; wait first for the end of an earlier one of the same name that is being deleted.
 
         A finalizer (of Kubeflow Trainer, of PodGroups in use) keeps it for a while; what is applied to it would vanish with it.
+
+        Raises:
+            JobFailed: the finalizer has stayed longer than :attr:`RetryPolicy.give_up_s`.
         """
+        started, name = time.monotonic(), f"{manifest['kind']} {manifest['metadata']['name']}"
         for pause in self.cluster.retry.pauses():
             stored = self.cluster.apply(manifest)
             if not stored["metadata"].get("deletionTimestamp"):
-                return stored
+                break
+            finalizers = ", ".join(stored["metadata"].get("finalizers") or []) or "none"
+            if time.monotonic() - started > self.cluster.retry.give_up_s:
+                raise JobFailed(
+                    f"an earlier object of this name is still being deleted (finalizers: {finalizers})",
+                    where=name,
+                    remedy="start the controller of its finalizers, or remove them: kubectl edit",
+                )
             time.sleep(pause)
-        raise AssertionError("pauses() never ends")
+        return stored
 
     def _apply_owned_objects(self, rendered: RenderedJob, main: Object) -> None:
         """Apply the other objects of the job with the job as their owner, so that deleting the job deletes all of them."""
@@ -295,12 +311,12 @@ class KubernetesLauncher:
 class _DeletionReporter:
     """Reports what the deletion of a job waits for, whenever that changes."""
 
-    def __init__(self, key: str) -> None:
-        self.key, self._last = key, ""
+    def __init__(self, cluster: Cluster, key: str) -> None:
+        self.cluster, self.key, self._last = cluster, key, ""
 
     def report(self, pods: list[Object], main: Object | None = None) -> None:
         """Report the state of the pods and the finalizers of the job, unless it was reported before."""
-        observation = observe_deletion(pods, datetime.datetime.now(datetime.UTC), main)
+        observation = observe_deletion(pods, self.cluster.now(), main)
         if observation.detail and observation.detail != self._last:
             self._last = observation.detail
             report(f"{self.key}: {observation.state}: {observation.detail}")

@@ -22,7 +22,7 @@ _MISSING = (
 )
 _REFUSED = (
     (
-        r"admission webhook .* denied the request",
+        r"admission webhook .* denied the request|ValidatingAdmissionPolicy .* denied request",
         "a policy of the cluster forbids it: ask its administrator, or change the settings",
     ),
     (r"because it is being terminated", "the namespace is being deleted: create it again when it is gone"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import kmock
@@ -80,6 +81,16 @@ def test_transient_failures_are_retried(
     cluster.launcher(retry=replace(FAST_RETRY, read_timeout_s=0.3)).submit(cluster.job()).wait()
     assert fault.times == 0 and "retrying" in capsys.readouterr().err
     assert len(cluster.server.objects("jobs")) == 1 and len(cluster.server.objects("services")) == 1
+
+
+def test_times_are_compared_with_the_clock_of_the_server(cluster: FakeCluster) -> None:
+    """A laptop whose clock is an hour ahead would call every machine unreachable that stops a pod."""
+    client = cluster.launcher().cluster
+    assert abs((client.now() - datetime.now(UTC)).total_seconds()) < 5
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    client._record_date(hour_ago.strftime("%a, %d %b %Y %H:%M:%S GMT"))
+    client._record_date("no date")
+    assert abs((client.now() - hour_ago).total_seconds()) < 5
 
 
 def test_pauses_grow_to_their_maximum_and_differ_between_clients() -> None:

@@ -46,9 +46,9 @@ def drain(cluster: FakeCluster, machine: str) -> None:
 def test_a_machine_with_a_training_pod_can_be_drained_under_the_shipped_disruption_budgets(
     cluster: FakeCluster, rendering: RenderingName
 ) -> None:
-    for thing in kustomize("k8s/overlays/onprem-gpu"):
-        if thing["kind"] == "PodDisruptionBudget":
-            cluster.server.put("poddisruptionbudgets", {**thing, "metadata": dict(thing["metadata"])})
+    shipped = [thing for overlay in ("kind", "onprem-gpu", "cloud") for thing in kustomize(f"k8s/overlays/{overlay}")]
+    for number, budget in enumerate(thing for thing in shipped if thing["kind"] == "PodDisruptionBudget"):
+        cluster.server.put("poddisruptionbudgets", {**budget, "metadata": {"name": f"{budget['metadata']['name']}-{number}"}})
     cluster.default_behavior = RUNS_FOREVER
     handle = cluster.launcher(rendering).submit(cluster.job())
     waiter = Waiter(handle)
@@ -400,6 +400,16 @@ def test_a_runtime_that_is_still_being_deleted_is_waited_for(cluster: FakeCluste
     cluster.launcher("trainjob").submit(cluster.job()).wait()
     (runtime,) = cluster.server.objects("trainingruntimes")
     assert not runtime["metadata"].get("deletionTimestamp") and runtime["metadata"]["ownerReferences"]
+
+
+def test_a_finalizer_that_nobody_removes_is_named(cluster: FakeCluster) -> None:
+    stuck = {"name": cluster.job().key, "deletionTimestamp": "2026-11-28T12:00:00Z", "finalizers": ["example.org/held"]}
+    labels = {"app.kubernetes.io/managed-by": "omnimri", "omnimri.dev/job": cluster.job().key}
+    cluster.controllers.finalized = {"trainingruntimes"}
+    cluster.controllers.finalizer_s = 1e6
+    cluster.server.put("trainingruntimes", {"kind": "TrainingRuntime", "metadata": {**stuck, "labels": labels}, "spec": {}})
+    with pytest.raises(JobFailed, match=r"TrainingRuntime .*still being deleted \(finalizers: example\.org/held\)"):
+        cluster.launcher("trainjob", dataclasses.replace(FAST_RETRY, give_up_s=0.1)).submit(cluster.job())
 
 
 def test_a_job_that_is_refused_leaves_no_prerequisites(cluster: FakeCluster) -> None:

@@ -108,6 +108,13 @@ def test_a_pod_evicted_for_its_own_use_of_local_storage_is_told_apart(message: s
     )
 
 
+def test_an_injected_container_does_not_hide_the_exception() -> None:
+    proxy = [{"name": "istio-proxy", "state": {"terminated": {"exitCode": 137, "reason": "Error"}}}]
+    pod = build_pod(0, "Failed", containerStatuses=[*proxy, *terminated(1, message="rank 0: ValueError: the loss")])
+    failure = diagnose_failure(pod)
+    assert failure is not None and "ValueError: the loss" in failure.message
+
+
 def test_pods_that_were_stopped_are_not_the_root_cause() -> None:
     statuses = [(69, "another node has ended the job"), (137, ""), (1, "rank 1: ValueError: the loss"), (75, "")]
     pods = [build_pod(i, "Failed", containerStatuses=terminated(status, message=text)) for i, (status, text) in enumerate(statuses)]
@@ -183,6 +190,11 @@ QUOTA = 'pods "j-1-x" is forbidden: exceeded quota: omnimri, requested: {r}, use
         ('error looking up service account omnimri/training: serviceaccount "training" not found', 2, FailureKind.configuration),
         ('pods "x" is forbidden: no PriorityClass with name high was found', 2, FailureKind.configuration),
         ('admission webhook "policy" denied the request: no latest tags', 2, FailureKind.configuration),
+        (
+            "pods \"x\" is forbidden: ValidatingAdmissionPolicy 'digests' with binding 'all' denied request: failed expression",
+            2,
+            FailureKind.configuration,
+        ),
         ('pods "x" is forbidden: violates PodSecurity "restricted:latest": hostNetwork', 2, FailureKind.configuration),
         ("maximum cpu usage per Container is 8, but limit is 96", 2, FailureKind.configuration),
     ],

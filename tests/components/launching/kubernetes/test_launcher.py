@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,13 @@ def test_finished_jobs_are_listed_and_cleaned_up(cluster: FakeCluster) -> None:
     assert launcher.clean_up() == [cluster.job("one").key]
     wait_until(lambda: {thing["metadata"]["labels"]["omnimri.dev/job"] for thing in cluster.objects()} == {two.key})
     assert cluster.launcher().find(two.key).status().state is JobState.running
+
+
+def test_the_prerequisites_of_a_job_that_another_process_is_about_to_create_stay(cluster: FakeCluster) -> None:
+    labels = {"app.kubernetes.io/managed-by": "omnimri", "omnimri.dev/job": "new"}
+    for name, fields in (("new", {}), ("lost", {"creationTimestamp": "2026-01-01T00:00:00Z"})):
+        cluster.server.put("trainingruntimes", {"kind": "TrainingRuntime", "metadata": {"name": name, "labels": labels, **fields}})
+    assert cluster.launcher(retry=replace(FAST_RETRY, give_up_s=900.0)).clean_up() == ["lost"]
 
 
 def test_logs_can_be_followed_from_another_process_through_an_eviction_and_read_again_after_the_end(cluster: FakeCluster) -> None:

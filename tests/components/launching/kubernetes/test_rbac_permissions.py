@@ -61,7 +61,7 @@ def run_all_operations(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) ->
         launcher.submit(cluster.job(scheduler, placement=Placement(scheduler=scheduler))).cancel()
     for resource in (SERVICES, RUNTIMES, POD_GROUPS[0], COSCHEDULING_GROUPS, VOLCANO_GROUPS):
         labels = {"app.kubernetes.io/managed-by": "omnimri", "omnimri.dev/job": "lost"}
-        metadata = {"name": f"lost-{resource.group}", "labels": labels}
+        metadata = {"name": f"lost-{resource.group}", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"}
         orphan = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
         cluster.server.put(resource.plural, orphan)
     launcher.clean_up()
