@@ -50,10 +50,12 @@ def resolve_model(model: str | Path, tracking_uri: str) -> Path:
             remedy = "name a folder of save_pretrained, or e.g. models:/omnimri@staging"
             raise BadInput("no saved model", where=str(model), remedy=remedy)
         return folder
+    from components.tracking.relocation import has_store, relocate_if_moved
+
+    if not has_store(tracking_uri):
+        raise BadInput("no model has been registered here yet", where=str(model), remedy="omnimri run registers one")
     import mlflow
     from mlflow.exceptions import MlflowException
-
-    from components.tracking.relocation import relocate_if_moved
 
     relocate_if_moved(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)

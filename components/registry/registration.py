@@ -24,7 +24,7 @@ from components.registry.logged_models import LoggedModels
 from components.registry.model_card import limitations, model_card
 from components.registry.model_version import LOCK, Lineage, ModelVersion
 from components.registry.promotion_gate import CASES, RESULTS, compare_results
-from components.tracking.relocation import relocate_if_moved
+from components.tracking.relocation import has_store, relocate_if_moved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,6 +78,8 @@ def _model_version(name: str, stored: StoredVersion, aliases: Mapping[str, str])
 
 def list_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
     """Return every version, newest first; none if the model was never registered."""
+    if not has_store(tracking_uri):
+        return []
     client = mlflow_client(tracking_uri)
     stored = sorted(client.search_model_versions(f"name='{name}'"), key=lambda version: int(version.version), reverse=True)
     aliases = client.get_registered_model(name).aliases if stored else {}
@@ -92,6 +94,8 @@ def show_version(version: str, tracking_uri: str, name: str) -> ModelVersion:
     """
     from mlflow.exceptions import MlflowException
 
+    if not has_store(tracking_uri):
+        raise _no_such_version(name, version)
     client = mlflow_client(tracking_uri)
     if version.isdigit():
         return get_version(client, name, version)

@@ -28,6 +28,12 @@ LOCATIONS = (
 _ARTIFACTS = re.compile(r"(?P<root>.*/mlflow/artifacts)(/.*)?")
 
 
+def has_store(tracking_uri: str) -> bool:
+    """Return whether a tracking store exists; to look something up in this home's own store must not create it."""
+    home = Home.open()
+    return tracking_uri != home.local_store or (home.mlflow / "mlflow.db").exists()
+
+
 def former_roots(home: Home) -> list[str]:
     """Return the folders of artifacts that the store names although they are not this home's, as the store writes them."""
     database, root = home.mlflow / "mlflow.db", home.mlflow / "artifacts"

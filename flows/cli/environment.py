@@ -33,6 +33,7 @@ def set_defaults(home: Home) -> None:
     for name, value in OFFLINE_DEFAULTS.items():
         os.environ.setdefault(name, value)
     bypass_proxies(*LOOPBACK)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; by default MLflow tries for four minutes
     if "PREFECT_HOME" not in os.environ:
         with suppress(OSError):  # --help and reading commands need no folder; the others report the fault when they write
             home.prefect.mkdir(parents=True, exist_ok=True)  # Prefect does not create missing parents

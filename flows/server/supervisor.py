@@ -279,6 +279,9 @@ class Supervisor:
         """
         if running_services(self.home) is not None:
             raise BadInput("its services are running", where=str(self.home.root), remedy="stop the other omnimri serve first")
+        if self.addresses.prefect_port == self.addresses.mlflow_port:
+            remedy = "choose another with --mlflow-port"
+            raise BadInput("two services on one port", where=f"port {self.addresses.mlflow_port}", remedy=remedy)
         for port, option in ((self.addresses.prefect_port, "--port"), (self.addresses.mlflow_port, "--mlflow-port")):
             require_free_port(self.addresses.host, port, "--host", option)
         bypass_proxies(self.addresses.host)
