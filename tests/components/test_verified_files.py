@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[500] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
