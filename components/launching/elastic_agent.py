@@ -13,7 +13,6 @@ import signal
 import sys
 import tempfile
 import time
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,12 @@ TERMINATION_LOG = Path("/dev/termination-log")
 """File from which Kubernetes reads why a container ended; it exists only in a container of a pod."""
 SHORT_ATTEMPT_S, MAX_SHORT_ATTEMPTS = 60.0, 20
 """So many attempts in a row that lose their peers within so short a time are a fault of the network, not of a peer."""
+WATCHDOG_S = 300.0
+"""NCCL aborts the process some minutes after it has lost a peer; an earlier abort is a crash of its own."""
+SAME_EVENT_S = 120.0
+"""Time within which faults of several nodes are one event."""
+RESULT = "result.finished"
+"""File that tells pods which start later that the job has its result."""
 UNLIMITED = 1_000_000
 """``--max-restarts`` of torchrun where :class:`RestartPolicy` decides."""
 
@@ -35,28 +40,38 @@ class RestartPolicy:
     """Decides whether the workers of a node are restarted in place.
 
     A failure that would occur again (an exception of the program, a wrong setting) ends the job at once. A fault of the machine is
-    counted: all nodes and pods of a submission share ``limit`` restarts, one file for each in ``ledger``. A lost peer or a request
-    to stop is not counted: the node where it happened counts it, or nobody does, as for an eviction.
+    counted: all nodes and pods of a submission share ``limit`` restarts, one file for each in ``ledger``; nodes that fail together,
+    as when their storage does, count one. A lost peer or a request to stop is not counted: the node where it happened counts it, or
+    nobody does, as for an eviction.
 
     Attributes:
-        limit: number of counted restarts. nodes: number of nodes of the job.
+        limit: number of counted restarts. nodes: number of nodes of the job. node: index of this one.
         ledger: folder on the volume that all nodes share; None = this node counts alone.
+        attempt: names the pods that started together, all of which must finish together.
     """
 
     limit: int
     nodes: int = 1
+    node: int = 0
     ledger: Path | None = None
+    attempt: str = ""
     has_finished: bool = False  # the workers of this node have
     _used: int = 0
+    _shared: set[str] = field(default_factory=set)
     _short_attempts: int = 0
     _started: float = field(default_factory=time.monotonic)
 
     def permits_restart(self, failure: FailureRecord) -> bool:
         """Return whether the workers may be restarted after a failure, and count the restart if it counts."""
         lasted_s, self._started = time.monotonic() - self._started, time.monotonic()
-        if failure.fault in (Fault.program, Fault.configuration):
+        fault = failure.fault
+        if fault is Fault.peer and self.nodes == 1:
+            fault = Fault.machine
+        if self.nodes > 1 and failure.status == 128 + signal.SIGABRT and lasted_s >= WATCHDOG_S:
+            fault = Fault.peer
+        if fault in (Fault.program, Fault.configuration):
             return False
-        if failure.fault is Fault.machine or (failure.fault is Fault.peer and self.nodes == 1):
+        if fault is Fault.machine:
             return self._use_one(failure)
         self._short_attempts = self._short_attempts + 1 if lasted_s < SHORT_ATTEMPT_S else 0
         return self._short_attempts < MAX_SHORT_ATTEMPTS
@@ -68,12 +83,25 @@ class RestartPolicy:
             return self._used <= self.limit
         try:
             self.ledger.mkdir(parents=True, exist_ok=True)
-            if len(list(self.ledger.glob("*.restart"))) >= self.limit:
-                return False
-            (self.ledger / f"{uuid.uuid4().hex}.restart").write_text(failure.cause)
-            return True
+            while True:
+                entries = sorted(self.ledger.glob("*.restart"))
+                if any(map(self._is_same_event, entries)):
+                    return True
+                if len(entries) >= self.limit:
+                    return False
+                with contextlib.suppress(FileExistsError), (self.ledger / f"{len(entries)}.restart").open("x") as entry:
+                    entry.write(f"{self.node}\n{failure.cause}\n")
+                    return True
         except OSError:
             return self._used <= self.limit
+
+    def _is_same_event(self, entry: Path) -> bool:
+        """Return whether another node has just counted what this node counts now; each entry answers once."""
+        is_recent = time.time() - entry.stat().st_mtime < SAME_EVENT_S
+        if entry.name in self._shared or not is_recent or entry.read_text().partition("\n")[0] == str(self.node):
+            return False
+        self._shared.add(entry.name)
+        return True
 
     def mark_finished(self, has_first_rank: bool) -> None:
         """Record that the workers of this node have finished; those of rank 0 have written the result."""
@@ -81,13 +109,15 @@ class RestartPolicy:
         if self.ledger is not None:
             with contextlib.suppress(OSError):  # only a pod that starts later would read it
                 self.ledger.mkdir(parents=True, exist_ok=True)
-                (self.ledger / ("result.finished" if has_first_rank else f"{uuid.uuid4().hex}.finished")).touch()
+                (self.ledger / (RESULT if has_first_rank else f"{self.attempt}-{self.node}.finished")).touch()
 
     def finished_elsewhere(self) -> bool | None:
         """Return whether other nodes have finished the job with its result (True) or without it (False); None = they have not."""
-        if self.ledger is None or not list(self.ledger.glob("*.finished")):
+        if self.ledger is None:
             return None
-        return (self.ledger / "result.finished").exists()
+        if (self.ledger / RESULT).exists():
+            return True
+        return False if list(self.ledger.glob(f"{self.attempt}-*.finished")) else None
 
 
 def run_agent(options: list[str], job: list[str], policy: RestartPolicy | None = None) -> int:

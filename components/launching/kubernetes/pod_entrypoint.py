@@ -129,9 +129,10 @@ def main() -> int:
             flush=True,
         )
         return BAD_CONFIGURATION
-    submission = os.environ.get(JOBSET_UID) or os.environ.get(JOB_UID) or ""
-    policy = RestartPolicy(options.restarts, options.nodes, options.folder / "restarts" / submission if submission else None)
-    return run_node(options, policy, int(os.environ.get("JOB_COMPLETION_INDEX", "0")))
+    index, job_uid = int(os.environ.get("JOB_COMPLETION_INDEX", "0")), os.environ.get(JOB_UID) or ""
+    submission = os.environ.get(JOBSET_UID) or job_uid  # a JobSet that restarts creates new Jobs
+    ledger = options.folder / "restarts" / submission if submission else None
+    return run_node(options, RestartPolicy(options.restarts, options.nodes, index, ledger, job_uid), index)
 
 
 if __name__ == "__main__":

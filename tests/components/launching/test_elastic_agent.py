@@ -77,7 +77,7 @@ def test_all_pods_of_a_submission_share_one_number_of_restarts(module: Path, tmp
         assert run_pod(tmp_path, restarts=1, processes=1, submission="uid").returncode == 1
         assert len((tmp_path / "starts").read_text().split()) == starts
     (used,) = (tmp_path / "restarts" / "uid").iterdir()
-    assert used.read_text() == "ended by signal SIGKILL"
+    assert used.read_text() == "0\nended by signal SIGKILL\n"
 
 
 def run_pod(folder: Path, restarts: int, processes: int = 3, submission: str = "") -> subprocess.CompletedProcess[str]:
@@ -170,18 +170,39 @@ def test_lost_peers_and_stops_are_not_counted_unless_nothing_runs_for_long(monke
     assert not RestartPolicy(limit=0, nodes=1).permits_restart(lost)  # a peer on the same node
 
 
-def test_a_restart_is_counted_once_for_all_nodes(tmp_path: Path) -> None:
-    first, second = (RestartPolicy(limit=2, nodes=2, ledger=tmp_path / "uid") for _ in range(2))
+def test_nodes_that_fail_together_use_one_restart(tmp_path: Path) -> None:
+    """As when the storage that they share fails; two nodes that fail at different times use two."""
+    nodes = [RestartPolicy(limit=2, nodes=4, node=index, ledger=tmp_path / "uid") for index in range(4)]
+    stale = record(0, 1.0, "OSError: Stale file handle", Fault.machine)
+    for permitted, used in ((True, 1), (True, 2), (False, 2)):
+        assert [node.permits_restart(stale) for node in nodes] == [permitted] * 4
+        assert len(list((tmp_path / "uid").iterdir())) == used
+
+
+def test_nodes_that_fail_at_different_times_share_the_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic_agent, "SAME_EVENT_S", 0.0)
+    first, second = (RestartPolicy(limit=2, nodes=2, node=index, ledger=tmp_path / "uid") for index in range(2))
     crash = record(0, 1.0, "ended by signal SIGSEGV", Fault.machine)
     assert [node.permits_restart(crash) for node in (first, second, first, second)] == [True, True, False, False]
 
 
+def test_an_abort_by_the_watchdog_of_nccl_is_a_lost_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves no exception, and comes minutes after a machine has lost its power; a crash at the start is a crash."""
+    abort = FailureRecord(0, 134, 1.0, "ended by signal SIGABRT", Fault.machine)
+    assert not RestartPolicy(limit=0, nodes=2).permits_restart(abort)
+    monkeypatch.setattr(elastic_agent, "WATCHDOG_S", 0.0)
+    assert RestartPolicy(limit=0, nodes=2).permits_restart(abort) and not RestartPolicy(limit=0).permits_restart(abort)
+
+
 def test_a_pod_that_starts_after_the_others_have_finished_ends_as_well(tmp_path: Path) -> None:
-    policy = RestartPolicy(limit=0, ledger=tmp_path / "uid")
+    policy = RestartPolicy(limit=0, ledger=tmp_path / "uid", attempt="first")
     assert policy.finished_elsewhere() is None
     policy.mark_finished(has_first_rank=False)
     assert policy.finished_elsewhere() is False  # a result is missing
+    restarted = RestartPolicy(limit=0, ledger=tmp_path / "uid", attempt="second")  # all pods, by the JobSet
+    assert restarted.finished_elsewhere() is None
     policy.mark_finished(has_first_rank=True)
+    assert restarted.finished_elsewhere() is True
     assert policy.finished_elsewhere() is True
 
 

@@ -84,10 +84,10 @@ def handled_signals(pid: int) -> set[int]:
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
-@pytest.mark.parametrize(("finished", "status"), [("result.finished", 0), ("other.finished", 1)])
+@pytest.mark.parametrize(("finished", "status"), [("result.finished", 0), ("uid-0.finished", 1)])
 def test_a_pod_that_starts_after_the_others_have_finished_does_not_wait_for_them(
     finished: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / finished).touch()
-    assert pod_entrypoint.run_node(options(), RestartPolicy(3, 2, tmp_path), 1) == status
+    assert pod_entrypoint.run_node(options(), RestartPolicy(3, 2, 1, tmp_path, "uid"), 1) == status
     assert ("run again" in capsys.readouterr().err) == bool(status)
