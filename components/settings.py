@@ -54,6 +54,21 @@ class DatasetSettings(Section):
     patients: int | None = Field(
         default=None, ge=1, description="size of a generated cohort without a path; none = generated.patients of the card"
     )
+    server: str | None = Field(
+        default=None, description="instead of a path: a server of pacs.servers, or a URL; none = the server that the card names"
+    )
+    query: str | None = Field(
+        default=None,
+        description="series to fetch, e.g. Modality=MR&BodyPartExamined=BRAIN; none = the query of the card",
+    )
+
+    @model_validator(mode="after")
+    def _require_one_source(self) -> DatasetSettings:
+        if self.path is not None and (self.server is not None or self.query is not None):
+            raise ValueError("a dataset comes from a folder or from a server: remove path, or server and query")
+        if self.server is not None and self.patients is not None:
+            raise ValueError("patients is the size of a generated cohort: remove it, or server")
+        return self
 
     @model_validator(mode="after")
     def _require_generated(self) -> DatasetSettings:
@@ -74,6 +89,37 @@ class IngestionSettings(Section):
         default=False,
         description="use the published demo key (sample datasets only), so that every machine produces the same bytes",
     )
+
+
+class ServerSettings(Section):
+    """One image archive (PACS). User name, password or token come from the environment, never from a file of settings."""
+
+    url: str = Field(description="DICOMweb: https://host/dicom-web; DIMSE: dicom://AE_TITLE@host:port, with TLS dicom+tls://")
+    ae_title: str = Field(
+        default="OMNIMRI", min_length=1, max_length=16, description="application entity title of this machine (DIMSE)"
+    )
+    ca: Path | None = Field(
+        default=None, description="PEM file of the authority that signed the server's certificate; none = those of the system"
+    )
+    certificate: Path | None = Field(default=None, description="PEM file of this machine's certificate, if the server asks for one")
+    certificate_key: Path | None = Field(default=None, description="PEM file of its private key; none = in the certificate's file")
+
+
+class PacsSettings(Section):
+    """Image archives that datasets come from and that results may go to."""
+
+    servers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], ServerSettings] = Field(
+        default={}, description="name -> archive"
+    )
+    allow_hosts: tuple[str, ...] = Field(
+        default=(), description="hosts outside of this machine and cluster that images may come from and results may go to"
+    )
+    timeout_s: float = Field(default=60.0, gt=0, description="timeout of a connection, and of a pause within an answer, seconds")
+    patience_s: float = Field(default=300.0, ge=0, description="time to wait for a server that does not answer, seconds")
+    batch_gb: float = Field(
+        default=4.0, gt=0, description="size at which fetched series are ingested and their originals removed, gigabytes"
+    )
+    poll_s: float = Field(default=60.0, gt=0, description="time between two questions of the watcher to a server, seconds")
 
 
 class VisualSettings(Section):
@@ -397,6 +443,7 @@ class Settings(Section):
     launcher: Literal["local", "kubernetes"] = Field(default="local", description="where training jobs run")
     datasets: tuple[DatasetSettings, ...]
     ingestion: IngestionSettings = IngestionSettings()
+    pacs: PacsSettings = PacsSettings()
     curation: CurationSettings = CurationSettings()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings

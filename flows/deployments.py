@@ -73,7 +73,7 @@ def curate(profile: Profile, change: Change = Change(), goal: Goal = "corpus") -
             if change.revision is not None:
                 check_out_data(change.revision)
             else:
-                ingest_datasets(changed, settings.ingestion)
+                ingest_datasets(changed, settings.ingestion, settings.pacs)
             curation, validation = curate_corpus(settings)
         if goal == "candidate":
             train_candidate(settings, pinned_data(home), curation, validation, Stopwatch())

@@ -41,11 +41,11 @@ class Profile(Form):
 class Change(Form):
     """A change of the data, as the watcher announces it."""
 
-    kind: Literal["folder", "remote", "tag", "all"] = Field(
+    kind: Literal["folder", "server", "remote", "tag", "all"] = Field(
         default="all",
-        description="a source folder, the data version of the upstream branch, or a tagged one; all = check every source folder",
+        description="a source folder or server, the data version of the upstream branch, or a tagged one; all = check every source",
     )
-    name: str = Field(default="", description="of a folder: its dataset card; else the branch or the pattern of tags")
+    name: str = Field(default="", description="of a folder or server: its dataset card; else the branch or the pattern of tags")
     revision: str | None = Field(default=None, description="of a data version: its digest")
 
 

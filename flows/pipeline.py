@@ -117,7 +117,7 @@ def pipeline(settings: Settings) -> PipelineReport:
     with PeakMemory() as memory, ExitStack() as corpus_lock:
         with preparing(home, report_waiting, corpus_lock):
             with watch.measure("ingest"):
-                ingests, data = ingest_datasets(settings.datasets, settings.ingestion)
+                ingests, data = ingest_datasets(settings.datasets, settings.ingestion, settings.pacs)
             with watch.measure("curate + validate"):
                 curation, validation = curate_corpus(settings)
         candidate = train_candidate(settings, data.digest, curation, validation, watch)

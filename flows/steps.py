@@ -20,12 +20,14 @@ from components.curation import curation_inputs, is_current
 from components.curation.corpus import SUMMARY, Corpus
 from components.errors import BadInput
 from components.evaluation.evaluate import evaluation_inputs
-from components.files import read_state, write_json
+from components.files import folder_state, read_state, write_json
 from components.home import Home
 from components.ingestion.deidentification.pseudonyms import find_key
 from components.ingestion.inputs import IngestionInputs, ingestion_inputs
 from components.ingestion.manifest import MANIFEST
 from components.locks import Waiting, claim
+from components.pacs.ledger import Ledger
+from components.pacs.source import comes_from_server
 from components.provenance import SHORT, digest, file_md5
 from components.registry.inputs import RegistrationInputs
 from components.samples import cohort_digest
@@ -110,8 +112,12 @@ def manifest_path(dataset: DatasetSettings, home: Home) -> Path:
 def dataset_inputs(dataset: DatasetSettings, ingestion: IngestionSettings, home: Home) -> IngestionInputs:
     """Return the inputs of the ingestion of a dataset of the settings; no key is created."""
     card = load_card(dataset.card)
-    generated = cohort_digest(card, dataset.patients) if dataset.path is None else ""
-    return ingestion_inputs(card, source_folder(dataset, home), home.data, find_key(ingestion, home), generated)
+    if comes_from_server(dataset, card):
+        source, generated = Ledger(home).observed(card.id), ""
+    else:
+        source = folder_state(source_folder(dataset, home))
+        generated = cohort_digest(card, dataset.patients) if dataset.path is None else ""
+    return ingestion_inputs(card, source, home.data, find_key(ingestion, home), generated)
 
 
 def cards_of(settings: Settings) -> list[DatasetCard]:
@@ -174,7 +180,10 @@ class _Planner:
         for dataset in self.settings.datasets:
             inputs = dataset_inputs(dataset, self.settings.ingestion, self.home).by_name()
             step = f"read {dataset.card}"
-            self.add(step, not changes(self.home, step, inputs), inputs)
+            if comes_from_server(dataset, load_card(dataset.card)):
+                self.steps.append(PlannedStep(step, "runs", "asks the server, and fetches only new series"))
+            else:
+                self.add(step, not changes(self.home, step, inputs), inputs)
         curation = curation_inputs(self.home.data, cards_of(self.settings), self.settings.curation)
         self.add("curate", is_current(self.home.curated, curation), curation.by_name())
         self.add("validate", is_validated(self.home), validation_inputs(self.home.curated).by_name())

@@ -254,6 +254,19 @@ class GeneratedSource(_StrictModel):
         return self if patients is None else self.model_copy(update={"patients": patients})
 
 
+class ServerSource(_StrictModel):
+    """Image archive (PACS) that a dataset is fetched from."""
+
+    server: str = Field(
+        min_length=1,
+        description="a name of the profile's pacs.servers, or a URL: https://host/dicom-web or dicom://AE_TITLE@host:port",
+    )
+    query: str = Field(default="Modality=MR", description="series to fetch, as in QIDO-RS, e.g. Modality=MR&BodyPartExamined=BRAIN")
+    recent_days: int | None = Field(
+        default=None, ge=1, description="only studies of the last so many days are asked for; null = all"
+    )
+
+
 class Source(_StrictModel):
     """Source of a statistic."""
 
@@ -292,6 +305,9 @@ class DatasetCard(_StrictModel):
     sequences: tuple[str, ...] = Field(default=(), description="MRI sequences")
     synthetic: bool = Field(description="true: generated data, not scans of people")
     generated: GeneratedSource | None = Field(default=None, description="cohort that OmniMRI generates; null = other data")
+    pacs: ServerSource | None = Field(
+        default=None, description="archive that the dataset is fetched from, unless a folder is named; null = none"
+    )
     public_sample: bool = Field(default=False, description="true: public sample data distributed with a Python package")
     patients: int | None = Field(default=None, ge=0, description="number of people with published images")
     scans: int | None = Field(default=None, ge=0, description="number of examinations: one person, one scanner visit")
@@ -369,6 +385,8 @@ class DatasetCard(_StrictModel):
     def _check_generated(self) -> DatasetCard:
         if self.generated is not None and not self.synthetic:
             raise ValueError("generated data is synthetic: set synthetic: true")
+        if self.generated is not None and self.pacs is not None:
+            raise ValueError("generated data comes from no server: remove generated, or pacs")
         if self.generated is not None and any(getattr(self, name) is not None for name in COUNTS):
             raise ValueError(f"generated.patients states the size: remove {', '.join(COUNTS)}")
         return self
@@ -477,6 +495,7 @@ _PLAIN_FAULTS = {
 _MODELS_OF_FIELD: dict[str, type[BaseModel]] = {
     "generated": GeneratedSource,
     "layout": Layout,
+    "pacs": ServerSource,
     "tables": LabelTable,
     "boxes": BoxTable,
     "sources": Source,

@@ -1,12 +1,14 @@
 """DICOM output for a DICOM series: a mask as Segmentation (PS3.3 A.51), text and boxes as Structured Report (PS3.3 A.35.3).
 
-Patient and study are those of the input images, and every object references them as its source. Reports are marked as unverified
+Patient and study are those of the input images, and every object references them as its source. UIDs are derived from images,
+instruction and answer: a repeated prediction gives the same object, which an archive recognizes. Reports are marked as unverified
 and partial, because they are generated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from components.files import atomic_file
 from components.inference.prediction import FoundBox, Prediction
 from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.formats.sniff import detect_format
+from components.provenance import digest
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -75,6 +78,14 @@ def _to_lps(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.linalg.inv(LPS_TO_RAS) @ affine, dtype=np.float64)
 
 
+def _derive_uid(level: str, prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> str:
+    """Return a UID (PS3.5 B.2) that the same answer to the same instruction about the same images always gets."""
+    mask = prediction.mask.tobytes().hex() if prediction.mask is not None else ""
+    sources = sorted(str(image.SOPInstanceUID) for image in images)
+    name = digest(level, sources, instruction, prediction.text, [asdict(box) for box in prediction.boxes], digest(mask), _version())
+    return f"2.25.{int(name[:32], 16)}"
+
+
 def _find_codes(instruction: str) -> tuple[str, Any, Any]:
     """Return label, category and type (SNOMED CT) of the structure that an instruction names."""
     from pydicom.sr.codedict import codes
@@ -118,9 +129,9 @@ def _build_segmentation(prediction: Prediction, instruction: str, images: Sequen
         pixel_array=volume,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[segment],
-        series_instance_uid=hd.UID(),
+        series_instance_uid=_derive_uid("segmentation series", prediction, instruction, images),
         series_number=SERIES[SEGMENTATION_FILE],
-        sop_instance_uid=hd.UID(),
+        sop_instance_uid=_derive_uid("segmentation", prediction, instruction, images),
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL,
@@ -150,9 +161,9 @@ def _build_report(prediction: Prediction, instruction: str, images: Sequence[Dat
     return hd.sr.ComprehensiveSR(
         evidence=images,
         content=root,
-        series_instance_uid=hd.UID(),
+        series_instance_uid=_derive_uid("report series", prediction, instruction, images),
         series_number=SERIES[REPORT_FILE],
-        sop_instance_uid=hd.UID(),
+        sop_instance_uid=_derive_uid("report", prediction, instruction, images),
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=False,

@@ -7,7 +7,7 @@ in ``quarantine.json`` with the reason; its series is ingested without it, unles
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +19,14 @@ from components.ingestion.cleaning import CleanedFile, WorkerPool, clean_files, 
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonyms, check_key, claim_key, require_same_key
 from components.ingestion.formats.base import PlannedFile, WriteContext
 from components.ingestion.manifest import MANIFEST, QUARANTINE, Manifest, files_of
+from components.ingestion.partial_update import Retained, SeriesKey
 from components.ingestion.series_checks import SeriesChecks
 from components.ingestion.series_planner import make_plan
 from components.ingestion.source_folder import Plan
 from components.ingestion.source_listing import refuse_own_folders
 from components.ingestion.staging import Staging
 from components.ingestion.volume import IngestReport, QuarantineEntry, SourceSeries
+from components.ingestion.volume_reader import read_quarantine
 from components.ingestion.withdrawal import withdrawn_patients
 from components.machine_faults import own_file, raise_machine_fault
 from components.provenance import digest
@@ -45,7 +47,9 @@ def output_recipe(card: DatasetCard, key: bytes) -> str:
     return digest(card.id, layout, label_map, digest(key.hex()), FORMAT_VERSION)
 
 
-def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int = 1) -> IngestReport:
+def ingest(
+    card: DatasetCard, source: Path, data: Path, key: bytes, workers: int = 1, replaced: Collection[SeriesKey] | None = None
+) -> IngestReport:
     """Bring ``data/<card.id>`` up to date with a source folder, which is only read.
 
     The last version stays as it is until all new files are written and read back; after an error, it is still in place.
@@ -53,6 +57,8 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
     Args:
         key: secret key of the pseudonyms.
         workers: processes.
+        replaced: for a source that contains the new part of a dataset only: series of the last version that the source contains
+            anew; all others stay, and an unreadable source is no error. None for a source that contains the whole dataset.
 
     Raises:
         BadInput: no such folder, one that OmniMRI writes to, nothing readable in it, the demo key for real patients, or another key
@@ -70,7 +76,7 @@ def ingest(card: DatasetCard, source: Path, data: Path, key: bytes, workers: int
         proven = require_same_key((key,), card.id, data) or key == DEMO_KEY
         staging.root.mkdir(parents=True, exist_ok=True)
         staging.recover()
-        update = _prepare_update(card, source, staging, WriteContext(card, pseudonyms), recipe, workers, proven)
+        update = _prepare_update(card, source, staging, WriteContext(card, pseudonyms), recipe, workers, proven, replaced)
         claim_key(key, card.id, data)
         staging.commit(update.staged, update.quarantine, update.manifest.to_json())
         _remove_other_files(staging.root, data, update.written)
@@ -125,7 +131,14 @@ class _Update:
 
 
 def _prepare_update(
-    card: DatasetCard, source: Path, staging: Staging, context: WriteContext, recipe: str, workers: int, same_key: bool
+    card: DatasetCard,
+    source: Path,
+    staging: Staging,
+    context: WriteContext,
+    recipe: str,
+    workers: int,
+    same_key: bool,
+    replaced: Collection[SeriesKey] | None,
 ) -> _Update:
     """Plan a source folder, stage what is new, read all new series back, and describe the result.
 
@@ -150,16 +163,22 @@ def _prepare_update(
         last = Manifest.read(root)
         intact = last.series if last is not None and last.recipe == recipe else ()
         series = SeriesChecks(plan, files, results, frozenset(one.md5 for one in intact)).run(card, data, mapper)
-    quarantined = sorted(set(plan.quarantined), key=lambda entry: (entry.path, entry.reason))
-    if not series:
+    retained = Retained()
+    if replaced is not None and last is not None:
+        retained = Retained.of(last, replaced, withdrawn, recipe).without(series)
+        series = retained.reject_copies(series, results, files, plan)
+    earlier = read_quarantine(data, card.id) if replaced is not None else []
+    quarantined = sorted({*earlier, *plan.quarantined}, key=lambda entry: (entry.path, entry.reason))
+    if not series and replaced is None:
         write_json(root / QUARANTINE, [asdict(entry) for entry in quarantined])
         reasons = f"reasons: {root / QUARANTINE}"
         raise BadInput(f"no readable MR image; {len(quarantined)} files rejected", where=str(source), remedy=reasons)
     kept = [one for one in last.series if one.patient_id not in withdrawn] if last is not None else []
-    _require_reachable(plan, kept, series, source)
-    manifest = _describe(recipe, series, results)
-    staged = [target for target in sorted(manifest.sources) if results[target].staged]
-    reused = sum(results[target] is previous.get(target) for target in manifest.sources)
+    if replaced is None:
+        _require_reachable(plan, kept, series, source)
+    manifest = _describe(recipe, series, results, retained)
+    staged = [target for target in sorted(manifest.sources) if target in results and results[target].staged]
+    reused = sum(target not in results or results[target] is previous.get(target) for target in manifest.sources)
     return _Update(plan, manifest, quarantined, {file.path for one in kept for file in files_of(one)}, staged, reused)
 
 
@@ -199,11 +218,16 @@ def _require_same_names(root: Path, files: Mapping[str, PlannedFile]) -> None:
         )
 
 
-def _describe(recipe: str, series: list[SourceSeries], results: dict[str, CleanedFile]) -> Manifest:
-    """Return the manifest of a new version."""
+def _describe(recipe: str, series: list[SourceSeries], results: dict[str, CleanedFile], retained: Retained) -> Manifest:
+    """Return the manifest of a new version: with retained series, in the order of a plan of all: by name."""
     targets = sorted({file.path for one in series for file in files_of(one)})
     sources = {target: results[target].source_md5 for target in targets}
     contents = {target: results[target].content for target in targets if results[target].content}
+    if retained.series:
+        series = sorted([*series, *retained.series], key=lambda one: (one.series_id, one.patient_id))
+        kept = {file.path for one in retained.series for file in files_of(one)}
+        sources |= {path: md5 for path, md5 in (retained.sources or {}).items() if path in kept}
+        contents |= {path: md5 for path, md5 in (retained.contents or {}).items() if path in kept}
     return Manifest(recipe, tuple(series), sources, contents)
 
 

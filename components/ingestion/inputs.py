@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.catalog import DatasetCard
-from components.files import folder_state
 from components.ingestion.ingest_dataset import output_recipe
 from components.ingestion.withdrawal import withdrawn_patients
 from components.provenance import digest
@@ -17,7 +16,7 @@ class IngestionInputs:
     """Digests of everything that decides the ingested files of a dataset.
 
     Attributes:
-        source: digest of names, sizes and modification times in the source folder, ``""`` where there is no folder.
+        source: state of the source folder or of the server, ``""`` where there is none yet.
         recipe: digest of the card's layout, the pseudonym key and the output format, ``""`` before a key has been created.
         withdrawn: digest of the pseudonyms of withdrawn patients.
         generated: digest of size, seed, difficulty and version of a generated cohort, ``""`` for other sources.
@@ -38,18 +37,18 @@ class IngestionInputs:
         }
 
 
-def ingestion_inputs(card: DatasetCard, source: Path, data: Path, key: bytes | None, generated: str = "") -> IngestionInputs:
+def ingestion_inputs(card: DatasetCard, source: str, data: Path, key: bytes | None, generated: str = "") -> IngestionInputs:
     """Return the inputs that :func:`components.ingestion.ingest` would use now; no source file is opened.
 
     Args:
         card: of the dataset.
-        source: folder of the source files.
+        source: digest of the source: of names, sizes and modification times in a folder, or of what a server lists.
         data: folder of the de-identified files of all datasets.
         key: of the pseudonyms; None before it has been created.
         generated: digest of the cohort that the source is generated from; "" for other sources.
     """
     return IngestionInputs(
-        source=folder_state(source),
+        source=source,
         recipe=output_recipe(card, key) if key is not None else "",
         withdrawn=digest(sorted(withdrawn_patients(data, card.id))),
         generated=generated,

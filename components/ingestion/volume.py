@@ -181,6 +181,7 @@ class IngestReport:
         seconds: duration.
         files_of_layout: files that a layout such as BIDS has beside its images: README, tables of gradients and events.
         notices: what the user must know about ingested inputs.
+        unfetched: series of a server that could not be fetched, and that the next ingestion fetches.
     """
 
     dataset_id: str
@@ -195,3 +196,4 @@ class IngestReport:
     seconds: float
     notices: tuple[Notice, ...] = ()
     files_of_layout: int = 0
+    unfetched: int = 0

@@ -24,14 +24,14 @@ class SourceState:
     """State of a data source, which changes when the source does.
 
     Attributes:
-        kind: ``folder`` of the source files of a dataset, data version of the upstream branch (``remote``), or newest ``tag``
-            that names a data version.
+        kind: ``folder`` of the source files of a dataset, ``server`` that it is fetched from, data version of the upstream branch
+            (``remote``), or newest ``tag`` that names a data version.
         name: card of the dataset, remote branch, or pattern of the tags.
         state: text that changes with the source.
         revision: for ``remote`` and ``tag``, the digest of the data version.
     """
 
-    kind: Literal["folder", "remote", "tag"]
+    kind: Literal["folder", "server", "remote", "tag"]
     name: str
     state: str
     revision: str | None = None

@@ -31,6 +31,7 @@ from flows.cli import (
     models,
     pipeline_commands,
     predict,
+    receive,
     run_log,
     schema,
     serve,
@@ -40,7 +41,7 @@ from flows.cli.environment import set_defaults
 SUMMARY = "Train, evaluate and use one vision-language model for the whole MRI workflow."
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=SUMMARY)
-for group in (pipeline_commands, predict, history, serve, doctor):
+for group in (pipeline_commands, predict, receive, history, serve, doctor):
     app.add_typer(group.app)
 for name, named_group in {
     "models": models,

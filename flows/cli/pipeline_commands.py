@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from components.errors import BadInput, GateRefused
+from components.errors import BadInput, GateRefused, JobFailed
 from components.home import Home
 from components.progress import step
-from components.settings import DatasetSettings, Settings, load_settings
+from components.settings import DatasetSettings, PacsSettings, Settings, load_settings
 from flows.cli import preflight
 from flows.cli.jobs import cluster_objects, placement_overrides, print_objects
 from flows.cli.options import JsonOption, LauncherOption, ProfileOption, SetOption
@@ -135,7 +135,16 @@ def _print_results(rows: tuple[ResultRow, ...]) -> None:
 @app.command(epilog="Example: omnimri ingest icbm152-2009 ~/downloads/icbm")
 def ingest(
     dataset: Annotated[str, typer.Argument(help="id of the dataset card")],
-    path: Annotated[Path, typer.Argument(help="source folder; it is only read")],
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="source folder, which is only read; or an image archive: its name in pacs.servers, https://host/dicom-web, or "
+            "dicom://AE_TITLE@host:port. Without it, the archive that the card names"
+        ),
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option(help="series to fetch from an archive, e.g. Modality=MR&BodyPartExamined=BRAIN")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="number of processes")] = 2,
     strict: Annotated[bool, typer.Option("--strict", help="exit with status 1 if any input is quarantined")] = False,
     profile: ProfileOption = "demo",
@@ -143,14 +152,14 @@ def ingest(
     as_json: JsonOption = False,
 ) -> None:
     """Read, de-identify, quarantine and version one dataset. Skipped inputs are counted, and listed in its quarantine.json."""
-    preflight.check_folder(path, "source folder", "name the folder that contains the dataset's files")
-    datasets = (DatasetSettings(card=dataset, path=path.resolve()),)
+    profiled = load_settings(profile, overrides)
+    datasets = (_find_dataset(dataset, source, query, profiled.pacs),)
     (card,) = preflight.check_cards(datasets)
-    settings = load_settings(profile, overrides).ingestion
+    settings = profiled.ingestion
     # The demo's profile names the published key, which must not protect patients: they get this installation's own key.
     public_key = settings.public_demo_key and not card.has_real_patients
     settings = settings.model_copy(update={"workers": workers, "public_demo_key": public_key})
-    preflight.check_datasets(datasets, settings)
+    preflight.check_datasets(datasets, settings, profiled.pacs)
     from flows.cli.output import emit
 
     with run_log("ingest"):
@@ -159,15 +168,40 @@ def ingest(
             from flows.reporting import start_prefect
 
             start_prefect()
-        (report,), version = ingest_datasets(datasets, settings)
+        (report,), version = ingest_datasets(datasets, settings, profiled.pacs)
     if as_json:
         emit({"dataset": report, "data_digest": version.digest})
     else:
         _print_ingestion(report, version.digest)
+    if report.unfetched:
+        remedy = "the notices say why; run the command again: only these are fetched"
+        raise JobFailed(f"{report.unfetched} series were not fetched", where=dataset, remedy=remedy)
     if strict and report.quarantined:
         raise GateRefused(
             f"{len(report.quarantined)} inputs in quarantine", where=dataset, remedy=f"reasons: {report.root / 'quarantine.json'}"
         )
+
+
+def _find_dataset(dataset: str, source: str | None, query: str | None, pacs: PacsSettings) -> DatasetSettings:
+    """Return the dataset of a command line.
+
+    Raises:
+        BadInput: no such folder, a query for a folder, or neither a source nor an archive in the card.
+    """
+    from components.pacs.address import is_address
+
+    if source is None:
+        (card,) = preflight.check_cards((DatasetSettings(card=dataset),))
+        if card.pacs is None:
+            raise BadInput("no source", where=dataset, remedy="name a folder or an archive, or add pacs to the card")
+        return DatasetSettings(card=dataset, query=query)
+    if is_address(source) or (source in pacs.servers and not Path(source).is_dir()):
+        return DatasetSettings(card=dataset, server=source, query=query)
+    if query is not None:
+        raise BadInput("a query for a folder", where="--query", remedy="name an archive, or leave the option out")
+    path = Path(source)
+    preflight.check_folder(path, "source folder", "name the folder that contains the dataset's files")
+    return DatasetSettings(card=dataset, path=path.resolve())
 
 
 def _print_ingestion(report: IngestReport, version: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from components.errors import BadInput
 from components.home import Home
-from components.settings import DatasetSettings, IngestionSettings, ModelSettings, Settings
+from components.settings import DatasetSettings, IngestionSettings, ModelSettings, PacsSettings, Settings
 
 if TYPE_CHECKING:
     from components.catalog import DatasetCard
@@ -22,7 +22,7 @@ def check_run(settings: Settings) -> None:
     Raises:
         BadInput: a dataset, the pseudonym key or a model folder of the settings is wrong.
     """
-    check_datasets(settings.datasets, settings.ingestion)
+    check_datasets(settings.datasets, settings.ingestion, settings.pacs)
     check_model_folders(settings.model)
 
 
@@ -36,8 +36,8 @@ def check_code() -> None:
         report(f"warning: the code has no git commit: a model trained with it stays candidate ({remedy})")
 
 
-def check_datasets(datasets: tuple[DatasetSettings, ...], ingestion: IngestionSettings) -> None:
-    """Check the card, the source folder and the pseudonym key of each dataset.
+def check_datasets(datasets: tuple[DatasetSettings, ...], ingestion: IngestionSettings, pacs: PacsSettings) -> None:
+    """Check the card, the source and the pseudonym key of each dataset. No server is contacted.
 
     Raises:
         BadInput: no such card or folder, a faulty card, a missing key file, another key than that of the data, or the published
@@ -48,7 +48,7 @@ def check_datasets(datasets: tuple[DatasetSettings, ...], ingestion: IngestionSe
     home = Home.open()
     key = find_key(ingestion, home)
     for dataset, card in zip(datasets, check_cards(datasets), strict=True):
-        _check_source(dataset, card)
+        _check_source(dataset, card, pacs)
         if key is not None:
             check_key(key, card)
             require_same_key((key,), card.id, home.data)
@@ -65,10 +65,13 @@ def check_cards(datasets: tuple[DatasetSettings, ...]) -> list[DatasetCard]:
     return [load_card(dataset.card) for dataset in datasets]
 
 
-def _check_source(dataset: DatasetSettings, card: DatasetCard) -> None:
+def _check_source(dataset: DatasetSettings, card: DatasetCard, pacs: PacsSettings) -> None:
     from components.ingestion.source_listing import refuse_own_folders
+    from components.pacs.source import find_source
     from components.samples import check_sample
 
+    if find_source(dataset, card, pacs) is not None:
+        return
     if dataset.path is not None:
         check_folder(dataset.path, f"source folder of {dataset.card}", "correct datasets.path in the profile")
         home = Home.open()

@@ -87,9 +87,9 @@ def watch(
     tags: TagsOption = "data-*",
 ) -> None:
     """Announce updates of datasets to the Prefect server that PREFECT_API_URL names; part of omnimri serve."""
-    from functools import partial
-
-    from components.versioning.source_state import observe_sources, validate_tag_pattern
+    from components.pacs.observing import ServerObserver
+    from components.versioning.source_state import SourceState, observe_sources, validate_tag_pattern
+    from flows.pacs_credentials import find_credentials
     from flows.server.watcher import watch as watch_datasets
 
     if not os.environ.get("PREFECT_API_URL"):
@@ -102,7 +102,12 @@ def watch(
         return load_settings(profile)
 
     read_settings()
-    watch_datasets(read_settings, Home.open(), every, quiet, _log, partial(observe_sources, fetch=fetch, tags=tags))
+    home, servers = Home.open(), ServerObserver(find_credentials, _log)
+
+    def observe(settings: Settings) -> list[SourceState]:
+        return [*observe_sources(settings.datasets, home, fetch, tags), *servers.observe(settings)]
+
+    watch_datasets(read_settings, home, every, quiet, _log, observe)
 
 
 @app.command("deploy", epilog="Example: omnimri deploy --pool-type kubernetes --profile /state/my-profile.yaml")

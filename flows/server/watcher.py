@@ -16,7 +16,7 @@ from components.files import read_state, write_json
 from components.home import Home
 from components.provenance import digest
 from components.settings import Settings
-from components.versioning.source_state import SourceState, observe_sources
+from components.versioning.source_state import SourceState
 
 UPDATED = "omnimri.dataset.updated"
 STATE_FILE = "watched.json"
@@ -101,7 +101,7 @@ def watch(
     every_s: float,
     quiet_s: float,
     log: Callable[[str], object],
-    observe_sources: Callable[[tuple, Home], list[SourceState]] = observe_sources,
+    observe: Callable[[Settings], list[SourceState]],
 ) -> None:
     """Observe the sources and announce settled changes, forever.
 
@@ -111,11 +111,11 @@ def watch(
         every_s: time between two observations, seconds.
         quiet_s: time without a further change after which a change has settled, seconds.
         log: receives messages.
-        observe_sources: returns the sources as they are now.
+        observe: returns the sources as they are now.
     """
     watcher = Watcher.open(home, quiet_s)
     while True:
-        for source in watcher.settled_changes(observe_sources(settings().datasets, home), time.monotonic()):
+        for source in watcher.settled_changes(observe(settings()), time.monotonic()):
             try:
                 announce(source)
             except Exception as error:  # the server does not answer: the next observation finds the change again

@@ -211,7 +211,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         prepared = Installation(home, _settings(root), {**card, **STATISTICS, "id": CARD, "sources": sources})
         prepared.write_card(prepared.card)
         with disable_run_logger():
-            ingest_flow.ingest_dataset.fn(prepared.settings.datasets[0], prepared.settings.ingestion)
+            ingest_flow.ingest_dataset.fn(prepared.settings.datasets[0], prepared.settings.ingestion, prepared.settings.pacs)
             ingest_flow.version_data.fn()
             curate_flow.curate_volumes.fn(prepared.settings)
             assert curate_flow.validate_corpus.fn().passed
