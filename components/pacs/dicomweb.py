@@ -183,7 +183,7 @@ class DicomWebArchive:
         try:
             yield
         except requests.HTTPError as error:
-            raise self._status_fault(error.response.status_code) from None
+            raise self._status_fault(error.response.status_code if error.response is not None else 500) from None
         except requests.exceptions.SSLError:
             remedy = "set ca, certificate and certificate_key of the server in the profile; TLS is always verified"
             raise BadInput(
