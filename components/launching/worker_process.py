@@ -27,9 +27,12 @@ INTERRUPTED = 75
 RECORDS = "OMNIMRI_FAILURE_RECORDS"
 """Environment variable: folder of the records."""
 MAX_CAUSE_CHARACTERS = 1500
-LOST_PEER = re.compile(r"(?i)connection (closed|reset|refused)|broken pipe|nccl|gloo|distbackend|rendezvous|tcpstore|timed out")
+LOST_PEER = re.compile(
+    r"(?i)connection (was )?(closed|reset|refused|aborted)|broken pipe|nccl|gloo|dist(backend|network|store)?error|rendezvous|"
+    r"tcpstore|timed out|wait timeout|no route to host|network is unreachable|monitored ?barrier"
+)
 """Text of errors that report the failure of another process."""
-_MACHINE = re.compile(r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|NVML|killed by signal")
+_MACHINE = re.compile(r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|NVML|killed by signal|exited unexpectedly")
 _PROGRAM = re.compile(r"out of memory|device-side assert")
 _MACHINE_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.ENODEV})
 

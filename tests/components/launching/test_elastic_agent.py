@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from components.errors import BadInput, JobFailed, MachineFault
 from components.launching import JobSpec, LocalLauncher, elastic_agent
@@ -147,6 +148,12 @@ def test_a_worker_ended_by_a_signal_explains_the_lost_connections_of_the_others(
         (MachineFault("the disk is full"), Fault.machine),
         (RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:5000"), Fault.peer),
         (RuntimeError("NCCL communicator was aborted on rank 1"), Fault.peer),
+        (torch.distributed.DistStoreError("wait timeout after 300000ms, keys: /worker/1"), Fault.peer),
+        (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), Fault.peer),
+        (RuntimeError("Rank 1 failed to pass monitoredBarrier in 1800000 ms"), Fault.peer),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), Fault.peer),
+        (RuntimeError("DataLoader worker (pid(s) 812) exited unexpectedly"), Fault.machine),
+        (RuntimeError("DataLoader worker (pid 812) is killed by signal: Bus error."), Fault.machine),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), Fault.machine),
         (RuntimeError("CUDA error: device-side assert triggered"), Fault.program),
         (RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"), Fault.program),
