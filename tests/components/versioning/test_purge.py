@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from typer.testing import CliRunner
 
 from components.errors import BadInput
 from components.ingestion import ingest, list_series
@@ -17,7 +21,9 @@ from components.ingestion.staging import staged_target
 from components.ingestion.withdrawal import withdrawals
 from components.versioning import DataRepository
 from components.versioning.dvc_store import open_dvc
+from flows.cli.data import app
 from tests.helpers.datasets import KEY, tiny_card, write_cohort, write_patient
+from tests.helpers.mlflow_store import create_store
 
 CARD = tiny_card().id
 PLANTED = "sub-02"
@@ -192,3 +198,39 @@ def test_content_that_other_patients_share_remains_in_every_version(site: Site, 
     site.repository.withdraw(WITHDRAWN, purge=True)
     for number, digest in enumerate(site.digests):
         site.repository.export_version(digest, tmp_path / str(number))
+
+
+def test_three_versions_two_clones_a_remote_lost_artifacts_and_a_foreign_key(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole withdrawal as an operator meets it: the patient is found nowhere after it, and no other key brings him back."""
+    home, clones = site.root.parent / "home", [site.clone("two"), site.clone("three")]
+    for clone in clones:
+        clone.pull()
+    uri = f"sqlite:///{create_store(home / 'mlflow' / 'mlflow.db')}"
+    client = MlflowClient(uri)
+    client.create_registered_model("omnimri")
+    client.create_model_version("omnimri", str(site.root.parent / "lost"), tags={"data_digest": site.digests[0]})
+
+    def withdraw(*words: str, clone: DataRepository) -> dict[str, Any]:
+        monkeypatch.setenv("OMNIMRI_HOME", str(home))
+        monkeypatch.setenv("OMNIMRI_DATA", str(clone.data))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        done = CliRunner().invoke(app, ["withdraw", *words, "--json"])
+        if done.exception is not None:
+            raise done.exception
+        return dict(json.loads(done.stdout))
+
+    with pytest.raises(BadInput, match="another key"):  # the id in the source, and a key that is not that of the data
+        (home / "pseudonym.key").write_bytes(bytes(32))
+        withdraw(PLANTED, "--purge", clone=clones[0])
+    answer = withdraw(PATIENT, "--purge", clone=clones[0])
+    assert answer["unproven"] == [] and set(answer["versions"]) == set(site.digests)
+    assert [use["splits"] for use in answer["models"]] == [["unknown"]]
+    for other in (clones[1], site.repository):
+        shutil.copy(clones[0].pin, other.pin)  # as git pull would
+        other.pull()
+        assert withdraw("--purge", clone=other)["unproven"] == []
+    assert not site.traces(site.root.parent)
+    with pytest.raises(BadInput, match="another key"):
+        ingest(tiny_card(), write_cohort(site.root.parent / "source again", 4), clones[0].data, bytes(32))
+    ingest(tiny_card(), site.root.parent / "source again", clones[0].data, KEY)
+    assert not any(series.patient_id == PATIENT for series in list_series(clones[0].data, CARD))
