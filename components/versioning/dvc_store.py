@@ -68,13 +68,15 @@ def open_dvc(root: Path) -> Iterator[Repo]:
 
 
 def _initialize(root: Path) -> None:
+    from dvc.config_schema import RelPath
     from dvc.repo import Repo
 
     repo = Repo.init(str(root), no_scm=not (root / ".git").exists())
     try:
         with repo.config.edit() as config:
             config["core"].update({"remote": REMOTE, "analytics": False, "autostage": False})
-            config["remote"][REMOTE] = {"url": str(root / REMOTE_FOLDER)}
+            # Relative in the file: the folder may be moved, and DVC writes paths in ASCII only.
+            config["remote"][REMOTE] = {"url": RelPath(root / REMOTE_FOLDER)}
     finally:
         repo.close()
 

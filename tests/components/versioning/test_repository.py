@@ -1,5 +1,6 @@
 """Pinning a folder in DVC: digests, unchanged pins, the default remote."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -66,3 +67,16 @@ def test_a_revision_without_git_is_a_sentence(repository: DataRepository, monkey
     monkeypatch.setenv("PATH", str(repository.root))
     with pytest.raises(BadInput, match="git is not installed"):
         repository.resolve("HEAD~1")
+
+
+@pytest.mark.parametrize("name", ["a b", "ümlaut", "a#b", "a?b", "50%41"])
+def test_a_repository_of_any_name_can_be_moved(repository: DataRepository, tmp_path: Path, name: str) -> None:
+    """The new place has the remote; nothing is written to the old one."""
+    root = tmp_path / name / "first"
+    shutil.copytree(repository.data, root / "data")
+    DataRepository(root, root / "data").snapshot()
+    moved = root.rename(root.with_name("second"))
+    (moved / "data" / "two.txt").write_text("two")
+    moved_repository = DataRepository(moved, moved / "data")
+    assert moved_repository.snapshot().changed and moved_repository.status().pushed
+    assert [path.name for path in moved.parent.iterdir()] == ["second"]
