@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from components.launching import worker_process
-from components.launching.worker_process import BAD_CONFIGURATION, INTERRUPTED, FailureRecord, Fault, read_records
+from components.launching.job import INTERRUPTED
+from components.launching.worker_process import BAD_CONFIGURATION, FailureRecord, Fault, read_records
 from components.processes import end_with_parent
 
 TERMINATION_LOG = Path("/dev/termination-log")

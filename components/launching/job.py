@@ -11,6 +11,8 @@ from typing import Protocol
 from components.provenance import digest
 
 IDENTITY_CHARACTERS, NAME_CHARACTERS = 10, 36
+INTERRUPTED = 75
+"""Exit status of a process that stopped on request after writing a checkpoint (EX_TEMPFAIL)."""
 
 
 class JobState(StrEnum):

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.errors import JobFailed
-from components.launching.job import JobSpec, JobState, JobStatus, program_lines
-from components.launching.worker_process import INTERRUPTED
+from components.launching.job import INTERRUPTED, JobSpec, JobState, JobStatus, program_lines
 from components.machine_faults import find_write_fault
 from components.progress import show_status
 from components.provenance import REPOSITORY

@@ -19,11 +19,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from components.errors import MachineFault, OmniMRIError
+from components.launching.job import INTERRUPTED
 
 BAD_CONFIGURATION = 2
 """Exit status of a wrong setting, which a person must fix."""
-INTERRUPTED = 75
-"""Exit status of a process that stopped on request after writing a checkpoint (EX_TEMPFAIL)."""
 RECORDS = "OMNIMRI_FAILURE_RECORDS"
 """Environment variable: folder of the records."""
 MAX_CAUSE_CHARACTERS = 1500

@@ -27,7 +27,7 @@ from components.curation.corpus import Corpus
 from components.errors import JobFailed
 from components.files import atomic_directory, read_json, write_json
 from components.home import Home
-from components.launching.worker_process import INTERRUPTED
+from components.launching.job import INTERRUPTED
 from components.processes import end_with_parent
 from components.provenance import digest
 from components.registries import STAGES

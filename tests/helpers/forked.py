@@ -14,7 +14,7 @@ from pathlib import Path
 
 from components.errors import JobFailed
 from components.launching import JobSpec
-from components.launching.worker_process import INTERRUPTED
+from components.launching.job import INTERRUPTED
 from tests.helpers.ports import free_port
 
 PRELOADED = ["components.training.trainer", "components.training.figures", "deepspeed", "mlflow.tracking", "matplotlib.figure"]

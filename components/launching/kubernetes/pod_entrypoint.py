@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 from components.launching.elastic_agent import RestartPolicy, run_agent
-from components.launching.worker_process import BAD_CONFIGURATION, INTERRUPTED
+from components.launching.job import INTERRUPTED
+from components.launching.worker_process import BAD_CONFIGURATION
 
 PORT, MARGIN_S = 29400, 5
 JOIN_TIMEOUT_S = 30 * 24 * 3600

@@ -67,7 +67,7 @@ def test_a_pod_restarts_its_processes_only_after_a_fault_of_the_machine(module: 
     module.write_text(WORKER.replace("FAILURE", failure))
     completed = run_pod(tmp_path, restarts=1)
     assert completed.returncode == status, completed.stderr
-    assert completed.stderr.splitlines()[-1] == last_line
+    assert completed.stderr.splitlines()[-1] == last_line and "RuntimeWarning" not in completed.stderr
     assert (tmp_path / "starts").read_text().split().count("2") == starts
 
 
@@ -116,6 +116,24 @@ def test_a_spare_node_takes_over_for_a_lost_one(module: Path, tmp_path: Path) ->
     wait_until(lambda: len(list(tmp_path.glob("pid-*"))) >= 4)
     (tmp_path / "finish").touch()
     assert [pod.wait() for pod in pods if pod is not lost] == [0, 0]
+
+
+COLLECTIVE = """
+import os, torch
+torch.distributed.init_process_group("gloo")
+if os.environ["RANK"] == "1":
+    raise ValueError("the loss")
+torch.distributed.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_the_pods_of_other_nodes_do_not_hide_the_exception_of_one(module: Path, tmp_path: Path) -> None:
+    """Real torchrun on two nodes: one pod ends the job, the other one says that it only lost a peer. Slow: ten seconds."""
+    module.write_text(COLLECTIVE)
+    port = free_port()
+    pods = [start_pod(tmp_path, index, port) for index in range(2)]
+    assert sorted(pod.wait() for pod in pods) in ([1, pod_entrypoint.PEER_LOST], [1, -signal.SIGTERM])
 
 
 def start_pod(folder: Path, index: int, port: int) -> subprocess.Popen[bytes]:
