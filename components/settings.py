@@ -222,6 +222,16 @@ class StageSettings(Section):
     gradient_clip: float = Field(default=1.0, gt=0, description="maximum global gradient norm")
     checkpoint_every: int = Field(default=50, ge=1, description="steps between checkpoints")
     mixture: MixtureSettings
+    volume_steps: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="share of the steps that use whole volumes and studies; in stages that train on instructions"
+    )
+    volume_slices: int = Field(default=16, ge=1, description="largest number of slices of a volume in such a step, evenly spaced")
+    volume_samples: int = Field(default=2, ge=1, description="volumes or studies of all processes in a micro-step of such a step")
+    volume_targets: int = Field(default=2, ge=1, description="slices of a volume that teach the image decoder")
+
+    def volume_samples_total(self, processes: int) -> int:
+        """Return the volumes or studies of a micro-step, of all processes: a multiple of their number."""
+        return -(-self.volume_samples // processes) * processes
 
 
 class TrainingSettings(Section):

@@ -71,12 +71,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class SampleSize:
-    """Size of a sample: one image of (D, H, W) voxels and a number of text tokens."""
+    """Size of a sample: a number of images of (D, H, W) voxels, and of text tokens. Costs of the encoder are those of one image."""
 
     depth: int
     height: int
     width: int
     text: int
+    images: int = 1
 
 
 def build_meta_model(config: OmniMRIConfig, dtype: torch.dtype = torch.float32) -> OmniMRIForConditionalGeneration:
@@ -108,7 +109,7 @@ def estimate_costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype
         pixels = torch.empty(1, 1, sample.depth, sample.height, sample.width, dtype=dtype)
         grid = config.image_grid(sample.depth, sample.height, sample.width)
         visual = grid[0] * grid[1] * grid[2]
-        length = visual + sample.text
+        length = sample.images * visual + sample.text
         embeddings = torch.empty(1, length, config.hidden_size, dtype=dtype, requires_grad=True)
         positions, valid = torch.empty(3, 1, length, dtype=torch.long), torch.empty(1, length, dtype=torch.bool)
         mask = torch.empty(1, 1, length, length, dtype=torch.bool)

@@ -85,6 +85,12 @@ class Processor:
         blocks = [token for one in series for token in (*self.tokens(one.line), *self._block(math.prod(one.grid)))]
         return self._encode(blocks, instruction, response, tuple(one.grid for one in series))
 
+    def encode_prefix(self, instruction: str, response: str, series: Sequence[Series]) -> Encoded:
+        """Encode an instruction about series and the beginning of its response, as :meth:`encode_answer_prefix` does one image."""
+        prompt = self.encode_study(instruction, None, series)
+        beginning = self.tokens(response)
+        return Encoded(prompt.input_ids + beginning, prompt.labels + [IGNORE] * len(beginning), prompt.grids)
+
     def encode_answer_prefix(self, instruction: str, response: str, image_tokens: int) -> list[int]:
         """Encode an instruction and the beginning of its response without an end token: the input of the image decoder."""
         return [*self.encode(instruction, None, image_tokens).input_ids, *self.tokens(response)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
+    from components.inference.study import StudyQuestion
 
 Image = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Target:
-    """Target of the image decoder for one sample; the arrays are (H, W).
+    """Target of the image decoder for one sample; the arrays are (H, W), of a volume (D, H, W).
 
     Attributes:
         kind: TARGET_NONE, TARGET_IMAGE or TARGET_MASK.
@@ -124,6 +125,15 @@ class Task(ABC):
         image: Image = store.read(record.volume_id, "voxels", record.slice_index)
         return image, Target.none(image)
 
+    def volume_input_and_target(
+        self, record: VolumeInstructionRecord, store: VolumeStore, slices: NDArray[np.integer[Any]]
+    ) -> tuple[Image, Target]:
+        """Read some slices of the volume of an instruction, (D, H, W), and their target."""
+        image: Image = store.read(record.volume_id, "voxels")[slices]
+        if not record.label_values:
+            return image, Target.none(image)
+        return image, Target.mask(np.isin(store.read(record.volume_id, "labels")[slices], record.label_values))
+
     def case_group(self, record: InstructionRecord) -> object:
         """Return the group of a held-out instruction; evaluation selects cases from all groups in turn."""
         return None
@@ -141,6 +151,10 @@ class Task(ABC):
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
         """Turn the answer about the first tile into a prediction for the whole volume."""
         return question.prediction(self.name, answer, [question.first_tile])
+
+    def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
+        """Turn the answer about the whole volumes of a study into a prediction."""
+        return study.prediction(self.name, answer)
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
+    from components.inference.study import StudyQuestion
 
 THRESHOLD = 0.5
 """Probability from which a pixel belongs to a finding."""
@@ -133,6 +134,13 @@ class Detection(Task):
         slices = len({box.slice_index for box in boxes})
         text = f"{len(boxes)} boxes on {slices} of {len(volume.content_slices)} slices" if boxes else NO_LESION
         return question.prediction(self.name, text, tiles, boxes=tuple(boxes))
+
+    def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
+        """Read the boxes of six edges in the answer."""
+        found = tuple(study.target.box_on_source(box) for box in parse_boxes(answer) if isinstance(box, VolumeBox))
+        boxes = tuple(box for one in found for box in one.by_slice)
+        text = f"{len(found)} boxes in the volume" if found else NO_LESION
+        return study.prediction(self.name, text, boxes=boxes, volume_boxes=found)
 
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score boxes with F1 and AP, and images with the accuracy of "lesion or none", next to no box and a median box."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
+    from components.inference.study import StudyQuestion
 
 INFERENCE_SLICES = 12
 """Largest number of slices that a diagnosis of a volume considers."""
@@ -161,6 +162,11 @@ class Diagnosis(Task):
         probability = float(np.mean(list(by_slice.values())))
         text = f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f} over {count} slices)"
         return question.prediction(self.name, text, tiles)
+
+    def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
+        """Return p(yes) / (p(yes) + p(no)) of one pass over the study."""
+        probability = study.yes_probability()
+        return study.prediction(self.name, f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f})")
 
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score p(yes) with AUROC and accuracy, next to the more frequent answer of the training patients."""

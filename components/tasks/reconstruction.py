@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from components.inference.predictor import Predictor
     from components.inference.question import Question
     from components.inference.sliding_window import ResampledVolume
+    from components.inference.study import StudyQuestion
 
 _LARGEST_SEED = 2**31
 _ERROR_GAIN = 4
@@ -105,6 +106,16 @@ class Reconstruction(Task):
         zero_filled, measured = undersample(store.read(record.volume_id, "kspace", record.slice_index), columns)
         return zero_filled, Target(TARGET_IMAGE, image, measured, np.broadcast_to(columns, image.shape))
 
+    def volume_input_and_target(
+        self, record: VolumeInstructionRecord, store: VolumeStore, slices: NDArray[np.integer[Any]]
+    ) -> tuple[Image, Target]:
+        """Undersample the k-space of the slices, with one mask for all of them."""
+        image: Image = store.read(record.volume_id, "voxels")[slices]
+        assert record.acceleration is not None and record.centre_fraction is not None and record.mask_seed is not None
+        columns = random_mask(image.shape[2], record.acceleration, record.centre_fraction, record.mask_seed)
+        zero_filled, measured = undersample(store.read(record.volume_id, "kspace")[slices], columns)
+        return zero_filled, Target(TARGET_IMAGE, image, measured, np.broadcast_to(columns, image.shape))
+
     def recognizes(self, answer: str) -> bool:  # noqa: D102
         return answer.startswith(IMAGE_RESPONSE)
 
@@ -117,6 +128,14 @@ class Reconstruction(Task):
         samples = volume.scale * np.stack([_add_residual(volume, residual) for residual in volume.blend(tiles, residuals)])
         text = answer.removeprefix(IMAGE_RESPONSE).strip() or f"{self.name} of {depth} slices"
         return question.prediction(self.name, text, tiles, image=samples.mean(0), samples=samples)
+
+    def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
+        """Reconstruct every slice of the named series, from one pass over the study."""
+        volume = study.target.volume
+        changes = study.generate_samples(IMAGE_RESPONSE, TARGET_IMAGE)
+        samples = volume.scale * np.stack([_add_residual(volume, change) for change in changes])
+        text = answer.removeprefix(IMAGE_RESPONSE).strip() or f"{self.name} of {samples.shape[1]} slices"
+        return study.prediction(self.name, text, samples, image=samples.mean(0))
 
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score volumes with fastMRI's metrics: conditional mean (one step) and mean of samples, next to zero filling and TV."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
+    from components.inference.study import StudyQuestion
 
 
 class Report(Task):
@@ -70,6 +71,10 @@ class Report(Task):
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
         """Return the answer with the header's own facts in the fields that the header states."""
         return question.prediction(self.name, with_fields(answer, question.header.fields), [question.first_tile])
+
+    def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
+        """Return the answer; of a single series, with the facts of its header in the fields that the header states."""
+        return study.prediction(self.name, with_fields(answer, study.target.header.fields) if len(study.series) == 1 else answer)
 
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score the overlap of texts and the share of correct fields, next to the most frequent training report."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
 from components.curation.store import VolumeStore
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
+    from components.inference.study import StudyQuestion
 
 
 class Segmentation(Task):
@@ -78,6 +80,13 @@ class Segmentation(Task):
         image: Image = store.read(record.volume_id, "voxels", record.slice_index)
         return image, Target.mask(store.read(record.volume_id, "labels", record.slice_index) == record.label_value)
 
+    def volume_input_and_target(
+        self, record: VolumeInstructionRecord, store: VolumeStore, slices: NDArray[np.integer[Any]]
+    ) -> tuple[Image, Target]:
+        """Read the slices and the mask of the structure on them."""
+        image: Image = store.read(record.volume_id, "voxels")[slices]
+        return image, Target.mask(store.read(record.volume_id, "labels")[slices] == record.label_value)
+
     def case_group(self, record: InstructionRecord) -> object:
         """Return the structure: every structure has equally many cases."""
         return record.structure
@@ -93,6 +102,13 @@ class Segmentation(Task):
         samples = np.stack([volume.to_source_grid(sample) for sample in volume.blend(tiles, masks)])
         text = answer.removeprefix(MASK_RESPONSE).strip() or f"{self.name} of {depth} slices"
         return question.prediction(self.name, text, tiles, mask=(samples.mean(0) > 0.5).astype(np.uint8), samples=samples)
+
+    def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
+        """Segment every slice of the named series, from one pass over the study."""
+        volume = study.target.volume
+        samples = np.stack([volume.to_source_grid(sample) for sample in study.generate_samples(MASK_RESPONSE, TARGET_MASK)])
+        text = answer.removeprefix(MASK_RESPONSE).strip() or f"{self.name} of {samples.shape[1]} slices"
+        return study.prediction(self.name, text, samples, mask=(samples.mean(0) > 0.5).astype(np.uint8))
 
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score every structure with Dice and HD95, next to an atlas of the training patients' masks."""

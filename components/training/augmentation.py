@@ -50,22 +50,22 @@ class AffineParams:
     def keeping_inside(self, boxes: Iterable[TextBox]) -> AffineParams:
         """Return this transform without its rotation, or the identity if a box would leave the image in part."""
         upright = replace(self, degrees=0.0)
-        edges = [edge for box in upright.transform_boxes(boxes) for edge in (box.row0, box.col0, box.row1, box.col1)]
+        edges = [edge for box in upright.transform_boxes(boxes) for edge in box.edges]
         return upright if all(0 <= edge < GRID for edge in edges) else AffineParams()
 
     def transform_boxes(self, boxes: Iterable[TextBox]) -> list[TextBox]:
-        """Scale and shift boxes as the image; the rotation is ignored."""
+        """Scale and shift boxes as the image; the rotation is ignored, and so are the slices of a volume's boxes."""
 
         def transform(edge: int, shift: float) -> int:
             return round(((edge / GRID - 0.5) * self.scale + 0.5 + shift) * GRID)
 
         return [
-            TextBox(
-                box.label,
-                transform(box.row0, self.down),
-                transform(box.col0, self.right),
-                transform(box.row1, self.down),
-                transform(box.col1, self.right),
+            replace(
+                box,
+                row0=transform(box.row0, self.down),
+                col0=transform(box.col0, self.right),
+                row1=transform(box.row1, self.down),
+                col1=transform(box.col1, self.right),
             )
             for box in boxes
         ]

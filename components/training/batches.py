@@ -24,27 +24,18 @@ from components.registries import TASKS
 from components.settings import StageSettings
 from components.tasks.base import Image, Target
 from components.training.augmentation import AffineParams, Contrast, apply_affine_batch
-from components.training.mixture import Draw, Mixture
+from components.training.mixture import ALONE, Draw, Mixture, Rank
 from components.training.samples import Samples, StructureMap
 from components.training.stages.base import Stage
+from components.training.volume_batches import HEADERS_OMITTED, VolumeBatches, step_scope
 from model_core.batch import IGNORE, NO_TASK, Batch, ImageBatch, PairedBatch, SequenceBatch
 from model_core.boxes import format_boxes, parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.processing import Encoded, Processor
 from model_core.targets import TARGET_MASK
 
-HEADERS_OMITTED = 1 / 3
-"""Share of the instructions without header facts, so that the model also answers about images whose header states none."""
 CACHED_TEXTS = 4096
 """Tokenized texts that are kept: the same few texts return every epoch."""
-
-
-@dataclass(frozen=True)
-class Rank:
-    """This process among those that train together: ``index`` of ``world_size``."""
-
-    index: int = 0
-    world_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,24 +76,30 @@ class StageBatches:
         config: OmniMRIConfig,
         processor: Processor,
         seed: int,
-        rank: Rank = Rank(),
+        rank: Rank = ALONE,
     ) -> None:
         self.stage, self.samples, self.settings, self.config, self.processor = stage, samples, settings, config, processor
         self.rank = rank
         unusable = [category for category, share in settings.mixture if share > 0 and category not in stage.categories]
+        if settings.volume_steps and "instruction" not in stage.categories:
+            raise ValueError(f"{stage.name} cannot be trained on instructions about volumes: set volume_steps to 0")
         if unusable:
             raise ValueError(f"{stage.name} cannot be trained on {', '.join(unusable)} data: set its share of the mixture to 0")
         self.key = int(digest(seed, stage.name)[:12], 16)
         self.mixture: Mixture = samples.mixture(settings.mixture, self.key)
+        self.volumes = VolumeBatches(samples, settings, config, processor, self.key, rank) if settings.volume_steps else None
         self._encode_description = lru_cache(CACHED_TEXTS)(processor.encode_description)
         self._encode_pair = lru_cache(CACHED_TEXTS)(processor.encode_pair)
         self._encode_instruction = lru_cache(CACHED_TEXTS)(processor.encode)
 
     def __getitem__(self, step: int) -> list[Any]:
         """Return the micro-batches of a step (from 0)."""
+        number, before = step_scope(step, self.settings.volume_steps)
+        if self.volumes is not None and number is not None:
+            return self.volumes.micro_batches(number)
         per_micro_step = self.settings.micro_batch * self.rank.world_size
         per_step = per_micro_step * self.settings.gradient_accumulation
-        draws = list(islice(self.mixture.draws(step * per_step), per_step))
+        draws = list(islice(self.mixture.draws((step - before) * per_step), per_step))
         return [self.micro_batch(draws[first : first + per_micro_step], step) for first in range(0, per_step, per_micro_step)]
 
     def micro_batch(self, draws: Sequence[Draw], step: int) -> Batch:

@@ -43,10 +43,12 @@ def batch_tokens(objective: Objective, batch: Any) -> int:
 
 def batch_flops(objective: Objective, batch: Any) -> float:
     """Return the floating-point operations of forward and backward passes on a batch."""
-    samples, _, depth, height, width = batch.pixel_values_B1DHW.shape
-    length = batch_tokens(objective, batch) // samples
-    text = max(length - objective.model.image_tokens_for(depth, height, width), 1)
-    per_sample = _flops_by_part(objective.model.config, SampleSize(depth, height, width, -(-text // TEXT_STEP) * TEXT_STEP))
+    images, _, depth, height, width = batch.pixel_values_B1DHW.shape
+    sequences = len(batch.input_ids_BL) if hasattr(batch, "input_ids_BL") else images
+    visual = objective.model.image_tokens_for(depth, height, width) * images // sequences
+    text = max(batch_tokens(objective, batch) // sequences - visual, 1)
+    size = SampleSize(depth, height, width, -(-text // TEXT_STEP) * TEXT_STEP, -(-images // sequences))
+    per_sample = _flops_by_part(objective.model.config, size)
     return sum(passes * per_sample[part] for part, passes in objective.passes(batch).items())
 
 

@@ -57,6 +57,17 @@ class Draw:
     source_number: int
 
 
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that train together: ``index`` of ``world_size``."""
+
+    index: int = 0
+    world_size: int = 1
+
+
+ALONE = Rank()
+
+
 def permute(position: int, size: int, key: str) -> int:
     """Return the image of ``position`` under the permutation of ``range(size)`` that ``key`` determines.
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
 from components.curation.store import VolumeStore
-from components.curation.table_rows import InstructionRecord, Split
+from components.curation.table_rows import InstructionRecord, Split, VolumeInstructionRecord
 from components.registries import TASKS
 from components.settings import MixtureSettings
 from components.tasks.base import Image, Target
@@ -33,10 +33,10 @@ class SliceRef:
 
 @dataclass(frozen=True)
 class StructureMap:
-    """The labeled structures of a slice.
+    """The labeled structures of a slice or volume.
 
     Attributes:
-        numbers: (H, W) int64, 0 = none, n = the n-th of :attr:`Samples.structures`.
+        numbers: (H, W) int64, of a volume (D, H, W), 0 = none, n = the n-th of :attr:`Samples.structures`.
         listed: (S,) bool, structures that the label map distinguishes.
     """
 
@@ -52,6 +52,7 @@ class Samples:
         slices: every slice of the split.
         instructions: instructions by task.
         numbers: volume_id -> number of the volume; groups: volume_id -> number of its (sequence, plane, anatomy).
+        split: the split.
     """
 
     corpus: Corpus
@@ -59,6 +60,7 @@ class Samples:
     instructions: dict[str, list[InstructionRecord]] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
+    split: Split = "train"
 
     @cached_property
     def store(self) -> VolumeStore:
@@ -80,7 +82,30 @@ class Samples:
             instructions=instructions,
             numbers={v.volume_id: number for number, v in enumerate(volumes)},
             groups={v.volume_id: kinds.index((v.sequence or "", v.plane or "", v.anatomy or "")) for v in volumes},
+            split=split,
         )
+
+    @cached_property
+    def volume_instructions(self) -> dict[str, list[VolumeInstructionRecord]]:
+        """Instructions about volumes and studies by task."""
+        instructions: dict[str, list[VolumeInstructionRecord]] = {task: [] for task in TASKS}
+        for record in self.corpus.volume_instructions:
+            if record.split == self.split:
+                instructions[record.task].append(record)
+        return instructions
+
+    def volume_mixture(self, seed: int) -> Mixture:
+        """Return the mixture of instructions about volumes and studies, by the weights of the tasks that have any.
+
+        Raises:
+            ValueError: the corpus has none.
+        """
+        present = [task for task in TASKS if self.volume_instructions[task]]
+        if not present:
+            raise ValueError("volume_steps is above 0 and the corpus has no instructions about volumes: curate labels or k-space")
+        total = sum(TASKS[task].weight for task in present)
+        sources = [Source(task, len(self.volume_instructions[task]), TASKS[task].weight / total) for task in present]
+        return Mixture(sources, seed)
 
     def mixture(self, shares: MixtureSettings, seed: int) -> Mixture:
         """Return the mixture of the data categories (Table 2 of the paper).
@@ -129,8 +154,8 @@ class Samples:
         maps = {dataset: self.corpus.label_map(dataset) for dataset in datasets}
         return {dataset: {value: name.lower() for value, name in names.items() if value} for dataset, names in maps.items()}
 
-    def structure_map(self, record: InstructionRecord) -> StructureMap | None:
-        """Return the structures of an instruction's slice; None without a label map."""
+    def structure_map(self, record: InstructionRecord | VolumeInstructionRecord) -> StructureMap | None:
+        """Return the structures of an instruction's slice or volume; None without a label map."""
         volume = self.corpus.volumes[record.volume_id]
         if not volume.has_labels:
             return None
@@ -139,7 +164,8 @@ class Samples:
         for value, name in names.items():
             numbers[value] = self.structures.index(name) + 1
         listed = np.isin(self.structures, list(names.values()))
-        return StructureMap(numbers[self.store.read(record.volume_id, "labels", record.slice_index)], listed)
+        index = record.slice_index if isinstance(record, InstructionRecord) else None
+        return StructureMap(numbers[self.store.read(record.volume_id, "labels", index)], listed)
 
     def input_and_target(self, record: InstructionRecord) -> tuple[Image, Target]:
         """Return the input image of an instruction and its target."""

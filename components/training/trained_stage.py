@@ -82,8 +82,10 @@ def stage_inputs(stage: StageName, settings: Settings, corpus: str, parent: str 
     micro_batch_total = own.micro_batch * training.processes
     batch = [micro_batch_total * own.gradient_accumulation]
     batch += registered.comparison_sizes(micro_batch_total, training.processes)
+    if own.volume_steps:
+        batch.append(own.volume_samples_total(training.processes) * own.gradient_accumulation)
     average = training.decoder_average if registered.averages_decoder else None
-    recipe = own.model_dump(mode="json", exclude={"micro_batch", "gradient_accumulation"})
+    recipe = own.model_dump(mode="json", exclude={"micro_batch", "gradient_accumulation", "volume_samples"})
     return {
         "corpus": corpus,
         "seed": str(settings.seed),

@@ -33,13 +33,14 @@ from components.provenance import digest
 from components.registries import STAGES
 from components.settings import Settings, StageName
 from components.tracking import Journal, Tracking
-from components.training.batches import Rank, StageBatches
+from components.training.batches import StageBatches
 from components.training.dense_checkpoint import upcycled_model
 from components.training.engine import Engine, StepResult, join_processes
 from components.training.figures import stage_figures
 from components.training.loader import load_batches
 from components.training.loss_spikes import Fault, LossSpikeGuard
 from components.training.metrics_log import MetricsLog
+from components.training.mixture import Rank
 from components.training.trained_stage import StageResult, write_result
 from components.training.trainjob_status import TrainJobStatus
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration

@@ -52,12 +52,12 @@ def create_mask(kind: str, columns: int, acceleration: int, seed: int) -> NDArra
 
 
 def undersample(kspace: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.complex64]]:
-    """Keep the sampled columns of (H, W) k-space.
+    """Keep the sampled columns of (..., H, W) k-space.
 
     Returns:
-        The zero-filled magnitude image (H, W) float32, and the sampled k-space (H, W) complex64, zeros elsewhere.
+        The zero-filled magnitude image float32, and the sampled k-space complex64, zeros elsewhere; of the same shape.
     """
-    sampled = np.where(mask[None, :], kspace, 0).astype(np.complex64)
+    sampled = np.where(mask, kspace, 0).astype(np.complex64)
     return np.abs(ifft2c_numpy(sampled)).astype(np.float32), sampled
 
 

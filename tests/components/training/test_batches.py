@@ -9,16 +9,20 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from components.curation.corpus import Corpus
 from components.registries import STAGES
 from components.settings import MixtureSettings, StageName, StageSettings
 from components.training.augmentation import AffineParams
-from components.training.batches import Rank, StageBatches
+from components.training.batches import StageBatches
 from components.training.loader import load_batches
+from components.training.mixture import ALONE, Rank
 from components.training.samples import Samples
 from components.training.stages.vision_pretraining import BLOCK_SLICES
-from model_core.batch import IGNORE, Batch
+from components.training.volume_batches import step_scope
+from model_core.batch import IGNORE, Batch, select_slices
 from model_core.boxes import parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.mri_physics.fourier import fft2c, ifft2c
@@ -27,7 +31,6 @@ from model_core.targets import TARGET_IMAGE, TARGET_MASK
 from model_core.tokenization import special_ids
 from tests.helpers.corpora import LABEL_MAP
 
-ALONE = Rank()
 SHARES: dict[StageName, MixtureSettings] = {
     "vision_pretraining": MixtureSettings(image_only=1),
     "alignment": MixtureSettings(paired=1),
@@ -182,3 +185,86 @@ def test_an_empty_corpus_of_instructions_is_refused(corpus: Corpus, processor: P
     samples.instructions = {task: [] for task in samples.instructions}
     with pytest.raises(ValueError, match="labels or k-space"):
         samples.mixture(SHARES["instruction_tuning"], 0)
+
+
+def _volumes(corpus: Corpus, processor: Processor, share: float, rank: Rank = ALONE, **options: int) -> StageBatches:
+    config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
+    sizes = {"volume_slices": 6, "volume_samples": 4, **options}
+    settings = StageSettings(steps=9, micro_batch=4, mixture=SHARES["instruction_tuning"], volume_steps=share, **sizes)
+    return StageBatches(STAGES["instruction_tuning"], Samples.from_corpus(corpus, "train"), settings, config, processor, 0, rank)
+
+
+@given(share=st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 1.0]), steps=st.integers(1, 60))
+def test_the_number_of_a_step_determines_its_scope(share: float, steps: int) -> None:
+    """Steps with volumes have consecutive numbers, and so have the others; every prefix has the exact share, rounded down."""
+    scopes = [step_scope(step, share) for step in range(steps)]
+    volumes = [number for number, _ in scopes if number is not None]
+    assert volumes == list(range(len(volumes))) and abs(len(volumes) - share * steps) < 1
+    assert [step - before for step, (number, before) in enumerate(scopes) if number is None] == list(range(steps - len(volumes)))
+
+
+def test_without_volumes_every_step_is_as_before(corpus: Corpus, processor: Processor) -> None:
+    """And with them, the steps with slices see the same samples in the same order."""
+    slices, mixed = _batches(corpus, processor, "instruction_tuning"), _volumes(corpus, processor, 0.5)
+    for step in range(3):
+        assert _equal(mixed[2 * step][0], slices[step][0])
+        assert mixed[2 * step + 1][0].grids_BG3 is not None
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_the_volumes_of_one(corpus: Corpus, processor: Processor, world: int) -> None:
+    whole = _volumes(corpus, processor, 1.0)[5][0]
+    parts = [_volumes(corpus, processor, 1.0, Rank(index, world))[5][0] for index in range(world)]
+    for name in ("seed_B", "task_B", "target_B1DHW", "structures_BDHW", "block_B", "slices_BT"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    assert torch.equal(torch.cat([part.pixel_values_B1DHW for part in parts]), whole.pixel_values_B1DHW)
+
+
+def test_volumes_and_studies_have_what_their_instructions_need(corpus: Corpus, processor: Processor) -> None:
+    """All tasks and both scopes; tokens and grids agree with the images; targets are on the slices that they belong to."""
+    seen: set[str] = set()
+    batches = _volumes(corpus, processor, 1.0)
+    for step in range(12):
+        [batch] = batches[step]
+        seen |= {batch.tasks[int(task)] for task in batch.task_B}
+        images = (batch.grids_BG3.prod(-1) > 0).sum(-1)
+        assert int(images.sum()) == len(batch.pixel_values_B1DHW) and set(images.tolist()) <= {1, 2}
+        seen |= {"study" if count == 2 else "volume" for count in images.tolist()}
+        assert torch.equal((batch.input_ids_BL == batches.config.image_token_id).sum(-1), batch.grids_BG3.prod(-1).sum(-1))
+        own = batch.pixel_values_B1DHW[batch.image_B][:, 0]
+        at = select_slices(own, batch.slices_BT, 1)
+        for row, kind in enumerate(batch.target_kind_B.tolist()):
+            if kind == TARGET_IMAGE:
+                torch.testing.assert_close(ifft2c(batch.kspace_BDHW[row]).abs(), at[row], atol=1e-4, rtol=1e-4)
+            if kind == TARGET_MASK and bool(batch.target_B1DHW[row].any()):
+                assert set(batch.target_B1DHW[row].unique().tolist()) <= {0.0, 1.0}
+                labels = select_slices(batch.structures_BDHW, batch.slices_BT, 1)[row]
+                assert bool((labels[batch.target_B1DHW[row, 0] > 0] > 0).all())
+    assert seen == {"volume", "study", "reconstruction", "segmentation", "detection", "diagnosis", "report"}
+
+
+def test_boxes_of_a_volume_enclose_its_lesion_after_augmentation(corpus: Corpus, processor: Processor) -> None:
+    batches = _volumes(corpus, processor, 1.0, volume_slices=8, volume_samples=2)
+    lesion, found = batches.samples.structures.index("lesion") + 1, 0
+    for step in range(40):
+        [batch] = batches[step]
+        for row in range(2):
+            labels = batch.labels_BL[row]
+            boxes = parse_boxes(processor.decode(labels[labels != IGNORE]))
+            voxels = (batch.structures_BDHW[row] == lesion).nonzero()
+            if boxes and len(voxels):
+                edges = torch.tensor([box.edges for box in boxes]).view(-1, 2, 3)
+                sides = torch.tensor(batch.structures_BDHW.shape[1:])
+                inside = ((voxels[:, None] + 0.5) * 256 / sides + 12 >= edges[None, :, 0]) & (
+                    (voxels[:, None] + 0.5) * 256 / sides - 12 <= edges[None, :, 1]
+                )
+                assert bool(inside.all(-1).any(-1).all())
+                found += 1
+    assert found
+
+
+def test_volumes_need_instructions_about_them(corpus: Corpus, processor: Processor) -> None:
+    with pytest.raises(ValueError, match="volume_steps"):
+        settings = StageSettings(steps=1, mixture=SHARES["alignment"], volume_steps=0.5)
+        config = OmniMRIConfig.from_preset("debug", len(processor.tokenizer), **special_ids(processor.tokenizer))
+        StageBatches(STAGES["alignment"], Samples.from_corpus(corpus, "train"), settings, config, processor, 0)

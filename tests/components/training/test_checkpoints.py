@@ -81,7 +81,7 @@ def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _instructions(processes: int, zero_stage: int, steps: int = 12) -> Settings:
-    """Return settings with eight samples per step for any number of processes."""
+    """Return settings with eight samples per step for any number of processes; every second step uses two volumes or studies."""
     stage = "training.instruction_tuning"
     return load_settings(
         "debug",
@@ -89,6 +89,8 @@ def _instructions(processes: int, zero_stage: int, steps: int = 12) -> Settings:
             f"{stage}.steps={steps}",
             f"{stage}.checkpoint_every=4",
             f"{stage}.micro_batch={8 // processes}",
+            f"{stage}.volume_steps=0.5",
+            f"{stage}.volume_slices=4",
             f"training.processes={processes}",
             f"training.zero_stage={zero_stage}",
         ],

@@ -1,7 +1,8 @@
 """Whatever ZeRO shares out, two processes train what one trains: losses, gradient norms, weights.
 
-Every stage, so with frozen parts (2 and 3), with a process whose samples ask for no image (4: a sample each), and with an expert
-that no token is sent to. By hand: ``pytest --run-slow tests/components/training/test_parity.py``, five minutes.
+Every stage, so with volumes and studies (3 and 4), with frozen parts (2 and 3), with a process whose samples ask for no image (4: a
+sample each), and with an expert that no token is sent to. By hand: ``pytest --run-slow tests/components/training/test_parity.py``,
+five minutes.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def test_two_processes_train_what_one_trains_at_every_zero_stage(
         home = Home(tmp_path / f"{processes}-{zero_stage}", tmp_path / "data")
         sizes = {"steps": 5, "warmup_steps": 0, "micro_batch": SAMPLES[stage] // processes}
         overrides = [f"training.{stage}.{name}={value}" for name, value in sizes.items()]
+        if "instruction" in STAGES[stage].categories:  # two of the five steps
+            overrides += [f"training.{stage}.volume_steps=0.4", f"training.{stage}.volume_slices=4"]
         overrides += [f"training.processes={processes}", f"training.zero_stage={zero_stage}"]
         return train_stage(stage, corpus_root, load_settings("debug", overrides), home, parent, None, ForkedLauncher())
 
