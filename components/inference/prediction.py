@@ -26,6 +26,25 @@ class FoundBox:
 
 
 @dataclass(frozen=True)
+class FoundVolumeBox:
+    """A box of a volume on the input's own grid, half-open: slices, rows and columns of the (D, H, W) voxels."""
+
+    label: str
+    slice0: int
+    row0: int
+    col0: int
+    slice1: int
+    row1: int
+    col1: int
+
+    @property
+    def by_slice(self) -> tuple[FoundBox, ...]:
+        """The box on each of its slices."""
+        edges = (self.row0, self.col0, self.row1, self.col1)
+        return tuple(FoundBox(self.label, index, *edges) for index in range(self.slice0, self.slice1))
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The answer to an instruction about a volume.
 
@@ -35,7 +54,8 @@ class Prediction:
         slices: indices of the slices that were processed.
         affine: (4, 4), index (d, h, w, 1) -> RAS+ mm, of image, mask and uncertainty.
         preview: (M, M) pixels of the middle slice as the model received it.
-        boxes: boxes of a detection.
+        boxes: boxes of a detection; of one about a whole volume, its boxes on each slice.
+        volume_boxes: boxes of a detection about a whole volume.
         image: (D, H, W) float32, reconstructed image.
         mask: (D, H, W) uint8, mask of a segmentation.
         uncertainty: (D, H, W) float32, standard deviation over two or more samples, in units of the image or of the mask's
@@ -49,6 +69,7 @@ class Prediction:
     affine: NDArray[np.float64]
     preview: NDArray[np.float32]
     boxes: tuple[FoundBox, ...] = ()
+    volume_boxes: tuple[FoundVolumeBox, ...] = ()
     image: NDArray[np.float32] | None = None
     mask: NDArray[np.uint8] | None = None
     uncertainty: NDArray[np.float32] | None = None
@@ -66,12 +87,14 @@ def save(prediction: Prediction, out: Path) -> list[Path]:
         if (values := getattr(prediction, name)) is not None:
             written.append(_save_nifti(out / f"{name}.nii", values, prediction))
     written.append(_save_picture(prediction, out / "picture.png"))
-    answer = {
+    answer: dict[str, Any] = {
         "task": prediction.task,
         "text": prediction.text,
         "slices": prediction.slices,
         "boxes": [asdict(box) for box in prediction.boxes],
     }
+    if prediction.volume_boxes:
+        answer["volume_boxes"] = [asdict(box) for box in prediction.volume_boxes]
     write_json(out / "answer.json", answer)
     return [*written, out / "answer.json"]
 

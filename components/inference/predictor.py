@@ -8,6 +8,7 @@ Shape letters: K samples, D slices, H rows, W columns, V tiles, M side of a tile
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -27,6 +28,7 @@ from components.home import Home
 from components.inference.prediction import Prediction
 from components.inference.question import CONDITIONAL_MEAN, Progress, Question, Sampling, ignore_progress
 from components.inference.sliding_window import BATCH, ResampledVolume, Tile
+from components.inference.study import StudyQuestion, StudySeries
 from components.ingestion.volume import Volume
 from components.model_files import PREPROCESSING, resolve_model
 from components.provenance import digest
@@ -37,6 +39,8 @@ from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 
 MAX_NEW_TOKENS = 200
+
+logger = logging.getLogger(__name__)
 
 
 def task_of(answer: str) -> Task:
@@ -121,6 +125,37 @@ class Predictor:
         questions = self._read_questions(requests, sampling, progress)
         answers = self._first_answers(questions, progress)
         return [self._decode(question, answer) for question, answer in zip(questions, answers, strict=True)]
+
+    def predict_study(
+        self,
+        sources: Sequence[str | Path | Volume],
+        instruction: str,
+        sampling: Sampling = CONDITIONAL_MEAN,
+        progress: Progress = ignore_progress,
+    ) -> Prediction:
+        """Answer an instruction about all series of an examination together, each as a whole volume, in one sequence.
+
+        Masks, images and boxes are those of the series that the instruction names ("the axial T2-FLAIR"), or else of the first.
+
+        Args:
+            sources: volumes, or paths of files, of the DICOM folder of a study or of the folder of a BIDS session.
+
+        Raises:
+            BadInput: the instruction is empty, a file cannot be read, or the series are of several visits.
+        """
+        if not instruction.strip():
+            raise BadInput("an empty instruction", where="instruction", remedy='give one, e.g. "Report this image."')
+        progress("reading", 0, 1)
+        volumes = list(_read_study(sources))
+        progress("reading", 1, 1)
+        series = tuple(
+            StudySeries(ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm), affine) for volume, affine in volumes
+        )
+        study = StudyQuestion(self, series, instruction, sampling)
+        progress("answering", 0, 1)
+        answer = study.generate(MAX_NEW_TOKENS)
+        progress("answering", 1, 1)
+        return task_of(answer).decode_study(study, answer)
 
     def stream(self, source: str | Path | Volume, instruction: str) -> Iterator[str]:
         """Yield the answer about the first tile in pieces of about a word while it is generated."""
@@ -255,11 +290,31 @@ class Predictor:
 def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
     """Read a volume, and the affine of its file if the file is NIfTI."""
     from components.ingestion import read_path
+
+    return read_path(path), _file_affine(path)
+
+
+def _read_study(sources: Sequence[str | Path | Volume]) -> Iterator[tuple[Volume, NDArray[np.float64] | None]]:
+    """Yield the volumes of a study, each with the affine of its file if that is NIfTI; warn of series that are left out."""
+    from components.ingestion.study_reader import read_study
+
+    for source in sources:
+        if isinstance(source, Volume):
+            yield source, None
+            continue
+        found, left_out = read_study([Path(source)])
+        for reason in left_out:
+            logger.warning("a series of %s is left out: %s", Path(source).name, reason)
+        for one in found:
+            yield one.volume, _file_affine(one.path)
+
+
+def _file_affine(path: Path) -> NDArray[np.float64] | None:
+    """Return the affine of a NIfTI file; None for another format or a folder."""
     from components.ingestion.formats.nifti import load
     from components.ingestion.formats.sniff import detect_format
 
-    volume = read_path(path)
-    return volume, np.asarray(load(path).affine) if path.is_file() and detect_format(path) == "nifti" else None
+    return np.asarray(load(path).affine) if path.is_file() and detect_format(path) == "nifti" else None
 
 
 def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

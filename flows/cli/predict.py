@@ -57,6 +57,9 @@ def predict(
     store: Annotated[
         bool, typer.Option("--store", help="store the DICOM results on the server of the study, or on that of --to, each once")
     ] = False,
+    study: Annotated[
+        bool, typer.Option("--study", help="all images are one examination: answer about them together, as whole volumes")
+    ] = False,
     to: Annotated[str | None, typer.Option(help="server of the profile (pacs.servers) to store on")] = None,
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
@@ -64,8 +67,12 @@ def predict(
 ) -> None:
     """Answer an instruction about images: text on standard output, images and masks as NIfTI in the geometry of the input.
 
+    With --study, a folder may hold a DICOM study or a BIDS session; the model must have been trained with volumes.
     For a DICOM series, masks are also written as DICOM Segmentation, and texts and boxes as DICOM Structured Report.
     """
+    if study and store:
+        remedy = "leave one of them out: answers about a study have no DICOM form yet"
+        raise BadInput("nothing to store", where="--study --store", remedy=remedy)
     pacs = load_settings(profile, overrides).pacs
     address = _find_address(images)
     destination = _find_destination(address, store, to, pacs)
@@ -79,9 +86,11 @@ def predict(
     stored = None
     with run_log("predict") as output, ExitStack() as stack:
         paths = [Path(image) for image in images] if address is None else _fetch(address, pacs, stack)
-        streams = len(paths) == 1 and sys.stdout.isatty() and not as_json
-        predictions, folders = _predict(paths, instruction, model, sampling, out, streamed if streams else None, output)
-        files = [_save(*results, instruction) for results in zip(predictions, paths, folders, strict=True)]
+        streams = len(paths) == 1 and not study and sys.stdout.isatty() and not as_json
+        answered = [paths] if study else [[path] for path in paths]
+        predictions, folders = _predict(answered, instruction, model, sampling, out, streamed if streams else None, output, study)
+        images_of: list[Path | None] = [None] if study else [*paths]
+        files = [_save(*results, instruction) for results in zip(predictions, images_of, folders, strict=True)]
         if destination is not None:
             stored = _store(destination, [path for paths in files for path in paths if path.suffix == ".dcm"], pacs)
     _print_predictions(predictions, files, as_json, bool(streamed), stored)
@@ -151,17 +160,20 @@ def _fetch(address: StudyAddress, pacs: PacsSettings, stack: ExitStack) -> list[
 
 
 def _predict(
-    paths: list[Path],
+    answered: list[list[Path]],
     instruction: str,
     model: str,
     sampling_options: tuple[int, Sampler, int, int],
     out: Path,
     streamed: list[str] | None,
     output: TextIO,
+    study: bool,
 ) -> tuple[list[Prediction], list[Path]]:
     """Return the answers about images, and the folder for each.
 
     Args:
+        answered: the images of each answer: one, or those of a study.
+        study: the images of the answer are whole volumes of one examination.
         sampling_options: fields of :class:`components.inference.Sampling`.
         streamed: receives the pieces of the text, which are printed to ``output`` as they come; None = nothing is printed.
     """
@@ -182,22 +194,26 @@ def _predict(
         show_status(f"{phase} {done}/{total}")
 
     with step("predict") as predicting:
-        if len(paths) == 1:
+        if study:
+            predictions, folders = [predictor.predict_study(answered[0], instruction, sampling, show_phase)], [out]
+        elif len(answered) == 1:
             on_text = write if streamed is not None else None
-            predictions, folders = [predictor.predict(paths[0], instruction, sampling, on_text, show_phase)], [out]
+            predictions, folders = [predictor.predict(answered[0][0], instruction, sampling, on_text, show_phase)], [out]
             if streamed:
                 print(file=output)  # ends the streamed line before the step prints its own
         else:
-            predictions = predictor.predict_many([(path, instruction) for path in paths], sampling, show_phase)
-            folders = [out / f"{number:03d}" for number in range(1, len(paths) + 1)]
+            predictions = predictor.predict_many([(path, instruction) for [path] in answered], sampling, show_phase)
+            folders = [out / f"{number:03d}" for number in range(1, len(answered) + 1)]
         predicting.result = ", ".join(prediction.task for prediction in predictions)
     return predictions, folders
 
 
-def _save(prediction: Prediction, image: Path, folder: Path, instruction: str) -> list[Path]:
+def _save(prediction: Prediction, image: Path | None, folder: Path, instruction: str) -> list[Path]:
+    """Write the files of an answer; those in DICOM only if it is about one image (None = about a study)."""
     from components.inference import save, save_dicom
 
-    return [*save(prediction, folder), *save_dicom(prediction, instruction, image, folder)]
+    dicom = [] if image is None else save_dicom(prediction, instruction, image, folder)
+    return [*save(prediction, folder), *dicom]
 
 
 def _store(server: Server, files: list[Path], pacs: PacsSettings) -> Stored:
@@ -228,6 +244,7 @@ def _print_predictions(
     if as_json:
         answers = [
             {"task": prediction.task, "text": prediction.text, "boxes": prediction.boxes, "files": paths}
+            | ({"volume_boxes": prediction.volume_boxes} if prediction.volume_boxes else {})
             for prediction, paths in zip(predictions, files, strict=True)
         ]
         answer = answers[0] if len(answers) == 1 else {"answers": answers}

@@ -76,9 +76,9 @@ class DicomFormat(Format):
         from components.ingestion.formats.sniff import detect_format
 
         if not path.is_dir():
-            return _read_one_volume([path], path)
+            return read_one_volume([path], path)
         files = [file for file in sorted(path.rglob("*")) if file.is_file() and detect_format(file) == self.name]
-        return _read_one_volume(files, path)
+        return read_one_volume(files, path)
 
     @override
     def count_voxels(self, path: Path, limit: int) -> int:
@@ -99,7 +99,7 @@ def _read_classic(files: Sequence[Path], anatomy: str | None) -> Volume:
     return Volume(voxels=voxels, affine=affine, acquisition=acquisition)
 
 
-def _read_one_volume(files: Sequence[Path], path: Path) -> Volume:
+def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
     """Read the images among files as one volume.
 
     Args:
@@ -133,6 +133,21 @@ def _read_one_volume(files: Sequence[Path], path: Path) -> Volume:
         indices = [frame.index for frame in volumes[0]]
         return volume_from_image(unpack_frames(first, indices), sidecar_fields(header, indices[0]), path)
     return _read_classic([frame.path for frame in volumes[0]], None)
+
+
+def group_series(files: Sequence[Path], folder: Path) -> list[list[Path]]:
+    """Return the files of each MR series of one study, labels and objects that are no MR image excluded.
+
+    Raises:
+        BadInput: no MR image, or images of several studies.
+    """
+    series: dict[str, list[Path]] = {}
+    studies = set()
+    for file, header in _usable_headers(files, folder).items():
+        series.setdefault(str(header.SeriesInstanceUID), []).append(file)
+        studies.add(str(header.get("StudyInstanceUID", "") or ""))
+    require_single(len(studies), "studies", folder)
+    return [series[uid] for uid in sorted(series)]
 
 
 def _usable_headers(files: Sequence[Path], path: Path) -> dict[Path, Dataset]:

@@ -1,0 +1,160 @@
+"""Whole volumes and studies are answered in one sequence, in the geometry of the series in question."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from components.curation.corpus import Corpus
+from components.errors import BadInput
+from components.inference import Predictor, Sampling, save
+from components.inference.prediction import FoundVolumeBox
+from components.inference.sliding_window import ResampledVolume
+from components.inference.study import StudyQuestion, StudySeries
+from components.ingestion.study_reader import read_study
+from components.ingestion.volume import Volume
+from model_core.boxes import VolumeBox, format_boxes
+from tests.helpers.corpora import tiny_corpus, tiny_volume
+from tests.helpers.dicom_files import SAGITTAL, random_pixels, write_series
+from tests.helpers.real_world.common import ramp
+from tests.helpers.real_world.nifti_files import write_nifti_file
+from tests.helpers.trained import tiny_model
+
+CONDITIONAL_MEAN = Sampling()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return tiny_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def predictor(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    return Predictor.load(tiny_model(tmp_path_factory.mktemp("model"), corpus))
+
+
+@pytest.fixture
+def volumes() -> list[Volume]:
+    """Return a T1 and a T2 of different sizes; the first has fewer slices."""
+    first, second = tiny_volume(0, matrix=40), tiny_volume(0, "T2-weighted", matrix=32)
+    return [replace(first, voxels=first.voxels[:5], labels=None), replace(second, labels=None)]
+
+
+def _question(predictor: Predictor, volumes: list[Volume], instruction: str) -> StudyQuestion:
+    series = [StudySeries(ResampledVolume.from_volume(one, predictor.matrix, predictor.pixel_mm)) for one in volumes]
+    return StudyQuestion(predictor, tuple(series), instruction, CONDITIONAL_MEAN)
+
+
+def _answer_with(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    monkeypatch.setattr(StudyQuestion, "generate", lambda *_: answer)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "named"),
+    [
+        ("Segment the lesion in this axial T2-weighted brain MRI.", 1),
+        ("segment the lesion in the axial t1-weighted series", 0),
+        ("Is there a lesion in the T2-weighted image?", 1),
+        ("Is there a lesion?", 0),
+    ],
+)
+def test_the_instruction_names_the_series(predictor: Predictor, volumes: list[Volume], instruction: str, named: int) -> None:
+    assert _question(predictor, volumes, instruction).named == named
+
+
+@pytest.mark.parametrize(("answer", "array"), [("<seg>", "mask"), ("<image>", "image")])
+def test_masks_and_images_are_on_the_grid_of_the_named_series(
+    predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch, answer: str, array: str, tmp_path: Path
+) -> None:
+    _answer_with(monkeypatch, answer)
+    for number, sequence in enumerate(("T1", "T2")):
+        prediction = predictor.predict_study(volumes, f"Segment it in this axial {sequence}-weighted MRI.", Sampling(samples=2))
+        values = getattr(prediction, array)
+        assert values.shape == prediction.uncertainty.shape == volumes[number].voxels.shape
+        assert {path.name for path in save(prediction, tmp_path / sequence)} == {
+            f"{array}.nii", "uncertainty.nii", "picture.png", "answer.json"
+        }  # fmt: skip
+
+
+def test_an_untrained_decoder_returns_the_volume(
+    predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answer_with(monkeypatch, "<image>")
+    prediction = predictor.predict_study(volumes[1:], "Reconstruct the image.")
+    change = np.abs(prediction.image - volumes[1].voxels)
+    assert change.max() < 0.05 * volumes[1].voxels.max()
+
+
+def test_boxes_of_six_edges_are_in_voxels_of_the_series(
+    predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pixels of the T2 are those of the network: half of the bins are half of the voxels."""
+    _answer_with(monkeypatch, format_boxes([VolumeBox("lesion", 64, 128, 128, 192, 32, 96)]))
+    prediction = predictor.predict_study(volumes[1:], "Find any lesion.")
+    assert prediction.volume_boxes == (FoundVolumeBox("lesion", 1, 8, 16, 3, 16, 24),)
+    assert [box.slice_index for box in prediction.boxes] == [1, 2] and prediction.task == "detection"
+
+
+def test_a_diagnosis_is_one_pass(predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the generated answer, which decides the task: every series is encoded once."""
+    _answer_with(monkeypatch, "yes, lesion")
+    calls: list[int] = []
+    encode = predictor.model.encode_images
+    monkeypatch.setattr(predictor.model, "encode_images", lambda images: calls.append(len(images)) or encode(images))
+    prediction = predictor.predict_study(volumes, "Is there a lesion?")
+    assert calls == [2] and prediction.task == "diagnosis" and "(p = 0." in prediction.text
+
+
+def test_generation_knows_every_series_and_its_header(predictor: Predictor, volumes: list[Volume]) -> None:
+    """Another second series, or another header line, changes the states from which the answer is generated."""
+
+    def states(chosen: list[Volume]) -> torch.Tensor:
+        question = _question(predictor, chosen, "Is there a lesion?")
+        packed = question.pack()
+        with torch.no_grad():
+            output = predictor.model(packed.input_ids_BL, None, question.images, grids_BG3=packed.grids_BG3)
+        return output.hidden_states[0, -1]
+
+    first, second = volumes
+    flipped = replace(second, voxels=second.voxels[:, ::-1].copy())
+    renamed = replace(second, acquisition=replace(second.acquisition, sequence="T2-FLAIR"))
+    for other in (flipped, renamed):
+        assert not torch.allclose(states([first, other]), states(volumes), atol=1e-6)
+
+
+def test_a_dicom_study_is_read_by_series(tmp_path: Path) -> None:
+    """A localizer of two planes is left out with its reason; the order is that of sequences and planes, not of files."""
+    for number, (name, orientation) in enumerate((("z", (1.0, 0, 0, 0, 1, 0)), ("a", SAGITTAL))):
+        write_series(tmp_path, name, random_pixels(4, 16, 16, seed=number), orientation, SeriesInstanceUID=f"1.2.{number}")
+    for number, orientation in enumerate(((1.0, 0, 0, 0, 1, 0), SAGITTAL)):
+        write_series(tmp_path, f"localizer{number}", random_pixels(3, 16, 16, seed=9), orientation, SeriesInstanceUID="1.2.9")
+    sources, left_out = read_study([tmp_path])
+    assert [one.volume.acquisition.plane for one in sources] == ["axial", "sagittal"]
+    assert len(left_out) == 1 and "volumes" in left_out[0]
+
+
+def test_images_of_two_visits_are_no_study(tmp_path: Path) -> None:
+    for number, study in enumerate(("1.5", "1.6")):
+        pixels = random_pixels(4, 16, 16, seed=number)
+        write_series(tmp_path / "d", f"s{number}", pixels, StudyInstanceUID=study, SeriesInstanceUID=f"1.2.{number}")
+        write_nifti_file(tmp_path / "n" / f"ses-{number}" / f"sub-1_ses-{number}_T1w.nii.gz", ramp(seed=number))
+    for folder, noun in (("d", "studies"), ("n", "sessions")):
+        with pytest.raises(BadInput, match=f"2 {noun}"):
+            read_study([tmp_path / folder])
+
+
+def test_a_bids_session_is_read_with_its_sidecars_and_without_its_masks(tmp_path: Path) -> None:
+    anat = tmp_path / "sub-01" / "ses-1" / "anat"
+    for number, suffix in enumerate(("T2w", "T1w", "FLAIR")):
+        write_nifti_file(anat / f"sub-01_ses-1_{suffix}.nii.gz", ramp(seed=number))
+    write_nifti_file(anat / "sub-01_ses-1_dseg.nii.gz", (ramp() > 200).astype(np.int16))
+    (anat / "sub-01_ses-1_T1w.json").write_text('{"MagneticFieldStrength": 1.5, "PatientName": "Roe"}')
+    sources, left_out = read_study([tmp_path / "sub-01" / "ses-1"])
+    assert [one.volume.acquisition.sequence for one in sources] == ["T1-weighted", "T2-FLAIR", "T2-weighted"] and not left_out
+    assert sources[0].volume.acquisition.field_strength_t == 1.5
+    assert np.allclose(nib.load(sources[0].path).affine[:3, 3], nib.load(sources[1].path).affine[:3, 3])
