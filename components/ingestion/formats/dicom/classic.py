@@ -76,7 +76,7 @@ def _range_of(ends: Sequence[Vector]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class SliceReadBack:
-    """What :func:`read_series` takes from a written slice, whose pixels have been compared with those of its source.
+    """Facts that :func:`read_series` takes from a written slice, whose pixels have been compared with those of its source.
 
     Attributes:
         frame: geometry and kind.
