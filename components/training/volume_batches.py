@@ -207,7 +207,7 @@ def _target_slices(target: Target, count: int, rng: np.random.Generator) -> NDAr
     """Return the slices that teach the decoder, sorted: the first one shows the structure or finding, if any slice does."""
     order = rng.permutation(len(target.image))
     if target.kind != TARGET_NONE:
-        shown = target.image.reshape(len(order), -1).any(-1)
+        shown = np.asarray(target.image.reshape(len(order), -1).any(-1))
         order = order[np.argsort(~shown[order], kind="stable")]
         order = np.concatenate([order[:1], rng.permutation(order[1:])])
     return np.sort(order[:count])
