@@ -51,6 +51,8 @@ LONG = (
     "flows/test_curate",
     "flows/test_plan_equals_run",
     "flows/cli/test_usage_errors",
+    "flows/cli/test_pacs_commands",
+    "components/pacs",
     "components/registry",
     "components/inference/test_overfit",
     "components/curation/vlm",

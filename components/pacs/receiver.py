@@ -20,7 +20,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # c
 from components.allowed_hosts import is_own_host
 from components.errors import BadInput
 from components.pacs.archive import RemoteSeries, is_uid
-from components.pacs.dimse import IMAGE_CLASSES, silence_network_library
+from components.pacs.dimse import IMAGE_CLASSES, send_at_once, silence_network_library
 from components.pacs.fetching import FetchedSeries
 from components.pacs.ledger import contains_all, tokens
 from components.pacs.update import DatasetUpdate
@@ -132,7 +132,10 @@ class Receiver:
         where = (self._listener.host, self._listener.port)
         try:
             self._server = self._entity.start_server(
-                where, block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)], ssl_context=_tls_context(self._listener)
+                where,
+                block=False,
+                evt_handlers=[(evt.EVT_CONN_OPEN, send_at_once), (evt.EVT_C_STORE, self._take)],
+                ssl_context=_tls_context(self._listener),
             )
         except OSError as error:
             remedy = "choose another one, or end the program that uses it"

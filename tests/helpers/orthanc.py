@@ -71,6 +71,7 @@ class Orthanc:
             "OverwriteInstances": True,
             "StorageCommitmentReportsSize": 0,
             "SaveJobs": False,
+            "SyncStorageArea": False,
             "Plugins": [str(PLUGIN)],
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
             **self.settings,
