@@ -91,9 +91,11 @@ CARD_VALUES: dict[str, Any] = {
 CARD_SKIPPED = {
     "id": "another id is another dataset",
     "generated": "excludes counts and a folder of one's own; its digest is tested in components/samples/test_cohort.py",
+    "pacs": "names an archive, which every run asks, where the dataset has no folder; components/pacs tests it",
 }
 SETTINGS_SKIPPED = {
     "datasets": "changed below, as another source folder",
+    "pacs.servers": "archives of other datasets; components/pacs tests them",
     "curation.visual": "needs a vision-language model, which test_annotate.py provides",
     "ingestion.key_file": "changed below, together with a file",
     "model.tokenizer": "changed below, together with a folder",
