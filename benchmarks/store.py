@@ -160,6 +160,8 @@ class WrittenSeries:
         self._clean = partial(clean_file, staging=staging, context=context)
         self._paths = [staging.path(target) for target in targets.values()]
         self.write()
+        for output, path in zip(self._outputs, self._paths, strict=True):
+            output.write(path)
 
     @property
     def folder(self) -> Path:

@@ -18,6 +18,8 @@ from components.ingestion.deidentification.deidentify import parse_age_years, pa
 from components.ingestion.sequence_classification import SequenceParameters, classify_sequence
 from components.ingestion.volume import Acquisition
 
+MAX_MS = {"RepetitionTime": 6e4, "EchoTime": 2e3, "InversionTime": 6e4}
+"""Longest plausible times of a sequence, with a wide margin."""
 MAX_TESLA = 25.0
 """Twice the field of the strongest scanner for people."""
 
@@ -29,6 +31,12 @@ def _parse_number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if np.isfinite(number) else None
+
+
+def _parse_ms(value: Any, longest: float) -> float | None:
+    """Return a time in milliseconds; None for one that can only be in another unit."""
+    time = _parse_number(value)
+    return time if time is not None and 0 <= time <= longest else None
 
 
 def _parse_tesla(value: Any) -> float | None:
@@ -61,9 +69,9 @@ def _code_set(value: Any) -> frozenset[str]:
 def _read_parameters(dataset: Dataset) -> SequenceParameters:
     """Return the sequence parameters of a DICOM header."""
     return SequenceParameters(
-        repetition_ms=_parse_number(dataset.get("RepetitionTime")),
-        echo_ms=_parse_number(dataset.get("EchoTime")),
-        inversion_ms=_parse_number(dataset.get("InversionTime")) or None,
+        repetition_ms=_parse_ms(dataset.get("RepetitionTime"), MAX_MS["RepetitionTime"]),
+        echo_ms=_parse_ms(dataset.get("EchoTime"), MAX_MS["EchoTime"]),
+        inversion_ms=_parse_ms(dataset.get("InversionTime"), MAX_MS["InversionTime"]) or None,
         flip_deg=_parse_number(dataset.get("FlipAngle")),
         technique=_code_set(dataset.get("ScanningSequence")),
         variant=_code_set(dataset.get("SequenceVariant")),

@@ -46,6 +46,7 @@ class CleanedFile:
         rejection: reason why there is no file.
         staged: the file is not part of the last version.
         read_back: result of :meth:`~components.ingestion.formats.base.Output.check`, if the file was written by this run.
+        notes: what the user should know about its voxels, if the file was written by this run.
     """
 
     file: SourceFile | None
@@ -54,6 +55,7 @@ class CleanedFile:
     rejection: Rejection | None = None
     staged: bool = False
     read_back: Any = None
+    notes: tuple[str, ...] = ()
 
 
 class WorkerPool:
@@ -189,4 +191,4 @@ def clean_file(file: PlannedFile, staging: Staging, context: WriteContext) -> Cl
     except Exception as error:
         raise_machine_fault(error, file.target)
         return CleanedFile(None, md5, rejection=rejection_of(error))
-    return CleanedFile(written, md5, output.content, staged=True, read_back=read_back)
+    return CleanedFile(written, md5, output.content, staged=True, read_back=read_back, notes=output.notes)

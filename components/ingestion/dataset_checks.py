@@ -70,6 +70,8 @@ def _check_table(table: Table | None, path: Path, keys: set[str], plan: Plan) ->
     found = keys & set(rows)
     if not keys:
         plan.notice([path], "a table for which no image has a key; fix its image expression, or layout.patient")
+    elif not rows:
+        plan.notice([path], "a table without rows")
     elif not found:
         plan.notice(
             [path],

@@ -17,21 +17,35 @@ _SESSION = re.compile(r"(?i)(?:^|[^a-z])(?:ses|session|visit|week|month|year|day
 _DATE = re.compile(r"(?<![0-9])((?:19|20)[0-9]{2})([-_.]?)([01][0-9])\2([0-3][0-9])(?![0-9])")
 _IDENTIFYING = ("sub", "ses", "date", "task", "acq", "ce", "rec", "dir", "run", "echo", "flip", "inv", "mt", "chunk")
 """Entities that tell two scans of a patient apart; others (space, desc, label, res, part) describe a derivative of one."""
+SEQUENCE_WORDS = frozenset(
+    re.split(
+        r"\s+",
+        """t1 t1w t1n t1c t1ce t1gd t2 t2w t2f t2star t2starw pd pdw flair dwi adc swi bold gre tse mprage space dixon water fat
+    pre post native contrast anat func fmap perf ce axial coronal sagittal ax cor sag tra""",
+    )
+)
+"""Words, in lower case, that name a sequence or a plane, and not a scan."""
 _MASKS = frozenset(
     re.split(
         r"\s+",
         """mask masks msk brainmask lesionmask defacemask seg segs dseg segm segmentation segmentations label
-    labels roi rois gt groundtruth aseg parc parcellation contour contours annotation annotations""",
+    labels roi rois gt groundtruth aseg parc parcellation contour contours annotation annotations
+    aparc+aseg aparc wmparc ribbon atlas brainsegmentation""",
     )
 )
 _MASK_FOLDERS = re.compile(
     r"(?i)(?:labels?|masks?|segmentations?|seg|gt|groundtruth|annotations?)(?:[-_]?(?:tr|ts|train|test|val))?"
 )
 _PROBABILITIES = frozenset(("probseg", "probmap", "prob", "pve", "posterior", "posteriors"))
-_PHASES = frozenset(("phase", "phase1", "phase2", "phasediff", "ph"))
+_PHASES = frozenset(("phase", "phase1", "phase2", "phasediff", "ph", "pha", "phaseimage", "phaseimg"))
 _PARTS = {"real": "real part", "imag": "imaginary part", "imaginary": "imaginary part"}
 _MAPS = frozenset(("fieldmap", "adc", "fa", "md", "ad", "rd", "dwimap", "cbf", "cmro2", "mtsat", "xfm"))
-_MAP = re.compile(r"(?i).+map")
+_MAP = re.compile(r"(?i).*map")
+_MAPS_OF_ANY_LAYOUT = re.compile(
+    r"fieldmap|adc|fa|md|cbf|cbv|mtt|ttp|tmax|qsm|chi|r2s|r2star|pdff|cmro2|mtsat|mtr|tensor|eigenvalues?|eigenvectors?"
+    r"|[ztf]stat\d*|cope\d*|varcope\d*|warp|warpfield|biasfield|jacobian|displacement|(?:t1|t2|t2star|pd|b0|b1|ff|adc|fa|md|phase)?map"
+)
+"""Last words of the names of maps in folders of any layout (FSL, SPM, ANTs, vendors' exports)."""
 _DOCUMENTS = re.compile(
     r"(?i)(?:dicomdir|readme|changes|changelog|license|licence|citation|authors|copying)(?:\.\w+)?|\.bidsignore|citation\.cff"
     r"|(?:dataset_description|genetic_info|dataset)\.json"
@@ -82,12 +96,13 @@ def contradict(label: str, image: str) -> bool:
 
 def closeness(label: str, image: str) -> int:
     """Return how many words of an image's path a label map's path has, too: folders, entities, and the sequence."""
-    return len(_words(label) & _words(image))
+    return len(set(words_of(label)) & set(words_of(image)))
 
 
 @lru_cache(maxsize=65536)
-def _words(relative: str) -> frozenset[str]:
-    return frozenset(filter(None, re.split(r"[/_. ]+", _EXTENSION.sub("", relative))))
+def words_of(relative: str) -> tuple[str, ...]:
+    """Return the words of a path: its folders and its name, split at underscores, points and blanks."""
+    return tuple(filter(None, re.split(r"[/_. ]+", _EXTENSION.sub("", relative))))
 
 
 def not_magnitude_by_name(relative: str) -> str:
@@ -100,13 +115,13 @@ def not_magnitude_by_name(relative: str) -> str:
         return "a mask or label map"
     if last in _PROBABILITIES:
         return "a probability map"
-    if last in _PHASES or entities.get("part") == "phase":
-        return "phase"
+    if last in _PHASES or entities.get("part") == "phase" or (len(last) == 1 and words[-2:-1] and words[-2] in _PHASES):
+        return "phase"  # a letter behind it tells equal names apart (dcm2niix)
     if last in _PARTS or entities.get("part") in _PARTS:
         return _PARTS.get(last) or _PARTS[entities["part"]]
     if "stat" in entities:
         return "statistics"
-    if is_bids and (last in _MAPS or _MAP.fullmatch(last)):
+    if (is_bids and (last in _MAPS or _MAP.fullmatch(last))) or _MAPS_OF_ANY_LAYOUT.fullmatch(last):
         return "a derived map"
     return ""
 

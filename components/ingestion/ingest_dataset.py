@@ -73,6 +73,7 @@ def ingest(
     pseudonyms, recipe = Pseudonyms(key, card.id), output_recipe(card, key)
     staging = Staging(data / card.id)
     try:
+        _require_folders(data, staging.root)
         proven = require_same_key((key,), card.id, data) or key == DEMO_KEY
         staging.root.mkdir(parents=True, exist_ok=True)
         staging.recover()
@@ -97,6 +98,18 @@ def ingest(
         seconds=time.monotonic() - started,
         notices=update.plan.notices,
     )
+
+
+def _require_folders(*paths: Path) -> None:
+    """Require that no file lies where a folder of ours is needed.
+
+    Raises:
+        MachineFault: one does.
+    """
+    for path in paths:
+        if path.exists() and not path.is_dir():
+            remedy = "move the file away, or set OMNIMRI_DATA to another folder"
+            raise MachineFault("a file where a folder is needed", where=str(path), remedy=remedy)
 
 
 @dataclass(frozen=True)

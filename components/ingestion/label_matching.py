@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 
-from components.ingestion.file_names import closeness, session_of
+from components.ingestion.file_names import SEQUENCE_WORDS, closeness, session_of, words_of
 from components.ingestion.formats.stored_labels import TISSUE_INFIX
 from components.ingestion.quarantine import Rejection
 
@@ -23,6 +23,9 @@ SEVERAL_SESSIONS = Rejection(
     "a label map without a session that fits images of several sessions: it is not used",
     "put the session into its name (ses-1), or give layout.case",
 )
+
+
+OF_ANOTHER_SCAN = "a label map on the grid of more images than its name fits: it is used for those of its own scan alone"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,33 @@ def choose_labels(fitting: FittingLabels, content_of: Callable[[str], str]) -> L
             chosen.append(best[0])
         faults.update({target: LESS_CLOSE for target in targets if target not in (*chosen, *faults)})
     return LabelChoice(tuple(chosen), faults)
+
+
+def labels_of_other_scans(choices: Iterable[tuple[FittingLabels, LabelChoice]], sequences: Iterable[str]) -> list[set[str]]:
+    """Return for each image the label files chosen for it whose names belong to other images for which they are chosen, too.
+
+    A label map of scan A (``sub-1_A_seg``) fits the grid of scan B, for which there may be none. Words that name a sequence tell no
+    scans apart: a label map drawn on one sequence is used for the others of its scan.
+
+    Args:
+        sequences: texts of the card by which it knows the sequence of a file.
+    """
+    items = list(choices)
+    ignored = SEQUENCE_WORDS | {word for text in sequences for word in words_of(text)}
+    shared: dict[str, list[Counter[str]]] = defaultdict(list)
+    for fitting, choice in items:
+        for target in choice.chosen:
+            shared[target].append(_shared_words(fitting, target, ignored))
+    return [
+        {target for target in choice.chosen if any(_shared_words(fitting, target, ignored) < other for other in shared[target])}
+        for fitting, choice in items
+    ]
+
+
+def _shared_words(fitting: FittingLabels, target: str, ignored: Set[str]) -> Counter[str]:
+    """Return the words of a label file's path that its image's path has, too, each as often as in both."""
+    common = Counter(words_of(fitting.labels[target])) & Counter(words_of(fitting.image))
+    return Counter({word: count for word, count in common.items() if word.lower() not in ignored})
 
 
 def labels_across_sessions(choices: Iterable[tuple[FittingLabels, LabelChoice]]) -> set[str]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from components.errors import MachineFault
 from components.file_switch import require_switched
 from components.files import read_json, write_json
 from components.ingestion.volume import SourceFile, SourceSeries
@@ -41,14 +42,22 @@ class Manifest:
 
         Raises:
             JobFailed: an ingestion was interrupted while it replaced files.
+            MachineFault: the manifest is damaged.
         """
         path = root / MANIFEST
         require_switched(root, "omnimri ingest")
         if not path.exists():
             return None
-        content = read_json(path)
-        series = tuple(_series_from_json(entry) for entry in content["series"])
-        return cls(content["recipe"], series, content["sources"], content["contents"])
+        try:
+            content = read_json(path)
+            series = tuple(_series_from_json(entry) for entry in content["series"])
+            return cls(content["recipe"], series, content["sources"], content["contents"])
+        except (ValueError, KeyError, TypeError):  # cut short, or no manifest
+            raise MachineFault(
+                "the list of ingested files is damaged",
+                where=str(path),
+                remedy=f"restore it (omnimri data pull), or remove the folder {root} and run omnimri ingest again",
+            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the file; a series that has no visit does not mention one."""

@@ -12,7 +12,14 @@ from components.catalog import DatasetCard
 from components.ingestion.cleaning import CleanedFile
 from components.ingestion.formats.base import READERS, PlannedFile, PlannedSeries
 from components.ingestion.formats.label_maps import read_labels
-from components.ingestion.label_matching import SEVERAL_SESSIONS, FittingLabels, choose_labels, labels_across_sessions
+from components.ingestion.label_matching import (
+    OF_ANOTHER_SCAN,
+    SEVERAL_SESSIONS,
+    FittingLabels,
+    choose_labels,
+    labels_across_sessions,
+    labels_of_other_scans,
+)
 from components.ingestion.manifest import files_of
 from components.ingestion.quarantine import Rejection, rejection_of
 from components.ingestion.series_planner import Mapper
@@ -63,7 +70,11 @@ class SeriesChecks:
         complete = [item for item in cleaned if self._is_complete(item)]
         labeled = self._match_labels(complete, card, data, mapper)
         unique = self._without_duplicates(labeled)
-        return [item.series for item in self._read_back(unique, card, data, mapper)]
+        readable = [item.series for item in self._read_back(unique, card, data, mapper)]
+        for file in (file for series in readable for file in series.files):
+            for note in self._results[file.path].notes:
+                self._plan.notice([self._files[file.path].source], note)
+        return readable
 
     def _collect(self, dataset_id: str, planned: PlannedSeries) -> CleanedSeries | None:
         """Return a series with its written files; None if no image was written."""
@@ -98,10 +109,14 @@ class SeriesChecks:
         found = list(mapper(check, [item.series for item in with_labels], "comparing labels"))
         fitting = [self._fitting_labels(item, faults) for item, faults in zip(with_labels, found, strict=True)]
         choices = [choose_labels(labels, lambda target: self._results[target].content) for labels in fitting]
-        across = set() if card.layout.case else labels_across_sessions(zip(fitting, choices, strict=True))
+        pairs = list(zip(fitting, choices, strict=True))
+        across = set() if card.layout.case else labels_across_sessions(pairs)
+        of_others = [set[str]()] * len(pairs) if card.layout.case else labels_of_other_scans(pairs, card.layout.sequences)
+        for target in sorted(set().union(*of_others)):
+            self._plan.notice([self._files[target].source], OF_ANOTHER_SCAN)
         chosen = {
-            item.id: {target for target in choice.chosen if target not in across}
-            for item, choice in zip(with_labels, choices, strict=True)
+            item.id: set(choice.chosen) - across - others
+            for item, choice, others in zip(with_labels, choices, of_others, strict=True)
         }
         used = set().union(*chosen.values())
         off_grid = {target: fault for faults in found for target, fault in faults.items() if fault is not None}

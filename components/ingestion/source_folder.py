@@ -102,11 +102,18 @@ class Plan:
         for files in self.label_maps.values():
             for file in files:
                 if file.target not in attached:
-                    self.reject([file.source], _NO_LABELED_IMAGE)
+                    self.reject([file.source], _NO_LABELED_IMAGE if self._images or not self.series else _OTHER_FORM)
 
 
 _NO_LABELED_IMAGE = Rejection(
     "label", "a label map of no image here: of no image of its patient, session and scan", "fix layout.case or layout.labels"
+)
+
+
+_OTHER_FORM = Rejection(
+    "label",
+    "a label map as an image file, while all images are DICOM: it is not matched to a DICOM series",
+    "give it as DICOM segmentation (SEG), or convert the images to NIfTI",
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from components.errors import BadInput
 from components.ingestion.annotations.encodings import decode_text
-from components.ingestion.formats.dicom.image_content import content_of
+from components.ingestion.formats.dicom.image_content import content_of, content_of_unit
 
 MAX_SECONDS = {"EchoTime": 1.0, "RepetitionTime": 30.0, "InversionTime": 30.0}
 """Field of a sidecar -> longest time of an MRI sequence, with a wide margin; a larger number is in milliseconds."""
@@ -60,8 +60,10 @@ class SidecarIndex:
         """Return what the sidecars say that the values are: magnitude, another component, or a map; "" where they do not say."""
         for sidecar in reversed(self._readable(image)):
             image_type = sidecar.fields.get("ImageType")
-            terms = image_type if isinstance(image_type, list) else []
+            terms = image_type.split("\\") if isinstance(image_type, str) else image_type if isinstance(image_type, list) else []
             if found := content_of(terms, sidecar.fields.get("ComplexImageComponent")):
+                return found
+            if found := content_of_unit(sidecar.fields.get("Units")):
                 return found
         return ""
 

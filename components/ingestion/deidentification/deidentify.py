@@ -31,6 +31,8 @@ PROFILE_EDITION = "dicomfields_2026c"
 """Edition of the table of the standard (PS3.15, Table E.1-1)."""
 MAX_AGE_YEARS = 90
 """Higher ages are replaced by this one."""
+_OLDEST_YEARS = 130
+"""A larger number is no age in years."""
 SIDECAR_NUMBERS = ("MagneticFieldStrength", "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle")
 _DATES = frozenset({"StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "InstanceCreationDate"})
 _NUMBER_VRS = frozenset({"AT", "DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
@@ -124,6 +126,12 @@ def _clean_dataset(dataset: Dataset, context: _CleaningContext) -> Dataset:
 _NUMBER_TEXT = re.compile(rb"[0-9eE+\-.\\ \0]*")
 _LONG_NUMBER = re.compile(rb"\d{7}")
 """Digits of an integer string that may be a record or telephone number: series and images are not counted so far."""
+_LONG_INTEGER = re.compile(rb"(?<![\d.])\d{7}")
+"""The same in a decimal string, whose digits behind the point identify nobody."""
+_DECIMALS_OF_READERS = frozenset(
+    ("RescaleSlope", "RescaleIntercept", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ContourData")
+)
+"""Decimal strings that decide values or positions: they are kept, whatever their size."""
 _ROI_NUMBERS = ("ROINumber", "ReferencedROINumber")
 """Integer strings that link the parts of a structure set."""
 
@@ -135,6 +143,8 @@ def _is_plain_number(raw: RawDataElement, tag: BaseTag) -> bool:
     if raw.VR in ("DS", "IS") and not _NUMBER_TEXT.fullmatch(raw.value):
         return False
     if raw.VR == "IS" and _LONG_NUMBER.search(raw.value):
+        return False
+    if raw.VR == "DS" and _LONG_INTEGER.search(raw.value):
         return False
     return keyword_for_tag(tag) not in _CLEANERS
 
@@ -162,6 +172,8 @@ def _clean_element(element: DataElement, tag: BaseTag, context: _CleaningContext
         return None
     value = element.value
     if vr == "IS" and keyword not in _ROI_NUMBERS and _LONG_NUMBER.search(str(value).encode()):
+        return DataElement(tag, vr, "")
+    if vr == "DS" and keyword not in _DECIMALS_OF_READERS and _LONG_INTEGER.search(str(value).encode()):
         return DataElement(tag, vr, "")
     return DataElement(tag, vr, list(value) if isinstance(value, list | tuple) or hasattr(value, "append") else value)
 
@@ -238,7 +250,7 @@ def _shift_date(date: str, shift: datetime.timedelta) -> str:
 def parse_age_years(value: Any) -> float | None:
     """Return the years of a DICOM age string (``"045Y"``, ``"018M"``) or a number, at most 90; None for anything else."""
     if isinstance(value, int | float):
-        return float(min(value, MAX_AGE_YEARS)) if np.isfinite(value) and value >= 0 else None
+        return float(min(value, MAX_AGE_YEARS)) if np.isfinite(value) and 0 <= value <= _OLDEST_YEARS else None
     match = re.fullmatch(r"(\d{3})([DWMY])", str(value or "").strip())
     if not match:
         return None

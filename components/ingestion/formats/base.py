@@ -43,9 +43,11 @@ class Output(ABC):
 
     Attributes:
         content: MD5 of the image content regardless of the header; "" for a file that is no image.
+        notes: what the user should know about the voxels of an image.
     """
 
     content: str = ""
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def write(self, path: Path) -> None:

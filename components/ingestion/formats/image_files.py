@@ -278,7 +278,7 @@ def _require_magnitude(header: ImageHeader, relative: str, folder: SourceFolder)
     component = folder.sidecars.content(header.path)
     if component not in ("", MAGNITUDE, ADC) and not (is_map and component not in (PHASE, REAL, IMAGINARY, COMPLEX)):
         raise UnsupportedInput(
-            "not magnitude", f"{component} by the Image Type of its sidecar", remedy="fix the sidecar if it is not"
+            "not magnitude", f"{component} by its sidecar (Image Type or Units)", remedy="fix the sidecar if it is not"
         )
     reason = not_magnitude_by_name(relative)
     if reason and not (is_map and reason == "a derived map") and not _is_declared(reason, relative, folder):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +60,34 @@ def _read_tissue_maps(paths: dict[int, Path], shape: tuple[int, ...], affine: ND
     Raises:
         UnsupportedInput: another grid than the image's.
     """
-    labels, best = np.zeros(shape, dtype=np.uint8), np.full(shape, 0.5)
+    maps: dict[int, NDArray[Any]] = {}
     for value, path in sorted(paths.items()):
-        probability: NDArray[Any]
-        probability, map_affine = to_canonical(nifti.load(path))
-        _check_grid("tissue map", path, probability.shape, map_affine, shape, affine)
-        probability = np.nan_to_num(probability, nan=0.0)
-        probability = probability / max(float(probability.max()), 1.0)  # 0 to 100, 0 to 255, or the value of the structure
+        loaded, map_affine = to_canonical(nifti.load(path))
+        _check_grid("tissue map", path, loaded.shape, map_affine, shape, affine)
+        maps[value] = np.nan_to_num(loaded, nan=0.0)
+    scale = _scale_of_probabilities(maps.values())
+    labels, best = np.zeros(shape, dtype=np.uint8), np.full(shape, 0.5)
+    for value, stored in maps.items():
+        probability = stored / (float(stored.max()) if _is_mask(stored) else scale)
         labels = np.where(probability >= best, value, labels).astype(np.uint8)
         best = np.maximum(best, probability)
     return labels
+
+
+_PROBABILITY_SCALES = (1.0, 100.0, 255.0)
+"""Values that stand for certainty: of fractions, percentages and bytes."""
+
+
+def _is_mask(values: NDArray[Any]) -> bool:
+    """Return whether a map of one structure only has the values 0 and the structure's, 1 or more."""
+    highest = float(values.max())
+    return highest >= 1 and bool(((values == 0) | (values == highest)).all())
+
+
+def _scale_of_probabilities(maps: Iterable[NDArray[Any]]) -> float:
+    """Return the value that stands for certainty in all maps of one image: one of them alone need not reach it."""
+    highest = max((float(values.max()) for values in maps if not _is_mask(values)), default=1.0)
+    return next((scale for scale in _PROBABILITY_SCALES if highest <= scale * (1 + 1e-3)), highest)
 
 
 def _check_grid(

@@ -42,6 +42,8 @@ MAX_TRAILING_BYTES = 1 << 20
 """Bytes that an untrusted file may have behind its voxels."""
 _COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst", ".mgz")
 """Suffixes that nibabel decompresses, whatever the content is."""
+_REPETITION_RANGE_S = 0.01, 30.0
+"""Time between two volumes, with a wide margin."""
 _NO_MAGNITUDE = "complex values: their magnitude is used"
 _NO_UNIT = "no unit of length in the header: millimeters are assumed"
 
@@ -80,6 +82,8 @@ class NiftiFormat(ImageFileFormat):
         notes = [_NO_MAGNITUDE] if header.stored_type.kind == "c" else []
         if not int(header.fields["xyzt_units"]) & 7:
             notes.append(_NO_UNIT)
+        if len(header.shape) == 4 and (fault := _repetition(header)[1]):
+            notes.append(fault)
         if has_orientation(header):
             notes += geometry(header).notes
         return ImageFacts(header.shape, header.not_image(), tuple(notes), has_orientation(header))
@@ -164,7 +168,7 @@ def load(path: Path, orientation: str | None = None) -> Any:
     image = image_class(values, affine, dtype=values.dtype)
     image.header.set_xyzt_units("mm", "sec")
     if len(values.shape) == 4:
-        image.header.set_zooms((*image.header.get_zooms()[:3], _repetition_seconds(header)))
+        image.header.set_zooms((*image.header.get_zooms()[:3], _repetition(header)[0]))
     return image
 
 
@@ -234,11 +238,18 @@ def _decompress(path: Path, size: int) -> bytes:
     return content
 
 
-def _repetition_seconds(header: NiftiHeader) -> float:
-    """Return the step along the fourth axis in seconds (``xyzt_units & 56``); 0 where it is no time."""
+def _repetition(header: NiftiHeader) -> tuple[float, str]:
+    """Return the step along the fourth axis in seconds (``xyzt_units & 56``), and how it was interpreted; 0 where it is no time."""
     step, unit = float(header.fields["pixdim"][4]), int(header.fields["xyzt_units"]) & 56
     seconds = step * {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}.get(unit, 0.0)
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+    if not (math.isfinite(seconds) and seconds > 0):
+        return 0.0, ""
+    shortest, longest = _REPETITION_RANGE_S
+    if seconds > longest and shortest <= seconds / 1000 <= longest:
+        return seconds / 1000, "a time step in milliseconds, where the header says seconds or nothing: converted"
+    if shortest <= seconds <= longest:
+        return seconds, ""
+    return 0.0, "an implausible time step, which is not used"
 
 
 def _stored_affine(path: Path) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,8 @@ class NiftiHeader:
         """
         stored = float(self.fields["vox_offset"])
         smallest = 0 if self.is_pair else self.fields.sizeof_hdr + 4
-        if stored == 0:  # not set: the voxels follow the header
+        is_of_single = self.is_pair and bytes(self.fields["magic"])[:3] in (b"n+1", b"n+2")
+        if stored == 0 or is_of_single:  # not set, or that of the other form: the voxels follow the header
             return int(smallest)
         if not (math.isfinite(stored) and stored >= smallest):
             raise BadInput("a damaged NIfTI header: the voxels begin inside of it", remedy="get the file again")
@@ -144,9 +145,21 @@ def read_header(path: Path) -> NiftiHeader:
     """
     status = path.stat()
     try:
-        return _read_cached(path, status.st_mtime_ns, status.st_size)
+        header = _read_cached(path, status.st_mtime_ns, status.st_size)
+        return header if header.is_analyze else replace(header, is_pair=_is_pair(path, header, status.st_size))
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise BadInput("a gzipped file that is damaged or cut short", where=path.name, remedy="get the file again") from None
+
+
+def _is_pair(path: Path, header: NiftiHeader, size: int) -> bool:
+    """Return whether the voxels are in a second file: where the magic says so and there is one, or where only a header is here.
+
+    Some programs write the magic of the other form.
+    """
+    is_header_alone = size <= header.fields.sizeof_hdr + 4
+    if is_gzipped(path) or header.is_pair == is_header_alone:
+        return header.is_pair
+    return data_file(path, replace(header, is_pair=True)).is_file()
 
 
 def parse_header(head: bytes) -> NiftiHeader:

@@ -16,7 +16,7 @@ from typing_extensions import override
 from components.errors import BadInput
 from components.ingestion.formats.base import Output, ReadBackError, Role
 from components.ingestion.formats.orientation import round_affine, to_canonical
-from components.ingestion.formats.voxels import require_signal
+from components.ingestion.formats.voxels import notes_on_values, require_signal
 from components.ingestion.quarantine import UnsupportedInput
 
 AFFINE_TOLERANCE = 2.0**-20
@@ -88,6 +88,7 @@ class NiftiOutput(Output):
         self._values = scaling.apply(stored)
         if role == "image":
             require_signal(self._values)
+            self.notes = notes_on_values(self._values)
         self._affine = round_affine(image.affine)
         clean = nib.Nifti1Image(stored, self._affine, dtype=stored.dtype)
         _fill_header(clean.header, image, scaling)

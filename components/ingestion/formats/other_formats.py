@@ -40,6 +40,7 @@ _GZIPPED_MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"ObjectType", "a gzipped MetaImage", _UNPACK),
 )
 """First bytes behind a gzip header, name and remedy."""
+_IMAGE_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".dcm", ".mha", ".mhd", ".h5", ".npy")
 _MGH_TYPES = (0, 1, 3, 4)
 
 
@@ -47,6 +48,10 @@ def reject_other_format(path: Path) -> Rejection | None:
     """Return why a file of a format that ingestion does not read is rejected; None for a file of no known format."""
     with path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
+    if not head:
+        return Rejection("unreadable", "an empty file", "get the file again")
+    if head.lstrip()[:14].lower().startswith((b"<html", b"<!doctype html")):
+        return Rejection("no image", "a web page (HTML), probably of a download that failed", "download the file again")
     if head.startswith(GZIP_MAGIC):
         try:
             with gzip.open(path) as decompressed:
@@ -61,6 +66,9 @@ def reject_other_format(path: Path) -> Rejection | None:
     for position, magic, name, remedy in _MAGIC:
         if head[position : position + len(magic)] == magic:
             return Rejection("unsupported", name, remedy)
+    if path.name.lower().endswith(_IMAGE_SUFFIXES):
+        reason = "no image by its content, although its suffix is that of one: damaged, cut short, or something else"
+        return Rejection("unreadable", reason, "get the file again")
     return None
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import BadInput
 from components.ingestion.quarantine import UnsupportedInput
+
+NEGATIVE = "negative values, which no magnitude has: a phase, a difference, or standardized intensities"
+FRACTIONS = "values from 0 to 1: normalized intensities, or a probability map, which is no image"
+MAX_NEGATIVE = 0.05
+"""Fraction of negative voxels that is not mentioned: resampling makes a few."""
+MIN_STEPS = 100
+"""Different values in single precision that the range of an image must have room for."""
 
 
 def require_signal(values: NDArray[Any]) -> None:
@@ -32,7 +39,7 @@ def require_signal(values: NDArray[Any]) -> None:
 
 
 def require_signal_range(lowest: float, highest: float) -> None:
-    """Require that the finite voxels of an image differ, and fit into single precision.
+    """Require that the finite voxels of an image differ, and fit into single precision, in which they still differ.
 
     Raises:
         BadInput, UnsupportedInput: see :func:`require_signal`.
@@ -41,6 +48,12 @@ def require_signal_range(lowest: float, highest: float) -> None:
         raise UnsupportedInput("unsupported", "values beyond single precision (3.4e38)", remedy="divide the values by a constant")
     if lowest == highest:
         raise BadInput("no signal: every voxel has the same value", remedy="give an image with signal, or leave the file out")
+    if highest - lowest < MIN_STEPS * float(np.spacing(np.float32(max(abs(lowest), abs(highest))))):
+        raise UnsupportedInput(
+            "unsupported",
+            "values that single precision cannot tell apart (a large offset, or below 1e-43)",
+            remedy="subtract the offset, or multiply the values by a constant",
+        )
 
 
 def remove_nonfinite(voxels: NDArray[Any], name: str) -> NDArray[np.float32]:
@@ -62,6 +75,16 @@ def remove_nonfinite(voxels: NDArray[Any], name: str) -> NDArray[np.float32]:
     return single
 
 
+def notes_on_values(values: NDArray[Any]) -> tuple[str, ...]:
+    """Return what the user should know about the values of an image: many are negative, or all are fractions."""
+    if values.dtype.kind not in "if":
+        return ()
+    lowest, highest = float(np.nanmin(values)), float(np.nanmax(values))
+    if lowest < 0:
+        return (NEGATIVE,) if np.count_nonzero(values < 0) > MAX_NEGATIVE * values.size else ()
+    return (FRACTIONS,) if values.dtype.kind == "f" and 0.5 < highest <= 1 + _ROUNDING else ()
+
+
 def require_single(count: int, noun: str, path: Path) -> None:
     """Require that a user's path is one volume.
 
@@ -74,25 +97,56 @@ def require_single(count: int, noun: str, path: Path) -> None:
         )
 
 
-_FEW_VALUES, _SAMPLE = 12, 8192
+_FEW_VALUES, _SAMPLE, _ROUNDING = 12, 8192, 1e-3
+_MAX_EQUAL_NEIGHBORS = 0.6
+"""Fraction of voxels other than background that equal the next one, along each axis; that of images is far lower."""
 
 
 def require_gray_values(values: NDArray[Any]) -> None:
-    """Require more values than a label map has: an image that only takes a few whole numbers is none.
+    """Require more values than a label map has: an image that only takes a few values, or whole numbers in plateaus, is none.
+
+    Args:
+        values: (x, y, z[, channels]).
 
     Raises:
-        UnsupportedInput: at most a dozen different whole numbers, the smallest of which is 0.
+        UnsupportedInput: at most a dozen different values, rounding errors aside, or many whole numbers that form regions.
     """
-    if values.size < _SAMPLE or values.dtype.kind == "c":
-        sample = values.ravel()
-    else:
-        sample = values.ravel(order="K")[:: values.size // _SAMPLE]
-    if len(np.unique(sample)) > _FEW_VALUES:
+    if values.dtype.kind == "c":
         return
-    found = np.unique(values)
-    if 1 < len(found) <= _FEW_VALUES and found[0] == 0 and bool((found == np.rint(found)).all()):
-        raise UnsupportedInput(
-            "not magnitude",
-            f"a mask or label map by its values: {len(found)} whole numbers",
-            remedy="declare it in layout.labels, or exclude it with layout.ignored",
-        )
+    step = max(1, values.size // _SAMPLE)
+    sample = _distinct(values.ravel(order="K")[::step])
+    if len(sample) <= _FEW_VALUES:
+        found = _distinct(values)
+        if len(found) <= 1:
+            return
+        if len(found) <= _FEW_VALUES:
+            _refuse_mask(f"{len(found)} different values")
+    if bool((sample == np.rint(sample)).all()) and _equal_neighbors(values) > _MAX_EQUAL_NEIGHBORS:
+        _refuse_mask("regions of equal whole numbers")
+
+
+def _refuse_mask(why: str) -> NoReturn:
+    raise UnsupportedInput(
+        "not magnitude",
+        f"a mask or label map by its values: {why}",
+        remedy="declare it in layout.labels, or exclude it with layout.ignored",
+    )
+
+
+def _distinct(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the different finite values; those near whole numbers are rounded to them."""
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.ravel()
+    whole = np.rint(finite) if finite.dtype.kind == "f" else finite
+    is_whole = finite.dtype.kind != "f" or float(np.abs(finite - whole).max(initial=0)) <= _ROUNDING
+    return np.unique(whole if is_whole and len(np.unique(whole)) > 1 else finite)
+
+
+def _equal_neighbors(values: NDArray[Any]) -> float:
+    """Return the fraction of voxels that equal the next one, among those that are not 0, along that axis where it is lowest."""
+    lowest = 1.0
+    for axis in range(min(values.ndim, 3)):
+        first, second = (np.moveaxis(values, axis, 0)[places] for places in (slice(None, -1), slice(1, None)))
+        inside = int(np.count_nonzero(first))
+        if inside:
+            lowest = min(lowest, np.count_nonzero((first == second) & (first != 0)) / inside)
+    return lowest

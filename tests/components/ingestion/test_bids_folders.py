@@ -206,7 +206,7 @@ def test_the_image_type_of_a_sidecar_tells_the_component(source: Path, fields: d
     (source / "sub-01" / "anat" / "sub-01_T1w.json").write_text(json.dumps(fields))
     report, volumes = ingest_all(source, nifti_card())
     assert len(volumes) == (1 if reason else 2) and len(report.quarantined) == (1 if reason else 0)
-    assert not reason or report.quarantined[0].reason == f"{reason} by the Image Type of its sidecar"
+    assert not reason or report.quarantined[0].reason == f"{reason} by its sidecar (Image Type or Units)"
 
 
 DOCUMENTS = (

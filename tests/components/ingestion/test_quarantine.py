@@ -88,7 +88,7 @@ def _write_dicom_bomb(folder: Path) -> None:
 
 
 CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
-    "an empty file": (lambda f: (f.mkdir(), (f / "empty.dcm").touch()), "no image", "no image of a known format", 1),
+    "an empty file": (lambda f: (f.mkdir(), (f / "empty.dcm").touch()), "unreadable", "an empty file", 1),
     "a truncated file": (_write_truncated, "unreadable", "fewer pixels than the header says", 1),
     "claims more than it holds": (_write_nifti_bomb, "unreadable", "fewer voxels than the NIfTI header claims", 1),
     "claims k-space that was never written": (_write_hdf5_bomb, "unreadable", "claims more than the file contains", 1),
@@ -107,7 +107,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, int]] = {
     "secondary capture": (lambda f: _write_bad(f, SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "burnt-in", "secondary capture", 5),
     "screen save": (lambda f: _write_bad(f, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), "burnt-in", "may show", 5),
     "no position": (lambda f: _write_bad(f, ImagePositionPatient=None), "geometry", "without ImagePositionPatient", 5),
-    "no direction": (lambda f: _write_bad(f, ImageOrientationPatient=[0, 0, 0, 0, 0, 0]), "geometry", "missing or wrong", 5),
+    "no direction": (
+        lambda f: _write_bad(f, ImageOrientationPatient=[0, 0, 0, 0, 0, 0]),
+        "geometry",
+        "no perpendicular unit vectors",
+        5,
+    ),
     "a slice missing": (lambda f: _write_bad(f, order=[0, 1, 3, 4]), "geometry", "slices missing: 1 of 3 gaps", 1),
     "a slice doubled": (
         lambda f: (_write_bad(f), dicom_files.write_slice(f, "twice", 9, (-30, -20, 18), dicom_files.random_pixels(8, 9, seed=8))),

@@ -63,10 +63,9 @@ def _arrange(frames: Sequence[Frame], paths: Sequence[Path]) -> tuple[Frame, ...
 
 
 def _ends_of(values: NDArray[Any], scale: tuple[float, float]) -> Vector:
-    """Return the lowest and the highest voxel of a slice with stored values (rows, columns), in single precision, in any order."""
+    """Return the lowest and the highest voxel of a slice with stored values (rows, columns), in any order."""
     slope, intercept = scale
-    with np.errstate(over="ignore"):
-        return tuple(float(np.float32(float(value) * slope + intercept)) for value in (values.min(), values.max()))
+    return float(values.min()) * slope + intercept, float(values.max()) * slope + intercept
 
 
 def _range_of(ends: Sequence[Vector]) -> tuple[float, float]:
@@ -80,7 +79,7 @@ class SliceReadBack:
 
     Attributes:
         frame: geometry and kind.
-        ends: lowest and highest voxel, in single precision, in any order.
+        ends: lowest and highest voxel, in any order.
     """
 
     frame: Frame

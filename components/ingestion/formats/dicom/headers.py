@@ -13,6 +13,7 @@ from components.ingestion.annotations import rt_structures
 from components.ingestion.annotations.rt_structures import RT_STRUCTURE_SET_UID
 from components.ingestion.formats.dicom import fast_elements, image_content
 from components.ingestion.formats.dicom.series_splitting import Frame, frames_of
+from components.ingestion.formats.nifti_header import VOXEL_SIZE_RANGE_MM
 from components.ingestion.quarantine import Rejection
 from components.ingestion.sequence_classification import classify_diffusion
 
@@ -36,6 +37,7 @@ _MODALITIES = frozenset(
     "CR CT DX ECG IO KO MG NM OT PR PT PX REG RF RTDOSE RTIMAGE RTPLAN RTSTRUCT RWV SC SEG SM SR US XA".split()  # noqa: SIM905
 )
 """Defined terms that a rejection may quote; other text could name the patient."""
+_MAX_COSINE_ERROR = 0.01
 _REQUIRED_UIDS = ("SeriesInstanceUID", "SOPInstanceUID")
 _REQUIRED_TEXTS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", *_REQUIRED_UIDS)
 
@@ -160,25 +162,30 @@ def read_frames(header: Dataset, path: Path) -> tuple[list[Frame], Rejection | N
     """Return the frames of a file that :func:`find_rejection` accepts, or why its geometry cannot be used."""
     try:
         frames = frames_of(header, path)
-        is_sound = all(_has_sound_geometry(frame) for frame in frames)
+        fault = next(filter(None, map(_geometry_fault, frames)), "" if frames else "no frames")
     except (KeyError, AttributeError, ValueError, TypeError, IndexError, OverflowError):
-        is_sound, frames = False, []
-    if not frames or not is_sound:
-        reason = "position, orientation or pixel size missing or wrong"
-        return [], Rejection("geometry", reason, "export the series again with its geometry")
+        fault, frames = "a position, orientation or pixel size that is missing or no number", []
+    if fault:
+        return [], Rejection("geometry", fault, "export the series again with its geometry")
     return frames, None
 
 
-def _has_sound_geometry(frame: Frame) -> bool:
-    return (
-        len(frame.position) == 3
-        and len(frame.orientation) == 6
-        and len(frame.pixel_mm) == 2
-        and min(frame.pixel_mm) > 0
-        and min(frame.shape) > 0
-        and bool(np.isfinite([*frame.position, *frame.orientation]).all())
-        and abs(float(np.linalg.norm(frame.normal)) - 1) < 0.01
-    )
+def _geometry_fault(frame: Frame) -> str:
+    """Return what is wrong with the geometry of a frame; "" for nothing."""
+    if (len(frame.position), len(frame.orientation), len(frame.pixel_mm)) != (3, 6, 2):
+        return "a position, orientation or pixel size with another number of values than the standard's"
+    if not np.isfinite([*frame.position, *frame.orientation, *frame.pixel_mm]).all():
+        return "a position, orientation or pixel size that is no number"
+    smallest, largest = VOXEL_SIZE_RANGE_MM
+    if not (smallest <= min(frame.pixel_mm) and max(frame.pixel_mm) <= largest):
+        return f"pixels of implausible size: {frame.pixel_mm[0]:.3g} x {frame.pixel_mm[1]:.3g} mm"
+    if min(frame.shape) < 1:
+        return "an image without rows or columns"
+    row, column = np.array(frame.orientation[:3]), np.array(frame.orientation[3:])
+    errors = (float(np.linalg.norm(row)) - 1, float(np.linalg.norm(column)) - 1, float(row @ column))
+    if max(map(abs, errors)) > _MAX_COSINE_ERROR:
+        return "direction cosines of rows and columns that are no perpendicular unit vectors"
+    return ""
 
 
 def sidecar_fields(header: Dataset, index: int = 0) -> dict[str, object]:

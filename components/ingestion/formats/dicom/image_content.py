@@ -54,7 +54,7 @@ _MAPS = {
     **_named("difference of images", "SUB, SUBTRACT, SUBTRACTION, MODULUS SUBTRACT, IMAGE SUBTRACTION, DIFFERENCE"),
     **_named("ratio or product of images", "DIVISION, MULTIPLICATION, RATIO"),
     **_named("segmentation", "SEGMENTATION, SEGMENTED, LABELMAP, LABEL MAP"),
-    **_named("derived map", "QUANTITY, ENERGY PROP WT"),
+    **_named("derived map", "QUANTITY, ENERGY PROP WT, MAP, R2S, PARAMETRIC MAP"),
 }
 """Normalized term -> noun of the derived image."""
 _SCANS = ("B0", "B1")
@@ -146,6 +146,13 @@ def mapped_unit(items: Iterable[Dataset]) -> str:
                 if code in _PHYSICAL_UNITS:
                     return code
     return ""
+
+
+def content_of_unit(unit: Any) -> str:
+    """Return what values in a unit are (``Units`` of BIDS); "" for arbitrary units and unknown ones."""
+    if not isinstance(unit, str) or unit not in _PHYSICAL_UNITS:
+        return ""
+    return PHASE if unit in ("rad", "mrad") else f"a map in {unit}"
 
 
 def find_color(header: Dataset) -> str:

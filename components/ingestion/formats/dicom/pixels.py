@@ -48,7 +48,15 @@ def read_slice(path: Path) -> Dataset:
     information: pydicom parses that into a data set of its own, which takes a quarter of the time. Where its length does not lead
     to group 0008, pydicom reads the file.
     """
-    file = read_decompressed(path)
+    return parse_slice(read_decompressed(path), path)
+
+
+def parse_slice(file: bytes, path: Path) -> Dataset:
+    """Return the data set of a file with its pixels, see :func:`read_slice`.
+
+    Args:
+        file: the bytes of ``path``, decompressed.
+    """
     end = _META_END + int.from_bytes(file[140:_META_END], "little")
     is_plain = (
         file[128:140] == _META_HEAD and file.find(_EXPLICIT_SYNTAX, _META_END, end) > 0 and file[end : end + 2] == _FIRST_GROUP
@@ -91,6 +99,10 @@ def decode_pixels(dataset: Dataset) -> NDArray[Any]:
     """
     pixels = content(dataset, "PixelData")
     if not pixels:
+        if not (is_absent(dataset, "FloatPixelData") and is_absent(dataset, "DoubleFloatPixelData")):
+            raise UnsupportedInput(
+                "unsupported", "pixels that are floating point numbers", remedy="export whole numbers with a slope"
+            )
         raise BadInput("no pixel data", remedy=_EXPORT_AGAIN)
     missing = [keyword for keyword in _REQUIRED if short(dataset, keyword) is None]
     if missing:

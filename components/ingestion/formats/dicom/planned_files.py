@@ -20,9 +20,10 @@ from components.ingestion.formats.dicom import fast_elements
 from components.ingestion.formats.dicom.classic import SliceReadBack
 from components.ingestion.formats.dicom.headers import sidecar_fields
 from components.ingestion.formats.dicom.multiframe import unpack_frames, unpack_mosaic
-from components.ingestion.formats.dicom.pixels import decode_pixels, read_slice, stored_pixels
+from components.ingestion.formats.dicom.pixels import decode_pixels, parse_slice, rescale, rescale_of, stored_pixels
 from components.ingestion.formats.dicom.reading import read_header, read_object
 from components.ingestion.formats.nifti_writer import NiftiOutput, content_md5
+from components.ingestion.formats.voxels import notes_on_values
 from components.ingestion.planned_annotations import PlannedJson
 from components.machine_faults import raise_machine_fault
 
@@ -46,8 +47,9 @@ def _read_geometry(dataset: Dataset) -> tuple[object, ...]:
 class DicomOutput(Output):
     """A de-identified DICOM file of any kind.
 
-    The file is parsed as curation parses it: its pixel data, geometry, scaling and outlines must be those of the source. Equal
-    bytes of pixels in an equal form decode to equal values.
+    The file must contain the bytes that were written, so that every fault of the disk is found. They are parsed as curation parses
+    them: pixel data, geometry, scaling and outlines must be those of the source. Equal bytes of pixels in an equal form decode to
+    equal values.
     """
 
     def __init__(self, clean: Dataset, source: Dataset, pixels: bytes = b"", content: str = "") -> None:
@@ -59,12 +61,14 @@ class DicomOutput(Output):
         """
         self._clean, self._pixels, self.content = clean, pixels, content
         self._geometry = _read_geometry(source)
+        self._written = b""
 
     @override
     def write(self, path: Path) -> None:
         buffer = BytesIO()
         self._clean.save_as(buffer, enforce_file_format=True)
-        path.write_bytes(buffer.getbuffer())
+        self._written = buffer.getvalue()
+        path.write_bytes(self._written)
 
     @override
     def check(self, path: Path) -> SliceReadBack | None:
@@ -77,8 +81,11 @@ class DicomOutput(Output):
         Raises:
             ReadBackError: others. An error of the reader is one, too: it could read the same from the source.
         """
+        file = path.read_bytes()
+        if file != self._written:
+            raise ReadBackError("other bytes")
         try:
-            dataset = read_slice(path)
+            dataset = parse_slice(file, path)
             pixels, geometry = fast_elements.content(dataset, "PixelData"), _read_geometry(dataset)
         except Exception as error:
             raise_machine_fault(error, path.name)
@@ -109,7 +116,8 @@ class SliceOutput(DicomOutput):
             source, pixels, content: see :class:`DicomOutput`.
         """
         super().__init__(clean, source, pixels, content)
-        self._values = values
+        self._values, scale = values, rescale_of(source)
+        self.notes = notes_on_values(rescale(values, *scale)) if values.dtype.kind == "i" or min(scale) < 0 else ()
 
     @override
     def check(self, path: Path) -> SliceReadBack:

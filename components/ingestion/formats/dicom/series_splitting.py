@@ -152,7 +152,10 @@ def content_of_header(header: Dataset) -> str:
     if unit := image_content.mapped_unit([header]):
         return f"a map in {unit}"
     image_type = fast_elements.text(header, "ImageType").split("\\")
-    stated = image_content.content_of(image_type, fast_elements.text(header, "ComplexImageComponent"))
+    component = fast_elements.text(header, "ComplexImageComponent")
+    if component.strip().upper() == "MIXED":
+        return "one of several components that its header does not name"
+    stated = image_content.content_of(image_type, component)
     if stated not in ("", image_content.MAGNITUDE):
         return stated
     return image_content.private_content(header) or stated or image_content.MAGNITUDE
@@ -170,8 +173,6 @@ def _content_of_frame(header: Dataset, groups: Sequence[Dataset], frame_type: Da
     own = image_content.content_of(frame_type.get("FrameType") or (), frame_type.get("ComplexImageComponent"))
     if own:
         return own
-    if image_content.normalize_term(header.get("ComplexImageComponent") or "") == "MIXED":
-        return "one of several components that its header does not name"
     return content_of_header(header)
 
 
