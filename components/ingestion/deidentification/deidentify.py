@@ -33,6 +33,8 @@ MAX_AGE_YEARS = 90
 """Higher ages are replaced by this one."""
 _OLDEST_YEARS = 130
 """A larger number is no age in years."""
+_FIRST_GROUP = 0x0008
+"""Lower groups belong to commands, the file meta information and directories; in a data set, they come from a damaged tag."""
 SIDECAR_NUMBERS = ("MagneticFieldStrength", "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle")
 _DATES = frozenset({"StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "InstanceCreationDate"})
 _NUMBER_VRS = frozenset({"AT", "DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
@@ -106,7 +108,9 @@ def _clean_dataset(dataset: Dataset, context: _CleaningContext) -> Dataset:
     """Return the elements that may be kept, without private and unknown tags, group lengths and pixel data."""
     clean = Dataset()
     for tag in sorted(dataset.keys()):
-        if tag.is_private or tag.element == 0 or not dictionary_has_tag(tag) or tag.group in (0x7FE0, 0xFFFC):
+        if tag.group < _FIRST_GROUP or tag.is_private or tag.element == 0 or not dictionary_has_tag(tag):
+            continue
+        if tag.group in (0x7FE0, 0xFFFC):
             continue
         raw = dataset.get_item(tag)
         if isinstance(raw, RawDataElement) and _is_plain_number(raw, tag):

@@ -306,3 +306,27 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, place: str) ->
     (tmp_path / place).write_text("x")
     with pytest.raises(MachineFault, match="a file where a folder is needed"):
         ingest(nifti_card(), tmp_path / "source", tmp_path / "data", DEMO_KEY)
+
+
+@pytest.mark.parametrize("tag", [0x00000002, 0x00020010, 0x00041130])
+def test_a_damaged_tag_does_not_end_the_ingestion(tmp_path: Path, tag: int) -> None:
+    """Elements of commands, of the file meta information and of directories have no place in a data set."""
+    (tmp_path / "source").mkdir()
+    paths = write_stack(tmp_path / "source", "a", voxels())
+    number = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little")
+    for path in paths:
+        content = path.read_bytes()
+        assert content.count(b"\x18\0\x81\0DS") == 1
+        path.write_bytes(content.replace(b"\x18\0\x81\0DS", number + b"DS"))
+    assert len(_ingest(tmp_path, make_card())[0]) == 1
+
+
+@pytest.mark.parametrize("element", [b"\x28\0\x30\0", b"\x20\0\x37\0", b"\x20\0\x32\0"])
+def test_geometry_of_a_damaged_type_is_the_fault_of_its_file(tmp_path: Path, element: bytes) -> None:
+    """Pixel size, orientation or position as LS, a type that does not exist: one of two series."""
+    (tmp_path / "source").mkdir()
+    write_stack(tmp_path / "source", "a", voxels())
+    for path in write_stack(tmp_path / "source", "b", voxels(seed=1)):
+        path.write_bytes(path.read_bytes().replace(element + b"DS", element + b"LS"))
+    volumes, reasons, _ = _ingest(tmp_path, make_card())
+    assert len(volumes) == 1 and reasons

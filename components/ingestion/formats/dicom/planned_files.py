@@ -13,6 +13,7 @@ from pydicom import Dataset
 from typing_extensions import override
 
 from components.catalog import DatasetCard
+from components.errors import BadInput
 from components.ingestion.annotations import rt_structures
 from components.ingestion.deidentification.deidentify import clean_sidecar, deidentify_dicom
 from components.ingestion.formats.base import Output, PlannedFile, ReadBackError, WriteContext
@@ -41,7 +42,8 @@ def _read_geometry(dataset: Dataset) -> tuple[object, ...]:
         for roi in structures
         for contour in roi.get("ContourSequence") or ()
     ]
-    return shorts, frames, tuple(fast_elements.optional_numbers(dataset, name) for name in _NUMBERS), contours
+    outlines = [contour for contour in contours if contour]
+    return shorts, frames, tuple(fast_elements.optional_numbers(dataset, name) for name in _NUMBERS), outlines
 
 
 class DicomOutput(Output):
@@ -58,9 +60,14 @@ class DicomOutput(Output):
         Args:
             source: the data set that it was made from.
             pixels: pixel data that it contains.
+
+        Raises:
+            BadInput: de-identification could not keep the geometry: an element has a damaged type (VR), which may hide any text.
         """
         self._clean, self._pixels, self.content = clean, pixels, content
         self._geometry = _read_geometry(source)
+        if _read_geometry(clean) != self._geometry:
+            raise BadInput("a position, size, scaling or outline whose element is damaged", remedy="get the file again")
         self._written = b""
 
     @override
