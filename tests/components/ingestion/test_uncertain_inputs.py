@@ -238,7 +238,8 @@ def test_time_steps_are_seconds_or_told(tmp_path: Path, step: float, unit: str, 
     card = nifti_card(sequences={"bold": "BOLD"})
     _, _, notices = _ingest(tmp_path, card)
     (stored,) = (tmp_path / "data").rglob("*.nii")
-    assert nib.load(stored).header.get_zooms()[3] == pytest.approx(seconds)
+    header: Any = nib.load(stored).header
+    assert header.get_zooms()[3] == pytest.approx(seconds)
     assert any("time step" in text for text in notices) == (unit != "msec" and step != 2.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,10 @@ def test_a_disk_that_loses_the_end_of_a_file_is_never_the_fault_of_the_input(
         output.check(tmp_path / "a.dcm")
 
 
+def _move(dataset: Dataset, position: float) -> None:
+    dataset.ImagePositionPatient = [0.0, 0.0, position]
+
+
 def _outcome(check: object, *arguments: object) -> str:
     """Return the error of a call; "" if it has none."""
     try:
@@ -141,7 +146,7 @@ def test_slices_form_a_volume_if_and_only_if_the_reader_reads_one(
     for number, (position, slope, side) in enumerate(zip(positions, slopes, rows, strict=False)):
         plane = voxels(1, number, rows=side) if signal else np.full((1, side, 8), 7, np.uint16)
         (path,) = write_stack(folder, f"s{number}", plane, RescaleSlope=slope, RescaleIntercept="0")
-        edit(path, lambda item, position=position: setattr(item, "ImagePositionPatient", [0.0, 0.0, position]))
+        edit(path, partial(_move, position=position))
         result, staged = _clean(path, folder)
         assert result.read_back is not None
         results.append(result.read_back)
