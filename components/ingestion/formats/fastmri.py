@@ -34,7 +34,7 @@ from components.ingestion.formats.base import (
 )
 from components.ingestion.formats.ismrmrd_header import first_number
 from components.ingestion.formats.nifti_writer import content_md5
-from components.ingestion.formats.orientation import keep_slices_first, round_affine
+from components.ingestion.formats.orientation import canonical_directions, keep_slices_first, round_affine
 from components.ingestion.formats.voxels import remove_nonfinite, require_signal
 from components.ingestion.quarantine import UnsupportedInput
 from components.ingestion.source_folder import Plan, SourceFolder
@@ -47,6 +47,8 @@ DATASETS = ("kspace", "reconstruction_rss", "reconstruction_esc")
 ACQUISITION = re.compile(r"(?:AX|COR|SAG)(?:T1|T2|PD|FLAIR|DIFF)(?:FS)?(?:PRE|POST)?(?:_FBK)?")
 """Names of acquisitions that fastMRI publishes. Other text of this attribute is not copied: it may contain the patient's name."""
 SEQUENCES = {"T1": "T1-weighted", "T2": "T2-weighted", "FLAIR": "T2-FLAIR", "PD": "PD-weighted"}
+PLANES = {"AX": "axial", "COR": "coronal", "SAG": "sagittal"}
+"""Beginning of an acquisition's name -> plane."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,8 @@ class KspaceOutput(Output):
 def read_kspace(path: Path, anatomy: str | None) -> Volume:
     """Read one file: magnitude (D, H, W), k-space (D, coils, H, W), affine and acquisition.
 
-    fastMRI's header has no position, so the affine centers the volume at the origin; its directions are those of an axial image.
+    fastMRI's header has no position, so the affine centers the volume at the origin; its directions are the canonical ones of the
+    plane that the name of the acquisition states.
 
     Raises:
         BadInput: no k-space in the layout of fastMRI.
@@ -257,7 +260,7 @@ def read_kspace(path: Path, anatomy: str | None) -> Volume:
     encoded = images.shape[-2:]
     images, corner = _crop(images, reference or _reconstructed_matrix(header))
     if stored_affine is None:
-        affine = _centered_affine(header, encoded, images.shape)
+        affine = _centered_affine(header, encoded, images.shape, _stated_plane(acquisition))
         images = images[..., ::-1, :]
     else:
         stored_affine[:3, 3] += stored_affine[:3, 1] * corner[0] + stored_affine[:3, 2] * corner[1]
@@ -286,8 +289,15 @@ def _crop(images: NDArray[Any], matrix: tuple[int, ...]) -> tuple[NDArray[Any], 
     return images[..., corner[0] : corner[0] + rows, corner[1] : corner[1] + columns], corner
 
 
-def _centered_affine(header: dict[str, list[str]], encoded: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Return the affine of flipped axial images around the origin; a pixel is the encoded field of view over the encoded matrix."""
+def _stated_plane(acquisition: str) -> str:
+    """Return the plane that fastMRI's name of an acquisition begins with; axial without one."""
+    return next((plane for prefix, plane in PLANES.items() if acquisition.upper().startswith(prefix)), "axial")
+
+
+def _centered_affine(
+    header: dict[str, list[str]], encoded: tuple[int, ...], shape: tuple[int, ...], plane: str
+) -> NDArray[np.float64]:
+    """Return the affine of flipped images around the origin; a pixel is the encoded field of view over the encoded matrix."""
 
     def pixel_size(axis: str, count: int) -> float:
         return (first_number(header, f"encoding/encodedSpace/fieldOfView_mm/{axis}") or count) / count
@@ -297,12 +307,11 @@ def _centered_affine(header: dict[str, list[str]], encoded: tuple[int, ...], sha
         or first_number(header, "encoding/encodedSpace/fieldOfView_mm/z")
         or 1.0
     )
-    steps = depth, pixel_size("x", encoded[0]), pixel_size("y", encoded[1])
+    affine = np.eye(4)
+    affine[:3, :3] = canonical_directions(plane) * (depth, pixel_size("x", encoded[0]), pixel_size("y", encoded[1]))
     slices, _, rows, columns = shape
-    affine = np.zeros((4, 4))
-    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = steps[0], -steps[1], -steps[2], 1
-    affine[:3, 3] = [(columns - 1) / 2 * steps[2], (rows - 1) / 2 * steps[1], -(slices - 1) / 2 * steps[0]]
-    return affine
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array([slices, rows, columns]) - 1) / 2)
+    return affine + 0.0  # no negative zeros
 
 
 def _acquisition(

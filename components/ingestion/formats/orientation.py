@@ -14,6 +14,20 @@ _AXIS_CODES = {0: "LIP", 1: "PIL", 2: "SPL"}
 """Slice axis (0 x, 1 y, 2 z) -> directions of the indices d, h, w: rows to posterior or inferior, columns to left or posterior."""
 
 
+PLANE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""Plane -> its slice axis (0 x, 1 y, 2 z)."""
+
+
+def canonical_directions(plane: str) -> NDArray[np.float64]:
+    """Return the canonical directions of a plane, (3, 3): the columns are slices, rows and columns of the image, RAS+."""
+    signs = {"R": (0, 1.0), "L": (0, -1.0), "A": (1, 1.0), "P": (1, -1.0), "S": (2, 1.0), "I": (2, -1.0)}
+    directions = np.zeros((3, 3))
+    for index, code in enumerate(_AXIS_CODES[PLANE_AXES[plane]]):
+        axis, sign = signs[code]
+        directions[axis, index] = sign
+    return directions
+
+
 def round_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Round an affine to 1e-9 mm, so that rounding errors of products that are zero, which differ between CPUs, reach no file."""
     return np.asarray(np.round(affine, 9) + 0.0)

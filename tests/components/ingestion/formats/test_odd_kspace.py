@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -34,6 +35,23 @@ def test_partial_fourier_differs_by_its_blur_alone(tmp_path: Path) -> None:
     full, partial = read_path(tmp_path / "full.h5"), read_path(tmp_path / "partial.h5")
     np.testing.assert_allclose(partial.affine, full.affine)
     assert np.corrcoef(partial.voxels.ravel(), full.voxels.ravel())[0, 1] > 0.97
+
+
+@pytest.mark.parametrize(
+    ("acquisition", "plane", "codes"),
+    [("AXT2", "axial", "SPL"), ("CORPDFS_FBK", "coronal", "PIL"), ("SAGPD", "sagittal", "LIP"), ("", "axial", "SPL")],
+)
+def test_fastmri_has_the_plane_of_its_acquisition_in_canonical_directions(
+    tmp_path: Path, acquisition: str, plane: str, codes: str
+) -> None:
+    """The file has no position; nibabel reads the same directions off the affine."""
+    write_fastmri(tmp_path / "a.h5", _kspace())
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file.attrs["acquisition"] = acquisition
+    volume = read_path(tmp_path / "a.h5")
+    assert volume.acquisition.plane == plane and "".join(nib.orientations.aff2axcodes(volume.affine)) == codes
+    center = volume.affine @ [*((np.array(volume.voxels.shape) - 1) / 2), 1]
+    np.testing.assert_allclose(center, [0, 0, 0, 1], atol=1e-9)
 
 
 def test_acquisitions_in_another_layout_are_named(tmp_path: Path) -> None:
