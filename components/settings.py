@@ -183,6 +183,18 @@ class ModelSettings(Section):
         default=None, description="local folder of a dense Qwen2.5 checkpoint to upcycle; none = random weights"
     )
 
+    intensity_frequencies: int = Field(
+        default=3, ge=0, description="sine and cosine codes of the intensity in the patch embedding; 0 = the intensity alone"
+    )
+    position_frequencies: int = Field(
+        default=8, ge=0, description="frequencies per axis of the position code of a visual token; 0 = no code"
+    )
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """Fields of the network's configuration that these settings decide, whatever the preset is."""
+        return {"intensity_frequencies": self.intensity_frequencies, "position_frequencies": self.position_frequencies}
+
     @model_validator(mode="after")
     def _require_tokenizer_of_backbone(self) -> ModelSettings:
         if self.backbone is not None and self.tokenizer is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,18 @@ def _rotary(config: Qwen2Config) -> dict[str, Any]:
     return dict(config.rope_parameters or {})
 
 
-def upcycled_model(folder: Path, preset: str, tokenizer: PreTrainedTokenizerBase) -> OmniMRIForConditionalGeneration:
+def upcycled_model(
+    folder: Path, preset: str, tokenizer: PreTrainedTokenizerBase, codes: Mapping[str, int] | None = None
+) -> OmniMRIForConditionalGeneration:
     """Return a new network whose backbone is an upcycled dense checkpoint; the other weights are random.
 
     The vocabulary remains that of the checkpoint: our special tokens use its spare entries.
+
+    Args:
+        folder: of the dense checkpoint.
+        preset: size of the network.
+        tokenizer: of the checkpoint, with our special tokens.
+        codes: further fields of the configuration.
 
     Raises:
         BadInput: the folder contains no such checkpoint, or it does not fit the preset or the tokenizer.
@@ -120,6 +128,7 @@ def upcycled_model(folder: Path, preset: str, tokenizer: PreTrainedTokenizerBase
         "tie_word_embeddings": dense.tie_word_embeddings,
         "rms_norm_eps": dense.rms_norm_eps,
         "rope_theta": _rotary(dense)["rope_theta"],
+        **(codes or {}),
     }
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(preset, **adopted, **special_ids(tokenizer)))
     try:
