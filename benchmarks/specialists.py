@@ -28,6 +28,7 @@ from components.evaluation.case_selection import select_cases
 from components.evaluation.model_answers import Case, load_cases
 from components.registries import STAGES, TASKS
 from components.settings import EvaluationSettings, Settings, load_settings
+from components.tasks.known_structures import Shown
 from components.training.batches import StageBatches
 from components.training.samples import Samples
 from model_core import OmniMRIForConditionalGeneration
@@ -52,13 +53,13 @@ class Specialists:
     Attributes:
         masks: one channel for the background and one for each structure.
         reconstruction: residual of the zero-filled image.
-        structures: names of the structures.
+        structures_of_masks: names of the structures.
         settings, seed: of the evaluation.
     """
 
     masks: nn.Module
     reconstruction: nn.Module
-    structures: tuple[str, ...]
+    structures_of_masks: tuple[str, ...]
     settings: EvaluationSettings
     seed: int
 
@@ -69,13 +70,24 @@ class Specialists:
         if cases[0].record.task == "reconstruction":
             return list(reconstruct(self.reconstruction, pixels)[:, 0].numpy())
         probability = self.masks(pixels).softmax(1)[:, 1:].numpy()
-        lesions = [index for index, name in enumerate(self.structures) if is_lesion(name)]
-        channels = [[self.structures.index(case.record.structure)] if case.record.structure else lesions for case in cases]
+        names = self.structures_of_masks
+        lesions = [index for index, name in enumerate(names) if is_lesion(name)]
+        channels = [[names.index(case.record.structure)] if case.record.structure else lesions for case in cases]
         return [image[indices].sum(0) for image, indices in zip(probability, channels, strict=True)]
 
     def texts(self, cases: Sequence[Case], *_: object) -> list[str]:
         """Return the name of a finding."""
         return ["lesion"] * len(cases)
+
+    @torch.no_grad()
+    def structures(self, cases: Sequence[Case]) -> list[Shown]:
+        """Return the probability of every structure, and that of all lesions as mask."""
+        if not cases:
+            return []
+        pixels = torch.from_numpy(np.stack([case.image for case in cases]))[:, None]
+        probability = self.masks(pixels).softmax(1)[:, 1:].numpy()
+        lesions = [index for index, name in enumerate(self.structures_of_masks) if is_lesion(name)]
+        return [Shown(image[lesions].sum(0), dict(zip(self.structures_of_masks, image, strict=True))) for image in probability]
 
     def yes_probabilities(self, cases: Sequence[Case]) -> list[float]:
         """Return the mean lesion probability of the pixels where it is highest."""

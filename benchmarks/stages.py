@@ -135,8 +135,7 @@ def measure_tasks(result: StageResult, corpus: Corpus, settings: Settings, home:
 
 def measure_memorization(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
     """Measure the memorization of stage 4: every question of diagnosis about a training patient."""
-    model = OmniMRIForConditionalGeneration.from_pretrained(result.model_dir)
-    answers = AnswerGenerator(model, Processor.from_pretrained(result.model_dir), settings.evaluation, settings.seed)
+    answers = AnswerGenerator.load(result.model_dir, settings.evaluation, settings.seed)
     asked = [one for one in corpus.instructions if one.split == "train" and one.task == "diagnosis"]
     answered = TASKS["diagnosis"].evaluate(load_cases(corpus, asked), answers, corpus, settings.evaluation)
     (row,) = (row for row in answered.rows if row.metric == "accuracy")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 PREPROCESSING = "preprocessing.json"
-"""File of a model folder with the grid that images are resampled to."""
+"""File of a model folder with the grid that images are resampled to, and the structures that the model knows."""
 WEIGHTS_TAG = "weights_digest"
 """Tag of a registered version: digest of the model that was evaluated."""
 _LIST_MODELS = "omnimri models list shows the registered versions"

@@ -25,6 +25,7 @@ from model_core.flow import Sampler
 from model_core.heads.connector import Connector
 from model_core.heads.image_decoder import Conditions, ImageDecoder
 from model_core.heads.modulated import ZeroConv2d, ZeroLinear
+from model_core.heads.structures import embed_names
 from model_core.heads.visual_tokens import VisualTarget, VisualTokenHead
 from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.sequences import (
@@ -35,6 +36,7 @@ from model_core.sequences import (
     place_visual_tokens,
 )
 from model_core.swin import SwinEncoder, WindowAttention
+from model_core.targets import TARGET_MASK
 
 Images = Tensor | Sequence[Tensor]
 """Images in the order of the sequences and of their blocks: (M, 1, D, H, W), or M tensors (1, D, H, W) of any shapes."""
@@ -304,16 +306,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             (K, B, 1, D, H, W) float32: magnitude images, or probabilities of the mask.
         """
-        output = self(input_ids, attention_mask, pixel_values, grids_BG3=grids_BG3)
-        assert output.hidden_states is not None
-        pixels, features = _select_images(pixel_values, output, range(len(input_ids)) if image_B is None else image_B.tolist())
-        conditions = Conditions(
-            pixel_values_B1DHW=pixels,
-            features=features,
-            query_BQ=self.query_states(input_ids, output.hidden_states),
-            kind_B=kind_B,
-            measured=measured or KSpaceMeasurement.empty(pixels),
-        )
+        conditions = self._conditions(input_ids, attention_mask, pixel_values, kind_B, measured, grids_BG3, image_B)
         return self.image_decoder.sample(conditions, range(len(input_ids)) if seeds is None else seeds, steps, sampler, draws)
 
     @torch.no_grad()
@@ -322,6 +315,49 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> Tensor:
         """Return the mean of the draws of :meth:`generate_images`, (B, 1, D, H, W)."""
         return self.generate_images(input_ids, attention_mask, pixel_values, kind_B, **options).mean(0)
+
+    @torch.no_grad()
+    def show_structures(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, names_SL: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mask that is asked for, and every named structure.
+
+        The mask is the probability of a pixel, (B, D, H, W); structures are logits relative to "none of them", (B, S, D, H, W).
+
+        One step of the image decoder at t = 1, where it sees no noise, gives the features of the pixels.
+
+        Args:
+            input_ids: (B, L), an instruction that requests a mask, up to the ``<response>`` token.
+            names_SL: tokens of the name of each structure, right-padded.
+        """
+        kind_B = torch.full((len(input_ids),), TARGET_MASK, device=input_ids.device)
+        conditions = self._conditions(input_ids, attention_mask, pixel_values, kind_B)
+        time = torch.ones(len(input_ids), device=pixel_values.device)
+        mask, features = self.image_decoder(torch.zeros_like(pixel_values), time, conditions)
+        names_Sh = embed_names(self.get_input_embeddings(), names_SL, self.config.pad_token_id)
+        return mask.sigmoid()[:, 0], self.image_decoder.structure_logits(features, names_Sh)
+
+    def _conditions(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Images,
+        kind_B: Tensor,
+        measured: KSpaceMeasurement | None = None,
+        grids_BG3: Tensor | None = None,
+        image_B: Tensor | None = None,
+    ) -> Conditions:
+        """Return the inputs of the image decoder after a pass of the backbone."""
+        output = self(input_ids, attention_mask, pixel_values, logits_to_keep=1, grids_BG3=grids_BG3)
+        assert output.hidden_states is not None
+        pixels, features = _select_images(pixel_values, output, range(len(input_ids)) if image_B is None else image_B.tolist())
+        return Conditions(
+            pixel_values_B1DHW=pixels,
+            features=features,
+            query_BQ=self.query_states(input_ids, output.hidden_states),
+            kind_B=kind_B,
+            measured=measured or KSpaceMeasurement.empty(pixels),
+        )
 
     def query_states(self, input_ids: Tensor, hidden_BLH: Tensor) -> Tensor:
         """Return the hidden state from which the image decoder answers each sequence, (B, hidden size).

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from components.evaluation.task_result import TaskResult
 
 RESULTS, ROWS, CASES, PAGE = "results.json", "rows.parquet", "cases.json", "report.html"
-CODE = ("components/evaluation", "components/tasks", "components/curation", "components/training", "model_core", "kernels")
+CODE = (
+    *(f"components/{name}" for name in ("evaluation", "tasks", "curation", "inference", "training")),
+    "model_core",
+    "kernels",
+)
 """Code that decides a result: tasks score and read cases, curation undersamples and parses the description template."""
 Selected = Mapping[str, Sequence[InstructionRecord]]
 
@@ -109,16 +113,13 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
     from components.evaluation.model_answers import AnswerGenerator, load_cases
     from components.evaluation.report_page import render_page
     from components.evaluation.volume_viewer import build_viewer
-    from model_core import OmniMRIForConditionalGeneration
-    from model_core.processing import Processor
 
     selected = {task: records for task, records in select_cases(corpus, settings.cases_per_task, seed).items() if records}
     if not selected:
         raise BadInput(
             "no held-out instructions", where=str(corpus.root), remedy="curate at least four patients with labels or k-space"
         )
-    model = OmniMRIForConditionalGeneration.from_pretrained(model_dir)
-    answers = AnswerGenerator(model, Processor.from_pretrained(model_dir), settings, seed)
+    answers = AnswerGenerator.load(model_dir, settings, seed)
     results = {
         task: TASKS[task].evaluate(load_cases(corpus, records), answers, corpus, settings) for task, records in selected.items()
     }
@@ -139,6 +140,9 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
     (folder / PAGE).write_text(render_page(results, facts, groups, viewer))
     write_json(folder / CASES, cases)
     write_json(folder / COHORT, cohort_digests(corpus))
+    for result in results.values():
+        if result.calibration is not None:
+            result.calibration.write(folder)
     rows = [asdict(row) for result in results.values() for row in result.rows]
     _write_table(folder / ROWS, rows)
     sweep = [asdict(row) for result in results.values() for row in result.sweep]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from components.provenance import digest
 from components.registries import TASKS
 from components.settings import EvaluationSettings
 from components.tasks.base import Image, Target
+from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
 from model_core import OmniMRIForConditionalGeneration
 from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.processing import Processor
@@ -53,9 +55,21 @@ class AnswerGenerator:
     """A model that answers cases."""
 
     def __init__(
-        self, model: OmniMRIForConditionalGeneration, processor: Processor, settings: EvaluationSettings, seed: int
+        self,
+        model: OmniMRIForConditionalGeneration,
+        processor: Processor,
+        settings: EvaluationSettings,
+        seed: int,
+        known: KnownStructures = NONE_KNOWN,
     ) -> None:
         self.model, self.processor, self.settings, self.seed = model.eval(), processor, settings, seed
+        self.known = known
+
+    @classmethod
+    def load(cls, model_dir: Path, settings: EvaluationSettings, seed: int) -> AnswerGenerator:
+        """Load a saved model with its tokenizer and the structures that it knows."""
+        model = OmniMRIForConditionalGeneration.from_pretrained(model_dir)
+        return cls(model, Processor.from_pretrained(model_dir), settings, seed, KnownStructures.of_model(model_dir))
 
     def images(self, cases: Sequence[Case], steps: int, samples: int, marker: str | None = None) -> list[NDArray[np.float32]]:
         """Return images or mask probabilities (H, W): the mean of ``samples`` samples of ``steps`` sampler steps.
@@ -89,6 +103,23 @@ class AnswerGenerator:
             )
             images.extend(means_B1DHW[:, 0, 0].numpy())
         return images
+
+    def structures(self, cases: Sequence[Case]) -> list[Shown | None]:
+        """Return findings and the structures that the model knows in the anatomy of each case; None if it knows none at all."""
+        found: list[Shown | None] = []
+        for batch in _batches(cases, " (structures)") if self.known.label_maps else ():
+            known = [self.known.in_anatomy(case.question) for case in batch]
+            prompts = [
+                self.processor.encode_answer_prefix(case.header.before(own.find_instruction), "", self._image_tokens(case))
+                for case, own in zip(batch, known, strict=True)
+            ]
+            ids, mask = self.processor.pad(prompts)
+            names = self.known.names
+            name_ids, _ = self.processor.pad([self.processor.tokens(name) for name in names])
+            masks, logits = self.model.show_structures(ids, mask, _pixels(batch), name_ids)
+            for own, mask_HW, logits_SHW in zip(known, masks[:, 0].numpy(), logits[:, :, 0].numpy(), strict=True):
+                found.append(Shown(mask_HW, {name: p[0] for name, p in own.probabilities(names, logits_SHW[None]).items()}))
+        return found or [None] * len(cases)
 
     def texts(self, cases: Sequence[Case], prefix: str = "", max_new_tokens: int | None = None) -> list[str]:
         """Return greedy answers, or what follows a given beginning of the answers.

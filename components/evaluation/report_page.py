@@ -103,16 +103,16 @@ def _plot_roc(scores: Sequence[float], truth: Sequence[bool]) -> str:
 
 
 def _plot_reliability(result: TaskResult) -> str:
-    """Plot the observed frequency of yes over p(yes), as it is and at the fitted temperature."""
+    """Plot the observed frequency of yes over p(yes), before and after calibration."""
     from matplotlib.figure import Figure
 
     from components.evaluation.calibration import reliability
 
-    assert result.roc is not None and result.calibrated is not None
-    (scores, truth), (temperature, scaled) = result.roc, result.calibrated
+    assert result.roc is not None and result.uncalibrated is not None
+    scores, truth = result.roc
     figure = Figure(figsize=(3.4, 3.0), layout="constrained")
     axis = figure.subplots()
-    for values, label in ((scores, "as it is"), (scaled, f"temperature {temperature:.2f}")):
+    for values, label in ((result.uncalibrated, "before calibration"), (scores, "calibrated")):
         stated, observed, _ = reliability(values, truth)
         axis.plot(stated, observed, "o-", markersize=4, label=label)
     axis.plot([0, 1], [0, 1], ":", color="gray")
@@ -131,8 +131,8 @@ def _plots(result: TaskResult) -> list[tuple[str, str]]:
         plots.append(("Dice of every case; the line is the median.", _plot_structures(result.structures)))
     if result.roc and len(set(result.roc[1])) == 2:
         plots.append(("ROC curve of p(yes).", _plot_roc(*result.roc)))
-    if result.roc and result.calibrated:
-        caption = "Reliability of p(yes) in ten bins; the temperature is fitted on validation patients."
+    if result.roc and result.uncalibrated:
+        caption = "Reliability of p(yes) in ten bins; the calibration is fitted on validation patients."
         plots.append((caption, _plot_reliability(result)))
     return plots
 

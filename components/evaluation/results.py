@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from components.tasks.calibration import CALIBRATION
+
 COHORT = "cohort.json"
 """Dataset -> split -> digests of the patients of the corpus that a model was trained and evaluated on."""
 
@@ -88,5 +90,5 @@ class EvaluationReport:
 
     @property
     def registered_files(self) -> tuple[Path, ...]:
-        """Files that are registered with the model: the page, and the digests of the corpus's patients."""
-        return tuple(path for path in (self.report, self.folder / COHORT) if path.exists())
+        """Files that are registered with the model: the page, the digests of the corpus's patients, the calibration of p(yes)."""
+        return tuple(path for path in (self.report, self.folder / COHORT, self.folder / CALIBRATION) if path.exists())

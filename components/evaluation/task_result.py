@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from components.evaluation.intervals import bootstrap_interval
 from components.evaluation.results import ResultRow, SweepRow
 from components.evaluation.verdicts import Score, compare_scores
+from components.tasks.calibration import Calibration
 
 EXAMPLES, WORST = 4, 4
 """Number of examples (the first cases: structures, answers and patients alternate in their order) and of worst cases."""
@@ -57,7 +58,8 @@ class TaskResult:
         units: first metric, for subgroups; None = no subgroups.
         structures: name -> Dice of every case.
         roc: p(yes) and truth of every case.
-        calibrated: temperature fitted on validation patients, and p(yes) of every case at it.
+        uncalibrated: p(yes) of every case before calibration.
+        calibration: of p(yes), fitted on validation patients.
         sweep: reconstruction under other masks.
     """
 
@@ -69,7 +71,8 @@ class TaskResult:
     units: ScoredUnits | None = None
     structures: dict[str, list[float]] = field(default_factory=dict)
     roc: tuple[list[float], list[bool]] | None = None
-    calibrated: tuple[float, list[float]] | None = None
+    uncalibrated: list[float] | None = None
+    calibration: Calibration | None = None
     sweep: list[SweepRow] = field(default_factory=list)
 
 

@@ -35,10 +35,14 @@ from components.provenance import digest
 from components.registries import TASKS
 from components.settings import TaskName
 from components.tasks.base import Task
+from components.tasks.calibration import Calibration
+from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
 from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 
 MAX_NEW_TOKENS = 200
+ABOUT = "about"
+"""Folder beside the weights of a registered version, with what its evaluation found."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +61,16 @@ class Predictor:
     Attributes:
         matrix: side of a tile, pixels.
         pixel_mm: side of a pixel, mm.
+        known: structures that the model knows by name.
+        calibration: of p(yes).
     """
 
     model: OmniMRIForConditionalGeneration
     processor: Processor
     matrix: int
     pixel_mm: float
+    known: KnownStructures = NONE_KNOWN
+    calibration: Calibration = Calibration()  # noqa: RUF009 (frozen)
     image_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,7 +96,8 @@ class Predictor:
         disable_progress_bar()
         grid = read_json(path / PREPROCESSING)
         network = OmniMRIForConditionalGeneration.from_pretrained(path).eval()
-        return cls(network, Processor.from_pretrained(path), int(grid["matrix"]), float(grid["pixel_mm"]))
+        known, calibration = KnownStructures.of_model(path), Calibration.read(path, path.parent / ABOUT)
+        return cls(network, Processor.from_pretrained(path), int(grid["matrix"]), float(grid["pixel_mm"]), known, calibration)
 
     def predict(
         self,
@@ -211,6 +220,29 @@ class Predictor:
             images.extend(samples_KB1DMM[:, :, 0, 0].transpose(0, 1).numpy())
             question.progress(task, len(images), len(tiles))
         return np.stack(images)
+
+    def structures(self, question: Question, slices: Sequence[int], task: TaskName) -> Shown | None:
+        """Return findings and the structures that the model knows in the anatomy of the question, on the source's grid.
+
+        Slices that are not asked for are zero. None if the model knows no structure at all. Report progress under the task's name.
+        """
+        volume, names = question.volume, self.known.names
+        if not names:
+            return None
+        known = self.known.in_anatomy(question.volume.volume.acquisition.anatomy, question.instruction)
+        prompt = self.processor.encode_answer_prefix(question.header.before(known.find_instruction), "", self.image_tokens)
+        name_ids, _ = self.processor.pad([self.processor.tokens(name) for name in names])
+        tiles = volume.tiles(slices)
+        found: list[NDArray[np.float32]] = []  # (1 + S, M, M): the mask, then structures
+        for batch in _batches(tiles):
+            ids, mask = self.processor.pad([prompt] * len(batch))
+            pixels = _pixels([volume.crop(tile) for tile in batch])
+            masks, logits = self.model.show_structures(ids, mask, pixels, name_ids)
+            probabilities = known.probabilities(names, logits[:, :, 0].numpy())
+            found.extend(np.stack([masks[:, 0].numpy(), *probabilities.values()], 1))
+            question.progress(task, len(found), len(tiles))
+        blended = [volume.to_source_grid(values) for values in volume.blend(tiles, np.stack(found))]
+        return Shown(blended[0], dict(zip(probabilities, blended[1:], strict=True)))
 
     def _read_questions(
         self, requests: Sequence[tuple[str | Path | Volume, str]], sampling: Sampling, progress: Progress

@@ -48,6 +48,12 @@ class Sampling:
                 where=f"{self.samples} samples of {self.steps} steps by {self.sampler}",
                 remedy=f"request at least one sample of one step, by {' or '.join(SAMPLERS)}",
             )
+        if self.samples > 1 and self.steps == 1:
+            raise BadInput(
+                "one step gives the conditional mean, which no random number changes",
+                where=f"{self.samples} samples of 1 step",
+                remedy="request at least two steps for several samples",
+            )
 
 
 CONDITIONAL_MEAN = Sampling()

@@ -134,6 +134,10 @@ class Task(ABC):
             return image, Target.none(image)
         return image, Target.mask(np.isin(store.read(record.volume_id, "labels")[slices], record.label_values))
 
+    def training_group(self, record: InstructionRecord) -> str:
+        """Return the group of a training instruction; a mixture draws from all groups of a task alike, however small they are."""
+        return ""
+
     def case_group(self, record: InstructionRecord) -> object:
         """Return the group of a held-out instruction; evaluation selects cases from all groups in turn."""
         return None

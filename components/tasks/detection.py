@@ -1,22 +1,22 @@
 """Detection: the boxes of all lesions on a slice, as text.
 
-The boxes of an answer are those of the connected parts of a mask, which the image decoder predicts from the state of the prompt:
-the edges of a lesion of 10 pixels lie within one visual token of 16. The network is trained on the text as well.
+Boxes and their names are those of the connected parts of the findings among the structures that the model knows
+(:mod:`components.tasks.findings`): the edges of a lesion of 10 pixels lie within one visual token of 16. A finding that is in no
+label map is read off the mask which the image decoder predicts from the state of the prompt, and named by the text. The network is
+trained on the text as well.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
-from components.curation.measure.volume_facts import normalize_box
 from components.curation.store import VolumeStore
 from components.curation.table_rows import BoxRecord, InstructionRecord, VolumeBoxRecord, VolumeInstructionRecord
 from components.curation.text.instructions import build_instruction, spread
@@ -25,6 +25,7 @@ from components.curation.text.structure_names import lesion_values
 from components.curation.text.volume_instructions import build_volume_instruction
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Image, Target, Task, read_finding
+from components.tasks.findings import MINIMUM_PIXELS, asked_kinds, find_outlines, sum_kinds
 from model_core.boxes import BOX_TOKEN, GRID, NO_LESION, TextBox, VolumeBox, format_boxes, parse_boxes
 from model_core.targets import TARGET_MASK
 
@@ -37,14 +38,6 @@ if TYPE_CHECKING:
     from components.inference.question import Question
     from components.inference.study import StudyQuestion
 
-THRESHOLD = 0.5
-"""Probability from which a pixel belongs to a finding."""
-MINIMUM_PIXELS, CERTAIN = 12, 0.98
-"""Pixels of the network's grid, and largest probability, from which a connected part of the mask is a finding.
-
-Chosen on all slices of validation patients, where six pixels and one half give many false boxes; larger sizes give fewer still,
-but miss small lesions (docs/LOG.md).
-"""
 NAME_TOKENS = 8
 """Largest number of tokens of a finding's name."""
 _NAME = re.compile(r"[a-z][a-z ]*")
@@ -116,21 +109,18 @@ class Detection(Task):
         return BOX_TOKEN in answer or answer.startswith(NO_LESION)
 
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
-        """Read boxes off the mask of the finding on every slice with content."""
+        """Read named boxes off the findings on every slice with content."""
         from components.inference.prediction import FoundBox
-        from components.inference.question import ignore_progress
 
         volume = question.volume
         tiles = volume.tiles(volume.content_slices)
-        masks = predictor.generate_images(question, tiles, "", TARGET_MASK, self.name)
-        probability_DHW = volume.to_source_grid(volume.blend(tiles, masks).mean(0))
+        mask, by_kind = finding_masks(predictor, question, volume.content_slices, self.name)
         smallest = MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1]
-        outlines = {index: box_components(probability_DHW[index], smallest) for index in volume.content_slices}
-        found = any(outlines.values())
-        quiet = replace(question, progress=ignore_progress)
-        [text] = predictor.generate_texts(quiet, [question.first_tile], self.name, BOX_TOKEN, NAME_TOKENS) if found else [""]
-        name = finding_name(text)
-        boxes = [FoundBox(name, index, *outline.edges) for index, ones in outlines.items() for outline in ones]
+        outlines = {
+            index: find_outlines(mask[index], {kind: values[index] for kind, values in by_kind.items()}, smallest)
+            for index in volume.content_slices
+        }
+        boxes = [FoundBox(one.kind, index, *one.edges) for index, ones in outlines.items() for one in ones]
         slices = len({box.slice_index for box in boxes})
         text = f"{len(boxes)} boxes on {slices} of {len(volume.content_slices)} slices" if boxes else NO_LESION
         return question.prediction(self.name, text, tiles, boxes=tuple(boxes))
@@ -149,11 +139,10 @@ class Detection(Task):
         from components.evaluation.task_result import EXAMPLES, Panel, ScoredUnits, TaskResult, build_row, pair_score, worst_cases
 
         typical = median_box(corpus)
-        outlines = [box_components(image, MINIMUM_PIXELS) for image in answers.images(cases, steps=1, samples=1, marker="")]
-        names = map(finding_name, answers.texts(cases, BOX_TOKEN, NAME_TOKENS))
+        outlines = [find_outlines(mask, by_kind) for mask, by_kind in case_finding_masks(answers, cases)]
         predicted = [
-            [outline.normalize(name, case.image.shape) for outline in ones]
-            for ones, name, case in zip(outlines, names, cases, strict=True)
+            [outline.normalize(outline.kind, case.image.shape) for outline in ones]
+            for ones, case in zip(outlines, cases, strict=True)
         ]
         confidences = [max((outline.confidence for outline in ones), default=0.0) for ones in outlines]
         truth = [list(map(_text_box, case.record.boxes)) for case in cases]
@@ -191,43 +180,37 @@ class Detection(Task):
         return result
 
 
-@dataclass(frozen=True)
-class Outline:
-    """The box of a connected part of a mask, in pixels (half-open), and the highest probability in it."""
+def case_finding_masks(answers: AnswerGenerator, cases: Sequence[Case]) -> list[tuple[Image, dict[str, Image]]]:
+    """Return the mask of findings, and kind -> probability (H, W) of those that each case asks about.
 
-    row0: int
-    col0: int
-    row1: int
-    col1: int
-    confidence: float
-
-    @property
-    def edges(self) -> tuple[int, int, int, int]:
-        """Edges in the order of a box."""
-        return self.row0, self.col0, self.row1, self.col1
-
-    def normalize(self, label: str, size: tuple[int, ...]) -> TextBox:
-        """Return the box in the coordinates of the text, given the (H, W) of the image."""
-        record = normalize_box(*self.edges, size[0], size[1], label)
-        return _text_box(record)
-
-
-def box_components(probability_HW: Image, smallest: float, certain: float = CERTAIN) -> list[Outline]:
-    """Return the boxes of the connected parts (8-neighborhood, as those of label maps) of a mask, in reading order.
-
-    Args:
-        probability_HW: of the finding.
-        smallest: number of pixels from which a part counts.
-        certain: probability that some pixel of a part must have.
+    Where the model knows none of them, both are the mask of the prompt, under the name that the model gives it.
     """
-    parts, _ = ndimage.label(probability_HW > THRESHOLD, structure=np.ones((3, 3)))
-    outlines = []
-    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
-        inside = parts[rows, columns] == number
-        confidence = float(probability_HW[rows, columns][inside].max())
-        if inside.sum() >= smallest and confidence >= certain:
-            outlines.append(Outline(rows.start, columns.start, rows.stop, columns.stop, confidence))
-    return sorted(outlines, key=lambda outline: outline.edges)
+    masks: list[tuple[Image, dict[str, Image]]] = []
+    for case, shown in zip(cases, answers.structures(cases), strict=True):
+        by_kind = sum_kinds(shown.structures, asked_kinds(case.record.instruction, tuple(shown.structures))) if shown else {}
+        masks.append((shown.mask if shown else case.image, by_kind))
+    unknown = [i for i, (_, by_kind) in enumerate(masks) if not by_kind]
+    prompted = [cases[i] for i in unknown]
+    images, texts = answers.images(prompted, steps=1, samples=1, marker=""), answers.texts(prompted, BOX_TOKEN, NAME_TOKENS)
+    for i, image, text in zip(unknown, images, texts, strict=True):
+        masks[i] = image, {finding_name(text): image}
+    return masks
+
+
+def finding_masks(
+    predictor: Predictor, question: Question, slices: Sequence[int], task: str
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    """Return mask and kind -> probability (D, H, W) of the findings of a question, as :func:`case_finding_masks`."""
+    from components.inference.question import ignore_progress
+
+    shown = predictor.structures(question, slices, task)
+    if shown is not None and (kinds := asked_kinds(question.instruction, tuple(shown.structures))):
+        return shown.mask, sum_kinds(shown.structures, kinds)
+    tiles, volume = question.volume.tiles(slices), question.volume
+    mask = volume.to_source_grid(volume.blend(tiles, predictor.generate_images(question, tiles, "", TARGET_MASK, task)).mean(0))
+    quiet = replace(question, progress=ignore_progress)
+    [text] = predictor.generate_texts(quiet, [question.first_tile], task, BOX_TOKEN, NAME_TOKENS)
+    return mask, {finding_name(text): mask}
 
 
 def finding_name(text: str) -> str:

@@ -18,6 +18,8 @@ from components.curation.text.structure_names import lesion_values
 from components.curation.text.volume_instructions import build_volume_instruction
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Image, Target, Task, read_finding
+from components.tasks.calibration import Answer, Calibration, fit_calibration
+from components.tasks.findings import asked_kinds, evidence, sum_kinds
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 INFERENCE_SLICES = 12
 """Largest number of slices that a diagnosis of a volume considers."""
+CALIBRATION_CASES = 2
+"""Validation cases that the calibration is fitted on, relative to the test cases of a task."""
 
 
 class Diagnosis(Task):
@@ -152,14 +156,22 @@ class Diagnosis(Task):
         return answer.lower().startswith(("yes", "no,", "no ")) or answer.lower() == "no"
 
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
-        """Average p(yes) / (p(yes) + p(no)) over slices through the volume; a slice counts with the largest value of its tiles."""
+        """Return the calibrated p(yes) of the volume, from the text and the masks of slices through it.
+
+        A finding with a place counts where it is seen best, one of the whole organ on average over the slices; a slice counts with
+        the largest value of its tiles.
+        """
         content = question.volume.content_slices
         count = min(INFERENCE_SLICES, len(content))
-        tiles = question.volume.tiles([content[round(position)] for position in np.linspace(0, len(content) - 1, count)])
+        slices = [content[round(position)] for position in np.linspace(0, len(content) - 1, count)]
+        tiles = question.volume.tiles(slices)
         by_slice: dict[int, float] = {}
         for tile, share in zip(tiles, predictor.yes_probabilities(question, tiles, self.name), strict=True):
             by_slice[tile.index] = max(by_slice.get(tile.index, 0.0), share)
-        probability = float(np.mean(list(by_slice.values())))
+        seen = self._evidence_by_slice(predictor, question, slices)
+        answers = [Answer(by_slice[index], seen.get(index)) for index in slices]
+        probabilities = [predictor.calibration.probability(one) for one in answers]
+        probability = max(probabilities) if seen else float(np.mean(probabilities))
         text = f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f} over {count} slices)"
         return question.prediction(self.name, text, tiles)
 
@@ -168,24 +180,33 @@ class Diagnosis(Task):
         probability = study.yes_probability()
         return study.prediction(self.name, f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f})")
 
+    def _evidence_by_slice(self, predictor: Predictor, question: Question, slices: Sequence[int]) -> dict[int, float]:
+        """Return slice -> evidence of the finding that is asked about; empty if it is no structure that the model knows."""
+        shown = predictor.structures(question, slices, self.name)
+        kinds = asked_kinds(question.instruction, tuple(shown.structures)) if shown else {}
+        if shown is None or not kinds:
+            return {}
+        total_DHW = np.sum(list(sum_kinds(shown.structures, kinds).values()), axis=0)
+        return {index: evidence(total_DHW[index]) for index in slices}
+
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score p(yes) with AUROC and accuracy, next to the more frequent answer of the training patients."""
         from components.evaluation import metrics
         from components.evaluation.baselines import majority_answer
-        from components.evaluation.calibration import expected_calibration_error, scale_probabilities
+        from components.evaluation.calibration import expected_calibration_error
         from components.evaluation.task_result import EXAMPLES, ScoredUnits, TaskResult, build_row, pair_score, worst_cases
 
         majority = [float(majority_answer(corpus, self.name))] * len(cases)
-        scores = answers.yes_probabilities(cases)
+        opinions = collect_answers(answers, cases)
+        calibration = _fit(answers, corpus, settings, self.name)
+        raw, scores = [Calibration().probability(one) for one in opinions], [calibration.probability(one) for one in opinions]
         truth = [bool(case.record.positive) for case in cases]
         patients = [case.record.patient_id for case in cases]
 
         def accuracy(predicted: Sequence[float], positive: Sequence[bool]) -> float:
             return float(np.mean([(p > 0.5) == t for p, t in zip(predicted, positive, strict=True)]))
 
-        temperature = _temperature(answers, corpus, settings, self.name)
-        scaled = scale_probabilities(scores, temperature)
-        result = TaskResult(roc=(scores, truth), calibrated=(temperature, scaled))
+        result = TaskResult(roc=(scores, truth), uncalibrated=raw, calibration=calibration)
         for name, metric, bootstrapped in (("AUROC", metrics.auroc, metrics.auroc_by_ranks), ("accuracy", accuracy, accuracy)):
             baselines = {"majority": pair_score(metric, majority, truth)}
             model, resampled = pair_score(metric, scores, truth), pair_score(bootstrapped, scores, truth)
@@ -193,7 +214,7 @@ class Diagnosis(Task):
         by_patient = {"majority": _patient_auroc(majority, truth, patients)}
         whole = _patient_auroc(scores, truth, patients)
         result.rows.append(build_row(self.name, "AUROC by patient", True, whole, by_patient, patients, len(cases)))
-        for name, values in (("ECE", scores), (f"ECE at temperature {temperature:.2f}", scaled)):
+        for name, values in (("ECE", scores), ("ECE before calibration", raw)):
             baselines = {"one half": pair_score(expected_calibration_error, [0.5] * len(cases), truth)}
             model = pair_score(expected_calibration_error, values, truth)
             result.rows.append(build_row(self.name, name, False, model, baselines, patients, len(cases)))
@@ -208,14 +229,23 @@ class Diagnosis(Task):
         return result
 
 
-def _temperature(answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings, task: str) -> float:
-    """Return the temperature of p(yes) on validation patients."""
-    from components.evaluation.calibration import fit_temperature
+def collect_answers(answers: AnswerGenerator, cases: Sequence[Case]) -> list[Answer]:
+    """Return p(yes) of the text and, where the model knows the finding, its evidence in the masks, of each case."""
+    collected = []
+    for case, share, shown in zip(cases, answers.yes_probabilities(cases), answers.structures(cases), strict=True):
+        by_kind = sum_kinds(shown.structures, asked_kinds(case.record.instruction, tuple(shown.structures))) if shown else {}
+        collected.append(Answer(share, evidence(np.sum(list(by_kind.values()), axis=0)) if by_kind else None))
+    return collected
+
+
+def _fit(answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings, task: str) -> Calibration:
+    """Return the calibration of p(yes) on validation patients."""
     from components.evaluation.case_selection import select_task_cases
     from components.evaluation.model_answers import load_cases
 
-    cases = load_cases(corpus, select_task_cases(corpus, task, "validation", settings.cases_per_task, answers.seed))
-    return fit_temperature(answers.yes_probabilities(cases), [bool(case.record.positive) for case in cases])
+    count = CALIBRATION_CASES * settings.cases_per_task
+    cases = load_cases(corpus, select_task_cases(corpus, task, "validation", count, answers.seed))
+    return fit_calibration(collect_answers(answers, cases), [bool(case.record.positive) for case in cases])
 
 
 def _patient_auroc(scores: Sequence[float], positive: Sequence[bool], patients: Sequence[str]) -> Score:

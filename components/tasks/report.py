@@ -1,19 +1,28 @@
-"""Report: the diagnostic report of a volume. What its header states (sequence, plane) is copied, not generated."""
+"""Report: the diagnostic report of a volume.
+
+What its header states (sequence, plane) and what the masks of its slices measure (findings, signals) is copied, not generated.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
 from components.curation.table_rows import DescriptionRecord, InstructionRecord, VolumeInstructionRecord
 from components.curation.text.instructions import MASK_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
-from components.curation.text.structure_names import knee_organ
-from components.curation.text.template import KNEE_ORGANS, format_paragraph, with_fields
+from components.curation.text.template import with_fields
 from components.curation.text.volume_instructions import build_volume_instruction
+from components.ingestion.volume import Acquisition, Volume
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Task
+from components.tasks.findings import MINIMUM_PIXELS
+from components.tasks.known_structures import Shown
+from components.tasks.report_text import format_report, measure_fields, with_measurements
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
@@ -54,7 +63,7 @@ class Report(Task):
         """Yield instructions if labels, boxes or diagnoses state whether there is a lesion, on slices that show it if any."""
         if curated.record.lesion is None:
             return
-        response = report_text(curated.description, curated.record.anatomy)
+        response = format_report(curated.description.fields, curated.record.anatomy)
         for slice_index in spread(curated.facts.lesion_slices or curated.facts.content_slices, settings.slices_per_volume):
             yield build_instruction(curated, self, slice_index, response, {})
 
@@ -63,13 +72,19 @@ class Report(Task):
     ) -> Iterator[VolumeInstructionRecord]:
         """Yield the instruction if labels, boxes or diagnoses state whether there is a lesion."""
         if curated.record.lesion is not None:
-            yield build_volume_instruction(curated, self, report_text(curated.description, curated.record.anatomy), {})
+            yield build_volume_instruction(curated, self, format_report(curated.description.fields, curated.record.anatomy), {})
 
     def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102 (see Task)
         return len(record.response) > len(MASK_RESPONSE)
 
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
-        """Return the answer with the header's own facts in the fields that the header states."""
+        """Return the answer with the facts of the header and of the masks of all slices in the fields that these state."""
+        volume = question.volume
+        shown = predictor.structures(question, volume.content_slices, self.name)
+        if shown is not None:
+            smallest = MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1]
+            measured = measure_fields(volume.volume, shown, smallest)
+            answer = with_measurements(answer, measured, volume.volume.acquisition.anatomy)
         return question.prediction(self.name, with_fields(answer, question.header.fields), [question.first_tile])
 
     def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
@@ -91,7 +106,7 @@ class Report(Task):
         )
 
         frequent = count_reports(corpus, self.name)
-        texts = [with_fields(text, case.header.fields) for text, case in zip(answers.texts(cases), cases, strict=True)]
+        texts = _complete(answers.texts(cases), cases, answers, corpus)
         truth = [case.record.response for case in cases]
         most_frequent = [frequent.overall] * len(cases)
         of_sequence = [frequent.for_volume(corpus.volumes[case.record.volume_id]) for case in cases]
@@ -120,29 +135,29 @@ class Report(Task):
         return result
 
 
-def report_text(description: DescriptionRecord, anatomy: str | None) -> str:
-    """Return the report of a volume: the paragraph of its description; for knees in the organ-wise order of the paper's section 5.
+def _complete(texts: Sequence[str], cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus) -> list[str]:
+    """Return the reports with the facts of the header and of the masks of all slices of their volumes."""
+    measured = {}
+    for case in cases:
+        if case.record.volume_id not in measured:
+            measured[case.record.volume_id] = _measure(case, answers, corpus)
+    completed = []
+    for text, case in zip(texts, cases, strict=True):
+        record, facts = corpus.volumes[case.record.volume_id], measured[case.record.volume_id]
+        completed.append(with_fields(with_measurements(text, facts, record.anatomy) if facts else text, case.header.fields))
+    return completed
 
-    A knee report states what is known about joint space, menisci, cartilage, bone and soft tissues, in this order, then impression,
-    grading and recommendation. An organ that no source describes is omitted, not called normal.
-    """
-    if "knee" not in (anatomy or "").lower():
-        return description.text
-    by_organ: dict[str, list[str]] = {organ: [] for organ in KNEE_ORGANS}
-    for section in ("visible_anatomical_structures", "pathological_findings"):
-        separator = "; " if section == "pathological_findings" else ", "
-        for name, text in description.fields.items():
-            if name.startswith(section):
-                for statement in text.split(separator):
-                    organ = knee_organ(statement) if statement else None
-                    if organ and statement not in by_organ[organ]:
-                        by_organ[organ].append(statement)
-    header = {name: text for name, text in description.fields.items() if name.startswith("image_modality_sequence.")}
-    conclusion = {name: text for name, text in description.fields.items() if name.startswith("diagnostic_impression.")}
-    organs = [
-        f"{organ.replace('_', ' ').capitalize()}: {'; '.join(statements)}." for organ, statements in by_organ.items() if statements
-    ]
-    return " ".join(text for text in (format_paragraph(header), *organs, format_paragraph(conclusion)) if text)
+
+def _measure(case: Case, answers: AnswerGenerator, corpus: Corpus) -> DescriptionRecord | None:
+    """Describe the volume of a case by the structures that the model sees in its slices; None if it knows no structure."""
+    record = corpus.volumes[case.record.volume_id]
+    voxels = corpus.store.read(record.volume_id, "voxels").astype(np.float32)
+    slices = [one for one in answers.structures([replace(case, image=image) for image in voxels]) if one is not None]
+    if not slices:
+        return None
+    acquisition = Acquisition(anatomy=record.anatomy, sequence=record.sequence, plane=record.plane)
+    volume = Volume(voxels, np.asarray(record.affine).reshape(4, 4), acquisition)
+    return measure_fields(volume, Shown.stack(slices), MINIMUM_PIXELS)
 
 
 TASK = Report()

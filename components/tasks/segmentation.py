@@ -87,6 +87,10 @@ class Segmentation(Task):
         image: Image = store.read(record.volume_id, "voxels")[slices]
         return image, Target.mask(store.read(record.volume_id, "labels")[slices] == record.label_value)
 
+    def training_group(self, record: InstructionRecord) -> str:
+        """Return the structure: tissues are on every slice, findings on few."""
+        return str(record.structure)
+
     def case_group(self, record: InstructionRecord) -> object:
         """Return the structure: every structure has equally many cases."""
         return record.structure

@@ -25,7 +25,7 @@ from components.settings import StageSettings
 from components.tasks.base import Image, Target
 from components.training.augmentation import AffineParams, Contrast, apply_affine_batch
 from components.training.mixture import ALONE, Draw, Mixture, Rank
-from components.training.samples import Samples, StructureMap
+from components.training.samples import Samples, StructureMap, task_of_source
 from components.training.stages.base import Stage
 from components.training.volume_batches import HEADERS_OMITTED, VolumeBatches, step_scope
 from model_core.batch import IGNORE, NO_TASK, Batch, ImageBatch, PairedBatch, SequenceBatch
@@ -115,7 +115,8 @@ class StageBatches:
         """
         rng = np.random.default_rng([self.key, draw.number])
         affine, contrast = AffineParams.sample(rng), Contrast.sample(rng)
-        states_sizes = TASKS[source].states_sizes if source in TASKS else source == "paired"
+        task = task_of_source(source)
+        states_sizes = TASKS[task].states_sizes if task in TASKS else source == "paired"
         return (replace(affine, scale=1.0) if states_sizes else affine), contrast
 
     def seeds(self, draws: Sequence[Draw]) -> Tensor:
@@ -161,7 +162,8 @@ class StageBatches:
             visual_loss=[sequence.visual_loss for sequence in sequences],
         )
         tasks = tuple(TASKS)
-        task_B = torch.tensor([tasks.index(name) if name in tasks else NO_TASK for name in names])
+        of_sources = [task_of_source(name) for name in names]
+        task_B = torch.tensor([tasks.index(task) if task in tasks else NO_TASK for task in of_sources])
         batch = replace(batch, seed_B=self.seeds(draws), task_B=task_B, tasks=tasks)
         return self._with_structures(batch, [sequence.structures for sequence in sequences])
 
@@ -185,9 +187,9 @@ class StageBatches:
         encoded = self._encode_pair(self.samples.text(ref), self._image_tokens(image), image_first=not text_first)
         return _Sequence(encoded, image, Target.none(image), visual_loss=text_first)
 
-    def _instruction(self, task: str, draw: Draw) -> _Sequence:
-        affine, contrast = self.augmentation(task, draw)
-        record = self.samples.instructions[task][draw.index]
+    def _instruction(self, source: str, draw: Draw) -> _Sequence:
+        affine, contrast = self.augmentation(source, draw)
+        task, record = task_of_source(source), self.samples.instruction(source, draw.index)
         image, target = self.samples.input_and_target(record)
         structures = self.samples.structure_map(record)
         question = self._question(record, draw)

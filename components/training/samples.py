@@ -23,6 +23,16 @@ OPEN_ARRAYS = 512
 """Arrays of the store that stay open between reads."""
 
 
+def source_name(task: str, group: str) -> str:
+    """Return the name of a mixture's source: the task, and its group if it has any."""
+    return f"{task}/{group}" if group else task
+
+
+def task_of_source(source: str) -> str:
+    """Return the task of a mixture's source."""
+    return source.partition("/")[0]
+
+
 @dataclass(frozen=True)
 class SliceRef:
     """A slice of a curated volume, by its index."""
@@ -110,7 +120,8 @@ class Samples:
     def mixture(self, shares: MixtureSettings, seed: int) -> Mixture:
         """Return the mixture of the data categories (Table 2 of the paper).
 
-        The share of instructions is divided among the tasks that have any, by their weights.
+        The share of instructions is divided among the tasks that have any, by their weights, and that of a task evenly among its
+        groups (:meth:`components.tasks.base.Task.training_group`).
 
         Raises:
             ValueError: the corpus has no samples of a category with a share.
@@ -123,8 +134,27 @@ class Samples:
         if shares.instruction > 0 and not present:
             raise ValueError("the mixture contains instructions and the corpus has none: curate a dataset with labels or k-space")
         total = sum(TASKS[task].weight for task in present)
-        sources += [Source(task, len(self.instructions[task]), shares.instruction * TASKS[task].weight / total) for task in present]
+        for task in present:
+            groups = self.groups_of(task)
+            share = shares.instruction * TASKS[task].weight / total / len(groups)
+            sources += [Source(source_name(task, group), len(records), share) for group, records in groups.items()]
         return Mixture([source for source in sources if source.weight > 0], seed)
+
+    def groups_of(self, task: str) -> dict[str, list[InstructionRecord]]:
+        """Return group -> instructions of a task, sorted by group."""
+        groups: dict[str, list[InstructionRecord]] = {}
+        for record in self.instructions[task]:
+            groups.setdefault(TASKS[task].training_group(record), []).append(record)
+        return dict(sorted(groups.items()))
+
+    @cached_property
+    def _sources(self) -> dict[str, list[InstructionRecord]]:
+        """Name of a mixture's source -> its instructions."""
+        return {source_name(task, group): records for task in self.instructions for group, records in self.groups_of(task).items()}
+
+    def instruction(self, source: str, index: int) -> InstructionRecord:
+        """Return an instruction of a source of :meth:`mixture`."""
+        return self._sources[source][index]
 
     def block(self, ref: SliceRef, slices: int) -> Image:
         """Return ``slices`` consecutive slices around a slice, (D, H, W); a shorter volume repeats its last slice."""

@@ -28,10 +28,12 @@ from components.errors import JobFailed
 from components.files import atomic_directory, read_json, write_json
 from components.home import Home
 from components.launching.job import INTERRUPTED
+from components.model_files import PREPROCESSING
 from components.processes import end_with_parent
 from components.provenance import digest
 from components.registries import STAGES
 from components.settings import Settings, StageName
+from components.tasks.known_structures import NONE_KNOWN, KnownStructures
 from components.tracking import Journal, Tracking
 from components.training.batches import StageBatches
 from components.training.dense_checkpoint import upcycled_model
@@ -95,10 +97,11 @@ def initial_model(job: TrainingJob, processor: Processor) -> OmniMRIForCondition
         model: OmniMRIForConditionalGeneration = OmniMRIForConditionalGeneration.from_pretrained(job.parent_model)
         return model
     torch.manual_seed(job.settings.seed)
-    if job.settings.model.backbone is not None:
-        return upcycled_model(job.settings.model.backbone, job.settings.model.preset, processor.tokenizer)
-    ids = special_ids(processor.tokenizer)
-    return OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(job.settings.model.preset, len(processor.tokenizer), **ids))
+    chosen = job.settings.model
+    if chosen.backbone is not None:
+        return upcycled_model(chosen.backbone, chosen.preset, processor.tokenizer, chosen.codes)
+    fields = {**special_ids(processor.tokenizer), **chosen.codes}
+    return OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset(chosen.preset, len(processor.tokenizer), **fields))
 
 
 class StopSignal:
@@ -259,7 +262,9 @@ class StageTrainer:
             model.save_pretrained(folder, state_dict=weights)
             self.processor.save_pretrained(folder)
             curation = self.job.settings.curation
-            write_json(folder / "preprocessing.json", {"matrix": curation.matrix, "pixel_mm": curation.pixel_mm})
+            known = KnownStructures.from_corpus(self.job.corpus) if self.stage.teaches_structures(self.settings) else NONE_KNOWN
+            grid = {"matrix": curation.matrix, "pixel_mm": curation.pixel_mm}
+            write_json(folder / PREPROCESSING, {**grid, "label_maps": known.to_json()})
         write_result(self._result(resumed_at))
         self.journal.status = "FINISHED"
         self.journal.deliver_with_retries(self.job.tracking, self.log.points)

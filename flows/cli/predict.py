@@ -49,7 +49,10 @@ def predict(
         str, typer.Option(help="an MLflow model URI, or a folder saved with save_pretrained")
     ] = "models:/omnimri@staging",
     samples: Annotated[
-        int, typer.Option(min=1, help="samples to average; from 2 on, uncertainty.nii is their standard deviation")
+        int,
+        typer.Option(
+            min=1, help="samples to average; from 2 on, uncertainty.nii is their standard deviation (needs --steps 2 or more)"
+        ),
     ] = 1,
     steps: Annotated[int, typer.Option(min=1, help="flow steps of a sample; 1 gives the conditional mean")] = 1,
     sampler: Annotated[SamplerName, typer.Option(help="solver of the flow")] = SamplerName.euler,

@@ -115,6 +115,7 @@ class ImageDecoder(nn.Module):
         self.full = nn.ModuleList(_Block(2 * channels, channels, self.condition_size) for channels in reversed(stem))
         self.output = ZeroConv2d(width, 2, 3, padding=1)
         self.selection = ZeroLinear(self.condition_size, width + 1)
+        self.structure_query = nn.Linear(config.hidden_size, width + 1)
 
     def forward(self, noisy_B1DHW: Tensor, time_B: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
         """Predict the clean target, and return the features of every pixel that it is predicted from.
@@ -122,12 +123,16 @@ class ImageDecoder(nn.Module):
         The logit of a mask is that of a convolution plus a linear function of the pixel's features which the query determines: what
         the features distinguish for one structure serves all others (MaskFormer, arXiv:2107.06278).
 
+        At t = 1 the noise says nothing about the target, and the network sees zeros in its place: it need not learn to ignore an
+        input of larger variance than the image, and a one-step prediction depends on no random number.
+
         Returns:
             (B, 1, D, H, W) float32: the residual of images, the logits of masks; and (B, c, D, H, W) features.
         """
         dtype, depth = self.stem.weight.dtype, noisy_B1DHW.shape[2]
         condition = self.time(time_B) + self.query(conditions.query_BQ.to(dtype)) + self.kind(conditions.kind_B)
         condition_Sk = F.silu(condition).repeat_interleave(depth, 0)
+        noisy_B1DHW = noisy_B1DHW * (time_B < 1).view(-1, 1, 1, 1, 1)
         images = torch.cat([noisy_B1DHW, conditions.pixel_values_B1DHW], 1).transpose(1, 2).flatten(0, 1)
         x = self.stem(images.to(dtype).contiguous(memory_format=torch.channels_last))
         skips = []
@@ -146,6 +151,16 @@ class ImageDecoder(nn.Module):
         out_B2DHW = torch.cat([out[:, :1], out[:, 1:] + selected], 1).unflatten(0, (-1, depth)).transpose(1, 2).float()
         is_mask = (conditions.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1)
         return torch.where(is_mask, out_B2DHW[:, 1:], out_B2DHW[:, :1]), x.unflatten(0, (-1, depth)).transpose(1, 2)
+
+    def structure_logits(self, features_BcDHW: Tensor, names_Sh: Tensor) -> Tensor:
+        """Return the logit of every structure in every pixel, relative to "none of them", (B, S, D, H, W) float32.
+
+        Args:
+            features_BcDHW: that :meth:`forward` returns.
+            names_Sh: embedded names of the structures.
+        """
+        weight_Sc, bias_S = self.structure_query(names_Sh).split([features_BcDHW.shape[1], 1], -1)
+        return (torch.einsum("bcdhw,sc->bsdhw", features_BcDHW, weight_Sc) + bias_S[None, :, :, None, None]).float()
 
     def _from_features(self, features: list[Tensor], condition_Sk: Tensor) -> Tensor:
         """Run the up-path from the coarsest Swin level to the first, (S, c, H / patch, W / patch)."""

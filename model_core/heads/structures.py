@@ -1,9 +1,10 @@
-"""Auxiliary head of stage 4: every labeled structure of an image, from pixels and from visual tokens, whatever the instruction is.
+"""Auxiliary losses of stage 4: all labeled structures of an image, from pixels and from visual tokens, whatever the instruction is.
 
 A structure is known by its name alone, whose embedding is compared with features: label maps of any dataset can be trained on. The
-head is part of the objective and not of the saved model.
+comparison with pixels is part of the image decoder: detection, diagnosis and reports read findings and their names off it. The
+comparison with visual tokens is part of the objective, and not of the saved model.
 
-Shape letters: B samples, D slices, H rows, W columns, N visual tokens, S structures, L tokens of a name, c channels, h hidden size.
+Shape letters: B samples, D slices, H rows, W columns, N visual tokens, S structures, L tokens of a name, h hidden size.
 """
 
 from __future__ import annotations
@@ -17,51 +18,53 @@ from model_core.config import OmniMRIConfig, Triple
 
 PRESENT = 0.02
 """Share of a visual token's pixels from which a structure counts as present in it."""
-LARGEST_WEIGHT = 5.0
+LARGEST_WEIGHT = 3.0
 """Largest weight of a pixel of a small structure, relative to one of the largest class."""
+SMOOTH = 64.0
+"""Pixels that Dice counts as found besides those of the slice: it is that of a batch in which others show the structure, as
+nnU-Net's "batch Dice". A false part on a slice without the structure costs as much as a missed one; with a smooth of one pixel,
+the loss of an absent structure is nearly one whatever is predicted."""
 POSITIVE_WEIGHT = 5.0
 """Weight of a present structure in the loss of tokens: lesions are in few of them."""
 
 
+def embed_names(embed: nn.Module, names_SL: Tensor, pad_id: int) -> Tensor:
+    """Return the mean embedding of the tokens of each name, scaled to a mean square of one, (S, h)."""
+    valid = (names_SL != pad_id)[..., None]
+    embedded = embed(names_SL)
+    mean = (embedded * valid).sum(1) / valid.sum(1).clamp(min=1)
+    return F.rms_norm(mean, (mean.shape[-1],))
+
+
+def pixel_losses(logits_BSDHW: Tensor, labels: StructureLabels) -> Tensor:
+    """Return weighted cross-entropy plus 1 - soft Dice of listed structures per structure that is shown, (B,); zero without labels.
+
+    The weight of a class in the cross-entropy is the square root of how much smaller it is than the largest, at most
+    :data:`LARGEST_WEIGHT`: a lesion of a hundred pixels counts.
+    """
+    logits = logits_BSDHW.masked_fill(~labels.listed_BS[:, :, None, None, None], -1e4)
+    logits = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
+    labeled = (labels.structures_BDHW != IGNORE).flatten(1).any(-1)
+    truth = labels.structures_BDHW.clamp(min=0)
+    classes = (truth[:, None] == torch.arange(logits.shape[1], device=truth.device).view(1, -1, 1, 1, 1)).flatten(2)
+    sizes = classes.sum(-1)
+    weight_BC = (sizes.amax(1, keepdim=True) / sizes.clamp(min=1)).sqrt().clamp(max=LARGEST_WEIGHT)
+    weight = weight_BC.gather(1, truth.flatten(1))
+    entropy = (weight * F.cross_entropy(logits, truth, reduction="none").flatten(1)).sum(1) / weight.sum(1)
+    probability, one_hot = logits.softmax(1)[:, 1:].flatten(2), classes[:, 1:]
+    overlap = (probability * one_hot).sum(-1)
+    dice_BS = 1 - (2 * overlap + SMOOTH) / (probability.sum(-1) + one_hot.sum(-1) + SMOOTH)
+    dice = (dice_BS * labels.listed_BS).sum(-1) / one_hot.any(-1).sum(-1).clamp(min=1)
+    return (entropy + dice) * labeled
+
+
 class StructureHead(nn.Module):
-    """Compare features of pixels and hidden states of visual tokens with the names of structures."""
+    """Compare hidden states of visual tokens with the names of structures."""
 
     def __init__(self, config: OmniMRIConfig) -> None:
         super().__init__()
         self.config = config
-        self.pixel_query = nn.Linear(config.hidden_size, config.decoder_width + 1)
         self.token_query = nn.Linear(config.hidden_size, config.hidden_size + 1)
-
-    def embed_names(self, embed: nn.Module, names_SL: Tensor) -> Tensor:
-        """Return the mean embedding of the tokens of each name, scaled to a mean square of one, (S, h)."""
-        valid = (names_SL != self.config.pad_token_id)[..., None]
-        embedded = embed(names_SL)
-        mean = (embedded * valid).sum(1) / valid.sum(1).clamp(min=1)
-        return F.rms_norm(mean, (mean.shape[-1],))
-
-    def pixel_losses(self, features_BcDHW: Tensor, names_Sh: Tensor, labels: StructureLabels) -> Tensor:
-        """Return weighted cross-entropy plus 1 - soft Dice of the structures that a sample shows, (B,); zero without labels.
-
-        The weight of a class in the cross-entropy is the square root of how much smaller it is than the largest, at most
-        :data:`LARGEST_WEIGHT`: a lesion of a hundred pixels counts.
-        """
-        weight_Sc, bias_S = self.pixel_query(names_Sh).split([self.config.decoder_width, 1], -1)
-        logits = torch.einsum("bcdhw,sc->bsdhw", features_BcDHW, weight_Sc) + bias_S[None, :, :, None, None]
-        logits = logits.float().masked_fill(~labels.listed_BS[:, :, None, None, None], -1e4)
-        logits = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
-        labeled = (labels.structures_BDHW != IGNORE).flatten(1).any(-1)
-        truth = labels.structures_BDHW.clamp(min=0)
-        classes = (truth[:, None] == torch.arange(logits.shape[1], device=truth.device).view(1, -1, 1, 1, 1)).flatten(2)
-        sizes = classes.sum(-1)
-        weight_BC = (sizes.amax(1, keepdim=True) / sizes.clamp(min=1)).sqrt().clamp(max=LARGEST_WEIGHT)
-        weight = weight_BC.gather(1, truth.flatten(1))
-        entropy = (weight * F.cross_entropy(logits, truth, reduction="none").flatten(1)).sum(1) / weight.sum(1)
-        probability, one_hot = logits.softmax(1)[:, 1:].flatten(2), classes[:, 1:]
-        overlap = (probability * one_hot).sum(-1)
-        dice_BS = 1 - (2 * overlap + 1) / (probability.sum(-1) + one_hot.sum(-1) + 1)
-        shown = one_hot.any(-1)
-        dice = (dice_BS * shown).sum(-1) / shown.sum(-1).clamp(min=1)
-        return (entropy + dice) * labeled
 
     def token_losses(self, hidden_BNh: Tensor, names_Sh: Tensor, labels: StructureLabels, grid: Triple) -> Tensor:
         """Return the cross-entropy of "this structure is in this token" over tokens and listed structures, (B,)."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model_core.batch import IGNORE, NO_TASK, SequenceBatch, select_slices
 from model_core.flow import interpolate
 from model_core.heads.image_decoder import Conditions
-from model_core.heads.structures import StructureHead
+from model_core.heads.structures import StructureHead, embed_names, pixel_losses
 from model_core.losses.pixels import mean_per_sample, soft_dice_loss, structural_dissimilarity
 from model_core.losses.reduction import Step
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration, OmniMRIOutput
@@ -27,8 +27,9 @@ from model_core.targets import TARGET_IMAGE, TARGET_MASK, TARGET_NONE
 
 LEAST_WEIGHT = 0.01
 """Weight of a token that the network is certain of; that of one with probability p is larger by 1 - p (arXiv:1708.02002)."""
-PURE_NOISE_SHARE = 0.7
-"""Share of the image decoder's samples at pure noise (t = 1), where it learns the conditional mean of one-step predictions."""
+PURE_NOISE_SHARE = 0.85
+"""Share of the image decoder's samples at pure noise (t = 1), where it learns the conditional mean of one-step predictions; at
+earlier times its input contains the target, which teaches nothing about seeing it."""
 
 
 class InstructionTuning(Objective):
@@ -152,10 +153,10 @@ class InstructionTuning(Objective):
             _, block = index_image_blocks(chosen, batch.grids_BG3[rows_B])
             chosen = block == batch.target_block_B[rows_B, None] + 1
         hidden_BNh = output.hidden_states[rows_B][chosen].unflatten(0, (len(chosen), -1))
-        names_Sh = self.structures.embed_names(model.get_input_embeddings(), labels.names_SL)
+        names_Sh = embed_names(model.get_input_embeddings(), labels.names_SL, model.config.pad_token_id)
         slices = None if batch.slices_BT is None else batch.slices_BT[rows_B]
         decoded = replace(labels, structures_BDHW=select_slices(labels.structures_BDHW, slices, 1))
-        by_pixel = self.structures.pixel_losses(pixels_BcDHW, names_Sh, decoded)
+        by_pixel = pixel_losses(model.image_decoder.structure_logits(pixels_BcDHW, names_Sh), decoded)
         return by_pixel + self.structures.token_losses(hidden_BNh, names_Sh, labels, grid)
 
     def _image_loss(self, prediction: Tensor, clean: Tensor, target: Tensor, conditions: Conditions) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 
 from components.curation.corpus import Corpus
 from components.files import write_json
+from components.model_files import PREPROCESSING
+from components.tasks.known_structures import KnownStructures
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 from model_core.tokenization import special_ids, train_tokenizer
@@ -22,5 +24,6 @@ def tiny_model(folder: Path, corpus: Corpus, matrix: int = 32, pixel_mm: float =
     model = OmniMRIForConditionalGeneration(OmniMRIConfig.from_preset("debug", len(tokenizer), **special_ids(tokenizer)))
     model.save_pretrained(folder)
     Processor(tokenizer).save_pretrained(folder)
-    write_json(folder / "preprocessing.json", {"matrix": matrix, "pixel_mm": pixel_mm})
+    label_maps = KnownStructures.from_corpus(corpus).to_json()
+    write_json(folder / PREPROCESSING, {"matrix": matrix, "pixel_mm": pixel_mm, "label_maps": label_maps})
     return folder

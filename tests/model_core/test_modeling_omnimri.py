@@ -176,7 +176,7 @@ def test_a_draw_depends_on_its_seed_alone(model: OmniMRIForConditionalGeneration
 
 
 def test_one_euler_step_is_the_prediction_at_pure_noise(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
-    """The conditional mean of a mask is the sigmoid of the decoder's output at t = 1."""
+    """The conditional mean of a mask is the sigmoid of the decoder's output at t = 1, where no noise is seen."""
     pixels = torch.rand(2, 1, 1, SIZE, SIZE)
     tokens = model.image_tokens_for(1, SIZE, SIZE)
     ids, mask = processor.pad([processor.encode_answer_prefix("Segment", "<seg>", tokens)] * 2)
@@ -187,6 +187,7 @@ def test_one_euler_step_is_the_prediction_at_pure_noise(model: OmniMRIForConditi
     )
     predicted = model.image_decoder(sample_noise([0, 1], pixels.shape[1:])[0], torch.ones(2), conditions)[0].sigmoid()
     torch.testing.assert_close(model.generate_image(ids, mask, pixels, kind), predicted, atol=1e-5, rtol=1e-4)
+    assert torch.equal(model.image_decoder(torch.zeros_like(pixels), torch.ones(2), conditions)[0].sigmoid(), predicted)
 
 
 def test_a_reconstruction_uses_coils_and_their_maps(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:

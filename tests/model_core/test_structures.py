@@ -11,7 +11,8 @@ from torch import nn
 from model_core import OmniMRIConfig
 from model_core.batch import IGNORE, StructureLabels
 from model_core.heads.connector import Connector, position_code
-from model_core.heads.structures import PRESENT, StructureHead
+from model_core.heads.image_decoder import ImageDecoder
+from model_core.heads.structures import PRESENT, SMOOTH, StructureHead, embed_names, pixel_losses
 
 SIZE, STRUCTURES = 32, 3
 CONFIG = OmniMRIConfig.from_preset("debug", 300)
@@ -30,20 +31,17 @@ def _labels(listed: list[list[bool]]) -> StructureLabels:
     return StructureLabels(structures, torch.tensor(listed), names)
 
 
-def test_the_pixel_loss_is_cross_entropy_plus_monais_dice_loss(head: StructureHead) -> None:
+def test_the_pixel_loss_is_cross_entropy_plus_monais_dice_loss() -> None:
     """All structures are shown; the background has the logit zero, whatever the features are."""
     labels = _labels([[True] * STRUCTURES])
-    features, names = torch.randn(1, CONFIG.decoder_width, 1, SIZE, SIZE), torch.randn(STRUCTURES, CONFIG.hidden_size)
-    weight, bias = head.pixel_query(names).split([CONFIG.decoder_width, 1], -1)
-    logits = torch.cat(
-        [torch.zeros(1, 1, SIZE, SIZE), torch.einsum("bchw,sc->bshw", features[:, :, 0], weight) + bias[None, ..., None]], 1
-    )
+    own = torch.randn(1, STRUCTURES, 1, SIZE, SIZE)
+    logits = torch.cat([torch.zeros(1, 1, SIZE, SIZE), own[:, :, 0]], 1)
     truth = labels.structures_BDHW[:, 0]
-    dice = DiceLoss(include_background=False, softmax=True, to_onehot_y=True, smooth_nr=1.0, smooth_dr=1.0)
+    dice = DiceLoss(include_background=False, softmax=True, to_onehot_y=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
     sizes = torch.bincount(truth.flatten(), minlength=STRUCTURES + 1)
     weight = (sizes.max() / sizes).sqrt()
     expected = F.cross_entropy(logits, truth, weight) + dice(logits, truth[:, None])
-    torch.testing.assert_close(head.pixel_losses(features, names, labels)[0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pixel_losses(own, labels)[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_what_a_label_map_does_not_list_has_no_influence(head: StructureHead) -> None:
@@ -53,13 +51,20 @@ def test_what_a_label_map_does_not_list_has_no_influence(head: StructureHead) ->
     structures[0][structures[0] == 2] = 0
     structures[1] = IGNORE
     labels = StructureLabels(structures, labels.listed_BS, labels.names_SL)
+    decoder = ImageDecoder(CONFIG)
     features, hidden = torch.randn(2, CONFIG.decoder_width, 1, SIZE, SIZE), torch.randn(2, 16, CONFIG.hidden_size)
     names = torch.randn(STRUCTURES, CONFIG.hidden_size)
     grid = CONFIG.image_grid(1, SIZE, SIZE)
     tokens = grid[1] * grid[2]
-    losses = head.pixel_losses(features, names, labels), head.token_losses(hidden[:, :tokens], names, labels, grid)
+    losses = (
+        pixel_losses(decoder.structure_logits(features, names), labels),
+        head.token_losses(hidden[:, :tokens], names, labels, grid),
+    )
     names[1] += 5
-    others = head.pixel_losses(features, names, labels), head.token_losses(hidden[:, :tokens], names, labels, grid)
+    others = (
+        pixel_losses(decoder.structure_logits(features, names), labels),
+        head.token_losses(hidden[:, :tokens], names, labels, grid),
+    )
     for loss, other in zip(losses, others, strict=True):
         assert loss[0] > 0 and loss[1] == 0
         torch.testing.assert_close(loss, other)
@@ -75,9 +80,9 @@ def test_a_token_shows_what_its_pixels_show(head: StructureHead, depth: int) -> 
     assert truth.nonzero().tolist() == [[grid[0] - 1, 0, 1, 1]] and 0 < PRESENT < 1
 
 
-def test_a_name_is_the_mean_of_its_tokens(head: StructureHead) -> None:
+def test_a_name_is_the_mean_of_its_tokens() -> None:
     embed = nn.Embedding(300, CONFIG.hidden_size)
-    names = head.embed_names(embed, torch.tensor([[11, 12], [13, CONFIG.pad_token_id]]))
+    names = embed_names(embed, torch.tensor([[11, 12], [13, CONFIG.pad_token_id]]), CONFIG.pad_token_id)
     torch.testing.assert_close(names[1], F.rms_norm(embed.weight[13], (CONFIG.hidden_size,)))
     torch.testing.assert_close(names[0], F.rms_norm(embed.weight[11:13].mean(0), (CONFIG.hidden_size,)))
 

@@ -92,7 +92,9 @@ def _fill_pathology(draft: Draft, facts: SliceFacts, has_lesion: bool | None) ->
 
 
 def _fill_impression(draft: Draft, facts: SliceFacts, has_lesion: bool | None) -> None:
-    findings = [finding.name if finding.present else f"no {finding.name}" for finding in facts.findings]
+    """Fill in the findings, those with a place first: equal facts have one wording, whatever source states them."""
+    ordered = sorted(facts.findings, key=lambda finding: is_diffuse(finding.name))
+    findings = [finding.name if finding.present else f"no {finding.name}" for finding in ordered]
     if all(is_diffuse(finding.name) for finding in facts.findings) and has_lesion is not None:
         kinds = sorted({box.label.lower() for boxes in facts.boxes.values() for box in boxes})
         findings = [*((kinds or [facts.lesion]) if has_lesion else [f"no {facts.lesion}"]), *findings]

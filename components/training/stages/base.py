@@ -70,6 +70,10 @@ class Stage(ABC):
         """Return those draws of a micro-step, of all processes, that are used in step ``step``; a multiple of ``world_size``."""
         return draws
 
+    def teaches_structures(self, settings: StageSettings) -> bool:
+        """Return whether the trained model can show every structure of the training data by its name."""
+        return False
+
     def comparison_sizes(self, micro_batch_total: int, world_size: int) -> tuple[int, ...]:
         """Return how many samples the losses compare with each other, given those of a micro-step over all processes.
 

@@ -46,6 +46,10 @@ class InstructionTuningStage(Stage):
         assert isinstance(settings, InstructionTuningSettings)
         return InstructionTuning(model, settings.structure_weight)
 
+    def teaches_structures(self, settings: StageSettings) -> bool:
+        """Return whether the auxiliary losses of structures are on."""
+        return isinstance(settings, InstructionTuningSettings) and settings.structure_weight > 0
+
     def collate(self, batches: StageBatches, draws: Sequence[Draw], step: int) -> Batch:
         """Return token sequences of instructions with their target images."""
         return batches.sequence_batch(draws)

@@ -104,14 +104,22 @@ def test_without_a_mask_there_is_no_lesion(predictor: Predictor, volume: Volume,
 
 
 def _mask_rows(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """Let the image decoder mark the first rows of every tile."""
+    """Let the image decoder mark the first rows of every tile, and call them a lesion."""
 
     def masks(ids: object, mask: object, pixels: torch.Tensor, *_: object, **how: object) -> torch.Tensor:
         marked = torch.zeros_like(pixels)
         marked[..., :rows, :] = 1
         return marked[None]
 
+    def shown(ids: object, mask: object, pixels: torch.Tensor, names: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        marked = torch.zeros_like(pixels[:, 0])
+        marked[..., :rows, :] = 1
+        logits = torch.full((len(pixels), len(names), *pixels.shape[2:]), -20.0)
+        logits[:, predictor.known.names.index("lesion"), :, :rows] = 20
+        return marked, logits
+
     monkeypatch.setattr(predictor.model, "generate_images", masks)
+    monkeypatch.setattr(predictor.model, "show_structures", shown)
 
 
 def test_a_diagnosis_has_a_probability(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +157,8 @@ def test_invalid_requests_are_rejected(predictor: Predictor, volume: Volume, tmp
         predictor.predict(tmp_path / "nothing.nii", "Segment.")
     with pytest.raises(BadInput, match="at least one sample"):
         Sampling(samples=0)
+    with pytest.raises(BadInput, match="conditional mean"):
+        Sampling(samples=2)
     with pytest.raises(BadInput, match="save_pretrained"):
         resolve_model(tmp_path, "")
 

@@ -19,7 +19,7 @@ from components.training.augmentation import AffineParams
 from components.training.batches import StageBatches
 from components.training.loader import load_batches
 from components.training.mixture import ALONE, Rank
-from components.training.samples import Samples
+from components.training.samples import Samples, task_of_source
 from components.training.stages.vision_pretraining import BLOCK_SLICES
 from components.training.volume_batches import step_scope
 from model_core.batch import IGNORE, Batch, select_slices
@@ -146,11 +146,23 @@ def test_every_labeled_sample_has_its_label_map(corpus: Corpus, processor: Proce
     assert names == sorted(LABEL_MAP.values()) and labels.listed_BS.all() and batch.labeled_B.all()
     draws = list(islice(stage_batches.mixture.draws(0), 20))
     for row, draw in enumerate(draws):
-        task = stage_batches.mixture.sources[draw.source].name
-        record = stage_batches.samples.instructions[task][draw.index]
-        if task == "segmentation":
+        source = stage_batches.mixture.sources[draw.source].name
+        record = stage_batches.samples.instruction(source, draw.index) if source != "reconstruction" else None
+        if record is not None and record.task == "segmentation":
             structure = labels.structures_BDHW[row] == names.index(str(record.structure)) + 1
             assert torch.equal(structure, batch.target_B1DHW[row, 0] > 0.5)
+
+
+def test_every_structure_is_drawn_alike(corpus: Corpus, processor: Processor) -> None:
+    """However few slices show it: a finding of few patients is otherwise hardly ever asked for."""
+    samples = Samples.from_corpus(corpus, "train")
+    structures = samples.groups_of("segmentation")
+    sizes = [len(records) for records in structures.values()]
+    mixture = samples.mixture(SHARES["instruction_tuning"], 0)
+    names = [mixture.sources[draw.source].name for draw in islice(mixture.draws(0), 1000)]
+    counts = [names.count(f"segmentation/{structure}") for structure in structures]
+    assert max(sizes) > min(sizes) and max(counts) - min(counts) <= 2 and len(structures) == len(LABEL_MAP)
+    assert {record.structure for record in structures["white matter"]} == {"white matter"}
 
 
 def test_images_are_not_scaled_where_the_text_states_sizes(corpus: Corpus, processor: Processor) -> None:
@@ -168,8 +180,9 @@ def test_images_are_not_scaled_where_the_text_states_sizes(corpus: Corpus, proce
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_targets_are_transformed_with_their_image(corpus: Corpus, processor: Processor, task: str) -> None:
     stage_batches = _batches(corpus, processor, "instruction_tuning", micro=1)
-    draws = [one for one in islice(stage_batches.mixture.draws(0), 400) if stage_batches.mixture.sources[one.source].name == task]
-    records = [stage_batches.samples.instructions[task][one.index] for one in draws]
+    sources = stage_batches.mixture.sources
+    draws = [one for one in islice(stage_batches.mixture.draws(0), 400) if task_of_source(sources[one.source].name) == task]
+    records = [stage_batches.samples.instruction(sources[one.source].name, one.index) for one in draws]
     draw, record = next((one, record) for one, record in zip(draws, records, strict=True) if task == "segmentation" or record.boxes)
     batch, (_, target) = stage_batches.micro_batch([draw], 0), stage_batches.samples.input_and_target(record)
     boxes, affine = parse_boxes(record.response), stage_batches.augmentation(task, draw)[0]

@@ -12,7 +12,7 @@ from components.curation.text.differentials import list_considerations
 from components.curation.text.instructions import list_candidates
 from components.curation.text.template import parse_paragraph
 from components.ingestion.volume import Acquisition
-from components.tasks.report import report_text
+from components.tasks.report_text import format_report
 from tests.helpers.corpora import card, tiny_series, tiny_settings, tiny_volume
 
 REPORT = """MRI KNEE. Patient: John Doe, born 01.02.1970
@@ -55,7 +55,7 @@ def test_fields_without_a_source_stay_empty() -> None:
 def test_a_knee_report_lists_the_organs_in_the_order_of_the_paper(tmp_path: Path) -> None:
     names = {1: "femoral cartilage", 2: "femur bone", 3: "muscle", 4: "meniscus tear"}
     curated = _curate(tmp_path, "knee", names, REPORT)
-    text = report_text(curated.description, "knee")
+    text = format_report(curated.description.fields, "knee")
     order = [text.index(word) for word in ("Joint space:", "Menisci:", "Cartilage:", "Bone:", "Soft tissues:", "Suggestive of:")]
     assert order == sorted(order) and text.rstrip(".").endswith("follow-up in 6 weeks")
     assert {"knee.menisci", "knee.joint_space", "knee.bone"} <= set(parse_paragraph(text))

@@ -1,0 +1,112 @@
+"""Findings on an image: one source for boxes, their names, p(yes) and reports, the probabilities of known structures.
+
+Shape letters: H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from components.curation.measure.volume_facts import normalize_box
+from components.curation.text.structure_names import lesion_kinds
+from components.tasks.base import Image
+from model_core.boxes import TextBox
+
+THRESHOLD = 0.3
+"""Probability from which a pixel of the mask belongs to a finding."""
+MINIMUM_PIXELS, CERTAIN = 12, 0.3
+"""Pixels of the network's grid, and largest probability of a known finding, from which a connected part of the mask is a finding.
+
+Chosen with :data:`THRESHOLD` on slices of validation patients (docs/LOG.md).
+"""
+SPECIFIC = 3.0
+"""Weight of a kind with a name of its own against "lesion", which every finding is (chosen on validation patients)."""
+EVIDENCE_PIXELS = 12
+"""Pixels whose mean probability, where it is highest, is the evidence of a finding: about the smallest lesion that counts."""
+ANY = "lesion"
+"""Word of a question that asks for findings of every kind."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The box of a connected part of a mask, in pixels (half-open), the highest probability in it, and its kind."""
+
+    row0: int
+    col0: int
+    row1: int
+    col1: int
+    confidence: float
+    kind: str = ""
+
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """Edges in the order of a box."""
+        return self.row0, self.col0, self.row1, self.col1
+
+    def normalize(self, label: str, size: tuple[int, ...]) -> TextBox:
+        """Return the box in the coordinates of the text, given the (H, W) of the image."""
+        box = normalize_box(*self.edges, size[0], size[1], label)
+        return TextBox(label, box.row0, box.col0, box.row1, box.col1)
+
+
+def asked_kinds(question: str, names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return kind -> names of the findings that a question asks about; none if it mentions no known finding.
+
+    The kinds are those of curated boxes: a tumor and its edema are one. A question about a lesion asks about every kind.
+    """
+    numbered = dict(enumerate(names, start=1))
+    kinds = {kind: [numbered[value] for value in values] for kind, values in lesion_kinds(numbered).items()}
+    lowered = question.lower()
+    if ANY in lowered:
+        return kinds
+    return {kind: members for kind, members in kinds.items() if any(name in lowered for name in (kind, *members))}
+
+
+def sum_kinds(probabilities: Mapping[str, NDArray[np.float32]], kinds: Mapping[str, list[str]]) -> dict[str, NDArray[np.float32]]:
+    """Return kind -> probability that a pixel belongs to a finding of this kind."""
+    return {kind: np.sum([probabilities[name] for name in members], axis=0) for kind, members in kinds.items()}
+
+
+def evidence(probability_HW: Image) -> float:
+    """Return the mean of the highest probabilities of an image, at :data:`EVIDENCE_PIXELS` pixels."""
+    values = probability_HW.ravel()
+    count = min(EVIDENCE_PIXELS, len(values))
+    return float(np.partition(values, -count)[-count:].mean())
+
+
+def find_outlines(
+    mask_HW: Image, by_kind: Mapping[str, Image], smallest: float = MINIMUM_PIXELS, certain: float = CERTAIN
+) -> list[Outline]:
+    """Return the named boxes of the findings on an image: connected parts of a mask, named by the kind with most of a part.
+
+    Args:
+        mask_HW: probability of a finding, which decides the edges.
+        by_kind: kind -> probability (H, W), which decides whether a part counts, and its name.
+        smallest: number of pixels from which a part counts.
+        certain: probability of a kind, or of several together, that some pixel of a part must have.
+    """
+    return [outline for outline, _ in find_parts(mask_HW, by_kind, smallest, certain)]
+
+
+def find_parts(
+    mask_HW: Image, by_kind: Mapping[str, Image], smallest: float = MINIMUM_PIXELS, certain: float = CERTAIN
+) -> list[tuple[Outline, NDArray[np.bool_]]]:
+    """Return the findings of :func:`find_outlines` with their pixels (H, W); parts are connected as those of label maps (8)."""
+    if not by_kind:
+        return []
+    kinds, stacked = list(by_kind), np.stack(list(by_kind.values()))
+    total, weights = stacked.sum(0), np.array([1.0 if kind == ANY else SPECIFIC for kind in kinds])
+    parts, _ = ndimage.label(mask_HW > THRESHOLD, structure=np.ones((3, 3)))
+    found = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
+        inside = parts == number
+        confidence = float(total[inside].max())
+        if inside.sum() >= smallest and confidence >= certain:
+            kind = kinds[int((weights * stacked[:, inside].sum(1)).argmax())]
+            found.append((Outline(rows.start, columns.start, rows.stop, columns.stop, confidence, kind), inside))
+    return sorted(found, key=lambda one: one[0].edges)

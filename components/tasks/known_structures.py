@@ -1,0 +1,128 @@
+"""Structures that a model knows by name, and how probable each is in every pixel.
+
+The label maps of the training data are stored with the model. Structures compete only within a label map, as in training: a dataset
+that labels lesions alone says nothing about tissues.
+
+Shape letters: S structures, V tiles or slices, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.curation.text.structure_names import lesion_name
+from components.files import read_json
+from components.model_files import PREPROCESSING
+
+if TYPE_CHECKING:
+    from components.curation.corpus import Corpus
+
+FIND = "Find every {finding} in this image."
+"""Instruction from whose state the decoder shows findings and structures: boxes, diagnoses and reports rest on the same pixels."""
+Probabilities = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the decoder shows of an image, (H, W), or of a volume, (D, H, W).
+
+    Attributes:
+        mask: probability that a pixel belongs to a finding.
+        structures: name -> probability of the structure.
+    """
+
+    mask: NDArray[np.float32]
+    structures: Probabilities
+
+    def __getitem__(self, index: int) -> Shown:
+        """Return one slice of a volume."""
+        return Shown(self.mask[index], {name: values[index] for name, values in self.structures.items()})
+
+    @classmethod
+    def stack(cls, slices: Sequence[Shown]) -> Shown:
+        """Return the volume of slices with the same structures."""
+        names = slices[0].structures
+        return cls(
+            np.stack([one.mask for one in slices]), {name: np.stack([one.structures[name] for one in slices]) for name in names}
+        )
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The structures that a dataset distinguishes in one anatomy."""
+
+    anatomy: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KnownStructures:
+    """The label maps of a model's training data."""
+
+    label_maps: tuple[LabelMap, ...] = ()
+
+    @classmethod
+    def from_corpus(cls, corpus: Corpus) -> KnownStructures:
+        """Return the label maps of the training volumes, without those whose structures are all in another one."""
+        found: set[LabelMap] = set()
+        for volume in corpus.volumes.values():
+            if volume.split == "train" and volume.has_labels:
+                named = (name.lower() for value, name in corpus.label_map(volume.dataset_id).items() if value)
+                found.add(LabelMap((volume.anatomy or "").lower(), tuple(sorted(set(named)))))
+        contained = {one for one in found for other in found if one.anatomy == other.anatomy and set(one.names) < set(other.names)}
+        return cls(tuple(sorted(found - contained, key=lambda one: (one.anatomy, one.names))))
+
+    @classmethod
+    def of_model(cls, model_dir: Path) -> KnownStructures:
+        """Read the label maps of a saved model; none, if the model was trained on none."""
+        stored = read_json(model_dir / PREPROCESSING).get("label_maps", []) if (model_dir / PREPROCESSING).is_file() else []
+        return cls(tuple(LabelMap(one["anatomy"], tuple(one["names"])) for one in stored))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the label maps for a JSON file."""
+        return [{"anatomy": one.anatomy, "names": list(one.names)} for one in self.label_maps]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all structures, sorted."""
+        return tuple(sorted({name for one in self.label_maps for name in one.names}))
+
+    @property
+    def find_instruction(self) -> str:
+        """The instruction to find every finding, with the word that curation uses for those of these label maps."""
+        return FIND.format(finding=lesion_name(dict(enumerate(self.names, start=1))))
+
+    def in_anatomy(self, *texts: str | None) -> KnownStructures:
+        """Return the label maps of the anatomies that the texts (header, question) mention; all, if they mention none of them."""
+        mentioned = " ".join(text.lower() for text in texts if text)
+        chosen = tuple(one for one in self.label_maps if one.anatomy and one.anatomy in mentioned)
+        return KnownStructures(chosen) if chosen else self
+
+    def probabilities(self, names: Sequence[str], logits_VSHW: NDArray[np.float32]) -> Probabilities:
+        """Return structure -> probability (V, H, W): its share within its label map, the mean over label maps that list it.
+
+        Args:
+            names: the structures of the logits.
+            logits_VSHW: of the named structures, relative to none of them.
+        """
+        sums: Probabilities = {}
+        counts: dict[str, int] = {}
+        for one in self.label_maps:
+            competing = logits_VSHW[:, [names.index(name) for name in one.names]]
+            highest = np.maximum(competing.max(1, keepdims=True), 0)
+            exponentials = np.exp(competing - highest)
+            shares = exponentials / (exponentials.sum(1, keepdims=True) + np.exp(-highest))
+            for index, name in enumerate(one.names):
+                sums[name] = sums.get(name, 0) + shares[:, index]
+                counts[name] = counts.get(name, 0) + 1
+        return {name: np.asarray(total / counts[name], np.float32) for name, total in sums.items()}
+
+
+NONE_KNOWN = KnownStructures()
+"""Of a model that was trained on no label map."""
