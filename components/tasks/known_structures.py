@@ -30,7 +30,7 @@ Probabilities = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Shown:
-    """What the decoder shows of an image, (H, W), or of a volume, (D, H, W).
+    """Findings and structures that the decoder shows of an image, (H, W), or of a volume, (D, H, W).
 
     Attributes:
         mask: probability that a pixel belongs to a finding.
