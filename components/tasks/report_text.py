@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from components.curation.measure.volume_facts import compute_slice_facts
 from components.curation.table_rows import DescriptionRecord
@@ -55,20 +56,24 @@ def format_report(fields: Mapping[str, str], anatomy: str | None) -> str:
 def label_volume(shown: Shown, smallest: float) -> NDArray[np.uint8]:
     """Return the structure of every voxel, (D, H, W): n = the n-th name, 0 = none.
 
-    The voxels of a finding that has a box (:func:`components.tasks.findings.find_parts`) are the most probable structure of its
-    kind; all others are the most probable one that is no finding.
+    The voxels of a finding that has a box (:func:`components.tasks.findings.find_parts`), and continues in a neighboring slice if
+    there is any, are the most probable structure of its kind; all others are the most probable one that is no finding.
     """
     names = tuple(shown.structures)
     stacked_SDHW = np.stack([np.zeros_like(values) if is_lesion(name) else values for name, values in shown.structures.items()])
     none = np.clip(1 - stacked_SDHW.sum(0), 0, 1)
     labels = np.asarray(np.concatenate([none[None], stacked_SDHW]).argmax(0), np.uint8)
-    kinds = asked_kinds(ANY, names)
+    kinds, findings = asked_kinds(ANY, names), labels.copy()
     for index in range(len(labels)):
         one = shown[index]
         for outline, inside in find_parts(one.mask, sum_kinds(one.structures, kinds), smallest):
             members = kinds[outline.kind]
             strongest = np.stack([one.structures[name][inside] for name in members]).argmax(0)
-            labels[index][inside] = np.array([names.index(name) + 1 for name in members], np.uint8)[strongest]
+            findings[index][inside] = np.array([names.index(name) + 1 for name in members], np.uint8)[strongest]
+    parts, _ = ndimage.label(findings != labels, structure=np.ones((3, 3, 3)))
+    for number, box in enumerate(ndimage.find_objects(parts), start=1):
+        if box[0].stop - box[0].start > 1 or len(labels) == 1:
+            labels[parts == number] = findings[parts == number]
     return labels
 
 

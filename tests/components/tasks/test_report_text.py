@@ -48,10 +48,11 @@ def test_masks_are_described_as_curation_describes_a_label_map(lesion: bool) -> 
 
 
 def test_a_part_that_has_no_box_is_not_in_the_report() -> None:
-    """Neither a few pixels nor a mask of no known finding: they are what else is most probable there."""
+    """Neither a few pixels nor a mask of no known finding nor a part of one slice: they are what else is most probable there."""
     shown = _shown(_labels(False))
     shown.mask[1, 10:12, 10:12] = shown.structures["lesion"][1, 10:12, 10:12] = 0.995
     shown.mask[2, 10:20, 10:20], shown.structures["lesion"][2, 10:20, 10:20] = 0.6, 0.2
+    shown.mask[0, 10:20, 10:20] = shown.structures["lesion"][0, 10:20, 10:20] = 0.9  # in no neighboring slice
     labels = label_volume(shown, 12)
     np.testing.assert_array_equal(labels, _labels(False))
     assert measure_fields(_volume(labels), shown, 12).fields[_MASSES] == "no lesion"
