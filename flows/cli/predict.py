@@ -6,7 +6,7 @@ import sys
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -84,7 +84,7 @@ def predict(
             if not Path(image).exists():
                 raise BadInput("no such file or folder", where=image, remedy="name a .nii.gz, a DICOM folder or an .h5")
     preflight.check_model(model)
-    sampling = (steps, cast("Sampler", sampler.value), samples, seed)
+    sampling = (steps, sampler.value, samples, seed)
     streamed: list[str] = []
     stored = None
     with run_log("predict") as output, ExitStack() as stack:
