@@ -19,7 +19,7 @@ from components.errors import BadInput, JobFailed
 from components.file_switch import INCOMING, RECORD, REPLACED
 from components.files import atomic_file
 from components.ingestion.manifest import JOURNAL
-from components.machine_faults import own_file, raise_machine_fault
+from components.machine_faults import find_system_fault, own_file, raise_machine_fault
 from components.progress import track
 
 if TYPE_CHECKING:
@@ -176,17 +176,45 @@ def _transfer(objects: list[str], transfer: Callable[..., Any], target: Any, lab
         label: label of the progress display.
 
     Raises:
+        MachineFault: a disk or the network file system failed.
         JobFailed: objects are missing in the target afterwards.
     """
     from dvc_data.hashfile.db import get_index
     from dvc_data.hashfile.hash_info import HashInfo
 
     get_index(target).clear()  # DVC's index of the target is stale if the remote has been deleted since
-    for start in track(range(0, len(objects), BATCH_SIZE), f"{label}, {BATCH_SIZE} at a time"):
-        transfer([HashInfo("md5", md5) for md5 in objects[start : start + BATCH_SIZE]])
+    with _collect_errors() as errors:
+        for start in track(range(0, len(objects), BATCH_SIZE), f"{label}, {BATCH_SIZE} at a time"):
+            transfer([HashInfo("md5", md5) for md5 in objects[start : start + BATCH_SIZE]])
     if missing := set(objects) - set(target.list_oids_exists(objects)):
+        for error in errors:
+            if fault := find_system_fault(error, str(target.path)):
+                raise fault from error
         raise JobFailed(
             f"{len(missing)} of {len(objects)} objects could not be transferred",
             where=min(missing),
             remedy="run the command again; if the error persists, the remote is incomplete: push from a machine with this version",
         )
+
+
+class _ErrorCollector(logging.Handler):
+    """Keeps the errors that are logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.errors: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            self.errors.append(record.exc_info[1])
+
+
+@contextmanager
+def _collect_errors() -> Iterator[list[BaseException]]:
+    """Collect the errors of single objects: DVC's transfer logs them and goes on with the next object."""
+    logger, collector = logging.getLogger("dvc_data.hashfile.transfer"), _ErrorCollector()
+    logger.addHandler(collector)
+    try:
+        yield collector.errors
+    finally:
+        logger.removeHandler(collector)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
     from model_core.flow import Sampler
 
 app = typer.Typer()
-
-
-class SamplerName(StrEnum):
-    """Solvers of the image decoder's flow."""
-
-    euler = "euler"
-    heun = "heun"
 
 
 @app.command(epilog='Example: omnimri predict t1.nii.gz "Segment the white matter in this brain MRI." -o out')
@@ -55,7 +47,7 @@ def predict(
         ),
     ] = 1,
     steps: Annotated[int, typer.Option(min=1, help="flow steps of a sample; 1 gives the conditional mean")] = 1,
-    sampler: Annotated[SamplerName, typer.Option(help="solver of the flow")] = SamplerName.euler,
+    sampler: Annotated[Literal["euler", "heun"], typer.Option(help="solver of the flow")] = "euler",
     seed: Annotated[int, typer.Option(help="seed of the image sampler")] = 0,
     store: Annotated[
         bool, typer.Option("--store", help="store the DICOM results on the server of the study, or on that of --to, each once")
@@ -84,7 +76,7 @@ def predict(
             if not Path(image).exists():
                 raise BadInput("no such file or folder", where=image, remedy="name a .nii.gz, a DICOM folder or an .h5")
     preflight.check_model(model)
-    sampling = (steps, sampler.value, samples, seed)
+    sampling = (steps, sampler, samples, seed)
     streamed: list[str] = []
     stored = None
     with run_log("predict") as output, ExitStack() as stack:
