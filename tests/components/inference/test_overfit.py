@@ -185,7 +185,7 @@ def test_segmentation() -> None:
 
 def test_detection() -> None:
     cases = _detection()
-    predictor, losses = _train(cases, steps=120)
+    predictor, losses = _train(cases, steps=180)
     assert losses["text"] < 0.05
     for case in cases:
         (box,) = predictor.predict(case.volume, case.instruction).boxes

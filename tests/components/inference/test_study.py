@@ -73,12 +73,17 @@ def test_masks_and_images_are_on_the_grid_of_the_named_series(
 ) -> None:
     _answer_with(monkeypatch, answer)
     for number, sequence in enumerate(("T1", "T2")):
-        prediction = predictor.predict_study(volumes, f"Segment it in this axial {sequence}-weighted MRI.", Sampling(samples=2))
+        prediction = predictor.predict_study(
+            volumes, f"Segment it in this axial {sequence}-weighted MRI.", Sampling(samples=2, steps=2)
+        )
         values = getattr(prediction, array)
         assert values.shape == prediction.uncertainty.shape == volumes[number].voxels.shape
         assert {path.name for path in save(prediction, tmp_path / sequence)} == {
-            f"{array}.nii", "uncertainty.nii", "picture.png", "answer.json"
-        }  # fmt: skip
+            f"{array}.nii",
+            "uncertainty.nii",
+            "picture.png",
+            "answer.json",
+        }
 
 
 def test_an_untrained_decoder_returns_the_volume(
