@@ -125,4 +125,4 @@ class KnownStructures:
 
 
 NONE_KNOWN = KnownStructures()
-"""Of a model that was trained on no label map."""
+"""The known structures of a model that was trained without label maps: none."""

@@ -61,7 +61,7 @@ class Kubelet:
     claims: set[str] | None = None
     """Names of the PersistentVolumeClaims that exist; None = all."""
     spare_machines: bool = True
-    """Whether a job that avoids a machine finds another one."""
+    """True = there is another machine for a job that excludes one."""
 
     def __enter__(self) -> Kubelet:
         self._without_power: set[str] = set()

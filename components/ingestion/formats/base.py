@@ -183,8 +183,9 @@ class Format(ABC):
         raise NotImplementedError(f"{self.name} files are stored in another format under data/")
 
     def check_series(self, files: Sequence[Path], read_back: Sequence[Any]) -> None:
-        """Check files, each of which was read back alone, as the volume that :meth:`read` returns from them. Only formats whose
-        :meth:`Output.check` returns something implement it.
+        """Check that files which were read back one by one form a valid volume.
+
+        Only formats whose :meth:`Output.check` returns the content of a file implement it; other series are read back whole.
 
         Args:
             files: see :meth:`read`.

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from components.curation.corpus import Corpus
 from components.curation.text.header_facts import HeaderFacts
 from components.curation.text.template import with_fields
 from components.errors import BadInput
@@ -22,18 +21,7 @@ from components.inference.sliding_window import ResampledVolume
 from components.ingestion.volume import Acquisition, Volume
 from model_core.mri_physics.coils import calibration_width, estimate_sensitivities, measured_columns
 from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
-from tests.helpers.corpora import tiny_corpus, tiny_volume
-from tests.helpers.trained import tiny_model
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def predictor(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    return Predictor.load(tiny_model(tmp_path_factory.mktemp("model"), corpus))
+from tests.helpers.corpora import tiny_volume
 
 
 @pytest.fixture

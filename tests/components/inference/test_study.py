@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from components.curation.corpus import Corpus
 from components.errors import BadInput
 from components.inference import Predictor, Sampling, save
 from components.inference.prediction import FoundVolumeBox
@@ -19,23 +18,12 @@ from components.inference.study import StudyQuestion, StudySeries
 from components.ingestion.study_reader import read_study
 from components.ingestion.volume import Volume
 from model_core.boxes import VolumeBox, format_boxes
-from tests.helpers.corpora import tiny_corpus, tiny_volume
+from tests.helpers.corpora import tiny_volume
 from tests.helpers.dicom_files import SAGITTAL, random_pixels, write_series
 from tests.helpers.real_world.common import ramp
 from tests.helpers.real_world.nifti_files import write_nifti_file
-from tests.helpers.trained import tiny_model
 
 CONDITIONAL_MEAN = Sampling()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def predictor(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    return Predictor.load(tiny_model(tmp_path_factory.mktemp("model"), corpus))
 
 
 @pytest.fixture
