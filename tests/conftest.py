@@ -74,6 +74,11 @@ LONG = (
 """Files and folders whose tests start servers, trainers or compilers, or repeat many times, in the order of their duration."""
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name contents of files by their parameter: compressed ones carry the time, and each process collects for itself."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Start long files first, so that no process is left with one at the end, and skip with a reason what cannot run here."""
     items.sort(key=lambda item: [not _is_in(item, name) for name in LONG])
