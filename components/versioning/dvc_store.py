@@ -91,6 +91,22 @@ def ignore_unfinished(root: Path) -> None:
             temporary.write_text("".join(f"{line}\n" for line in (*lines, *missing)))
 
 
+def add_folder(repo: Repo, folder: Path) -> None:
+    """Save the files of a folder in the cache and pin them.
+
+    Raises:
+        MachineFault: a disk failed; DVC logs what it could not save, and pins it nevertheless.
+        JobFailed: files could not be saved for another reason.
+    """
+    with _collect_errors() as errors:
+        repo.add([str(folder)])
+    if errors:
+        _raise_system_fault(errors, str(repo.cache.local.path))
+        raise JobFailed(
+            f"{len(errors)} files could not be saved as a version", where=str(folder), remedy="run `dvc doctor` in this folder"
+        )
+
+
 def has_remote(repo: Repo) -> bool:
     """Return whether a default remote is configured."""
     return bool(repo.config["core"].get("remote"))
@@ -187,14 +203,19 @@ def _transfer(objects: list[str], transfer: Callable[..., Any], target: Any, lab
         for start in track(range(0, len(objects), BATCH_SIZE), f"{label}, {BATCH_SIZE} at a time"):
             transfer([HashInfo("md5", md5) for md5 in objects[start : start + BATCH_SIZE]])
     if missing := set(objects) - set(target.list_oids_exists(objects)):
-        for error in errors:
-            if fault := find_system_fault(error, str(target.path)):
-                raise fault from error
+        _raise_system_fault(errors, str(target.path))
         raise JobFailed(
             f"{len(missing)} of {len(objects)} objects could not be transferred",
             where=min(missing),
             remedy="run the command again; if the error persists, the remote is incomplete: push from a machine with this version",
         )
+
+
+def _raise_system_fault(errors: list[BaseException], where: str) -> None:
+    """Raise the first fault of the machine among errors, if there is one."""
+    for error in errors:
+        if fault := find_system_fault(error, where):
+            raise fault from error
 
 
 class _ErrorCollector(logging.Handler):

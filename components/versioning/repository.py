@@ -16,6 +16,7 @@ from components.ingestion.withdrawal import Removed, withdraw, withdrawals
 from components.provenance import file_md5
 from components.versioning.data_version import CheckoutResult, DataStatus, DataVersion, Withdrawal
 from components.versioning.dvc_store import (
+    add_folder,
     cached_file_lists,
     fetch_objects,
     has_remote,
@@ -71,7 +72,7 @@ class DataRepository:
         with open_dvc(self.root) as repo:
             if previous is None or repo.status([str(self.pin)]):
                 with restored_on_error(self.pin):  # DVC truncates the pin before it writes
-                    repo.add([str(self.data)])
+                    add_folder(repo, self.data)
                     self._read_pin()
             if has_remote(repo):
                 push_version(repo, self.digest())
