@@ -22,9 +22,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/omnimri run --profile demo
 
-# Two processes with one thread each: with two each, threads wait for each other on two cores.
+# Processes with one thread each: with two each, threads wait for each other on two cores. A third one runs while others wait for servers.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 # The unit tests: whatever starts no server, no trainer process and no compiler.
 test-fast: install

@@ -100,7 +100,7 @@ class Placement:
 class JobSpec:
     """A Python module that runs in one or more processes connected by ``torch.distributed``.
 
-    The local launcher needs the first six fields; a cluster needs all of them.
+    The local launcher needs the first seven fields; a cluster needs all of them.
 
     Attributes:
         name: human-readable name, used in messages and logs.
@@ -109,6 +109,7 @@ class JobSpec:
         processes: world size over all nodes.
         folder: folder of the job's logs.
         environment: variables added to the environment.
+        imports: modules that take long to import: jobs of one process on the same machine share the import (without a GPU).
         identity: digest of everything that determines the job's result; two submissions with the same name and identity are one
             job. Empty: derived from module, arguments and processes.
         image: container image.
@@ -132,6 +133,7 @@ class JobSpec:
     processes: int
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
     identity: str = ""
     image: str = ""
     nodes: int = 1

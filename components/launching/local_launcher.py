@@ -1,4 +1,4 @@
-"""Run jobs as processes on this machine: a single process directly, several through torchrun's agent."""
+"""Run jobs as processes on this machine: a single process directly or by a fork server, several through torchrun's agent."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.errors import JobFailed
+from components.launching.fork_server import ForkedProcess, ForkServers
 from components.launching.job import INTERRUPTED, JobSpec, JobState, JobStatus, program_lines
 from components.machine_faults import find_write_fault
 from components.progress import show_status
@@ -19,6 +20,9 @@ GRACE_S, PROGRESS_INTERVAL_S = 60.0, 10.0
 TAIL_LINES = 15
 ELASTIC_AGENT = "components.launching.elastic_agent"
 """Module that connects several processes. Not imported here: it runs as ``__main__``."""
+GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+"""Device files of the drivers of NVIDIA and AMD."""
+_fork_servers = ForkServers()
 
 
 @dataclass
@@ -26,7 +30,7 @@ class LocalHandle:
     """A process and its log file."""
 
     job: JobSpec
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     log: Path
     _last_reported: str = ""
 
@@ -109,7 +113,6 @@ class LocalLauncher:
         """Start the job's processes; their output is appended to ``<folder>/<name>.log``."""
         job.folder.mkdir(parents=True, exist_ok=True)
         log = job.folder / f"{job.name}.log"
-        command = [sys.executable, "-m", job.module, *job.arguments]
         environment = {
             **os.environ,
             **job.environment,
@@ -122,11 +125,11 @@ class LocalLauncher:
         if job.processes == 1:
             # Port 0: torch takes a free one, which no other process needs to know.
             environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        process: subprocess.Popen[bytes] | ForkedProcess
+        if job.processes == 1 and job.imports and not any(path.exists() for path in GPU_DEVICES):
+            process = _fork_servers.start(job.module, job.arguments, log, environment, job.imports)
         else:
-            agent = ["-m", ELASTIC_AGENT, "--standalone", f"--nproc-per-node={job.processes}", "--"]
-            command = [sys.executable, *agent, job.module, *job.arguments]
-        with log.open("ab") as stream:
-            process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY)
+            process = _start(job, log, environment)
         self._started.append(LocalHandle(job, process, log))
         return self._started[-1]
 
@@ -150,3 +153,14 @@ class LocalLauncher:
         finished = [handle for handle in self._started if handle.status().state.finished]
         self._started = [handle for handle in self._started if handle not in finished]
         return [handle.key for handle in finished]
+
+
+def _start(job: JobSpec, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a job's process, or the agent that starts several."""
+    program = [job.module, *job.arguments]
+    if job.processes > 1:
+        program = [ELASTIC_AGENT, "--standalone", f"--nproc-per-node={job.processes}", "--", *program]
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", *program], stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY
+        )

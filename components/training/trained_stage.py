@@ -28,6 +28,17 @@ from components.verified_files import is_sealed, seal
 DONE, JOB, RUN, METRICS = "done.json", "job.json", "run.json", "curve.jsonl"
 WEIGHTS = "weights"
 """Entry of ``done.json``: digest of the stage's model."""
+IMPORTS = (
+    "components.training.engine",
+    "components.training.figures",
+    "components.training.loader",
+    "deepspeed",
+    "matplotlib.backends.backend_agg",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "model_core.modeling_omnimri",
+    "torch._inductor.compile_fx",
+)
+"""Modules that every stage's process imports, and that take longest."""
 CODE = ("components/training", "components/tasks", "model_core", "kernels")
 """Sources whose code decides the weights; those of plugins count, too."""
 
@@ -256,6 +267,7 @@ def stage_job(stage: StageName, identity: str, settings: Settings, folder: Path)
         processes=settings.training.processes,
         folder=folder,
         environment={PLUGINS: os.environ[PLUGINS]} if os.environ.get(PLUGINS) else {},
+        imports=IMPORTS,
         identity=identity,
     )
     return configure_for_cluster(job, settings.kubernetes) if settings.launcher == "kubernetes" else job

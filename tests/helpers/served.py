@@ -130,8 +130,8 @@ class Served:
     def _trainer(self) -> psutil.Process | None:
         for process in psutil.process_iter():
             try:
-                words = process.cmdline()
-                if "components.training.trainer" in words and str(self.home.root) in words[-1]:
+                opened = [Path(file.path) for file in process.open_files()]
+                if any(path.name == "lock-0" and self.home.root in path.parents for path in opened):
                     return process
             except psutil.Error:
                 continue
