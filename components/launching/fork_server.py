@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from components.processes import end_with_parent
 from components.provenance import REPOSITORY
 
 _CHECK_S = 0.05
@@ -36,7 +37,11 @@ class ForkedProcess:
         with suppress(BrokenPipeError):
             _pipe(server.stdin).write(json.dumps(request) + "\n")
             _pipe(server.stdin).flush()
-        reply = _pipe(server.stdout).readline()
+        try:
+            reply = _pipe(server.stdout).readline()
+        except BaseException:  # a request to stop while the server imports: it must not start the job afterwards
+            _pipe(server.stdin).close()
+            raise
         self.pid = int(reply) if reply else server.pid
         self._status: int | None = None if reply else self._end_of_server()
 
@@ -93,7 +98,7 @@ class ForkServers:
             imports: modules that the server imports.
         """
         if self._owner != os.getpid():  # a fork of the process that talks to these servers
-            self.__init__()  # type: ignore[misc]
+            self._servers, self._owner = [], os.getpid()
         key = environment, tuple(imports)
         server = self._take_idle(key) or _start_server(environment, imports)
         process = ForkedProcess(server, module, arguments, log)
@@ -132,6 +137,8 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
 def serve(requests: IO[str], replies: IO[str]) -> dict[str, object] | None:
     """Fork for each request; return the request in the process of a job, None in the server at its end."""
     for line in requests:
+        if _has_ended(requests, 0.0):
+            return None
         pid = os.fork()
         if pid == 0:
             requests.close()
@@ -140,10 +147,15 @@ def serve(requests: IO[str], replies: IO[str]) -> dict[str, object] | None:
             return request
         print(pid, file=replies, flush=True)
         while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-            if select.select([requests], [], [], _CHECK_S)[0]:  # no request comes now: the launcher has ended
+            if _has_ended(requests, _CHECK_S):
                 return None
         print(os.waitstatus_to_exitcode(ended[1]), file=replies, flush=True)
     return None
+
+
+def _has_ended(requests: IO[str], timeout_s: float) -> bool:
+    """Return whether the launcher has ended: it sends no further request before it knows how the job ended."""
+    return bool(select.select([requests], [], [], timeout_s)[0])
 
 
 def main(imports: Sequence[str]) -> None:
@@ -157,11 +169,13 @@ def main(imports: Sequence[str]) -> None:
         with suppress(Exception):  # the job imports it again, and its log shows the error
             importlib.import_module(name)
     sys.stdout.flush()
+    server = os.getpid()
     request = serve(requests, replies)
     if request is None:
         os._exit(0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_with_parent(server)
     _redirect(str(request["log"]), 1, 2)
     arguments = request["arguments"]
     assert isinstance(arguments, list)

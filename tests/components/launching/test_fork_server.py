@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from components.launching.fork_server import ForkedProcess, ForkServers
+from components.processes import Terminated
 from components.provenance import REPOSITORY
 from tests.helpers.fake_cluster import wait_until
 
@@ -25,10 +27,8 @@ IMPORTED_BY = os.getpid()
 JOB = """
 import os, signal, sys, time
 import heavy
-from components.processes import end_with_parent
 if __name__ == "__main__":
     command, *words = sys.argv[1:]
-    end_with_parent()
     print(command, *words, os.environ["FLAVOR"], heavy.IMPORTED_BY, flush=True)
     if command == "exit":
         sys.exit(int(words[0]) if words[0].isdecimal() else words[0])
@@ -145,6 +145,36 @@ def test_without_the_launcher_the_job_is_asked_to_stop(folder: Path) -> None:
     parent.kill()
     parent.wait()
     wait_until(lambda: not job.is_running() or job.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_job_that_is_given_up_while_the_server_imports_is_never_started(folder: Path) -> None:
+    (folder / "slow_import.py").write_text("import time\ntime.sleep(1.5)\n")
+    paths = os.pathsep.join([str(folder), str(REPOSITORY)])
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": paths, "FLAVOR": "plain", "MARK": str(folder)}
+
+    def give_up(number: int, frame: object) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(Terminated):
+            ForkServers().start("a_job", ["sleep"], folder / "log", environment, ["slow_import"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    wait_until(lambda: not _marked(folder))
+    assert not (folder / "log").exists()
+
+
+def _marked(folder: Path) -> list[psutil.Process]:
+    """Return the running processes whose environment names the folder."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("MARK") == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def _text(path: Path) -> str:
