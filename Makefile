@@ -26,7 +26,7 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
-# The unit tests: whatever starts no server, no trainer process and no compiler.
+# The unit tests: whatever starts no server, trainer, compiler or other program.
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --fast --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 

@@ -29,7 +29,7 @@ if not torch.cuda.is_available():
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also run the tests that take minutes")
     parser.addoption(
-        "--fast", action="store_true", help="skip the tests that start servers, trainers or compilers (make test-fast)"
+        "--fast", action="store_true", help="skip the tests that start servers, trainers, compilers or other programs (make test-fast)"
     )
 
 
@@ -63,15 +63,26 @@ LONG = (
     "components/test_provenance",
     "components/tracking",
     "components/inference/test_dicom_output",
-    "components/versioning/test_data_versions",
+    "components/versioning",
+    "components/ingestion/test_volume_reader",
+    "components/ingestion/annotations/test_rt_structures",
+    "components/ingestion/formats/dicom/test_geometry",
+    "components/ingestion/test_written_is_read",
+    "components/ingestion/deidentification/test_deidentify",
+    "components/samples/test_cohort",
+    "components/tasks/test_added_task",
     "components/ingestion/test_ingest_dataset",
     "components/launching",
+    "model_core/test_transformers_contract",
+    "model_core/test_objectives",
+    "model_core/test_accounting",
     "cluster",
     "kernels",
     "faults",
     "k8s",
 )
-"""Files and folders whose tests start servers, trainers or compilers, or repeat many times, in the order of their duration."""
+"""Files and folders whose tests start servers, trainers, compilers or other programs, or repeat many times; the longest come first,
+so that all processes end together."""
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
