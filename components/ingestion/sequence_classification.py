@@ -102,6 +102,11 @@ _ALIASES = {
 }
 
 
+def sequence_names() -> dict[str, str]:
+    """Return every known name of a sequence -> its name in the controlled vocabulary."""
+    return {**{name: name for name in SEQUENCES}, **_ALIASES}
+
+
 def canonical_sequence(name: str | None) -> str | None:
     """Return a sequence name in the controlled vocabulary: ``"flair"`` -> ``"T2-FLAIR"``; None for an unknown name."""
     if not name:

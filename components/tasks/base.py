@@ -79,6 +79,8 @@ class Task(ABC):
         names_series: about a study, an instruction names the series that it means; else it holds for the study.
         is_free_text: answers have no form of their own: every answer that no other task recognizes belongs to this task, and the
             command line shows it while it is generated.
+        cues: beginnings of words, or of words in a row, by which a question of the task is recognized before the model reads it
+            (:mod:`components.tasks.scope`); empty = the words of its phrasings.
     """
 
     name: ClassVar[str]
@@ -92,6 +94,7 @@ class Task(ABC):
     states_sizes: ClassVar[bool] = False
     names_series: ClassVar[bool] = False
     is_free_text: ClassVar[bool] = False
+    cues: ClassVar[tuple[str, ...]] = ()
 
     # Curation
 

@@ -51,6 +51,7 @@ class Detection(Task):
     is_paired = True
     needs_findings = True
     names_series = True
+    cues = ("detect", "locali", "locat", "where", "find", "box", "identif", "position")
     phrasings = Phrasings(
         trained=(
             "Identify and localize any {finding} in this image.",

@@ -44,6 +44,19 @@ class Diagnosis(Task):
     is_paired = True
     answers_yes_or_no = True
     needs_findings = True
+    cues = (
+        "is there",
+        "are there",
+        "do you see",
+        "can you see",
+        "to be seen",
+        "diagnos",
+        "suspect",
+        "suggest",
+        "present",
+        "differential",
+    )
+    cues += ("does", "is a", "is any", "has", "evidence of", "sign of", "rule out", "confirm", "show", "visible", "consistent with")
     phrasings = Phrasings(
         trained=(
             "Does this image suggest a {finding}?",

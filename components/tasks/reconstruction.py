@@ -46,6 +46,7 @@ class Reconstruction(Task):
     weight = 0.2
     target_kind = TARGET_IMAGE
     names_series = True
+    cues = ("reconstruct", "recover", "under", "undersampl", "artifact", "accelerat", "alias", "fully sampled", "denois")
     is_augmented = False  # its k-space is what was measured
     phrasings = Phrasings(
         trained=(

@@ -42,6 +42,7 @@ class Report(Task):
     needs_findings = True
     states_sizes = True
     is_free_text = True
+    cues = ("report", "impression", "describ", "description", "summar", "what do you see", "what does", "what is seen", "interpret")
     phrasings = Phrasings(
         trained=(
             "Generate a diagnostic report based on this MRI scan.",

@@ -35,6 +35,7 @@ class Segmentation(Task):
     weight = 0.35  # the largest: every structure is a problem of its own
     target_kind = TARGET_MASK
     names_series = True
+    cues = ("segment", "outlin", "delineat", "contour", "mask", "mark", "show", "highlight", "trace")
     phrasings = Phrasings(
         trained=(
             "Segment the {structure} in this {scan}.",

@@ -1,0 +1,396 @@
+"""Scope of a model: anatomies, sequences, structures, findings and tasks of its training data, and refusals of other questions.
+
+A question is refused if it names another anatomy, sequence or structure, asks for no trained task, or names nothing that the model
+was trained to find. An image is refused if its header states another anatomy. What a header does not state is not guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.errors import BadInput
+from components.files import read_json, write_json
+from components.ingestion.deidentification.allowlists import FINDINGS
+from components.ingestion.sequence_classification import canonical_sequence, sequence_names
+from components.registries import TASKS
+
+if TYPE_CHECKING:
+    from components.curation.corpus import Corpus
+    from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord
+    from components.tasks.base import Task
+
+SCOPE = "scope.json"
+EXAMPLES = 3
+"""Example questions for each task."""
+Term = tuple[str, ...]
+
+BODY: Mapping[str, tuple[str, ...]] = {
+    "brain": ("brain", "head", "skull", "cerebral", "cranial", "intracranial", "neuro"),
+    "heart": ("heart", "cardiac", "cardiovascular", "chest"),
+    "breast": ("breast", "mammary"),
+    "knee": ("knee",),
+    "prostate": ("prostate", "prostatic", "pelvis", "pelvic"),
+    "spine": (
+        "spine",
+        "spinal column",
+        "cspine",
+        "tspine",
+        "lspine",
+        "lsspine",
+        "lumbar",
+        "lumbosacral",
+        "thoracic",
+        "cervical",
+        "vertebra",
+    ),
+    "liver": ("liver", "hepatic", "abdomen", "abdominal"),
+    "abdomen": (
+        "abdomen",
+        "abdominal",
+        "liver",
+        "kidney",
+        "renal",
+        "spleen",
+        "pancreas",
+        "stomach",
+        "bowel",
+        "colon",
+        "gallbladder",
+    ),
+    "head and neck": ("head and neck", "neck", "head", "throat", "larynx", "pharynx", "thyroid"),
+    "whole body": ("whole body", "wholebody", "body"),
+}
+"""Anatomy of a card -> words of questions and headers that mean it; a word may mean several."""
+OTHER_PARTS = (
+    *(
+        "ankle",
+        "foot",
+        "hip",
+        "femur",
+        "tibia",
+        "shoulder",
+        "elbow",
+        "wrist",
+        "hand",
+        "finger",
+        "arm",
+        "leg",
+        "thigh",
+        "calf",
+        "jaw",
+    ),
+    *("lung", "aorta", "carotid", "uterus", "ovary", "testis", "penis", "rectum", "bladder", "orbit", "eye", "ear", "pituitary"),
+    *("sacrum", "sternum", "clavicle", "scapula", "trachea", "esophagus", "fetus", "fetal", "placenta", "skin"),
+)
+"""Body parts that are the anatomy of no card."""
+OTHER_MODALITIES = (
+    *("ct", "cta", "x ray", "xray", "radiograph", "ultrasound", "sonography"),
+    *("pet", "spect", "mammogram", "mammography", "ecg", "eeg"),
+)
+"""Images of no MRI."""
+GENERIC = (
+    "lesion",
+    "finding",
+    "abnormality",
+    "anomaly",
+    "pathology",
+    "abnormal",
+    "pathological",
+    "suspicious",
+    "anything",
+    "disease",
+)
+"""Words that ask for findings of every kind."""
+IMAGE_WORDS = ("image", "scan", "mri", "mr", "volume", "study", "slice", "series", "picture", "examination", "exam", "this", "it")
+_SPELLINGS = (
+    ("gray", "grey"),
+    ("tumour", "tumor"),
+    ("oedema", "edema"),
+    ("haem", "hem"),
+    ("ischaem", "ischem"),
+    ("oesoph", "esoph"),
+)
+_STOP = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a an the any every all each some of in on at to for from by with without and or is are was be been does do did can could
+        would should will shall may might i me my you your we us our it its this that these those there here what which who where
+        when how why please kindly thanks not no if as than more most very just also only give get make show tell below above
+        """,
+    )
+)
+_AND = ("and", "or", "plus")
+
+
+def _split(text: str) -> list[str]:
+    """Return the words of a text as they are written."""
+    return re.findall(r"[^\W_]+\*?", text.replace("'s", " "))
+
+
+def _normalize(word: str) -> str:
+    """Return a word in one spelling: lower case, American, singular."""
+    lowered = word.lower()
+    for british, american in _SPELLINGS:
+        lowered = lowered.replace(british, american)
+    if lowered in _STOP or len(lowered) < 4 or lowered.endswith(("sis", "ss", "us")):
+        return lowered
+    return f"{lowered[:-3]}y" if lowered.endswith("ies") else lowered.removesuffix("s")
+
+
+def tokens(text: str) -> Term:
+    """Return the words of a text in one spelling."""
+    return tuple(map(_normalize, _split(text)))
+
+
+_IMAGE_WORDS = frozenset(map(_normalize, IMAGE_WORDS))
+
+
+class OutOfScope(BadInput):
+    """A question that the model was not trained to answer."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a model was trained on.
+
+    Attributes:
+        tasks: names of tasks.
+        anatomies, sequences: of the training volumes, those that are known.
+        structures, findings: anatomy -> names that instructions ask for, lower case; "" = an unknown anatomy.
+        elsewhere: names of structures and findings that other datasets of the catalog label.
+        words: further words of the training instructions.
+        examples: task -> questions of the training data.
+    """
+
+    tasks: tuple[str, ...]
+    anatomies: tuple[str, ...]
+    sequences: tuple[str, ...]
+    structures: Mapping[str, Sequence[str]]
+    findings: Mapping[str, Sequence[str]]
+    elsewhere: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @classmethod
+    def from_corpus(cls, corpus: Corpus) -> Scope:
+        """Return the scope of a model that is trained on the training split of a corpus."""
+        volumes = {key: volume for key, volume in corpus.volumes.items() if volume.split == "train"}
+        structures: dict[str, set[str]] = defaultdict(set)
+        findings: dict[str, set[str]] = defaultdict(set)
+        questions: dict[str, dict[str, None]] = defaultdict(dict)
+        for record in (*corpus.instructions, *corpus.volume_instructions):
+            if record.volume_id not in volumes or record.split != "train":
+                continue
+            anatomy = (volumes[record.volume_id].anatomy or "").lower()
+            questions[record.task][record.instruction] = None
+            if record.structure:
+                structures[anatomy].add(record.structure.lower())
+            findings[anatomy] |= {name.lower() for name in _findings_of(record)}
+        words = {word for asked in questions.values() for text in asked for word in tokens(text)} - _STOP
+        return cls(
+            tuple(name for name in TASKS if name in questions),
+            tuple(sorted({volume.anatomy.lower() for volume in volumes.values() if volume.anatomy})),
+            tuple(sorted({name for volume in volumes.values() if (name := canonical_sequence(volume.sequence))})),
+            {anatomy: sorted(names) for anatomy, names in sorted(structures.items())},
+            {anatomy: sorted(names) for anatomy, names in sorted(findings.items()) if names},
+            tuple(sorted(name for name in _names_of_catalog() if not set(tokens(name)) <= words)),
+            tuple(sorted(words)),
+            {task: _spread_examples(list(asked)) for task, asked in questions.items()},
+        )
+
+    @classmethod
+    def read(cls, *folders: Path) -> Scope | None:
+        """Read the scope from the first folder that has it; None without any: then every question is answered."""
+        found = next((folder / SCOPE for folder in folders if (folder / SCOPE).is_file()), None)
+        if found is None:
+            return None
+        stored = read_json(found)
+        lists = {name: tuple(stored[name]) for name in ("tasks", "anatomies", "sequences", "elsewhere", "words")}
+        return cls(**lists, **{name: stored[name] for name in ("structures", "findings", "examples")})
+
+    def write(self, folder: Path) -> None:
+        """Write the scope to a folder."""
+        write_json(folder / SCOPE, asdict(self))
+
+    @property
+    def structure_names(self) -> tuple[str, ...]:
+        """Names of all structures, sorted."""
+        return tuple(sorted({name for names in self.structures.values() for name in names}))
+
+    @property
+    def finding_names(self) -> tuple[str, ...]:
+        """Names of all findings, sorted."""
+        return tuple(sorted({name for names in self.findings.values() for name in names}))
+
+    @property
+    def summary(self) -> str:
+        """A sentence that states what can be asked."""
+        parts = {
+            "anatomy": self.anatomies,
+            "sequences": self.sequences,
+            "structures": self.structure_names,
+            "findings": self.finding_names,
+        }
+        stated = "; ".join(f"{name}: {', '.join(values)}" for name, values in parts.items() if values)
+        return f"ask for {', '.join(self.tasks)}; {stated}"
+
+    def require_question(self, instruction: str) -> None:
+        """Check that a question is within the scope.
+
+        Raises:
+            OutOfScope: it is not; the remedy states what can be asked.
+        """
+        if reason := self._reason(instruction):
+            raise OutOfScope(reason, where="instruction", remedy=self.summary)
+
+    def require_anatomy(self, stated: str | None) -> None:
+        """Check the anatomy that the header of an image states; None = it states none.
+
+        Raises:
+            OutOfScope: the model was trained on no such anatomy.
+        """
+        words = tokens(stated or "")
+        named = [self._terms[words[one]] for one in _longest_terms(words, self._terms)]
+        if named and not any(named):
+            reason = f"this version was not trained on images of this anatomy: {stated}"
+            raise OutOfScope(reason, where="image", remedy=self.summary)
+
+    def _reason(self, instruction: str) -> str:
+        """Return why a question is out of scope; "" if it is not."""
+        words, written = tokens(instruction), _split(instruction)
+        spans = list(_longest_terms(words, self._terms))
+        outside = [" ".join(written[one]) for one in spans if not self._terms[words[one]]] + self._unknown_conjuncts(
+            words, written, spans
+        )
+        if outside:
+            return f"this version was not trained on: {', '.join(dict.fromkeys(outside))}"
+        asked = [task for task in TASKS.values() if any(_has_cue(words, cue) for cue in _cues(task))]
+        if not asked:
+            return "no task is recognized in this question"
+        trained = [task for task in asked if task.name in self.tasks]
+        if not trained:
+            return f"this version was not trained for {' or '.join(task.name for task in asked)}"
+        if not all(_names_object(task) for task in trained):
+            return self._reason_of_words(words, written, spans)
+        if not any(words[one] in self._objects for one in spans):
+            return f"no structure and no finding that this version was trained on is named ({' or '.join(task.name for task in trained)})"
+        return ""
+
+    def _unknown_conjuncts(self, words: Term, written: list[str], spans: list[slice]) -> list[str]:
+        """Return the unknown words that follow a known name and "and": "the white matter and the claustrum"."""
+        named = {index for one in spans for index in range(one.start, one.stop)}
+        ends = {one.stop for one in spans}
+        unknown = []
+        for index, word in enumerate(words):
+            if word not in _AND or index not in ends:
+                continue
+            following = next((i for i in range(index + 1, len(words)) if words[i] not in _STOP), None)
+            if following is not None and following not in named and not self._is_known(words[following]):
+                unknown.append(written[following])
+        return unknown
+
+    def _reason_of_words(self, words: Term, written: list[str], spans: list[slice]) -> str:
+        """Return why a question without an object is not about the image: most of its words are those of no instruction."""
+        named = {index for one in spans for index in range(one.start, one.stop)}
+        content = [index for index, word in enumerate(words) if word not in _STOP and index not in named]
+        unknown = [written[index] for index in content if not self._is_known(words[index])]
+        if unknown and len(unknown) >= len(content) - len(unknown):
+            return f"words of this question occur in no training instruction: {', '.join(dict.fromkeys(unknown))}"
+        return ""
+
+    def _is_known(self, word: str) -> bool:
+        """Return whether a word, or a longer form of it, occurs in training instructions or in questions of a task."""
+        return word in self._words or any(word.startswith(known) for known in self._words if len(known) > 4)
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        cues = (word for task in TASKS.values() for cue in _cues(task) for word in tokens(cue))
+        return frozenset({*self.words, *_IMAGE_WORDS, *cues})
+
+    @cached_property
+    def _objects(self) -> frozenset[Term]:
+        """Names that a question may be about: structures, findings, and words for findings of every kind."""
+        return frozenset(map(tokens, (*self.structure_names, *self.finding_names, *(GENERIC if self.findings else ()))))
+
+    @cached_property
+    def _terms(self) -> dict[Term, bool]:
+        """Every term that the controlled vocabularies know -> whether it is within the scope."""
+        terms = {tokens(name): False for name in self.elsewhere}
+        terms |= {tokens(name): False for name in OTHER_MODALITIES}
+        if self.anatomies:
+            within = {word for anatomy in self.anatomies for word in BODY.get(anatomy, ())}
+            body = {word for words in BODY.values() for word in words}
+            terms |= {tokens(word): word in within for word in (*OTHER_PARTS, *body)}
+        if self.sequences:
+            terms |= {tokens(name): canonical in self.sequences for name, canonical in sequence_names().items()}
+        for name in (*self.structure_names, *self.finding_names, *self.anatomies, *GENERIC):
+            terms[tokens(name)] = True
+        return terms
+
+
+def _findings_of(record: InstructionRecord | VolumeInstructionRecord) -> Iterator[str]:
+    """Yield the findings that an instruction asks about or that its answer names."""
+    yield from (box.label for box in record.boxes)
+    if finding := getattr(record, "finding", None):
+        yield str(finding)
+    if record.positive is not None:
+        for pattern in (r"^no, no (.+)$", r"Most likely: (.+)\.$", r"^yes, ([^,.]+)$"):
+            if found := re.search(pattern, record.response):
+                yield found.group(1)
+                return
+
+
+def _names_of_catalog() -> set[str]:
+    """Return the names of structures and findings that the cards and the tables of public datasets use, and their last words."""
+    from components.catalog import list_cards
+
+    names = {name.lower() for card in list_cards() for value, name in card.label_map.items() if value} | FINDINGS
+    heads = {name.split()[-1] for name in names}
+    return names | {head for head in heads if len(head) > 4 and head not in _STOP}
+
+
+def _spread_examples(questions: list[str]) -> list[str]:
+    """Return :data:`EXAMPLES` questions, the shortest first, of as many lengths as possible."""
+    ordered = sorted(questions, key=lambda text: (len(text), text))
+    return ordered if len(ordered) <= EXAMPLES else [ordered[(len(ordered) - 1) * i // (EXAMPLES - 1)] for i in range(EXAMPLES)]
+
+
+def _cues(task: Task) -> tuple[str, ...]:
+    """Return the cues of a task; of one that declares none, every word of its wordings."""
+    texts = [text for phrasings in task.all_phrasings for text in (*phrasings.trained, *phrasings.held_out)]
+    return task.cues or tuple(
+        sorted({word for text in texts for word in tokens(re.sub(r"{.*?}", "", text))} - _STOP - set(IMAGE_WORDS))
+    )
+
+
+def _names_object(task: Task) -> bool:
+    """Return whether every question of a task names a structure or a finding."""
+    texts = [text for phrasings in task.all_phrasings for text in phrasings.trained]
+    return all("{structure}" in text or "{finding}" in text for text in texts)
+
+
+def _longest_terms(words: Term, terms: Mapping[Term, bool]) -> Iterator[slice]:
+    """Yield the places of the terms in a text from left to right, the longest at each word."""
+    position, longest = 0, max(map(len, terms), default=0)
+    while position < len(words):
+        sizes = range(min(longest, len(words) - position), 0, -1)
+        found = next((size for size in sizes if words[position : position + size] in terms), 0)
+        if found:
+            yield slice(position, position + found)
+        position += found or 1
+
+
+def _has_cue(words: Sequence[str], cue: str) -> bool:
+    """Return whether words in a row begin with the words of a cue."""
+    parts = cue.split()
+    return any(
+        all(word.startswith(part) for word, part in zip(words[i : i + len(parts)], parts, strict=True))
+        for i in range(len(words) - len(parts) + 1)
+    )
