@@ -21,6 +21,7 @@ from components.model_files import weights_digest
 from components.provenance import SHORT, code_digest, digest
 from components.registries import TASKS
 from components.settings import EvaluationSettings
+from components.tasks.scope import Scope
 from components.verified_files import is_sealed, seal
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
     from components.evaluation.case_selection import select_cases
     from components.evaluation.model_answers import AnswerGenerator, load_cases
     from components.evaluation.report_page import render_page
+    from components.evaluation.scope_measurement import measure_familiarity
     from components.evaluation.volume_viewer import build_viewer
 
     selected = {task: records for task, records in select_cases(corpus, settings.cases_per_task, seed).items() if records}
@@ -143,6 +145,9 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
     for result in results.values():
         if result.calibration is not None:
             result.calibration.write(folder)
+    Scope.from_corpus(corpus).write(folder)
+    if (familiar := measure_familiarity(answers.model, corpus)) is not None:
+        familiar.write(folder)
     rows = [asdict(row) for result in results.values() for row in result.rows]
     _write_table(folder / ROWS, rows)
     sweep = [asdict(row) for result in results.values() for row in result.sweep]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.tasks.calibration import CALIBRATION
+from components.tasks.scope import FAMILIARITY, FEATURES, SCOPE
 
 COHORT = "cohort.json"
 """Dataset -> split -> digests of the patients of the corpus that a model was trained and evaluated on."""
@@ -90,5 +91,6 @@ class EvaluationReport:
 
     @property
     def registered_files(self) -> tuple[Path, ...]:
-        """Files that are registered with the model: the page, the digests of the corpus's patients, the calibration of p(yes)."""
-        return tuple(path for path in (self.report, self.folder / COHORT, self.folder / CALIBRATION) if path.exists())
+        """Files that are registered with the model: page, digests of patients, calibration of p(yes), scope, familiar images."""
+        names = (COHORT, CALIBRATION, SCOPE, FAMILIARITY, FEATURES)
+        return tuple(path for path in (self.report, *(self.folder / name for name in names)) if path.exists())

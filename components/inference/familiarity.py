@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from components.files import atomic_file, read_json, write_json
+from components.tasks.scope import FAMILIARITY, FEATURES
 from model_core import OmniMRIForConditionalGeneration
 
-FAMILIARITY, FEATURES = "familiarity.json", "familiarity.npz"
 NEIGHBOR = 3
 """The neighbor whose distance counts: one odd training image makes nothing familiar."""
 FALSE_ALARMS = 0.05
@@ -47,7 +47,7 @@ class Familiarity:
 
     @property
     def is_unlike(self) -> bool:
-        """Whether the image is unlike anything in training."""
+        """Return whether the image is unlike anything in training."""
         return self.distance > self.threshold
 
     @property
@@ -84,9 +84,7 @@ class FamiliarImages:
     test_alarms: int = 0
 
     @classmethod
-    def fit(
-        cls, train_NF: NDArray[np.float32], validation_NF: NDArray[np.float32], test_NF: NDArray[np.float32]
-    ) -> FamiliarImages:
+    def fit(cls, train_NF: NDArray[np.float32], validation_NF: NDArray[np.float32], test_NF: NDArray[np.float32]) -> FamiliarImages:
         """Return the training images with the threshold of validation images, and the alarms that test images raise.
 
         With n validation images, the threshold is the k-th smallest of their distances, k = ceil((n + 1) (1 - FALSE_ALARMS)), at

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.files import atomic_file, write_json
 from components.settings import TaskName
+
+if TYPE_CHECKING:
+    from components.inference.familiarity import Familiarity
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Prediction:
         mask: (D, H, W) uint8, mask of a segmentation.
         uncertainty: (D, H, W) float32, standard deviation over two or more samples, in units of the image or of the mask's
             probability.
+        probability: of a diagnosis, the calibrated p(yes).
+        familiarity: how far the image is from the training images; None = the model does not know its training images.
         file_affine: (4, 4) of the input's NIfTI file, whose axes may have another order; None for another format.
     """
 
@@ -74,6 +79,8 @@ class Prediction:
     mask: NDArray[np.uint8] | None = None
     uncertainty: NDArray[np.float32] | None = None
     file_affine: NDArray[np.float64] | None = None
+    probability: float | None = None
+    familiarity: Familiarity | None = None
 
 
 def save(prediction: Prediction, out: Path) -> list[Path]:
@@ -95,6 +102,10 @@ def save(prediction: Prediction, out: Path) -> list[Path]:
     }
     if prediction.volume_boxes:
         answer["volume_boxes"] = [asdict(box) for box in prediction.volume_boxes]
+    if prediction.probability is not None:
+        answer["probability"] = prediction.probability
+    if prediction.familiarity is not None:
+        answer["familiarity"] = {**asdict(prediction.familiarity), "warning": prediction.familiarity.warning}
     write_json(out / "answer.json", answer)
     return [*written, out / "answer.json"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from threading import Thread
@@ -25,6 +25,7 @@ from transformers import TextIteratorStreamer
 from components.errors import BadInput
 from components.files import read_json
 from components.home import Home
+from components.inference.familiarity import FamiliarImages, Familiarity, encode
 from components.inference.prediction import Prediction
 from components.inference.question import CONDITIONAL_MEAN, Progress, Question, Sampling, ignore_progress
 from components.inference.sliding_window import BATCH, ResampledVolume, Tile
@@ -37,6 +38,7 @@ from components.settings import TaskName
 from components.tasks.base import Task
 from components.tasks.calibration import Calibration
 from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
+from components.tasks.scope import Scope
 from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 
@@ -63,6 +65,8 @@ class Predictor:
         pixel_mm: side of a pixel, mm.
         known: structures that the model knows by name.
         calibration: of p(yes).
+        scope: what the model was trained on; None = not recorded, and no question is refused.
+        familiar: its training images; None = not recorded, and no image is marked.
     """
 
     model: OmniMRIForConditionalGeneration
@@ -71,6 +75,8 @@ class Predictor:
     pixel_mm: float
     known: KnownStructures = NONE_KNOWN
     calibration: Calibration = Calibration()  # noqa: RUF009 (frozen)
+    scope: Scope | None = None
+    familiar: FamiliarImages | None = None
     image_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,8 +102,17 @@ class Predictor:
         disable_progress_bar()
         grid = read_json(path / PREPROCESSING)
         network = OmniMRIForConditionalGeneration.from_pretrained(path).eval()
-        known, calibration = KnownStructures.of_model(path), Calibration.read(path, path.parent / ABOUT)
-        return cls(network, Processor.from_pretrained(path), int(grid["matrix"]), float(grid["pixel_mm"]), known, calibration)
+        folders = path, path.parent / ABOUT
+        return cls(
+            network,
+            Processor.from_pretrained(path),
+            int(grid["matrix"]),
+            float(grid["pixel_mm"]),
+            KnownStructures.of_model(path),
+            Calibration.read(*folders),
+            Scope.read(*folders),
+            FamiliarImages.read(*folders),
+        )
 
     def predict(
         self,
@@ -116,6 +131,7 @@ class Predictor:
 
         Raises:
             BadInput: the instruction is empty, or the file cannot be read.
+            OutOfScope: the model was not trained on what is asked for, or on the anatomy that the header states.
         """
         [question] = self._read_questions([(source, instruction)], sampling, progress)
         if on_text is None:
@@ -152,11 +168,12 @@ class Predictor:
         Raises:
             BadInput: the instruction is empty, a file cannot be read, or the series are of several visits.
         """
-        if not instruction.strip():
-            raise BadInput("an empty instruction", where="instruction", remedy='give one, e.g. "Report this image."')
+        self._require_question(instruction)
         progress("reading", 0, 1)
         volumes = list(_read_study(sources))
         progress("reading", 1, 1)
+        for volume, _ in volumes:
+            self._require_anatomy(volume)
         series = tuple(
             StudySeries(ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm), affine) for volume, affine in volumes
         )
@@ -164,7 +181,9 @@ class Predictor:
         progress("answering", 0, 1)
         answer = study.generate(MAX_NEW_TOKENS)
         progress("answering", 1, 1)
-        return task_of(answer).decode_study(study, answer)
+        prediction = task_of(answer).decode_study(study, answer)
+        middles = [one.volume.crop(Tile(len(one.volume.voxels) // 2, *one.corner)) for one in series]
+        return replace(prediction, familiarity=self._familiarity(middles))
 
     def stream(self, source: str | Path | Volume, instruction: str) -> Iterator[str]:
         """Yield the answer about the first tile in pieces of about a word while it is generated."""
@@ -251,14 +270,36 @@ class Predictor:
         questions = []
         progress("reading", 0, len(requests))
         for source, instruction in requests:
-            if not instruction.strip():
-                remedy = 'give one, e.g. "Segment the white matter in this brain MRI."'
-                raise BadInput("an empty instruction", where="instruction", remedy=remedy)
+            self._require_question(instruction)
             volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(Path(source))
+            self._require_anatomy(volume)
             resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
             questions.append(Question(resampled, instruction, sampling, file_affine, progress))
             progress("reading", len(questions), len(requests))
         return questions
+
+    def _require_question(self, instruction: str) -> None:
+        """Check that an instruction is not empty, and within the scope of the model.
+
+        Raises:
+            BadInput: it is empty, or the model was not trained on what it asks for.
+        """
+        if not instruction.strip():
+            remedy = 'give one, e.g. "Segment the white matter in this brain MRI."'
+            raise BadInput("an empty instruction", where="instruction", remedy=remedy)
+        if self.scope is not None:
+            self.scope.require_question(instruction)
+
+    def _require_anatomy(self, volume: Volume) -> None:
+        """Check that the anatomy that the header of a volume states is within the scope of the model."""
+        if self.scope is not None:
+            self.scope.require_anatomy(volume.acquisition.anatomy)
+
+    def _familiarity(self, tiles: Sequence[NDArray[np.float32]]) -> Familiarity | None:
+        """Return the familiarity of the least familiar of some tiles; None if the training images are not known."""
+        if self.familiar is None:
+            return None
+        return max((self.familiar.compare(one) for one in encode(self.model, tiles)), key=lambda found: found.distance)
 
     def _first_answers(self, questions: Sequence[Question], progress: Progress) -> list[str]:
         """Generate the answer about the first tile of each question, in batches over the questions."""
@@ -316,7 +357,8 @@ class Predictor:
             raise failures[0]
 
     def _decode(self, question: Question, answer: str) -> Prediction:
-        return task_of(answer).decode(self, question, answer)
+        prediction = task_of(answer).decode(self, question, answer)
+        return replace(prediction, familiarity=self._familiarity([question.volume.crop(question.first_tile)]))
 
 
 def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:

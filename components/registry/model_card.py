@@ -11,6 +11,7 @@ from components.errors import BadInput
 from components.files import read_json
 from components.registries import TASKS
 from components.registry.promotion_gate import RESULTS
+from components.tasks.scope import FAMILIARITY, Scope
 
 if TYPE_CHECKING:
     from components.evaluation import EvaluationReport
@@ -30,6 +31,8 @@ def model_card(name: str, evaluation: EvaluationReport, settings: str, tags: dic
     return environment.from_string(TEMPLATE.read_text()).render(
         name=name,
         limits=limitations(evaluation),
+        scope=Scope.read(evaluation.folder),
+        familiarity=read_json(familiarity) if (familiarity := evaluation.folder / FAMILIARITY).exists() else None,
         datasets=_datasets(evaluation, settings),
         rows=evaluation.rows,
         groups=evaluation.subgroups,

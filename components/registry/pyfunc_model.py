@@ -1,7 +1,8 @@
 """The registered model as an MLflow pyfunc (models from code: this file is stored with the weights, nothing is pickled).
 
 One output row for each input row. Input: ``image`` (NIfTI, DICOM, MetaImage or fastMRI file in base64) and ``instruction``. Output:
-``task``, ``text``, ``boxes`` (JSON) and ``file`` (NIfTI in base64, empty for text). Invalid requests are rejected with fault and
+``task``, ``text``, ``boxes`` (JSON), ``file`` (NIfTI in base64, empty for text) and ``warning`` (empty unless the image is unlike
+anything in training). Invalid requests, and questions that the model was not trained for, are rejected with fault and
 remedy (HTTP 400), whichever server is used.
 """
 
@@ -91,7 +92,8 @@ class OmniMRIPyfunc(PythonModel):
             written = [file for file in save(prediction, Path(folder) / "out") if file.suffix == ".nii"]
             file = base64.b64encode(written[0].read_bytes()).decode() if written else ""
         boxes = json.dumps([asdict(box) for box in prediction.boxes])
-        return {"task": prediction.task, "text": prediction.text, "boxes": boxes, "file": file}
+        warning = prediction.familiarity.warning if prediction.familiarity is not None else ""
+        return {"task": prediction.task, "text": prediction.text, "boxes": boxes, "file": file, "warning": warning}
 
 
 mlflow.models.set_model(OmniMRIPyfunc())

@@ -24,6 +24,7 @@ from components.registry.logged_models import LoggedModels
 from components.registry.model_card import limitations, model_card
 from components.registry.model_version import LOCK, Lineage, ModelVersion
 from components.registry.promotion_gate import CASES, RESULTS, compare_results
+from components.tasks.scope import Scope
 from components.tracking.relocation import has_store, relocate_if_moved
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def _log_model(
                 code_paths=[str(path) for path in (*(REPOSITORY / package for package in PACKAGES), *plugin_packages())],
                 pip_requirements=[f"-r {requirements}"] if LOCK.exists() else [],
                 signature=_signature(),
-                input_example=_example(),
+                input_example=_example(Scope.read(evaluation.folder)),
                 tags=model_tags,
             )
     return str(info.model_id)
@@ -252,11 +253,11 @@ def _signature() -> ModelSignature:
     def columns(*names: str) -> Schema:
         return Schema([ColSpec(DataType.string, name) for name in names])
 
-    return ModelSignature(columns("image", "instruction"), columns("task", "text", "boxes", "file"))
+    return ModelSignature(columns("image", "instruction"), columns("task", "text", "boxes", "file", "warning"))
 
 
-def _example() -> Any:
-    """Return an example request: four slices of a synthetic sphere, as NIfTI in base64."""
+def _example(scope: Scope | None) -> Any:
+    """Return an example request within the scope: four slices of a synthetic sphere, as NIfTI in base64."""
     import nibabel as nib
     import numpy as np
     import pandas as pd
@@ -265,4 +266,6 @@ def _example() -> Any:
     sphere = (1000 * (np.sqrt((grid**2).sum(0)) < 0.8)).astype(np.int16)
     content = nib.Nifti1Image(sphere, np.diag([6.75, 6.75, 6.0, 1.0])).to_bytes()
     image = base64.b64encode(content).decode()
-    return pd.DataFrame([{"image": image, "instruction": "Segment the white matter in this axial T1-weighted brain MRI."}])
+    asked = [question for questions in (scope.examples.values() if scope is not None else ()) for question in questions]
+    instruction = asked[0] if asked else "Segment the white matter in this axial T1-weighted brain MRI."
+    return pd.DataFrame([{"image": image, "instruction": instruction}])

@@ -186,12 +186,13 @@ class Diagnosis(Task):
         probabilities = [predictor.calibration.probability(one) for one in answers]
         probability = max(probabilities) if seen else float(np.mean(probabilities))
         text = f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f} over {count} slices)"
-        return question.prediction(self.name, text, tiles)
+        return question.prediction(self.name, text, tiles, probability=probability)
 
     def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
         """Return p(yes) / (p(yes) + p(no)) of one pass over the study."""
         probability = study.yes_probability()
-        return study.prediction(self.name, f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f})")
+        text = f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f})"
+        return study.prediction(self.name, text, probability=probability)
 
     def _evidence_by_slice(self, predictor: Predictor, question: Question, slices: Sequence[int]) -> dict[int, float]:
         """Return slice -> evidence of the finding that is asked about; empty if it is no structure that the model knows."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from components.tasks.base import Task
 
 SCOPE = "scope.json"
+FAMILIARITY, FEATURES = "familiarity.json", "familiarity.npz"
+"""Training images in the features of the model (:mod:`components.inference.familiarity`): figures, arrays."""
 EXAMPLES = 3
 """Example questions for each task."""
 Term = tuple[str, ...]
@@ -280,7 +282,7 @@ class Scope:
         if not all(_names_object(task) for task in trained):
             return self._reason_of_words(words, written, spans)
         if not any(words[one] in self._objects for one in spans):
-            return f"no structure and no finding that this version was trained on is named ({' or '.join(task.name for task in trained)})"
+            return f"no structure or finding that this version was trained on is named ({', '.join(task.name for task in trained)})"
         return ""
 
     def _unknown_conjuncts(self, words: Term, written: list[str], spans: list[slice]) -> list[str]:

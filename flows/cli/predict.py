@@ -240,6 +240,7 @@ def _print_predictions(
         answers = [
             {"task": prediction.task, "text": prediction.text, "boxes": prediction.boxes, "files": paths}
             | ({"volume_boxes": prediction.volume_boxes} if prediction.volume_boxes else {})
+            | ({"familiarity": prediction.familiarity} if prediction.familiarity is not None else {})
             for prediction, paths in zip(predictions, files, strict=True)
         ]
         answer = answers[0] if len(answers) == 1 else {"answers": answers}
@@ -248,6 +249,8 @@ def _print_predictions(
     for prediction, paths in zip(predictions, files, strict=True):
         if not streamed:
             print(prediction.text)
+        if prediction.familiarity is not None and prediction.familiarity.is_unlike:
+            print(f"warning: {prediction.familiarity.warning}", file=sys.stderr)
         for path in paths:
             print(f"wrote {relative(path)}", file=sys.stderr)
     if stored is not None:

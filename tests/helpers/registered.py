@@ -17,6 +17,7 @@ from components.registry import Lineage, ModelVersion, register, show_version
 from components.registry.audit_log import Action, Move
 from components.registry.registration import audit_log_of, mlflow_client
 from components.settings import RegistrySettings, load_settings
+from components.tasks.scope import Scope
 from components.tracking import Tracking
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.mlflow_store import create_store
@@ -40,6 +41,7 @@ class Store:
         self.run = Tracking(self.uri, self.home).pipeline_run("digest", load_settings("debug"), "data", {})
         write_json(root / "report.html", {})
         write_json(root / COHORT, cohort_digests(self.corpus))
+        Scope.from_corpus(self.corpus).write(root)
 
     def lineage(self) -> Lineage:
         stages = {stage: f"digest-{stage}" for stage in STAGES.built_in}

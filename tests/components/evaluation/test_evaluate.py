@@ -183,3 +183,9 @@ def test_the_atlas_predicts_rare_structures(corpus: Corpus) -> None:
 def test_a_folder_without_a_model_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"config\.json"):
         evaluate(tmp_path, corpus.root, SETTINGS, tmp_path, seed=0)
+
+
+def test_the_scope_and_the_familiar_images_are_registered_with_the_model(report: EvaluationReport) -> None:
+    assert {path.name for path in report.registered_files} >= {"scope.json", "familiarity.json", "familiarity.npz"}
+    familiarity = json.loads((report.folder / "familiarity.json").read_text())
+    assert familiarity["validation_images"] and familiarity["test_images"] >= familiarity["test_alarms"]

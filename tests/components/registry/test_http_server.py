@@ -49,7 +49,7 @@ def test_a_request_is_accepted_in_every_layout_of_the_protocol(client: TestClien
     answers = [client.post("/invocations", json=form) for form in forms]
     assert all(answer.status_code == 200 for answer in answers), answers[0].text
     [first] = answers[0].json()["predictions"]
-    assert first["task"] in TASKS and set(first) == {"task", "text", "boxes", "file"}
+    assert first["task"] in TASKS and set(first) == {"task", "text", "boxes", "file", "warning"}
     assert all(answer.json()["predictions"] == [first] for answer in answers)
 
 

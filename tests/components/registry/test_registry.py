@@ -64,7 +64,7 @@ def test_the_weights_come_back_byte_for_byte(store: Store, first: ModelVersion) 
 def test_the_registered_model_answers_a_request(store: Store, first: ModelVersion) -> None:
     mlflow.set_tracking_uri(store.uri)
     served = mlflow.pyfunc.load_model(f"models:/omnimri/{first.version}")
-    answer = served.predict(_example()).iloc[0]
+    answer = served.predict(_example(None)).iloc[0]
     assert answer["task"] in TASKS and isinstance(answer["text"], str)
 
 
@@ -289,3 +289,13 @@ def test_changed_weights_of_a_version_are_refused_when_it_is_loaded(store: Store
             mlflow.pyfunc.load_model(f"models:/{NAME}/1")
     finally:
         weights.write_bytes(content)
+
+
+def test_the_scope_is_in_the_card_and_refuses_other_questions_of_a_registered_version(store: Store, first: ModelVersion) -> None:
+    folder = resolve_model(f"models:/omnimri/{first.version}", store.uri)
+    card = (folder.parent / "about" / "README.md").read_text()
+    assert "- anatomies: brain" in card and "- structures: cerebrospinal fluid, grey matter, lesion, white matter" in card
+    served = mlflow.pyfunc.load_model(f"models:/omnimri/{first.version}")
+    request = _example(None).assign(instruction="Segment the meniscus in this knee MRI.")
+    with pytest.raises(mlflow.MlflowException, match="not trained on: meniscus, knee"):
+        served.predict(request)
