@@ -33,7 +33,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Familiarity:
-    """How far an image is from the training images.
+    """Distance of an image from the training images.
 
     Attributes:
         distance: in units in which training images have a standard deviation of 1.

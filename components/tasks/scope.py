@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.errors import BadInput
 from components.files import read_json, write_json
@@ -160,7 +160,7 @@ class OutOfScope(BadInput):
 
 @dataclass(frozen=True)
 class Scope:
-    """What a model was trained on.
+    """Content of the training data of a model.
 
     Attributes:
         tasks: names of tasks.
@@ -187,7 +187,8 @@ class Scope:
         structures: dict[str, set[str]] = defaultdict(set)
         findings: dict[str, set[str]] = defaultdict(set)
         questions: dict[str, dict[str, None]] = defaultdict(dict)
-        for record in (*corpus.instructions, *corpus.volume_instructions):
+        records: list[InstructionRecord | VolumeInstructionRecord] = [*corpus.instructions, *corpus.volume_instructions]
+        for record in records:
             if record.volume_id not in volumes or record.split != "train":
                 continue
             anatomy = (volumes[record.volume_id].anatomy or "").lower()
@@ -214,7 +215,7 @@ class Scope:
         if found is None:
             return None
         stored = read_json(found)
-        lists = {name: tuple(stored[name]) for name in ("tasks", "anatomies", "sequences", "elsewhere", "words")}
+        lists: dict[str, Any] = {name: tuple(stored[name]) for name in ("tasks", "anatomies", "sequences", "elsewhere", "words")}
         return cls(**lists, **{name: stored[name] for name in ("structures", "findings", "examples")})
 
     def write(self, folder: Path) -> None:
