@@ -15,9 +15,10 @@ from pathlib import Path
 from components.errors import JobFailed
 from components.launching import JobSpec
 from components.launching.job import INTERRUPTED
+from components.training.trained_stage import IMPORTS
 from tests.helpers.ports import free_port
 
-PRELOADED = ["components.training.trainer", "components.training.figures", "deepspeed", "mlflow.tracking", "matplotlib.figure"]
+PRELOADED = ["components.training.trainer", *IMPORTS]
 
 
 def _run_trainer(path: Path, log: Path, rank: int, world: int, port: int, environment: dict[str, str]) -> None:
