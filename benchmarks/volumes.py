@@ -21,7 +21,7 @@ from benchmarks.harness import versions, write_rows
 from components.inference.predictor import Predictor
 from components.inference.question import CONDITIONAL_MEAN, Question
 from components.inference.sliding_window import ResampledVolume
-from components.inference.study import StudyQuestion, StudySeries
+from components.inference.study import Study, StudyQuestion, StudySeries
 from components.ingestion.volume import Acquisition, Volume
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.processing import Processor
@@ -50,7 +50,7 @@ def run_case(slices: int, whole: bool) -> dict[str, float]:
     """Return the shorter of two runs in CPU seconds of one thread, and the largest resident memory in MiB."""
     predictor, volume = build_case(slices)
     question = Question(volume, QUESTION)
-    study = StudyQuestion(predictor, (StudySeries(volume),), QUESTION, CONDITIONAL_MEAN)
+    study = StudyQuestion(Study(predictor, (StudySeries(volume),)), QUESTION, CONDITIONAL_MEAN)
     seconds = []
     with torch.no_grad():
         for _ in range(2):

@@ -433,6 +433,9 @@ class EvaluationSettings(Section):
     """The fixed list of held-out cases and how predictions are made."""
 
     cases_per_task: int = Field(default=24, ge=1, description="held-out instructions per task, evenly over patients")
+    volumes: int = Field(
+        default=0, ge=0, description="held-out volumes that are read whole, in one pass, and slice by slice; 0 = none"
+    )
     sampler_steps: int = Field(default=4, ge=1, description="flow-matching steps of the image decoder")
     samples: int = Field(default=2, ge=1, description="image samples averaged per case (K)")
     max_new_tokens: int = Field(default=160, ge=8, description="maximum length of generated text, tokens")

@@ -156,6 +156,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         grids_BG3: Tensor | None = None,
         logits_to_keep: int = 0,
         logits_of_BL: Tensor | None = None,
+        features_by_image: Sequence[list[Tensor]] | None = None,
         **_: Any,
     ) -> OmniMRIOutput:
         """Compute hidden states and logits of interleaved sequences.
@@ -169,6 +170,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep: number of last tokens whose logits are computed; 0 = all.
             logits_of_BL: bool, compute the logits of these tokens only, (M, V) in their order: training needs few of them, and the
                 vocabulary is large.
+            features_by_image: :meth:`encode_images` of these images: several questions about them share one pass of the encoder.
         """
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         valid_BL = valid.bool()
@@ -182,7 +184,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeddings = self.backbone.embed_tokens(input_ids[:, cached:])
         output = OmniMRIOutput(past_key_values=past_key_values)
         if pixel_values is not None and cached == 0:
-            tokens = self._visual_tokens(pixel_values, output)
+            tokens = self._visual_tokens(pixel_values, output, features_by_image)
             embeddings = place_visual_tokens(embeddings, is_image, tokens, grids_BG3)
         if cached and cached + 1 == input_ids.shape[1]:  # a step of generation: the last token attends to all valid tokens
             positions, allowed = compute_last_position(is_image, valid_BL, grids_BG3), valid_BL[:, None, None]
@@ -202,12 +204,12 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return list(self.vision(pixel_values_M1DHW))
         return self.vision.encode_in_slabs(pixel_values_M1DHW)
 
-    def _visual_tokens(self, images: Images, output: OmniMRIOutput) -> Tensor:
+    def _visual_tokens(self, images: Images, output: OmniMRIOutput, encoded: Sequence[list[Tensor]] | None) -> Tensor:
         """Return the visual tokens of all images, (N, hidden size), and keep the features in ``output``."""
         if isinstance(images, Tensor):
             output.features = self._encode(images)
             return self.connector(output.features).flatten(0, 1)
-        output.features_by_image = self.encode_images(images)
+        output.features_by_image = list(self.encode_images(images) if encoded is None else encoded)
         return torch.cat([self.connector(features)[0] for features in output.features_by_image])
 
     def prepare_inputs_for_generation(  # type: ignore[override]
@@ -219,6 +221,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         grids_BG3: Tensor | None = None,
         use_cache: bool = True,
         logits_to_keep: int = 0,
+        features_by_image: Sequence[list[Tensor]] | None = None,
         **_: Any,
     ) -> dict[str, Any]:
         """Return the arguments of :meth:`forward` for a step of ``generate``: the whole sequence (for positions) and the cache."""
@@ -233,6 +236,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "past_key_values": past_key_values,
             "use_cache": use_cache,
             "logits_to_keep": logits_to_keep,
+            "features_by_image": None if started else features_by_image,
         }
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **model_kwargs: Any) -> Any:  # type: ignore[override]
@@ -256,19 +260,21 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         max_new_tokens: int,
         streamer: Any = None,
         grids_BG3: Tensor | None = None,
+        features_by_image: Sequence[list[Tensor]] | None = None,
     ) -> Tensor:
         """Generate answers greedily within their grammar; return the new tokens only, (B, up to ``max_new_tokens``).
 
         Args:
             input_ids: padded on the left.
             streamer: transformers' streamer that receives every token when it is generated (batch of one only).
-            grids_BG3: of :meth:`forward`.
+            grids_BG3, features_by_image: of :meth:`forward`.
         """
         generated = self.generate(  # type: ignore[misc]
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values,
             grids_BG3=grids_BG3,
+            features_by_image=features_by_image,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             logits_processor=LogitsProcessorList([AnswerGrammar(self.config, _axes(pixel_values))]),
@@ -290,6 +296,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         draws: int = 1,
         grids_BG3: Tensor | None = None,
         image_B: Tensor | None = None,
+        features_by_image: Sequence[list[Tensor]] | None = None,
     ) -> Tensor:
         """Generate the image or mask of the last ``<image>`` or ``<seg>`` token of each sequence.
 
@@ -300,13 +307,15 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             seeds: one per sample, on which alone its noise depends; default 0, 1, ...
             steps, sampler: of a draw; one step returns the conditional mean.
             draws: number of draws; their standard deviation estimates the uncertainty.
-            grids_BG3: of :meth:`forward`.
+            grids_BG3, features_by_image: of :meth:`forward`.
             image_B: index in ``pixel_values`` of the image that each answer belongs to; None = one image each.
 
         Returns:
             (K, B, 1, D, H, W) float32: magnitude images, or probabilities of the mask.
         """
-        conditions = self._conditions(input_ids, attention_mask, pixel_values, kind_B, measured, grids_BG3, image_B)
+        conditions = self._conditions(
+            input_ids, attention_mask, pixel_values, kind_B, measured, grids_BG3, image_B, features_by_image
+        )
         return self.image_decoder.sample(conditions, range(len(input_ids)) if seeds is None else seeds, steps, sampler, draws)
 
     @torch.no_grad()
@@ -318,7 +327,14 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def show_structures(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, names_SL: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Images,
+        names_SL: Tensor,
+        grids_BG3: Tensor | None = None,
+        image_B: Tensor | None = None,
+        features_by_image: Sequence[list[Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the mask that is asked for, and every named structure.
 
@@ -329,13 +345,13 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, L), an instruction that requests a mask, up to the ``<response>`` token.
             names_SL: tokens of the name of each structure, right-padded.
+            grids_BG3, features_by_image: of :meth:`forward`.
+            image_B: of :meth:`generate_images`.
         """
         kind_B = torch.full((len(input_ids),), TARGET_MASK, device=input_ids.device)
-        conditions = self._conditions(input_ids, attention_mask, pixel_values, kind_B)
-        time = torch.ones(len(input_ids), device=pixel_values.device)
-        mask, features = self.image_decoder(torch.zeros_like(pixel_values), time, conditions)
+        conditions = self._conditions(input_ids, attention_mask, pixel_values, kind_B, None, grids_BG3, image_B, features_by_image)
         names_Sh = embed_names(self.get_input_embeddings(), names_SL, self.config.pad_token_id)
-        return mask.sigmoid()[:, 0], self.image_decoder.structure_logits(features, names_Sh)
+        return self.image_decoder.show(conditions, names_Sh)
 
     def _conditions(
         self,
@@ -346,9 +362,12 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         measured: KSpaceMeasurement | None = None,
         grids_BG3: Tensor | None = None,
         image_B: Tensor | None = None,
+        features_by_image: Sequence[list[Tensor]] | None = None,
     ) -> Conditions:
         """Return the inputs of the image decoder after a pass of the backbone."""
-        output = self(input_ids, attention_mask, pixel_values, logits_to_keep=1, grids_BG3=grids_BG3)
+        output = self(
+            input_ids, attention_mask, pixel_values, logits_to_keep=1, grids_BG3=grids_BG3, features_by_image=features_by_image
+        )
         assert output.hidden_states is not None
         pixels, features = _select_images(pixel_values, output, range(len(input_ids)) if image_B is None else image_B.tolist())
         return Conditions(

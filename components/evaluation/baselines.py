@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
 from components.curation.table_rows import InstructionRecord, VolumeRecord
-from model_core.boxes import TextBox
+from model_core.boxes import TextBox, VolumeBox
 
 TV_WEIGHT, TV_ITERATIONS = 0.001, 600
 """The best of six weights and four iteration counts on training patients."""
@@ -61,8 +61,11 @@ class Atlas:
 
     def mask(self, record: InstructionRecord, volume: VolumeRecord) -> NDArray[np.bool_]:
         """Return the atlas's mask of the instruction's structure at its plane and level; empty without training slices there."""
-        structure = record.structure or ""
-        mean = self.means.get(_atlas_key(structure, volume, record.slice_index))
+        return self.mask_at(record.structure or "", volume, record.slice_index)
+
+    def mask_at(self, structure: str, volume: VolumeRecord, index: int) -> NDArray[np.bool_]:
+        """Return the mask of a structure at the plane and level of a slice of a volume."""
+        mean = self.means.get(_atlas_key(structure, volume, index))
         if mean is None:
             return np.zeros((volume.rows, volume.columns), dtype=np.bool_)
         return mean > self.thresholds[structure]
@@ -151,6 +154,17 @@ def median_box(corpus: Corpus) -> TextBox | None:
     edges = np.array([[box.row0, box.col0, box.row1, box.col1] for box in boxes])
     label = Counter(box.label for box in boxes).most_common(1)[0][0]
     return TextBox(label, *(int(edge) for edge in np.median(edges, axis=0)))
+
+
+def median_volume_box(corpus: Corpus) -> VolumeBox | None:
+    """Return :func:`median_box` of the training volumes, with six edges."""
+    training = [row for row in corpus.volume_instructions if row.split == "train" and row.scope == "volume"]
+    boxes = [box for row in training for box in row.boxes]
+    if not boxes:
+        return None
+    edges = np.array([[box.row0, box.col0, box.row1, box.col1, box.slice0, box.slice1] for box in boxes])
+    label = Counter(box.label for box in boxes).most_common(1)[0][0]
+    return VolumeBox(label, *(int(edge) for edge in np.median(edges, axis=0)))
 
 
 def _training_instructions(corpus: Corpus, task: str) -> list[InstructionRecord]:

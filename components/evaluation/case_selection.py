@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import zip_longest
+from typing import TypeVar
 
 from components.curation.corpus import Corpus
 from components.curation.table_rows import InstructionRecord, Split
 from components.provenance import digest
 from components.registries import TASKS
 from components.tasks.base import Task
+
+Item = TypeVar("Item")
 
 
 def select_cases(corpus: Corpus, cases_per_task: int, seed: int) -> dict[str, list[InstructionRecord]]:
@@ -27,11 +31,11 @@ def select_task_cases(corpus: Corpus, name: str, split: Split, count: int, seed:
         sorted(records, key=lambda record: (not record.held_out_phrasing, digest(seed, record.sample_id)))
         for _, records in sorted(by_patient.items())
     ]
-    return _balance_groups(TASKS[name], _interleave(rows))[:count]
+    return _balance_groups(TASKS[name], interleave(rows))[:count]
 
 
-def _interleave(rows: list[list[InstructionRecord]]) -> list[InstructionRecord]:
-    """Take one record of each row in turn until all rows are empty."""
+def interleave(rows: Sequence[Sequence[Item]]) -> list[Item]:
+    """Take one item of each row in turn until all rows are empty."""
     return [record for turn in zip_longest(*rows) for record in turn if record is not None]
 
 
@@ -40,4 +44,4 @@ def _balance_groups(task: Task, records: list[InstructionRecord]) -> list[Instru
     groups: dict[object, list[InstructionRecord]] = defaultdict(list)
     for record in records:
         groups[task.case_group(record)].append(record)
-    return _interleave(list(groups.values()))
+    return interleave(list(groups.values()))

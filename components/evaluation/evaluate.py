@@ -21,10 +21,12 @@ from components.model_files import weights_digest
 from components.provenance import SHORT, code_digest, digest
 from components.registries import TASKS
 from components.settings import EvaluationSettings
+from components.tasks.calibration import VOLUME_CALIBRATION, Calibration
 from components.tasks.scope import Scope
 from components.verified_files import is_sealed, seal
 
 if TYPE_CHECKING:
+    from components.evaluation.model_answers import AnswerGenerator
     from components.evaluation.task_result import TaskResult
 
 RESULTS, ROWS, CASES, PAGE = "results.json", "rows.parquet", "cases.json", "report.html"
@@ -114,6 +116,7 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
     from components.evaluation.model_answers import AnswerGenerator, load_cases
     from components.evaluation.report_page import render_page
     from components.evaluation.scope_measurement import measure_familiarity
+    from components.evaluation.volume_cases import VOLUMES
     from components.evaluation.volume_viewer import build_viewer
 
     selected = {task: records for task, records in select_cases(corpus, settings.cases_per_task, seed).items() if records}
@@ -126,6 +129,8 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
         task: TASKS[task].evaluate(load_cases(corpus, records), answers, corpus, settings) for task, records in selected.items()
     }
     cases = {task: [record.sample_id for record in records] for task, records in selected.items()}
+    if settings.volumes:
+        cases[VOLUMES] = _add_volumes(results, answers, corpus, settings)
     note = _cohort_note(selected, corpus)
     facts = {
         "note": note,
@@ -145,6 +150,8 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
     for result in results.values():
         if result.calibration is not None:
             result.calibration.write(folder)
+        if result.volume_calibration is not None:
+            result.volume_calibration.write(folder, VOLUME_CALIBRATION)
     Scope.from_corpus(corpus).write(folder)
     if (familiar := measure_familiarity(answers.model, corpus)) is not None:
         familiar.write(folder)
@@ -153,6 +160,20 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
     sweep = [asdict(row) for result in results.values() for row in result.sweep]
     tables = {"rows": rows, "sweep": sweep, "subgroups": [asdict(row) for row in groups]}
     write_json(folder / RESULTS, {**tables, "note": note, "weights": weights, "corpus": corpus.digest, "cases": digest(cases)})
+
+
+def _add_volumes(
+    results: Mapping[str, TaskResult], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings
+) -> list[str]:
+    """Add the rows of whole volumes to the results of their tasks, and return the ids of the volumes."""
+    from components.evaluation.volume_cases import VolumeCases
+
+    fitted = [result.calibration for result in results.values() if result.calibration is not None]
+    cases = VolumeCases.load(corpus, answers, settings, fitted[0] if fitted else Calibration())
+    for task, result in results.items():
+        if cases.test[task]:
+            TASKS[task].score_volumes(cases, corpus, result)
+    return cases.volumes
 
 
 def _cohort_note(selected: Selected, corpus: Corpus) -> str:

@@ -5,15 +5,18 @@ Shape letters: D slices, H rows, W columns.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.curation.text.template import parse_paragraph
-from model_core.boxes import TextBox
+from components.curation.text.template import FIELD_STRENGTH, parse_paragraph
+from components.evaluation.verdicts import Score
+from components.tasks.findings import VolumeOutline
+from model_core.boxes import TextBox, VolumeBox
 
 Array = NDArray[np.floating[Any]]
 IOU = 0.5
@@ -53,8 +56,8 @@ def dice(prediction_HW: NDArray[np.bool_], target_HW: NDArray[np.bool_]) -> floa
     return float(compute_dice(prediction, truth, include_background=True, ignore_empty=False))
 
 
-def hd95(prediction_HW: NDArray[np.bool_], target_HW: NDArray[np.bool_], spacing_mm: tuple[float, float]) -> float:
-    """Compute the 95th percentile of the distances between two outlines, mm, with MONAI.
+def hd95(prediction_HW: NDArray[np.bool_], target_HW: NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> float:
+    """Compute the 95th percentile of the distances between two outlines or surfaces (of volumes), mm, with MONAI.
 
     The result is 0 if both masks are empty, and the diagonal of the image, the largest possible distance, if one mask is empty.
     """
@@ -64,24 +67,22 @@ def hd95(prediction_HW: NDArray[np.bool_], target_HW: NDArray[np.bool_], spacing
     if not prediction_HW.any() and not target_HW.any():
         return 0.0
     if not prediction_HW.any() or not target_HW.any():
-        return float(np.hypot(*(side * mm for side, mm in zip(target_HW.shape, spacing_mm, strict=True))))
+        return float(np.linalg.norm([side * mm for side, mm in zip(target_HW.shape, spacing_mm, strict=True)]))
     prediction, truth = (torch.from_numpy(np.asarray(mask, dtype=np.float32))[None, None] for mask in (prediction_HW, target_HW))
     return float(compute_hausdorff_distance(prediction, truth, include_background=True, percentile=95, spacing=list(spacing_mm)))
 
 
 def iou(first: TextBox, second: TextBox) -> float:
-    """Compute the intersection over union of two boxes."""
-    height = min(first.row1, second.row1) - max(first.row0, second.row0)
-    width = min(first.col1, second.col1) - max(first.col0, second.col0)
-    shared = max(height, 0) * max(width, 0)
-    areas = [(box.row1 - box.row0) * (box.col1 - box.col0) for box in (first, second)]
-    return shared / (sum(areas) - shared)
+    """Compute the intersection over union of two boxes of slices, or of two boxes of volumes."""
+    (low, high), (other_low, other_high) = (np.asarray(box.edges).reshape(2, -1) for box in (first, second))
+    shared = int(np.clip(np.minimum(high, other_high) - np.maximum(low, other_low), 0, None).prod())
+    return shared / (int((high - low).prod()) + int((other_high - other_low).prod()) - shared)
 
 
-def count_matches(predicted: Sequence[TextBox], truth: Sequence[TextBox]) -> int:
-    """Count the predicted boxes matched one-to-one with true boxes: same label, IoU of at least one half, largest IoU first."""
+def count_matches(predicted: Sequence[TextBox], truth: Sequence[TextBox], least: float = IOU) -> int:
+    """Count the predicted boxes matched one-to-one with true boxes: same label, an IoU of at least ``least``, largest IoU first."""
     pairs = [
-        (iou(p, t), i, j) for i, p in enumerate(predicted) for j, t in enumerate(truth) if p.label == t.label and iou(p, t) >= IOU
+        (iou(p, t), i, j) for i, p in enumerate(predicted) for j, t in enumerate(truth) if p.label == t.label and iou(p, t) >= least
     ]
     used_p: set[int] = set()
     used_t: set[int] = set()
@@ -92,11 +93,51 @@ def count_matches(predicted: Sequence[TextBox], truth: Sequence[TextBox]) -> int
     return len(used_p)
 
 
-def detection_f1(predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequence[TextBox]]) -> float:
-    """Compute the F1 of boxes at an IoU of one half over all images; 1 if there is no true and no predicted box."""
-    hits = sum(count_matches(p, t) for p, t in zip(predicted, truth, strict=True))
+def detection_f1(predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequence[TextBox]], least: float = IOU) -> float:
+    """Compute the F1 of boxes at an IoU over all images or volumes; 1 if there is no true and no predicted box."""
+    hits = sum(count_matches(p, t, least) for p, t in zip(predicted, truth, strict=True))
     total = sum(map(len, predicted)) + sum(map(len, truth))
     return 2 * hits / total if total else 1.0
+
+
+@dataclass(frozen=True)
+class FrocHits:
+    """Confidences of the false boxes of a volume, and of its true findings (0 = not found)."""
+
+    false: NDArray[np.float64]
+    true: NDArray[np.float64]
+
+
+def froc_hits(found: Sequence[VolumeOutline], truth: Sequence[VolumeBox], shape: tuple[int, int, int]) -> FrocHits:
+    """Compare the boxes of a volume with the truth as MONAI does: a box is right if its center is in a true box, whatever its name.
+
+    Args:
+        shape: (D, H, W) of the volume.
+    """
+    from monai.metrics.froc import compute_fp_tp_probs_nd
+
+    targets = np.zeros(shape, np.int64)
+    for number, box in enumerate(truth, start=1):
+        targets[VolumeOutline.of_box(box, shape).voxels] = number
+    centers = np.array([one.center for one in found], np.int64).reshape(-1, 3)
+    confidences = np.array([one.confidence for one in found], np.float64)
+    false, true, _ = compute_fp_tp_probs_nd(confidences, centers, targets)
+    return FrocHits(np.asarray(false, np.float64), np.asarray(true, np.float64))
+
+
+def froc_sensitivity(hits: Sequence[FrocHits], false_per_volume: float) -> float:
+    """Compute the share of findings that are found at a number of false boxes per volume (MONAI's FROC curve).
+
+    Without true findings, 1 if nothing is found, else 0.
+    """
+    from monai.metrics.froc import compute_froc_curve_data, compute_froc_score
+
+    false, true = (np.concatenate([getattr(one, name) for one in hits]) for name in ("false", "true"))
+    if not true.size:
+        return float(not false.size)
+    # MONAI omits the lowest confidence, which it takes for that of findings that are missed.
+    curve = compute_froc_curve_data(np.append(false, 0.0), true, len(true), len(hits))
+    return float(compute_froc_score(*curve, (false_per_volume,)))
 
 
 def localization_f1(predicted: Sequence[Sequence[TextBox]], truth: Sequence[Sequence[TextBox]]) -> float:
@@ -138,6 +179,20 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     return float(roc_auc_score(positive, scores)) if len(set(positive)) == 2 else 0.5
 
 
+def auroc_by_unit(scores: Sequence[float], positive: Sequence[bool], units: Sequence[str]) -> Score:
+    """Return the AUROC over units (such as patients) of the chosen cases: their largest score, and whether any case is positive."""
+
+    def score(chosen: Sequence[int]) -> float:
+        largest: dict[str, float] = {}
+        present: dict[str, bool] = {}
+        for i in chosen:
+            largest[units[i]] = max(largest.get(units[i], 0.0), scores[i])
+            present[units[i]] = present.get(units[i], False) or positive[i]
+        return auroc_by_ranks(list(largest.values()), [present[unit] for unit in largest])
+
+    return score
+
+
 def auroc_by_ranks(scores: Sequence[float], positive: Sequence[bool]) -> float:
     """Compute :func:`auroc` without scikit-learn's checks, for a thousand bootstrap resamples; NaN if there is only one class."""
     from scipy.stats import rankdata
@@ -170,10 +225,25 @@ def rouge_l_each(predicted: Sequence[str], truth: Sequence[str]) -> list[float]:
 
 
 def field_f1(predicted: Sequence[str], truth: Sequence[str]) -> float:
-    """Compute the F1 over the fields of the Fig. 2 template: a field is correct if both name and text are."""
+    """Compute the F1 over the fields of the Fig. 2 template: a field is correct if both name and text are.
+
+    The field strength, which reports copy from the header, is no field of the template.
+    """
     hits = total = 0
     for predicted_text, true_text in zip(predicted, truth, strict=True):
         fields, true_fields = parse_paragraph(predicted_text), parse_paragraph(true_text)
+        fields.pop(FIELD_STRENGTH, None)
         hits += sum(true_fields.get(name) == text for name, text in fields.items())
         total += len(fields) + len(true_fields)
     return 2 * hits / total if total else 0.0
+
+
+def lesion_sides(report: str) -> frozenset[str]:
+    """Return the sides, left, right or bilateral, of the findings of a report."""
+    findings = " ".join(text for name, text in parse_paragraph(report).items() if name.startswith("pathological_findings."))
+    return frozenset(re.findall(r"\b(left|right|bilateral)\b", findings))
+
+
+def same_sides(report: str, truth: str) -> bool:
+    """Return whether a report names exactly the sides of the true findings."""
+    return lesion_sides(report) == lesion_sides(truth)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from components.tasks.calibration import CALIBRATION
+from components.tasks.calibration import CALIBRATION, VOLUME_CALIBRATION
 from components.tasks.scope import FAMILIARITY, FEATURES, SCOPE
 
 COHORT = "cohort.json"
@@ -91,6 +91,6 @@ class EvaluationReport:
 
     @property
     def registered_files(self) -> tuple[Path, ...]:
-        """Files that are registered with the model: page, digests of patients, calibration of p(yes), scope, familiar images."""
-        names = (COHORT, CALIBRATION, SCOPE, FAMILIARITY, FEATURES)
+        """Files that are registered with the model: page, digests of patients, calibrations of p(yes), scope, familiar images."""
+        names = (COHORT, CALIBRATION, VOLUME_CALIBRATION, SCOPE, FAMILIARITY, FEATURES)
         return tuple(path for path in (self.report, *(self.folder / name for name in names)) if path.exists())

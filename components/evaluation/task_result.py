@@ -59,7 +59,7 @@ class TaskResult:
         structures: name -> Dice of every case.
         roc: p(yes) and truth of every case.
         uncalibrated: p(yes) of every case before calibration.
-        calibration: of p(yes), fitted on validation patients.
+        calibration, volume_calibration: of p(yes) about slices and about whole volumes, fitted on validation patients.
         sweep: reconstruction under other masks.
     """
 
@@ -73,6 +73,7 @@ class TaskResult:
     roc: tuple[list[float], list[bool]] | None = None
     uncalibrated: list[float] | None = None
     calibration: Calibration | None = None
+    volume_calibration: Calibration | None = None
     sweep: list[SweepRow] = field(default_factory=list)
 
 

@@ -29,14 +29,14 @@ from components.inference.familiarity import FamiliarImages, Familiarity, encode
 from components.inference.prediction import Prediction
 from components.inference.question import CONDITIONAL_MEAN, Progress, Question, Sampling, ignore_progress
 from components.inference.sliding_window import BATCH, ResampledVolume, Tile
-from components.inference.study import StudyQuestion, StudySeries
+from components.inference.study import Study, StudyQuestion, StudySeries
 from components.ingestion.volume import Volume
 from components.model_files import PREPROCESSING, resolve_model
 from components.provenance import digest
 from components.registries import TASKS
 from components.settings import TaskName
 from components.tasks.base import Task
-from components.tasks.calibration import Calibration
+from components.tasks.calibration import VOLUME_CALIBRATION, Calibration
 from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
 from components.tasks.scope import Scope
 from model_core import OmniMRIForConditionalGeneration
@@ -64,7 +64,8 @@ class Predictor:
         matrix: side of a tile, pixels.
         pixel_mm: side of a pixel, mm.
         known: structures that the model knows by name.
-        calibration: of p(yes).
+        calibration: of p(yes) about the slices of a volume.
+        volume_calibration: of p(yes) about whole volumes.
         scope: what the model was trained on; None = not recorded, and no question is refused.
         familiar: its training images; None = not recorded, and no image is marked.
     """
@@ -77,6 +78,7 @@ class Predictor:
     calibration: Calibration = Calibration()  # noqa: RUF009 (frozen)
     scope: Scope | None = None
     familiar: FamiliarImages | None = None
+    volume_calibration: Calibration = Calibration()  # noqa: RUF009 (frozen)
     image_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,6 +114,7 @@ class Predictor:
             Calibration.read(*folders),
             Scope.read(*folders),
             FamiliarImages.read(*folders),
+            Calibration.read(*folders, name=VOLUME_CALIBRATION),
         )
 
     def predict(
@@ -177,7 +180,7 @@ class Predictor:
         series = tuple(
             StudySeries(ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm), affine) for volume, affine in volumes
         )
-        study = StudyQuestion(self, series, instruction, sampling)
+        study = StudyQuestion(Study(self, series), instruction, sampling)
         progress("answering", 0, 1)
         answer = study.generate(MAX_NEW_TOKENS)
         progress("answering", 1, 1)

@@ -5,7 +5,8 @@ Shape letters: K samples, D slices, H rows, W columns (of the source), P side of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,23 @@ from components.curation.measure.regions import FOREGROUND
 from components.curation.text.header_facts import HeaderFacts
 from components.curation.text.phrasings import scan_name
 from components.inference.prediction import FoundVolumeBox, Prediction
-from components.inference.question import Sampling
+from components.inference.question import CONDITIONAL_MEAN, Sampling
 from components.inference.sliding_window import ResampledVolume, Tile
 from components.settings import TaskName
+from components.tasks.known_structures import Shown
 from model_core.boxes import GRID, VolumeBox
+from model_core.heads.connector import pool_depth
 from model_core.processing import PackedSequences, Series
 from model_core.targets import TARGET_IMAGE
 
 if TYPE_CHECKING:
     from components.inference.predictor import Predictor
+
+THICK_MM = 4.0
+"""Thin slices are averaged in groups up to this thickness before the network reads them, as a radiologist reads thick slabs.
+
+It is about that of 2-D acquisitions, which training volumes mostly are: the time of a pass falls with the number of slices.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,26 @@ class StudySeries:
 
         return max(self.volume.corners, key=foreground)
 
-    @property
+    @cached_property
     def pixels(self) -> Tensor:
         """The tile of every slice, (1, D, M, M) float32."""
         (row, column), side = self.corner, self.volume.matrix
         return torch.from_numpy(np.ascontiguousarray(self.volume.voxels[None, :, row : row + side, column : column + side]))
+
+    @property
+    def slices_joined(self) -> int:
+        """Number of neighboring slices that one slice of :attr:`view` averages."""
+        return max(int(THICK_MM / float(self.volume.volume.spacing_mm[0]) + 1e-3), 1)
+
+    @cached_property
+    def view(self) -> Tensor:
+        """The tile of the slices that the network reads, (1, D', M, M) float32: thin ones are averaged (:data:`THICK_MM`)."""
+        return pool_depth(self.pixels[..., None], self.slices_joined)[..., 0]
+
+    def view_on_source(self, values_DMM: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return values of :attr:`view` on the grid of the source, (D, H, W), zero outside of the tile."""
+        slices = np.repeat(values_DMM, self.slices_joined, axis=0)[: len(self.volume.voxels)]
+        return self.volume.to_source_grid(self.embed(slices))
 
     def embed(self, values_DMM: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return values of the tile in the resampled slices, (D, P, P), zero outside of the tile."""
@@ -89,16 +113,88 @@ class StudySeries:
 
 
 @dataclass(frozen=True)
+class Study:
+    """The series of an examination as a model sees them, which are encoded once for all questions about them."""
+
+    predictor: Predictor
+    series: tuple[StudySeries, ...]
+    _shown: dict[int, Shown | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def images(self) -> list[Tensor]:
+        """The images of the sequence, (1, D', M, M) each."""
+        return [one.view for one in self.series]
+
+    @cached_property
+    def features(self) -> list[list[Tensor]]:
+        """Features of every image, every level."""
+        with torch.no_grad():
+            return self.predictor.model.encode_images(self.images)
+
+    def pack(self, instruction: str, prefix: str = "", images: Sequence[Tensor] | None = None) -> PackedSequences:
+        """Return the prompt of an instruction, followed by the beginning of an answer.
+
+        Args:
+            images: of the sequence; None = :attr:`images`.
+        """
+        processor, config = self.predictor.processor, self.predictor.model.config
+        grids = [config.image_grid(*image.shape[1:]) for image in images or self.images]
+        if len(self.series) == 1:
+            blocks, text = [Series(grids[0])], self.series[0].header.before(instruction)
+        else:
+            lines = [one.header.line for one in self.series]
+            blocks, text = [Series(grid, line) for grid, line in zip(grids, lines, strict=True)], instruction
+        return processor.pack([processor.encode_prefix(text, prefix, blocks)], left=True)
+
+    def show(self, index: int) -> Shown | None:
+        """Return findings and the known structures in the anatomy of a series, on its grid; None if the model knows none."""
+        if index not in self._shown:
+            self._shown[index] = self._show(index)
+        return self._shown[index]
+
+    def _show(self, index: int) -> Shown | None:
+        predictor, series = self.predictor, self.series[index]
+        if not predictor.known.names:
+            return None
+        names, acquisition = predictor.known.names, series.volume.volume.acquisition
+        known = predictor.known.in_anatomy(acquisition.anatomy)
+        scan = scan_name(acquisition.sequence, acquisition.plane, acquisition.anatomy)
+        packed = self.pack(known.find_instruction if len(self.series) == 1 else known.find_instruction_in(scan))
+        name_ids, _ = predictor.processor.pad([predictor.processor.tokens(name) for name in names])
+        masks, logits = predictor.model.show_structures(
+            packed.input_ids_BL,
+            packed.attention_mask_BL,
+            self.images,
+            name_ids,
+            grids_BG3=packed.grids_BG3,
+            image_B=torch.tensor([index]),
+            features_by_image=self.features,
+        )
+        probabilities = known.probabilities(names, logits[0].transpose(0, 1).numpy())
+        on_source = series.view_on_source
+        return Shown(on_source(masks[0].numpy()), {name: on_source(values) for name, values in probabilities.items()})
+
+
+@dataclass(frozen=True)
 class StudyQuestion:
     """An instruction about the series of a study.
 
     Masks, images and boxes are those of the series that it names, or of the first.
     """
 
-    predictor: Predictor
-    series: tuple[StudySeries, ...]
+    study: Study
     instruction: str
-    sampling: Sampling
+    sampling: Sampling = CONDITIONAL_MEAN
+
+    @property
+    def predictor(self) -> Predictor:
+        """The model."""
+        return self.study.predictor
+
+    @property
+    def series(self) -> tuple[StudySeries, ...]:
+        """The series of the study."""
+        return self.study.series
 
     @cached_property
     def named(self) -> int:
@@ -115,35 +211,34 @@ class StudyQuestion:
         return self.series[self.named]
 
     @cached_property
-    def images(self) -> list[Tensor]:
-        """The images of the sequence, (1, D, M, M) each."""
-        return [one.pixels for one in self.series]
-
-    def pack(self, prefix: str = "") -> PackedSequences:
-        """Return the prompt, followed by the beginning of an answer."""
-        processor, config = self.predictor.processor, self.predictor.model.config
-        grids = [config.image_grid(*image.shape[1:]) for image in self.images]
-        if len(self.series) == 1:
-            blocks, text = [Series(grids[0])], self.target.header.before(self.instruction)
-        else:
-            lines = [one.header.line for one in self.series]
-            blocks, text = [Series(grid, line) for grid, line in zip(grids, lines, strict=True)], self.instruction
-        return processor.pack([processor.encode_prefix(text, prefix, blocks)], left=True)
+    def shown(self) -> Shown | None:
+        """Findings and known structures of :attr:`target`, on its grid; None if the model knows no structure."""
+        return self.study.show(self.named)
 
     def generate(self, max_new_tokens: int) -> str:
         """Generate the answer, greedily."""
-        packed = self.pack()
+        packed, study = self.study.pack(self.instruction), self.study
         tokens = self.predictor.model.generate_text(
-            packed.input_ids_BL, packed.attention_mask_BL, self.images, max_new_tokens, grids_BG3=packed.grids_BG3
+            packed.input_ids_BL,
+            packed.attention_mask_BL,
+            study.images,
+            max_new_tokens,
+            grids_BG3=packed.grids_BG3,
+            features_by_image=study.features,
         )
         return self.predictor.processor.decode(tokens[0])
 
     @torch.no_grad()
     def yes_probability(self) -> float:
         """Return p(yes) / (p(yes) + p(no)) of the first token of the answer, from one pass."""
-        packed = self.pack()
+        packed, study = self.study.pack(self.instruction), self.study
         output = self.predictor.model(
-            packed.input_ids_BL, packed.attention_mask_BL, self.images, grids_BG3=packed.grids_BG3, logits_to_keep=1
+            packed.input_ids_BL,
+            packed.attention_mask_BL,
+            study.images,
+            grids_BG3=packed.grids_BG3,
+            logits_to_keep=1,
+            features_by_image=study.features,
         )
         yes, no = (self.predictor.processor.tokens(word)[0] for word in ("yes", "no"))
         return float(output.logits[0, -1, [yes, no]].float().softmax(-1)[0])
@@ -151,13 +246,16 @@ class StudyQuestion:
     def generate_samples(self, marker: str, target_kind: int) -> NDArray[np.float32]:
         """Sample the image decoder on every slice of the named series, (K, D, P, P), zero outside of the tile.
 
-        A mask is a probability; an image is the change of the input, in units of the network.
+        A mask is a probability; an image is the change of the input, in units of the network. The network reads every slice of this
+        series, also thin ones.
         """
-        packed = self.pack(marker)
+        images = [one.pixels if index == self.named else one.view for index, one in enumerate(self.series)]
+        shared = self.target.slices_joined == 1
+        packed = self.study.pack(self.instruction, marker, images)
         samples = self.predictor.model.generate_images(
             packed.input_ids_BL,
             packed.attention_mask_BL,
-            self.images,
+            images,
             torch.tensor([target_kind]),
             seeds=[self.sampling.seed],
             steps=self.sampling.steps,
@@ -165,6 +263,7 @@ class StudyQuestion:
             draws=self.sampling.samples,
             grids_BG3=packed.grids_BG3,
             image_B=torch.tensor([self.named]),
+            features_by_image=self.study.features if shared else None,
         )
         values = samples[:, 0, 0]
         if target_kind == TARGET_IMAGE:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord, VolumeRecord
     from components.evaluation.model_answers import AnswerGenerator, Case
     from components.evaluation.task_result import TaskResult
+    from components.evaluation.volume_cases import VolumeCases
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
@@ -148,6 +149,9 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score a model's answers to held-out cases, next to baselines from the training split of the corpus."""
+
+    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> None:
+        """Add rows about whole volumes beside the same volumes read slice by slice; none by default."""
 
     # Inference
 

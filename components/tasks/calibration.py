@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from components.files import read_json, write_json
 
-CALIBRATION = "calibration.json"
+CALIBRATION, VOLUME_CALIBRATION = "calibration.json", "volume_calibration.json"
+"""Files of the weights for questions about slices, and for questions about whole volumes."""
 SMALLEST = 1e-4
 """Probabilities are cut off here and at one minus it, before their logit."""
 
@@ -57,14 +58,14 @@ class Calibration:
             score = self.text * logit(answer.text) + self.mask * logit(answer.mask) + self.offset
         return float(1 / (1 + np.exp(-score)))
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, name: str = CALIBRATION) -> None:
         """Write the weights to a folder."""
-        write_json(folder / CALIBRATION, asdict(self))
+        write_json(folder / name, asdict(self))
 
     @classmethod
-    def read(cls, *folders: Path) -> Calibration:
+    def read(cls, *folders: Path, name: str = CALIBRATION) -> Calibration:
         """Read the weights from the first folder that has them; without any, both opinions count alike."""
-        found = next((folder / CALIBRATION for folder in folders if (folder / CALIBRATION).is_file()), None)
+        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
         return cls() if found is None else cls(**read_json(found))
 
 

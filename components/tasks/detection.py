@@ -25,7 +25,15 @@ from components.curation.text.structure_names import lesion_values
 from components.curation.text.volume_instructions import build_volume_instruction
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Image, Target, Task, read_finding
-from components.tasks.findings import MINIMUM_PIXELS, asked_kinds, find_outlines, sum_kinds
+from components.tasks.findings import (
+    MINIMUM_PIXELS,
+    VolumeOutline,
+    asked_kinds,
+    find_outlines,
+    find_volume_outlines,
+    sum_kinds,
+)
+from components.tasks.known_structures import Shown
 from model_core.boxes import BOX_TOKEN, GRID, NO_LESION, TextBox, VolumeBox, format_boxes, parse_boxes
 from model_core.targets import TARGET_MASK
 
@@ -33,9 +41,11 @@ if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
     from components.evaluation.task_result import TaskResult
-    from components.inference.prediction import Prediction
+    from components.evaluation.volume_cases import VolumeCases
+    from components.inference.prediction import FoundVolumeBox, Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
+    from components.inference.sliding_window import ResampledVolume
     from components.inference.study import StudyQuestion
 
 NAME_TOKENS = 8
@@ -90,7 +100,7 @@ class Detection(Task):
             return
         boxes = facts.volume_boxes if lesion else []
         values = lesion_values(card.label_map) if curated.record.has_labels else []
-        response = format_boxes(map(_volume_box, boxes))
+        response = format_boxes(map(volume_box, boxes))
         fields = {"finding": facts.lesion, "boxes": boxes, "label_values": values}
         yield build_volume_instruction(curated, self, response, {"finding": facts.lesion}, **fields)
 
@@ -116,9 +126,10 @@ class Detection(Task):
         volume = question.volume
         tiles = volume.tiles(volume.content_slices)
         mask, by_kind = finding_masks(predictor, question, volume.content_slices, self.name)
-        smallest = MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1]
         outlines = {
-            index: find_outlines(mask[index], {kind: values[index] for kind, values in by_kind.items()}, smallest)
+            index: find_outlines(
+                mask[index], {kind: values[index] for kind, values in by_kind.items()}, smallest_part(question.volume)
+            )
             for index in volume.content_slices
         }
         boxes = [FoundBox(one.kind, index, *one.edges) for index, ones in outlines.items() for one in ones]
@@ -127,8 +138,13 @@ class Detection(Task):
         return question.prediction(self.name, text, tiles, boxes=tuple(boxes))
 
     def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
-        """Read the boxes of six edges in the answer."""
-        found = tuple(study.target.box_on_source(box) for box in parse_boxes(answer) if isinstance(box, VolumeBox))
+        """Read boxes of six edges off the findings of the volume; without label maps of them, those in the answer."""
+        kinds = asked_kinds(study.instruction, tuple(study.shown.structures)) if study.shown else {}
+        if study.shown and kinds:
+            outlines = shown_boxes(study.shown, study.instruction, smallest_part(study.target.volume))
+            found = tuple(_found_box(outline) for outline in outlines)
+        else:
+            found = tuple(map(study.target.box_on_source, text_boxes(answer)))
         boxes = tuple(box for one in found for box in one.by_slice)
         text = f"{len(found)} boxes in the volume" if found else NO_LESION
         return study.prediction(self.name, text, boxes=boxes, volume_boxes=found)
@@ -180,6 +196,11 @@ class Detection(Task):
         result.worst_pictures = [panels(i) for i in worst_cases(by_case) if by_case[i] < 1]
         return result
 
+    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> None:  # noqa: D102
+        from components.evaluation.volume_scores import score_boxes
+
+        result.rows += score_boxes(cases.test[self.name], corpus)
+
 
 def case_finding_masks(answers: AnswerGenerator, cases: Sequence[Case]) -> list[tuple[Image, dict[str, Image]]]:
     """Return the mask of findings, and kind -> probability (H, W) of those that each case asks about.
@@ -214,6 +235,23 @@ def finding_masks(
     return mask, {finding_name(text): mask}
 
 
+def smallest_part(volume: ResampledVolume) -> float:
+    """Return the number of pixels of the source from which a part of a finding counts."""
+    return MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1]
+
+
+def shown_boxes(shown: Shown, question: str, smallest: float) -> list[VolumeOutline]:
+    """Return the boxes of the findings of a volume that a question asks about."""
+    return find_volume_outlines(shown.mask, sum_kinds(shown.structures, asked_kinds(question, tuple(shown.structures))), smallest)
+
+
+def _found_box(outline: VolumeOutline) -> FoundVolumeBox:
+    from components.inference.prediction import FoundVolumeBox
+
+    (slice0, slice1), (row0, row1), (column0, column1) = outline.slices, outline.rows, outline.columns
+    return FoundVolumeBox(outline.kind, slice0, row0, column0, slice1, row1, column1)
+
+
 def finding_name(text: str) -> str:
     """Return the name that the model gives to a box: the first words of its answer after :data:`BOX_TOKEN`."""
     name = _NAME.match(text.removeprefix(BOX_TOKEN).strip())
@@ -224,7 +262,13 @@ def _text_box(box: BoxRecord) -> TextBox:
     return TextBox(box.label, box.row0, box.col0, box.row1, box.col1)
 
 
-def _volume_box(box: VolumeBoxRecord) -> VolumeBox:
+def text_boxes(answer: str) -> list[VolumeBox]:
+    """Return the boxes of six edges in an answer."""
+    return [box for box in parse_boxes(answer) if isinstance(box, VolumeBox)]
+
+
+def volume_box(box: VolumeBoxRecord) -> VolumeBox:
+    """Return a box of the tables in the form of the text."""
     return VolumeBox(box.label, box.row0, box.col0, box.row1, box.col1, box.slice0, box.slice1)
 
 

@@ -20,11 +20,13 @@ from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import Image, Target, Task, read_finding
 from components.tasks.calibration import Answer, Calibration, fit_calibration
 from components.tasks.findings import asked_kinds, evidence, sum_kinds
+from components.tasks.known_structures import Shown
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
-    from components.evaluation.task_result import Score, TaskResult
+    from components.evaluation.task_result import TaskResult
+    from components.evaluation.volume_cases import VolumeCases
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
@@ -169,39 +171,35 @@ class Diagnosis(Task):
         return answer.lower().startswith(("yes", "no,", "no ")) or answer.lower() == "no"
 
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
-        """Return the calibrated p(yes) of the volume, from the text and the masks of slices through it.
+        """Return the calibrated p(yes) of the volume, from the text and the masks of slices through it."""
+        slices = read_slices(question)
+        probability = self.slices_probability(predictor, question, predictor.structures(question, slices, self.name))
+        text = f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f} over {len(slices)} slices)"
+        return question.prediction(self.name, text, question.volume.tiles(slices), probability=probability)
 
-        A finding with a place counts where it is seen best, one of the whole organ on average over the slices; a slice counts with
-        the largest value of its tiles.
+    def slices_probability(self, predictor: Predictor, question: Question, shown: Shown | None) -> float:
+        """Return p(yes) from slices through the volume: where a finding with a place is seen best, else their mean.
+
+        A slice counts with the largest value of its tiles.
+
+        Args:
+            shown: of these slices, or of more.
         """
-        content = question.volume.content_slices
-        count = min(INFERENCE_SLICES, len(content))
-        slices = [content[round(position)] for position in np.linspace(0, len(content) - 1, count)]
+        slices = read_slices(question)
         tiles = question.volume.tiles(slices)
         by_slice: dict[int, float] = {}
         for tile, share in zip(tiles, predictor.yes_probabilities(question, tiles, self.name), strict=True):
             by_slice[tile.index] = max(by_slice.get(tile.index, 0.0), share)
-        seen = self._evidence_by_slice(predictor, question, slices)
-        answers = [Answer(by_slice[index], seen.get(index)) for index in slices]
+        seen = finding_evidence(shown, question.instruction)
+        answers = [Answer(by_slice[index], None if seen is None else seen[index]) for index in slices]
         probabilities = [predictor.calibration.probability(one) for one in answers]
-        probability = max(probabilities) if seen else float(np.mean(probabilities))
-        text = f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f} over {count} slices)"
-        return question.prediction(self.name, text, tiles, probability=probability)
+        return float(np.mean(probabilities)) if seen is None else max(probabilities)
 
     def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
-        """Return p(yes) / (p(yes) + p(no)) of one pass over the study."""
-        probability = study.yes_probability()
+        """Return the calibrated p(yes) of one pass over the study."""
+        probability = study.predictor.volume_calibration.probability(study_answer(study))
         text = f"{'yes' if probability > 0.5 else 'no'} (p = {probability:.2f})"
         return study.prediction(self.name, text, probability=probability)
-
-    def _evidence_by_slice(self, predictor: Predictor, question: Question, slices: Sequence[int]) -> dict[int, float]:
-        """Return slice -> evidence of the finding that is asked about; empty if it is no structure that the model knows."""
-        shown = predictor.structures(question, slices, self.name)
-        kinds = asked_kinds(question.instruction, tuple(shown.structures)) if shown else {}
-        if shown is None or not kinds:
-            return {}
-        total_DHW = np.sum(list(sum_kinds(shown.structures, kinds).values()), axis=0)
-        return {index: evidence(total_DHW[index]) for index in slices}
 
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score p(yes) with AUROC and accuracy, next to the more frequent answer of the training patients."""
@@ -225,8 +223,8 @@ class Diagnosis(Task):
             baselines = {"majority": pair_score(metric, majority, truth)}
             model, resampled = pair_score(metric, scores, truth), pair_score(bootstrapped, scores, truth)
             result.rows.append(build_row(self.name, name, True, model, baselines, patients, len(cases), resampled))
-        by_patient = {"majority": _patient_auroc(majority, truth, patients)}
-        whole = _patient_auroc(scores, truth, patients)
+        by_patient = {"majority": metrics.auroc_by_unit(majority, truth, patients)}
+        whole = metrics.auroc_by_unit(scores, truth, patients)
         result.rows.append(build_row(self.name, "AUROC by patient", True, whole, by_patient, patients, len(cases)))
         for name, values in (("ECE", scores), ("ECE before calibration", raw)):
             baselines = {"one half": pair_score(expected_calibration_error, [0.5] * len(cases), truth)}
@@ -241,6 +239,34 @@ class Diagnosis(Task):
         result.texts = [example(i) for i in range(min(EXAMPLES, len(cases)))]
         result.worst_texts = [example(i) for i in worst_cases([1 - abs(p - t) for p, t in zip(scores, truth, strict=True)])]
         return result
+
+    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> None:  # noqa: D102
+        from components.evaluation.volume_scores import fit_volume_calibration, score_diagnoses
+
+        result.volume_calibration = fit_volume_calibration(cases.validation[self.name])
+        result.rows += score_diagnoses(cases.test[self.name], corpus, result.volume_calibration)
+
+
+def read_slices(question: Question) -> list[int]:
+    """Return the slices that a diagnosis reads, evenly spaced among those with content."""
+    content = question.volume.content_slices
+    count = min(INFERENCE_SLICES, len(content))
+    return [content[round(position)] for position in np.linspace(0, len(content) - 1, count)]
+
+
+def finding_evidence(shown: Shown | None, instruction: str) -> list[float] | None:
+    """Return the evidence of the finding in question on every slice of a volume; None if the model does not know it."""
+    kinds = asked_kinds(instruction, tuple(shown.structures)) if shown else {}
+    if shown is None or not kinds:
+        return None
+    total_DHW = np.sum(list(sum_kinds(shown.structures, kinds).values()), axis=0)
+    return [evidence(total_HW) for total_HW in total_DHW]
+
+
+def study_answer(study: StudyQuestion) -> Answer:
+    """Return the opinions of text and masks on a question about whole volumes; the evidence is that of the slice with most."""
+    seen = finding_evidence(study.shown, study.instruction)
+    return Answer(study.yes_probability(), None if seen is None else max(seen))
 
 
 def collect_answers(answers: AnswerGenerator, cases: Sequence[Case]) -> list[Answer]:
@@ -260,21 +286,6 @@ def _fit(answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings,
     count = CALIBRATION_CASES * settings.cases_per_task
     cases = load_cases(corpus, select_task_cases(corpus, task, "validation", count, answers.seed))
     return fit_calibration(collect_answers(answers, cases), [bool(case.record.positive) for case in cases])
-
-
-def _patient_auroc(scores: Sequence[float], positive: Sequence[bool], patients: Sequence[str]) -> Score:
-    """Return the AUROC over patients of the chosen cases: the largest p(yes) of a patient, and whether any case is positive."""
-    from components.evaluation.metrics import auroc
-
-    def score(chosen: Sequence[int]) -> float:
-        largest: dict[str, float] = {}
-        present: dict[str, bool] = {}
-        for i in chosen:
-            largest[patients[i]] = max(largest.get(patients[i], 0.0), scores[i])
-            present[patients[i]] = present.get(patients[i], False) or positive[i]
-        return auroc([largest[patient] for patient in largest], [present[patient] for patient in largest])
-
-    return score
 
 
 TASK = Diagnosis()

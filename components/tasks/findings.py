@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from components.curation.measure.volume_facts import normalize_box
+from components.curation.measure.volume_facts import normalize_box, normalize_volume_box
 from components.curation.text.structure_names import lesion_kinds
 from components.tasks.base import Image
-from model_core.boxes import TextBox
+from model_core.boxes import GRID, TextBox, VolumeBox
 
 THRESHOLD = 0.3
 """Probability from which a pixel of the mask belongs to a finding."""
@@ -52,6 +52,45 @@ class Outline:
         """Return the box in the coordinates of the text, given the (H, W) of the image."""
         box = normalize_box(*self.edges, size[0], size[1], label)
         return TextBox(label, box.row0, box.col0, box.row1, box.col1)
+
+
+@dataclass(frozen=True)
+class VolumeOutline:
+    """The box of a connected finding of a volume, in voxels (half-open), the highest probability in it, and its kind."""
+
+    slices: tuple[int, int]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    confidence: float
+    kind: str
+
+    @classmethod
+    def of_box(cls, box: VolumeBox, shape: tuple[int, int, int]) -> VolumeOutline:
+        """Return the outline of a box in the coordinates of the text, at least one voxel along each axis, with confidence 1."""
+
+        def edges(low: int, high: int, size: int) -> tuple[int, int]:
+            first = min(round(low * size / GRID), size - 1)
+            return first, max(round(high * size / GRID), first + 1)
+
+        depth, height, width = shape
+        rows, columns = edges(box.row0, box.row1, height), edges(box.col0, box.col1, width)
+        return cls(edges(box.slice0, box.slice1, depth), rows, columns, 1.0, box.label)
+
+    @property
+    def voxels(self) -> tuple[slice, slice, slice]:
+        """The voxels inside."""
+        return slice(*self.slices), slice(*self.rows), slice(*self.columns)
+
+    @property
+    def center(self) -> tuple[int, int, int]:
+        """The voxel in the middle."""
+        depth, row, column = ((first + stop - 1) // 2 for first, stop in (self.slices, self.rows, self.columns))
+        return depth, row, column
+
+    def normalize(self, shape: tuple[int, ...]) -> VolumeBox:
+        """Return the box in the coordinates of the text, given the (D, H, W) of the volume."""
+        box = normalize_volume_box(tuple(slice(*edge) for edge in (self.slices, self.rows, self.columns)), shape, self.kind)
+        return VolumeBox(box.label, box.row0, box.col0, box.row1, box.col1, box.slice0, box.slice1)
 
 
 def asked_kinds(question: str, names: tuple[str, ...]) -> dict[str, list[str]]:
@@ -110,3 +149,26 @@ def find_parts(
             kind = kinds[int((weights * stacked[:, inside].sum(1)).argmax())]
             found.append((Outline(rows.start, columns.start, rows.stop, columns.stop, confidence, kind), inside))
     return sorted(found, key=lambda one: one[0].edges)
+
+
+def find_volume_outlines(
+    mask_DHW: NDArray[np.float32], by_kind: Mapping[str, NDArray[np.float32]], smallest: float = MINIMUM_PIXELS
+) -> list[VolumeOutline]:
+    """Return the boxes of the findings of a volume: the parts that single slices show, joined over slices if they are of one kind.
+
+    Parts are connected as those of label maps (26). A part must continue in a neighboring slice if there is any, as in reports.
+    """
+    kinds = list(by_kind)
+    numbers, certainty = np.zeros(mask_DHW.shape, np.uint8), np.sum(list(by_kind.values()), axis=0)
+    for index in range(len(mask_DHW)):
+        for outline, inside in find_parts(mask_DHW[index], {kind: by_kind[kind][index] for kind in kinds}, smallest):
+            numbers[index][inside] = kinds.index(outline.kind) + 1
+    found = []
+    for number, kind in enumerate(kinds, start=1):
+        parts, _ = ndimage.label(numbers == number, structure=np.ones((3, 3, 3)))
+        for part, box in enumerate(ndimage.find_objects(parts), start=1):
+            if box[0].stop - box[0].start > 1 or len(mask_DHW) == 1:
+                confidence = float(certainty[box][parts[box] == part].max())
+                edges = [(side.start, side.stop) for side in box]
+                found.append(VolumeOutline(edges[0], edges[1], edges[2], confidence, kind))
+    return found

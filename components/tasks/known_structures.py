@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 FIND = "Find every {finding} in this image."
 """Instruction from whose state the decoder shows findings and structures: boxes, diagnoses and reports rest on the same pixels."""
+FIND_IN = "Localize every {finding} in this {scan}."
+"""The same about one series of a study, which the instruction must name."""
 Probabilities = dict[str, NDArray[np.float32]]
 
 
@@ -96,7 +98,15 @@ class KnownStructures:
     @property
     def find_instruction(self) -> str:
         """The instruction to find every finding, with the word that curation uses for those of these label maps."""
-        return FIND.format(finding=lesion_name(dict(enumerate(self.names, start=1))))
+        return FIND.format(finding=self._finding)
+
+    def find_instruction_in(self, scan: str) -> str:
+        """Return :attr:`find_instruction` about the series that ``scan`` describes."""
+        return FIND_IN.format(finding=self._finding, scan=scan)
+
+    @property
+    def _finding(self) -> str:
+        return lesion_name(dict(enumerate(self.names, start=1)))
 
     def in_anatomy(self, *texts: str | None) -> KnownStructures:
         """Return the label maps of the anatomies that the texts (header, question) mention; all, if they mention none of them."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from components.curation.curate_volume import CardFacts, CuratedVolume
 from components.curation.table_rows import DescriptionRecord, InstructionRecord, VolumeInstructionRecord
+from components.curation.text.header_facts import NO_HEADER, HeaderFacts
 from components.curation.text.instructions import MASK_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
 from components.curation.text.template import with_fields
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
+    from components.inference.sliding_window import ResampledVolume
     from components.inference.study import StudyQuestion
 
 
@@ -80,17 +82,17 @@ class Report(Task):
 
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
         """Return the answer with the facts of the header and of the masks of all slices in the fields that these state."""
-        volume = question.volume
-        shown = predictor.structures(question, volume.content_slices, self.name)
-        if shown is not None:
-            smallest = MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1]
-            measured = measure_fields(volume.volume, shown, smallest)
-            answer = with_measurements(answer, measured, volume.volume.acquisition.anatomy)
-        return question.prediction(self.name, with_fields(answer, question.header.fields), [question.first_tile])
+        shown = predictor.structures(question, question.volume.content_slices, self.name)
+        text = complete_report(answer, question.volume, shown, question.header)
+        return question.prediction(self.name, text, [question.first_tile])
 
     def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
-        """Return the answer; of a single series, with the facts of its header in the fields that the header states."""
-        return study.prediction(self.name, with_fields(answer, study.target.header.fields) if len(study.series) == 1 else answer)
+        """Return the answer with the facts of the masks; of a single series, also of its header.
+
+        The header fields of a report about several series are those of the series that shows the finding, which the model chooses.
+        """
+        header = study.target.header if len(study.series) == 1 else NO_HEADER
+        return study.prediction(self.name, complete_report(answer, study.target.volume, study.shown, header))
 
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score the overlap of texts and the share of correct fields, next to the most frequent training report."""
@@ -134,6 +136,19 @@ class Report(Task):
         result.texts = examples[:EXAMPLES]
         result.worst_texts = [examples[i] for i in worst_cases(by_case)]
         return result
+
+    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> None:  # noqa: D102
+        from components.evaluation.volume_scores import score_reports
+
+        result.rows += score_reports(cases.test[self.name], corpus)
+
+
+def complete_report(text: str, volume: ResampledVolume, shown: Shown | None, header: HeaderFacts) -> str:
+    """Return a report with the facts of the masks of a volume, and of its header, in the fields that these state."""
+    if shown is not None:
+        measured = measure_fields(volume.volume, shown, MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1])
+        text = with_measurements(text, measured, volume.volume.acquisition.anatomy)
+    return with_fields(text, header.fields)
 
 
 def _complete(texts: Sequence[str], cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus) -> list[str]:

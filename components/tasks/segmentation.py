@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
     from components.evaluation.task_result import TaskResult
+    from components.evaluation.volume_cases import VolumeCases
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
@@ -157,6 +158,11 @@ class Segmentation(Task):
         result.pictures = [panels(i, "model") for i in range(min(EXAMPLES, len(cases)))]
         result.worst_pictures = [panels(i, f"model, Dice {dice[i]:.2f}") for i in worst_cases(dice)]
         return result
+
+    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> None:  # noqa: D102
+        from components.evaluation.volume_scores import score_masks
+
+        result.rows += score_masks(cases.test[self.name], corpus)
 
 
 def _pixel_spacing(volume: VolumeRecord) -> tuple[float, float]:

@@ -8,6 +8,7 @@ sample, R rows of the bias table, P patterns of regions.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kernels.dispatch import uses_triton
@@ -21,6 +22,8 @@ from kernels.window_attention.reference import token_grid, window_attention_refe
 
 EAGER_TOKENS = 216
 """Largest window (tokens) for which the reference, which keeps all scores, trains fastest on a CPU (benchmarks/results)."""
+EAGER_TOKENS_INFERENCE = 64
+"""The same without gradients: windows of slices, not those of volumes, whose scores exceed the cache (benchmarks/volumes.py)."""
 
 
 LARGEST_HEAD = 128
@@ -61,7 +64,8 @@ def window_attention(
     if uses_triton(qkv_BDHW3hd) and head_dim > LARGEST_HEAD:
         raise ValueError(f"head size {head_dim} exceeds the kernel's tiles: at most {LARGEST_HEAD}, tuned for 16 to 64")
     used, _ = fit_window(token_grid(qkv_BDHW3hd), window, shift)
-    if not uses_triton(qkv_BDHW3hd) and used[0] * used[1] * used[2] <= EAGER_TOKENS:
+    largest = EAGER_TOKENS if torch.is_grad_enabled() else EAGER_TOKENS_INFERENCE
+    if not uses_triton(qkv_BDHW3hd) and used[0] * used[1] * used[2] <= largest:
         return window_attention_reference(qkv_BDHW3hd, bias_table, window, shift, pad_qkv)
     pad = qkv_BDHW3hd.new_zeros(3, heads, head_dim) if pad_qkv is None else pad_qkv
     return window_attention_op(qkv_BDHW3hd, bias_table, pad, window, shift)[0].flatten(4)

@@ -12,7 +12,7 @@ Shape letters: K draws, B samples, D slices, S = B * D slices of all samples, H 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,13 @@ class Conditions:
         )
         pixels, features = self.pixel_values_B1DHW[:, :, first:stop], [level[:, first:stop] for level in self.features]
         return Conditions(pixels, features, self.query_BQ, self.kind_B, measured)
+
+    def chunks(self) -> Iterator[tuple[slice, Conditions]]:
+        """Yield the conditions of at most :data:`DECODED_VOXELS` at a time, each with its range of slices."""
+        samples, _, depth, height, width = self.pixel_values_B1DHW.shape
+        at_once = max(DECODED_VOXELS // (samples * height * width), 1)
+        for first in range(0, depth, at_once):
+            yield slice(first, first + at_once), self.slices(first, first + at_once)
 
 
 DECODED_VOXELS = 2**21
@@ -190,14 +197,23 @@ class ImageDecoder(nn.Module):
         Args:
             seeds: one per sample, on which alone its noise depends.
         """
-        samples, _, depth, height, width = conditions.pixel_values_B1DHW.shape
         noise = sample_noise(seeds, conditions.pixel_values_B1DHW.shape[1:], draws)
-        at_once = max(DECODED_VOXELS // (samples * height * width), 1)
-        parts = []
-        for first in range(0, depth, at_once):
-            chunk, stop = conditions.slices(first, first + at_once), first + at_once
-            parts.append([self._draw(chunk, one[:, :, first:stop], steps, sampler) for one in noise])
-        return torch.cat([torch.stack(part) for part in parts], 3)
+        parts = [
+            torch.stack([self._draw(chunk, one[:, :, slices], steps, sampler) for one in noise])
+            for slices, chunk in conditions.chunks()
+        ]
+        return torch.cat(parts, 3)
+
+    @torch.no_grad()
+    def show(self, conditions: Conditions, names_Sh: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mask (B, D, H, W) of one step at t = 1, and :meth:`structure_logits`, :data:`DECODED_VOXELS` at a time."""
+        masks, logits = [], []
+        for _, chunk in conditions.chunks():
+            pixels = chunk.pixel_values_B1DHW
+            mask, features = self(torch.zeros_like(pixels), torch.ones(len(pixels), device=pixels.device), chunk)
+            masks.append(mask.sigmoid()[:, 0])
+            logits.append(self.structure_logits(features, names_Sh))
+        return torch.cat(masks, 1), torch.cat(logits, 2)
 
     def _draw(self, conditions: Conditions, noise_B1DHW: Tensor, steps: int, sampler: Sampler) -> Tensor:
         """Return one draw of images or mask probabilities, (B, 1, D, H, W)."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from components.curation.table_rows import VolumeRecord
 from components.curation.text.phrasings import scan_name
+from components.curation.text.template import FIELD_STRENGTH
 from components.ingestion.sequence_classification import canonical_sequence
 from components.ingestion.volume import Volume
 
@@ -76,10 +77,11 @@ class HeaderFacts:
 
     @property
     def fields(self) -> dict[str, str]:
-        """Fields of the description template that the header states, ``"section.field"`` -> text."""
+        """Fields of a report that the header states, ``"section.field"`` -> text."""
         modality = "MRI" if self.modality == "MR" else None
         stated = {"modality": modality, "sequence": self.sequence, "plane": self.plane}
-        return {f"{_ACQUIRED}.{name}": text for name, text in stated.items() if text}
+        fields = {f"{_ACQUIRED}.{name}": text for name, text in stated.items() if text}
+        return fields | ({FIELD_STRENGTH: f"{self.field_strength_t:.1f} T"} if self.field_strength_t else {})
 
     def before(self, instruction: str) -> str:
         """Return an instruction after the line of the facts."""

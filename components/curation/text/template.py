@@ -128,13 +128,22 @@ def format_paragraph(fields: dict[str, str]) -> str:
     return " ".join(f"{_label(name)}: {fields[name]}." for name in FIELD_NAMES if fields.get(name))
 
 
+def _format_header(fields: dict[str, str]) -> str:
+    """Format facts of the header: those of the template, and the field strength."""
+    strength = f"{_label(FIELD_STRENGTH)}: {fields[FIELD_STRENGTH]}." if fields.get(FIELD_STRENGTH) else ""
+    return " ".join(part for part in (format_paragraph(fields), strength) if part)
+
+
 def _label(name: str) -> str:
     return name.partition(".")[2].replace("_", " ").capitalize()
 
 
 KNEE_ORGANS: tuple[str, ...] = ("joint_space", "menisci", "cartilage", "bone", "soft_tissues")
 """The order of the paper's knee reports (section 5); impression and recommendation follow."""
+FIELD_STRENGTH = "acquisition.field_strength"
+"""A fact of the header that reports state after section 1, although the template has no field for it."""
 _LABELS = {_label(name): name for name in FIELD_NAMES} | {_label(f"knee.{organ}"): f"knee.{organ}" for organ in KNEE_ORGANS}
+_LABELS |= {_label(FIELD_STRENGTH): FIELD_STRENGTH}
 _START = re.compile("(?:^|(?<=[. ]))(" + "|".join(re.escape(label) for label in _LABELS) + "): ")
 
 
@@ -152,7 +161,7 @@ def parse_paragraph(text: str) -> dict[str, str]:
 
 
 def with_fields(text: str, fields: dict[str, str]) -> str:
-    """Return a paragraph or report with the given fields of section 1 in place of its own, before everything else.
+    """Return a paragraph or report with the given facts of the header in place of its own, before everything else.
 
     A field of section 1 is one sentence: whatever follows it is kept, also under names that the template does not have.
 
@@ -162,4 +171,4 @@ def with_fields(text: str, fields: dict[str, str]) -> str:
     """
     names = "|".join(re.escape(_label(name)) for name in fields)
     rest = re.sub(rf"(?:^|(?<=[. ]))(?:{names}): [^.]*(?:\.(?! )[^.]+)*\.? ?", "", text).strip() if fields else text
-    return " ".join(part for part in (format_paragraph(fields), rest) if part)
+    return " ".join(part for part in (_format_header(fields), rest) if part)

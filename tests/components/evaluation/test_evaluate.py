@@ -26,7 +26,9 @@ from components.settings import EvaluationSettings
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.trained import tiny_model
 
-SETTINGS = EvaluationSettings(cases_per_task=4, sampler_steps=2, samples=1, max_new_tokens=8, accelerations=(2, 8), sweep_cases=1)
+SETTINGS = EvaluationSettings(
+    cases_per_task=4, sampler_steps=2, samples=1, max_new_tokens=8, accelerations=(2, 8), sweep_cases=1, volumes=4
+)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from components.errors import BadInput
 from components.inference import Predictor, Sampling, save
 from components.inference.prediction import FoundVolumeBox
 from components.inference.sliding_window import ResampledVolume
-from components.inference.study import StudyQuestion, StudySeries
+from components.inference.study import Study, StudyQuestion, StudySeries
 from components.ingestion.study_reader import read_study
 from components.ingestion.volume import Volume
 from model_core.boxes import VolumeBox, format_boxes
@@ -35,7 +35,7 @@ def volumes() -> list[Volume]:
 
 def _question(predictor: Predictor, volumes: list[Volume], instruction: str) -> StudyQuestion:
     series = [StudySeries(ResampledVolume.from_volume(one, predictor.matrix, predictor.pixel_mm)) for one in volumes]
-    return StudyQuestion(predictor, tuple(series), instruction, CONDITIONAL_MEAN)
+    return StudyQuestion(Study(predictor, tuple(series)), instruction, CONDITIONAL_MEAN)
 
 
 def _answer_with(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
@@ -108,9 +108,9 @@ def test_generation_knows_every_series_and_its_header(predictor: Predictor, volu
 
     def states(chosen: list[Volume]) -> torch.Tensor:
         question = _question(predictor, chosen, "Is there a lesion?")
-        packed = question.pack()
+        packed = question.study.pack(question.instruction)
         with torch.no_grad():
-            output = predictor.model(packed.input_ids_BL, None, question.images, grids_BG3=packed.grids_BG3)
+            output = predictor.model(packed.input_ids_BL, None, question.study.images, grids_BG3=packed.grids_BG3)
         return output.hidden_states[0, -1]
 
     first, second = volumes
