@@ -172,7 +172,7 @@ def _add_volumes(
     cases = VolumeCases.load(corpus, answers, settings, fitted[0] if fitted else Calibration())
     for task, result in results.items():
         if cases.test[task]:
-            TASKS[task].score_volumes(cases, corpus, result)
+            result.rows += TASKS[task].score_volumes(cases, corpus, result)
     return cases.volumes
 
 

@@ -122,10 +122,7 @@ class VolumeCases:
 
         def cases(split: Split, tasks: Sequence[str]) -> dict[str, list[VolumeCase]]:
             chosen = select_volumes(corpus, split, settings.volumes, answers.seed)
-            readings = {
-                volume_id: _read(corpus, volume_id, answers, settings, calibration)
-                for volume_id in track(chosen, f"{split} volumes")
-            }
+            readings = {volume_id: _read(corpus, volume_id, answers, settings, calibration) for volume_id in chosen}
             by_task: dict[str, list[VolumeCase]] = {task: [] for task in tasks}
             for record in _questions(corpus, chosen, answers.seed):
                 if record.task in by_task:

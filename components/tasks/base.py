@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from components.curation.store import VolumeStore
     from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord, VolumeRecord
     from components.evaluation.model_answers import AnswerGenerator, Case
+    from components.evaluation.results import ResultRow
     from components.evaluation.task_result import TaskResult
     from components.evaluation.volume_cases import VolumeCases
     from components.inference.prediction import Prediction
@@ -150,8 +151,9 @@ class Task(ABC):
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score a model's answers to held-out cases, next to baselines from the training split of the corpus."""
 
-    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> None:
-        """Add rows about whole volumes beside the same volumes read slice by slice; none by default."""
+    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> list[ResultRow]:
+        """Return rows about whole volumes beside the same volumes read slice by slice; none by default."""
+        return []
 
     # Inference
 

@@ -40,6 +40,7 @@ from model_core.targets import TARGET_MASK
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
+    from components.evaluation.results import ResultRow
     from components.evaluation.task_result import TaskResult
     from components.evaluation.volume_cases import VolumeCases
     from components.inference.prediction import FoundVolumeBox, Prediction
@@ -196,10 +197,10 @@ class Detection(Task):
         result.worst_pictures = [panels(i) for i in worst_cases(by_case) if by_case[i] < 1]
         return result
 
-    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> None:  # noqa: D102
+    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> list[ResultRow]:  # noqa: D102
         from components.evaluation.volume_scores import score_boxes
 
-        result.rows += score_boxes(cases.test[self.name], corpus)
+        return score_boxes(cases.test[self.name], corpus)
 
 
 def case_finding_masks(answers: AnswerGenerator, cases: Sequence[Case]) -> list[tuple[Image, dict[str, Image]]]:

@@ -25,6 +25,7 @@ from components.tasks.known_structures import Shown
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
+    from components.evaluation.results import ResultRow
     from components.evaluation.task_result import TaskResult
     from components.evaluation.volume_cases import VolumeCases
     from components.inference.prediction import Prediction
@@ -240,11 +241,11 @@ class Diagnosis(Task):
         result.worst_texts = [example(i) for i in worst_cases([1 - abs(p - t) for p, t in zip(scores, truth, strict=True)])]
         return result
 
-    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> None:  # noqa: D102
+    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> list[ResultRow]:  # noqa: D102
         from components.evaluation.volume_scores import fit_volume_calibration, score_diagnoses
 
         result.volume_calibration = fit_volume_calibration(cases.validation[self.name])
-        result.rows += score_diagnoses(cases.test[self.name], corpus, result.volume_calibration)
+        return score_diagnoses(cases.test[self.name], corpus, result.volume_calibration)
 
 
 def read_slices(question: Question) -> list[int]:

@@ -28,7 +28,9 @@ from components.tasks.report_text import format_report, measure_fields, with_mea
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
+    from components.evaluation.results import ResultRow
     from components.evaluation.task_result import Score, TaskResult
+    from components.evaluation.volume_cases import VolumeCases
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
@@ -137,10 +139,10 @@ class Report(Task):
         result.worst_texts = [examples[i] for i in worst_cases(by_case)]
         return result
 
-    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> None:  # noqa: D102
+    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> list[ResultRow]:  # noqa: D102
         from components.evaluation.volume_scores import score_reports
 
-        result.rows += score_reports(cases.test[self.name], corpus)
+        return score_reports(cases.test[self.name], corpus)
 
 
 def complete_report(text: str, volume: ResampledVolume, shown: Shown | None, header: HeaderFacts) -> str:

@@ -21,6 +21,7 @@ from model_core.targets import TARGET_MASK
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
     from components.evaluation.model_answers import AnswerGenerator, Case
+    from components.evaluation.results import ResultRow
     from components.evaluation.task_result import TaskResult
     from components.evaluation.volume_cases import VolumeCases
     from components.inference.prediction import Prediction
@@ -159,10 +160,10 @@ class Segmentation(Task):
         result.worst_pictures = [panels(i, f"model, Dice {dice[i]:.2f}") for i in worst_cases(dice)]
         return result
 
-    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> None:  # noqa: D102
+    def score_volumes(self, cases: VolumeCases, corpus: Corpus, result: TaskResult) -> list[ResultRow]:  # noqa: D102
         from components.evaluation.volume_scores import score_masks
 
-        result.rows += score_masks(cases.test[self.name], corpus)
+        return score_masks(cases.test[self.name], corpus)
 
 
 def _pixel_spacing(volume: VolumeRecord) -> tuple[float, float]:

@@ -51,6 +51,21 @@ def test_every_task_has_rows_with_baselines(report: EvaluationReport) -> None:
     assert all(row.baselines and row.cases and row.patients for row in report.rows)
 
 
+def test_whole_volumes_stand_beside_the_same_volumes_slice_by_slice(report: EvaluationReport, corpus: Corpus) -> None:
+    rows = {(row.task, row.metric): row for row in report.rows if row.metric.endswith("whole volumes")}
+    assert {metric for task, metric in rows if task == "detection"} == {
+        "3-D F1 at IoU 0.3, whole volumes",
+        "3-D F1 at IoU 0.5, whole volumes",
+        "FROC sensitivity at 1 false box, whole volumes",
+    }
+    assert {task for task, _ in rows} == {"segmentation", "detection", "diagnosis", "report"}
+    assert all("slice by slice" in row.baselines and len(row.baselines) > 1 for row in rows.values())
+    volumes = read_json(report.folder / "cases.json")["whole volumes"]
+    assert len(volumes) == SETTINGS.volumes and {corpus.volumes[one].split for one in volumes} == {"test"}
+    assert {corpus.volumes[one].lesion for one in volumes} == {True, False}
+    assert (report.folder / "volume_calibration.json") in report.registered_files
+
+
 def test_the_page_states_where_the_model_is_worse_and_the_kind_of_patients(report: EvaluationReport) -> None:
     page = report.report.read_text()
     assert "All test patients are synthetic" in page and "Worse than a baseline" in page

@@ -5,12 +5,14 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from monai.data.box_utils import box_iou
 from scipy import ndimage
 from scipy.spatial import KDTree
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from components.evaluation import metrics
-from model_core.boxes import TextBox
+from components.tasks.findings import VolumeOutline
+from model_core.boxes import TextBox, VolumeBox
 from model_core.losses.pixels import structural_dissimilarity
 
 FOUND = TextBox("lesion", 100, 100, 200, 200)
@@ -124,3 +126,65 @@ def test_equal_texts_score_one() -> None:
     text = ["one lesion in the left hemisphere of the brain"]
     assert metrics.bleu(text, text) == pytest.approx(1) and metrics.rouge_l(text, text) == pytest.approx(1)
     assert metrics.bleu(["a completely different sentence with other words"], text) < 0.1
+
+
+volume_edges = st.tuples(st.integers(0, 200), st.integers(1, 50)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+volume_boxes = st.tuples(volume_edges, volume_edges, volume_edges).map(
+    lambda sides: VolumeBox("lesion", sides[0][0], sides[1][0], sides[0][1], sides[1][1], sides[2][0], sides[2][1])
+)
+
+
+@given(volume_boxes, volume_boxes)
+def test_the_iou_of_volume_boxes_is_that_of_their_voxels(first: VolumeBox, second: VolumeBox) -> None:
+    """MONAI's box_iou is the reference."""
+    corners = [torch.tensor([[b.slice0, b.row0, b.col0, b.slice1, b.row1, b.col1]]) for b in (first, second)]
+    assert metrics.iou(first, second) == pytest.approx(float(box_iou(*corners)), abs=1e-6)
+
+
+def test_volume_boxes_match_from_the_given_iou_on() -> None:
+    true = VolumeBox("lesion", 0, 0, 100, 100, 0, 100)
+    moved = VolumeBox("lesion", 0, 0, 100, 100, 40, 140)  # IoU 60 / 140
+    assert metrics.detection_f1([[moved]], [[true]], 0.3) == 1 and metrics.detection_f1([[moved]], [[true]], 0.5) == 0
+
+
+def test_the_froc_curve_is_read_at_one_false_box_per_volume() -> None:
+    """Two volumes, three findings: at two false boxes in all (0.95, 0.7), the findings of confidence 0.9 and 0.8 count."""
+    shape = (20, 32, 32)
+    true = [VolumeBox("lesion", 40, 40, 80, 80, 51, 102), VolumeBox("lesion", 160, 160, 200, 200, 51, 102)]
+
+    def outline(row: int, column: int, confidence: float) -> VolumeOutline:
+        return VolumeOutline((5, 7), (row, row + 2), (column, column + 2), confidence, "any name")
+
+    first = [outline(6, 6, 0.9), outline(21, 21, 0.3), outline(0, 28, 0.95)]
+    second = [outline(6, 6, 0.8), outline(28, 0, 0.7), outline(28, 6, 0.5)]
+    hits = [metrics.froc_hits(first, true, shape), metrics.froc_hits(second, true[:1], shape)]
+    assert [sorted(one.true.round(2)) for one in hits] == [[0.3, 0.9], [0.8]]
+    assert metrics.froc_sensitivity(hits, 1.0) == pytest.approx(2 / 3)
+    assert metrics.froc_sensitivity(hits, 1.5) == pytest.approx(1.0)
+    assert metrics.froc_sensitivity([metrics.froc_hits([], true, shape)], 1.0) == 0
+    assert metrics.froc_sensitivity([metrics.froc_hits([], [], shape)], 1.0) == 1
+
+
+def test_a_found_lesion_counts_at_its_only_confidence() -> None:
+    """MONAI's curve alone omits the lowest confidence, which is that of a missed lesion if there is one."""
+    shape, true = (20, 32, 32), VolumeBox("lesion", 40, 40, 80, 80, 51, 102)
+    assert metrics.froc_sensitivity([metrics.froc_hits([VolumeOutline.of_box(true, shape)], [true], shape)], 1.0) == 1
+
+
+def test_a_patient_counts_once_with_the_largest_score() -> None:
+    scores, truth, patients = [0.9, 0.1, 0.4, 0.2], [True, False, False, False], ["a", "a", "b", "b"]
+    score = metrics.auroc_by_unit(scores, truth, patients)
+    assert score(range(4)) == 1 and score([1, 2]) != score([1, 2])  # one class: not a number
+
+
+def test_the_sides_of_lesions_are_read_off_the_findings_alone() -> None:
+    report = "Modality: MRI. Symmetry and structural integrity: left larger. Masses or suspicious lesions: one lesion, right, 8 mm."
+    assert metrics.lesion_sides(report) == {"right"}
+    assert metrics.same_sides(report, report.replace("8 mm", "9 mm")) and not metrics.same_sides(
+        report, report.replace("right", "left")
+    )
+
+
+def test_a_field_strength_is_no_field_of_the_template() -> None:
+    text = "Modality: MRI. Plane: axial."
+    assert metrics.field_f1([f"{text} Field strength: 3.0 T."], [text]) == 1

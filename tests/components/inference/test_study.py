@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from components.curation.text.template import parse_paragraph
 from components.errors import BadInput
 from components.inference import Predictor, Sampling, save
 from components.inference.prediction import FoundVolumeBox
@@ -17,7 +18,10 @@ from components.inference.sliding_window import ResampledVolume
 from components.inference.study import Study, StudyQuestion, StudySeries
 from components.ingestion.study_reader import read_study
 from components.ingestion.volume import Volume
+from components.tasks.known_structures import NONE_KNOWN
 from model_core.boxes import VolumeBox, format_boxes
+from model_core.heads import image_decoder
+from model_core.targets import TARGET_MASK
 from tests.helpers.corpora import tiny_volume
 from tests.helpers.dicom_files import SAGITTAL, random_pixels, write_series
 from tests.helpers.real_world.common import ramp
@@ -86,11 +90,70 @@ def test_an_untrained_decoder_returns_the_volume(
 def test_boxes_of_six_edges_are_in_voxels_of_the_series(
     predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pixels of the T2 are those of the network: half of the bins are half of the voxels."""
+    """The pixels of the T2 are those of the network: half of the bins are half of the voxels.
+
+    A model that knows no finding by name writes them.
+    """
+    predictor = replace(predictor, known=NONE_KNOWN)
     _answer_with(monkeypatch, format_boxes([VolumeBox("lesion", 64, 128, 128, 192, 32, 96)]))
     prediction = predictor.predict_study(volumes[1:], "Find any lesion.")
     assert prediction.volume_boxes == (FoundVolumeBox("lesion", 1, 8, 16, 3, 16, 24),)
     assert [box.slice_index for box in prediction.boxes] == [1, 2] and prediction.task == "detection"
+
+
+def test_boxes_and_reports_rest_on_the_findings_of_the_volume(
+    predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that knows its findings by name shows them on the slices that it reads: here a block of 2 x 6 x 6 voxels."""
+    names = predictor.known.names
+    logits = torch.full((1, len(names), 8, 32, 32), -20.0)
+    logits[0, names.index("lesion"), 2:4, 8:14, 10:16] = 20
+    mask = torch.zeros(1, 8, 32, 32)
+    mask[0, 2:4, 8:14, 10:16] = 1
+    monkeypatch.setattr(predictor.model, "show_structures", lambda *_, **__: (mask, logits))
+    _answer_with(monkeypatch, "no lesion")
+    prediction = predictor.predict_study(volumes[1:], "Find any lesion.")
+    assert prediction.volume_boxes == (FoundVolumeBox("lesion", 2, 8, 10, 4, 14, 16),)
+    _answer_with(monkeypatch, "Sequence: T2-FLAIR. Masses or suspicious lesions: no lesion. Suggestive of: no lesion.")
+    report = predictor.predict_study(volumes[1:], "Report this image.").text
+    assert "Sequence: T2-weighted. Plane: axial. Field strength: 3.0 T." in report and "no lesion" not in report
+    assert parse_paragraph(report)["pathological_findings.masses_or_suspicious_lesions"].startswith("one lesion, ")
+
+
+def test_thin_slices_are_read_as_thick_ones_and_shown_on_every_slice(predictor: Predictor) -> None:
+    """Slices of 1 mm are averaged by four; masks and images keep every slice."""
+    volume = tiny_volume(1)
+    thin = replace(volume, affine=volume.affine @ np.diag([1 / 12, 1, 1, 1]), labels=None)
+    series = StudySeries(ResampledVolume.from_volume(thin, predictor.matrix, predictor.pixel_mm))
+    assert series.slices_joined == 4 and series.view.shape == (1, 2, 32, 32) and series.pixels.shape == (1, 8, 32, 32)
+    np.testing.assert_allclose(series.view[0, 1], series.pixels[0, 4:].mean(0), atol=1e-6)
+    shown = series.view_on_source(series.view[0].numpy())
+    np.testing.assert_allclose(shown[5], series.pixels[0, 4:].mean(0), atol=1e-6)
+    question = StudyQuestion(Study(predictor, (series,)), "Segment the white matter.")
+    assert question.generate_samples("<seg>", TARGET_MASK).shape == (1, 8, 32, 32)
+
+
+def test_all_questions_about_a_study_share_one_pass_of_the_encoder(
+    predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features that are given change no answer."""
+    question = _question(predictor, volumes, "Is there a lesion?")
+    packed, encoded = question.study.pack(question.instruction), question.study.features
+    arguments = (packed.input_ids_BL, packed.attention_mask_BL, question.study.images)
+    with torch.no_grad():
+        fresh = predictor.model(*arguments, grids_BG3=packed.grids_BG3)
+        given = predictor.model(*arguments, grids_BG3=packed.grids_BG3, features_by_image=encoded)
+    torch.testing.assert_close(given.logits, fresh.logits, rtol=0, atol=0)
+    monkeypatch.setattr(predictor.model, "encode_images", None)
+    assert question.generate(4) is not None and question.shown is not None and 0 < question.yes_probability() < 1
+
+
+def test_structures_are_decoded_in_chunks(predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _question(predictor, volumes, "Find any lesion.").shown
+    monkeypatch.setattr(image_decoder, "DECODED_VOXELS", 3 * 32 * 32)
+    chunks = _question(predictor, volumes, "Find any lesion.").shown
+    assert whole is not None and chunks is not None
+    np.testing.assert_allclose(chunks.mask, whole.mask, atol=1e-5)
 
 
 def test_a_diagnosis_is_one_pass(predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from components.tasks.findings import THRESHOLD, asked_kinds, evidence, find_outlines, sum_kinds
+from components.curation.measure.volume_facts import compute_slice_facts
+from components.curation.text.structure_names import lesion_kinds
+from components.tasks.findings import (
+    THRESHOLD,
+    VolumeOutline,
+    asked_kinds,
+    evidence,
+    find_outlines,
+    find_volume_outlines,
+    sum_kinds,
+)
 from model_core.boxes import GRID, TextBox
+from tests.helpers.corpora import LABEL_MAP, tiny_volume
 
 BRAIN = ("edema", "grey matter", "lesion", "tumor", "white matter")
 
@@ -62,3 +73,24 @@ def test_evidence_grows_with_what_is_seen_and_a_single_pixel_is_little() -> None
     assert evidence(image) < 0.1
     image[4:9, 4:9] = 0.8
     assert evidence(image) > 0.8
+
+
+def test_boxes_of_a_volume_are_those_of_curation() -> None:
+    """A perfect answer has the boxes that a label map gives."""
+    for seed in range(3):
+        volume = tiny_volume(seed, lesion=True)
+        assert volume.labels is not None
+        facts = compute_slice_facts(volume, volume.voxels, volume.labels, {}, LABEL_MAP, volume.affine)
+        kinds = {kind: np.isin(volume.labels, values).astype(np.float32) for kind, values in lesion_kinds(LABEL_MAP).items()}
+        found = find_volume_outlines(np.sum(list(kinds.values()), axis=0), kinds, smallest=1)
+        assert facts.volume_boxes and {one.confidence for one in found} == {1.0}
+        expected = [(b.label, b.slice0, b.row0, b.col0, b.slice1, b.row1, b.col1) for b in facts.volume_boxes]
+        boxes = [one.normalize(volume.voxels.shape) for one in found]
+        assert [(b.label, b.slice0, b.row0, b.col0, b.slice1, b.row1, b.col1) for b in boxes] == expected
+        assert [VolumeOutline.of_box(b, volume.voxels.shape).voxels for b in boxes] == [one.voxels for one in found]
+
+
+def test_a_finding_on_one_slice_of_several_is_none() -> None:
+    mask = np.zeros((4, 20, 20), np.float32)
+    mask[1, 2:9, 2:9] = 1
+    assert not find_volume_outlines(mask, {"lesion": mask}) and len(find_volume_outlines(mask[1:2], {"lesion": mask[1:2]})) == 1

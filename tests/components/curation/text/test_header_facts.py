@@ -9,7 +9,7 @@ import pytest
 
 from components.curation.text.header_facts import NO_HEADER, HeaderFacts
 from components.curation.text.phrasings import scan_name
-from components.curation.text.template import format_paragraph, parse_paragraph, with_fields
+from components.curation.text.template import FIELD_STRENGTH, format_paragraph, parse_paragraph, with_fields
 from components.ingestion import read_path
 from components.ingestion.volume import Acquisition
 from tests.helpers.corpora import tiny_corpus, tiny_volume
@@ -60,7 +60,7 @@ def test_words_that_are_not_of_the_vocabulary_are_no_facts() -> None:
     volume = tiny_volume(0)
     texts = {field.name: "Jane Roe" for field in fields(Acquisition) if "str" in str(field.type)}
     facts = HeaderFacts.of_volume(replace(volume, acquisition=replace(volume.acquisition, **texts)))
-    assert facts.line == "3.0 T, 8 slices of 12.0 mm." and facts.fields == {}
+    assert facts.line == "3.0 T, 8 slices of 12.0 mm." and facts.fields == {FIELD_STRENGTH: "3.0 T"}
 
 
 NAMED = {
