@@ -18,7 +18,9 @@ from components.provenance import digest
 
 SUMMARY = "corpus.json"
 QUARANTINE = "quarantine.json"
-"""Rows that validation excludes: ``{"digest": of the tables, "volumes": {id: [rules]}, "instructions": {id: [rules]}}``."""
+"""Rows that validation excludes: ``{"digest": of the tables, table: {id: [rules]}, ...}`` for each of :data:`QUARANTINED`."""
+QUARANTINED = ("volumes", "instructions", "volume_instructions")
+"""Tables whose rows may be in quarantine."""
 STORE = "store"
 
 
@@ -58,9 +60,7 @@ class Corpus:
         quarantine = read_json(root / QUARANTINE)
         if quarantine["digest"] != summary["digest"]:  # of other tables
             return cls(root, summary)
-        return cls(
-            root, summary, {table: frozenset(quarantine[table]) for table in ("volumes", "instructions") if quarantine[table]}
-        )
+        return cls(root, summary, {table: frozenset(quarantine[table]) for table in QUARANTINED if quarantine.get(table)})
 
     @property
     def tables_digest(self) -> str:
@@ -104,7 +104,9 @@ class Corpus:
         return [
             row
             for row in read_table(self.root, VOLUME_INSTRUCTIONS)
-            if row.included and all(self._is_included("volumes", volume_id) for volume_id in row.series)
+            if row.included
+            and self._is_included("volume_instructions", row.sample_id)
+            and all(self._is_included("volumes", volume_id) for volume_id in row.series)
         ]
 
     @cached_property

@@ -5,7 +5,7 @@ The model's value is that of one pass over the volume; the baseline "slice by sl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,22 +153,22 @@ def score_reports(cases: Sequence[VolumeCase], corpus: Corpus) -> list[ResultRow
     rows = [_row(Report.name, "field F1, whole volumes", fields.pop("whole"), fields, cases)]
     sided = [index for index, text in enumerate(truth) if metrics.lesion_sides(text)]
     if sided:
-        right = {name: [metrics.same_sides(listed[i], truth[i]) for i in sided] for name, listed in texts.items()}
+        right = {name: [float(metrics.same_sides(listed[i], truth[i])) for i in sided] for name, listed in texts.items()}
         rows.append(_share_row("side of lesions right, whole volumes", right, [cases[i] for i in sided]))
     for title, reports in (("with the header", texts), ("without the header", silent)):
-        facts = {name: list(map(_header_right, listed, cases)) for name, listed in reports.items()}
+        facts = {name: list(map(_header_share, listed, cases)) for name, listed in reports.items()}
         rows.append(_share_row(f"header facts right {title}, whole volumes", facts, cases))
     return rows
 
 
-def _header_right(text: str, case: VolumeCase) -> bool:
-    """Return whether a report states every fact that the header of its volume knows."""
+def _header_share(text: str, case: VolumeCase) -> float:
+    """Return the share of the facts known from the header of a volume that a report states rightly."""
     facts, stated = HeaderFacts.of_volume(case.readings.volume.volume).fields, parse_paragraph(text)
-    return all(stated.get(name) == fact for name, fact in facts.items())
+    return sum(stated.get(name) == fact for name, fact in facts.items()) / len(facts)
 
 
-def _share_row(title: str, right: dict[str, list[bool]], cases: Sequence[VolumeCase]) -> ResultRow:
-    scores = {name: mean_score([float(one) for one in listed]) for name, listed in right.items()}
+def _share_row(title: str, right: Mapping[str, Sequence[float]], cases: Sequence[VolumeCase]) -> ResultRow:
+    scores = {name: mean_score(listed) for name, listed in right.items()}
     return _row(Report.name, title, scores.pop("whole"), scores, cases)
 
 

@@ -106,7 +106,7 @@ class Detection(Task):
         yield build_volume_instruction(curated, self, response, {"finding": facts.lesion}, **fields)
 
     def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102 (see Task)
-        return set(parse_boxes(record.response)) == set(map(_text_box, record.boxes))
+        return set(parse_boxes(record.response)) == set(map(box_of_record, record.boxes))
 
     def input_and_target(self, record: InstructionRecord, store: VolumeStore) -> tuple[Image, Target]:
         """Read the slice and the mask of its findings; without labels of them, their boxes are filled."""
@@ -257,6 +257,11 @@ def finding_name(text: str) -> str:
     """Return the name that the model gives to a box: the first words of its answer after :data:`BOX_TOKEN`."""
     name = _NAME.match(text.removeprefix(BOX_TOKEN).strip())
     return name.group().strip() if name else "lesion"
+
+
+def box_of_record(box: BoxRecord) -> TextBox:
+    """Return a box of the tables, of four edges or of six, in the form of the text."""
+    return volume_box(box) if isinstance(box, VolumeBoxRecord) else _text_box(box)
 
 
 def _text_box(box: BoxRecord) -> TextBox:

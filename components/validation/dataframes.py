@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
-from components.curation.table_rows import DescriptionRecord, InstructionRecord, MeasureRecord, VolumeRecord
+from components.curation.studies import group_studies
+from components.curation.table_rows import (
+    DescriptionRecord,
+    InstructionRecord,
+    MeasureRecord,
+    VolumeBoxRecord,
+    VolumeInstructionRecord,
+    VolumeRecord,
+)
 from components.curation.text.controlled_vocabulary import SIDES
 from components.curation.text.phrasings import scan_name
 from components.curation.text.structure_names import DIFFUSE_WORDS, is_lesion, lesion_values
 from components.curation.text.template import FIELD_NAMES, PROVENANCES, format_paragraph
+from components.curation.text.volume_instructions import MOST_SERIES, STUDY
 from components.errors import OmniMRIError
 from components.ingestion.acquisition_headers import classify_timing, slice_plane
 from components.ingestion.sequence_classification import canonical_sequence
@@ -55,6 +64,7 @@ _CONTRADICTIONS = {
 """Sequence names and timings that exclude each other; other differences are a matter of naming."""
 _PLACEHOLDER = re.compile(r"[{}]")
 
+AnyInstruction = InstructionRecord | VolumeInstructionRecord
 SidesByPatient = dict[tuple[str, str], set[str]]
 """(Dataset, patient) -> sides of lesions."""
 
@@ -64,11 +74,13 @@ def build_dataframes(corpus: Corpus) -> dict[str, pd.DataFrame]:
     import pandas as pd
 
     sides = _sides_by_patient(corpus)
-    positive_shares = _positive_shares(corpus)
+    positive_shares = _positive_shares(corpus, corpus.instructions)
+    studies = group_studies(corpus.volumes.values())
     rows: dict[str, list[dict[str, Any]]] = {
         "volumes": [_volume_row(corpus, volume, sides) for volume in corpus.volumes.values()],
         "descriptions": [_description_row(corpus, description) for description in corpus.descriptions.values()],
         "instructions": [_instruction_row(corpus, instruction, positive_shares) for instruction in corpus.instructions],
+        "volume_instructions": _volume_instruction_rows(corpus, studies),
         "splits": _split_rows(corpus),
         "cards": _card_rows(corpus),
     }
@@ -215,10 +227,10 @@ def _lesion_text_matches(description: DescriptionRecord, volume: VolumeRecord) -
     return text.startswith("no ") != volume.lesion
 
 
-def _positive_shares(corpus: Corpus) -> dict[tuple[str, str], float]:
+def _positive_shares(corpus: Corpus, rows: Iterable[AnyInstruction]) -> dict[tuple[str, str], float]:
     """Return (dataset, split) -> share of diagnostic answers that are yes."""
     answers: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    for instruction in corpus.instructions:
+    for instruction in rows:
         if _answers_yes_or_no(instruction) and instruction.volume_id in corpus.volumes:
             dataset_id = corpus.volumes[instruction.volume_id].dataset_id
             answers[dataset_id, instruction.split].append(bool(instruction.positive))
@@ -269,43 +281,109 @@ def _question_key(instruction: InstructionRecord) -> str:
     return f"{image}/{digest(instruction.instruction)[:12]}"
 
 
-def _structure_matches_card(corpus: Corpus, instruction: InstructionRecord, volume: VolumeRecord | None) -> bool:
+def _structure_matches_card(corpus: Corpus, instruction: AnyInstruction, volume: VolumeRecord | None) -> bool:
     """Return whether the structure of a question is the name of its label value on the card."""
     if instruction.label_value is None or volume is None or volume.dataset_id not in corpus.summary["datasets"]:
         return instruction.label_value is None
     return instruction.structure == corpus.label_map(volume.dataset_id).get(instruction.label_value, "").lower()
 
 
-def _is_complete(instruction: InstructionRecord, volume: VolumeRecord | None) -> bool:
+def _is_complete(instruction: AnyInstruction, volume: VolumeRecord | None) -> bool:
     """Return whether everything that the task needs is present; an unknown task needs nothing."""
     if volume is None:
         return False
     return instruction.task not in TASKS or TASKS[instruction.task].is_complete(instruction, volume)
 
 
-def _response_matches_task(instruction: InstructionRecord) -> bool:
+def _response_matches_task(instruction: AnyInstruction) -> bool:
     """Return whether the response has the form of its task and agrees with the recorded truth."""
     return instruction.task not in TASKS or TASKS[instruction.task].is_response(instruction)
 
 
-def _answers_yes_or_no(instruction: InstructionRecord) -> bool:
+def _answers_yes_or_no(instruction: AnyInstruction) -> bool:
     return instruction.task in TASKS and TASKS[instruction.task].answers_yes_or_no
 
 
-def _answer_matches_lesion(instruction: InstructionRecord, volume: VolumeRecord) -> bool:
+def _answer_matches_lesion(instruction: AnyInstruction, volume: VolumeRecord) -> bool:
     """Return whether no answer asserts a lesion in a volume that has none; a finding of a whole organ is no lesion."""
     diffuse = not instruction.boxes and any(word in instruction.response.lower() for word in DIFFUSE_WORDS)
     return volume.lesion is not False or not has_finding(instruction) or diffuse
 
 
-def _phrasing_matches_mark(instruction: InstructionRecord, volume: VolumeRecord) -> bool:
+def _phrasing_matches_mark(instruction: AnyInstruction, volume: VolumeRecord) -> bool:
     """Return whether the question is a held-out phrasing exactly if it is marked as one."""
     if instruction.task not in TASKS:
         return True
     held_out = [text for phrasings in TASKS[instruction.task].all_phrasings for text in phrasings.held_out]
-    scan = scan_name(volume.sequence, volume.plane, volume.anatomy)
-    matches = any(_phrasing_pattern(phrasing, scan).fullmatch(instruction.instruction) for phrasing in held_out)
-    return matches == instruction.held_out_phrasing
+    scans = [scan_name(volume.sequence, volume.plane, volume.anatomy), " ".join(filter(None, (volume.anatomy, STUDY)))]
+    patterns = [_phrasing_pattern(phrasing, scan) for phrasing in held_out for scan in scans]
+    return any(pattern.fullmatch(instruction.instruction) for pattern in patterns) == instruction.held_out_phrasing
+
+
+def _volume_instruction_rows(corpus: Corpus, studies: Mapping[str, list[VolumeRecord]]) -> list[dict[str, Any]]:
+    """Return one row for each question about a volume or a study; the shares of yes are those of its scope."""
+    shares = {
+        scope: _positive_shares(corpus, [row for row in corpus.volume_instructions if row.scope == scope])
+        for scope in ("volume", "study")
+    }
+    return [_volume_instruction_row(corpus, row, studies, shares.get(row.scope, {})) for row in corpus.volume_instructions]
+
+
+def _volume_instruction_row(
+    corpus: Corpus,
+    row: VolumeInstructionRecord,
+    studies: Mapping[str, list[VolumeRecord]],
+    positive_shares: Mapping[tuple[str, str], float],
+) -> dict[str, Any]:
+    volume = corpus.volumes.get(row.volume_id)
+    series = [record for volume_id in row.series if (record := corpus.volumes.get(volume_id)) is not None]
+    named = [row.structure, row.finding, *(box.label for box in row.boxes)]
+    shares = [_volume_share(box) for box in row.boxes]
+    diagnosed = volume is not None and _answers_yes_or_no(row)
+    asked = (row.structure or row.finding or "").lower()
+    return {
+        "sample_id": row.sample_id,
+        "question": f"{'/'.join(row.series)}/{row.volume_id}/{row.task}/{row.acceleration}/{digest(row.instruction)[:12]}",
+        "task": row.task,
+        "scope": row.scope,
+        "split": row.split,
+        "volumes_known": volume is not None and len(series) == len(row.series),
+        "about_its_images": row.volume_id in row.series,
+        "series_of_scope": _series_match_scope(row, studies),
+        "patient_as_volumes": all(record.patient_id == row.patient_id for record in series),
+        "split_as_volumes": all(record.split == row.split for record in series),
+        "split_of_patient": corpus.splits.get(row.patient_id, "none"),
+        "instruction_length": len(row.instruction),
+        "response_length": len(row.response),
+        "no_placeholder": not _PLACEHOLDER.search(row.instruction),
+        "names_nobody": not contains_phi(_join_texts([row.instruction, row.response, *named])),
+        "names_what_is_asked": asked in row.instruction.lower(),
+        "structure_as_card": _structure_matches_card(corpus, row, volume),
+        "boxes": [box.model_dump(exclude={"label"}) for box in row.boxes],
+        "largest_box_share": max(shares, default=None),
+        "acceleration": row.acceleration,
+        "centre_fraction": row.centre_fraction,
+        "complete": _is_complete(row, volume),
+        "response_of_task": _response_matches_task(row),
+        "answer_as_known": volume is None or _answer_matches_lesion(row, volume),
+        "held_out_but_trained": row.held_out_phrasing and row.split == "train",
+        "phrasing_as_marked": volume is None or _phrasing_matches_mark(row, volume),
+        "share_of_yes": positive_shares.get((volume.dataset_id, row.split)) if volume and diagnosed else None,
+    }
+
+
+def _volume_share(box: VolumeBoxRecord) -> float:
+    """Return the share of a volume that a box covers."""
+    sides = (box.row1 - box.row0, box.col1 - box.col0, box.slice1 - box.slice0)
+    return math.prod(sides) / (GRID - 1) ** 3
+
+
+def _series_match_scope(row: VolumeInstructionRecord, studies: Mapping[str, list[VolumeRecord]]) -> bool:
+    """Return whether the images are those of the scope: the volume alone, or all series of its patient and visit in their order."""
+    if row.scope == "volume":
+        return row.series == [row.volume_id]
+    study = [record.volume_id for record in studies.get(row.volume_id, [])]
+    return row.scope == "study" and row.series == study and 2 <= len(study) <= MOST_SERIES
 
 
 @cache

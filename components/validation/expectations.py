@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,10 @@ def are_plausible(measures: Iterable[Mapping[str, Any]]) -> bool:
     return True
 
 
-def are_inside_image(boxes: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether every box is inside the image (0-255), start before end."""
-    return all(0 <= b["row0"] < b["row1"] < GRID and 0 <= b["col0"] < b["col1"] < GRID for b in boxes)
+def are_inside_image(boxes: Collection[Mapping[str, Any]]) -> bool:
+    """Return whether every box is inside the image or volume (0-255 along each axis), start before end."""
+    axes = [[axis for axis in ("row", "col", "slice") if f"{axis}0" in box] for box in boxes]
+    return all(0 <= box[f"{axis}0"] < box[f"{axis}1"] < GRID for box, names in zip(boxes, axes, strict=True) for axis in names)
 
 
 def _apply(column: pd.Series, predicate: Callable[[Any], bool]) -> pd.Series:

@@ -27,7 +27,7 @@ class Rule:
     """One rule.
 
     Attributes:
-        table: ``volumes``, ``descriptions``, ``instructions``, ``splits``, ``cards`` or ``drift``.
+        table: one of :data:`TABLES`.
         name: identifies the rule in reports, unique within its table.
         statement: the requirement, in words that a radiologist understands.
         build: creates the expectation, given its description, notes and metadata.
@@ -354,6 +354,81 @@ def _task_rules() -> list[Rule]:
     ]
 
 
+def _volume_instruction_rules() -> list[Rule]:
+    return [*_study_rules(), *_volume_task_rules()]
+
+
+def _study_rules() -> list[Rule]:
+    """Return the rules of the questions about volumes and studies on references, splits and text."""
+    rule = partial(Rule, "volume_instructions")
+    return [
+        rule("is_listed_once", "Every instruction is listed once.", _expect_unique("sample_id")),
+        rule("is_not_asked_twice", "No question is asked twice about the same images.", _expect_unique("question")),
+        rule("task_is_known", "The task is registered.", _expect_in("task", list(TASKS))),
+        rule("scope_is_known", "The scope is a volume or a study.", _expect_in("scope", ["volume", "study"])),
+        rule("volumes_are_known", "All images of the question are in the corpus.", _expect_true("volumes_known")),
+        rule("is_about_its_images", "The volume of the question is among its images.", _expect_true("about_its_images")),
+        rule(
+            "images_are_those_of_the_scope",
+            "The images are the volume, or the two to six series of its patient and visit, in their order.",
+            _expect_true("series_of_scope"),
+        ),
+        rule("patient_is_the_volumes", "The patient is that of all images.", _expect_true("patient_as_volumes")),
+        rule("split_is_the_volumes", "An instruction is in the split of all of its images.", _expect_true("split_as_volumes")),
+        rule("split_is_the_patients", "An instruction is in the split of its patient.", _expect_equal("split", "split_of_patient")),
+        rule("instruction_is_not_empty", "The instruction is not empty.", _expect_between("instruction_length", 1, 1_000)),
+        rule("response_is_not_empty", "The response is not empty.", _expect_between("response_length", 1, 8_000)),
+        rule("no_placeholder_is_left", "The instruction contains no unfilled placeholder.", _expect_true("no_placeholder")),
+        rule("names_nobody", "No instruction or response can identify a patient.", _expect_true("names_nobody")),
+    ]
+
+
+def _volume_task_rules() -> list[Rule]:
+    """Return the rules of the questions about volumes and studies on the content of single tasks."""
+    from components.validation.expectations import ExpectColumnBoxesToBeInsideTheImage
+
+    rule = partial(Rule, "volume_instructions")
+    return [
+        rule(
+            "names_what_is_asked",
+            "The question names its structure or finding.",
+            _expect_true("names_what_is_asked"),
+        ),
+        rule(
+            "boxes_are_inside",
+            "Boxes of six edges are inside the volume, start before end.",
+            partial(ExpectColumnBoxesToBeInsideTheImage, column="boxes"),
+        ),
+        rule(
+            "boxes_are_not_the_volume",
+            "No box covers almost the whole volume.",
+            _expect_between("largest_box_share", None, 0.9),
+            SCAN_TOLERANCE,
+        ),
+        rule("acceleration_is_usual", "The acceleration is between 1 and 32.", _expect_between("acceleration", 1, 32)),
+        rule(
+            "centre_fraction_is_a_share",
+            "The fully sampled share of lines is above 0 and at most 1.",
+            _expect_between("centre_fraction", 1e-3, 1),
+        ),
+        rule("has_what_its_task_needs", "The mask, k-space or truth that the task needs is present.", _expect_true("complete")),
+        rule("response_is_of_its_task", "The response has the form of its task.", _expect_true("response_of_task")),
+        rule("answer_as_known", "No answer asserts a lesion in a volume without one.", _expect_true("answer_as_known")),
+        rule("structure_as_on_card", "A structure has the name on the card.", _expect_true("structure_as_card")),
+        rule(
+            "kept_phrasings_are_not_trained",
+            "Held-out phrasings are not in the training split.",
+            _expect_in("held_out_but_trained", [False]),
+        ),
+        rule("phrasing_is_as_marked", "A phrasing is marked as held out exactly if it is.", _expect_true("phrasing_as_marked")),
+        rule(
+            "yes_and_no_are_balanced",
+            "About half of a dataset's diagnostic answers about volumes, and about studies, are yes.",
+            _expect_between("share_of_yes", 0.4, 0.6),
+        ),
+    ]
+
+
 def _split_rules() -> list[Rule]:
     rule = partial(Rule, "splits")
     return [
@@ -403,7 +478,7 @@ def _drift_rules() -> list[Rule]:
     ]
 
 
-TABLES = ("volumes", "descriptions", "instructions", "splits", "cards", "drift")
+TABLES = ("volumes", "descriptions", "instructions", "volume_instructions", "splits", "cards", "drift")
 
 
 def rules() -> dict[str, list[Rule]]:
@@ -412,6 +487,7 @@ def rules() -> dict[str, list[Rule]]:
         "volumes": _volume_rules(),
         "descriptions": _description_rules(),
         "instructions": _instruction_rules(),
+        "volume_instructions": _volume_instruction_rules(),
         "splits": _split_rules(),
         "cards": _card_rules(),
         "drift": _drift_rules(),

@@ -31,12 +31,18 @@ KEYS = {
     "volumes": "volume_id",
     "descriptions": "volume_id",
     "instructions": "sample_id",
+    "volume_instructions": "sample_id",
     "splits": "patient_id",
     "cards": "dataset_id",
     "drift": "dataset_id",
 }
 """Table -> column that identifies a row."""
-QUARANTINED_WITH = {"volumes": "volumes", "descriptions": "volumes", "instructions": "instructions"}
+QUARANTINED_WITH = {
+    "volumes": "volumes",
+    "descriptions": "volumes",
+    "instructions": "instructions",
+    "volume_instructions": "volume_instructions",
+}
 """Table -> the table whose rows are quarantined for a fault in it; rows of other tables are never quarantined."""
 
 Quarantine = dict[str, dict[str, list[str]]]
@@ -249,7 +255,7 @@ def run_rules(
     context = gx.get_context(mode="file", project_root_dir=str(project))
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     results: list[TableResult] = []
-    quarantine: Quarantine = {"volumes": {}, "instructions": {}}
+    quarantine: Quarantine = {table: {} for table in QUARANTINED_WITH.values()}
     for definition in _define_validations(context, tables):
         table = definition.name
         evaluated = _evaluate(context, definition, tables[table])

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.curation.table_rows import DescriptionRecord, InstructionRecord, SplitRecord, VolumeRecord
+from components.curation.table_rows import (
+    DescriptionRecord,
+    InstructionRecord,
+    SplitRecord,
+    VolumeInstructionRecord,
+    VolumeRecord,
+)
 from components.curation.text.template import format_paragraph
 from components.ingestion.volume import Volume
 from components.validation.rules import rules
@@ -29,17 +35,19 @@ class Tables:
     volumes: list[VolumeRecord]
     descriptions: list[DescriptionRecord]
     instructions: list[InstructionRecord]
+    volume_instructions: list[VolumeInstructionRecord]
     splits: list[SplitRecord]
     missing_arrays: list[str]
 
 
 @dataclass(frozen=True)
 class Target:
-    """Positions of the rows that one defect may change: a volume, its description, and one of its instructions."""
+    """Positions of the rows that one defect may change: a volume, its description, a question about a slice, or a volume."""
 
     volume: int
     description: int
     instruction: int
+    volume_instruction: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Defect:
         plant: changes the target.
         task: task of the instruction that is changed.
         lesion: the volume must have a lesion.
+        scope: of the instruction about volumes that is changed.
     """
 
     kind: str
@@ -61,6 +70,7 @@ class Defect:
     plant: Callable[[Tables, Target], None]
     task: str = "segmentation"
     lesion: bool = True
+    scope: str = "volume"
 
 
 def _volume(**changes: Any) -> Callable[[Tables, Target], None]:
@@ -113,6 +123,34 @@ def _change_instruction(change: Callable[[InstructionRecord], dict[str, Any]]) -
     return plant
 
 
+def _about_volume(**changes: Any) -> Callable[[Tables, Target], None]:
+    return _change_about_volume(lambda _: changes)
+
+
+def _change_about_volume(change: Callable[[VolumeInstructionRecord], dict[str, Any]]) -> Callable[[Tables, Target], None]:
+    def plant(tables: Tables, target: Target) -> None:
+        row = tables.volume_instructions[target.volume_instruction]
+        tables.volume_instructions[target.volume_instruction] = row.model_copy(update=change(row))
+
+    return plant
+
+
+def _volume_box(**edges: int) -> Callable[[Tables, Target], None]:
+    return _change_about_volume(lambda row: {"boxes": [box.model_copy(update=edges) for box in row.boxes]})
+
+
+def _series_of_another_patient(tables: Tables, target: Target) -> None:
+    """Add a volume of another patient to a study."""
+    row = tables.volume_instructions[target.volume_instruction]
+    other = next(volume.volume_id for volume in tables.volumes if volume.patient_id != row.patient_id)
+    tables.volume_instructions[target.volume_instruction] = row.model_copy(update={"series": [*row.series, other]})
+
+
+def _repeat_volume_question(tables: Tables, target: Target) -> None:
+    row = tables.volume_instructions[target.volume_instruction]
+    tables.volume_instructions.append(row.model_copy(update={"sample_id": "f" * 31 + "2"}))
+
+
 def _box(**edges: int) -> Callable[[Tables, Target], None]:
     return _change_instruction(lambda row: {"boxes": [box.model_copy(update=edges) for box in row.boxes]})
 
@@ -158,7 +196,7 @@ def _remove_description(tables: Tables, target: Target) -> None:
     tables.descriptions[target.description] = description.model_copy(update={"volume_id": "d" * 32})
 
 
-U, P, G, L, B, K, C, T, S = (
+U, P, G, L, B, K, C, T, S, V = (
     "units and ranges",
     "identity",
     "geometry and flips",
@@ -168,6 +206,7 @@ U, P, G, L, B, K, C, T, S = (
     "duplicates and references",
     "text",
     "signal",
+    "volumes and studies",
 )
 
 DEFECTS: tuple[Defect, ...] = (
@@ -394,6 +433,118 @@ DEFECTS: tuple[Defect, ...] = (
         "descriptions.model_is_named",
         _field("visible_anatomical_structures.bony_structures", lambda _: "skull", "vlm"),
     ),
+    Defect(V, "a box behind the last slice", "volume_instructions.boxes_are_inside", _volume_box(slice1=300), "detection"),
+    Defect(
+        V, "a box whose slices are swapped", "volume_instructions.boxes_are_inside", _volume_box(slice0=200, slice1=9), "detection"
+    ),
+    Defect(
+        V,
+        "a box as large as the volume",
+        "volume_instructions.boxes_are_not_the_volume",
+        _volume_box(row0=0, col0=0, slice0=0, row1=255, col1=255, slice1=255),
+        "detection",
+    ),
+    Defect(
+        V,
+        "a box of a volume that is not in the response",
+        "volume_instructions.response_is_of_its_task",
+        _volume_box(row0=1),
+        "detection",
+    ),
+    Defect(V, "a scope that does not exist", "volume_instructions.scope_is_known", _about_volume(scope="visit")),
+    Defect(V, "a question about a removed series", "volume_instructions.volumes_are_known", _about_volume(series=["c" * 32])),
+    Defect(V, "a question about a volume that is not shown", "volume_instructions.is_about_its_images", _about_volume(series=[])),
+    Defect(
+        V,
+        "a study without one of its series",
+        "volume_instructions.images_are_those_of_the_scope",
+        _change_about_volume(lambda row: {"series": [row.volume_id]}),
+        scope="study",
+    ),
+    Defect(
+        V,
+        "a study with its series in another order",
+        "volume_instructions.images_are_those_of_the_scope",
+        _change_about_volume(lambda row: {"series": row.series[::-1]}),
+        scope="study",
+    ),
+    Defect(
+        V,
+        "a study with a series of another patient",
+        "volume_instructions.patient_is_the_volumes",
+        _series_of_another_patient,
+        scope="study",
+    ),
+    Defect(
+        V,
+        "a study in another split than its series",
+        "volume_instructions.split_is_the_volumes",
+        _change_about_volume(lambda row: {"split": "test" if row.split != "test" else "train"}),
+        scope="study",
+    ),
+    Defect(
+        V,
+        "a volume's question of another patient",
+        "volume_instructions.split_is_the_patients",
+        _about_volume(patient_id="p" + "0" * 11 + "1"),
+    ),
+    Defect(V, "the same question about a volume twice", "volume_instructions.is_not_asked_twice", _repeat_volume_question),
+    Defect(
+        V,
+        "a question that names another structure",
+        "volume_instructions.names_what_is_asked",
+        _about_volume(instruction="Show the spleen."),
+    ),
+    Defect(
+        V,
+        "a volume's structure with the name of another",
+        "volume_instructions.structure_as_on_card",
+        _about_volume(structure="white matter", label_value=1),
+    ),
+    Defect(V, "a structure that the volume lacks", "volume_instructions.has_what_its_task_needs", _about_volume(label_value=7)),
+    Defect(
+        V,
+        "a yes about a volume that is marked as no",
+        "volume_instructions.response_is_of_its_task",
+        _change_about_volume(lambda row: {"positive": not row.positive}),
+        "diagnosis",
+    ),
+    Defect(
+        V,
+        "a yes about a healthy volume",
+        "volume_instructions.answer_as_known",
+        _volume(lesion=False),
+        "diagnosis",
+        lesion=True,
+    ),
+    Defect(
+        V,
+        "a held-out phrasing about a trained study",
+        "volume_instructions.kept_phrasings_are_not_trained",
+        _about_volume(held_out_phrasing=True, split="train"),
+        scope="study",
+    ),
+    Defect(
+        V,
+        "a held-out phrasing about a volume that is not marked",
+        "volume_instructions.phrasing_is_as_marked",
+        _about_volume(instruction="Give a mask of the white matter.", held_out_phrasing=False),
+    ),
+    Defect(
+        V,
+        "a birth date in a report of a study",
+        "volume_instructions.names_nobody",
+        _about_volume(response="Born 03.02.1970."),
+        "report",
+    ),
+    Defect(V, "an empty response about a volume", "volume_instructions.response_is_not_empty", _about_volume(response="")),
+    Defect(
+        V,
+        "an unfilled placeholder about a volume",
+        "volume_instructions.no_placeholder_is_left",
+        _about_volume(instruction="Segment the {structure}."),
+    ),
+    Defect(V, "a task about a volume that does not exist", "volume_instructions.task_is_known", _about_volume(task="translation")),
 )
 
 

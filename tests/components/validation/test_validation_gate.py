@@ -14,7 +14,7 @@ import pytest
 
 from components.curation.corpus import QUARANTINE, Corpus
 from components.curation.store import ArrayName
-from components.curation.table_rows import InstructionRecord, SplitRecord, VolumeRecord
+from components.curation.table_rows import InstructionRecord, SplitRecord, VolumeInstructionRecord, VolumeRecord
 from components.errors import BadInput, GateRefused
 from components.files import read_json
 from components.phi_patterns import PHI_PATTERN
@@ -53,6 +53,7 @@ def _with_tables(corpus: Corpus, tables: Tables) -> Corpus:
         volumes={row.volume_id: row for row in tables.volumes},
         descriptions={row.volume_id: row for row in tables.descriptions},
         instructions=tables.instructions,
+        volume_instructions=tables.volume_instructions,
         splits={row.patient_id: row.split for row in tables.splits},
     )
     return changed
@@ -62,15 +63,33 @@ class Cohort:
     """A valid corpus with one patient (two volumes) for every defect, copied from the patients of the tiny corpus."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self.corpus, self.tables = corpus, Tables([], [], [], [], [])
+        self.corpus, self.tables = corpus, Tables([], [], [], [], [], [])
         self.targets: dict[str, Target] = {}
 
     def add(self, defect: Defect, number: int) -> None:
         """Add a patient for a defect: a copy of one with the task and lesion that the defect needs."""
         patient, volume_id = self._find_source(defect)
         renamed = f"p{0xA00000 + number:012x}"
+        ids = {
+            row.volume_id: digest(row.volume_id, number)[:32] for row in self.corpus.volumes.values() if row.patient_id == patient
+        }
+        about_volumes = self.corpus.volume_instructions if defect.rule.startswith("volume_instructions.") else []
+        whole = [row for row in about_volumes if row.patient_id == patient]
+        target = next((i for i, row in enumerate(whole) if self._is_suitable_whole(defect, row, volume_id)), 0)
+        about = len(self.tables.volume_instructions) + target
+        self.tables.volume_instructions += [
+            row.model_copy(
+                update={
+                    "patient_id": renamed,
+                    "volume_id": ids[row.volume_id],
+                    "series": [ids[one] for one in row.series],
+                    "sample_id": digest(row.sample_id, number)[:32],
+                }
+            )
+            for row in whole
+        ]
         for volume in [row for row in self.corpus.volumes.values() if row.patient_id == patient]:
-            new = digest(volume.volume_id, number)[:32]
+            new = ids[volume.volume_id]
             for name in ARRAYS:
                 if self.corpus.store.has(volume.volume_id, name):
                     self.corpus.store.write(new, name, self.corpus.store.read(volume.volume_id, name))
@@ -78,7 +97,7 @@ class Cohort:
             if volume.volume_id == volume_id:
                 first = next(number for number, row in enumerate(instructions) if self._is_suitable(defect, row))
                 self.targets[defect.name] = Target(
-                    len(self.tables.volumes), len(self.tables.descriptions), len(self.tables.instructions) + first
+                    len(self.tables.volumes), len(self.tables.descriptions), len(self.tables.instructions) + first, about
                 )
             changes = {"volume_id": new, "patient_id": renamed}
             self.tables.volumes.append(volume.model_copy(update={**changes, "content_md5": digest(new)[:32]}))
@@ -91,14 +110,27 @@ class Cohort:
     def _is_suitable(self, defect: Defect, row: InstructionRecord) -> bool:
         return row.task == defect.task and (defect.task != "detection" or bool(row.boxes))
 
+    def _is_suitable_whole(self, defect: Defect, row: VolumeInstructionRecord, volume_id: str) -> bool:
+        positive = defect.task not in ("detection", "diagnosis") or bool(row.boxes) or bool(row.positive)
+        return (
+            row.task == defect.task
+            and row.scope == defect.scope
+            and positive
+            and (defect.scope == "study" or row.volume_id == volume_id)
+        )
+
     def _find_source(self, defect: Defect) -> tuple[str, str]:
         """Return (patient, volume) of the tiny corpus with an instruction of the task and, if required, a lesion on one side."""
         for volume in self.corpus.volumes.values():
             measures = self.corpus.descriptions[volume.volume_id].measures
             one_sided = [measure.side for measure in measures if measure.lesion] in (["left"], ["right"])
             instructions = [row for row in self.corpus.instructions if row.volume_id == volume.volume_id]
+            whole = [row for row in self.corpus.volume_instructions if row.patient_id == volume.patient_id]
             suitable = any(self._is_suitable(defect, row) for row in instructions)
-            if suitable and (not defect.lesion or (volume.lesion and one_sided)):
+            if defect.rule.startswith("volume_instructions."):
+                if suitable and any(self._is_suitable_whole(defect, row, volume.volume_id) for row in whole):
+                    return volume.patient_id, volume.volume_id
+            elif suitable and (not defect.lesion or (volume.lesion and one_sided)):
                 return volume.patient_id, volume.volume_id
         raise AssertionError(f"no volume to plant '{defect.name}' in")
 
@@ -107,6 +139,8 @@ class Cohort:
         target, table = self.targets[defect.name], defect.rule.partition(".")[0]
         if table == "splits":
             return self.tables.splits[-1].patient_id
+        if table == "volume_instructions":
+            return self.tables.volume_instructions[target.volume_instruction].sample_id
         if table == "instructions":
             return self.tables.instructions[target.instruction].sample_id
         return self.tables.volumes[target.volume].volume_id
@@ -161,7 +195,7 @@ def test_the_same_question_at_two_accelerations_is_not_a_repetition(corpus: Corp
     questions = [row for row in corpus.instructions if row.task == "reconstruction"]
     faster = [row.model_copy(update={"sample_id": digest(row.sample_id)[:32], "acceleration": 8}) for row in questions]
     repeated = _with_tables(
-        corpus, Tables(list(corpus.volumes.values()), list(corpus.descriptions.values()), [*questions, *faster], [], [])
+        corpus, Tables(list(corpus.volumes.values()), list(corpus.descriptions.values()), [*questions, *faster], [], [], [])
     )
     assert questions and build_dataframes(repeated)["instructions"]["question"].is_unique
 
@@ -329,6 +363,15 @@ def test_quarantined_rows_are_not_read_and_change_the_digest(own: Corpus) -> Non
     assert Corpus.open(own.root, include_quarantined=True).digest == own.digest == remaining.tables_digest
     (own.root / QUARANTINE).write_text(json.dumps({**content, "digest": "of other tables"}))
     assert Corpus.open(own.root).volumes == own.volumes
+
+
+def test_quarantined_questions_about_volumes_are_not_read(own: Corpus) -> None:
+    sample = own.volume_instructions[0]
+    rows = {"digest": own.digest, "volume_instructions": {sample.sample_id: ["volume_instructions.boxes_are_not_the_volume"]}}
+    (own.root / QUARANTINE).write_text(json.dumps(rows))
+    remaining = Corpus.open(own.root)
+    assert len(remaining.volume_instructions) == len(own.volume_instructions) - 1 and remaining.digest != own.digest
+    assert sample not in remaining.volume_instructions and remaining.instructions == own.instructions
 
 
 def test_a_refusal_names_table_rule_rows_and_statement_but_no_value(corpus: Corpus, tmp_path: Path) -> None:
