@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from model_core.mri_physics.sense import KSpaceMeasurement
+
 IGNORE = -100
 NO_TASK = -1
 """Value of ``task_B`` for a sample that is not an instruction."""
@@ -98,8 +100,9 @@ class SequenceBatch(Batch):
         visual_loss_B: bool, True = the image has the next-visual-token loss (its block is causal); False = it is a condition only.
         target_B1DHW: float32 target image (TARGET_IMAGE) or {0, 1} mask (TARGET_MASK); zeros without a target.
         target_kind_B: int64, TARGET_NONE | TARGET_IMAGE | TARGET_MASK.
-        kspace_BDHW: complex64 measured single-coil k-space (centered, orthonormal FFT), zeros where not measured.
+        kspace_BCDHW: complex64 measured k-space (centered, orthonormal FFT), zeros where not measured.
         sampling_BDHW: bool, True = measured; all False for a sample that is not a reconstruction.
+        coil_maps_BCDHW: complex64 sensitivities, see :class:`~model_core.mri_physics.sense.KSpaceMeasurement`; None = C is 1.
         task_B: int64, index into ``tasks`` or :data:`NO_TASK`; None = unknown.
         tasks: names of the tasks to which ``task_B`` refers.
         structures_BDHW, listed_BS, names_SL: the fields of :class:`StructureLabels`; None = no sample has a label map.
@@ -116,8 +119,9 @@ class SequenceBatch(Batch):
     visual_loss_B: Tensor
     target_B1DHW: Tensor
     target_kind_B: Tensor
-    kspace_BDHW: Tensor
+    kspace_BCDHW: Tensor
     sampling_BDHW: Tensor
+    coil_maps_BCDHW: Tensor | None = None
     task_B: Tensor | None = None
     tasks: tuple[str, ...] = ()
     structures_BDHW: Tensor | None = None
@@ -126,6 +130,11 @@ class SequenceBatch(Batch):
     grids_BG3: Tensor | None = None
     block_B: Tensor | None = None
     slices_BT: Tensor | None = None
+
+    @property
+    def measured(self) -> KSpaceMeasurement:
+        """The measurements of the samples."""
+        return KSpaceMeasurement(self.kspace_BCDHW, self.sampling_BDHW, self.coil_maps_BCDHW)
 
     @property
     def target_block_B(self) -> Tensor:

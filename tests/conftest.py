@@ -29,7 +29,9 @@ if not torch.cuda.is_available():
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also run the tests that take minutes")
     parser.addoption(
-        "--fast", action="store_true", help="skip the tests that start servers, trainers, compilers or other programs (make test-fast)"
+        "--fast",
+        action="store_true",
+        help="skip the tests that start servers, trainers, compilers or other programs (make test-fast)",
     )
 
 

@@ -235,7 +235,7 @@ class GeneratedSource(_StrictModel):
     anatomy: Literal["brain", "brain tumor", "knee", "prostate", "heart", "breast"] = Field(
         description="body part: one module of components/samples/anatomies"
     )
-    form: Literal["dicom", "nifti", "kspace"] = Field(description="file format and layout")
+    form: Literal["dicom", "nifti", "kspace", "multicoil"] = Field(description="file format and layout")
     patients: int = Field(ge=1, le=1_000_000, description="number of patients; a profile may choose another (datasets.patients)")
     seed: int = Field(default=152, ge=0, description="seed of all random numbers")
     difficulty: float = Field(
@@ -303,6 +303,11 @@ class DatasetCard(_StrictModel):
     field_strengths_t: tuple[float, ...] = Field(default=(), description="tesla")
     vendors: tuple[str, ...] = Field(default=(), description="scanner manufacturers")
     sequences: tuple[str, ...] = Field(default=(), description="MRI sequences")
+    coil_reference: Literal["rss", "espirit"] | None = Field(
+        default=None,
+        description="reference image of k-space of several coils, from all of which reconstruction learns: root sum of squares, "
+        "or the ESPIRiT-combined image; null = coils are combined at curation",
+    )
     synthetic: bool = Field(description="true: generated data, not scans of people")
     generated: GeneratedSource | None = Field(default=None, description="cohort that OmniMRI generates; null = other data")
     pacs: ServerSource | None = Field(

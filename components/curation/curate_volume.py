@@ -3,7 +3,8 @@
 k-space is resampled **in the image domain**: the coil-combined complex image is resampled to the grid and transformed again, so
 that ``kspace`` and ``voxels`` of a curated volume always agree (``|ifft2c(kspace)| == voxels``, up to the half precision of the
 store). It is therefore k-space of the curated image, not the raw lines of the scanner; for a single coil with the pixel size of the
-grid, the two differ by cropping only.
+grid, the two differ by cropping only. Datasets whose card names a ``coil_reference`` keep their coils
+(:mod:`components.curation.coil_data`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from components.curation.coil_data import CoilReference, resample_coils
+from components.curation.intensity import compute_intensity_scale
 from components.curation.measure.volume_facts import (
     SliceFacts,
     annotated_share_on_tissue,
@@ -34,8 +37,6 @@ from components.settings import CurationSettings
 from model_core.mri_physics.coils import low_resolution_sensitivities
 from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 
-SCALE_PERCENTILE = 99.5
-
 
 class CardFacts(Row):
     """The fields of a dataset card that curation uses."""
@@ -48,6 +49,7 @@ class CardFacts(Row):
     tasks: tuple[str, ...] = ()
     patients: int | None = None
     volumes: int | None = None
+    coil_reference: CoilReference | None = None
 
 
 class CuratedVolume(Row):
@@ -75,13 +77,6 @@ def combine_coils(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
     return np.asarray((low_resolution_sensitivities(kspace).conj() * images).sum(axis=1), dtype=np.complex64)
 
 
-def compute_intensity_scale(magnitude: NDArray[np.floating[Any]]) -> float:
-    """Return the 99.5th percentile of the finite values; 1 if there is no signal."""
-    finite = magnitude[np.isfinite(magnitude)]
-    scale = float(np.percentile(finite, SCALE_PERCENTILE)) if finite.size else 0.0
-    return scale if scale > 0 else 1.0
-
-
 def _boxes_on_grid(volume: Volume, grid: PlaneGrid) -> dict[int, list[BoxRecord]]:
     """Return slice -> the dataset's own boxes on the curated grid."""
     boxes: dict[int, list[BoxRecord]] = {}
@@ -92,8 +87,16 @@ def _boxes_on_grid(volume: Volume, grid: PlaneGrid) -> dict[int, list[BoxRecord]
     return dict(sorted(boxes.items()))
 
 
-def resample_volume(volume: Volume, grid: PlaneGrid) -> tuple[dict[ArrayName, NDArray[Any]], float]:
-    """Resample the arrays of a volume to the grid, in the types of the store; return them and the intensity scale."""
+def resample_volume(
+    volume: Volume, grid: PlaneGrid, coil_reference: CoilReference | None = None
+) -> tuple[dict[ArrayName, NDArray[Any]], float]:
+    """Resample the arrays of a volume to the grid, in the types of the store; return them and the intensity scale.
+
+    Args:
+        coil_reference: keep the coils of a volume with several, and combine its image in this way; None = combine its coils.
+    """
+    if coil_reference and volume.kspace is not None and volume.kspace.shape[1] > 1:
+        return resample_coils(volume, grid, coil_reference)
     image = combine_coils(volume.kspace) if volume.kspace is not None else volume.voxels
     scale = compute_intensity_scale(np.abs(image))
     resampled = resample(image, grid) / np.float32(scale)
@@ -133,7 +136,7 @@ def curate_volume(
     _, row_mm, column_mm = volume.spacing_mm
     _, rows, columns = volume.voxels.shape
     grid = PlaneGrid.centered((rows, columns), (row_mm, column_mm), settings.matrix, settings.pixel_mm)
-    arrays, scale = resample_volume(volume, grid)
+    arrays, scale = resample_volume(volume, grid, card.coil_reference)
     files = {name: store.write(volume_id, name, values) for name, values in arrays.items()}
     voxels, labels = arrays["voxels"].astype(np.float32), arrays.get("labels")
     affine = grid.map_affine(np.asarray(volume.affine, dtype=np.float64))
@@ -152,7 +155,8 @@ def curate_volume(
         intensity_scale=scale,
         **_voxel_columns(voxels),
         neighbour_correlation=correlate_neighbors(volume.voxels),
-        has_kspace="kspace" in arrays,
+        has_kspace="kspace" in arrays or "coils" in arrays,
+        coils=arrays["coils"].shape[1] if "coils" in arrays else 1,
         has_labels=labels is not None,
         label_values=[int(value) for value in np.unique(labels) if value] if labels is not None else [],
         annotated_on_tissue=annotated_share_on_tissue(voxels, labels, boxes),

@@ -170,4 +170,5 @@ def card_facts(card: DatasetCard) -> CardFacts:
         tasks=card.tasks,
         patients=card.patients,
         volumes=card.volumes,
+        coil_reference=card.coil_reference,
     )

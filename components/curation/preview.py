@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.curation.coil_data import read_undersampled
 from components.curation.corpus import Corpus
 from components.curation.table_rows import InstructionRecord, VolumeRecord
 from components.curation.text.instructions import spread
@@ -22,7 +23,7 @@ from components.files import atomic_file
 from components.provenance import digest
 from components.registries import TASKS
 from model_core.boxes import GRID
-from model_core.mri_physics.sampling_masks import random_mask, undersample
+from model_core.mri_physics.sampling_masks import random_mask
 
 TEMPLATE = "preview.html.j2"
 SLICES = 3
@@ -124,8 +125,8 @@ def _show_instruction(corpus: Corpus, record: InstructionRecord) -> dict[str, An
     pictures = [Picture(_encode_png(gray), "shown")]
     if record.acceleration and record.centre_fraction and record.mask_seed is not None:
         columns = random_mask(image.shape[1], record.acceleration, record.centre_fraction, record.mask_seed)
-        zero_filled, _ = undersample(corpus.store.read(record.volume_id, "kspace", record.slice_index), columns)
-        shown = Picture(_encode_png(_to_gray(zero_filled)), f"shown: {record.acceleration}x")
+        measured = read_undersampled(corpus.store, record.volume_id, columns, record.slice_index)
+        shown = Picture(_encode_png(_to_gray(measured.zero_filled)), f"shown: {record.acceleration}x")
         pictures = [shown, Picture(_encode_png(gray), "answer")]
     elif record.label_value is not None:
         labels = corpus.store.read(record.volume_id, "labels", record.slice_index)

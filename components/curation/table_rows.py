@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.settings import TaskName
+from components.settings import MaskKind, TaskName
 
 Split = Literal["train", "validation", "test"]
 
@@ -44,7 +44,11 @@ class VolumeRecord(Row):
     neighbour_correlation: float | None = Field(
         default=None, description="of neighboring pixels of the source, the lower of rows and columns; None = a constant image"
     )
-    has_kspace: bool = Field(description="array 'kspace' (D, H, W) complex64 single-coil, in the same scale, is in the store")
+    has_kspace: bool = Field(
+        description="k-space in the same scale is in the store: 'kspace' (D, H, W) of one coil, or 'coils' and 'sensitivities' "
+        "(D, C, H, W) of several"
+    )
+    coils: int = Field(default=1, description="C, virtual coils of the k-space in the store")
     has_labels: bool = Field(description="array 'labels' (D, H, W) uint8 is in the store")
     label_values: list[int] = Field(description="non-zero label values present")
     annotated_on_tissue: float | None = Field(
@@ -135,7 +139,8 @@ class InstructionRecord(Row):
     )
     acceleration: int | None = Field(default=None, description="reconstruction: undersampling factor")
     centre_fraction: float | None = Field(default=None, description="reconstruction: fully sampled share of lines")
-    mask_seed: int | None = Field(default=None, description="reconstruction: seed of the random mask")
+    mask_seed: int | None = Field(default=None, description="reconstruction: seed of the mask")
+    mask_kind: MaskKind = Field(default="random", description="reconstruction: kind of the mask")
     boxes: list[BoxRecord] = Field(default_factory=list, description="detection: the truth")
     positive: bool | None = Field(default=None, description="diagnosis: the truth")
     differential: list[str] = Field(default_factory=list, description="diagnosis: differential considerations")
@@ -162,6 +167,7 @@ class VolumeInstructionRecord(Row):
     acceleration: int | None = Field(default=None, description="reconstruction: undersampling factor")
     centre_fraction: float | None = Field(default=None, description="reconstruction: fully sampled share of lines")
     mask_seed: int | None = Field(default=None, description="reconstruction: seed of the mask of all slices")
+    mask_kind: MaskKind = Field(default="random", description="reconstruction: kind of the mask")
     boxes: list[VolumeBoxRecord] = Field(default_factory=list, description="detection: the truth")
     positive: bool | None = Field(default=None, description="diagnosis: the truth")
 

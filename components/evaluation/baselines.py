@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from components.curation.corpus import Corpus
 from components.curation.table_rows import InstructionRecord, VolumeRecord
+from components.tasks.base import Target
 from model_core.boxes import TextBox, VolumeBox
 
 TV_WEIGHT, TV_ITERATIONS = 0.001, 600
@@ -24,22 +25,24 @@ AtlasKey = tuple[str, str, int]
 """Structure, plane, level."""
 
 
-def total_variation(kspace_HW: NDArray[np.complex64], sampling_HW: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Reconstruct by compressed sensing with total variation (Lustig 2007) with sigpy: single coil, magnitude of the result.
+def total_variation(measured: Target) -> NDArray[np.float32]:
+    """Reconstruct the slice (H, W) of a target by compressed sensing with total variation (Lustig 2007) with sigpy; all its coils.
 
     sigpy estimates the step size by a power iteration from NumPy's global random state, which is set here and restored: the same
     input gives the same image.
     """
     import sigpy.mri
 
-    scale = float(np.abs(kspace_HW).max()) or 1.0
+    maps_CHW = np.ones((1, *measured.sampling.shape), dtype=np.complex64) if measured.coil_maps is None else measured.coil_maps
+    kspace_CHW = measured.kspace.reshape(maps_CHW.shape)
+    scale = float(np.abs(kspace_CHW).max()) or 1.0
     state = np.random.get_state()
     np.random.seed(0)
     result = sigpy.mri.app.TotalVariationRecon(
-        (kspace_HW / scale)[None],
-        np.ones((1, *kspace_HW.shape), dtype=np.complex64),
+        kspace_CHW / scale,
+        maps_CHW,
         TV_WEIGHT,
-        weights=sampling_HW[None].astype(np.float32),
+        weights=measured.sampling[None].astype(np.float32),
         max_iter=TV_ITERATIONS,
         show_pbar=False,
     ).run()

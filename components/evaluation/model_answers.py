@@ -21,8 +21,8 @@ from components.registries import TASKS
 from components.settings import EvaluationSettings
 from components.tasks.base import Image, Target
 from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
+from components.tasks.measurements import stack_measurements
 from model_core import OmniMRIForConditionalGeneration
-from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.processing import Processor
 
 BATCH = 8
@@ -93,10 +93,7 @@ class AnswerGenerator:
                 mask,
                 _pixels(batch),
                 torch.tensor([case.target.kind for case in batch]),
-                measured=KSpaceMeasurement(
-                    _stack([case.target.kspace for case in batch])[:, None, None],
-                    _stack([case.target.sampling for case in batch])[:, None],
-                ),
+                measured=stack_measurements([case.target for case in batch]),
                 seeds=[int(digest(self.seed, case.record.sample_id)[:12], 16) for case in batch],
                 steps=steps,
                 draws=samples,

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.curation.coil_data import read_undersampled
 from components.curation.corpus import Corpus
 from components.evaluation import metrics
 from components.evaluation.baselines import total_variation
 from components.evaluation.results import SweepRow
 from components.provenance import digest
 from components.settings import EvaluationSettings, MaskKind
-from model_core.mri_physics.sampling_masks import create_mask, undersample
+from model_core.mri_physics.sampling_masks import create_mask
 
 if TYPE_CHECKING:
     from components.evaluation.model_answers import AnswerGenerator, Case
@@ -33,7 +34,7 @@ def sweep_masks(cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus,
             undersampled = [_undersample_case(case, kind, acceleration, answers.seed, corpus) for case in slices]
             images = {
                 "model": answers.images(undersampled, steps=1, samples=1),
-                "total variation": [total_variation(case.target.kspace, case.target.sampling) for case in undersampled],
+                "total variation": [total_variation(case.target) for case in undersampled],
                 "zero-filled": [case.image for case in undersampled],
             }
             rows.append(SweepRow(kind, acceleration, _score_methods(images, undersampled), len(undersampled)))
@@ -45,9 +46,9 @@ def _undersample_case(case: Case, kind: MaskKind, acceleration: int, seed: int, 
     record = case.record.model_copy(update={"instruction": INSTRUCTION, "acceleration": acceleration})
     mask_seed = int(digest(seed, kind, acceleration, record.volume_id, record.slice_index)[:12], 16)
     columns = create_mask(kind, case.image.shape[1], acceleration, mask_seed)
-    zero_filled, measured = undersample(corpus.store.read(record.volume_id, "kspace", record.slice_index), columns)
-    sampling = np.broadcast_to(columns, case.image.shape)
-    return replace(case, record=record, image=zero_filled, target=replace(case.target, kspace=measured, sampling=sampling))
+    measured = read_undersampled(corpus.store, record.volume_id, columns, record.slice_index)
+    target = replace(case.target, kspace=measured.kspace, sampling=measured.sampling, coil_maps=measured.coil_maps)
+    return replace(case, record=record, image=measured.zero_filled, target=target)
 
 
 def _score_methods(images: dict[str, list[NDArray[Any]]], cases: Sequence[Case]) -> dict[str, dict[str, float]]:

@@ -19,7 +19,7 @@ from components.curation.curate_volume import resample_volume
 from components.curation.measure.regions import FOREGROUND
 from components.curation.resampling import PlaneGrid
 from components.ingestion.volume import Volume
-from model_core.mri_physics.coils import estimate_sensitivities, measured_columns
+from model_core.mri_physics.coils import compress_coils, estimate_sensitivities, measured_columns
 from model_core.mri_physics.fourier import fft2c_numpy
 from model_core.mri_physics.sense import KSpaceMeasurement
 
@@ -143,22 +143,21 @@ def slice_batches(measured: KSpaceMeasurement, size: int) -> Iterator[tuple[slic
 
 
 def _select_slices(measured: KSpaceMeasurement, slices: Sequence[int]) -> KSpaceMeasurement:
-    maps = measured.coil_maps_BCDHW
-    rows = list(slices)
-    return KSpaceMeasurement(measured.kspace_BCDHW[rows], measured.sampling_BDHW[rows], None if maps is None else maps[rows])
+    return measured.rows(torch.tensor(list(slices)))
 
 
 def _undersampled_kspace(volume: Volume) -> KSpaceMeasurement | None:
     """Return the volume's k-space, zero where it was not measured, its slices as samples of depth 1.
 
-    Coil maps are included if there are several coils. Return None if the volume has no k-space, or if all of it was measured.
+    Several coils are compressed to virtual coils, as in training, and have sensitivities. Return None if the volume has no k-space,
+    or if all of it was measured.
     """
     if volume.kspace is None:
         return None
     columns = measured_columns(volume.kspace)
     if columns.all():
         return None
-    kspace = np.asarray(volume.kspace * columns, dtype=np.complex64)
+    kspace = compress_coils(np.asarray(volume.kspace * columns, dtype=np.complex64))
     depth, coils, rows, _ = kspace.shape
     sampling = torch.from_numpy(columns).expand(depth, 1, rows, -1)
     maps = torch.from_numpy(estimate_sensitivities(kspace))[:, :, None] if coils > 1 else None

@@ -34,6 +34,9 @@ from components.provenance import digest
 FORMAT_VERSION = 4
 """Version of the written bytes. Raise it with every change of what ingestion writes: all files are then written again."""
 
+RAW_VERSION = 2
+"""Version of the bytes that ingestion writes of ISMRMRD files, for datasets that have any."""
+
 
 def output_recipe(card: DatasetCard, key: bytes) -> str:
     """Return a digest of the inputs that decide the bytes of cleaned files besides their sources; it does not reveal the key.
@@ -44,7 +47,8 @@ def output_recipe(card: DatasetCard, key: bytes) -> str:
     """
     layout = card.layout.model_dump(mode="json", exclude_defaults=True)
     label_map = {str(value): name for value, name in card.label_map.items()}
-    return digest(card.id, layout, label_map, digest(key.hex()), FORMAT_VERSION)
+    versions = [FORMAT_VERSION, *([RAW_VERSION] if "ISMRMRD" in card.formats else [])]
+    return digest(card.id, layout, label_map, digest(key.hex()), *versions)
 
 
 def ingest(

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+Band = tuple[float, float]
+"""Lowest and highest frequency of an axis, cycles per pixel."""
+ALL: Band = (-0.5, 0.5)
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -113,6 +117,7 @@ class Volume:
         acquisition: header values.
         kspace: (D, coils, H, W) complex64, centered Cartesian, or None. ``ifft2`` (centered, orthonormal) gives complex coil images
             on the grid of ``voxels``.
+        acquired: frequencies of rows and of columns that were measured (partial Fourier, asymmetric echo); None = all.
         labels: (D, H, W) uint8, 0 = background, other values as in the card's label map, or None.
         boxes: lesion boxes from the dataset's own table (curation derives boxes from labels).
         diagnosis: finding -> whether it is present, from the dataset's own tables; empty = unknown.
@@ -127,6 +132,7 @@ class Volume:
     boxes: tuple[Box, ...] = ()
     diagnosis: dict[str, bool] = field(default_factory=dict)
     report: str = ""
+    acquired: tuple[Band, Band] | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

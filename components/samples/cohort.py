@@ -103,9 +103,10 @@ def forms() -> dict[str, CohortForm]:
     """Return name in cards -> form."""
     from components.samples.dicom_series import DicomForm
     from components.samples.kspace_files import KspaceForm
+    from components.samples.multicoil_files import MulticoilForm
     from components.samples.nifti_files import NiftiForm
 
-    return {"dicom": DicomForm(), "nifti": NiftiForm(), "kspace": KspaceForm()}
+    return {"dicom": DicomForm(), "nifti": NiftiForm(), "kspace": KspaceForm(), "multicoil": MulticoilForm()}
 
 
 def recipe(source: GeneratedSource) -> str:

@@ -55,14 +55,14 @@ def _coil_images(image: NDArray[np.float64], noise: float, seed: tuple[int, ...]
     return np.asarray(coils[:, :, ::-1])
 
 
-def _kspace(images: NDArray[np.complex128]) -> NDArray[np.complex64]:
+def kspace_of_images(images: NDArray[np.complex128]) -> NDArray[np.complex64]:
     """Return the centered orthonormal 2-D FFT of the images, rounded to :data:`QUANTUM`."""
     axes = (-2, -1)
     spectrum = fft.fftshift(fft.fft2(fft.ifftshift(images, axes=axes), norm="ortho"), axes=axes)
     return np.asarray((np.rint(spectrum.real / QUANTUM) + 1j * np.rint(spectrum.imag / QUANTUM)) * QUANTUM, dtype=np.complex64)
 
 
-def _reconstruction(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
+def root_sum_of_squares(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
     """Return the root-sum-of-squares reconstruction (D, H, W), rounded to :data:`QUANTUM`."""
     axes = (-2, -1)
     images = fft.fftshift(fft.ifft2(fft.ifftshift(kspace.astype(np.complex128), axes=axes), norm="ortho"), axes=axes)
@@ -81,10 +81,8 @@ def box_rows(anatomy: Anatomy, patient: Patient, name: str) -> list[Row]:
     return rows or [[name, "", "Yes", "", "", "", "", "Normal for age"]]
 
 
-class KspaceForm(CohortForm):
-    """One HDF5 file for each patient, and a table of boxes."""
-
-    index = 2
+class RawDataForm(CohortForm):
+    """One HDF5 file of k-space for each patient."""
 
     @override
     def key(self, number: int) -> str:
@@ -102,6 +100,12 @@ class KspaceForm(CohortForm):
     def grid(self, anatomy: Anatomy) -> Grid:
         return anatomy.kspace_grid
 
+
+class KspaceForm(RawDataForm):
+    """One file in the layout of fastMRI for each patient, and a table of boxes."""
+
+    index = 2
+
     @override
     def tables(self, findings: Sequence[str]) -> tuple[Table, ...]:
         return (*super().tables(findings), Table("annotations.csv", COLUMNS))
@@ -113,8 +117,8 @@ class KspaceForm(CohortForm):
     @override
     def write(self, anatomy: Anatomy, patient: Patient, target: Path) -> None:
         grid, protocol = patient.grid, anatomy.protocol(anatomy.kspace)
-        kspace = _kspace(_coil_images(patient.images[anatomy.kspace], patient.noise, patient.seed))
-        reconstruction = _reconstruction(kspace)
+        kspace = kspace_of_images(_coil_images(patient.images[anatomy.kspace], patient.noise, patient.seed))
+        reconstruction = root_sum_of_squares(kspace)
         header = _HEADER.format(
             number=patient.number,
             sex=patient.sex,
@@ -126,11 +130,23 @@ class KspaceForm(CohortForm):
             echo=protocol.echo_ms,
             flip=protocol.flip_deg,
         )
-        with h5py.File(target, "w", libver="earliest") as file:
-            file.create_dataset("kspace", data=kspace, track_times=False)
-            file.create_dataset("reconstruction_rss", data=reconstruction, track_times=False)
-            file.create_dataset("ismrmrd_header", data=header, track_times=False)
-            file.attrs["acquisition"] = anatomy.acquisition
-            file.attrs["max"] = float(reconstruction.max())
-            file.attrs["norm"] = float(np.rint(np.linalg.norm(reconstruction)))
-            file.attrs["patient_id"] = f"KSP-{patient.number:04d}"
+        attributes = {"acquisition": anatomy.acquisition, "patient_id": f"KSP-{patient.number:04d}"}
+        write_fastmri(target, kspace, reconstruction, header, attributes)
+
+
+def write_fastmri(
+    path: Path,
+    kspace: NDArray[np.complex64],
+    reconstruction: NDArray[np.float32],
+    header: str,
+    attributes: dict[str, str],
+) -> None:
+    """Write a file in the layout of fastMRI."""
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.create_dataset("kspace", data=kspace, track_times=False)
+        file.create_dataset("reconstruction_rss", data=reconstruction, track_times=False)
+        file.create_dataset("ismrmrd_header", data=header, track_times=False)
+        file.attrs["acquisition"] = attributes["acquisition"]
+        file.attrs["max"] = float(reconstruction.max())
+        file.attrs["norm"] = float(np.rint(np.linalg.norm(reconstruction)))
+        file.attrs["patient_id"] = attributes["patient_id"]

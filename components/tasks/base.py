@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,23 +34,28 @@ if TYPE_CHECKING:
     from components.inference.study import StudyQuestion
 
 Image = NDArray[np.float32]
+Instruction = TypeVar("Instruction", "InstructionRecord", "VolumeInstructionRecord")
 
 
 @dataclass(frozen=True)
 class Target:
     """Target of the image decoder for one sample; the arrays are (H, W), of a volume (D, H, W).
 
+    k-space and sensitivities of several coils have an axis of coils before the rows.
+
     Attributes:
         kind: TARGET_NONE, TARGET_IMAGE or TARGET_MASK.
         image: magnitude or {0, 1} mask; zeros without a target.
         kspace: complex64 measured k-space, zeros elsewhere.
         sampling: bool, True = measured.
+        coil_maps: complex64 sensitivities; None = one coil.
     """
 
     kind: int
     image: Image
     kspace: NDArray[np.complex64]
     sampling: NDArray[np.bool_]
+    coil_maps: NDArray[np.complex64] | None = None
 
     @classmethod
     def none(cls, image: Image) -> Target:
@@ -62,6 +67,11 @@ class Target:
         """Return the target of a sample that requests a mask."""
         no_kspace, no_sampling = np.zeros(mask.shape, np.complex64), np.zeros(mask.shape, np.bool_)
         return cls(TARGET_MASK, mask.astype(np.float32), no_kspace, no_sampling)
+
+    def slices(self, indices: NDArray[np.integer[Any]]) -> Target:
+        """Return the target of some slices of a volume."""
+        maps = None if self.coil_maps is None else self.coil_maps[indices]
+        return Target(self.kind, self.image[indices], self.kspace[indices], self.sampling[indices], maps)
 
 
 class Task(ABC):
@@ -138,6 +148,16 @@ class Task(ABC):
         if not record.label_values:
             return image, Target.none(image)
         return image, Target.mask(np.isin(store.read(record.volume_id, "labels")[slices], record.label_values))
+
+    def vary(self, record: Instruction, volume: VolumeRecord, rng: np.random.Generator) -> Instruction:
+        """Return the instruction of one draw of training: by default, the same for every draw.
+
+        Args:
+            record: instruction of the corpus.
+            volume: its volume.
+            rng: random numbers of the draw.
+        """
+        return record
 
     def training_group(self, record: InstructionRecord) -> str:
         """Return the group of a training instruction; a mixture draws from all groups of a task alike, however small they are."""

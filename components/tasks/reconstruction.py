@@ -5,6 +5,7 @@ Shape letters: K samples, D slices, H rows, W columns, P side of a resampled sli
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.curation.coil_data import read_undersampled
 from components.curation.curate_volume import CardFacts, CuratedVolume
 from components.curation.store import VolumeStore
 from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord, VolumeRecord
@@ -19,9 +21,9 @@ from components.curation.text.instructions import IMAGE_RESPONSE, build_instruct
 from components.curation.text.phrasings import Phrasings
 from components.curation.text.volume_instructions import build_volume_instruction
 from components.provenance import digest
-from components.settings import CurationSettings, EvaluationSettings
-from components.tasks.base import Image, Target, Task
-from model_core.mri_physics.sampling_masks import center_fraction_of, random_mask, undersample
+from components.settings import CurationSettings, EvaluationSettings, MaskKind
+from components.tasks.base import Image, Instruction, Target, Task
+from model_core.mri_physics.sampling_masks import center_fraction_of, create_mask, random_mask
 from model_core.targets import TARGET_IMAGE
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from components.inference.sliding_window import ResampledVolume
     from components.inference.study import StudyQuestion
 
+MASK_KINDS: tuple[MaskKind, ...] = ("random", "equispaced", "magic")
+ACCELERATIONS = (2, 3, 4, 5, 6, 7, 8)
+"""Masks that training draws for k-space of several coils."""
 _LARGEST_SEED = 2**31
 _ERROR_GAIN = 4
 """Factor by which error maps are brightened."""
@@ -99,23 +104,32 @@ class Reconstruction(Task):
     def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102
         return record.response == IMAGE_RESPONSE
 
+    def vary(self, record: Instruction, volume: VolumeRecord, rng: np.random.Generator) -> Instruction:
+        """Draw kind, acceleration and seed of the mask anew for k-space of several coils; the text names the drawn acceleration."""
+        if volume.coils == 1:
+            return record
+        kind, acceleration = MASK_KINDS[rng.integers(len(MASK_KINDS))], int(rng.choice(ACCELERATIONS))
+        return record.model_copy(
+            update={
+                "instruction": re.sub(rf"\b{record.acceleration}x\b", f"{acceleration}x", record.instruction),
+                "acceleration": acceleration,
+                "centre_fraction": center_fraction_of(acceleration),
+                "mask_seed": int(rng.integers(_LARGEST_SEED)),
+                "mask_kind": kind,
+            }
+        )
+
     def input_and_target(self, record: InstructionRecord, store: VolumeStore) -> tuple[Image, Target]:
         """Undersample the slice's k-space: only the seed of the mask is stored."""
         image: Image = store.read(record.volume_id, "voxels", record.slice_index)
-        assert record.acceleration is not None and record.centre_fraction is not None and record.mask_seed is not None
-        columns = random_mask(image.shape[1], record.acceleration, record.centre_fraction, record.mask_seed)
-        zero_filled, measured = undersample(store.read(record.volume_id, "kspace", record.slice_index), columns)
-        return zero_filled, Target(TARGET_IMAGE, image, measured, np.broadcast_to(columns, image.shape))
+        return _undersample(record, image, store, record.slice_index)
 
     def volume_input_and_target(
         self, record: VolumeInstructionRecord, store: VolumeStore, slices: NDArray[np.integer[Any]]
     ) -> tuple[Image, Target]:
         """Undersample the k-space of the slices, with one mask for all of them."""
         image: Image = store.read(record.volume_id, "voxels")[slices]
-        assert record.acceleration is not None and record.centre_fraction is not None and record.mask_seed is not None
-        columns = random_mask(image.shape[2], record.acceleration, record.centre_fraction, record.mask_seed)
-        zero_filled, measured = undersample(store.read(record.volume_id, "kspace")[slices], columns)
-        return zero_filled, Target(TARGET_IMAGE, image, measured, np.broadcast_to(columns, image.shape))
+        return _undersample(record, image, store, slices)
 
     def recognizes(self, answer: str) -> bool:  # noqa: D102
         return answer.startswith(IMAGE_RESPONSE)
@@ -149,7 +163,7 @@ class Reconstruction(Task):
             "model": answers.images(cases, steps=1, samples=1),
             "sampled": answers.images(cases, settings.sampler_steps, settings.samples),
             "zero-filled": [case.image for case in cases],
-            "total variation": [total_variation(case.target.kspace, case.target.sampling) for case in cases],
+            "total variation": [total_variation(case.target) for case in cases],
         }
         volumes: dict[str, list[int]] = defaultdict(list)
         for index, case in enumerate(cases):
@@ -189,6 +203,22 @@ class Reconstruction(Task):
         result.worst_pictures = [panels(i, f"model, SSIM {by_case[i]:.2f}") for i in worst_cases(by_case)]
         result.sweep = sweep_masks(cases, answers, corpus, settings)
         return result
+
+
+def _undersample(
+    record: InstructionRecord | VolumeInstructionRecord,
+    image: Image,
+    store: VolumeStore,
+    index: int | NDArray[np.integer[Any]],
+) -> tuple[Image, Target]:
+    """Return the zero-filled image of an instruction, and its target ``image`` with the measured k-space."""
+    assert record.acceleration is not None and record.centre_fraction is not None and record.mask_seed is not None
+    if record.mask_kind == "random":
+        mask = random_mask(image.shape[-1], record.acceleration, record.centre_fraction, record.mask_seed)
+    else:
+        mask = create_mask(record.mask_kind, image.shape[-1], record.acceleration, record.mask_seed)
+    measured = read_undersampled(store, record.volume_id, mask, index)
+    return measured.zero_filled, Target(TARGET_IMAGE, image, measured.kspace, measured.sampling, measured.coil_maps)
 
 
 def _score_volumes(

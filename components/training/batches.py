@@ -23,6 +23,7 @@ from components.provenance import digest
 from components.registries import TASKS
 from components.settings import StageSettings
 from components.tasks.base import Image, Target
+from components.tasks.measurements import stack_measurements
 from components.training.augmentation import AffineParams, Contrast, apply_affine_batch
 from components.training.mixture import ALONE, Draw, Mixture, Rank
 from components.training.samples import Samples, StructureMap, task_of_source
@@ -190,6 +191,8 @@ class StageBatches:
     def _instruction(self, source: str, draw: Draw) -> _Sequence:
         affine, contrast = self.augmentation(source, draw)
         task, record = task_of_source(source), self.samples.instruction(source, draw.index)
+        rng = np.random.default_rng([self.key, draw.number, 2])
+        record = TASKS[task].vary(record, self.samples.corpus.volumes[record.volume_id], rng)
         image, target = self.samples.input_and_target(record)
         structures = self.samples.structure_map(record)
         question = self._question(record, draw)
@@ -242,6 +245,7 @@ def collate_sequences(
     def stack(arrays: Sequence[Any]) -> Tensor:
         return torch.from_numpy(np.stack(arrays))
 
+    measured = stack_measurements(targets)
     return SequenceBatch(
         input_ids_BL=ids,
         attention_mask_BL=mask,
@@ -250,6 +254,7 @@ def collate_sequences(
         visual_loss_B=torch.tensor(list(visual_loss)),
         target_B1DHW=stack([target.image for target in targets])[:, None, None],
         target_kind_B=torch.tensor([target.kind for target in targets]),
-        kspace_BDHW=stack([target.kspace for target in targets])[:, None],
-        sampling_BDHW=stack([target.sampling for target in targets])[:, None],
+        kspace_BCDHW=measured.kspace_BCDHW,
+        sampling_BDHW=measured.sampling_BDHW,
+        coil_maps_BCDHW=measured.coil_maps_BCDHW,
     )

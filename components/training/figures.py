@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from components.curation.corpus import Corpus
 from components.registries import TASKS
+from components.tasks.measurements import stack_measurements
 from components.training.metrics_log import MetricsLog
 from components.training.samples import Samples
 from components.training.stages.base import Stage
-from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.objectives import Objective, VisionPretraining
 from model_core.processing import Processor
 from model_core.targets import TARGET_NONE
@@ -118,10 +118,7 @@ def decoded_images(objective: Objective, processor: Processor, samples: Samples)
                 mask.to(device),
                 pixels,
                 torch.tensor([kind], device=device),
-                measured=KSpaceMeasurement(
-                    torch.from_numpy(target.kspace)[None, None, None].to(device),
-                    torch.from_numpy(target.sampling.copy())[None, None].to(device),
-                ),
+                measured=stack_measurements([target]).to(device),
             )
             name = record.structure or "image"
             rows.append([("input", image), (name, target.image), ("predicted", F.relu(decoded)[0, 0, 0].cpu().numpy())])

@@ -26,6 +26,7 @@ from components.curation.text.header_facts import HeaderFacts
 from components.registries import TASKS
 from components.settings import StageSettings
 from components.tasks.base import Image, Target
+from components.tasks.measurements import stack_measurements
 from components.training.augmentation import AffineParams, Contrast, apply_affine_batch
 from components.training.mixture import Draw, Rank
 from components.training.samples import Samples, StructureMap
@@ -131,6 +132,7 @@ class VolumeBatches:
         rng = np.random.default_rng([*self.key, draw.number])
         block, task, store = record.series.index(record.volume_id), TASKS[record.task], self.samples.store
         volumes = [self.samples.corpus.volumes[volume_id] for volume_id in record.series]
+        record = task.vary(record, volumes[block], np.random.default_rng([*self.key, draw.number, 2]))
         chosen = [evenly_spaced(volume.slices, depth) for volume in volumes]
         own, target = task.volume_input_and_target(record, store, chosen[block])
         images = [
@@ -140,7 +142,7 @@ class VolumeBatches:
         structures = self.samples.structure_map(record)
         numbers = None if structures is None else structures.numbers[chosen[block]]
         targets = _target_slices(target, min(self.settings.volume_targets, depth), rng)
-        target = _at(target, targets)
+        target = target.slices(targets)
         response, affine = record.response, AffineParams.sample(rng)
         contrasts = [Contrast.sample(rng) for _ in images]
         if task.is_augmented:
@@ -174,6 +176,7 @@ class VolumeBatches:
         def stack(arrays: Sequence[Any]) -> Tensor:
             return torch.from_numpy(np.stack(arrays))
 
+        measured = stack_measurements([study.target for study in studies])
         return SequenceBatch(
             input_ids_BL=packed.input_ids_BL,
             attention_mask_BL=packed.attention_mask_BL,
@@ -182,8 +185,9 @@ class VolumeBatches:
             visual_loss_B=torch.zeros(len(studies), dtype=torch.bool),
             target_B1DHW=stack([study.target.image for study in studies])[:, None],
             target_kind_B=torch.tensor([study.target.kind for study in studies]),
-            kspace_BDHW=stack([study.target.kspace for study in studies]),
-            sampling_BDHW=stack([study.target.sampling for study in studies]),
+            kspace_BCDHW=measured.kspace_BCDHW,
+            sampling_BDHW=measured.sampling_BDHW,
+            coil_maps_BCDHW=measured.coil_maps_BCDHW,
             grids_BG3=packed.grids_BG3,
             block_B=torch.tensor([study.block for study in studies]),
             slices_BT=stack([study.slices for study in studies]),
@@ -211,11 +215,6 @@ def _target_slices(target: Target, count: int, rng: np.random.Generator) -> NDAr
         order = order[np.argsort(~shown[order], kind="stable")]
         order = np.concatenate([order[:1], rng.permutation(order[1:])])
     return np.sort(order[:count])
-
-
-def _at(target: Target, slices: NDArray[np.int64]) -> Target:
-    """Return the target of some slices."""
-    return Target(target.kind, target.image[slices], target.kspace[slices], target.sampling[slices])
 
 
 def _moved(image_DHW: Image, affine: AffineParams, nearest: bool = False) -> Image:

@@ -172,12 +172,18 @@ def _timing_agrees(volume: VolumeRecord) -> bool:
 def _shapes_agree(corpus: Corpus, volume: VolumeRecord) -> bool:
     """Return whether all arrays of the volume are in the store with the recorded shape; only headers are read."""
     recorded = (volume.slices, volume.rows, volume.columns)
-    names = ["voxels", *(["labels"] if volume.has_labels else []), *(["kspace"] if volume.has_kspace else [])]
+    names = ["voxels", *(["labels"] if volume.has_labels else []), *_kspace_arrays(volume)]
     try:
         shapes = [corpus.store.shape(volume.volume_id, name) for name in names]  # type: ignore[arg-type]
     except OmniMRIError:
         return False
     return all((shape[0], *shape[-2:]) == recorded for shape in shapes)  # k-space of several coils has an additional axis
+
+
+def _kspace_arrays(volume: VolumeRecord) -> tuple[str, ...]:
+    if not volume.has_kspace:
+        return ()
+    return ("kspace",) if volume.coils == 1 else ("coils", "sensitivities")
 
 
 def _description_row(corpus: Corpus, description: DescriptionRecord) -> dict[str, Any]:

@@ -27,8 +27,8 @@ class KSpaceMeasurement:
     Attributes:
         kspace_BCDHW: complex64, zeros where not measured.
         sampling_BDHW: bool, True = measured, the same for every coil; all False for a sample without a measurement.
-        coil_maps_BCDHW: complex64 sensitivities with a sum of squares of 1 (0 outside of the object); None = one coil of uniform
-            sensitivity.
+        coil_maps_BCDHW: complex64 sensitivities with a sum of squares of 1 (0 outside of the object), zeros for coils that a sample
+            does not have; None = one coil of uniform sensitivity.
     """
 
     kspace_BCDHW: Tensor
@@ -40,6 +40,25 @@ class KSpaceMeasurement:
         """Return a measurement of these images in which no sample is measured."""
         zeros = torch.zeros_like(pixel_values_B1DHW)
         return cls(zeros.to(torch.complex64), zeros[:, 0].bool())
+
+    @property
+    def has_coils_B(self) -> Tensor:
+        """Samples with several coils, bool."""
+        if self.coil_maps_BCDHW is None:
+            return torch.zeros(len(self.sampling_BDHW), dtype=torch.bool, device=self.sampling_BDHW.device)
+        return (self.coil_maps_BCDHW[:, 1:] != 0).flatten(1).any(1)
+
+    def rows(self, rows_B: Tensor) -> KSpaceMeasurement:
+        """Return the measurement of some samples, given by a mask or by indices."""
+        maps = self.coil_maps_BCDHW
+        return KSpaceMeasurement(self.kspace_BCDHW[rows_B], self.sampling_BDHW[rows_B], None if maps is None else maps[rows_B])
+
+    def to(self, device: torch.device | str) -> KSpaceMeasurement:
+        """Return the measurement on a device."""
+        maps = self.coil_maps_BCDHW
+        return KSpaceMeasurement(
+            self.kspace_BCDHW.to(device), self.sampling_BDHW.to(device), None if maps is None else maps.to(device)
+        )
 
     def adjoint(self, kspace_BCDHW: Tensor | None = None) -> Tensor:
         """Apply ``E^H`` to the measured k-space, or to another: the zero-filled complex image (B, D, H, W)."""
@@ -62,13 +81,30 @@ def enforce_data_consistency(image_BDHW: Tensor, measured: KSpaceMeasurement) ->
     sampling = measured.sampling_BDHW
     if not sampling.any():
         return image_BDHW
-    image = torch.polar(image_BDHW.float(), torch.angle(measured.adjoint()))
-    if measured.coil_maps_BCDHW is None:
-        result = ifft2c(torch.where(sampling, measured.kspace_BCDHW[:, 0], fft2c(image)))
+    several_B = measured.has_coils_B
+    if several_B.all():
+        result = _solve(image_BDHW, measured)
+    elif not several_B.any():
+        result = _replace_lines(image_BDHW, measured)
     else:
-        gradient = measured.adjoint(measured.kspace_BCDHW - measured.encode(image))
-        result = image + _solve_normal_equations(gradient, measured)
+        result = torch.empty_like(image_BDHW, dtype=measured.kspace_BCDHW.dtype)
+        for rows_B, solve in ((several_B, _solve), (~several_B, _replace_lines)):
+            result = result.index_copy(0, rows_B.nonzero()[:, 0], solve(image_BDHW[rows_B], measured.rows(rows_B)))
     return torch.where(sampling.flatten(1).any(1)[:, None, None, None], result.abs(), image_BDHW)
+
+
+def _replace_lines(image_BDHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
+    """Return complex images of one coil with the measured lines in place of their own."""
+    kspace_BDHW = measured.kspace_BCDHW[:, 0]
+    image = torch.polar(image_BDHW.float(), torch.angle(ifft2c(kspace_BDHW)))
+    return ifft2c(torch.where(measured.sampling_BDHW, kspace_BDHW, fft2c(image)))
+
+
+def _solve(image_BDHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
+    """Return complex images whose k-space is closer to the measured one of every coil."""
+    image = torch.polar(image_BDHW.float(), torch.angle(measured.adjoint()))
+    gradient = measured.adjoint(measured.kspace_BCDHW - measured.encode(image))
+    return image + _solve_normal_equations(gradient, measured)
 
 
 def _solve_normal_equations(right_BDHW: Tensor, measured: KSpaceMeasurement) -> Tensor:

@@ -18,7 +18,6 @@ from model_core.heads.structures import StructureHead, embed_names, pixel_losses
 from model_core.losses.pixels import mean_per_sample, soft_dice_loss, structural_dissimilarity
 from model_core.losses.reduction import Step
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration, OmniMRIOutput
-from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.noise import Noise
 from model_core.objectives.base import LossOutput, Objective, build_loss_output, router_loss, router_parts
 from model_core.objectives.text_loss import predicts_label, share_predicted, text_losses
@@ -125,7 +124,7 @@ class InstructionTuning(Objective):
             features=[select_slices(level[images], slices, 1) for level in output.features],
             query_BQ=model.query_states(batch.input_ids_BL, output.hidden_states)[rows],
             kind_B=batch.target_kind_B[rows],
-            measured=KSpaceMeasurement(batch.kspace_BDHW[rows][:, None], batch.sampling_BDHW[rows]),
+            measured=batch.measured.rows(rows),
         )
         target = batch.target_B1DHW[rows]
         clean = model.image_decoder.encode_target(target, conditions)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from components.curation.coil_data import CoilReference
 from components.curation.corpus import STORE, Corpus
 from components.curation.corpus_writer import write_corpus
 from components.curation.curate_volume import CardFacts, CuratedVolume, curate_volume
 from components.curation.store import VolumeStore
 from components.ingestion.volume import Acquisition, SourceFile, SourceSeries, Volume
 from components.provenance import digest
+from components.samples.multicoil_files import coil_sensitivities
 from components.settings import CurationSettings
-from model_core.mri_physics.fourier import fft2c_numpy
+from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 
 LABEL_MAP = {1: "cerebrospinal fluid", 2: "grey matter", 3: "white matter", 4: "lesion"}
 SEQUENCES = {"T1-weighted": (0.2, 0.6, 1.0, 0.5), "T2-weighted": (1.0, 0.6, 0.4, 0.9)}
@@ -21,8 +24,17 @@ SEQUENCES = {"T1-weighted": (0.2, 0.6, 1.0, 0.5), "T2-weighted": (1.0, 0.6, 0.4,
 SLICES, EXTENT_MM = 8, 216.0
 
 
-def card(name: str = "tiny-brain") -> CardFacts:
-    return CardFacts(dataset_id=name, name="Tiny brains", anatomy="brain", synthetic=True, label_map=LABEL_MAP)
+def card(name: str = "tiny-brain", coil_reference: CoilReference | None = None) -> CardFacts:
+    facts = CardFacts(dataset_id=name, name="Tiny brains", anatomy="brain", synthetic=True, label_map=LABEL_MAP)
+    return facts.model_copy(update={"coil_reference": coil_reference})
+
+
+def with_coils(volume: Volume, coils: int) -> Volume:
+    """Return a volume of one coil as measured by several."""
+    assert volume.kspace is not None
+    maps = coil_sensitivities(*volume.voxels.shape[1:], coils)
+    images = ifft2c_numpy(volume.kspace) * maps
+    return replace(volume, kspace=fft2c_numpy(images).astype(np.complex64))
 
 
 def tiny_volume(seed: int, sequence: str = "T1-weighted", lesion: bool = False, kspace: bool = False, matrix: int = 32) -> Volume:
@@ -68,14 +80,19 @@ def tiny_settings(matrix: int = 32) -> CurationSettings:
     return CurationSettings(matrix=matrix, pixel_mm=EXTENT_MM / matrix, slices_per_volume=2, workers=1)
 
 
-def tiny_corpus(folder: Path, patients: int = 6, matrix: int = 32) -> Corpus:
-    """Curate two volumes per patient (T1; T2 with k-space), a lesion in every second patient; three splits from 4 patients on."""
-    settings, facts, store = tiny_settings(matrix), card(), VolumeStore(folder / STORE)
+def tiny_corpus(folder: Path, patients: int = 6, matrix: int = 32, coils: int = 1) -> Corpus:
+    """Curate two volumes per patient (T1; T2 with k-space), a lesion in every second patient; three splits from 4 patients on.
+
+    With several coils, every third patient still has one.
+    """
+    settings, facts, store = tiny_settings(matrix), card(coil_reference="espirit"), VolumeStore(folder / STORE)
     curated: dict[str, CuratedVolume] = {}
     for number in range(patients):
         for sequence in SEQUENCES:
             series = tiny_series(f"{number:02d}-{sequence[:2]}", f"p{number:012x}", "kspace" if sequence[:2] == "T2" else "nifti")
             volume = tiny_volume(number, sequence, lesion=number % 2 == 0, kspace=sequence[:2] == "T2", matrix=matrix)
+            if coils > 1 and number % 3 and volume.kspace is not None:
+                volume = with_coils(volume, coils)
             volume_id = digest(series.series_id)[:32]
             curated[volume_id] = curate_volume(volume_id, volume, series, facts, settings, store)
     records = [volume.record for volume in curated.values()]

@@ -61,7 +61,7 @@ def _sequences(model: OmniMRIForConditionalGeneration, processor: Processor, kin
     kspace = torch.where(sampling, fft2c(image[:, 0].to(torch.complex64)), 0)
     target = torch.where((kind == TARGET_MASK).view(-1, 1, 1, 1, 1), (image > 0.5).float(), image)
     pixels = torch.where((kind == TARGET_IMAGE).view(-1, 1, 1, 1, 1), ifft2c(kspace).abs()[:, None], image)
-    return SequenceBatch(ids, mask, labels, pixels, torch.tensor([True, False] * 2), target, kind, kspace, sampling)
+    return SequenceBatch(ids, mask, labels, pixels, torch.tensor([True, False] * 2), target, kind, kspace[:, None], sampling)
 
 
 def _cases(model: OmniMRIForConditionalGeneration, processor: Processor) -> list[tuple[Objective, Any]]:

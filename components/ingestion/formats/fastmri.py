@@ -33,17 +33,21 @@ from components.ingestion.formats.base import (
     WriteContext,
 )
 from components.ingestion.formats.ismrmrd_header import first_number
+from components.ingestion.formats.kspace_lines import require_finite, require_lines
 from components.ingestion.formats.nifti_writer import content_md5
 from components.ingestion.formats.orientation import canonical_directions, keep_slices_first, round_affine
 from components.ingestion.formats.voxels import remove_nonfinite, require_signal
 from components.ingestion.quarantine import UnsupportedInput
 from components.ingestion.source_folder import Plan, SourceFolder
-from components.ingestion.volume import Acquisition, Volume
+from components.ingestion.volume import ALL, Acquisition, Band, Volume
+from model_core.mri_physics.coils import mix_coils, whitening_matrix
 from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 
 READER = "kspace"
 """``reader`` of these series in manifests."""
 DATASETS = ("kspace", "reconstruction_rss", "reconstruction_esc")
+NOISE = "noise_covariance"
+"""Data set with the (C, C) covariance of the coils' noise, of files that have a noise scan: coils are pre-whitened when read."""
 ACQUISITION = re.compile(r"(?:AX|COR|SAG)(?:T1|T2|PD|FLAIR|DIFF)(?:FS)?(?:PRE|POST)?(?:_FBK)?")
 """Names of acquisitions that fastMRI publishes. Other text of this attribute is not copied: it may contain the patient's name."""
 SEQUENCES = {"T1": "T1-weighted", "T2": "T2-weighted", "FLAIR": "T2-FLAIR", "PD": "PD-weighted"}
@@ -73,6 +77,7 @@ class PlannedKspace(PlannedFile):
             arrays = {name: file[name][()] for name in DATASETS if name in file}
             acquisition = str(file.attrs.get("acquisition", ""))
         require_finite(arrays["kspace"], self.source.name)
+        require_lines(arrays["kspace"], self.source.name)
         return KspaceOutput(arrays, header, self.patient, acquisition=acquisition)
 
 
@@ -172,17 +177,6 @@ def _describe(shape: tuple[int, ...] | None, is_complex: bool) -> str:
     return f"{'a complex' if is_complex else 'another'} array {shape}"
 
 
-def require_finite(kspace: NDArray[Any], file_name: str) -> None:
-    """Require finite k-space: one value that is not spoils every pixel of its slice.
-
-    Raises:
-        BadInput: NaN or infinity.
-    """
-    count = int(kspace.size - np.isfinite(kspace).sum())
-    if count:
-        raise BadInput(f"k-space with {count} values that are not finite", where=file_name, remedy="get the file again")
-
-
 class KspaceOutput(Output):
     """A k-space file in the layout of fastMRI."""
 
@@ -194,14 +188,16 @@ class KspaceOutput(Output):
         *,
         acquisition: str = "",
         affine: NDArray[np.float64] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         """Take the content of a file.
 
         Args:
-            arrays: by name, see :data:`DATASETS`.
+            arrays: by name, see :data:`DATASETS` and :data:`NOISE`.
             header: as :func:`components.ingestion.formats.ismrmrd_header.parse_header` returns it.
             patient: pseudonym.
             affine: (4, 4), pixel of the uncropped image as stored (not flipped) -> RAS+ mm; None = unknown.
+            notes: what the user should know about the data.
 
         Raises:
             BadInput: k-space without a finite value, or without signal.
@@ -210,7 +206,8 @@ class KspaceOutput(Output):
         self._arrays, self._header, self._patient = arrays, header, patient
         self._acquisition = acquisition if ACQUISITION.fullmatch(acquisition) else ""
         self._affine = round_affine(affine) if affine is not None else None
-        self.content = content_md5(np.ascontiguousarray(arrays["kspace"]).tobytes(), arrays["kspace"].shape)
+        self.notes = notes
+        self.content = content_md5(np.ascontiguousarray(arrays["kspace"]).view(np.uint8).data, arrays["kspace"].shape)
 
     @override
     def write(self, path: Path) -> None:
@@ -229,12 +226,12 @@ class KspaceOutput(Output):
     def check(self, path: Path) -> None:
         _check(path)
         with h5py.File(path) as file:
-            stored = {name: file[name][()] for name in DATASETS if name in file}
+            if set(file) - {"ismrmrd_header"} != self._arrays.keys():
+                raise ReadBackError("other arrays")
+            for name, values in self._arrays.items():  # slice by slice: no second copy of the whole
+                if not all(np.array_equal(file[name][index], part, equal_nan=True) for index, part in enumerate(values)):
+                    raise ReadBackError("other k-space")
             affine = file.attrs.get("affine")
-        if stored.keys() != self._arrays.keys():
-            raise ReadBackError("other arrays")
-        if not all(np.array_equal(stored[name], values, equal_nan=True) for name, values in self._arrays.items()):
-            raise ReadBackError("other k-space")
         if not np.array_equal(affine if affine is not None else (), self._affine if self._affine is not None else ()):
             raise ReadBackError("another affine")
 
@@ -243,37 +240,88 @@ def read_kspace(path: Path, anatomy: str | None) -> Volume:
     """Read one file: magnitude (D, H, W), k-space (D, coils, H, W), affine and acquisition.
 
     fastMRI's header has no position, so the affine centers the volume at the origin; its directions are the canonical ones of the
-    plane that the name of the acquisition states.
+    plane that the name of the acquisition states. Coils are pre-whitened if the file states the covariance of their noise.
 
     Raises:
         BadInput: no k-space in the layout of fastMRI.
     """
     _check(path)
     with h5py.File(path) as file:
-        kspace = np.asarray(file["kspace"][()], dtype=np.complex64)
-        require_finite(kspace, path.name)
         header = ismrmrd_header.parse_header(file["ismrmrd_header"][()]) if "ismrmrd_header" in file else {}
         acquisition = str(file.attrs.get("acquisition", ""))
         stored_affine = np.array(file.attrs["affine"], dtype=np.float64) if "affine" in file.attrs else None
-        reference = next((file[name].shape[-2:] for name in DATASETS[1:] if name in file), None)
-    images = ifft2c_numpy(kspace[:, None] if kspace.ndim == 3 else kspace)
-    encoded = images.shape[-2:]
-    images, corner = _crop(images, reference or _reconstructed_matrix(header))
+        encoded = file["kspace"].shape[-2:]
+        images, corner, acquired = _read_images(file, path.name, header)
     if stored_affine is None:
         affine = _centered_affine(header, encoded, images.shape, _stated_plane(acquisition))
-        images = images[..., ::-1, :]
+        images, acquired = images[..., ::-1, :], (_flip(acquired[0]), acquired[1])
     else:
         stored_affine[:3, 3] += stored_affine[:3, 1] * corner[0] + stored_affine[:3, 2] * corner[1]
         coils_last, affine = keep_slices_first(images.transpose(0, 2, 3, 1), stored_affine)
-        images = np.ascontiguousarray(coils_last.transpose(0, 3, 1, 2))
-    magnitude = np.sqrt((np.abs(images) ** 2).sum(1)).astype(np.float32)
+        images, acquired = coils_last.transpose(0, 3, 1, 2), _turn(acquired, stored_affine, affine)
+    voxels = np.empty((len(images), *images.shape[2:]), dtype=np.float32)
+    kspace = np.empty(images.shape, dtype=np.complex64)
+    for index, image in enumerate(images):
+        voxels[index] = np.sqrt((np.abs(image) ** 2).sum(0))
+        kspace[index] = fft2c_numpy(image)
     sequence = next((kind for text, kind in SEQUENCES.items() if text in acquisition.upper()), None)
     return Volume(
-        voxels=remove_nonfinite(magnitude, path.stem),
+        voxels=remove_nonfinite(voxels, path.stem),
         affine=affine,
         acquisition=_acquisition(header, sequence, affine, anatomy),
-        kspace=fft2c_numpy(images).astype(np.complex64),
+        kspace=kspace,
+        acquired=acquired if acquired != (ALL, ALL) else None,
     )
+
+
+def _read_images(
+    file: h5py.File, name: str, header: dict[str, list[str]]
+) -> tuple[NDArray[np.complex64], tuple[int, ...], tuple[Band, Band]]:
+    """Return the cropped coil images (D, C, H, W), their first row and column, and the acquired frequencies of rows and columns.
+
+    One slice of the encoded space is in memory at a time: an oversampled file is much larger than its images.
+
+    Raises:
+        BadInput: values that are not finite.
+    """
+    kspace = file["kspace"]
+    reference = next((file[name].shape[-2:] for name in DATASETS[1:] if name in file), None)
+    whitening = whitening_matrix(file[NOISE][()]) if NOISE in file else None
+    slices, encoded = len(kspace), kspace.shape[-2:]
+    has_data_H, has_data_W = (np.zeros(size, dtype=np.bool_) for size in encoded)
+    images: NDArray[np.complex64] = np.empty(0, dtype=np.complex64)
+    corner: tuple[int, ...] = (0, 0)
+    for index in range(slices):
+        coils = np.asarray(kspace[index], dtype=np.complex64).reshape(-1, *encoded)
+        require_finite(coils, name)
+        strength = np.abs(coils).max(0)
+        has_data_H, has_data_W = has_data_H | (strength.max(1) > 0), has_data_W | (strength.max(0) > 0)
+        cropped, corner = _crop(ifft2c_numpy(coils), reference or _reconstructed_matrix(header))
+        if not index:
+            images = np.empty((slices, *cropped.shape), dtype=np.complex64)
+        images[index] = cropped if whitening is None else mix_coils(whitening, cropped)
+    return images, corner, (_band(has_data_H), _band(has_data_W))
+
+
+def _band(has_data: NDArray[np.bool_]) -> Band:
+    """Return the lowest and the highest frequency with data, cycles per pixel; :data:`ALL` if the outermost have data."""
+    size, lines = len(has_data), np.flatnonzero(has_data)
+    if not lines.size or len(lines) == size or (lines[0] == 0 and lines[-1] == size - 1):
+        return ALL
+    return (int(lines[0]) - size // 2) / size, (int(lines[-1]) - size // 2) / size
+
+
+def _flip(band: Band) -> Band:
+    """Return the frequencies of a reversed axis."""
+    return -band[1], -band[0]
+
+
+def _turn(bands: tuple[Band, Band], source: NDArray[np.float64], turned: NDArray[np.float64]) -> tuple[Band, Band]:
+    """Return the frequencies of rows and columns of an image whose axes were permuted and reversed."""
+    alike = source[:3, 1:3].T @ turned[:3, 1:3]
+    chosen = [int(np.abs(alike[:, axis]).argmax()) for axis in (0, 1)]
+    rows, columns = (bands[old] if alike[old, new] > 0 else _flip(bands[old]) for new, old in enumerate(chosen))
+    return rows, columns
 
 
 def _reconstructed_matrix(header: dict[str, list[str]]) -> tuple[int, ...]:

@@ -21,18 +21,21 @@ from typing_extensions import override
 from components.errors import BadInput
 from components.ingestion.formats import hdf5
 from components.ingestion.formats.base import FileHeader, Format, WriteContext
-from components.ingestion.formats.fastmri import KspaceOutput, PlannedKspace, plan_kspace_series, read_kspace, require_finite
+from components.ingestion.formats.fastmri import NOISE, KspaceOutput, PlannedKspace, plan_kspace_series, read_kspace
 from components.ingestion.formats.ismrmrd_header import first_number, parse_header
+from components.ingestion.formats.kspace_lines import require_finite, require_lines
 from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.formats.voxels import require_single
 from components.ingestion.quarantine import UnsupportedInput, rejection_of
 from components.ingestion.source_folder import Plan, SourceFolder
 from components.ingestion.volume import Volume
+from model_core.mri_physics.coils import noise_covariance, whitening_matrix
 
 COUNTERS = ("contrast", "phase", "repetition", "set")
 """Encoding counters that distinguish images."""
 _NON_IMAGE_FLAGS = (19, 20, 23, 24, 26, 27, 28, 29, 30, 31)
 """Flags (ismrmrd.h) of noise, calibration, navigator, phase-correction, feedback and dummy lines."""
+_NOISE_FLAG = 19
 _REVERSED_FLAG = 22
 _MAX_VALUES = 2**31
 ImageCounters = tuple[int, ...]
@@ -151,7 +154,7 @@ def read_image(source: Path, patient: str, image: ImageCounters) -> KspaceOutput
     """
     import ismrmrd
 
-    heads = _read_heads(source)
+    all_heads = heads = _read_heads(source)
     has_counters = np.all([heads["idx"][name] == value for name, value in zip(COUNTERS, image, strict=True)], axis=0)
     chosen = _is_image_line(heads) & has_counters
     heads, indices = heads[chosen], np.flatnonzero(chosen)
@@ -161,13 +164,39 @@ def read_image(source: Path, patient: str, image: ImageCounters) -> KspaceOutput
             header = parse_header(plain["dataset/xml"][0])
         _check_trajectory(source, heads, header)
         kspace, slices = _sort_lines(source, heads, container.acquisitions.data, indices, header)
+        noise = _read_noise(source, all_heads, container.acquisitions.data, kspace.shape[1])
     echo_times = header.get("sequenceParameters/TE", [])
     contrast = image[0]
     if len(echo_times) > contrast:
         header["sequenceParameters/TE"] = [echo_times[contrast]]
     require_finite(kspace, source.name)
+    require_lines(kspace, source.name)
     affine = _affine(heads, header, slices, kspace.shape)
-    return KspaceOutput({"kspace": kspace}, header, patient, affine=affine)
+    covariance = noise_covariance(noise)
+    if noise.shape[1] > len(noise) and whitening_matrix(covariance) is not None:
+        return KspaceOutput({"kspace": kspace, NOISE: covariance}, header, patient, affine=affine)
+    notes = ("a noise scan that determines no covariance of the coils: they are not pre-whitened",) if noise.size else ()
+    return KspaceOutput({"kspace": kspace}, header, patient, affine=affine, notes=notes)
+
+
+def _read_noise(source: Path, heads: NDArray[Any], acquisitions: Any, coils: int) -> NDArray[np.complex64]:
+    """Return the samples (C, N) of the noise scans of a file, N = 0 without one.
+
+    Raises:
+        BadInput: another number of coils than that of the images, or values that are not finite.
+    """
+    scans = np.flatnonzero(heads["flags"] & np.uint64(1 << (_NOISE_FLAG - 1)))
+    counts = sorted({int(count) for count in heads["active_channels"][scans]})
+    if counts and counts != [coils]:
+        raise BadInput(
+            f"a noise scan of {counts[0] if counts[0] != coils else counts[-1]} coils beside images of {coils}",
+            where=source.name,
+            remedy="give the noise scan of the same measurement, or none",
+        )
+    samples = [acquisitions[index]["data"].view(np.complex64).reshape(coils, -1) for index in scans]
+    noise = np.concatenate([np.empty((coils, 0), np.complex64), *samples], axis=1)
+    require_finite(noise, source.name)
+    return noise
 
 
 def _check_trajectory(source: Path, heads: NDArray[Any], header: Header) -> None:
@@ -225,7 +254,14 @@ def _sort_lines(
         y, x = int(counters["kspace_encode_step_1"]) + phase_shift, columns[0] // 2 - int(head["center_sample"])
         if not (0 <= y < columns[1] and 0 <= z < depth and 0 <= x <= columns[0] - samples):
             raise BadInput("lines outside of the encoded space", where=source.name, remedy="get the file again")
-        lines[s, z, :, x : x + samples, y] += acquisitions[index]["data"].view(np.complex64).reshape(coils, samples)
+        data = acquisitions[index]["data"].view(np.complex64).reshape(coils, samples)
+        if count[s, z, y] == 1 and data.any() and np.array_equal(lines[s, z, :, x : x + samples, y], data):
+            raise BadInput(
+                f"line {counters['kspace_encode_step_1']} of slice {counters['slice']} is stored twice",
+                where=source.name,
+                remedy="get the file again; averages of a line differ by their noise",
+            )
+        lines[s, z, :, x : x + samples, y] += data
         count[s, z, y] += 1
     _check_sampling(source, count)
     lines /= np.maximum(count, 1)[:, :, None, None, :]

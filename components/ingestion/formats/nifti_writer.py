@@ -23,7 +23,7 @@ AFFINE_TOLERANCE = 2.0**-20
 """Relative error of an affine in the header of NIfTI-1, which stores it in single precision."""
 
 
-def content_md5(stored: bytes, *properties: Any) -> str:
+def content_md5(stored: bytes | memoryview, *properties: Any) -> str:
     """Return the MD5 of stored values and their properties (shape, type, scale): the same for copies under other names.
 
     It identifies content; it is not a security measure.

@@ -53,7 +53,7 @@ def test_the_card_of_a_generated_dataset_describes_its_anatomy() -> None:
         if card.generated is not None:
             anatomy = ANATOMIES[card.generated.anatomy]
             assert card.label_map.items() <= anatomy.label_map.items()
-            assert card.generated.form == "kspace" or card.label_map == anatomy.label_map
+            assert card.generated.form in ("kspace", "multicoil") or card.label_map == anatomy.label_map
             assert card.anatomy and card.generated.anatomy.startswith(card.anatomy)
 
 

@@ -14,7 +14,7 @@ from components.samples import build_sample, cohort_digest
 from components.samples.anatomies import ANATOMIES
 from components.samples.cohort import CohortForm, forms, write_cohort
 
-FORMS = ("dicom", "nifti", "kspace")
+FORMS = ("dicom", "nifti", "kspace", "multicoil")
 
 
 def source(form: str = "nifti", patients: int = 2, **changes: object) -> GeneratedSource:

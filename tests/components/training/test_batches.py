@@ -1,5 +1,6 @@
 """Batches are a function of the step, the same in any process, and contain what the stage needs."""
 
+import re
 import signal
 import threading
 from contextlib import closing
@@ -22,14 +23,14 @@ from components.training.mixture import ALONE, Rank
 from components.training.samples import Samples, task_of_source
 from components.training.stages.vision_pretraining import BLOCK_SLICES
 from components.training.volume_batches import step_scope
-from model_core.batch import IGNORE, Batch, select_slices
+from model_core.batch import IGNORE, Batch, SequenceBatch, select_slices
 from model_core.boxes import parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.mri_physics.fourier import fft2c, ifft2c
 from model_core.processing import Processor
 from model_core.targets import TARGET_IMAGE, TARGET_MASK
 from model_core.tokenization import special_ids
-from tests.helpers.corpora import LABEL_MAP
+from tests.helpers.corpora import LABEL_MAP, tiny_corpus
 
 SHARES: dict[StageName, MixtureSettings] = {
     "vision_pretraining": MixtureSettings(image_only=1),
@@ -66,6 +67,34 @@ def test_a_resumed_run_sees_the_batches_of_a_whole_one(corpus: Corpus, processor
     whole = list(load_batches(_batches(corpus, processor, stage), range(6), workers=0))
     again = list(load_batches(_batches(corpus, processor, stage), range(3, 6), workers=0))
     assert all(_equal(a[0], b[0]) for a, b in zip(whole[3:], again, strict=True))
+
+
+def test_undersampling_of_several_coils_is_drawn_in_training_and_named_by_the_instruction(
+    tmp_path: Path, processor: Processor
+) -> None:
+    """The zero-filled input is the adjoint of the measurement of the objective; patients of one coil stay as they are."""
+    corpus = tiny_corpus(tmp_path, patients=4, coils=3)
+    batches = _batches(corpus, processor, "instruction_tuning", micro=6)
+    whole, again = ([one[0] for one in load_batches(batches, steps, 0)] for steps in (range(12), range(9, 12)))
+    assert all(_equal(a, b) for a, b in zip(whole[9:], again, strict=True))
+    sampled, named = set(), set()
+    for batch in whole:
+        rows = batch.measured.has_coils_B
+        if not rows.any():
+            continue
+        measured = batch.measured.rows(rows)
+        torch.testing.assert_close(measured.adjoint().abs(), batch.pixel_values_B1DHW[rows, 0], atol=1e-5, rtol=1e-4)
+        sampled |= {tuple(mask.tolist()) for mask in measured.sampling_BDHW[:, 0, 0]}
+        texts = [processor.decode(ids[ids > 0].tolist()) for ids in batch.input_ids_BL[rows]]
+        named |= {match for text in texts for match in re.findall(r"\d+(?=x)", text)}
+        assert _is_one_coil(batch, ~rows & (batch.target_kind_B == TARGET_IMAGE))
+    assert len(sampled) > 5 and len(named) > 1
+
+
+def _is_one_coil(batch: SequenceBatch, rows: torch.Tensor) -> bool:
+    """Return whether measurements have the sensitivity 1 in the first coil and 0 in the others."""
+    maps = batch.measured.rows(rows).coil_maps_BCDHW
+    return maps is not None and bool((maps[:, 0] == 1).all()) and not bool(maps[:, 1:].any())
 
 
 def test_worker_processes_load_the_same_batches(corpus: Corpus, processor: Processor) -> None:
@@ -123,7 +152,7 @@ def test_a_reconstruction_has_the_zero_filled_input_and_the_full_target(corpus: 
     rows = batch.target_kind_B == TARGET_IMAGE
     assert torch.equal(batch.task_B == batch.tasks.index("reconstruction"), rows)
     assert rows.any() and (batch.target_kind_B == TARGET_MASK).any()
-    kspace, sampling = batch.kspace_BDHW[rows], batch.sampling_BDHW[rows]
+    kspace, sampling = batch.kspace_BCDHW[rows, 0], batch.sampling_BDHW[rows]
     torch.testing.assert_close(ifft2c(kspace).abs(), batch.pixel_values_B1DHW[rows][:, 0], atol=1e-4, rtol=1e-4)
     assert not kspace[~sampling].any() and not batch.sampling_BDHW[~rows].any()
     target = batch.target_B1DHW[rows][:, 0]
@@ -248,7 +277,7 @@ def test_volumes_and_studies_have_what_their_instructions_need(corpus: Corpus, p
         at = select_slices(own, batch.slices_BT, 1)
         for row, kind in enumerate(batch.target_kind_B.tolist()):
             if kind == TARGET_IMAGE:
-                torch.testing.assert_close(ifft2c(batch.kspace_BDHW[row]).abs(), at[row], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(ifft2c(batch.kspace_BCDHW[row, 0]).abs(), at[row], atol=1e-4, rtol=1e-4)
             if kind == TARGET_MASK and bool(batch.target_B1DHW[row].any()):
                 assert set(batch.target_B1DHW[row].unique().tolist()) <= {0.0, 1.0}
                 labels = select_slices(batch.structures_BDHW, batch.slices_BT, 1)[row]

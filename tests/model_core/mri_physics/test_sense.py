@@ -6,6 +6,7 @@ import sigpy
 import torch
 from sigpy.mri.linop import Sense
 
+from model_core.mri_physics.fourier import fft2c, ifft2c
 from model_core.mri_physics.sense import ITERATIONS, KSpaceMeasurement, enforce_data_consistency
 
 COILS, SIZE = 4, 24
@@ -80,6 +81,34 @@ def test_one_coil_replaces_the_sampled_lines_and_a_map_of_ones_changes_nothing(s
     ones = torch.ones(1, 1, 1, SIZE, SIZE, dtype=torch.complex64)
     with_maps = enforce_data_consistency(guess, KSpaceMeasurement(kspace, sampling, ones))
     torch.testing.assert_close(with_maps, without_maps, atol=1e-4, rtol=1e-4)
+
+
+def test_a_sample_of_one_coil_is_bit_equal_alone_and_beside_one_of_several(maps: torch.Tensor, sampling: torch.Tensor) -> None:
+    """Image and gradient are those of the replaced lines, in plain torch."""
+    torch.manual_seed(2)
+    guess, truth = torch.rand(2, 1, SIZE, SIZE), torch.rand(1, 1, SIZE, SIZE).to(torch.complex64)
+    kspace = torch.where(sampling, fft2c(truth), 0)[:, None]
+
+    def corrected(measured: KSpaceMeasurement, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = images.clone().requires_grad_()
+        result = enforce_data_consistency(leaf, measured)[-1]
+        result.square().sum().backward()
+        assert leaf.grad is not None
+        return result.detach(), leaf.grad[-1]
+
+    several = KSpaceMeasurement(torch.empty(0), sampling, maps).encode(truth)
+    one_of_four = [torch.cat([values, torch.zeros(1, COILS - 1, 1, SIZE, SIZE)], 1) for values in (kspace, torch.ones_like(kspace))]
+    mixed = KSpaceMeasurement(
+        torch.cat([several, one_of_four[0]]), torch.cat([sampling, sampling]), torch.cat([maps, one_of_four[1]])
+    )
+    image, gradient = corrected(KSpaceMeasurement(kspace, sampling), guess[1:])
+    leaf = guess[1:].clone().requires_grad_()
+    phase = torch.angle(ifft2c(kspace[:, 0]))
+    expected = ifft2c(torch.where(sampling, kspace[:, 0], fft2c(torch.polar(leaf, phase)))).abs()
+    expected.square().sum().backward()
+    for found_image, found_gradient in ((image, gradient), corrected(mixed, guess)):
+        assert torch.equal(found_image, expected[0].detach()) and torch.equal(found_gradient, leaf.grad[0])  # type: ignore[index]
+    assert mixed.has_coils_B.tolist() == [True, False]
 
 
 def test_samples_without_a_measurement_stay_unchanged(maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor) -> None:
