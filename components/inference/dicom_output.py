@@ -1,4 +1,7 @@
-"""DICOM output for a DICOM series: a mask as Segmentation (PS3.3 A.51), text and boxes as Structured Report (PS3.3 A.35.3).
+"""DICOM output for DICOM series: a mask as Segmentation (PS3.3 A.51), text and boxes as Structured Report (PS3.3 A.35.3).
+
+Boxes of volumes are a measurement report of their own (:mod:`components.inference.dicom_measurements`). About a study, a mask and
+boxes belong to one series, and every report has the images of all series as its evidence.
 
 Patient and study are those of the input images, and every object references them as its source. UIDs are derived from images,
 instruction and answer: a repeated prediction gives the same object, which an archive recognizes. Reports are marked as unverified
@@ -8,7 +11,7 @@ and partial, because they are generated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +29,27 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 MANUFACTURER, MODEL, SERIAL = "OmniMRI", "omnimri", "0"
-SEGMENTATION_FILE, REPORT_FILE = "segmentation.dcm", "report.dcm"
-SERIES = {SEGMENTATION_FILE: 9001, REPORT_FILE: 9002}
+SEGMENTATION_FILE, REPORT_FILE, MEASUREMENTS_FILE = "segmentation.dcm", "report.dcm", "measurements.dcm"
+SERIES = {SEGMENTATION_FILE: 9001, REPORT_FILE: 9002, MEASUREMENTS_FILE: 9003}
 DISCLAIMER = "Made by research software. Not a medical device; not for clinical use."
 
 
-def save_dicom(prediction: Prediction, instruction: str, source: Path, out: Path) -> list[Path]:
+@dataclass(frozen=True)
+class _Images:
+    """Headers of the images of an answer: of the series that mask and boxes belong to, and of all series."""
+
+    series: list[Dataset]
+    evidence: list[Dataset]
+
+
+def save_dicom(prediction: Prediction, instruction: str, source: Path | None, out: Path) -> list[Path]:
     """Write ``segmentation.dcm`` for a mask, or ``report.dcm`` for text and boxes; nothing for a reconstruction.
 
+    Boxes of a volume are also written as ``measurements.dcm``.
+
     Args:
-        source: the input; nothing is written unless it is a DICOM file or folder.
+        source: the input; nothing is written unless it is a DICOM file or folder. None = the series of the study that the answer
+            is about.
 
     Returns:
         The paths of the written files.
@@ -43,31 +57,41 @@ def save_dicom(prediction: Prediction, instruction: str, source: Path, out: Path
     Raises:
         BadInput: the series lacks elements that a DICOM object must repeat (patient, study, position).
     """
-    images = _read_image_headers(source)
-    if not images or prediction.image is not None:
+    images = _find_images(prediction, source)
+    if not images.series or prediction.image is not None:
         return []
-    name = SEGMENTATION_FILE if prediction.mask is not None else REPORT_FILE
-    build = _build_report if prediction.mask is None else _build_segmentation
+    builders = {SEGMENTATION_FILE: _build_segmentation} if prediction.mask is not None else {REPORT_FILE: _build_report}
+    if prediction.volume_boxes:
+        builders[MEASUREMENTS_FILE] = _build_measurements
     try:
-        dataset = build(prediction, instruction, images)
+        datasets = {name: build(prediction, instruction, images) for name, build in builders.items()}
     except (AttributeError, KeyError, ValueError) as error:
         raise BadInput(
             f"the answer cannot be written as DICOM ({type(error).__name__})",
-            where=source.name,
+            where="the study" if source is None else source.name,
             remedy="add patient, study and position to the headers of the series; the NIfTI and JSON files are complete",
         ) from None
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out / name) as temporary:
-        dataset.save_as(temporary, enforce_file_format=True)
-    return [out / name]
+    for name, dataset in datasets.items():
+        with atomic_file(out / name) as temporary:
+            dataset.save_as(temporary, enforce_file_format=True)
+    return [out / name for name in datasets]
 
 
-def _read_image_headers(source: Path) -> list[Dataset]:
-    """Read the headers of the MR images, in the order of their instance numbers."""
+def _find_images(prediction: Prediction, source: Path | None) -> _Images:
+    if source is not None:
+        files = [source] if source.is_file() else [file for file in sorted(source.rglob("*")) if file.is_file()]
+        series = _read_image_headers(files)
+        return _Images(series, series)
+    all_series = [_read_image_headers(files) for files in prediction.dicom_series]
+    return _Images(all_series[0] if all_series else [], [image for images in all_series for image in images])
+
+
+def _read_image_headers(files: Sequence[Path]) -> list[Dataset]:
+    """Read the headers of the MR images among files, in the order of their instance numbers."""
     from components.ingestion.formats.dicom.headers import MR_CLASSES
     from components.ingestion.formats.dicom.reading import read_header
 
-    files = [source] if source.is_file() else [file for file in sorted(source.rglob("*")) if file.is_file()]
     headers = [read_header(file) for file in files if detect_format(file) == "dicom"]
     images = [image for image in headers if image.get("SOPClassUID") in MR_CLASSES]
     return sorted(images, key=lambda image: int(image.get("InstanceNumber") or 0))
@@ -78,10 +102,10 @@ def _to_lps(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.linalg.inv(LPS_TO_RAS) @ affine, dtype=np.float64)
 
 
-def _derive_uid(level: str, prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> str:
+def _derive_uid(level: str, prediction: Prediction, instruction: str, images: _Images) -> str:
     """Return a UID (PS3.5 B.2) that the same answer to the same instruction about the same images always gets."""
     mask = prediction.mask.tobytes().hex() if prediction.mask is not None else ""
-    sources = sorted(str(image.SOPInstanceUID) for image in images)
+    sources = sorted(str(image.SOPInstanceUID) for image in images.evidence)
     name = digest(level, sources, instruction, prediction.text, [asdict(box) for box in prediction.boxes], digest(mask), _version())
     return f"2.25.{int(name[:32], 16)}"
 
@@ -108,7 +132,15 @@ def _find_codes(instruction: str) -> tuple[str, Any, Any]:
     return "structure", anatomy, codes.SCT.AnatomicalStructure
 
 
-def _build_segmentation(prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> Dataset:
+def _find_finding(label: str) -> Any:
+    """Return the code of a finding (SNOMED CT); an abnormal structure, if its name has none here."""
+    from pydicom.sr.codedict import codes
+
+    name, category, kind = _find_codes(label)
+    return codes.SCT.MorphologicallyAbnormalStructure if name == "structure" or category == codes.SCT.BodySubstance else kind
+
+
+def _build_segmentation(prediction: Prediction, instruction: str, images: _Images) -> Dataset:
     import highdicom as hd
 
     assert prediction.mask is not None
@@ -122,10 +154,10 @@ def _build_segmentation(prediction: Prediction, instruction: str, images: Sequen
         prediction.mask,
         _to_lps(prediction.affine),
         coordinate_system="PATIENT",
-        frame_of_reference_uid=images[0].FrameOfReferenceUID,
+        frame_of_reference_uid=images.series[0].FrameOfReferenceUID,
     )
     return hd.seg.Segmentation(
-        source_images=images,
+        source_images=images.series,
         pixel_array=volume,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[segment],
@@ -143,7 +175,7 @@ def _build_segmentation(prediction: Prediction, instruction: str, images: Sequen
     )
 
 
-def _build_report(prediction: Prediction, instruction: str, images: Sequence[Dataset]) -> Dataset:
+def _build_report(prediction: Prediction, instruction: str, images: _Images) -> Dataset:
     import highdicom as hd
     from highdicom.sr import CodedConcept, ContainerContentItem, ContentSequence, RelationshipTypeValues, TextContentItem
 
@@ -155,11 +187,12 @@ def _build_report(prediction: Prediction, instruction: str, images: Sequence[Dat
     request.ContentSequence = ContentSequence([TextContentItem(CodedConcept("121106", "DCM", "Comment"), instruction, contains)])
     note.ContentSequence = ContentSequence([TextContentItem(CodedConcept("121106", "DCM", "Comment"), DISCLAIMER, contains)])
     items: list[Any] = [TextContentItem(CodedConcept("121071", "DCM", "Finding"), prediction.text or "no answer", contains)]
-    items += [_build_box(box, prediction, images) for box in prediction.boxes]
+    if not prediction.volume_boxes:
+        items += [_build_box(box, prediction, images.series) for box in prediction.boxes]
     findings.ContentSequence = ContentSequence(items)
     root.ContentSequence = ContentSequence([_build_language(), request, findings, note])
     return hd.sr.ComprehensiveSR(
-        evidence=images,
+        evidence=images.evidence,
         content=root,
         series_instance_uid=_derive_uid("report series", prediction, instruction, images),
         series_number=SERIES[REPORT_FILE],
@@ -171,6 +204,37 @@ def _build_report(prediction: Prediction, instruction: str, images: Sequence[Dat
         is_verified=False,
         series_description="OmniMRI: answer",
     )
+
+
+def _build_measurements(prediction: Prediction, instruction: str, images: _Images) -> Dataset:
+    import highdicom as hd
+
+    from components.inference.dicom_measurements import build_measurements
+
+    def tracking_uid(number: int) -> str:
+        return _derive_uid(f"finding {number}", prediction, instruction, images)
+
+    content = build_measurements(
+        prediction.volume_boxes, _to_lps(prediction.affine), images.series, _find_finding, tracking_uid, (_device_uid(), MODEL)
+    )
+    return hd.sr.Comprehensive3DSR(
+        evidence=images.evidence,
+        content=content[0],
+        series_instance_uid=_derive_uid("measurements series", prediction, instruction, images),
+        series_number=SERIES[MEASUREMENTS_FILE],
+        sop_instance_uid=_derive_uid("measurements", prediction, instruction, images),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        is_complete=False,
+        is_final=False,
+        is_verified=False,
+        series_description=f"OmniMRI: boxes. {DISCLAIMER}"[:64],
+    )
+
+
+def _device_uid() -> str:
+    """Return the UID of this version of the software as an observer."""
+    return f"2.25.{int(digest('device', MODEL, _version())[:32], 16)}"
 
 
 def _build_language() -> Any:

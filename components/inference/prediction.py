@@ -66,6 +66,8 @@ class Prediction:
         probability: of a diagnosis, the calibrated p(yes).
         familiarity: how far the image is from the training images; None = the model does not know its training images.
         file_affine: (4, 4) of the input's NIfTI file, whose axes may have another order; None for another format.
+        dicom_series: of a study, the files of its DICOM series, those of the series that mask and boxes belong to first; empty if
+            that series is no DICOM.
     """
 
     task: TaskName
@@ -79,6 +81,7 @@ class Prediction:
     mask: NDArray[np.uint8] | None = None
     uncertainty: NDArray[np.float32] | None = None
     file_affine: NDArray[np.float64] | None = None
+    dicom_series: tuple[tuple[Path, ...], ...] = ()
     probability: float | None = None
     familiarity: Familiarity | None = None
 

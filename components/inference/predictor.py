@@ -56,6 +56,15 @@ def task_of(answer: str) -> Task:
     return next(chain(recognizing, free_text))
 
 
+@dataclass(frozen=True)
+class _ReadSeries:
+    """A series of a study that was read; the other fields are those of :class:`StudySeries`."""
+
+    volume: Volume
+    file_affine: NDArray[np.float64] | None = None
+    dicom_files: tuple[Path, ...] = ()
+
+
 @dataclass
 class Predictor:
     """A model with its processor and the grid that it was trained on.
@@ -173,13 +182,12 @@ class Predictor:
         """
         self._require_question(instruction)
         progress("reading", 0, 1)
-        volumes = list(_read_study(sources))
+        read = list(_read_study(sources))
         progress("reading", 1, 1)
-        for volume, _ in volumes:
-            self._require_anatomy(volume)
-        series = tuple(
-            StudySeries(ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm), affine) for volume, affine in volumes
-        )
+        for one in read:
+            self._require_anatomy(one.volume)
+        resampled = (ResampledVolume.from_volume(one.volume, self.matrix, self.pixel_mm) for one in read)
+        series = tuple(StudySeries(volume, one.file_affine, one.dicom_files) for volume, one in zip(resampled, read, strict=True))
         study = StudyQuestion(Study(self, series), instruction, sampling)
         progress("answering", 0, 1)
         answer = study.generate(MAX_NEW_TOKENS)
@@ -371,19 +379,19 @@ def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
     return read_path(path), _file_affine(path)
 
 
-def _read_study(sources: Sequence[str | Path | Volume]) -> Iterator[tuple[Volume, NDArray[np.float64] | None]]:
-    """Yield the volumes of a study, each with the affine of its file if that is NIfTI; warn of series that are left out."""
+def _read_study(sources: Sequence[str | Path | Volume]) -> Iterator[_ReadSeries]:
+    """Yield the series of a study; warn of those that are left out."""
     from components.ingestion.study_reader import read_study
 
     for source in sources:
         if isinstance(source, Volume):
-            yield source, None
+            yield _ReadSeries(source)
             continue
         found, left_out = read_study([Path(source)])
         for reason in left_out:
             logger.warning("a series of %s is left out: %s", Path(source).name, reason)
         for one in found:
-            yield one.volume, _file_affine(one.path)
+            yield _ReadSeries(one.volume, _file_affine(one.path), one.files)
 
 
 def _file_affine(path: Path) -> NDArray[np.float64] | None:

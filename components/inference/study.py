@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,10 +45,12 @@ class StudySeries:
 
     Attributes:
         file_affine: (4, 4) of the NIfTI file that contains the volume; None for another format.
+        dicom_files: files of the DICOM series; empty for another format.
     """
 
     volume: ResampledVolume
     file_affine: NDArray[np.float64] | None = None
+    dicom_files: tuple[Path, ...] = ()
 
     @cached_property
     def header(self) -> HeaderFacts:
@@ -278,4 +281,8 @@ class StudyQuestion:
         depth = len(volume.voxels)
         preview = volume.crop(Tile(depth // 2, *self.target.corner))
         affine = np.asarray(volume.volume.affine)
-        return Prediction(task, text, tuple(range(depth)), affine, preview, file_affine=self.target.file_affine, **fields)
+        others = [one.dicom_files for one in self.series if one is not self.target and one.dicom_files]
+        files = (self.target.dicom_files, *others) if self.target.dicom_files else ()
+        return Prediction(
+            task, text, tuple(range(depth)), affine, preview, file_affine=self.target.file_affine, dicom_series=files, **fields
+        )

@@ -21,10 +21,17 @@ from components.registries import FORMATS
 
 @dataclass(frozen=True)
 class StudySource:
-    """A series of a study: its volume, and the file or the folder that it was read from."""
+    """A series of a study.
+
+    Attributes:
+        volume: its voxels and header.
+        path: the file or the folder that it was read from.
+        files: its DICOM files; empty for another format.
+    """
 
     volume: Volume
     path: Path
+    files: tuple[Path, ...] = ()
 
 
 def read_study(paths: Sequence[Path]) -> tuple[list[StudySource], list[str]]:
@@ -40,7 +47,7 @@ def read_study(paths: Sequence[Path]) -> tuple[list[StudySource], list[str]]:
     left_out: list[str] = []
     for path in paths:
         if not path.is_dir():
-            sources.append(StudySource(_read_file(path), path))
+            sources.append(StudySource(_read_file(path), path, (path,) if detect_format(path) == "dicom" else ()))
             continue
         found, reasons = _read_folder(path)
         sources += found
@@ -61,14 +68,15 @@ def _read_folder(folder: Path) -> tuple[list[StudySource], list[str]]:
     files = [file for listed in by_format.values() for file in listed]
     sessions = {session_of(file.relative_to(folder).as_posix()) for file in files} - {None}
     require_single(max(len(sessions), 1), "sessions", folder)
-    readers: list[tuple[Callable[[], Volume], Path]] = [(partial(_read_file, file), file) for file in files]
-    readers += [(partial(read_one_volume, group, folder), folder) for group in (group_series(dicom, folder) if dicom else [])]
+    readers: list[tuple[Callable[[], Volume], Path, tuple[Path, ...]]] = [(partial(_read_file, file), file, ()) for file in files]
+    groups = group_series(dicom, folder) if dicom else []
+    readers += [(partial(read_one_volume, group, folder), folder, tuple(group)) for group in groups]
     sources: list[StudySource] = []
     reasons: list[str] = []
     first: BadInput | None = None
-    for read, path in readers:
+    for read, path, of_series in readers:
         try:
-            sources.append(StudySource(read(), path))
+            sources.append(StudySource(read(), path, of_series))
         except BadInput as error:
             first = first or error
             reasons.append(error.what)

@@ -63,11 +63,8 @@ def predict(
     """Answer an instruction about images: text on standard output, images and masks as NIfTI in the geometry of the input.
 
     With --study, a folder may hold a DICOM study or a BIDS session; the model must have been trained with volumes.
-    For a DICOM series, masks are also written as DICOM Segmentation, and texts and boxes as DICOM Structured Report.
+    For DICOM series, masks are also written as DICOM Segmentation, and texts and boxes as DICOM Structured Reports.
     """
-    if study and store:
-        remedy = "leave one of them out: answers about a study have no DICOM form yet"
-        raise BadInput("nothing to store", where="--study --store", remedy=remedy)
     pacs = load_settings(profile, overrides).pacs
     address = _find_address(images)
     destination = _find_destination(address, store, to, pacs)
@@ -204,11 +201,10 @@ def _predict(
 
 
 def _save(prediction: Prediction, image: Path | None, folder: Path, instruction: str) -> list[Path]:
-    """Write the files of an answer; those in DICOM only if it is about one image (None = about a study)."""
+    """Write the files of an answer, in DICOM as well if the image, or the series of the study (None), is DICOM."""
     from components.inference import save, save_dicom
 
-    dicom = [] if image is None else save_dicom(prediction, instruction, image, folder)
-    return [*save(prediction, folder), *dicom]
+    return [*save(prediction, folder), *save_dicom(prediction, instruction, image, folder)]
 
 
 def _store(server: Server, files: list[Path], pacs: PacsSettings) -> Stored:

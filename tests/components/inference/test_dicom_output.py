@@ -13,8 +13,9 @@ import pydicom
 import pytest
 
 from components.inference.dicom_output import save_dicom
-from components.inference.prediction import FoundBox, Prediction
+from components.inference.prediction import FoundBox, FoundVolumeBox, Prediction
 from components.ingestion import read_path
+from components.ingestion.study_reader import StudySource, read_study
 from components.ingestion.volume import Volume
 from components.samples.anatomies.brain import BRAIN, GRID
 from components.samples.dicom_series import create_mr_image
@@ -91,6 +92,78 @@ def test_boxes_become_outlines_on_the_image_that_shows_them(series: Path, volume
     crop = image.pixel_array[round(rows.min()) : round(rows.max()), round(columns.min()) : round(columns.max())]
     expected = volume.voxels[6, 30:50, 40:70]
     assert sorted(crop.ravel().tolist()) == pytest.approx(sorted(expected.ravel().tolist()))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write T1 and T2 series of one patient and visit into one folder."""
+    folder, patient = tmp_path_factory.mktemp("study"), generate_patient(BRAIN, 0, GRID, (152, 0), 0.5)
+    for number, sequence in enumerate(("T1-weighted", "T2-weighted")):
+        protocol = next(one for one in BRAIN.protocols if one.sequence == sequence)
+        for index, plane in enumerate(patient.simulate_magnitude(sequence)):
+            image = create_mr_image(BRAIN, patient, protocol, number + 1, index, plane)
+            image.save_as(folder / f"{index:02d}-{number}.dcm", enforce_file_format=True)
+    return folder
+
+
+def _about_study(study: Path, **fields: object) -> tuple[Prediction, StudySource]:
+    """Return an answer about the second series of a study."""
+    first, second = read_study([study])[0]
+    return answer(second.volume, "detection", dicom_series=(second.files, first.files), **fields), second
+
+
+def test_a_mask_about_a_study_references_its_series_alone(study: Path, tmp_path: Path) -> None:
+    bright = (read_study([study])[0][1].volume.voxels > 200).astype(np.uint8)
+    prediction, series = _about_study(study, mask=bright)
+    [path] = save_dicom(prediction, "Segment the lesion in this T2-weighted MRI.", None, tmp_path)
+    written = hd.seg.segread(path)
+    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in series.files]
+    assert {uid for _, _, uid in written.get_source_image_uids()} <= {image.SOPInstanceUID for image in images}
+    assert written.StudyInstanceUID == images[0].StudyInstanceUID and written.FrameOfReferenceUID == images[0].FrameOfReferenceUID
+    assert written.get_volume(combine_segments=True).array.sum() == bright.sum()
+    validate_dicom(path)
+
+
+def test_boxes_of_a_volume_are_measured_regions_in_the_patients_coordinates(study: Path, tmp_path: Path) -> None:
+    """Read back by highdicom: the faces end where the voxels of a box end; the evidence is the whole study."""
+    box = FoundVolumeBox("lesion", 6, 30, 40, 9, 50, 70)
+    prediction, series = _about_study(study, volume_boxes=(box, replace(box, label="cyst")), boxes=box.by_slice)
+    report_path, path = save_dicom(prediction, "Find every lesion.", None, tmp_path)
+    assert (report_path.name, path.name) == ("report.dcm", "measurements.dcm")
+    written = hd.sr.srread(path)
+    first, second = written.content.get_volumetric_roi_measurement_groups()
+    assert first.finding_type.meaning == "Lesion" and first.tracking_identifier == "lesion 1"
+    assert second.tracking_identifier == "cyst 2" and second.tracking_uid != first.tracking_uid
+    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in series.files]
+    assert first.roi.frame_of_reference_uid == images[0].FrameOfReferenceUID
+    corners = np.concatenate(first.roi.graphic_data)
+    into_voxels = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ np.asarray(series.volume.affine))
+    ends = corners @ into_voxels[:3, :3].T + into_voxels[:3, 3]
+    np.testing.assert_allclose(ends.min(0), [5.5, 29.5, 39.5], atol=1e-3)
+    np.testing.assert_allclose(ends.max(0), [8.5, 49.5, 69.5], atol=1e-3)
+    assert len(first.roi.graphic_data) == 6 and all(len(np.unique(face.round(6), axis=0)) == 4 for face in first.roi.graphic_data)
+    [length] = first.get_measurements()
+    assert length.value == pytest.approx(30 * series.volume.spacing_mm[2], abs=0.01) and length.unit.value == "mm"
+    evidence = {
+        instance.ReferencedSOPInstanceUID
+        for name in ("CurrentRequestedProcedureEvidenceSequence", "PertinentOtherEvidenceSequence")
+        for one in written.get(name, [])
+        for of_series in one.ReferencedSeriesSequence
+        for instance in of_series.ReferencedSOPSequence
+    }
+    assert evidence == {pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID for file in study.iterdir()}
+    validate_dicom(report_path)
+    validate_dicom(path)
+
+
+def test_the_same_boxes_are_the_same_object(study: Path, tmp_path: Path) -> None:
+    prediction, _ = _about_study(study, volume_boxes=(FoundVolumeBox("lesion", 6, 30, 40, 9, 50, 70),))
+    uids = [pydicom.dcmread(save_dicom(prediction, "Find it.", None, tmp_path / name)[1]).SOPInstanceUID for name in "ab"]
+    assert uids[0] == uids[1]
+
+
+def test_a_study_without_dicom_has_no_dicom_answer(volume: Volume, tmp_path: Path) -> None:
+    assert not save_dicom(answer(volume, "report"), "Report.", None, tmp_path)
 
 
 @pytest.mark.parametrize("task", ["diagnosis", "report"])
