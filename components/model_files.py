@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import BadInput, JobFailed
+from components.home import Home
 from components.provenance import digest
 from components.verified_files import cached_md5
 
@@ -50,32 +51,52 @@ def resolve_model(model: str | Path, tracking_uri: str) -> Path:
             remedy = "name a folder of save_pretrained, or e.g. models:/omnimri@staging"
             raise BadInput("no saved model", where=str(model), remedy=remedy)
         return folder
+    from components.tracking.local_versions import find_local_version
     from components.tracking.relocation import has_store, relocate_if_moved
 
     if not has_store(tracking_uri):
         raise BadInput("no model has been registered here yet", where=str(model), remedy="omnimri run registers one")
+    relocate_if_moved(tracking_uri)
+    local = find_local_version(str(model), WEIGHTS_TAG, tracking_uri, Home.open())
+    if local is None:
+        return _ask_mlflow(str(model), tracking_uri)
+    return _verified_folder(str(model), local.folder, local.tag, f"{local.name} version {local.number}")
+
+
+def _ask_mlflow(model: str, tracking_uri: str) -> Path:
+    """Return the verified folder of a model that MLflow's store or server names."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    relocate_if_moved(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
-    version = _registered_version(str(model))
+    version = _registered_version(model)
     try:
-        local = Path(mlflow.artifacts.download_artifacts(str(model)))
+        local = Path(mlflow.artifacts.download_artifacts(model))
     except (MlflowException, OSError):
         if version is None:
-            raise BadInput("MLflow has no such model", where=str(model), remedy=_LIST_MODELS) from None
-        raise lost_files(str(model)) from None
-    preprocessing_files = sorted(local.rglob(PREPROCESSING))
+            raise BadInput("MLflow has no such model", where=model, remedy=_LIST_MODELS) from None
+        raise lost_files(model) from None
+    weights = "" if version is None else version.tags.get(WEIGHTS_TAG, "")
+    return _verified_folder(model, local, weights, "" if version is None else f"{version.name} version {version.version}")
+
+
+def _verified_folder(model: str, artifacts: Path, weights: str, version: str) -> Path:
+    """Return the folder of a model below its artifacts.
+
+    Args:
+        weights: digest of the evaluated model; "" = unknown.
+        version: name and number of the registered version.
+    """
+    preprocessing_files = sorted(artifacts.rglob(PREPROCESSING))
     if not preprocessing_files:
-        if version is not None and WEIGHTS_TAG in version.tags:
-            raise lost_files(str(model))
-        raise BadInput("not a model of OmniMRI", where=str(model), remedy=_LIST_MODELS)
+        if weights:
+            raise lost_files(model)
+        raise BadInput("not a model of OmniMRI", where=model, remedy=_LIST_MODELS)
     folder = preprocessing_files[0].parent
-    if version is not None and not has_digest(folder, version.tags.get(WEIGHTS_TAG, "")):
+    if not has_digest(folder, weights):
         raise JobFailed(
             "the files differ from those that were evaluated",
-            where=f"{version.name} version {version.version}, {folder}",
+            where=f"{version}, {folder}",
             remedy="restore them from a backup; omnimri rollback brings back an earlier version",
         )
     return folder

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext
 
+from flows.server.temporary_server import kept_server
+
 if TYPE_CHECKING:
     from components.evaluation import EvaluationReport
     from components.registry import ModelVersion
@@ -142,11 +144,10 @@ def _run_link(run_id: str) -> str:
 
 
 def flow_run_link() -> str:
-    """Return the address of the outermost flow run, or its id without a Prefect server."""
+    """Return the address of the outermost flow run, or its id if the server ends with this command."""
     from prefect.runtime import flow_run
     from prefect.utilities.urls import url_for
 
     context = FlowRunContext.get()
     run_id = flow_run.root_flow_run_id or (str(context.flow_run.id) if context and context.flow_run else "")
-    has_server = os.environ.get("PREFECT_API_URL")
-    return (url_for("flow-run", run_id) if has_server else None) or str(run_id)
+    return (url_for("flow-run", run_id) if kept_server() else None) or str(run_id)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 
 from components.pacs.credentials import Credentials, credentials_from_environment, parse_credentials
+from flows.server.temporary_server import kept_server
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def find_credentials(name: str) -> Credentials:
         BadInput: incomplete or contradictory credentials.
     """
     credentials = credentials_from_environment(name)
-    if credentials.exist or not name or not os.environ.get("PREFECT_API_URL"):
+    if credentials.exist or not name or not kept_server():
         return credentials
     from prefect.blocks.system import Secret
 

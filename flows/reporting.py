@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
+from prefect.context import refresh_global_settings_context
 from prefect.settings import PREFECT_API_URL
 
 from components.progress import Step, report, step
-from flows.server.temporary_server import TemporaryServer
+from flows.server.temporary_server import await_server, launch_server
 
 
 @contextmanager
@@ -34,12 +35,14 @@ def report_warning(message: str) -> None:
 
 
 def start_prefect() -> None:
-    """Start Prefect's temporary server, unless the settings name one that runs, and check that it answers.
+    """Wait for Prefect's temporary server, which is started now unless it was started early or the settings name another one.
 
     Raises:
         MachineFault, JobFailed: the temporary server does not start.
     """
     if not PREFECT_API_URL.value():
-        TemporaryServer().start()
+        launch_server()
+        refresh_global_settings_context()
+    await_server()
     with get_client(sync_client=True) as client:
         client.hello()

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from components.curation.curate_volume import resample_volume
 from components.curation.measure.regions import FOREGROUND
@@ -96,6 +95,11 @@ class ResampledVolume:
         """Return every tile of the given slices."""
         return [Tile(index, row, column) for index in slices for row, column in self.corners]
 
+    def tiles_with_tissue(self, slices: Sequence[int]) -> list[Tile]:
+        """Return the tiles of the given slices that show foreground; all of them if none does."""
+        tiles = self.tiles(slices)
+        return [tile for tile in tiles if (self.crop(tile) > FOREGROUND).any()] or tiles
+
     def richest_tile(self, index: int) -> Tile:
         """Return the tile of a slice with the most foreground."""
         return max(self.tiles([index]), key=lambda tile: np.count_nonzero(self.crop(tile) > FOREGROUND))
@@ -128,11 +132,32 @@ class ResampledVolume:
         return np.asarray(total / np.where(weights > 0, weights, 1), dtype=np.float32)
 
     def to_source_grid(self, values_DPP: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Resample from the network's grid to the source's (D, H, W): linear, zero outside of the resampled slices."""
-        scale = np.array([1.0, *(1 / s for s in self.grid.scale)])
-        offset = np.array([0.0, *(-o / s for o, s in zip(self.grid.offset, self.grid.scale, strict=True))])
-        shape = self.volume.voxels.shape
-        return np.asarray(ndimage.affine_transform(values_DPP, scale, offset, shape, order=1, mode="constant"), dtype=np.float32)
+        """Resample from the network's grid to the source's (D, H, W): linear, zero outside of the resampled slices.
+
+        Slices stay as they are, so that the interpolation is a product with one small matrix for rows and one for columns.
+        """
+        rows, columns = (
+            _interpolation_matrix(length, self.grid.size, scale, offset)
+            for length, scale, offset in zip(self.volume.voxels.shape[1:], self.grid.scale, self.grid.offset, strict=True)
+        )
+        return np.asarray(rows @ values_DPP.astype(np.float32, copy=False) @ columns.T, dtype=np.float32)
+
+
+def _interpolation_matrix(length: int, size: int, scale: float, offset: float) -> NDArray[np.float32]:
+    """Return the weights (length, size) of linear interpolation from a resampled axis to the source's axis, zero outside of it.
+
+    Args:
+        scale, offset: of :class:`PlaneGrid`: ``source = scale * resampled + offset``.
+    """
+    position = np.arange(length) * (1 / scale) - offset / scale
+    first = np.clip(np.floor(position), 0, max(size - 2, 0)).astype(np.intp)
+    share, inside = position - first, (position >= 0) & (position <= size - 1)
+    weights = np.zeros((length, size), np.float32)
+    index = np.arange(length)
+    weights[index, first] = np.where(inside, 1 - share, 0)
+    if size > 1:
+        weights[index, first + 1] = np.where(inside, share, 0)
+    return weights
 
 
 def slice_batches(measured: KSpaceMeasurement, size: int) -> Iterator[tuple[slice, KSpaceMeasurement]]:

@@ -102,11 +102,11 @@ class Segmentation(Task):
         return answer.startswith(MASK_RESPONSE)
 
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
-        """Segment every slice."""
+        """Segment every slice; the mask of one without tissue is empty."""
         volume, depth = question.volume, len(question.volume.voxels)
-        tiles = volume.tiles(range(depth))
-        masks = predictor.generate_images(question, tiles, MASK_RESPONSE, TARGET_MASK, self.name)
-        samples = np.stack([volume.to_source_grid(sample) for sample in volume.blend(tiles, masks)])
+        tiles, shown = volume.tiles(range(depth)), volume.tiles_with_tissue(range(depth))
+        masks = predictor.generate_images(question, shown, MASK_RESPONSE, TARGET_MASK, self.name)
+        samples = np.stack([volume.to_source_grid(sample) for sample in volume.blend(shown, masks)])
         text = answer.removeprefix(MASK_RESPONSE).strip() or f"{self.name} of {depth} slices"
         return question.prediction(self.name, text, tiles, mask=(samples.mean(0) > 0.5).astype(np.uint8), samples=samples)
 

@@ -10,6 +10,7 @@ from components.home import Home
 from components.settings import load_settings
 from flows.cli.options import Alias, JsonOption, NameOption, ProfileOption, ReasonOption, VersionArgument
 from flows.cli.run_log import run_log
+from flows.server.temporary_server import launch_server_early
 
 app = typer.Typer(no_args_is_help=True, help="List, show, promote and serve the registered models.")
 
@@ -55,6 +56,7 @@ def promote(
     from flows.cli.output import emit
 
     with run_log("promote"):
+        launch_server_early()
         from flows.promote import promote_model
         from flows.reporting import start_prefect
 

@@ -18,6 +18,7 @@ from flows.cli import preflight
 from flows.cli.jobs import cluster_objects, placement_overrides, print_objects
 from flows.cli.options import JsonOption, LauncherOption, ProfileOption, SetOption
 from flows.cli.run_log import run_log
+from flows.server.temporary_server import launch_server_early
 
 if TYPE_CHECKING:
     from components.evaluation import ResultRow
@@ -61,6 +62,7 @@ def run(
     with run_log("run"):
         preflight.check_code()
         with step("start"):
+            launch_server_early()
             from flows.pipeline import pipeline
             from flows.reporting import start_prefect
 
@@ -164,6 +166,7 @@ def ingest(
 
     with run_log("ingest"):
         with step("start"):
+            launch_server_early()
             from flows.ingest import ingest_datasets
             from flows.reporting import start_prefect
 
@@ -242,6 +245,7 @@ def curate(
 
     with run_log("curate"):
         with step("start"):
+            launch_server_early()
             from flows.curate import curate_corpus, preview_corpus
             from flows.reporting import start_prefect
 
@@ -318,6 +322,7 @@ def train(
     with run_log("train"):
         preflight.check_code()
         with step("start"):
+            launch_server_early()
             from flows.reporting import start_prefect
             from flows.train import train_stages
 
@@ -354,6 +359,7 @@ def evaluate(
 
     with run_log("evaluate"):
         with step("start"):
+            launch_server_early()
             from components.model_files import resolve_model
             from flows.evaluate import evaluate_model
             from flows.reporting import start_prefect
