@@ -3,8 +3,9 @@
     python -m benchmarks.first_hour [--profile debug] [--repeats 3] [--home FOLDER]
 
 Measured are ``--help``, ``doctor``, a first run, the same run again, and ``predict`` of each task on the 189 slices of the ICBM152
-brain. Each command is a process of its own; its wall time includes the start of Python, its CPU time that of its children. ``--home`` takes the predictions from the
-staging version of an existing home (of a demo, for example) instead of the version that the run has made, and leaves out the runs.
+brain. Each command is a process of its own; its wall time includes the start of Python, its CPU time that of its children.
+``--home`` takes the predictions from the staging version of an existing home (of a demo, for example) instead of the version that
+the run has made, and leaves out the runs.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,6 +99,8 @@ class _OpenArray:
     """One open array. Chunks are read compressed, verified, and only then decompressed."""
 
     def __init__(self, path: Path, array: ArrayName) -> None:
+        import blosc2  # takes a second, and predictions read no store
+
         self.path, self.array = path, array
         try:
             self._file = blosc2.open(str(path), mode="r")  # keep a reference: its chunks are freed with it
@@ -134,6 +135,8 @@ class _OpenArray:
         Raises:
             BadInput: the chunk differs from the one that was written.
         """
+        import blosc2
+
         try:
             chunk = self._file.schunk.get_chunk(index)
             if zlib.crc32(chunk) == self.checksums.chunks[index]:
@@ -182,6 +185,8 @@ class VolumeStore:
                 where=volume_id,
                 remedy="curate it slice axis first",
             )
+        import blosc2
+
         if array in HALF_COMPLEX:
             values = np.ascontiguousarray(values, dtype=np.complex64).view(np.float32)
             if not np.abs(values).max(initial=0) <= _HALF_MAXIMUM:

@@ -12,7 +12,7 @@ from components.home import Home
 from components.pacs.archive import Archive
 from components.pacs.fetching import Fetcher
 from components.pacs.originals import originals_folder
-from components.pacs.results import StudyAddress
+from components.pacs.study_address import StudyAddress
 
 
 @dataclass(frozen=True)

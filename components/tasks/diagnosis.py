@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from components.curation.curate_volume import CardFacts, CuratedVolume
-from components.curation.store import VolumeStore
 from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord, VolumeRecord
 from components.curation.text.descriptions import signal_term
 from components.curation.text.differentials import list_considerations
@@ -24,6 +22,8 @@ from components.tasks.known_structures import Shown
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
+    from components.curation.curate_volume import CardFacts, CuratedVolume
+    from components.curation.store import VolumeStore
     from components.evaluation.model_answers import AnswerGenerator, Case
     from components.evaluation.results import ResultRow
     from components.evaluation.task_result import TaskResult

@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.coil_data import read_undersampled
-from components.curation.curate_volume import CardFacts, CuratedVolume
-from components.curation.store import VolumeStore
 from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord, VolumeRecord
 from components.curation.text.instructions import IMAGE_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
@@ -28,6 +26,8 @@ from model_core.targets import TARGET_IMAGE
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
+    from components.curation.curate_volume import CardFacts, CuratedVolume
+    from components.curation.store import VolumeStore
     from components.evaluation.model_answers import AnswerGenerator, Case
     from components.evaluation.task_result import TaskResult
     from components.inference.prediction import Prediction

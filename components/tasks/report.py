@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from components.curation.curate_volume import CardFacts, CuratedVolume
 from components.curation.table_rows import DescriptionRecord, InstructionRecord, VolumeInstructionRecord
 from components.curation.text.header_facts import NO_HEADER, HeaderFacts
 from components.curation.text.instructions import MASK_RESPONSE, build_instruction, spread
@@ -27,6 +26,7 @@ from components.tasks.report_text import format_report, measure_fields, with_mea
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
+    from components.curation.curate_volume import CardFacts, CuratedVolume
     from components.evaluation.model_answers import AnswerGenerator, Case
     from components.evaluation.results import ResultRow
     from components.evaluation.task_result import Score, TaskResult

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.curation.curate_volume import CardFacts, CuratedVolume
-from components.curation.store import VolumeStore
 from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord, VolumeRecord
 from components.curation.text.instructions import MASK_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
@@ -20,6 +18,8 @@ from model_core.targets import TARGET_MASK
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
+    from components.curation.curate_volume import CardFacts, CuratedVolume
+    from components.curation.store import VolumeStore
     from components.evaluation.model_answers import AnswerGenerator, Case
     from components.evaluation.results import ResultRow
     from components.evaluation.task_result import TaskResult

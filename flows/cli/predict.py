@@ -20,7 +20,8 @@ from flows.cli.run_log import run_log
 if TYPE_CHECKING:
     from components.inference import Prediction
     from components.pacs.address import Server
-    from components.pacs.results import Stored, StudyAddress
+    from components.pacs.results import Stored
+    from components.pacs.study_address import StudyAddress
     from model_core.flow import Sampler
 
 app = typer.Typer()
@@ -94,7 +95,7 @@ def _find_address(images: list[str]) -> StudyAddress | None:
     Raises:
         BadInput: a malformed address, or one beside other inputs.
     """
-    from components.pacs.results import StudyAddress, is_study_address
+    from components.pacs.study_address import StudyAddress, is_study_address
 
     if not any(is_study_address(image) for image in images):
         return None

@@ -20,8 +20,9 @@ from components.pacs.address import find_server
 from components.pacs.archive import open_archive
 from components.pacs.credentials import credentials_from_environment
 from components.pacs.images import fetched_images
-from components.pacs.results import Stored, StudyAddress, store_results
+from components.pacs.results import Stored, store_results
 from components.pacs.source import PacsSource
+from components.pacs.study_address import StudyAddress
 from components.pacs.update import DatasetUpdate, update_from_archive
 from components.samples.cohort import write_cohort
 from components.settings import CurationSettings, PacsSettings

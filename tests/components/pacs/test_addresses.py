@@ -15,8 +15,8 @@ from components.errors import BadInput
 from components.pacs.address import find_server
 from components.pacs.credentials import Credentials, credentials_from_environment, parse_credentials
 from components.pacs.query import parse_query
-from components.pacs.results import StudyAddress
 from components.pacs.source import find_source
+from components.pacs.study_address import StudyAddress
 from components.settings import DatasetSettings, PacsSettings, ServerSettings
 
 ALLOWED = PacsSettings(allow_hosts=("pacs.example",))

@@ -17,7 +17,8 @@ from components.pacs.address import find_server
 from components.pacs.archive import Archive, open_archive
 from components.pacs.credentials import credentials_from_environment
 from components.pacs.images import fetched_images
-from components.pacs.results import Stored, StudyAddress, store_results
+from components.pacs.results import Stored, store_results
+from components.pacs.study_address import StudyAddress
 from components.settings import PacsSettings
 from tests.helpers.faulty_proxy import Answer, faulty_proxy
 from tests.helpers.orthanc import Orthanc

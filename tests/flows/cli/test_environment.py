@@ -12,14 +12,12 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
-from prefect.server.api.server import SubprocessASGIServer
 
 from components.errors import BadInput, JobFailed
 from components.home import Home
 from flows.cli import main, run_log
 from flows.cli.environment import drop_traceback, set_defaults
 from flows.server.supervisor import SERVICES, running_services
-from flows.server.temporary_server import TemporaryServer
 from tests.helpers.faulty_files import FaultyDisk
 
 
@@ -83,17 +81,6 @@ def test_a_home_that_cannot_be_written_does_not_keep_help_from_being_printed(
 def test_a_damaged_record_of_services_means_that_none_run(tmp_path: Path, content: str) -> None:
     (tmp_path / SERVICES).write_text(content)
     assert running_services(Home(tmp_path, tmp_path / "data")) is None
-
-
-def test_the_temporary_server_of_a_command_replaces_that_of_prefect() -> None:
-    """Prefect's clients look it up by the class that they would start themselves."""
-    server = TemporaryServer()
-    try:
-        assert SubprocessASGIServer() is server
-    finally:
-        server.stop()
-    assert SubprocessASGIServer() is not server
-    SubprocessASGIServer().stop()
 
 
 def test_an_error_of_the_tracking_store_is_a_sentence_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
