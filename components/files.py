@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from components.provenance import digest
 
 
@@ -63,10 +61,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def _encode_plain(value: Any) -> Any:
-    """Return the JSON form of a numpy or path value."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
+    """Return the JSON form of a numpy or path value. NumPy is not imported for values that cannot be its own."""
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):  # arrays and scalars
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
