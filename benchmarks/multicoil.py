@@ -4,8 +4,8 @@ python -m benchmarks.multicoil [--patients 16] [--steps 300] [--slices 8] [--hom
 
 The cohort ``synthetic-brain-multicoil`` is generated, ingested and curated in the folder, which a later call reuses. Stage 4 is
 trained from random weights; a U-Net on zero-filled magnitudes (fastMRI's baseline) and a VarNet of four cascades (Sriram et al.,
-arXiv:2004.06688, sensitivities given) see the reconstruction samples of the same batches. Weights of compressed sensing are the best
-of three on training slices, by mask and method. ``bart pics`` (Debian's bart) is left out where it is not installed.
+arXiv:2004.06688, sensitivities given) see the reconstruction samples of the same batches. Weights of compressed sensing are the
+best of three on training slices, by mask and method. ``bart pics`` (Debian's bart) is left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def train_peers(batches: StageBatches, steps: int) -> tuple[nn.Module, nn.Module
             for image, network, optimizer in zip(images, networks, optimizers, strict=True):
                 optimizer.zero_grad()
                 loss = 10 * (image - target).abs().mean() + structural_dissimilarity(image, target).mean()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
         for schedule in schedules:
@@ -234,13 +234,11 @@ def main() -> None:
     settings = load_settings("demo", [f"training.instruction_tuning.steps={steps}", "curation.workers=1"])
     corpus = prepare(home, settings, arguments.patients)
     result = train_stage("instruction_tuning", home.curated, settings, home, None, None)
-    processor, model = (
-        Processor.from_pretrained(result.model_dir),
-        OmniMRIForConditionalGeneration.from_pretrained(result.model_dir),
-    )
+    processor = Processor.from_pretrained(result.model_dir)
+    config = OmniMRIForConditionalGeneration.from_pretrained(result.model_dir).config
     stage = settings.training.stage("instruction_tuning")
     samples = Samples.from_corpus(corpus, "train")
-    batches = StageBatches(STAGES["instruction_tuning"], samples, stage, model.config, processor, settings.seed)
+    batches = StageBatches(STAGES["instruction_tuning"], samples, stage, config, processor, settings.seed)
     sizes(corpus, batches, result)
     unet, varnet, seen = train_peers(batches, steps)
     print(f"{steps} steps, {seen} reconstruction samples")

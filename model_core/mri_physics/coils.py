@@ -115,7 +115,8 @@ def estimate_sensitivities(kspace_DCHW: NDArray[np.complex64]) -> NDArray[np.com
     maps[:, 0] = 1  # of slices without signal
     for kspace_CHW, target in zip(kspace_DCHW, maps, strict=True):
         if kspace_CHW.any():
-            target[:] = EspiritCalib(kspace_CHW, **options).run()
+            estimate = EspiritCalib(kspace_CHW, **options).run()  # NaN where the first coil's is zero: sigpy divides by it
+            target[:] = np.where(np.isfinite(estimate).all(0), estimate, target)
     return maps
 
 

@@ -11,6 +11,7 @@ from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import IGNORE, ImageBatch, PairedBatch, SequenceBatch, select_slices
 from model_core.losses.reduction import Step
 from model_core.mri_physics.fourier import fft2c, ifft2c
+from model_core.mri_physics.sense import KSpaceMeasurement
 from model_core.noise import Noise
 from model_core.objectives import (
     Alignment,
@@ -62,6 +63,26 @@ def _sequences(model: OmniMRIForConditionalGeneration, processor: Processor, kin
     target = torch.where((kind == TARGET_MASK).view(-1, 1, 1, 1, 1), (image > 0.5).float(), image)
     pixels = torch.where((kind == TARGET_IMAGE).view(-1, 1, 1, 1, 1), ifft2c(kspace).abs()[:, None], image)
     return SequenceBatch(ids, mask, labels, pixels, torch.tensor([True, False] * 2), target, kind, kspace[:, None], sampling)
+
+
+def test_an_image_of_several_coils_beside_one_of_one_coil_trains_through_the_agreement_with_all_coils(
+    model: OmniMRIForConditionalGeneration, processor: Processor
+) -> None:
+    """The first of two reconstructions has two coils."""
+    batch = _sequences(model, processor, [TARGET_IMAGE, TARGET_MASK, TARGET_NONE, TARGET_IMAGE])
+    maps = torch.zeros(BATCH, 2, 1, SIZE, SIZE, dtype=torch.complex64)
+    maps[1:, 0] = 1
+    angle = torch.linspace(0.2, 1.3, SIZE).expand(SIZE, SIZE)
+    maps[0, :, 0] = torch.stack([angle.cos(), 1j * angle.sin()])
+    kspace = KSpaceMeasurement(torch.empty(0), batch.sampling_BDHW, maps).encode(batch.target_B1DHW[:, 0].to(torch.complex64))
+    measured = KSpaceMeasurement(kspace, batch.sampling_BDHW, maps)
+    pixels = torch.where(batch.sampling_BDHW.flatten(1).any(1).view(-1, 1, 1, 1, 1), measured.adjoint().abs()[:, None], _images())
+    batch = replace(batch, kspace_BCDHW=kspace, coil_maps_BCDHW=maps, pixel_values_B1DHW=pixels)
+    losses = InstructionTuning(model)(batch)
+    losses.total.backward()
+    gradient = model.image_decoder.output.weight.grad
+    assert torch.isfinite(losses.total) and gradient is not None and torch.isfinite(gradient).all() and gradient.abs().sum() > 0
+    assert batch.measured.has_coils_B.tolist() == [True, False, False, False]
 
 
 def _cases(model: OmniMRIForConditionalGeneration, processor: Processor) -> list[tuple[Objective, Any]]:
