@@ -66,6 +66,8 @@ class Specialists:
     @torch.no_grad()
     def images(self, cases: Sequence[Case], *_: object, **__: object) -> list[NDArray[np.float32]]:
         """Return reconstructions, or the probability of the structure or of any lesion."""
+        if not cases:
+            return []
         pixels = torch.from_numpy(np.stack([case.image for case in cases]))[:, None]
         if cases[0].record.task == "reconstruction":
             return list(reconstruct(self.reconstruction, pixels)[:, 0].numpy())

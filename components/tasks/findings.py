@@ -138,15 +138,15 @@ def find_parts(
     """Return the findings of :func:`find_outlines` with their pixels (H, W); parts are connected as those of label maps (8)."""
     if not by_kind:
         return []
-    kinds, stacked = list(by_kind), np.stack(list(by_kind.values()))
-    total, weights = stacked.sum(0), np.array([1.0 if kind == ANY else SPECIFIC for kind in kinds])
+    stacked = np.stack(list(by_kind.values()))
+    total = stacked.sum(0)
     parts, _ = ndimage.label(mask_HW > THRESHOLD, structure=np.ones((3, 3)))
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
         inside = parts == number
         confidence = float(total[inside].max())
         if inside.sum() >= smallest and confidence >= certain:
-            kind = kinds[int((weights * stacked[:, inside].sum(1)).argmax())]
+            kind = _strongest(list(by_kind), stacked[:, inside])
             found.append((Outline(rows.start, columns.start, rows.stop, columns.stop, confidence, kind), inside))
     return sorted(found, key=lambda one: one[0].edges)
 
@@ -154,21 +154,34 @@ def find_parts(
 def find_volume_outlines(
     mask_DHW: NDArray[np.float32], by_kind: Mapping[str, NDArray[np.float32]], smallest: float = MINIMUM_PIXELS
 ) -> list[VolumeOutline]:
-    """Return the boxes of the findings of a volume: the parts that single slices show, joined over slices if they are of one kind.
+    """Return the named boxes of the findings of a volume, as :func:`find_volume_parts`."""
+    return [outline for outline, _ in find_volume_parts(mask_DHW, by_kind, smallest)]
 
-    Parts are connected as those of label maps (26). A part must continue in a neighboring slice if there is any, as in reports.
+
+def find_volume_parts(
+    mask_DHW: NDArray[np.float32], by_kind: Mapping[str, NDArray[np.float32]], smallest: float = MINIMUM_PIXELS
+) -> list[tuple[VolumeOutline, NDArray[np.bool_]]]:
+    """Return the findings of a volume with their voxels (D, H, W): the parts that single slices show, joined over slices.
+
+    Parts are connected as those of label maps (26), and named by the kind with most of all voxels: a single slice of a tumor often
+    looks like a lesion. A part must continue in a neighboring slice if there is any.
     """
-    kinds = list(by_kind)
-    numbers, certainty = np.zeros(mask_DHW.shape, np.uint8), np.sum(list(by_kind.values()), axis=0)
-    for index in range(len(mask_DHW)):
-        for outline, inside in find_parts(mask_DHW[index], {kind: by_kind[kind][index] for kind in kinds}, smallest):
-            numbers[index][inside] = kinds.index(outline.kind) + 1
+    stacked, shown = np.stack(list(by_kind.values())), np.zeros(mask_DHW.shape, np.bool_)
+    for index, mask_HW in enumerate(mask_DHW):
+        for _, inside in find_parts(mask_HW, {kind: values[index] for kind, values in by_kind.items()}, smallest):
+            shown[index] |= inside
+    parts, _ = ndimage.label(shown, structure=np.ones((3, 3, 3)))
     found = []
-    for number, kind in enumerate(kinds, start=1):
-        parts, _ = ndimage.label(numbers == number, structure=np.ones((3, 3, 3)))
-        for part, box in enumerate(ndimage.find_objects(parts), start=1):
-            if box[0].stop - box[0].start > 1 or len(mask_DHW) == 1:
-                confidence = float(certainty[box][parts[box] == part].max())
-                edges = [(side.start, side.stop) for side in box]
-                found.append(VolumeOutline(edges[0], edges[1], edges[2], confidence, kind))
+    for number, box in enumerate(ndimage.find_objects(parts), start=1):
+        if box[0].stop - box[0].start > 1 or len(mask_DHW) == 1:
+            voxels = parts == number
+            confidence, kind = float(stacked[:, voxels].sum(0).max()), _strongest(list(by_kind), stacked[:, voxels])
+            slices, rows, columns = ((side.start, side.stop) for side in box)
+            found.append((VolumeOutline(slices, rows, columns, confidence, kind), voxels))
     return found
+
+
+def _strongest(kinds: list[str], probability_KV: NDArray[np.float32]) -> str:
+    """Return the kind with most of the voxels V of a part, :data:`SPECIFIC` times as much for one with a name of its own."""
+    weights = np.array([1.0 if kind == ANY else SPECIFIC for kind in kinds])
+    return kinds[int((weights * probability_KV.sum(1)).argmax())]

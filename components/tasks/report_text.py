@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from components.curation.measure.volume_facts import compute_slice_facts
 from components.curation.table_rows import DescriptionRecord
@@ -20,7 +19,7 @@ from components.curation.text.descriptions import describe
 from components.curation.text.structure_names import is_diffuse, is_lesion, knee_organ
 from components.curation.text.template import KNEE_ORGANS, format_paragraph, parse_paragraph
 from components.ingestion.volume import Volume
-from components.tasks.findings import ANY, asked_kinds, find_parts, sum_kinds
+from components.tasks.findings import ANY, asked_kinds, find_volume_parts, sum_kinds
 from components.tasks.known_structures import Shown
 
 _SIGNALS, _PATHOLOGY = "tissue_signal_characteristics", "pathological_findings"
@@ -56,24 +55,23 @@ def format_report(fields: Mapping[str, str], anatomy: str | None) -> str:
 def label_volume(shown: Shown, smallest: float) -> NDArray[np.uint8]:
     """Return the structure of every voxel, (D, H, W): n = the n-th name, 0 = none.
 
-    The voxels of a finding that has a box (:func:`components.tasks.findings.find_parts`), and continues in a neighboring slice if
-    there is any, are the most probable structure of its kind; all others are the most probable one that is no finding.
+    The voxels of a finding that has a box (:func:`components.tasks.findings.find_volume_parts`) are the most probable structure of
+    its kind; all others are the most probable one that is no finding. A structure of fewer voxels than ``smallest`` in a finding is
+    not one of its own.
     """
     names = tuple(shown.structures)
     stacked_SDHW = np.stack([np.zeros_like(values) if is_lesion(name) else values for name, values in shown.structures.items()])
     none = np.clip(1 - stacked_SDHW.sum(0), 0, 1)
     labels = np.asarray(np.concatenate([none[None], stacked_SDHW]).argmax(0), np.uint8)
-    kinds, findings = asked_kinds(ANY, names), labels.copy()
-    for index in range(len(labels)):
-        one = shown[index]
-        for outline, inside in find_parts(one.mask, sum_kinds(one.structures, kinds), smallest):
-            members = kinds[outline.kind]
-            strongest = np.stack([one.structures[name][inside] for name in members]).argmax(0)
-            findings[index][inside] = np.array([names.index(name) + 1 for name in members], np.uint8)[strongest]
-    parts, _ = ndimage.label(findings != labels, structure=np.ones((3, 3, 3)))
-    for number, box in enumerate(ndimage.find_objects(parts), start=1):
-        if box[0].stop - box[0].start > 1 or len(labels) == 1:
-            labels[parts == number] = findings[parts == number]
+    kinds = asked_kinds(ANY, names)
+    if not kinds:
+        return labels
+    for outline, voxels in find_volume_parts(shown.mask, sum_kinds(shown.structures, kinds), smallest):
+        members = kinds[outline.kind]
+        probability = np.stack([shown.structures[name][voxels] for name in members])
+        sizes = np.bincount(probability.argmax(0), minlength=len(members))
+        probability[sizes < min(smallest, sizes.max())] = -1
+        labels[voxels] = np.array([names.index(name) + 1 for name in members], np.uint8)[probability.argmax(0)]
     return labels
 
 

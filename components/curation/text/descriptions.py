@@ -118,7 +118,7 @@ def _to_record(volume_id: str, draft: Draft, measures: list[MeasureRecord], vlm:
 def describe(
     volume_id: str, acquisition: Acquisition, card_anatomy: str | None, report: str, facts: SliceFacts, lesion: bool | None
 ) -> DescriptionRecord:
-    """Fill the template of one curated volume.
+    """Fill the template of one curated volume: structures by name, so that equal facts have one wording.
 
     Args:
         volume_id: of the volume.
@@ -128,6 +128,7 @@ def describe(
         facts: of the volume.
         lesion: a lesion is present; None = unknown.
     """
+    facts = facts.model_copy(update={"measures": sorted(facts.measures, key=lambda measure: measure.name)})
     draft = Draft()
     _fill_acquisition(draft, acquisition)
     for name, text in (parse_report(report) if report else {}).items():

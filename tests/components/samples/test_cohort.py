@@ -76,7 +76,7 @@ def test_seed_and_difficulty_make_other_patients(tmp_path: Path, change: dict[st
 def test_the_inputs_of_ingestion_contain_size_seed_and_difficulty() -> None:
     card = load_card("synthetic-brain-nifti")
     assert card.generated is not None
-    changes = ({}, {"patients": 5}, {"seed": 1}, {"difficulty": 0.2})
+    changes = ({}, {"patients": 5}, {"seed": 1}, {"difficulty": 0.8})
     cards = [card.model_copy(update={"generated": card.generated.model_copy(update=change)}) for change in changes]
     assert len({cohort_digest(changed, None) for changed in cards}) == 4
     assert cohort_digest(card, 5) == cohort_digest(cards[1], None)

@@ -10,6 +10,7 @@ from components.curation.measure.volume_facts import compute_slice_facts
 from components.curation.text.descriptions import describe
 from components.curation.text.template import parse_paragraph
 from components.ingestion.volume import Acquisition, Volume
+from components.tasks.findings import asked_kinds, find_volume_outlines, sum_kinds
 from components.tasks.known_structures import Shown
 from components.tasks.report_text import label_volume, measure_fields, with_measurements
 
@@ -78,3 +79,31 @@ def test_measurements_replace_what_the_network_wrote_and_nothing_else() -> None:
 def test_free_text_stays_as_it_is() -> None:
     measured = measure_fields(_volume(_labels(True)), _shown(_labels(True)), 12)
     assert with_measurements("The brain is normal.", measured, "brain") == "The brain is normal."
+
+
+def test_a_finding_has_one_name_in_all_slices() -> None:
+    """A tumor that looks like a lesion in one slice is one tumor; a few pixels of edema inside are none."""
+    shape = (3, 32, 32)
+    tumor, lesion, edema = (np.zeros(shape, np.float32) for _ in range(3))
+    inside = np.s_[:, 10:20, 10:20]
+    tumor[inside] = 0.9
+    tumor[0, 10:20, 10:20], lesion[0, 10:20, 10:20] = 0.1, 0.8
+    edema[1, 10, 10:13], tumor[1, 10, 10:13] = 0.9, 0.0
+    mask = np.zeros(shape, np.float32)
+    mask[inside] = 0.9
+    shown = Shown(mask, {"edema": edema, "lesion": lesion, "tumor": tumor})
+    labels = label_volume(shown, 12)
+    assert set(np.unique(labels)) == {0, 3} and (labels[inside] == 3).all()
+    [outline] = find_volume_outlines(mask, sum_kinds(shown.structures, asked_kinds("lesion", tuple(shown.structures))))
+    assert outline.kind == "tumor" and outline.slices == (0, 3)
+
+
+def test_equal_facts_have_one_wording_whatever_the_numbers_of_labels_are() -> None:
+    labels = _labels(True)
+    turned = np.array([0, *range(len(NAMES), 0, -1)], np.uint8)[labels]
+    volume = _volume(labels)
+    texts = []
+    for values, names in ((labels, NAMES), (turned, tuple(reversed(NAMES)))):
+        facts = compute_slice_facts(volume, volume.voxels, values, {}, dict(enumerate(names, start=1)), volume.affine)
+        texts.append(describe("", volume.acquisition, None, "", facts, True).text)
+    assert texts[0] == texts[1]
