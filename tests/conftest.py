@@ -56,6 +56,7 @@ LONG = (
     "flows/cli/test_pacs_commands",
     "components/pacs",
     "components/registry",
+    "components/serving",
     "components/inference/test_overfit",
     "components/curation/vlm",
     "components/curation/test_curate_corpus",

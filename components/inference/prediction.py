@@ -113,6 +113,14 @@ def save(prediction: Prediction, out: Path) -> list[Path]:
     return [*written, out / "answer.json"]
 
 
+def nifti_bytes(values: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
+    """Return (D, H, W) values as NIfTI in the order (W, H, D), which viewers expect."""
+    import nibabel as nib
+
+    content: bytes = nib.Nifti1Image(values.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]]).to_bytes()
+    return content
+
+
 def _save_nifti(path: Path, values: NDArray[Any], prediction: Prediction) -> Path:
     """Write (D, H, W) values as NIfTI: on the grid of the input's file, or in the order (W, H, D), which viewers expect."""
     import nibabel as nib

@@ -180,7 +180,7 @@ class Predictor:
         Raises:
             BadInput: the instruction is empty, a file cannot be read, or the series are of several visits.
         """
-        self._require_question(instruction)
+        self.require_question(instruction)
         progress("reading", 0, 1)
         read = list(_read_study(sources))
         progress("reading", 1, 1)
@@ -281,7 +281,7 @@ class Predictor:
         questions = []
         progress("reading", 0, len(requests))
         for source, instruction in requests:
-            self._require_question(instruction)
+            self.require_question(instruction)
             volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(Path(source))
             self._require_anatomy(volume)
             resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
@@ -289,7 +289,7 @@ class Predictor:
             progress("reading", len(questions), len(requests))
         return questions
 
-    def _require_question(self, instruction: str) -> None:
+    def require_question(self, instruction: str) -> None:
         """Check that an instruction is not empty, and within the scope of the model.
 
         Raises:
@@ -348,7 +348,7 @@ class Predictor:
     def _stream_text(self, question: Question) -> Iterator[str]:
         """Yield the answer about the first tile piece by piece; generation runs in its own thread."""
         ids, mask, pixels = self._encode([(question, question.first_tile)])
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=False)
+        streamer = _StoppableStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=False)
         failures: list[BaseException] = []
 
         def generate() -> None:
@@ -360,10 +360,13 @@ class Predictor:
 
         thread = Thread(target=generate, daemon=True)
         thread.start()
-        for piece in streamer:
-            if text := piece.replace(self.processor.tokenizer.eos_token, ""):
-                yield text
-        thread.join()
+        try:
+            for piece in streamer:
+                if text := piece.replace(self.processor.tokenizer.eos_token, ""):
+                    yield text
+        finally:
+            streamer.is_stopped = True  # nobody may want the rest: end at the next token
+            thread.join()
         if failures:
             raise failures[0]
 
@@ -400,6 +403,17 @@ def _file_affine(path: Path) -> NDArray[np.float64] | None:
     from components.ingestion.formats.sniff import detect_format
 
     return np.asarray(load(path).affine) if path.is_file() and detect_format(path) == "nifti" else None
+
+
+class _StoppableStreamer(TextIteratorStreamer):
+    """A streamer that ends the generation when nobody reads it any longer."""
+
+    is_stopped = False
+
+    def put(self, value: Any) -> None:
+        if self.is_stopped:
+            raise InterruptedError("nobody reads the answer")
+        super().put(value)
 
 
 def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -21,6 +21,10 @@ class Limits:
         voxels: decoded size of an image: voxels of all frames, coils and channels.
         queue: number of requests that wait while one is answered.
         seconds: time for an answer.
+        files: number of files of an upload, and of a zip archive in it.
+        unpacked_bytes: size of the unpacked files of an upload, bytes.
+        kept_bytes: size of all uploads and answers that a server keeps, bytes; the oldest are removed first.
+        kept_seconds: time after the last use for which a server keeps an upload or an answer.
     """
 
     request_bytes: int = 256 * 2**20
@@ -29,6 +33,10 @@ class Limits:
     voxels: int = 2**27
     queue: int = 8
     seconds: float = 120.0
+    files: int = 5000
+    unpacked_bytes: int = 2**30
+    kept_bytes: int = 4 * 2**30
+    kept_seconds: float = 3600.0
 
 
 def check_limits(path: Path, limits: Limits) -> None:

@@ -71,23 +71,33 @@ def promote(
 @app.command("serve", epilog="Example: omnimri models serve production --port 5001")
 def serve(
     version: VersionArgument,
-    host: Annotated[str, typer.Option(help="address to listen on; there is no login, so keep it behind a proxy")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address to listen on; beyond this machine, OMNIMRI_TOKEN is needed")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 5001,
     seconds: Annotated[float, typer.Option(min=1, help="time limit of an answer")] = 120.0,
     megabytes: Annotated[int, typer.Option(min=1, help="size limit of a request, MiB")] = 256,
+    without_token: Annotated[
+        bool, typer.Option("--without-token", help="let other machines in without OMNIMRI_TOKEN, e.g. behind a proxy with a login")
+    ] = False,
     profile: ProfileOption = "demo",
 ) -> None:
-    """Answer all five tasks over HTTP (POST /invocations, as MLflow defines it), with limits on size and time."""
-    from components.network import http_address, require_free_port
+    """Answer all five tasks over HTTP: a page for the browser at /, and POST /invocations as MLflow defines it.
 
+    If OMNIMRI_TOKEN is set, requests must carry it as a bearer token.
+    """
+    from components.network import http_address, require_free_port
+    from components.serving.guards import required_token
+
+    token = required_token(host, without_token)
     require_free_port(host, port, "--host", "--port")
     from components.inference.untrusted_input import Limits
     from components.model_files import resolve_model
     from components.registry import show_version
-    from components.registry.http_server import serve as serve_model
+    from components.serving.serve import serve as serve_model
 
-    uri, name = Home.open().tracking_uri, load_settings(profile).registry.name
-    found = show_version(version, uri, name)
-    resolve_model(f"models:/{name}/{found.version}", uri)  # its files are there and unchanged
-    print(f"{name} version {found.version} at {http_address(host, port)}/invocations", flush=True)
-    serve_model(f"models:/{name}/{found.version}", uri, host, port, Limits(request_bytes=megabytes * 2**20, seconds=seconds))
+    home, name = Home.open(), load_settings(profile).registry.name
+    found = show_version(version, home.tracking_uri, name)
+    model = f"models:/{name}/{found.version}"
+    folder = resolve_model(model, home.tracking_uri)  # its files are there and unchanged
+    title, limits = f"{name} version {found.version}", Limits(request_bytes=megabytes * 2**20, seconds=seconds)
+    print(f"{title}: page at {http_address(host, port)}/, requests to {http_address(host, port)}/invocations", flush=True)
+    serve_model(model, folder, title, home, host, port, limits, token)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from threading import Event, Thread
 
 import pandas as pd
@@ -12,29 +11,22 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, example, given, settings
 
-from components.inference import Predictor
 from components.inference.untrusted_input import Limits
 from components.registries import TASKS
-from components.registry.http_server import create_app
-from components.registry.pyfunc_model import OmniMRIPyfunc
-from tests.helpers.corpora import tiny_corpus
 from tests.helpers.malformed import DAMAGED, LIES, MALFORMED, Request, asked, damaged, nifti
-from tests.helpers.trained import tiny_model
+from tests.helpers.served_model import Tiny
 
 JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> OmniMRIPyfunc:
-    root = tmp_path_factory.mktemp("served")
-    served = OmniMRIPyfunc()
-    served.predictor = Predictor.load(tiny_model(root / "model", tiny_corpus(root / "corpus")))
-    return served
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")
-def client(model: OmniMRIPyfunc) -> Iterator[TestClient]:
-    with TestClient(create_app(lambda rows: model.predict(None, rows)), raise_server_exceptions=False) as client:
+def client(tiny: Tiny) -> Iterator[TestClient]:
+    with TestClient(tiny.app(), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -79,20 +71,20 @@ def refused(client: TestClient, request: Request) -> None:
     assert answer.json()["error"]["what"] and "root:" not in answer.text
 
 
-def test_an_oversized_request_is_rejected_while_it_is_received(model: OmniMRIPyfunc) -> None:
-    with TestClient(create_app(lambda rows: model.predict(None, rows), Limits(request_bytes=1000))) as client:
+def test_an_oversized_request_is_rejected_while_it_is_received(tiny: Tiny) -> None:
+    with TestClient(tiny.app(Limits(request_bytes=1000))) as client:
         answer = client.post("/invocations", content=b" " * 2000, headers=JSON)
     assert answer.status_code == 413 and "1000 bytes" in answer.json()["error"]["remedy"]
 
 
-def test_slow_answers_time_out_and_a_full_queue_rejects_requests() -> None:
+def test_slow_answers_time_out_and_a_full_queue_rejects_requests(tiny: Tiny) -> None:
     going = Event()
 
     def slow(rows: pd.DataFrame) -> pd.DataFrame:
         going.wait(10)
         return rows
 
-    with TestClient(create_app(slow, Limits(seconds=0.5, queue=1))) as client:
+    with TestClient(tiny.app(Limits(seconds=0.5, queue=1), slow)) as client:
         found: list[int] = []
         first = Thread(target=lambda: found.append(client.post("/invocations", content=asked(nifti()), headers=JSON).status_code))
         first.start()
@@ -103,19 +95,19 @@ def test_slow_answers_time_out_and_a_full_queue_rejects_requests() -> None:
         going.set()
 
 
-def test_the_exception_message_of_the_model_is_not_sent_to_clients() -> None:
+def test_the_exception_message_of_the_model_is_not_sent_to_clients(tiny: Tiny) -> None:
     def broken(rows: pd.DataFrame) -> pd.DataFrame:
         raise RuntimeError("Doe^Jane")
 
-    with TestClient(create_app(broken), raise_server_exceptions=False) as client:
+    with TestClient(tiny.app(predict=broken), raise_server_exceptions=False) as client:
         answer = client.post("/invocations", content=asked(nifti()), headers=JSON)
     assert answer.status_code == 500 and "Doe" not in answer.text
 
 
-def test_the_pyfunc_checks_requests_itself_under_any_server(model: OmniMRIPyfunc, tmp_path: Path) -> None:
+def test_the_pyfunc_checks_requests_itself_under_any_server(tiny: Tiny) -> None:
     from mlflow.exceptions import MlflowException
 
     for image in ("../../etc/passwd", ""):
         with pytest.raises(MlflowException) as refusal:
-            model.predict(None, pd.DataFrame([{"image": image, "instruction": "Report."}]))
+            tiny.pyfunc.predict(None, pd.DataFrame([{"image": image, "instruction": "Report."}]))
         assert refusal.value.get_http_status_code() == 400
