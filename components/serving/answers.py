@@ -108,8 +108,7 @@ def compute_answer(
     stop.check()
     target = find_target(prediction, images)
     files = save(prediction, folder)
-    if len(images) == 1:
-        files += _dicom_files(prediction, instruction, images[target].path, folder)
+    files += _dicom_files(prediction, instruction, images[0].path if len(images) == 1 else None, folder)
     if prediction.boxes:
         files.append(_save_boxes(prediction, images[target].shape, folder / BOXES))
     return Answer(folder, _content(prediction, model, target, files))
@@ -122,7 +121,7 @@ def find_target(prediction: Prediction, images: Sequence[UploadedImage]) -> int:
     return next(matching, 0)
 
 
-def _dicom_files(prediction: Prediction, instruction: str, source: Path, folder: Path) -> list[Path]:
+def _dicom_files(prediction: Prediction, instruction: str, source: Path | None, folder: Path) -> list[Path]:
     """Write the DICOM form of an answer; none if the headers lack what it must repeat: the other files are complete."""
     try:
         return save_dicom(prediction, instruction, source, folder)

@@ -84,7 +84,7 @@ def test_a_zip_of_a_dicom_study_gives_its_series_and_dicom_results(client: TestC
         last = ask(client, [images[0]["id"]], question)[-1]
         written = dcmread(io.BytesIO(client.get(f"/api/answers/{last['id']}/{file}").content))
         assert written.Modality == modality
-    assert ask(client, [image["id"] for image in images], "Report this image.")[-1]["event"] == "answer"
+    assert "report.dcm" in ask(client, [image["id"] for image in images], "Report this image.")[-1]["files"]
 
 
 def test_a_report_streams_and_has_fields(client: TestClient) -> None:
