@@ -174,7 +174,9 @@ class CurationSettings(Section):
 class ModelSettings(Section):
     """The network."""
 
-    preset: Literal["debug", "demo", "0.5b", "1.5b", "7b"] = Field(default="demo", description="size of the network")
+    preset: Literal["debug", "demo", "gpu8", "gpu24", "gpu48", "0.5b", "1.5b", "7b"] = Field(
+        default="demo", description="size of the network"
+    )
     vocabulary: int = Field(
         default=2048, ge=300, description="entries of the tokenizer trained on the corpus, without location tokens"
     )

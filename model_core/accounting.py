@@ -129,6 +129,44 @@ def estimate_costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype
     return counter.costs
 
 
+STATE_BYTES = 2 + 2 + 4 + 4 + 4
+"""Bytes of a parameter under DeepSpeed in bfloat16: weight, gradient, float32 weight and both moments of AdamW."""
+GRADIENT_BYTES = 2
+"""Bytes of a parameter for the copy of its gradient that ZeRO's partition holds."""
+MAX_BUCKET = 500_000_000
+"""DeepSpeed's communication buckets hold at most so many numbers."""
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Memory of a training step on one GPU, in bytes.
+
+    Attributes:
+        states: weights, gradients and optimizer state.
+        buckets: both communication buckets of DeepSpeed.
+        activations: of a micro-batch, with activation checkpointing.
+    """
+
+    states: int
+    buckets: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all."""
+        return self.states + self.buckets + self.activations
+
+
+def estimate_training_memory(config: OmniMRIConfig, sample: SampleSize, micro_batch: int) -> TrainingMemory:
+    """Estimate the memory of stage 4 on one GPU: bfloat16, ZeRO stage 1 on one process, activation checkpointing.
+
+    Kernels' workspaces and fragments of the allocator are not counted: an H100 needed 4 % more (docs/model.md).
+    """
+    parameters = sum(row.total for row in count_parameters(config))
+    kept = sum(cost.checkpointed for cost in estimate_costs(config, sample))
+    return TrainingMemory(parameters * (STATE_BYTES + GRADIENT_BYTES), 2 * 2 * min(parameters, MAX_BUCKET), kept * micro_batch)
+
+
 @dataclass
 class _CostCounter:
     """Run modules and record FLOPs and saved tensors. A storage counts once; weights do not count."""

@@ -214,6 +214,44 @@ PRESETS: dict[str, dict[str, Any]] = {
         "connector_level": 1,
     },
     "demo": {},
+    "gpu8": {
+        **_QWEN,
+        "vocab_size": 32768,
+        "vision_width": 64,
+        "vision_heads": (2, 4, 8, 16),
+        "flow_width": 512,
+        "flow_depth": 4,
+        "decoder_width": 32,
+        "hidden_size": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 1024,
+        "shared_expert_intermediate_size": 1024,
+        "rope_sections": (8, 12, 12),
+    },
+    "gpu24": {
+        **_QWEN,
+        "vocab_size": 32768,
+        "hidden_size": 768,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 2304,
+        "shared_expert_intermediate_size": 2304,
+        "rope_sections": (8, 12, 12),
+    },
+    "gpu48": {
+        **_QWEN,
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "num_experts": 4,
+        "moe_intermediate_size": 4864,
+        "shared_expert_intermediate_size": 4864,
+        "rope_sections": (8, 12, 12),
+    },
     "0.5b": {
         **_QWEN,
         "hidden_size": 896,
@@ -247,5 +285,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""Sizes by name. ``debug`` trains in seconds and ``demo`` in minutes on a CPU. The others have the backbone of the Qwen2.5 of that
-size; the width of their experts is that of the dense model, as upcycling requires. The 7-B model does not tie its embeddings."""
+"""Sizes by name. ``debug`` trains in seconds and ``demo`` in minutes on a CPU. ``gpu8``, ``gpu24`` and ``gpu48`` train on a GPU
+with so many GiB; ``gpu48`` is 0.5b with four experts. The others have the backbone of the Qwen2.5 of that size; the width of
+their experts is that of the dense model, as upcycling requires. The 7-B model does not tie its embeddings."""

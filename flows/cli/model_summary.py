@@ -24,7 +24,7 @@ def _group() -> None:
 
 @app.command(epilog="Example: omnimri model summary --preset 7b")
 def summary(
-    preset: Annotated[str, typer.Option(help="debug, demo, 0.5b, 1.5b or 7b")] = "demo",
+    preset: Annotated[str, typer.Option(help="debug, demo, gpu8, gpu24, gpu48, 0.5b, 1.5b or 7b")] = "demo",
     side: Annotated[int, typer.Option(min=1, help="height and width of a slice, pixels")] = SIDE,
     slices: Annotated[int, typer.Option(min=2, help="slices of a volume")] = SLICES,
     text: Annotated[int, typer.Option(min=1, help="text tokens beside the image")] = TEXT,

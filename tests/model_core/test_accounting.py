@@ -10,16 +10,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from components.settings import load_settings
 from kernels.dispatch import interpreted
 from kernels.window_attention import operation
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.accounting import SampleSize, count_parameters, estimate_costs
+from model_core.accounting import SampleSize, count_parameters, estimate_costs, estimate_training_memory
 from model_core.sequences import build_attention_mask, compute_positions, one_block_each
 
 TEXT = 20
 
 
-@pytest.mark.parametrize("preset", ["debug", "demo", "0.5b", "1.5b", "7b"])
+@pytest.mark.parametrize("preset", ["debug", "demo", "gpu8", "gpu24", "gpu48", "0.5b", "1.5b", "7b"])
 def test_parameters_are_those_of_the_closed_form(preset: str) -> None:
     """H hidden size, V vocabulary, n layers, k numbers of the keys, E experts, width_e theirs, c channels of a Swin level."""
     config = OmniMRIConfig.from_preset(preset)
@@ -131,3 +132,21 @@ def test_memory_of_the_backbone_is_what_autograd_saves() -> None:
     with interpreted():
         real = _saved_bytes(model, lambda: model.backbone(*sequence))
     assert counted["backbone"] == pytest.approx(real, rel=0.05)
+
+
+def test_the_memory_of_a_training_is_that_measured_on_a_gpu() -> None:
+    """Stage 4 of profiles/single_gpu.yaml took 60.25 GiB on an H100 (benchmarks/results/training_single_gpu.csv)."""
+    config = OmniMRIConfig.from_preset("0.5b", 32768)
+    estimated = estimate_training_memory(config, SampleSize(1, 256, 256, 128), 32).total / 2**30
+    assert 0.9 * 60.25 < estimated < 60.25
+
+
+@pytest.mark.parametrize("gib", [8, 24, 48])
+def test_the_profile_of_a_gpu_fits_its_memory(gib: int) -> None:
+    """A sixth is left for the kernels' workspaces and for fragments."""
+    settings = load_settings(f"gpu{gib}")
+    config = OmniMRIConfig.from_preset(settings.model.preset, settings.model.vocabulary)
+    side, micro_batch = settings.curation.matrix, settings.training.stage("instruction_tuning").micro_batch
+    memory = estimate_training_memory(config, SampleSize(1, side, side, 128), micro_batch)
+    assert settings.training.activation_checkpointing and settings.training.precision == "bfloat16"
+    assert 0.5 * gib < memory.total / 2**30 < 5 / 6 * gib
