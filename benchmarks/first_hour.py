@@ -24,6 +24,7 @@ from benchmarks.harness import versions, write_rows
 from benchmarks.orchestration import environment
 from benchmarks.serving import QUESTIONS
 from components.catalog import load_card
+from components.provenance import git_commit
 from components.samples import build_sample
 
 COLUMNS = ("imports", "server", "data", "model", "training", "evaluation", "registration")
@@ -70,6 +71,7 @@ class Commands:
         known = {f"{column}_s": median(column) for column in COLUMNS if any(column in run for run in runs)}
         rest = statistics.median(run["total"] - sum(run.get(column, 0.0) for column in COLUMNS) for run in runs)
         return {
+            "commit": git_commit()[:7],
             "command": name,
             "profile": self.profile,
             "total_s": median("total"),

@@ -6,9 +6,8 @@ The headers contain identifying text on purpose: ingestion must remove it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
@@ -21,6 +20,9 @@ from typing_extensions import override
 from components.curation.text.structure_names import is_lesion
 from components.samples.cohort import CohortForm
 from components.samples.phantom import Anatomy, Patient, Protocol
+
+if TYPE_CHECKING:
+    import highdicom as hd
 
 DATE, TIME = DA("20240506"), TM("070809")
 LPS = np.array([-1.0, -1.0, 1.0])
@@ -89,6 +91,8 @@ def create_mr_image(
 
 
 def _segment(number: int, label: str) -> hd.seg.SegmentDescription:
+    import highdicom as hd
+
     category, kind = (
         (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion)
         if is_lesion(label)
@@ -105,6 +109,8 @@ def _segment(number: int, label: str) -> hd.seg.SegmentDescription:
 
 def _segmentation(anatomy: Anatomy, patient: Patient, images: list[FileDataset]) -> hd.seg.Segmentation:
     """Create the DICOM Segmentation (PS3.3 A.51) of the slices of a series; its segments are the structures that occur."""
+    import highdicom as hd  # takes a second, and a cohort that exists is not generated again
+
     present = [int(value) for value in np.unique(patient.labels) if value]
     numbers = np.zeros(256, dtype=np.uint8)
     numbers[present] = np.arange(1, len(present) + 1)
