@@ -132,7 +132,7 @@ def error_response(error: Exception) -> JSONResponse:
         status = STATUS.get(type(error), 400 if isinstance(error, BadInput) else 500)
         return JSONResponse(error_body(error.what, error.where, error.remedy), status)
     logger.error("a request failed: %s", type(error).__name__)
-    return JSONResponse(error_body("the model failed", "model", "the server's log names the exception"), 500)
+    return JSONResponse(error_body("the server failed", "server", "its log names the exception"), 500)
 
 
 class Service:

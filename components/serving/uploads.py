@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from components.curation.text.header_facts import HeaderFacts
 from components.curation.text.phrasings import scan_name
-from components.errors import BadInput, OmniMRIError
+from components.errors import BadInput
 from components.files import atomic_file
 from components.inference.prediction import nifti_bytes
 from components.inference.untrusted_input import Limits, check_limits
@@ -82,7 +83,7 @@ class UploadFolder:
         if path.suffix != ".gz" and zipfile.is_zipfile(path) and detect_format(path) is None:
             try:
                 self._unpack(path)
-            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error, ValueError) as error:
                 reason = f"the zip archive cannot be unpacked ({type(error).__name__})"
                 raise BadInput(reason, where="upload", remedy="send an intact archive without password") from None
             path.unlink()
@@ -131,7 +132,7 @@ class UploadFolder:
             try:
                 [source], _ = read_study([path])
                 found.append(self._image(path, source.volume, len(found)))
-            except OmniMRIError as error:
+            except BadInput as error:
                 reasons.append(error.what)
         if not found:
             remedy = "send NIfTI, DICOM, MetaImage, NumPy, or fastMRI or ISMRMRD k-space"

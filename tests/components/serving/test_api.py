@@ -296,3 +296,13 @@ def test_a_thousand_requests_leave_no_memory(client: TestClient) -> None:
     before = psutil.Process().memory_info().rss
     check_requests(client, 1000)
     assert psutil.Process().memory_info().rss - before < 64 * 2**20
+
+
+def test_a_full_disk_is_a_fault_of_the_server(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("components.serving.uploads.UploadFolder._write", full)
+    for name, content in (("t1.nii", nifti()), ("study.zip", zipped({"t1.nii": nifti()}))):
+        answer = upload(client, (name, content))
+        assert answer.status_code == 500 and answer.json()["error"]["what"] == "the server failed"

@@ -56,6 +56,7 @@ def write_profile(tmp_path: Path, **changes: object) -> str:
         (["train", "--stage", "5"], "no such stage"),
         (["predict", "nowhere.nii", "Segment the lesion."], "nowhere.nii: no such file or folder"),
         (["predict", ".", "Segment the lesion.", "--model", "nowhere"], "nowhere: no saved model"),
+        (["models", "serve", "1", "--host", "0.0.0.0"], "--host 0.0.0.0: other machines can reach this address"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
 )
