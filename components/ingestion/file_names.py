@@ -46,6 +46,9 @@ _MAPS_OF_ANY_LAYOUT = re.compile(
     r"|[ztf]stat\d*|cope\d*|varcope\d*|warp|warpfield|biasfield|jacobian|displacement|(?:t1|t2|t2star|pd|b0|b1|ff|adc|fa|md|phase)?map"
 )
 """Last words of the names of maps in folders of any layout (FSL, SPM, ANTs, vendors' exports)."""
+_TENSOR = re.compile(r"(?:dti|dki|dtifit|dwifit|tensor)\d*")
+_TENSOR_PARTS = re.compile(r"[lv][123]|mo|mk|ak|rk|s0|kurt|sse|ad|rd|dec")
+"""Words of a diffusion fit, and of its parts, which alone may mean anything: ``dti_L1``, ``dti_V1``, ``dti_MO`` of FSL's dtifit."""
 _DOCUMENTS = re.compile(
     r"(?i)(?:dicomdir|readme|changes|changelog|license|licence|citation|authors|copying)(?:\.\w+)?|\.bidsignore|citation\.cff"
     r"|(?:dataset_description|genetic_info|dataset)\.json"
@@ -122,6 +125,8 @@ def not_magnitude_by_name(relative: str) -> str:
     if "stat" in entities:
         return "statistics"
     if (is_bids and (last in _MAPS or _MAP.fullmatch(last))) or _MAPS_OF_ANY_LAYOUT.fullmatch(last):
+        return "a derived map"
+    if _TENSOR_PARTS.fullmatch(last) and words[-2:-1] and _TENSOR.fullmatch(words[-2]):
         return "a derived map"
     return ""
 
