@@ -59,7 +59,22 @@ class Diagnosis(Task):
         "present",
         "differential",
     )
-    cues += ("does", "is a", "is any", "has", "evidence of", "sign of", "rule out", "confirm", "show", "visible", "consistent with")
+    cues += (
+        "does",
+        "is a",
+        "is any",
+        "has",
+        "evidence of",
+        "sign of",
+        "rule out",
+        "confirm",
+        "show",
+        "visible",
+        "consistent with",
+        "normal",
+        "wrong",
+        "healthy",
+    )
     phrasings = Phrasings(
         trained=(
             "Does this image suggest a {finding}?",

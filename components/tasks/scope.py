@@ -97,18 +97,12 @@ OTHER_MODALITIES = (
 )
 """Images of no MRI."""
 GENERIC = (
-    "lesion",
-    "finding",
-    "abnormality",
-    "anomaly",
-    "pathology",
-    "abnormal",
-    "pathological",
-    "suspicious",
-    "anything",
-    "disease",
+    *("lesion", "finding", "abnormality", "anomaly", "pathology", "abnormal", "pathological", "suspicious", "anything", "disease"),
+    *("normal", "wrong", "healthy"),
 )
 """Words that ask for findings of every kind."""
+STYLES = ("short", "brief", "concise", "full", "complete", "detailed", "structured", "radiology", "radiological", "medical", "new")
+"""Words for the style of an answer: they refuse no question."""
 IMAGE_WORDS = ("image", "scan", "mri", "mr", "volume", "study", "slice", "series", "picture", "examination", "exam", "this", "it")
 _SPELLINGS = (
     ("gray", "grey"),
@@ -151,7 +145,7 @@ def tokens(text: str) -> Term:
     return tuple(map(_normalize, _split(text)))
 
 
-_IMAGE_WORDS = frozenset(map(_normalize, IMAGE_WORDS))
+_IMAGE_WORDS = frozenset(map(_normalize, (*IMAGE_WORDS, *STYLES)))
 
 
 class OutOfScope(BadInput):
