@@ -22,6 +22,7 @@ import yaml
 from components.assets import asset
 from components.registries import PLUGINS, STAGES, TASKS
 from tests.helpers.datasets import write_cohort
+from tests.helpers.studies import write_study
 from tests.helpers.toys import toy_format
 
 OMNIMRI = [sys.executable, "-m", "flows.cli"]
@@ -135,6 +136,20 @@ def test_a_second_run_reuses_every_result(
     assert len(list(home.glob("evaluations/*/results.json"))) == 1
     steps = _omnimri(environment, "run", "--profile", profile, "--dry-run", "--json")["steps"]
     assert {step["state"] for step in steps} == {"reused"}
+
+
+def test_the_staged_model_answers_about_a_study_as_whole_volumes(
+    environment: dict[str, str], second: dict[str, Any], tmp_path: Path
+) -> None:
+    """Trained with a step on volumes, evaluated on them beside slices, and asked about the two series of a DICOM study."""
+    whole = {row["task"] for row in second["rows"] if row["metric"].endswith("whole volumes")}
+    assert whole == {"segmentation", "detection", "diagnosis", "report"}
+    write_study(tmp_path / "source", 1, slices=6)
+    answer = _omnimri(
+        environment, "predict", str(tmp_path / "source"), "Is there a lesion?", "--study", "-o", str(tmp_path / "out"), "--json"
+    )
+    assert answer["task"] in TASKS and (tmp_path / "out" / "answer.json").is_file()
+    assert any(path.suffix == ".dcm" for path in (tmp_path / "out").iterdir()) or answer["task"] == "reconstruction"
 
 
 def test_the_staged_model_answers_about_a_real_image(environment: dict[str, str], second: dict[str, Any], tmp_path: Path) -> None:
