@@ -1,6 +1,6 @@
 """Facts of the header in reports of whole volumes: sequence, plane and field strength of generated patients outside of any cohort.
 
-``python -m benchmarks.header_facts MODEL --patients 100`` writes the two sequences of each patient as NIfTI with sidecars, reads them
+``python -m benchmarks.header_facts MODEL --patients 100`` writes two sequences of each patient as NIfTI with sidecars, reads them
 back, and asks for a report of each volume, once as it is and once with a header that states nothing.
 """
 
@@ -43,7 +43,7 @@ def read_volumes(patients: int, folder: Path) -> Iterator[tuple[dict[str, str], 
             field_t = FIELDS_T[(number + index) % 2]
             path = folder / f"sub-{number}_{protocol.suffix}.nii"
             values = np.ascontiguousarray(patient.simulate_magnitude(protocol.sequence).transpose(2, 1, 0))
-            nib.save(nib.Nifti1Image(values, GRID.affine[:, [2, 1, 0, 3]]), path)  # type: ignore[attr-defined, no-untyped-call]
+            nib.save(nib.Nifti1Image(values, GRID.affine[:, [2, 1, 0, 3]]), path)
             path.with_suffix(".json").write_text(json.dumps({"MagneticFieldStrength": field_t}))
             [source], _ = read_study([path])
             yield {"sequence": protocol.sequence, "plane": GRID.plane, "field strength": f"{field_t:.1f} T"}, source.volume

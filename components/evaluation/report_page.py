@@ -152,7 +152,7 @@ def render_page(
     rows: list[ResultRow] = [row for result in results.values() for row in result.rows]
     return environment.from_string(TEMPLATE.read_text()).render(
         rows=rows,
-        volumes=any(row.metric.endswith("whole volumes") for row in rows),
+        volumes=any(row.is_of_whole_volumes for row in rows),
         losing=[row for row in rows if row.verdict == "worse"],
         behind=[row for row in rows if row.behind and row.verdict != "worse"],
         pictures={task: _draw_panels(result.pictures) for task, result in results.items() if result.pictures},

@@ -8,6 +8,8 @@ from pathlib import Path
 from components.tasks.calibration import CALIBRATION, VOLUME_CALIBRATION
 from components.tasks.scope import FAMILIARITY, FEATURES, SCOPE
 
+OF_VOLUMES = "whole volumes"
+"""Ending of the metrics of volumes that are read whole, beside the same volumes slice by slice."""
 COHORT = "cohort.json"
 """Dataset -> split -> digests of the patients of the corpus that a model was trained and evaluated on."""
 
@@ -35,6 +37,11 @@ class ResultRow:
     cases: int
     patients: int
     interval: tuple[float, float] | None = None
+
+    @property
+    def is_of_whole_volumes(self) -> bool:
+        """True for a metric of volumes that are read whole."""
+        return self.metric.endswith(OF_VOLUMES)
 
     @property
     def behind(self) -> bool:  # noqa: D102 (see the class)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from components.inference.question import Question
     from components.inference.study import StudyQuestion
 
+AnyInstruction: TypeAlias = "InstructionRecord | VolumeInstructionRecord"
 Image = NDArray[np.float32]
 Instruction = TypeVar("Instruction", "InstructionRecord", "VolumeInstructionRecord")
 
@@ -125,11 +126,11 @@ class Task(ABC):
         """Yield every instruction about a volume as a whole; none by default."""
         yield from ()
 
-    def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:
+    def is_complete(self, record: AnyInstruction, volume: VolumeRecord) -> bool:
         """Return whether an instruction has the fields, and its volume the arrays, that the task needs."""
         return True
 
-    def is_response(self, record: InstructionRecord) -> bool:
+    def is_response(self, record: AnyInstruction) -> bool:
         """Return whether the response has the form of the task and agrees with the other fields of the instruction."""
         return bool(record.response)
 
@@ -201,6 +202,6 @@ def read_finding(record: InstructionRecord, store: VolumeStore) -> tuple[Image, 
     return image, Target.mask(np.isin(store.read(record.volume_id, "labels", record.slice_index), record.label_values))
 
 
-def has_finding(record: InstructionRecord) -> bool:
+def has_finding(record: AnyInstruction) -> bool:
     """Return whether the true answer of an instruction asserts a finding."""
     return bool(record.boxes) or bool(record.positive)

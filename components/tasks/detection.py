@@ -22,7 +22,7 @@ from components.curation.text.phrasings import Phrasings
 from components.curation.text.structure_names import lesion_values
 from components.curation.text.volume_instructions import build_volume_instruction
 from components.settings import CurationSettings, EvaluationSettings
-from components.tasks.base import Image, Target, Task, read_finding
+from components.tasks.base import AnyInstruction, Image, Target, Task, read_finding
 from components.tasks.findings import (
     MINIMUM_PIXELS,
     VolumeOutline,
@@ -105,7 +105,7 @@ class Detection(Task):
         fields = {"finding": facts.lesion, "boxes": boxes, "label_values": values}
         yield build_volume_instruction(curated, self, response, {"finding": facts.lesion}, **fields)
 
-    def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102 (see Task)
+    def is_response(self, record: AnyInstruction) -> bool:  # noqa: D102 (see Task)
         return set(parse_boxes(record.response)) == set(map(box_of_record, record.boxes))
 
     def input_and_target(self, record: InstructionRecord, store: VolumeStore) -> tuple[Image, Target]:

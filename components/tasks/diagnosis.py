@@ -15,7 +15,7 @@ from components.curation.text.phrasings import Phrasings
 from components.curation.text.structure_names import lesion_values
 from components.curation.text.volume_instructions import build_volume_instruction
 from components.settings import CurationSettings, EvaluationSettings
-from components.tasks.base import Image, Target, Task, read_finding
+from components.tasks.base import AnyInstruction, Image, Target, Task, read_finding
 from components.tasks.calibration import Answer, Calibration, fit_calibration
 from components.tasks.findings import asked_kinds, evidence, sum_kinds
 from components.tasks.known_structures import Shown
@@ -58,22 +58,8 @@ class Diagnosis(Task):
         "suggest",
         "present",
         "differential",
-    )
-    cues += (
-        "does",
-        "is a",
-        "is any",
-        "has",
-        "evidence of",
-        "sign of",
-        "rule out",
-        "confirm",
-        "show",
-        "visible",
-        "consistent with",
-        "normal",
-        "wrong",
-        "healthy",
+        *("does", "is a", "is any", "has", "evidence of", "sign of", "rule out", "confirm", "show", "visible", "consistent with"),
+        *("normal", "wrong", "healthy"),
     )
     phrasings = Phrasings(
         trained=(
@@ -169,10 +155,10 @@ class Diagnosis(Task):
             fields = {"finding": name, "positive": positive, "label_values": values}
             yield build_volume_instruction(curated, self, response, {"finding": name}, **fields)
 
-    def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:  # noqa: D102
+    def is_complete(self, record: AnyInstruction, volume: VolumeRecord) -> bool:  # noqa: D102
         return record.positive is not None
 
-    def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102
+    def is_response(self, record: AnyInstruction) -> bool:  # noqa: D102
         return record.response.startswith("yes" if record.positive else "no")
 
     def input_and_target(self, record: InstructionRecord, store: VolumeStore) -> tuple[Image, Target]:

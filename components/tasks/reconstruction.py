@@ -20,7 +20,7 @@ from components.curation.text.phrasings import Phrasings
 from components.curation.text.volume_instructions import build_volume_instruction
 from components.provenance import digest
 from components.settings import CurationSettings, EvaluationSettings, MaskKind
-from components.tasks.base import Image, Instruction, Target, Task
+from components.tasks.base import AnyInstruction, Image, Instruction, Target, Task
 from model_core.mri_physics.sampling_masks import center_fraction_of, create_mask, random_mask
 from model_core.targets import TARGET_IMAGE
 
@@ -98,10 +98,10 @@ class Reconstruction(Task):
             fields = {"acceleration": acceleration, "centre_fraction": center_fraction_of(acceleration), "mask_seed": seed}
             yield build_volume_instruction(curated, self, IMAGE_RESPONSE, {"acceleration": str(acceleration)}, **fields)
 
-    def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:  # noqa: D102 (see Task)
+    def is_complete(self, record: AnyInstruction, volume: VolumeRecord) -> bool:  # noqa: D102 (see Task)
         return volume.has_kspace and None not in (record.acceleration, record.centre_fraction, record.mask_seed)
 
-    def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102
+    def is_response(self, record: AnyInstruction) -> bool:  # noqa: D102
         return record.response == IMAGE_RESPONSE
 
     def vary(self, record: Instruction, volume: VolumeRecord, rng: np.random.Generator) -> Instruction:

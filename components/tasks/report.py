@@ -19,7 +19,7 @@ from components.curation.text.template import with_fields
 from components.curation.text.volume_instructions import build_volume_instruction
 from components.ingestion.volume import Acquisition, Volume
 from components.settings import CurationSettings, EvaluationSettings
-from components.tasks.base import Task
+from components.tasks.base import AnyInstruction, Task
 from components.tasks.findings import MINIMUM_PIXELS
 from components.tasks.known_structures import Shown
 from components.tasks.report_text import format_report, measure_fields, with_measurements
@@ -79,7 +79,7 @@ class Report(Task):
         if curated.record.lesion is not None:
             yield build_volume_instruction(curated, self, format_report(curated.description.fields, curated.record.anatomy), {})
 
-    def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102 (see Task)
+    def is_response(self, record: AnyInstruction) -> bool:  # noqa: D102 (see Task)
         return len(record.response) > len(MASK_RESPONSE)
 
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:

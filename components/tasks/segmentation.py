@@ -13,7 +13,7 @@ from components.curation.text.instructions import MASK_RESPONSE, build_instructi
 from components.curation.text.phrasings import Phrasings
 from components.curation.text.volume_instructions import build_volume_instruction
 from components.settings import CurationSettings, EvaluationSettings
-from components.tasks.base import Image, Target, Task
+from components.tasks.base import AnyInstruction, Image, Target, Task
 from model_core.targets import TARGET_MASK
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ class Segmentation(Task):
             fields = {"structure": structure, "label_value": value}
             yield build_volume_instruction(curated, self, MASK_RESPONSE, {"structure": structure}, **fields)
 
-    def is_complete(self, record: InstructionRecord, volume: VolumeRecord) -> bool:  # noqa: D102 (see Task)
+    def is_complete(self, record: AnyInstruction, volume: VolumeRecord) -> bool:  # noqa: D102 (see Task)
         return volume.has_labels and record.label_value in volume.label_values
 
-    def is_response(self, record: InstructionRecord) -> bool:  # noqa: D102
+    def is_response(self, record: AnyInstruction) -> bool:  # noqa: D102
         return record.response == MASK_RESPONSE
 
     def input_and_target(self, record: InstructionRecord, store: VolumeStore) -> tuple[Image, Target]:

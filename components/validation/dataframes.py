@@ -38,7 +38,7 @@ from components.ingestion.sequence_classification import canonical_sequence
 from components.phi_patterns import PHI_NAME_PATTERN, contains_phi
 from components.provenance import digest
 from components.registries import TASKS
-from components.tasks.base import has_finding
+from components.tasks.base import AnyInstruction, has_finding
 from model_core.boxes import GRID
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ _CONTRADICTIONS = {
 """Sequence names and timings that exclude each other; other differences are a matter of naming."""
 _PLACEHOLDER = re.compile(r"[{}]")
 
-AnyInstruction = InstructionRecord | VolumeInstructionRecord
 SidesByPatient = dict[tuple[str, str], set[str]]
 """(Dataset, patient) -> sides of lesions."""
 

@@ -115,11 +115,13 @@ def _print_pipeline(report: PipelineReport) -> None:
 
 
 def _print_results(rows: tuple[ResultRow, ...]) -> None:
-    """Print one line for each metric, with the best baseline beside it."""
+    """Print one line for each metric, with the best baseline beside it; those of whole volumes are on the report page."""
     from flows.cli.output import HIGHER, LOWER, table
 
     cells = []
     for row in rows:
+        if row.is_of_whole_volumes:
+            continue
         best = (max if row.higher_is_better else min)(row.baselines.items(), key=lambda item: item[1], default=None)
         cells.append(
             [

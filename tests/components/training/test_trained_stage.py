@@ -104,14 +104,17 @@ def test_the_digest_covers_everything_that_decides_the_weights() -> None:
 
 
 def test_the_digest_does_not_depend_on_the_number_of_processes() -> None:
-    def digest(stage: StageName, processes: int, micro: int, accumulation: int = 1) -> str:
-        sizes = f"training.{stage}.micro_batch={micro}", f"training.{stage}.gradient_accumulation={accumulation}"
+    def digest(stage: StageName, processes: int, micro: int, accumulation: int = 1, volumes: float = 0) -> str:
+        sizes = [f"training.{stage}.micro_batch={micro}", f"training.{stage}.gradient_accumulation={accumulation}"]
+        sizes.append(f"training.{stage}.volume_steps={volumes}")
         return stage_digest(stage, _settings(f"training.processes={processes}", *sizes), "corpus")
 
     assert digest("alignment", 2, 8) == digest("alignment", 1, 16)
     assert digest("alignment", 2, 8) != digest("alignment", 1, 8, 2)  # fewer texts are compared
     assert digest("instruction_tuning", 2, 8) == digest("instruction_tuning", 1, 8, 2)
     assert digest("instruction_tuning", 2, 8) != digest("instruction_tuning", 2, 16)
+    assert digest("instruction_tuning", 2, 8, volumes=0.5) == digest("instruction_tuning", 1, 16, volumes=0.5)
+    assert digest("instruction_tuning", 2, 8, volumes=0.5) != digest("instruction_tuning", 1, 8, 2, volumes=0.5)  # of more volumes
 
 
 def test_a_failed_job_shows_its_log(tmp_path: Path) -> None:
