@@ -56,6 +56,7 @@ def open_dvc(root: Path) -> Iterator[Repo]:
         # An archive has .dvc/config but no .git: without this, DVC would refuse it, or use a repository around it.
         repo = Repo(str(root), config=None if (root / ".git").exists() else {"core": {"no_scm": True}})
         try:
+            _remove_damaged_lock(repo)
             yield repo
         finally:
             repo.close()
@@ -65,6 +66,27 @@ def open_dvc(root: Path) -> Iterator[Repo]:
     except (DvcException, ObjectDBError) as error:
         raise_machine_fault(error, own_file(error, root) or str(root))
         raise JobFailed(f"DVC: {error}", where=str(root), remedy="run `dvc doctor` in this folder") from error
+
+
+def _remove_damaged_lock(repo: Repo) -> None:
+    """Remove the file of DVC's locks if it is cut: DVC writes it in place, and after a full disk every command would refuse it."""
+    from dvc.lock import make_lock
+    from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+
+    path = Path(repo.tmp_dir or repo.root_dir) / RWLOCK_FILE
+    if path.is_file() and not _is_json(path):
+        hardlink = repo.config["core"].get("hardlink_lock", False)
+        with make_lock(str(path.with_name(RWLOCK_LOCK)), tmp_dir=str(path.parent), hardlink_lock=hardlink):
+            if not _is_json(path):  # another process may have been writing it
+                path.unlink(missing_ok=True)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _initialize(root: Path) -> None:
@@ -163,11 +185,25 @@ def push_version(repo: Repo, digest: str) -> None:
         JobFailed: some objects could not be transferred.
     """
     objects, remote = set(read_file_list(repo, digest).values()), repo.cloud.get_remote_odb()
-    if remote.exists(f"{digest}{LIST_SUFFIX}"):
+    if list(_complete_objects(repo, remote, {f"{digest}{LIST_SUFFIX}"})):
         return
-    missing = sorted(objects - set(remote.list_oids_exists(objects)))
+    missing = sorted(objects - set(_complete_objects(repo, remote, objects)))
     _transfer(missing, repo.cloud.push, remote, "sending files")
     _transfer([f"{digest}{LIST_SUFFIX}"], repo.cloud.push, remote, "sending the list")
+
+
+def _complete_objects(repo: Repo, remote: Any, objects: set[str]) -> Iterator[str]:
+    """Yield the objects that a remote has; in a folder, remove those of another size than in the cache.
+
+    A folder may keep an empty object of an earlier push if neither writing nor removing it was possible. Other remotes show an
+    object when it is complete.
+    """
+    for name in remote.list_oids_exists(objects):
+        path, ours = Path(remote.oid_to_path(name)), object_path(repo, name)
+        if remote.fs.protocol == "local" and ours.exists() and path.stat().st_size != ours.stat().st_size:
+            path.unlink()
+        else:
+            yield name
 
 
 def fetch_objects(repo: Repo, objects: set[str]) -> None:

@@ -43,6 +43,29 @@ def test_a_snapshot_pushes_the_content_to_the_default_remote(repository: DataRep
     assert "one" in [path.read_text() for path in stored]
 
 
+@pytest.mark.parametrize("kind", ["file", "list"])
+def test_an_object_that_the_remote_has_in_part_is_sent_again(repository: DataRepository, kind: str) -> None:
+    """As a full disk leaves it where it can neither be written nor removed."""
+    (repository.data / "two.txt").write_text("two")
+    remote, saved = repository.root / ".omnimri" / "dvc-remote", repository.snapshot()
+    stored = {path: path.read_bytes() for path in remote.rglob("*") if path.is_file()}
+    (list_file,) = (path for path in stored if path.suffix == ".dir")
+    cut = list_file if kind == "list" else next(path for path in stored if path.read_bytes() == b"two")
+    for path in {cut, list_file}:
+        path.unlink()
+    cut.touch()
+    assert repository.snapshot().digest == saved.digest
+    assert {path: path.read_bytes() for path in remote.rglob("*") if path.is_file()} == stored
+
+
+def test_a_cut_file_of_locks_does_not_block_the_next_version(repository: DataRepository) -> None:
+    """DVC writes it in place: a full disk or a kill leaves it empty."""
+    repository.snapshot()
+    (repository.root / ".dvc" / "tmp" / "rwlock").write_text("")
+    (repository.data / "two.txt").write_text("two")
+    assert repository.snapshot().files == 2
+
+
 def test_missing_data_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="omnimri ingest"):
         DataRepository(tmp_path, tmp_path / "data").snapshot()
