@@ -333,7 +333,7 @@ def test_nothing_planted_is_in_any_store_of_the_command_line(source: Path, tmp_p
     (home / "cards" / "planted.yaml").write_text(yaml.safe_dump(CARD.model_dump(mode="json", exclude_defaults=True)))
     profile = yaml.safe_load((REPOSITORY / "profiles" / "debug.yaml").read_text())
     profile["datasets"] = [{"card": "planted", "path": str(source)}]
-    profile["curation"]["pixel_mm"] = 0.3  # the images are eight millimetres wide
+    profile["curation"]["pixel_mm"] = 0.15  # images of noise, eight millimeters wide: interpolated pixels resemble their neighbors
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_TRACKING"))}
     environment = {**clean, "OMNIMRI_HOME": str(home), "OMNIMRI_DATA": str(tmp_path / "data"), "PREFECT_LOGGING_LEVEL": "DEBUG"}
