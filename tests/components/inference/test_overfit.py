@@ -34,11 +34,12 @@ from tests.helpers.corpora import EXTENT_MM, tiny_volume
 
 MATRIX, PIXEL_MM = 32, EXTENT_MM / 32
 LESION, WHITE_MATTER = 4, 3
+HEADER = "Modality: MRI. Sequence: T2-weighted. Plane: axial. Field strength: 3.0 T."
 REPORTS = (
-    "Modality: MRI. Sequence: T2-weighted. Plane: axial. Abnormal Signal Patterns: a hyperintense lesion, left. Summary: stroke.",
-    "Modality: MRI. Sequence: T2-weighted. Plane: axial. Abnormal Signal Patterns: none. Summary: a normal brain.",
-    "Modality: MRI. Sequence: T2-weighted. Plane: axial. Abnormal Signal Patterns: a lesion near the midline. Summary: tumour.",
-    "Modality: MRI. Sequence: T2-weighted. Plane: axial. Abnormal Signal Patterns: none. Summary: widened ventricles, atrophy.",
+    f"{HEADER} Abnormal Signal Patterns: a hyperintense lesion, left. Summary: stroke.",
+    f"{HEADER} Abnormal Signal Patterns: none. Summary: a normal brain.",
+    f"{HEADER} Abnormal Signal Patterns: a lesion near the midline. Summary: tumour.",
+    f"{HEADER} Abnormal Signal Patterns: none. Summary: widened ventricles, atrophy.",
 )
 
 
