@@ -18,8 +18,9 @@ def pool_depth(features_BDHWc: Tensor, factor: int) -> Tensor:
     """Average groups of ``factor`` slices (the last may be smaller), (B, ceil(D / factor), H, W, c). One slice is unchanged."""
     if features_BDHWc.shape[1] == 1:
         return features_BDHWc
-    x = features_BDHWc.permute(0, 4, 1, 2, 3)
-    return F.avg_pool3d(x, (min(factor, x.shape[2]), 1, 1), ceil_mode=True, count_include_pad=False).permute(0, 2, 3, 4, 1)
+    x = features_BDHWc.permute(0, 4, 1, 2, 3).float()  # in bfloat16, PyTorch has no pooling on a CPU
+    pooled = F.avg_pool3d(x, (min(factor, x.shape[2]), 1, 1), ceil_mode=True, count_include_pad=False)
+    return pooled.to(features_BDHWc.dtype).permute(0, 2, 3, 4, 1)
 
 
 def position_code(grid: Triple, frequencies: int, device: torch.device) -> Tensor:

@@ -141,6 +141,7 @@ def candidates(value: Any, annotation: Any) -> Iterator[Any]:
     elif isinstance(value, (list, tuple)):
         yield from (list(value)[:-1], [*value, 3], [*value, "other"], [*value, {"key": "other"}])
     else:
+        yield from (word for part in get_args(annotation) for word in get_args(part) if isinstance(word, str))
         yield from ("other", 3)
 
 
