@@ -23,6 +23,8 @@ from components.curation.corpus import Corpus
 SETTINGS: dict[str, dict[str, str]] = {
     "two threads that spin (OpenMP's default)": {},
     "two threads that sleep": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "two threads, 100 spins": {"GOMP_SPINCOUNT": "100"},
+    "two threads, 300 spins": {"GOMP_SPINCOUNT": "300"},
     "two threads, 1,000 spins": {"GOMP_SPINCOUNT": "1000"},
     "two threads, 10,000 spins": {"GOMP_SPINCOUNT": "10000"},
     "two threads that sleep, each on a core of its own": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_PROC_BIND": "true"},
