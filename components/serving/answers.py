@@ -108,10 +108,11 @@ def compute_answer(
     stop.check()
     target = find_target(prediction, images)
     files = save(prediction, folder)
-    files += _dicom_files(prediction, instruction, images[0].path if len(images) == 1 else None, folder)
+    dicom, without_dicom = _dicom_files(prediction, instruction, images[0].path if len(images) == 1 else None, folder)
+    files += dicom
     if prediction.boxes:
         files.append(_save_boxes(prediction, images[target].shape, folder / BOXES))
-    return Answer(folder, _content(prediction, model, target, files))
+    return Answer(folder, {**_content(prediction, model, target, files), "without_dicom": without_dicom})
 
 
 def find_target(prediction: Prediction, images: Sequence[UploadedImage]) -> int:
@@ -121,12 +122,12 @@ def find_target(prediction: Prediction, images: Sequence[UploadedImage]) -> int:
     return next(matching, 0)
 
 
-def _dicom_files(prediction: Prediction, instruction: str, source: Path | None, folder: Path) -> list[Path]:
-    """Write the DICOM form of an answer; none if the headers lack what it must repeat: the other files are complete."""
+def _dicom_files(prediction: Prediction, instruction: str, source: Path | None, folder: Path) -> tuple[list[Path], str]:
+    """Write the DICOM form of an answer; return the files, and why there are none if the headers lack what they must repeat."""
     try:
-        return save_dicom(prediction, instruction, source, folder)
-    except BadInput:
-        return []
+        return save_dicom(prediction, instruction, source, folder), ""
+    except BadInput as error:
+        return [], f"{error.what}: {error.remedy}"
 
 
 def _save_boxes(prediction: Prediction, shape: tuple[int, int, int], path: Path) -> Path:

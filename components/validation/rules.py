@@ -291,44 +291,68 @@ def _description_rules() -> list[Rule]:
 
 
 def _instruction_rules() -> list[Rule]:
-    return [*_reference_rules(), *_task_rules()]
-
-
-def _reference_rules() -> list[Rule]:
-    """Return the rules of the instruction table about references, splits and text."""
+    """Return the rules of questions about slices."""
     rule = partial(Rule, "instructions")
     return [
-        rule("is_listed_once", "Every instruction is listed once.", _expect_unique("sample_id")),
+        *_question_rules("instructions"),
         rule("is_not_asked_twice", "No question is asked twice about the same image.", _expect_unique("question")),
-        rule("task_is_known", "The task is registered.", _expect_in("task", list(TASKS))),
         rule("volume_is_known", "The volume of the question is in the corpus.", _expect_true("volume_known")),
         rule("patient_is_the_volumes", "The patient is that of the volume.", _expect_true("patient_as_volume")),
         rule("split_is_the_volumes", "An instruction is in the split of its volume.", _expect_equal("split", "split_of_volume")),
-        rule("split_is_the_patients", "An instruction is in the split of its patient.", _expect_equal("split", "split_of_patient")),
         rule("slice_is_inside", "The slice of the question is in the volume.", _expect_true("slice_inside")),
-        rule("instruction_is_not_empty", "The instruction is not empty.", _expect_between("instruction_length", 1, 1_000)),
         rule("response_is_not_empty", "The response is not empty.", _expect_between("response_length", 1, 4_000)),
-        rule("no_placeholder_is_left", "The instruction contains no unfilled placeholder.", _expect_true("no_placeholder")),
-        rule("names_nobody", "No instruction or response can identify a patient.", _expect_true("names_nobody")),
-    ]
-
-
-def _task_rules() -> list[Rule]:
-    """Return the rules of the instruction table about the content of single tasks."""
-    from components.validation.expectations import ExpectColumnBoxesToBeInsideTheImage
-
-    rule = partial(Rule, "instructions")
-    return [
-        rule(
-            "boxes_are_inside",
-            "Boxes are inside the image, start before end.",
-            partial(ExpectColumnBoxesToBeInsideTheImage, column="boxes"),
-        ),
         rule(
             "boxes_are_not_the_image",
             "No box covers almost the whole image.",
             _expect_between("largest_box_share", None, 0.95),
             SCAN_TOLERANCE,
+        ),
+    ]
+
+
+def _volume_instruction_rules() -> list[Rule]:
+    """Return the rules of questions about volumes and studies."""
+    rule = partial(Rule, "volume_instructions")
+    return [
+        *_question_rules("volume_instructions"),
+        rule("is_not_asked_twice", "No question is asked twice about the same images.", _expect_unique("question")),
+        rule("scope_is_known", "The scope is a volume or a study.", _expect_in("scope", ["volume", "study"])),
+        rule("volumes_are_known", "All images of the question are in the corpus.", _expect_true("volumes_known")),
+        rule("is_about_its_images", "The volume of the question is among its images.", _expect_true("about_its_images")),
+        rule(
+            "images_are_those_of_the_scope",
+            "The images are the volume, or the two to six series of its patient and visit, in their order.",
+            _expect_true("series_of_scope"),
+        ),
+        rule("patient_is_the_volumes", "The patient is that of all images.", _expect_true("patient_as_volumes")),
+        rule("split_is_the_volumes", "An instruction is in the split of all of its images.", _expect_true("split_as_volumes")),
+        rule("response_is_not_empty", "The response is not empty.", _expect_between("response_length", 1, 8_000)),
+        rule("names_what_is_asked", "The question names its structure or finding.", _expect_true("names_what_is_asked")),
+        rule(
+            "boxes_are_not_the_volume",
+            "No box covers almost the whole volume.",
+            _expect_between("largest_box_share", None, 0.9),
+            SCAN_TOLERANCE,
+        ),
+    ]
+
+
+def _question_rules(table: str) -> list[Rule]:
+    """Return the rules that hold for every question, whether it is about a slice, a volume or a study."""
+    from components.validation.expectations import ExpectColumnBoxesToBeInsideTheImage
+
+    rule = partial(Rule, table)
+    return [
+        rule("is_listed_once", "Every instruction is listed once.", _expect_unique("sample_id")),
+        rule("task_is_known", "The task is registered.", _expect_in("task", list(TASKS))),
+        rule("split_is_the_patients", "An instruction is in the split of its patient.", _expect_equal("split", "split_of_patient")),
+        rule("instruction_is_not_empty", "The instruction is not empty.", _expect_between("instruction_length", 1, 1_000)),
+        rule("no_placeholder_is_left", "The instruction contains no unfilled placeholder.", _expect_true("no_placeholder")),
+        rule("names_nobody", "No instruction or response can identify a patient.", _expect_true("names_nobody")),
+        rule(
+            "boxes_are_inside",
+            "Boxes are inside the image or the volume, start before end.",
+            partial(ExpectColumnBoxesToBeInsideTheImage, column="boxes"),
         ),
         rule("acceleration_is_usual", "The acceleration is between 1 and 32.", _expect_between("acceleration", 1, 32)),
         rule(
@@ -349,81 +373,6 @@ def _task_rules() -> list[Rule]:
         rule(
             "yes_and_no_are_balanced",
             "About half of a dataset's diagnostic answers are yes.",
-            _expect_between("share_of_yes", 0.4, 0.6),
-        ),
-    ]
-
-
-def _volume_instruction_rules() -> list[Rule]:
-    return [*_study_rules(), *_volume_task_rules()]
-
-
-def _study_rules() -> list[Rule]:
-    """Return the rules of the questions about volumes and studies on references, splits and text."""
-    rule = partial(Rule, "volume_instructions")
-    return [
-        rule("is_listed_once", "Every instruction is listed once.", _expect_unique("sample_id")),
-        rule("is_not_asked_twice", "No question is asked twice about the same images.", _expect_unique("question")),
-        rule("task_is_known", "The task is registered.", _expect_in("task", list(TASKS))),
-        rule("scope_is_known", "The scope is a volume or a study.", _expect_in("scope", ["volume", "study"])),
-        rule("volumes_are_known", "All images of the question are in the corpus.", _expect_true("volumes_known")),
-        rule("is_about_its_images", "The volume of the question is among its images.", _expect_true("about_its_images")),
-        rule(
-            "images_are_those_of_the_scope",
-            "The images are the volume, or the two to six series of its patient and visit, in their order.",
-            _expect_true("series_of_scope"),
-        ),
-        rule("patient_is_the_volumes", "The patient is that of all images.", _expect_true("patient_as_volumes")),
-        rule("split_is_the_volumes", "An instruction is in the split of all of its images.", _expect_true("split_as_volumes")),
-        rule("split_is_the_patients", "An instruction is in the split of its patient.", _expect_equal("split", "split_of_patient")),
-        rule("instruction_is_not_empty", "The instruction is not empty.", _expect_between("instruction_length", 1, 1_000)),
-        rule("response_is_not_empty", "The response is not empty.", _expect_between("response_length", 1, 8_000)),
-        rule("no_placeholder_is_left", "The instruction contains no unfilled placeholder.", _expect_true("no_placeholder")),
-        rule("names_nobody", "No instruction or response can identify a patient.", _expect_true("names_nobody")),
-    ]
-
-
-def _volume_task_rules() -> list[Rule]:
-    """Return the rules of the questions about volumes and studies on the content of single tasks."""
-    from components.validation.expectations import ExpectColumnBoxesToBeInsideTheImage
-
-    rule = partial(Rule, "volume_instructions")
-    return [
-        rule(
-            "names_what_is_asked",
-            "The question names its structure or finding.",
-            _expect_true("names_what_is_asked"),
-        ),
-        rule(
-            "boxes_are_inside",
-            "Boxes of six edges are inside the volume, start before end.",
-            partial(ExpectColumnBoxesToBeInsideTheImage, column="boxes"),
-        ),
-        rule(
-            "boxes_are_not_the_volume",
-            "No box covers almost the whole volume.",
-            _expect_between("largest_box_share", None, 0.9),
-            SCAN_TOLERANCE,
-        ),
-        rule("acceleration_is_usual", "The acceleration is between 1 and 32.", _expect_between("acceleration", 1, 32)),
-        rule(
-            "centre_fraction_is_a_share",
-            "The fully sampled share of lines is above 0 and at most 1.",
-            _expect_between("centre_fraction", 1e-3, 1),
-        ),
-        rule("has_what_its_task_needs", "The mask, k-space or truth that the task needs is present.", _expect_true("complete")),
-        rule("response_is_of_its_task", "The response has the form of its task.", _expect_true("response_of_task")),
-        rule("answer_as_known", "No answer asserts a lesion in a volume without one.", _expect_true("answer_as_known")),
-        rule("structure_as_on_card", "A structure has the name on the card.", _expect_true("structure_as_card")),
-        rule(
-            "kept_phrasings_are_not_trained",
-            "Held-out phrasings are not in the training split.",
-            _expect_in("held_out_but_trained", [False]),
-        ),
-        rule("phrasing_is_as_marked", "A phrasing is marked as held out exactly if it is.", _expect_true("phrasing_as_marked")),
-        rule(
-            "yes_and_no_are_balanced",
-            "About half of a dataset's diagnostic answers about volumes, and about studies, are yes.",
             _expect_between("share_of_yes", 0.4, 0.6),
         ),
     ]

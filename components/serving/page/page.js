@@ -249,7 +249,7 @@ function begin(asked) {
   at("answer").hidden = false;
   at("answer").dataset.state = "running";
   at("asked").textContent = asked.images.length > 1 ? `${asked.instruction} (a study of ${asked.images.length} images)` : asked.instruction;
-  for (const id of ["warning", "probability", "fields", "boxes"]) at(id).hidden = true;
+  for (const id of ["warning", "probability", "fields", "boxes", "without-dicom"]) at(id).hidden = true;
   at("answer-text").textContent = "";
   at("downloads").replaceChildren();
   say("waiting ...");
@@ -297,6 +297,8 @@ async function finish(answer, asked) {
   at("fields").tBodies[0].replaceChildren(...fields.map(([name, text]) => row([["th", name, { scope: "row" }], ["td", text]])));
   listBoxes(answer.boxes);
   at("downloads").replaceChildren(...answer.files.map((name) => button(name, `download ${name}`, () => download(answer.id, name))));
+  at("without-dicom").hidden = !answer.without_dicom;
+  at("without-dicom").textContent = answer.without_dicom;
   const image = asked.images[answer.image];
   if (state.images.includes(image)) await showAnswer(answer, image);
   at("answer").dataset.state = "done";

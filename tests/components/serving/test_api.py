@@ -87,6 +87,19 @@ def test_a_zip_of_a_dicom_study_gives_its_series_and_dicom_results(client: TestC
     assert "report.dcm" in ask(client, [image["id"] for image in images], "Report this image.")[-1]["files"]
 
 
+def test_a_series_without_what_a_dicom_object_must_repeat_is_answered_and_told(client: TestClient, tmp_path: Path) -> None:
+    files = {}
+    for name, content in small_study(tmp_path / "study").items():
+        if (header := dcmread(io.BytesIO(content))).Modality == "MR":
+            del header.StudyDate, header.PatientID, header.StudyID, header.AccessionNumber, header.StudyTime, header.PatientName
+            header.save_as(stream := io.BytesIO())
+            files[name] = stream.getvalue()
+    [image, _] = upload(client, ("study.zip", zipped(files))).json()["images"]
+    last = ask(client, [image["id"]], QUESTION)[-1]
+    assert "mask.nii" in last["files"] and "segmentation.dcm" not in last["files"]
+    assert last["without_dicom"].startswith("the answer cannot be written as DICOM")
+
+
 def test_a_report_streams_and_has_fields(client: TestClient) -> None:
     [image] = upload(client, ("t1.nii", nifti())).json()["images"]
     events = ask(client, [image["id"]], "Report this image.")
