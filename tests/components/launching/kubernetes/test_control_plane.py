@@ -90,8 +90,9 @@ def test_a_machine_without_power_is_named_while_waiting_in_the_list_and_while_ca
     (row,) = handle.launcher.jobs()  # type: ignore[attr-defined]
     assert row.state is JobState.pending and pod in row.detail and TAINT in row.detail
     cancellation = Waiter(_Cancel(handle))  # type: ignore[arg-type]
-    wait_until(lambda: handle.status().state is JobState.deleting)
-    assert TAINT in handle.status().detail and cancellation.is_waiting()
+    # Without a grace period the pod of the healthy machine is named too, until its kubelet has ended it.
+    wait_until(lambda: handle.status().state is JobState.deleting and TAINT in handle.status().detail)
+    assert cancellation.is_waiting()
     cluster.kubelet.confirm_out_of_service("machine-1")
     assert cancellation.join() == [] and "was deleted" in str(waiter.join()[0])
     assert f"being deleted: {pod}: node machine-1" in capsys.readouterr().err
