@@ -114,19 +114,44 @@ def ignore_unfinished(root: Path) -> None:
 
 
 def add_folder(repo: Repo, folder: Path) -> None:
-    """Save the files of a folder in the cache and pin them.
+    """Save the files of a folder in the cache and pin them, as ``dvc add`` does; the pin is written once all files are saved.
 
     Raises:
-        MachineFault: a disk failed; DVC logs what it could not save, and pins it nevertheless.
+        MachineFault: a disk failed; the last version is still pinned.
         JobFailed: files could not be saved for another reason.
     """
-    with _collect_errors() as errors:
-        repo.add([str(folder)])
-    if errors:
-        _raise_system_fault(errors, str(repo.cache.local.path))
-        raise JobFailed(
-            f"{len(errors)} files could not be saved as a version", where=str(folder), remedy="run `dvc doctor` in this folder"
-        )
+    from dvc.repo import lock_repo
+    from dvc.repo.add import get_or_create_stage
+    from dvc.stage.serialize import to_single_stage_file
+    from dvc.utils.serialize import dumps_yaml
+
+    with lock_repo(repo), repo.scm_context, _collect_errors() as errors:
+        stage = get_or_create_stage(repo, str(folder)).stage
+        stage.add_outs()
+        if not errors and _remove_cut_objects(repo, folder, stage.outs[0].hash_info.value):
+            stage.add_outs()
+        if errors:
+            _raise_system_fault(errors, str(repo.cache.local.path))
+            raise JobFailed(
+                f"{len(errors)} files could not be saved as a version", where=str(folder), remedy="run `dvc doctor` in this folder"
+            )
+        with atomic_file(Path(stage.path)) as temporary:  # DVC itself truncates the pin before it writes
+            temporary.write_text(dumps_yaml(to_single_stage_file(stage)))
+
+
+def _remove_cut_objects(repo: Repo, folder: Path, file_list: str) -> int:
+    """Remove the objects of a version that are shorter or longer than their files from the cache; return their number.
+
+    DVC creates an empty object before it clones a file (reflink). If neither cloning nor removing is possible, the object stays,
+    and DVC takes it for the file from then on.
+    """
+    cut = 0
+    for name, md5 in parse_file_list(object_path(repo, file_list).read_bytes()).items():
+        path = object_path(repo, md5)
+        if path.exists() and path.stat().st_size != (folder / name).stat().st_size:
+            path.unlink()
+            cut += 1
+    return cut
 
 
 def has_remote(repo: Repo) -> bool:
@@ -184,24 +209,25 @@ def push_version(repo: Repo, digest: str) -> None:
     Raises:
         JobFailed: some objects could not be transferred.
     """
-    objects, remote = set(read_file_list(repo, digest).values()), repo.cloud.get_remote_odb()
-    if list(_complete_objects(repo, remote, {f"{digest}{LIST_SUFFIX}"})):
+    objects, (cache, remote) = set(read_file_list(repo, digest).values()), (repo.cache.local, repo.cloud.get_remote_odb())
+    if list(_complete_objects(cache, remote, {f"{digest}{LIST_SUFFIX}"})):
         return
-    missing = sorted(objects - set(_complete_objects(repo, remote, objects)))
-    _transfer(missing, repo.cloud.push, remote, "sending files")
-    _transfer([f"{digest}{LIST_SUFFIX}"], repo.cloud.push, remote, "sending the list")
+    missing = sorted(objects - set(_complete_objects(cache, remote, objects)))
+    _transfer(missing, repo.cloud.push, cache, remote, "sending files")
+    _transfer([f"{digest}{LIST_SUFFIX}"], repo.cloud.push, cache, remote, "sending the list")
 
 
-def _complete_objects(repo: Repo, remote: Any, objects: set[str]) -> Iterator[str]:
-    """Yield the objects that a remote has; in a folder, remove those of another size than in the cache.
+def _complete_objects(source: Any, target: Any, objects: set[str]) -> Iterator[str]:
+    """Yield the objects that a store has; between two folders, remove those that have another size in the source.
 
-    A folder may keep an empty object of an earlier push if neither writing nor removing it was possible. Other remotes show an
+    A folder may keep an empty object of an earlier transfer if neither writing nor removing it was possible. Other stores show an
     object when it is complete.
     """
-    for name in remote.list_oids_exists(objects):
-        path, ours = Path(remote.oid_to_path(name)), object_path(repo, name)
-        if remote.fs.protocol == "local" and ours.exists() and path.stat().st_size != ours.stat().st_size:
-            path.unlink()
+    folders = {source.fs.protocol, target.fs.protocol} == {"local"}
+    for name in target.list_oids_exists(objects):
+        ours, theirs = (Path(store.oid_to_path(name)) for store in (source, target))
+        if folders and ours.exists() and theirs.stat().st_size != ours.stat().st_size:
+            theirs.unlink()
         else:
             yield name
 
@@ -216,15 +242,15 @@ def fetch_objects(repo: Repo, objects: set[str]) -> None:
     missing = sorted(md5 for md5 in objects if not repo.cache.local.exists(md5))
     if missing:
         require_remote(repo)
-        _transfer(missing, repo.cloud.pull, repo.cache.local, "fetching files")
+        _transfer(missing, repo.cloud.pull, repo.cloud.get_remote_odb(), repo.cache.local, "fetching files")
 
 
-def _transfer(objects: list[str], transfer: Callable[..., Any], target: Any, label: str) -> None:
+def _transfer(objects: list[str], transfer: Callable[..., Any], source: Any, target: Any, label: str) -> None:
     """Push or pull objects in batches.
 
     Args:
         transfer: push or pull method of DVC.
-        target: object store that receives the objects.
+        source, target: object stores that send and receive the objects.
         label: label of the progress display.
 
     Raises:
@@ -238,7 +264,7 @@ def _transfer(objects: list[str], transfer: Callable[..., Any], target: Any, lab
     with _collect_errors() as errors:
         for start in track(range(0, len(objects), BATCH_SIZE), f"{label}, {BATCH_SIZE} at a time"):
             transfer([HashInfo("md5", md5) for md5 in objects[start : start + BATCH_SIZE]])
-    if missing := set(objects) - set(target.list_oids_exists(objects)):
+    if missing := set(objects) - set(_complete_objects(source, target, set(objects))):
         _raise_system_fault(errors, str(target.path))
         raise JobFailed(
             f"{len(missing)} of {len(objects)} objects could not be transferred",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,24 +80,6 @@ class Pin:
         }
         with atomic_file(path) as temporary:
             temporary.write_text(yaml.safe_dump({"outs": [output]}, sort_keys=False))
-
-
-@contextmanager
-def restored_on_error(path: Path) -> Iterator[None]:
-    """Give a pin its content back if the context fails. The copy is written before, so that restoring it needs no space."""
-    copy = path.with_name(f".{path.name}.last")
-    if path.exists():
-        shutil.copy2(path, copy)
-    try:
-        yield
-    except BaseException:
-        if copy.exists():
-            copy.replace(path)
-        else:
-            path.unlink(missing_ok=True)
-        raise
-    finally:
-        copy.unlink(missing_ok=True)
 
 
 def digest_at_revision(path: Path, revision: str) -> str | None:

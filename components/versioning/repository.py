@@ -32,7 +32,7 @@ from components.versioning.dvc_store import (
 from components.versioning.export import export_files
 from components.versioning.folder_changes import find_changes
 from components.versioning.patient_files import belongs_to, find_versions_with
-from components.versioning.pin import Pin, digest_at_revision, digests_in_history, restored_on_error
+from components.versioning.pin import Pin, digest_at_revision, digests_in_history
 from components.versioning.purge import list_versions, manifest_objects, patients_in, read_stores
 from components.versioning.purge import purge as delete_patients
 from components.versioning.version_diff import DatasetDiff, VersionContent, diff_versions
@@ -71,9 +71,7 @@ class DataRepository:
         ignore_unfinished(self.root)
         with open_dvc(self.root) as repo:
             if previous is None or repo.status([str(self.pin)]):
-                with restored_on_error(self.pin):  # DVC truncates the pin before it writes
-                    add_folder(repo, self.data)
-                    self._read_pin()
+                add_folder(repo, self.data)
             if has_remote(repo):
                 push_version(repo, self.digest())
         current = self._read_pin()

@@ -1,5 +1,6 @@
 """Pinning a folder in DVC: digests, unchanged pins, the default remote."""
 
+import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -64,6 +65,19 @@ def test_a_cut_file_of_locks_does_not_block_the_next_version(repository: DataRep
     (repository.root / ".dvc" / "tmp" / "rwlock").write_text("")
     (repository.data / "two.txt").write_text("two")
     assert repository.snapshot().files == 2
+
+
+def test_a_cut_object_of_the_cache_is_stored_again(repository: DataRepository) -> None:
+    """A disk that failed while DVC cloned the file leaves it empty, and protected like a complete one."""
+    repository.snapshot()
+    (repository.data / "two.txt").write_text("two")
+    digest = hashlib.md5(b"two", usedforsecurity=False).hexdigest()
+    cut = repository.root / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+    cut.parent.mkdir(exist_ok=True)
+    cut.touch(0o444)
+    assert repository.snapshot().files == 2 and cut.read_text() == "two"
+    (stored,) = repository.root.glob(f".omnimri/dvc-remote/files/md5/{digest[:2]}/{digest[2:]}")
+    assert stored.read_text() == "two"
 
 
 def test_missing_data_is_an_error_with_a_remedy(tmp_path: Path) -> None:
