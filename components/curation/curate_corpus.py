@@ -13,15 +13,13 @@ of the inputs; if they are unchanged, a run ends after reading the manifests.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +43,12 @@ from components.files import atomic_file, read_json, write_json
 from components.ingestion.manifest import MANIFEST
 from components.ingestion.volume import SourceSeries
 from components.machine_faults import own_file, raise_machine_fault
-from components.progress import track
 from components.settings import CurationSettings
+from components.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from components.catalog import DatasetCard
 
-SINGLE_PROCESS_LIMIT = 32
-"""Up to this many volumes are curated in the calling process; starting worker processes would take longer."""
 _SHOWN = 8
 """Unreadable volumes that are shown to the user one by one."""
 _SOURCE_NAMES = ("patient_id", "series_id", "visit", "source_md5")
@@ -163,34 +159,29 @@ def run_jobs(jobs: Iterable[VolumeJob], target: CurationTarget) -> None:
         MachineFault: the machine failed, at once.
         JobFailed: the first failure, after all volumes.
     """
-    _wait_for(partial(run_volume_job, job, target) for job in jobs)
-
-
-def _wait_for(calls: Iterable[Callable[[], None]]) -> None:
-    """Make all calls, and raise the first failure at the end; a fault of the machine ends them."""
-    failures: list[JobFailed] = []
-    for call in calls:
-        try:
-            call()
-        except JobFailed as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
+    _raise_first([_find_failure(job, target) for job in jobs])
 
 
 def run_in_processes(jobs: list[VolumeJob], target: CurationTarget) -> None:
-    """Curate in ``settings.workers`` processes, started by spawn: this process may hold threads and locks of other libraries."""
-    workers = min(target.settings.workers, len(jobs))
-    if len(jobs) <= SINGLE_PROCESS_LIMIT or workers == 1:
-        run_jobs(track(jobs, "curating"), target)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_volume_job, job, target) for job in jobs]
-        try:
-            _wait_for(future.result for future in track(futures, "curating"))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    """Curate in up to ``settings.workers`` processes; raise as :func:`run_jobs` does."""
+    with ExitStack() as stack:
+        mapper = WorkerPool(min(target.settings.workers, len(jobs)), stack, chunk=1)
+        _raise_first(list(mapper(partial(_find_failure, target=target), jobs, "curating")))
+
+
+def _find_failure(job: VolumeJob, target: CurationTarget) -> JobFailed | None:
+    """Curate a volume; return why that failed, if it did."""
+    try:
+        run_volume_job(job, target)
+    except JobFailed as error:
+        return error
+    return None
+
+
+def _raise_first(failures: list[JobFailed | None]) -> None:
+    for failure in failures:
+        if failure is not None:
+            raise failure
 
 
 def curate(
@@ -317,7 +308,7 @@ def _remove_other_rejections(target: CurationTarget, current: set[str]) -> None:
     for path in target.store.with_name(REJECTED).glob("*.json"):
         if path.stem not in current:
             path.unlink()
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         target.store.with_name(REJECTED).rmdir()  # if it is empty
 
 

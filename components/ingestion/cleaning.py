@@ -1,4 +1,4 @@
-"""De-identify planned files, in worker processes if there are many, and resume after an interruption.
+"""De-identify planned files, in worker processes if it takes long, and resume after an interruption.
 
 New files are staged beside the last version (:mod:`components.ingestion.staging`). Each is noted in a journal, so that an
 interrupted ingestion resumes where it stopped, and ends with the same bytes as an undisturbed one. The commit removes the journal.
@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +23,7 @@ from components.ingestion.series_planner import Mapper
 from components.ingestion.staging import Staging
 from components.ingestion.volume import SourceFile
 from components.machine_faults import raise_machine_fault
-from components.progress import track
 from components.provenance import digest, file_md5
-
-MIN_ITEMS_FOR_WORKERS = 150
-"""So many items or fewer are processed in this process: starting workers would take longer."""
-_CHUNK = 32
-"""Items that a worker process gets at once."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +47,6 @@ class CleanedFile:
     staged: bool = False
     read_back: Any = None
     notes: tuple[str, ...] = ()
-
-
-class WorkerPool:
-    """A :data:`Mapper` that starts worker processes when there are enough items, and reuses them for the whole ingestion."""
-
-    def __init__(self, workers: int, stack: ExitStack) -> None:
-        """Create a pool of ``workers`` processes that ``stack`` shuts down."""
-        self._workers, self._stack = workers, stack
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __call__(self, function: Callable[[Any], Any], items: Sequence[Any], description: str) -> Iterator[Any]:
-        """Apply a function to items; results in order."""
-        if self._workers == 1 or len(items) <= MIN_ITEMS_FOR_WORKERS:
-            silence_libraries()
-            yield from track(map(function, items), description, total=len(items))
-            return
-        if self._pool is None:
-            pool = ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"), initializer=silence_libraries)
-            self._pool = self._stack.enter_context(pool)
-        yield from track(self._pool.map(function, items, chunksize=_CHUNK), description, total=len(items))
 
 
 def silence_libraries() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from components.catalog import DatasetCard
 from components.errors import BadInput, MachineFault
 from components.files import write_json
-from components.ingestion.cleaning import CleanedFile, WorkerPool, clean_files, read_previous, source_md5
+from components.ingestion.cleaning import CleanedFile, clean_files, read_previous, silence_libraries, source_md5
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonyms, check_key, claim_key, require_same_key
 from components.ingestion.formats.base import PlannedFile, WriteContext
 from components.ingestion.manifest import MANIFEST, QUARANTINE, Manifest, files_of
@@ -30,12 +30,15 @@ from components.ingestion.volume_reader import read_quarantine
 from components.ingestion.withdrawal import withdrawn_patients
 from components.machine_faults import own_file, raise_machine_fault
 from components.provenance import digest
+from components.worker_pool import WorkerPool
 
 FORMAT_VERSION = 4
 """Version of the written bytes. Raise it with every change of what ingestion writes: all files are then written again."""
 
 RAW_VERSION = 2
 """Version of the bytes that ingestion writes of ISMRMRD files, for datasets that have any."""
+_CHUNK = 32
+"""Files that a worker process gets at once."""
 
 
 def output_recipe(card: DatasetCard, key: bytes) -> str:
@@ -168,7 +171,7 @@ def _prepare_update(
     root, data = staging.root, staging.root.parent
     withdrawn = withdrawn_patients(data, card.id)
     with ExitStack() as stack:
-        mapper = WorkerPool(workers, stack)
+        mapper = WorkerPool(workers, stack, _CHUNK, silence_libraries)
         plan = make_plan(card, source, context.pseudonyms, mapper)
         refuse_own_folders(source, (data,), links=plan.listing.linked_folders)
         plan.exclude_patients(withdrawn)

@@ -58,6 +58,11 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
+def test_worker_processes_curate_the_same_bytes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.worker_pool.START_AFTER_S", 0.0)
+    assert workspace.from_scratch(SETTINGS.model_copy(update={"workers": 2})) == tree(workspace.out)
+
+
 def test_unchanged_sources_change_nothing(workspace: Workspace) -> None:
     before = {path: path.stat().st_mtime_ns for path in workspace.out.rglob("*")}
     report = workspace.update()

@@ -69,7 +69,7 @@ def test_after_a_kill_the_rest_is_ingested_and_the_bytes_are_equal(sources: Path
 def test_worker_processes_write_the_same_bytes_as_one_process(
     sources: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.ingestion.cleaning.MIN_ITEMS_FOR_WORKERS", 8)
+    monkeypatch.setattr("components.worker_pool.START_AFTER_S", 0.0)
     name = "synthetic-brain-dicom"
     ingest(load_card(name), sources / name, tmp_path, DEMO_KEY, workers=2)
     assert _checksums(tmp_path / name) == _checksums(data / name)

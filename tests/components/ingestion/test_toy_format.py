@@ -63,7 +63,8 @@ def image(number: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_folder_is_ingested_and_read_back(source: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.ingestion.cleaning.MIN_ITEMS_FOR_WORKERS", 1)
+    monkeypatch.setattr("components.worker_pool.START_AFTER_S", 0.0)
+    monkeypatch.setattr("components.ingestion.ingest_dataset._CHUNK", 1)
     data = tmp_path / "data"
     report = ingest(CARD, source, data, DEMO_KEY, workers=workers)
     assert (report.series, report.patients, report.files_new) == (PATIENTS, PATIENTS, 3 * PATIENTS)
