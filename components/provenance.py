@@ -54,6 +54,7 @@ def _sources(package: Path) -> Iterable[Path]:
     return package.rglob("*.py") if package.is_dir() else [package]
 
 
+@cache  # steps share most modules
 def source_digest(source: bytes) -> str:
     """Return the SHA-256 of a module's syntax tree without docstrings, comments and line numbers (64 hex characters)."""
     tree = ast.parse(source)
