@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeTopKRouter
 from transformers.utils import ModelOutput
 
-from model_core.answer_grammar import AnswerGrammar
+from model_core.answer_grammar import AnswerGrammar, Beginnings
 from model_core.backbone import Backbone, RouterOutput
 from model_core.config import OmniMRIConfig
 from model_core.flow import Sampler
@@ -261,6 +261,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         streamer: Any = None,
         grids_BG3: Tensor | None = None,
         features_by_image: Sequence[list[Tensor]] | None = None,
+        beginnings: Sequence[Beginnings] = (),
     ) -> Tensor:
         """Generate answers greedily within their grammar; return the new tokens only, (B, up to ``max_new_tokens``).
 
@@ -268,6 +269,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: padded on the left.
             streamer: transformers' streamer that receives every token when it is generated (batch of one only).
             grids_BG3, features_by_image: of :meth:`forward`.
+            beginnings: of :class:`AnswerGrammar`.
         """
         generated = self.generate(  # type: ignore[misc]
             input_ids=input_ids,
@@ -277,7 +279,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features_by_image=features_by_image,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            logits_processor=LogitsProcessorList([AnswerGrammar(self.config, _axes(pixel_values))]),
+            logits_processor=LogitsProcessorList([AnswerGrammar(self.config, _axes(pixel_values), beginnings)]),
             streamer=streamer,
         )
         return generated[:, input_ids.shape[1] :]

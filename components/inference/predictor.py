@@ -1,7 +1,7 @@
 """A loaded model that answers instructions about volumes.
 
-The model itself decides the task by the form of its answer about one tile: see :func:`task_of`. The task then decodes the answer
-into a prediction for the whole volume (:meth:`components.tasks.base.Task.decode`).
+The model itself decides the task by the form of its answer about one tile (:func:`task_of`), among those that the words of the
+question name. The task then decodes the answer into a prediction for the whole volume (:meth:`components.tasks.base.Task.decode`).
 
 Shape letters: K samples, D slices, H rows, W columns, V tiles, M side of a tile.
 """
@@ -38,7 +38,7 @@ from components.settings import TaskName
 from components.tasks.base import Task
 from components.tasks.calibration import VOLUME_CALIBRATION, Calibration
 from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
-from components.tasks.scope import Scope
+from components.tasks.scope import Scope, answer_beginnings
 from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 
@@ -343,17 +343,24 @@ class Predictor:
     ) -> list[str]:
         """Generate one batch of answers."""
         ids, mask, pixels = self._encode(prompts, prefix)
-        return [self.processor.decode(tokens) for tokens in self.model.generate_text(ids, mask, pixels, max_new_tokens)]
+        beginnings = () if prefix else [self.beginnings(question.instruction) for question, _ in prompts]
+        answers = self.model.generate_text(ids, mask, pixels, max_new_tokens, beginnings=beginnings)
+        return [self.processor.decode(tokens) for tokens in answers]
+
+    def beginnings(self, instruction: str) -> list[list[int]]:
+        """Return the token ids one of which the answer begins with (:func:`answer_beginnings`)."""
+        return [self.processor.tokens(one) for one in answer_beginnings(instruction)]
 
     def _stream_text(self, question: Question) -> Iterator[str]:
         """Yield the answer about the first tile piece by piece; generation runs in its own thread."""
         ids, mask, pixels = self._encode([(question, question.first_tile)])
+        beginnings = [self.beginnings(question.instruction)]
         streamer = _StoppableStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=False)
         failures: list[BaseException] = []
 
         def generate() -> None:
             try:
-                self.model.generate_text(ids, mask, pixels, MAX_NEW_TOKENS, streamer=streamer)
+                self.model.generate_text(ids, mask, pixels, MAX_NEW_TOKENS, streamer, beginnings=beginnings)
             except BaseException as failure:
                 failures.append(failure)
                 streamer.end()

@@ -228,6 +228,7 @@ class StudyQuestion:
             max_new_tokens,
             grids_BG3=packed.grids_BG3,
             features_by_image=study.features,
+            beginnings=[self.predictor.beginnings(self.instruction)],
         )
         return self.predictor.processor.decode(tokens[0])
 

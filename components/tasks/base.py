@@ -94,6 +94,8 @@ class Task(ABC):
             command line shows it while it is generated.
         cues: beginnings of words, or of words in a row, by which a question of the task is recognized before the model reads it
             (:mod:`components.tasks.scope`); empty = the words of its phrasings.
+        beginnings: how answers of the task begin; generation is held to them where the question's words name the task. Empty = in
+            any way.
     """
 
     name: ClassVar[str]
@@ -108,6 +110,7 @@ class Task(ABC):
     names_series: ClassVar[bool] = False
     is_free_text: ClassVar[bool] = False
     cues: ClassVar[tuple[str, ...]] = ()
+    beginnings: ClassVar[tuple[str, ...]] = ()
 
     # Curation
 

@@ -63,6 +63,7 @@ class Detection(Task):
     needs_findings = True
     names_series = True
     cues = ("detect", "locali", "locat", "where", "find", "box", "identif", "position")
+    beginnings = (BOX_TOKEN, NO_LESION)
     phrasings = Phrasings(
         trained=(
             "Identify and localize any {finding} in this image.",

@@ -61,6 +61,7 @@ class Diagnosis(Task):
         *("does", "is a", "is any", "has", "evidence of", "sign of", "rule out", "confirm", "show", "visible", "consistent with"),
         *("normal", "wrong", "healthy"),
     )
+    beginnings = ("yes", "no")
     phrasings = Phrasings(
         trained=(
             "Does this image suggest a {finding}?",

@@ -52,6 +52,7 @@ class Reconstruction(Task):
     target_kind = TARGET_IMAGE
     names_series = True
     cues = ("reconstruct", "recover", "under", "undersampl", "artifact", "accelerat", "alias", "fully sampled", "denois")
+    beginnings = (IMAGE_RESPONSE,)
     is_augmented = False  # its k-space is what was measured
     phrasings = Phrasings(
         trained=(

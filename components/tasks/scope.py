@@ -268,7 +268,7 @@ class Scope:
         )
         if outside:
             return f"this version was not trained on: {', '.join(dict.fromkeys(outside))}"
-        asked = [task for task in TASKS.values() if any(_has_cue(words, cue) for cue in _cues(task))]
+        asked = asked_tasks(instruction)
         if not asked:
             return "no task is recognized in this question"
         trained = [task for task in asked if task.name in self.tasks]
@@ -330,6 +330,21 @@ class Scope:
         for name in (*self.structure_names, *self.finding_names, *self.anatomies, *GENERIC):
             terms[tokens(name)] = True
         return terms
+
+
+def asked_tasks(instruction: str) -> list[Task]:
+    """Return the tasks that the words of a question name, by their cues."""
+    words = tokens(instruction)
+    return [task for task in TASKS.values() if any(_has_cue(words, cue) for cue in _cues(task))]
+
+
+def answer_beginnings(instruction: str) -> tuple[str, ...]:
+    """Return how an answer may begin, if all tasks that the words of a question name say so; empty = in any way.
+
+    A small model that has never read "locate" would answer with a mask: the words leave no doubt that a box is asked for.
+    """
+    asked = asked_tasks(instruction)
+    return tuple(one for task in asked for one in task.beginnings) if all(task.beginnings for task in asked) else ()
 
 
 def _findings_of(record: InstructionRecord | VolumeInstructionRecord) -> Iterator[str]:

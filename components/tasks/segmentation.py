@@ -38,6 +38,7 @@ class Segmentation(Task):
     target_kind = TARGET_MASK
     names_series = True
     cues = ("segment", "outlin", "delineat", "contour", "mask", "mark", "show", "highlight", "trace")
+    beginnings = (MASK_RESPONSE,)
     phrasings = Phrasings(
         trained=(
             "Segment the {structure} in this {scan}.",

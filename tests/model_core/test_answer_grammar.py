@@ -63,3 +63,18 @@ def test_a_finished_box_is_well_formed(seed: int, axes: int) -> None:
 def test_a_sequence_without_a_question_is_free() -> None:
     scores = torch.randn(1, CONFIG.vocab_size)
     assert torch.equal(AnswerGrammar(CONFIG)(torch.tensor([PROCESSOR.encode_description("lesion")]), scores), scores)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_an_answer_begins_as_the_question_asks(seed: int) -> None:
+    """Each sequence of a batch has beginnings of its own; none leaves it free."""
+    texts = [["<seg>"], ["<bbox>", "no lesion"], ["yes", "no"], []]
+    beginnings = [[PROCESSOR.tokens(text) for text in row] for row in texts]
+    generator, grammar = torch.Generator().manual_seed(seed), AnswerGrammar(CONFIG, beginnings=beginnings)
+    sequences = torch.tensor([PROMPT] * len(texts))
+    for _ in range(12):
+        scores = torch.randn(len(texts), CONFIG.vocab_size, generator=generator)
+        sequences = torch.cat([sequences, grammar(sequences, scores).argmax(-1, keepdim=True)], dim=1)
+    for row, answer in zip(texts, sequences[:, len(PROMPT) :].tolist(), strict=True):
+        assert not row or PROCESSOR.decode(answer).startswith(tuple(row))

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.curation.corpus import Corpus
 from components.inference import Predictor
 from components.ingestion.volume import Acquisition, Volume
-from components.tasks.scope import OutOfScope, Scope
+from components.registries import TASKS
+from components.tasks.base import Task
+from components.tasks.scope import OutOfScope, Scope, answer_beginnings
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.trained import tiny_model
 
@@ -164,3 +167,25 @@ def test_a_scope_without_findings_has_no_detection(scope: Scope) -> None:
     ):
         with pytest.raises(OutOfScope):
             nothing.require_question(question)
+
+
+@pytest.mark.parametrize(
+    ("question", "beginnings"),
+    [
+        ("Locate the lesion in this brain MRI.", ("<bbox>", "no lesion")),  # "locate" is in no training instruction
+        ("Contour the white matter.", ("<seg>",)),
+        ("Recover the fully sampled image.", ("<image>",)),
+        ("Can you see a tumor?", ("yes", "no")),
+        ("Is there a lesion, and where?", ("<bbox>", "no lesion", "yes", "no")),
+        ("Describe the lesion and its position.", ()),  # a report is free text
+        ("Good morning.", ()),
+    ],
+)
+def test_the_words_of_a_question_say_how_its_answer_begins(question: str, beginnings: tuple[str, ...]) -> None:
+    assert set(answer_beginnings(question)) == set(beginnings)
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.beginnings], ids=str)
+def test_every_training_response_begins_as_its_task_says(root: Path, task: Task) -> None:
+    responses = [record.response for record in Corpus.open(root / "corpus").instructions if record.task == task.name]
+    assert responses and all(response.startswith(task.beginnings) for response in responses)
