@@ -5,6 +5,9 @@ The digest of a model covers weights, configuration and tokenizer.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +64,24 @@ def resolve_model(model: str | Path, tracking_uri: str) -> Path:
     if local is None:
         return _ask_mlflow(str(model), tracking_uri)
     return _verified_folder(str(model), local.folder, local.tag, f"{local.name} version {local.number}")
+
+
+@contextmanager
+def loadable_address(model: str, tracking_uri: str) -> Iterator[str]:
+    """Yield an address from which MLflow can load a registered version; it is valid while the context is open.
+
+    MLflow decodes ``%41`` in the paths of local files, too (3.17): a version below such a path is reached through a link.
+    """
+    from components.tracking.local_versions import find_local_version
+
+    local = find_local_version(model, WEIGHTS_TAG, tracking_uri, Home.open())
+    if local is None or "%" not in str(local.folder):
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="omnimri-version-") as folder:
+        link = Path(folder) / "versions"
+        link.symlink_to(local.folder.parent, target_is_directory=True)
+        yield str(link / local.folder.name)
 
 
 def _ask_mlflow(model: str, tracking_uri: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from components.errors import BadInput, GateRefused, OmniMRIError
-from components.model_files import resolve_model
+from components.model_files import loadable_address, resolve_model
 from components.provenance import code_digest, digest, file_md5
 from components.registry.audit_log import Action, AuditState, Entry, Move, alias_stack
 from components.registry.model_version import LOCK, ModelVersion
@@ -186,7 +186,8 @@ def _smoke_test(candidate: ModelVersion, tracking_uri: str) -> str:
     identity = digest(candidate.tags.get("weights_digest"), code_digest(*PACKAGES), file_md5(LOCK) if LOCK.exists() else "")
     if any(version.tags.get(SMOKE_TESTED) == identity for version in list_versions(tracking_uri, candidate.name)):
         return ""
-    failure = failure_reason(_uri(candidate), tracking_uri)
+    with loadable_address(_uri(candidate), tracking_uri) as address:
+        failure = failure_reason(address, tracking_uri)
     if not failure:
         client.set_model_version_tag(candidate.name, candidate.version, SMOKE_TESTED, identity)
     return failure

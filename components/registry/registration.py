@@ -213,14 +213,13 @@ def _log_model(
         write_json(about / PLUGIN_LIST, [module.__name__ for module in plugins()])
         for file in evaluation.registered_files:
             shutil.copy(file, about)
-        requirements = str(LOCK) if LOCK.exists() else str(REPOSITORY / "pyproject.toml")
         with _ReopenedRun(run_id):
             info = mlflow.pyfunc.log_model(
                 name=name,
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"weights": str(model_dir), "about": str(about)},
+                artifacts={"weights": model_dir.resolve().as_uri(), "about": about.as_uri()},  # MLflow would not quote a path
                 code_paths=[str(path) for path in (*(REPOSITORY / package for package in PACKAGES), *plugin_packages())],
-                pip_requirements=[f"-r {requirements}"] if LOCK.exists() else [],
+                pip_requirements=[f"-r {shutil.copy(LOCK, folder)}"] if LOCK.exists() else [],
                 signature=_signature(),
                 input_example=_example(Scope.read(evaluation.folder)),
                 tags=model_tags,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from components.home import Home
 from components.inference.untrusted_input import Limits
+from components.model_files import loadable_address
 from components.network import ANY, LOOPBACK
 
 
@@ -25,9 +26,12 @@ def serve(model_uri: str, model_dir: Path, title: str, home: Home, host: str, po
     from components.serving.app import create_app
 
     mlflow.set_tracking_uri(home.tracking_uri)
-    model = mlflow.pyfunc.load_model(model_uri, suppress_warnings=True)
-    served = ServedModel.load(model.unwrap_python_model().predictor, title, model_dir)
     hosts = None if token is not None or host in ANY else (*LOOPBACK, host)
-    with originals_folder(home) as folder:  # uploads may contain the names of patients
+    with (
+        loadable_address(model_uri, home.tracking_uri) as address,
+        originals_folder(home) as folder,  # uploads may contain the names of patients
+    ):
+        model = mlflow.pyfunc.load_model(address, suppress_warnings=True)
+        served = ServedModel.load(model.unwrap_python_model().predictor, title, model_dir)
         app = create_app(served, model.predict, folder, limits, token, hosts)
         uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=30, server_header=False)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from components.errors import OmniMRIError
 from components.home import Home, sqlite_address
 from components.network import LOOPBACK, bypass_proxies
+from flows.server.logins import log_in
 from flows.server.supervisor import PREFECT_DATABASE, running_services
 
 OFFLINE_DEFAULTS = {
@@ -47,6 +48,7 @@ def set_defaults(home: Home) -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     if "PREFECT_API_URL" not in os.environ and (services := running_services(home)) is not None:
         os.environ.update({name: value for name, value in services.items() if name not in os.environ})
+    log_in()
     os.environ.setdefault("OMNIMRI_HOME", str(home.root))
     os.environ.setdefault("OMNIMRI_DATA", str(home.data))
     for logger in ("prefect.flow_runs", "prefect.task_runs"):

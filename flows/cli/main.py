@@ -37,6 +37,7 @@ from flows.cli import (
     serve,
 )
 from flows.cli.environment import set_defaults
+from flows.server.logins import LOGINS, server_without_login
 
 SUMMARY = "Train, evaluate and use one vision-language model for the whole MRI workflow."
 
@@ -82,6 +83,9 @@ def describe_error(error: Exception, home: Home) -> OmniMRIError | None:
     if fault := find_system_fault(error, own_file(error, home.root, home.data)):
         return fault
     for cause in causes(error):
+        if server := server_without_login(cause):
+            remedy = f"set {LOGINS[server]} to the USER:PASSWORD of omnimri serve"
+            return BadInput("the server asks for a login", where=server, remedy=remedy)
         if type(cause).__module__.startswith("mlflow.") and isinstance(cause, Exception):
             where = re.sub(r"//[^/@]*@", "//", home.tracking_uri)  # without a password
             text = " ".join(str(cause).split())[:300]
@@ -93,9 +97,9 @@ def describe_error(error: Exception, home: Home) -> OmniMRIError | None:
 def main() -> None:
     """Run a command as a process: set the environment, and turn an error into its message and exit status."""
     raise_on_sigterm()
-    set_defaults(Home.open())
-    run_log.enable()
     try:
+        set_defaults(Home.open())
+        run_log.enable()
         app()
     except Terminated:
         print("error: stopped on request (SIGTERM); run the command again: it resumes where it stopped", file=sys.stderr)

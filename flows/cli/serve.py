@@ -59,15 +59,21 @@ def serve(
     tags: TagsOption = "data-*",
     gpu_runs: GpuOption = 1,
     timezone: TimezoneOption = "UTC",
+    without_login: Annotated[
+        bool, typer.Option("--without-login", help="let other machines in without a login, e.g. behind a proxy with one")
+    ] = False,
 ) -> None:
     """Start Prefect, MLflow, a worker and the watcher on this machine, deploy the flows, and supervise all of it until stopped."""
     from flows.server.deploy import Deployment
+    from flows.server.logins import Logins
     from flows.server.supervisor import Addresses, Supervisor, to_json
 
+    logins = Logins.read(os.environ)
+    logins.require_for(host, without_login)
     deployment = Deployment(profile=_absolute(profile), train_on_update=train_on_update, gpu_limit=gpu_runs, timezone=timezone)
     watch_options = ["--every", str(every), "--quiet", str(quiet), "--tags", tags, "--fetch" if fetch else "--no-fetch"]
     addresses = Addresses(host, port, mlflow_port)
-    supervisor = Supervisor(Home.open(), addresses, deployment, watch_options, _log)
+    supervisor = Supervisor(Home.open(), addresses, deployment, watch_options, _log, logins)
     signal.signal(signal.SIGTERM, supervisor.request_stop)
     signal.signal(signal.SIGINT, supervisor.request_stop)
     try:

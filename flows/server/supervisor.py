@@ -29,6 +29,7 @@ from components.home import Home
 from components.network import bypass_proxies, http_address, require_free_port
 from components.tracking.relocation import relocate_if_moved
 from flows.server.deploy import Deployment, deploy
+from flows.server.logins import MLFLOW_LOGIN, Logins, log_in
 
 SERVICES = "services.json"
 DATABASE, PREFECT_DATABASE = "OMNIMRI_DATABASE_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL"
@@ -211,6 +212,7 @@ class Supervisor:
         deployment: options of the deployed flows.
         watch_options: options of ``omnimri watch``.
         log: receives messages.
+        logins: that the servers ask for.
     """
 
     def __init__(
@@ -220,8 +222,9 @@ class Supervisor:
         deployment: Deployment,
         watch_options: list[str],
         log: Callable[[str], object],
+        logins: Logins,
     ) -> None:
-        self.home, self.addresses, self.deployment, self.log = home, addresses, deployment, log
+        self.home, self.addresses, self.deployment, self.log, self.logins = home, addresses, deployment, log, logins
         self.children = self._define_children(watch_options)
         self._stopping = self._announced = False
 
@@ -231,6 +234,7 @@ class Supervisor:
         servers, store = self._server_environment()
         clients = self._client_environment()
         mlflow = {**servers, "MLFLOW_BACKEND_STORE_URI": store}  # not on the command line: the address may contain a password
+        ask_login = ("--app-name", "basic-auth") if self.logins.mlflow else ()
         host, artifacts = ("--host", addresses.host), (home.mlflow / "artifacts").as_uri()
         serve_prefect = ("prefect", "server", "start", *host, "--port", str(addresses.prefect_port))
         serve_mlflow = ("mlflow", "server", *host, "--port", str(addresses.mlflow_port), "--workers", "1")
@@ -239,7 +243,7 @@ class Supervisor:
         watch = ("flows.cli", "watch", "--profile", deployment.profile, *watch_options)
         return {
             "prefect": self._child("prefect", servers, *serve_prefect),
-            "mlflow": self._child("mlflow", mlflow, *serve_mlflow, *store_artifacts),
+            "mlflow": self._child("mlflow", mlflow, *serve_mlflow, *store_artifacts, *ask_login),
             "worker": self._child("worker", clients, *start_worker, "--name", f"omnimri-{socket.gethostname()}"),
             "watcher": self._child("watcher", clients, *watch),
         }
@@ -249,7 +253,7 @@ class Supervisor:
 
     def _common_environment(self) -> dict[str, str]:
         """Return this process's environment without addresses of other services."""
-        foreign = (DATABASE, "MLFLOW_TRACKING_URI", "PREFECT_API_URL")
+        foreign = (DATABASE, MLFLOW_LOGIN, "MLFLOW_TRACKING_URI", "PREFECT_API_URL")
         inherited = {name: value for name, value in os.environ.items() if name not in foreign}
         return {**inherited, "OMNIMRI_HOME": str(self.home.root), "OMNIMRI_DATA": str(self.home.data)}
 
@@ -266,6 +270,7 @@ class Supervisor:
     def _client_environment(self) -> dict[str, str]:
         """Return the environment of the worker and the watcher."""
         environment = {**self._common_environment(), **self.addresses.environment(), **self.deployment.environment()}
+        environment |= self.logins.client_environment()
         environment.setdefault("PREFECT_CLIENT_MAX_RETRIES", "8")  # a server that was killed answers again after seconds
         environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
         return environment
@@ -287,6 +292,9 @@ class Supervisor:
         bypass_proxies(self.addresses.host)
         self.home.mlflow.mkdir(parents=True, exist_ok=True)
         relocate_if_moved(self.home.local_store)
+        if self.logins.mlflow:
+            self.children["mlflow"].environment |= self.logins.prepare_mlflow(self.home)
+        log_in()
         self.home.prefect.mkdir(parents=True, exist_ok=True)
         os.environ.update(self.addresses.environment())
         process, self._announced = psutil.Process(), True

@@ -75,12 +75,15 @@ def synchronize(source: Path, target: Path) -> None:
 @pytest.mark.parametrize("transfer", [copy, synchronize, move])
 def test_everything_works_at_the_new_place(finished: Path, tmp_path: Path, transfer: Callable[[Path, Path], None]) -> None:
     """Slow: a run of the debug profile, and a dozen commands for each kind of transfer. The move comes last."""
-    expected = {command: read(finished, command) for command in COMMANDS}
+    # cp gives every file a new time of modification, so that the plan announces to read the sources again.
+    compared = COMMANDS[:-1] if transfer is copy else COMMANDS
+    expected = {command: read(finished, command) for command in compared}
     before = state(finished)
     new = tmp_path / "a new ü#place"
     transfer(finished, new)
-    for command in COMMANDS:
-        assert json.dumps(read(new, command)).replace(str(new), str(finished)) == json.dumps(expected[command]), command
+    for command in compared:
+        found = json.dumps(read(new, command), ensure_ascii=False)
+        assert found.replace(str(new), str(finished)) == json.dumps(expected[command], ensure_ascii=False), command
     image = next((new / ".omnimri" / "sources" / "icbm152-2009").glob("*_t1_*.nii.gz"))
     omnimri(new, "predict", str(image), "Segment the white matter.", "--out", str(tmp_path / "out"))
     (dataset, *_) = read(new, "run --profile debug")["model"]["aliases"]  # reuses everything

@@ -32,9 +32,10 @@ class Store:
     """A real MLflow store with one model to register."""
 
     def __init__(self, root: Path) -> None:
+        root = root / "b?#ü"  # names that addresses must quote
         self.home = Home(root, root / "data")
-        database = create_store(self.home.mlflow / "mlflow.db")
-        self.uri = f"sqlite:///{database}"  # whatever store an earlier test set
+        create_store(self.home.mlflow / "mlflow.db")
+        self.uri = self.home.local_store  # whatever store an earlier test set
         self.corpus: Corpus = tiny_corpus(root / "corpus")
         self.model = tiny_model(root / "model", self.corpus)
         self.client = mlflow_client(self.uri)
