@@ -310,13 +310,16 @@ class AuditLog:
         sets what the newest entry says, and looks again afterwards, so that it never undoes their decisions.
         """
         entries: tuple[Entry, ...] = ()
-        while entries != (entries := self._entries(run_id)):
-            target = alias_versions(entries)
+        found = self._entries(run_id)
+        while found != entries:
+            entries, target = found, alias_versions(found)
             for place in sorted({move.place for later in entries[entry.number - 1 :] for move in later.act.moves}):
                 self._set_alias(place, target.get(place, ""))
             self.mirror()
             self.client.set_registered_model_tag(self.name, HEAD, f"{entries[-1].number} {entries[-1].hash}")
-            self.client.log_param(run_id, f"{_key(entry.number)}{DONE}", entry.hash)
+            found = self._entries(run_id)
+        # Last: other writers wait for it, and an alias that is set after it would look like a move from outside.
+        self.client.log_param(run_id, f"{_key(entry.number)}{DONE}", entry.hash)
 
     def _set_alias(self, place: str, version: str) -> None:
         """Point an alias to a version; remove it if the version is "" or was deleted, which is then recorded as an outside move."""
