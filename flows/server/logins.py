@@ -98,4 +98,4 @@ def server_without_login(error: BaseException) -> str | None:
     """Return the server that refused a request for want of a (right) login; None for any other error."""
     servers = {"mlflow": "MLflow", "prefect": "Prefect"}
     server = servers.get(type(error).__module__.partition(".")[0])
-    return server if re.search(r"\b401\b", str(error)) else None
+    return server if re.search(r"code 401\b|401 Unauthorized", str(error)) else None

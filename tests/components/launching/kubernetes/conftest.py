@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from components.launching.kubernetes import job_handle, launcher
 from tests.doubles.apiserver import RunningServer
 from tests.doubles.controllers import Controllers
 from tests.doubles.kubelet import Kubelet
@@ -18,3 +19,11 @@ def cluster(tmp_path: Path) -> Iterator[FakeCluster]:
         yield cluster
         for launcher in cluster.launchers:
             launcher.stop()
+
+
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the times after which a controller or a pod counts as missing."""
+    monkeypatch.setattr(job_handle, "MISSING_PODS_S", 0.05)
+    monkeypatch.setattr(job_handle, "SILENT_CONTROLLER_S", 0.1)
+    monkeypatch.setattr(launcher, "ORPHAN_LIMIT_S", 0.1)
