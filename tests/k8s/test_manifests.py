@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -82,8 +84,62 @@ def test_secrets_are_referenced_but_not_stored(overlay: str) -> None:
     assert not objects_by_name(objects, "Secret")
     for pod in (pod for thing in objects for pod in pod_specs(thing)):
         for entry in (entry for container in pod["containers"] for entry in container.get("env", [])):
-            if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY|CONNECTION_URL|STORE_URI", entry["name"]):
+            is_secret = re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY|CONNECTION_URL|STORE_URI|AUTH_STRING", entry["name"])
+            if is_secret and not entry["name"].startswith("PREFECT_INTEGRATIONS_"):  # these only name the Secret
                 assert "secretKeyRef" in entry.get("valueFrom", {}), entry["name"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS[:3])
+def test_no_server_answers_without_a_login(overlay: str) -> None:
+    deployments = objects_by_name(kustomize(overlay), "Deployment")
+    (prefect,) = deployments["prefect-server"]["spec"]["template"]["spec"]["containers"]
+    (mlflow,) = deployments["mlflow"]["spec"]["template"]["spec"]["containers"]
+    assert _secrets(prefect)["PREFECT_SERVER_API_AUTH_STRING"] == ("logins", "prefect")
+    assert mlflow["command"][2:4] == ["--app-name", "basic-auth"]
+    assert {"MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"} <= set(_secrets(mlflow))
+    assert next(entry["value"] for entry in mlflow["env"] if entry["name"] == "MLFLOW_AUTH_CONFIG_PATH") == "/config/login.ini"
+
+
+def _secrets(container: Object) -> dict[str, tuple[str, str]]:
+    """Return the variables of a container that come from Secrets: name -> Secret and its key."""
+    sources = {entry["name"]: entry.get("valueFrom", {}).get("secretKeyRef") for entry in container.get("env", [])}
+    return {name: (source["name"], source["key"]) for name, source in sources.items() if source}
+
+
+def test_every_client_of_the_servers_logs_in() -> None:
+    mlflow = {"MLFLOW_TRACKING_USERNAME": ("logins", "mlflow-user"), "MLFLOW_TRACKING_PASSWORD": ("logins", "mlflow-password")}
+    prefect = {"PREFECT_API_AUTH_STRING": ("logins", "prefect")}
+    (pipeline,) = objects_by_name(kustomize("k8s/run"), "Job")["pipeline"]["spec"]["template"]["spec"]["containers"]
+    assert _secrets(pipeline) == mlflow | prefect
+    objects = kustomize("k8s/overlays/onprem-gpu")
+    (worker,) = objects_by_name(objects, "Deployment")["prefect-worker"]["spec"]["template"]["spec"]["containers"]
+    assert _secrets(worker) == prefect
+    (metrics,) = objects_by_name(objects, "ServiceMonitor")["prefect-server"]["spec"]["endpoints"]
+    assert {field["name"] for field in metrics["basicAuth"].values()} == {"logins"}
+
+
+def test_the_login_is_not_written_into_the_job_of_a_flow_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker hands its settings on as variables, and replaces the login by a reference if its environment names the Secret."""
+    from prefect.client.schemas import FlowRun
+    from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
+    from prefect_kubernetes.settings import KubernetesSettings
+    from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
+
+    objects = kustomize("k8s/overlays/onprem-gpu")
+    (worker,) = objects_by_name(objects, "Deployment")["prefect-worker"]["spec"]["template"]["spec"]["containers"]
+    for entry in worker["env"]:
+        if entry["name"].startswith("PREFECT_INTEGRATIONS_"):
+            monkeypatch.setenv(entry["name"], entry["value"])
+    settings = KubernetesSettings().worker
+    configuration = KubernetesWorkerJobConfiguration(**_fill_template())
+    with temporary_settings({PREFECT_API_AUTH_STRING: "omnimri:a-long-password"}):
+        configuration.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="run"))
+    secret = settings.api_auth_string_secret_name, settings.api_auth_string_secret_key
+    assert secret == ("logins", "prefect")
+    asyncio.run(KubernetesWorker._replace_env_variable_with_secret(None, "PREFECT_API_AUTH_STRING", configuration, *secret))
+    (container,) = configuration.job_manifest["spec"]["template"]["spec"]["containers"]
+    assert "a-long-password" not in json.dumps(configuration.job_manifest)
+    assert set(_secrets(container)) == {"PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS[:3])
