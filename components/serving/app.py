@@ -29,7 +29,7 @@ from components.evaluation.report_page import NIIVUE
 from components.inference.untrusted_input import Limits
 from components.serving.answers import Answer, ServedModel, compute_answer, require_answerable
 from components.serving.guards import Guards, error_body
-from components.serving.invocations import parse_rows
+from components.serving.invocations import body_schema, parse_rows
 from components.serving.kept import Kept, NotKept
 from components.serving.samples import NoSuchSample, generate_sample, list_samples
 from components.serving.uploads import UploadedImage, receive
@@ -303,8 +303,8 @@ def create_app(
     for error in (HTTPException, RequestValidationError, OmniMRIError, MlflowException, Exception):
         app.add_exception_handler(error, _handle)
     app.add_middleware(Guards, request_bytes=limits.request_bytes, token=token, hosts=hosts)
-    rows = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
-    binary = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    rows = {"requestBody": {"required": True, "content": {"application/json": {"schema": body_schema(limits)}}}}
+    binary = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
     form = {"type": "object", "properties": {"files": binary}, "required": ["files"]}
     files = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
     app.add_api_route("/", page, include_in_schema=False)

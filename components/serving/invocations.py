@@ -10,6 +10,31 @@ from components.inference.untrusted_input import Limits
 
 COLUMNS = ("image", "instruction")
 LAYOUTS = ("dataframe_split", "dataframe_records", "inputs", "instances")
+_TEXT = {"type": "string"}
+_ROW = {"type": "object", "properties": dict.fromkeys(COLUMNS, _TEXT), "required": list(COLUMNS), "additionalProperties": False}
+
+
+def body_schema(limits: Limits) -> dict[str, Any]:
+    """Return the JSON schema of a request's body: one of the four layouts."""
+    count = {"minItems": 1, "maxItems": limits.images}
+    records = {"type": "array", "items": _ROW, **count}
+    columns = {"type": "array", "items": _TEXT, **count}
+    by_column = {**_ROW, "properties": dict.fromkeys(COLUMNS, columns), "description": "columns of equal length"}
+    pair = {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2}
+    split = {
+        "type": "object",
+        "properties": {
+            "columns": {"enum": [list(COLUMNS), list(COLUMNS[::-1])]},
+            "data": {"type": "array", "items": pair, **count},
+        },
+        "required": ["columns", "data"],
+    }
+    layouts = {
+        "dataframe_split": split,
+        "dataframe_records": records,
+        **{name: {"anyOf": [records, _ROW, by_column]} for name in ("inputs", "instances")},
+    }
+    return {"anyOf": [{"type": "object", "properties": {name: one}, "required": [name]} for name, one in layouts.items()]}
 
 
 def parse_rows(body: bytes, limits: Limits) -> list[dict[str, str]]:
