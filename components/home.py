@@ -100,6 +100,13 @@ class Home:
         """Address of MLflow's SQLite store under :attr:`mlflow`."""
         return sqlite_address(self.mlflow / "mlflow.db", "pysqlite")
 
+    def artifact_location(self, tracking_uri: str) -> str | None:
+        """Return where a new experiment keeps its artifacts: in this home for its own store; None, as the server decides, for others.
+
+        MLflow's own default for a local store is a folder of the current directory.
+        """
+        return (self.mlflow / "artifacts").as_uri() if tracking_uri == self.local_store else None
+
 
 def sqlite_address(path: Path, driver: str) -> str:
     """Return SQLAlchemy's address of a SQLite file.

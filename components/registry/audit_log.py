@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.errors import JobFailed
+from components.home import Home
 from components.provenance import digest
 from components.tracking.runs import require_active, restore_command
 
@@ -432,7 +433,8 @@ class AuditLog:
         existing = self.client.get_experiment_by_name(EXPERIMENT)
         if existing is None:
             try:
-                return str(self.client.create_experiment(EXPERIMENT))
+                location = Home.open().artifact_location(self.client.tracking_uri)
+                return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
             except MlflowException:  # created by another writer in the meantime
                 existing = self.client.get_experiment_by_name(EXPERIMENT)
                 if existing is None:

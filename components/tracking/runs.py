@@ -148,8 +148,7 @@ class Tracking:
         if existing is not None:
             require_active(existing)
             return str(existing.experiment_id)
-        location = (self.home.mlflow / "artifacts").as_uri() if self.uri == self.home.local_store else None
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+        return str(client.create_experiment(EXPERIMENT, artifact_location=self.home.artifact_location(self.uri)))
 
     def _log_parameters(self, client: MlflowClient, run_id: str, parameters: Mapping[str, str]) -> None:
         from mlflow.entities import Param

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from components.errors import JobFailed
+from components.home import Home
 from components.provenance import digest
 from components.registry import audit_log
 from components.registry.audit_log import (
+    EXPERIMENT,
     GENESIS_HASH,
     Action,
     ActionKind,
@@ -92,6 +94,15 @@ def model(database: Path, request: pytest.FixtureRequest) -> tuple[MlflowClient,
     for _ in range(3):
         client.create_model_version(name, source=str(database.parent))
     return client, name
+
+
+def test_the_experiment_of_histories_keeps_its_artifacts_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own default is a folder of the current directory, which a moved home would leave behind."""
+    monkeypatch.setenv("OMNIMRI_HOME", str(tmp_path))
+    create_store(tmp_path / "mlflow" / "mlflow.db")
+    client = MlflowClient(Home.open().local_store)
+    AuditLog(client, "model")._run_id()
+    assert client.get_experiment_by_name(EXPERIMENT).artifact_location == (tmp_path / "mlflow" / "artifacts").as_uri()
 
 
 def promotion(version: str) -> Callable[[AuditState], Action]:
