@@ -14,6 +14,7 @@ import typer
 from components.errors import BadInput
 from components.home import Home
 from components.settings import Settings, load_settings
+from flows.cli import preflight
 from flows.cli.options import ProfileOption
 
 app = typer.Typer()
@@ -37,8 +38,12 @@ class PoolName(StrEnum):
 
 
 def _absolute(profile: str) -> str:
-    """Return a profile's name, or the absolute path of its file, which every process finds."""
-    load_settings(profile)
+    """Return a profile's name, or the absolute path of its file, which every process finds.
+
+    Raises:
+        BadInput: a setting or a dataset card is wrong, which only the watcher's log would tell later.
+    """
+    preflight.check_cards(load_settings(profile).datasets)
     return str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
 
 
@@ -107,7 +112,7 @@ def watch(
     def read_settings() -> Settings:
         return load_settings(profile)
 
-    read_settings()
+    preflight.check_cards(read_settings().datasets)
     home, servers = Home.open(), ServerObserver(find_credentials, _log)
 
     def observe(settings: Settings) -> list[SourceState]:

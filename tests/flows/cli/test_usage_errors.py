@@ -81,7 +81,8 @@ def test_a_faulty_card_is_named_with_field_and_remedy(tmp_path: Path) -> None:
     cards.mkdir(parents=True)
     (cards / "mine.yaml").write_text("id: mine\nname: M\nrights: ours\nsynthetic: false\nformats: [NIfTI]\ndoi: none\n")
     profile = write_profile(tmp_path, datasets=[{"card": "mine", "path": str(tmp_path)}])
-    for words in (["run", "--profile", profile], ["curate", "--profile", profile], ["ingest", "mine", "."]):
+    with_profile = [[command, "--profile", profile] for command in ("run", "curate", "serve")]
+    for words in (*with_profile, ["ingest", "mine", "."]):
         assert "mine.yaml: the card is invalid: doi" in fail(tmp_path, *words)
 
 
