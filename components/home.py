@@ -101,7 +101,7 @@ class Home:
         return sqlite_address(self.mlflow / "mlflow.db", "pysqlite")
 
     def artifact_location(self, tracking_uri: str) -> str | None:
-        """Return where a new experiment keeps its artifacts: in this home for its own store; None, as the server decides, for others.
+        """Return where a new experiment keeps its artifacts: in this home for its own store; None (its server decides) for others.
 
         MLflow's own default for a local store is a folder of the current directory.
         """

@@ -21,10 +21,13 @@ class Authority:
     Attributes:
         certificate: the authority's certificate (PEM), a pod's ``ca.crt``.
         server: TLS context of the API server.
+        server_certificate, server_key: what it presents (PEM).
     """
 
     certificate: Path
     server: ssl.SSLContext
+    server_certificate: Path
+    server_key: Path
 
     @classmethod
     def create(cls, folder: Path) -> Authority:
@@ -54,7 +57,7 @@ class Authority:
         )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "server.crt", folder / "server.key")
-        return cls(folder / "ca.crt", context)
+        return cls(folder / "ca.crt", context, folder / "server.crt", folder / "server.key")
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:

@@ -1,4 +1,4 @@
-"""From an archive and back to it by commands alone: the watcher finds new studies, a candidate is trained and promoted, and answers."""
+"""From an archive and back to it by commands alone: new studies, a candidate, its promotion, and answers stored in the archive."""
 
 from __future__ import annotations
 

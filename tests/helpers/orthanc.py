@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.doubles.authority import Authority
 from tests.helpers.ports import free_port
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -30,6 +31,7 @@ class Orthanc:
     Attributes:
         folder: configuration and storage; a server that starts again in it has what it had.
         users: name -> password; with any, requests without them get status 401.
+        authority: encrypts DIMSE with its certificate; clients need one that it has signed. (Debian's build ends with HTTPS.)
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class Orthanc:
     port: int = field(default_factory=free_port)
     dicom_port: int = field(default_factory=free_port)
     settings: dict[str, Any] = field(default_factory=dict)
+    authority: Authority | None = None
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -51,7 +54,7 @@ class Orthanc:
     @property
     def dimse(self) -> str:
         """Address of DIMSE."""
-        return f"dicom://ORTHANC@127.0.0.1:{self.dicom_port}"
+        return f"{'dicom+tls' if self.authority else 'dicom'}://ORTHANC@127.0.0.1:{self.dicom_port}"
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
@@ -74,6 +77,7 @@ class Orthanc:
             "SyncStorageArea": False,
             "Plugins": [str(PLUGIN)],
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+            **self._encryption(),
             **self.settings,
         }
         (self.folder / "orthanc.json").write_text(json.dumps(configuration))
@@ -87,6 +91,17 @@ class Orthanc:
             except requests.ConnectionError:
                 time.sleep(0.02)
         raise AssertionError((self.folder / "log").read_text()[-2000:])
+
+    def _encryption(self) -> dict[str, Any]:
+        if self.authority is None:
+            return {}
+        return {
+            "DicomTlsEnabled": True,
+            "DicomTlsCertificate": str(self.authority.server_certificate),
+            "DicomTlsPrivateKey": str(self.authority.server_key),
+            "DicomTlsTrustedCertificates": str(self.authority.certificate),
+            "DicomTlsRemoteCertificateRequired": True,
+        }
 
     def stop(self, kill: bool = False) -> None:
         """End the server."""
