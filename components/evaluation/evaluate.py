@@ -190,15 +190,10 @@ def _phrasing_note(selected: Selected) -> str:
 
 
 def _subgroup_rows(results: Mapping[str, TaskResult], corpus: Corpus) -> list[SubgroupRow]:
-    """Return the first metric of every task by subgroups."""
+    """Return one metric of every task by subgroups."""
     from components.evaluation.subgroups import score_subgroups
 
-    return [
-        row
-        for task, result in results.items()
-        if (units := result.units)
-        for row in score_subgroups(task, units.metric, units.score, units.volumes, corpus)
-    ]
+    return [row for task, result in results.items() if (units := result.units) for row in score_subgroups(task, units, corpus)]
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -71,20 +71,21 @@ def _plot_sweep(rows: Sequence[SweepRow]) -> str:
 
 
 def _plot_structures(structures: Mapping[str, Sequence[float]]) -> str:
-    """Plot the Dice of every case, one column for each structure, with its median."""
+    """Plot the Dice of every case, one line for each structure, with its median."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.6 + 1.3 * len(structures), 3.0), layout="constrained")
+    figure = Figure(figsize=(7.0, 0.8 + 0.32 * len(structures)), layout="constrained")
     axis = figure.subplots()
-    for column, values in enumerate(structures.values()):
+    for line, values in enumerate(structures.values()):
         ordered = sorted(values)
-        spread = [column + 0.24 * ((i * 7) % 11 / 5 - 1) for i in range(len(ordered))]
-        axis.plot(spread, ordered, "o", markersize=4, alpha=0.6)
-        axis.plot([column - 0.3, column + 0.3], [ordered[len(ordered) // 2]] * 2, "k-", linewidth=1.5)
-    axis.set_xticks(range(len(structures)), list(structures), fontsize=9)
-    axis.set_ylim(-0.03, 1.03)
-    axis.set_ylabel("Dice")
-    axis.grid(axis="y", alpha=0.3)
+        spread = [line + 0.24 * ((i * 7) % 11 / 5 - 1) for i in range(len(ordered))]
+        axis.plot(ordered, spread, "o", markersize=4, alpha=0.6)
+        axis.plot([ordered[len(ordered) // 2]] * 2, [line - 0.3, line + 0.3], "k-", linewidth=1.5)
+    axis.set_yticks(range(len(structures)), list(structures), fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlim(-0.03, 1.03)
+    axis.set_xlabel("Dice")
+    axis.grid(axis="x", alpha=0.3)
     return _encode_figure(figure)
 
 

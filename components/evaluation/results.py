@@ -61,13 +61,14 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class SubgroupRow:
-    """A task's first metric in one group of a factor, such as vendor: Siemens."""
+    """One metric of a task in one group of a factor, such as vendor: Siemens; ``baselines`` is name -> value on the same cases."""
 
     task: str
     metric: str
     factor: str
     group: str
     value: float
+    baselines: dict[str, float]
     cases: int
     patients: int
 

@@ -1,14 +1,14 @@
-"""First metric of each task by groups of scans and patients, which a mean over all cases hides."""
+"""One metric of each task by groups of scans and patients, which a mean over all cases hides."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from components.curation.corpus import Corpus
 from components.curation.table_rows import VolumeRecord
 from components.evaluation.results import SubgroupRow
-from components.evaluation.verdicts import Score
+from components.evaluation.task_result import ScoredUnits
 
 AGES = (40, 60)
 """Limits of the age groups, years."""
@@ -36,12 +36,9 @@ FACTORS: dict[str, Callable[[VolumeRecord], str]] = {
 }
 
 
-def score_subgroups(task: str, metric: str, score: Score, volumes: Sequence[str], corpus: Corpus) -> list[SubgroupRow]:
-    """Compute one metric in every group of every factor that has at least two groups.
-
-    Args:
-        volumes: volume_id of every unit that ``score`` counts.
-    """
+def score_subgroups(task: str, scored: ScoredUnits, corpus: Corpus) -> list[SubgroupRow]:
+    """Compute one metric in every group of every factor that has at least two groups, of the model and of the baselines."""
+    volumes = scored.volumes
     rows: list[SubgroupRow] = []
     for factor, group_of in FACTORS.items():
         groups: dict[str, list[int]] = defaultdict(list)
@@ -51,5 +48,7 @@ def score_subgroups(task: str, metric: str, score: Score, volumes: Sequence[str]
             continue
         for group, units in sorted(groups.items()):
             patients = {corpus.volumes[volumes[unit]].patient_id for unit in units}
-            rows.append(SubgroupRow(task, metric, factor, group, score(units), len(units), len(patients)))
+            baselines = {name: score(units) for name, score in scored.baselines.items()}
+            value = scored.score(units)
+            rows.append(SubgroupRow(task, scored.metric, factor, group, value, baselines, len(units), len(patients)))
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,12 @@ from components.evaluation.results import ResultRow, SweepRow
 from components.evaluation.verdicts import Score, compare_scores
 from components.tasks.calibration import Calibration
 
+if TYPE_CHECKING:
+    from components.curation.corpus import Corpus
+    from components.evaluation.model_answers import Case
+
 EXAMPLES, WORST = 4, 4
-"""Number of examples (the first cases: structures, answers and patients alternate in their order) and of worst cases."""
+"""Smallest number of examples, and number of worst cases."""
 __all__ = [
     "EXAMPLES",
     "Panel",
@@ -23,6 +27,7 @@ __all__ = [
     "ScoredUnits",
     "TaskResult",
     "build_row",
+    "example_cases",
     "mean_score",
     "pair_score",
     "worst_cases",
@@ -40,10 +45,16 @@ class Panel:
 
 @dataclass(frozen=True)
 class ScoredUnits:
-    """The first metric of a task: its score over the units (cases or volumes) that it counts, and the volume of every unit."""
+    """The metric of a task that is shown for subgroups.
+
+    Attributes:
+        score, baselines: of the model and of each baseline, over the units (cases or volumes) that the metric counts.
+        volumes: volume_id of every unit.
+    """
 
     metric: str
     score: Score
+    baselines: Mapping[str, Score]
     volumes: tuple[str, ...]
 
 
@@ -110,6 +121,20 @@ def mean_score(values: Sequence[float]) -> Score:
 def pair_score(metric: Callable[[Any, Any], float], predicted: Sequence[Any], truth: Sequence[Any]) -> Score:
     """Return a score that applies a metric to the predictions and truths of the chosen units."""
     return lambda chosen: metric([predicted[i] for i in chosen], [truth[i] for i in chosen])
+
+
+def example_cases(cases: Sequence[Case], corpus: Corpus, among: Sequence[int] | None = None) -> list[int]:
+    """Return the indices of the cases that the page shows: the first of each anatomy, and at least :data:`EXAMPLES`.
+
+    Structures, answers and patients alternate in the order of the cases.
+
+    Args:
+        among: indices to choose from; None = all.
+    """
+    indices = list(range(len(cases)) if among is None else among)
+    first = {corpus.volumes[cases[i].record.volume_id].anatomy: i for i in reversed(indices)}
+    others = [i for i in indices if i not in first.values()]
+    return sorted([*first.values(), *others[: max(0, EXAMPLES - len(first))]])
 
 
 def worst_cases(scores: Sequence[float]) -> list[int]:

@@ -155,7 +155,15 @@ class Detection(Task):
         """Score boxes with F1 and AP, and images with the accuracy of "lesion or none", next to no box and a median box."""
         from components.evaluation import metrics
         from components.evaluation.baselines import median_box
-        from components.evaluation.task_result import EXAMPLES, Panel, ScoredUnits, TaskResult, build_row, pair_score, worst_cases
+        from components.evaluation.task_result import (
+            Panel,
+            ScoredUnits,
+            TaskResult,
+            build_row,
+            example_cases,
+            pair_score,
+            worst_cases,
+        )
 
         typical = median_box(corpus)
         outlines = [find_outlines(mask, by_kind) for mask, by_kind in case_finding_masks(answers, cases)]
@@ -187,14 +195,15 @@ class Detection(Task):
         result.rows.append(build_row(self.name, "AP at IoU 0.5", True, model, baselines, patients, len(cases), model))
         by_case = [metrics.detection_f1([boxes], [true_boxes]) for boxes, true_boxes in zip(predicted, truth, strict=True)]
         volumes = tuple(case.record.volume_id for case in cases)
-        result.units = ScoredUnits("F1 at IoU 0.5", pair_score(metrics.detection_f1, predicted, truth), volumes)
+        f1, median = (pair_score(metrics.detection_f1, boxes, truth) for boxes in (predicted, median_boxes))
+        result.units = ScoredUnits("F1 at IoU 0.5", f1, {"median box": median}, volumes)
 
         def panels(i: int) -> list[Panel]:
             image, size = cases[i].image, cases[i].image.shape
             return [Panel("truth", image, _pixel_edges(truth[i], size)), Panel("model", image, _pixel_edges(predicted[i], size))]
 
         with_boxes = [i for i in range(len(cases)) if truth[i] or predicted[i]]
-        result.pictures = [panels(i) for i in with_boxes[:EXAMPLES]]
+        result.pictures = [panels(i) for i in example_cases(cases, corpus, with_boxes)]
         result.worst_pictures = [panels(i) for i in worst_cases(by_case) if by_case[i] < 1]
         return result
 

@@ -209,7 +209,7 @@ class Diagnosis(Task):
         from components.evaluation import metrics
         from components.evaluation.baselines import majority_answer
         from components.evaluation.calibration import expected_calibration_error
-        from components.evaluation.task_result import EXAMPLES, ScoredUnits, TaskResult, build_row, pair_score, worst_cases
+        from components.evaluation.task_result import ScoredUnits, TaskResult, build_row, example_cases, pair_score, worst_cases
 
         majority = [float(majority_answer(corpus, self.name))] * len(cases)
         opinions = collect_answers(answers, cases)
@@ -234,12 +234,13 @@ class Diagnosis(Task):
             model = pair_score(expected_calibration_error, values, truth)
             result.rows.append(build_row(self.name, name, False, model, baselines, patients, len(cases)))
         volumes = tuple(case.record.volume_id for case in cases)
-        result.units = ScoredUnits("accuracy", pair_score(accuracy, scores, truth), volumes)
+        baselines = {"majority": pair_score(accuracy, majority, truth)}
+        result.units = ScoredUnits("accuracy", pair_score(accuracy, scores, truth), baselines, volumes)
 
         def example(i: int) -> tuple[str, str, str]:
             return cases[i].record.instruction, cases[i].record.response, f"p(yes) = {scores[i]:.2f}"
 
-        result.texts = [example(i) for i in range(min(EXAMPLES, len(cases)))]
+        result.texts = [example(i) for i in example_cases(cases, corpus)]
         result.worst_texts = [example(i) for i in worst_cases([1 - abs(p - t) for p, t in zip(scores, truth, strict=True)])]
         return result
 

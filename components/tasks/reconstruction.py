@@ -158,7 +158,15 @@ class Reconstruction(Task):
         from components.evaluation import metrics
         from components.evaluation.baselines import total_variation
         from components.evaluation.sweep import sweep_masks
-        from components.evaluation.task_result import EXAMPLES, Panel, ScoredUnits, TaskResult, build_row, mean_score, worst_cases
+        from components.evaluation.task_result import (
+            Panel,
+            ScoredUnits,
+            TaskResult,
+            build_row,
+            example_cases,
+            mean_score,
+            worst_cases,
+        )
 
         images = {
             "model": answers.images(cases, steps=1, samples=1),
@@ -180,9 +188,8 @@ class Reconstruction(Task):
             }
             model, sampled = scores.pop("model"), scores.pop("sampled")
             result.rows.append(build_row(self.name, name, higher, model, scores, patients, len(cases), model))
-            if metric is metrics.ssim:
-                result.units = ScoredUnits(name, model, tuple(volumes))
             if metric is metrics.psnr:
+                result.units = ScoredUnits(name, model, scores, tuple(volumes))
                 title = f"{name}, mean of {settings.samples} samples"
                 result.rows.append(build_row(self.name, title, higher, sampled, scores, patients, len(cases)))
         by_case = [
@@ -200,7 +207,7 @@ class Reconstruction(Task):
                 Panel(f"error x {_ERROR_GAIN}", np.abs(model_image - truth) * _ERROR_GAIN),
             ]
 
-        result.pictures = [panels(i, "model") for i in range(min(EXAMPLES, len(cases)))]
+        result.pictures = [panels(i, "model") for i in example_cases(cases, corpus)]
         result.worst_pictures = [panels(i, f"model, SSIM {by_case[i]:.2f}") for i in worst_cases(by_case)]
         result.sweep = sweep_masks(cases, answers, corpus, settings)
         return result

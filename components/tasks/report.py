@@ -101,10 +101,10 @@ class Report(Task):
         from components.evaluation import metrics
         from components.evaluation.baselines import count_reports
         from components.evaluation.task_result import (
-            EXAMPLES,
             ScoredUnits,
             TaskResult,
             build_row,
+            example_cases,
             mean_score,
             pair_score,
             worst_cases,
@@ -132,10 +132,11 @@ class Report(Task):
             baselines = {"most frequent": score(most_frequent), "of its sequence": score(of_sequence)}
             resampled = None if name == "BLEU" else model  # a thousand corpora of BLEU take longer than all other metrics
             result.rows.append(build_row(self.name, name, True, model, baselines, patients, len(cases), resampled))
-        result.units = ScoredUnits("field F1", field_f1(texts), tuple(case.record.volume_id for case in cases))
+        volumes = tuple(case.record.volume_id for case in cases)
+        result.units = ScoredUnits("field F1", field_f1(texts), {"of its sequence": field_f1(of_sequence)}, volumes)
         by_case = [metrics.field_f1([text], [true_text]) for text, true_text in zip(texts, truth, strict=True)]
         examples = [(case.record.instruction, true_text, text) for case, true_text, text in zip(cases, truth, texts, strict=True)]
-        result.texts = examples[:EXAMPLES]
+        result.texts = [examples[i] for i in example_cases(cases, corpus)]
         result.worst_texts = [examples[i] for i in worst_cases(by_case)]
         return result
 

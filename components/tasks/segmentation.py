@@ -122,7 +122,15 @@ class Segmentation(Task):
         """Score every structure with Dice and HD95, next to an atlas of the training patients' masks."""
         from components.evaluation import metrics
         from components.evaluation.baselines import build_atlas
-        from components.evaluation.task_result import EXAMPLES, Panel, ScoredUnits, TaskResult, build_row, mean_score, worst_cases
+        from components.evaluation.task_result import (
+            Panel,
+            ScoredUnits,
+            TaskResult,
+            build_row,
+            example_cases,
+            mean_score,
+            worst_cases,
+        )
 
         atlas = build_atlas(corpus)
         masks = [probability > 0.5 for probability in answers.images(cases, steps=1, samples=1)]
@@ -130,13 +138,14 @@ class Segmentation(Task):
         atlas_masks = [atlas.mask(case.record, corpus.volumes[case.record.volume_id]) for case in cases]
         spacing = [_pixel_spacing(corpus.volumes[case.record.volume_id]) for case in cases]
         dice = [metrics.dice(mask, true_mask) for mask, true_mask in zip(masks, truth, strict=True)]
+        atlas_dice = [metrics.dice(mask, true_mask) for mask, true_mask in zip(atlas_masks, truth, strict=True)]
         result = TaskResult()
         structures = sorted({str(case.record.structure) for case in cases})
         for structure in ["all structures", *structures]:
             indices = [i for i, case in enumerate(cases) if structure not in structures or case.record.structure == structure]
             patients = [cases[i].record.patient_id for i in indices]
             model = mean_score([dice[i] for i in indices])
-            baseline = {"atlas": mean_score([metrics.dice(atlas_masks[i], truth[i]) for i in indices])}
+            baseline = {"atlas": mean_score([atlas_dice[i] for i in indices])}
             row = build_row(self.name, f"Dice, {structure}", True, model, baseline, patients, len(indices), model)
             result.rows.append(row)
             if structure in structures:
@@ -146,7 +155,8 @@ class Segmentation(Task):
                 title = f"HD95, mm, {structure}"
                 row = build_row(self.name, title, False, distance, baseline, patients, len(indices), distance)
                 result.rows.append(row)
-        result.units = ScoredUnits("Dice", mean_score(dice), tuple(case.record.volume_id for case in cases))
+        volumes = tuple(case.record.volume_id for case in cases)
+        result.units = ScoredUnits("Dice", mean_score(dice), {"atlas": mean_score(atlas_dice)}, volumes)
 
         def panels(i: int, title: str) -> list[Panel]:
             return [
@@ -157,7 +167,7 @@ class Segmentation(Task):
                 Panel("wrong", masks[i] ^ truth[i]),
             ]
 
-        result.pictures = [panels(i, "model") for i in range(min(EXAMPLES, len(cases)))]
+        result.pictures = [panels(i, "model") for i in example_cases(cases, corpus)]
         result.worst_pictures = [panels(i, f"model, Dice {dice[i]:.2f}") for i in worst_cases(dice)]
         return result
 

@@ -122,6 +122,15 @@ def test_subgroups_add_up_to_all_cases(report: EvaluationReport) -> None:
             assert cases == whole[task, metric]
 
 
+def test_subgroups_show_the_baselines_on_the_same_cases(report: EvaluationReport) -> None:
+    """A factor's groups, weighted by their cases, give the mean over all cases, of the model and of the baseline."""
+    (whole,) = [row for row in report.rows if (row.task, row.metric) == ("segmentation", "Dice, all structures")]
+    groups = [row for row in report.subgroups if (row.task, row.factor) == ("segmentation", "sequence")]
+    cases = sum(row.cases for row in groups)
+    assert np.isclose(sum(row.value * row.cases for row in groups) / cases, whole.model)
+    assert np.isclose(sum(row.baselines["atlas"] * row.cases for row in groups) / cases, whole.baselines["atlas"])
+
+
 def test_the_cohort_file_contains_no_pseudonym(report: EvaluationReport, corpus: Corpus) -> None:
     text = (report.folder / "cohort.json").read_text()
     assert not any(patient in text for patient in corpus.splits)
