@@ -23,7 +23,8 @@ def measure_familiarity(model: OmniMRIForConditionalGeneration, corpus: Corpus) 
     if not train:
         return None
     features = [encode(model, [case.image for case in load_cases(corpus, records)]) for records in (train, validation, test)]
-    return FamiliarImages.fit(*features)
+    shown = [[(corpus.volumes[record.volume_id].anatomy or "").lower() for record in records] for records in (train, test)]
+    return FamiliarImages.fit(*features).with_anatomies(shown[0], shown[1], features[-1])
 
 
 def select_slices(corpus: Corpus, split: Split) -> Sequence[InstructionRecord]:

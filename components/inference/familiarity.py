@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ FALSE_ALARMS = 0.05
 """Largest probability of a false alarm, if there are validation images enough."""
 SMALLEST_DEVIATION = 0.05
 """Smallest standard deviation of a feature, relative to the mean of all: constant features do not decide."""
+AGREEING = 5
+"""Nearest training images that must all show one anatomy before an image is taken for it."""
 BATCH = 8
 
 
@@ -72,6 +74,8 @@ class FamiliarImages:
         false_alarms: probability that an image of another patient is beyond the threshold.
         validation_images: number of images that the threshold rests on.
         test_images, test_alarms: number of images of test patients, and of those among them beyond the threshold.
+        anatomies: of the training images; "" = not known, empty = not recorded.
+        test_told, test_right: number of images of test patients whose anatomy is told from their features, and rightly.
     """
 
     features_NF: NDArray[np.float32]
@@ -82,6 +86,9 @@ class FamiliarImages:
     validation_images: int
     test_images: int = 0
     test_alarms: int = 0
+    anatomies: Sequence[str] = ()
+    test_told: int = 0
+    test_right: int = 0
 
     @classmethod
     def fit(cls, train_NF: NDArray[np.float32], validation_NF: NDArray[np.float32], test_NF: NDArray[np.float32]) -> FamiliarImages:
@@ -99,11 +106,35 @@ class FamiliarImages:
         alarms = sum(fitted.distance(one) > threshold for one in test_NF)
         return cls(fitted.features_NF, mean, deviation, threshold, rate, len(distances), len(test_NF), alarms)
 
+    def with_anatomies(self, train: Sequence[str], test: Sequence[str], test_NF: NDArray[np.float32]) -> FamiliarImages:
+        """Return the same images with their anatomies, and how often those of test images are told rightly.
+
+        Args:
+            train, test: anatomy of each image; "" = not known.
+        """
+        known = replace(self, anatomies=tuple(train))
+        told = [(known.anatomy(features), anatomy) for features, anatomy in zip(test_NF, test, strict=True)]
+        return replace(
+            known, test_told=sum(one is not None for one, _ in told), test_right=sum(one == right for one, right in told)
+        )
+
+    def _distances(self, features_F: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the distances of an image to the N training images, per feature."""
+        standardized = (features_F - self.mean_F) / self.deviation_F
+        return np.asarray(np.sqrt(((self.features_NF - standardized) ** 2).mean(1)))
+
     def distance(self, features_F: NDArray[np.float32]) -> float:
         """Return the distance of an image to its k-th nearest training image, per feature."""
-        standardized = (features_F - self.mean_F) / self.deviation_F
-        distances = np.sqrt(((self.features_NF - standardized) ** 2).mean(1))
+        distances = self._distances(features_F)
         return float(np.partition(distances, min(NEIGHBOR, len(distances)) - 1)[min(NEIGHBOR, len(distances)) - 1])
+
+    def anatomy(self, features_F: NDArray[np.float32]) -> str | None:
+        """Return the anatomy that all of the :data:`AGREEING` nearest training images show; None if they differ."""
+        if len(set(self.anatomies)) < 2 or len(self.anatomies) < AGREEING:
+            return None
+        nearest = np.argsort(self._distances(features_F), kind="stable")[:AGREEING]
+        found = {self.anatomies[index] for index in nearest}
+        return next(iter(found)) or None if len(found) == 1 else None
 
     def compare(self, features_F: NDArray[np.float32]) -> Familiarity:
         """Return the familiarity of an image."""

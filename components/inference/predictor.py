@@ -188,13 +188,15 @@ class Predictor:
             self._require_anatomy(one.volume)
         resampled = (ResampledVolume.from_volume(one.volume, self.matrix, self.pixel_mm) for one in read)
         series = tuple(StudySeries(volume, one.file_affine, one.dicom_files) for volume, one in zip(resampled, read, strict=True))
+        middles = [(one.volume, Tile(len(one.volume.voxels) // 2, *one.corner)) for one in series]
+        for volume, tile in middles:
+            self._require_shown(instruction, volume, tile)
         study = StudyQuestion(Study(self, series), instruction, sampling)
         progress("answering", 0, 1)
         answer = study.generate(MAX_NEW_TOKENS)
         progress("answering", 1, 1)
         prediction = task_of(answer).decode_study(study, answer)
-        middles = [one.volume.crop(Tile(len(one.volume.voxels) // 2, *one.corner)) for one in series]
-        return replace(prediction, familiarity=self._familiarity(middles))
+        return replace(prediction, familiarity=self._familiarity([volume.crop(tile) for volume, tile in middles]))
 
     def stream(self, source: str | Path | Volume, instruction: str) -> Iterator[str]:
         """Yield the answer about the first tile in pieces of about a word while it is generated."""
@@ -286,6 +288,7 @@ class Predictor:
             self._require_anatomy(volume)
             resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
             questions.append(Question(resampled, instruction, sampling, file_affine, progress))
+            self._require_shown(instruction, resampled, questions[-1].first_tile)
             progress("reading", len(questions), len(requests))
         return questions
 
@@ -305,6 +308,21 @@ class Predictor:
         """Check that the anatomy that the header of a volume states is within the scope of the model."""
         if self.scope is not None:
             self.scope.require_anatomy(volume.acquisition.anatomy)
+
+    def _require_shown(self, instruction: str, volume: ResampledVolume, tile: Tile) -> None:
+        """Check that what a question names is shown by images of this anatomy: that of the header, or else of the image itself.
+
+        Raises:
+            OutOfScope: it belongs to images of other anatomies only.
+        """
+        if self.scope is None:
+            return
+        if (stated := self.scope.trained_anatomy(volume.volume.acquisition.anatomy)) is not None:
+            self.scope.require_shown(instruction, stated, "its header says so")
+        elif self.familiar is not None and self.familiar.anatomies:
+            [features] = encode(self.model, [volume.crop(tile)])
+            because = "by its likeness to training images; no header states the anatomy"
+            self.scope.require_shown(instruction, self.familiar.anatomy(features), because)
 
     def _familiarity(self, tiles: Sequence[NDArray[np.float32]]) -> Familiarity | None:
         """Return the familiarity of the least familiar of some tiles; None if the training images are not known."""

@@ -57,7 +57,7 @@ class Reconstruction(Task):
     phrasings = Phrasings(
         trained=(
             "Reconstruct the image from this under-sampled MRI data.",
-            "This is a {scan} with {acceleration}x acceleration. Reconstruct the image from the under-sampled data.",
+            "This {scan} was acquired with {acceleration}x acceleration. Reconstruct the image from the under-sampled data.",
             "Reconstruct this {acceleration}x under-sampled {scan}.",
             "Recover the image of this under-sampled {scan}.",
             "Recover the fully sampled image.",

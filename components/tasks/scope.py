@@ -246,6 +246,9 @@ class Scope:
         """
         if reason := self._reason(instruction):
             raise OutOfScope(reason, where="instruction", remedy=self.summary)
+        words = tokens(instruction)
+        stated = [anatomy for anatomy in self.anatomies if set(tokens(anatomy)) <= set(words)]
+        self.require_shown(instruction, stated[0] if len(stated) == 1 else None, "the question says so")
 
     def require_anatomy(self, stated: str | None) -> None:
         """Check the anatomy that the header of an image states; None = it states none.
@@ -258,6 +261,33 @@ class Scope:
         if named and not any(named):
             reason = f"this version was not trained on images of this anatomy: {stated}"
             raise OutOfScope(reason, where="image", remedy=self.summary)
+
+    def trained_anatomy(self, stated: str | None) -> str | None:
+        """Return the anatomy of the training images that a header states; None if it states none of them."""
+        words = set(tokens(stated or ""))
+        found = [anatomy for anatomy in self.anatomies if words & {_normalize(word) for word in BODY.get(anatomy, (anatomy,))}]
+        return found[0] if len(found) == 1 else None
+
+    def require_shown(self, instruction: str, anatomy: str | None, because: str) -> None:
+        """Check that what a question names was asked for in training images of an anatomy: no meniscus in a brain.
+
+        Args:
+            anatomy: one of :attr:`anatomies`; None = not known, and nothing is refused.
+            because: how the anatomy is known, in words.
+
+        Raises:
+            OutOfScope: a structure, finding or anatomy of the question belongs to images of other anatomies only.
+        """
+        if anatomy is None:
+            return
+        words, written = tokens(instruction), _split(instruction)
+        named = (
+            one for one in _longest_terms(words, self._terms) if (owners := self._owners.get(words[one])) and anatomy not in owners
+        )
+        if foreign := [" ".join(written[one]) for one in named]:
+            known = sorted({*self.structures.get(anatomy, ()), *self.findings.get(anatomy, ())})
+            reason = f"{', '.join(dict.fromkeys(foreign))}: in no training image of the {anatomy}, which this is ({because})"
+            raise OutOfScope(reason, where="instruction", remedy=f"ask for {', '.join(known)}" if known else self.summary)
 
     def _reason(self, instruction: str) -> str:
         """Return why a question is out of scope; "" if it is not."""
@@ -315,6 +345,20 @@ class Scope:
     def _objects(self) -> frozenset[Term]:
         """Names that a question may be about: structures, findings, and words for findings of every kind."""
         return frozenset(map(tokens, (*self.structure_names, *self.finding_names, *(GENERIC if self.findings else ()))))
+
+    @cached_property
+    def _owners(self) -> dict[Term, frozenset[str]]:
+        """Name of a structure, a finding or an anatomy -> anatomies of the training images that it belongs to.
+
+        Words for findings of every kind belong to all, and so does what was asked for in images of an unknown anatomy.
+        """
+        found: dict[Term, set[str]] = {tokens(anatomy): {anatomy} for anatomy in self.anatomies}
+        for names in (self.structures, self.findings):
+            for anatomy, terms in names.items():
+                for name in terms:
+                    found.setdefault(tokens(name), set()).add(anatomy)
+        general = set(map(tokens, GENERIC))
+        return {term: frozenset(owners) for term, owners in found.items() if "" not in owners and term not in general}
 
     @cached_property
     def _terms(self) -> dict[Term, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from components.inference.familiarity import FamiliarImages, encode
 from components.inference.question import Question
 from components.inference.sliding_window import ResampledVolume
 from components.ingestion.volume import Acquisition, Volume
+from components.tasks.scope import OutOfScope, Scope
 from tests.helpers.corpora import tiny_corpus, tiny_volume
 from tests.helpers.trained import tiny_model
 
@@ -75,3 +77,32 @@ def test_without_validation_images_nothing_is_marked() -> None:
     nothing = np.zeros((0, 4), np.float32)
     fitted = FamiliarImages.fit(np.ones((5, 4), np.float32), nothing, nothing)
     assert not fitted.compare(np.full(4, 1e6, np.float32)).is_unlike
+
+
+def test_the_anatomy_is_told_only_if_the_nearest_training_images_agree(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    brains, knees = rng.normal(0, 1, (40, 4)).astype(np.float32), rng.normal(8, 1, (40, 4)).astype(np.float32)
+    train, names = np.concatenate([brains[:30], knees[:30]]), ["brain"] * 30 + ["knee"] * 30
+    test, truth = np.concatenate([brains[30:], knees[30:]]), ["brain"] * 10 + ["knee"] * 10
+    fitted = FamiliarImages.fit(train, test, test).with_anatomies(names, truth, test)
+    assert (fitted.test_told, fitted.test_right) == (20, 20)
+    mixed = FamiliarImages.fit(train, test, test).with_anatomies(["brain", "knee"] * 30, truth, test)
+    assert mixed.test_told < 10
+    assert fitted.with_anatomies(["brain"] * 60, truth, test).anatomy(test[0]) is None, "one anatomy excludes nothing"
+    assert FamiliarImages.fit(train, test, test).anatomy(test[0]) is None, "anatomies are not recorded"
+    fitted.write(tmp_path)
+    stored = FamiliarImages.read(tmp_path)
+    assert stored is not None and [stored.anatomy(one) for one in test] == truth
+
+
+def test_a_knee_question_about_a_brain_without_a_header_is_refused(predictor: Predictor) -> None:
+    assert predictor.familiar is not None
+    brains = predictor.familiar.features_NF
+    anatomies = ("brain",) * len(brains) + ("knee",) * len(brains)
+    both = replace(predictor.familiar, features_NF=np.concatenate([brains, brains + 100]), anatomies=anatomies)
+    scope = Scope(("segmentation",), ("brain", "knee"), (), {"brain": ("white matter",), "knee": ("meniscus",)}, {})
+    other = replace(predictor, scope=scope, familiar=both)
+    brain = replace(tiny_volume(3), acquisition=Acquisition())
+    assert other.predict(brain, "Segment the white matter.").task
+    with pytest.raises(OutOfScope, match="in no training image of the brain, which this is"):
+        other.predict(brain, "Segment the meniscus.")

@@ -189,3 +189,52 @@ def test_the_words_of_a_question_say_how_its_answer_begins(question: str, beginn
 def test_every_training_response_begins_as_its_task_says(root: Path, task: Task) -> None:
     responses = [record.response for record in Corpus.open(root / "corpus").instructions if record.task == task.name]
     assert responses and all(response.startswith(task.beginnings) for response in responses)
+
+
+KNEE_AND_BRAIN = Scope(
+    ("segmentation", "detection", "diagnosis", "report"),
+    ("brain", "knee"),
+    (),
+    {"brain": ("white matter", "tumor", "lesion"), "knee": ("meniscus", "femur", "lesion")},
+    {"brain": ("tumor",), "knee": ("meniscus tear",)},
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "anatomy", "refused"),
+    [
+        ("Segment the meniscus.", "brain", True),
+        ("Segment the meniscus.", "knee", False),
+        ("Is there a meniscus tear?", "brain", True),
+        ("Segment the white matter.", "knee", True),
+        ("Report this knee MRI.", "brain", True),
+        ("Report this image.", "brain", False),
+        ("Find every lesion.", "brain", False),
+        ("Find the abnormality.", "knee", False),
+        ("Segment the meniscus.", None, False),
+    ],
+)
+def test_a_question_about_another_anatomy_than_that_of_the_image_is_refused(
+    question: str, anatomy: str | None, refused: bool
+) -> None:
+    if not refused:
+        KNEE_AND_BRAIN.require_shown(question, anatomy, "its header says so")
+        return
+    with pytest.raises(
+        OutOfScope, match=f"in no training image of the {anatomy}, which this is \\(its header says so\\)"
+    ) as caught:
+        KNEE_AND_BRAIN.require_shown(question, anatomy, "its header says so")
+    assert all(name in caught.value.remedy for name in KNEE_AND_BRAIN.structures[str(anatomy)])
+
+
+def test_a_question_that_contradicts_itself_is_refused() -> None:
+    with pytest.raises(OutOfScope, match="the question says so"):
+        KNEE_AND_BRAIN.require_question("Segment the meniscus in this brain MRI.")
+    KNEE_AND_BRAIN.require_question("Segment the meniscus in this knee MRI.")
+
+
+@pytest.mark.parametrize(
+    ("stated", "anatomy"), [("Head", "brain"), ("KNEE", "knee"), ("knee and head", None), ("", None), (None, None)]
+)
+def test_the_anatomy_of_a_header_is_one_of_the_training_images(stated: str | None, anatomy: str | None) -> None:
+    assert KNEE_AND_BRAIN.trained_anatomy(stated) == anatomy
