@@ -113,6 +113,10 @@ class ApiServer(kmock.KubernetesScaffold):
         self.undeclared_fields: set[str] = set()
         """Fields that the installed CustomResourceDefinitions do not declare: objects with them are refused."""
         self.log_poll_s = 0.01
+        self.log_message = ""
+        """Message that the kubelet sends with status 200 after the lines of a log, without timestamp and line feed."""
+        self.message_times = 0
+        """Number of log requests that end with the message."""
         self.changed = asyncio.Condition()
 
     async def _handle(self, request: kmock.Request) -> web.StreamResponse:
@@ -233,6 +237,22 @@ class ApiServer(kmock.KubernetesScaffold):
         self.store.objects[plural, metadata["name"]] = thing
         await self._publish("MODIFIED" if existing else "ADDED", plural, thing)
         return thing
+
+    async def record_event(self, thing: Object, reason: str, message: str, kind: str = "Warning") -> None:
+        """Record an event about an object; the same one again only changes its count and time."""
+        name = f"{thing['metadata']['name']}.{reason.lower()}"
+        existing = self.store.objects.get(("events", name), {})
+        event = {
+            "kind": "Event",
+            "type": kind,
+            "metadata": {"name": name},
+            "reason": reason,
+            "involvedObject": {"kind": thing["kind"], "name": thing["metadata"]["name"], "uid": thing["metadata"]["uid"]},
+            "message": message,
+            "count": existing.get("count", 0) + 1,
+            "lastTimestamp": now(),
+        }
+        await self.put("events", {**event, "metadata": existing.get("metadata", event["metadata"])})
 
     async def remove(self, plural: str, name: str) -> None:
         """Remove an object immediately."""
@@ -369,6 +389,10 @@ class ApiServer(kmock.KubernetesScaffold):
                         await response.write(data)
                         sent += len(data)
                 position = len(lines)
+                if self.message_times and position:
+                    self.message_times -= 1
+                    await response.write(self.log_message.encode())
+                    break
                 if (finished and position == len(self.logs[request.name])) or request.params["follow"] == "false":
                     break
                 await asyncio.sleep(self.log_poll_s)
@@ -427,7 +451,10 @@ def matches_selectors(thing: Object, params: Any) -> bool:
             return False
     for term in filter(None, params.get("fieldSelector", "").split(",")):
         name, _, value = term.partition("=")
-        if str(thing.get(name)) != value:
+        field: Any = thing
+        for part in name.split("."):
+            field = field.get(part, {})
+        if str(field) != value:
             return False
     return True
 

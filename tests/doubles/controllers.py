@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from tests.doubles.admission import Admission
-from tests.doubles.apiserver import TRACKING, Object, RunningServer, condition, now
+from tests.doubles.apiserver import TRACKING, Object, RunningServer, condition
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 FINISHED_PHASES = ("Succeeded", "Failed")
@@ -54,6 +54,7 @@ class Controllers:
         finalized: plurals of kinds whose objects a finalizer keeps for ``finalizer_s`` after their deletion.
         admit_jobs: False = new jobs are suspended, as by Kueue.
         admission: policies that each new pod meets.
+        create_limit: number of pods that the Job controller creates for a job; None = as many as it has nodes.
     """
 
     def __init__(self, server: RunningServer, backoff_s: float = 0.01) -> None:
@@ -64,6 +65,7 @@ class Controllers:
         self.finalized: set[str] = set()
         self.finalizer_s = 0.2
         self.admission = Admission()
+        self.create_limit: int | None = None
         self._not_before: dict[str, float] = {}  # by UID of the Job: time at which it may create pods again
         self._deadlines: dict[str, float] = {}  # by UID of the Job
 
@@ -231,7 +233,7 @@ class Controllers:
             return
         if time.monotonic() < self._not_before.get(job["metadata"]["uid"], 0.0):
             return
-        for index in map(str, range(job["spec"]["completions"])):
+        for index in list(map(str, range(job["spec"]["completions"])))[: self.create_limit]:
             if index not in succeeded | active and not await self.create_pod(job, index):
                 self._not_before[job["metadata"]["uid"]] = time.monotonic() + 5 * self.backoff_s
                 return
@@ -285,26 +287,10 @@ class Controllers:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
         refusal = self.admission.refuse(pod, self.all("pods"))
         if refusal is not None:
-            await self.record_event(job, "FailedCreate", f"Error creating: {refusal}")
+            await self.api.record_event(job, "FailedCreate", f"Error creating: {refusal}")
             return False
         await self.api.put("pods", pod)
         return True
-
-    async def record_event(self, thing: Object, reason: str, message: str) -> None:
-        """Record a warning about an object; the same one again only changes its count and time."""
-        name = f"{thing['metadata']['name']}.{reason.lower()}"
-        existing = self.api.store.objects.get(("events", name), {})
-        event = {
-            "kind": "Event",
-            "type": "Warning",
-            "metadata": {"name": name},
-            "reason": reason,
-            "involvedObject": {"kind": thing["kind"], "name": thing["metadata"]["name"]},
-            "message": message,
-            "count": existing.get("count", 0) + 1,
-            "lastTimestamp": now(),
-        }
-        await self.api.put("events", {**event, "metadata": existing.get("metadata", event["metadata"])})
 
     # ---- interface for tests
 

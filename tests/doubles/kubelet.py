@@ -37,11 +37,20 @@ class ScriptedPod:
 
 @dataclass
 class BlockedPod:
-    """A pod that does not start: its container waits for a reason, or (``unschedulable``) no machine has room for it."""
+    """A pod that does not start: its container waits for a reason, or (``unschedulable``) no machine has room for it.
 
-    reason: str
+    Attributes:
+        event: reason of the event that carries the message, as the kubelet and volume controllers record it: the pod's own status
+            says only "ContainerCreating". event_type: ``Normal`` or ``Warning``.
+        unseen: no scheduler looks at the pod: it has neither conditions nor events.
+    """
+
+    reason: str = "ContainerCreating"
     message: str = ""
     unschedulable: bool = False
+    event: str = ""
+    event_type: str = "Warning"
+    unseen: bool = False
 
 
 PodBehavior = ScriptedPod | BlockedPod | None
@@ -104,15 +113,18 @@ class Kubelet:
             pod["status"]["conditions"] = [condition("PodScheduled", "Unschedulable", unschedulable, "False")]
             await api.put("pods", pod)
             return
+        if isinstance(behavior, BlockedPod) and behavior.unseen:
+            return
         pod["spec"]["nodeName"] = choose_machine(pod)
-        waiting = (
-            {"reason": behavior.reason, "message": behavior.message}
-            if isinstance(behavior, BlockedPod)
-            else {"reason": "ContainerCreating"}
-        )
+        pod["status"]["conditions"] = [condition("PodScheduled")]
+        waiting = {"reason": "ContainerCreating"}
+        if isinstance(behavior, BlockedPod):
+            waiting = {"reason": behavior.reason} | ({} if behavior.event else {"message": behavior.message})
         set_pod_status(pod, "Pending", waiting=waiting)
         await api.put("pods", pod)
         if isinstance(behavior, BlockedPod):
+            if behavior.event:
+                await api.record_event(pod, behavior.event, behavior.message, behavior.event_type)
             return
         self.started.append(pod["metadata"]["name"])
         set_pod_status(pod, "Running", running={"startedAt": now()})

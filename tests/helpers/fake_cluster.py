@@ -54,7 +54,7 @@ class FakeCluster:
             folder=self.folder / name,
             image="image",
             volumes=(SharedVolume("state", self.folder),),
-            **{"pending_limit_s": 0.3, "image_limit_s": 0.3, **changes},
+            **{"pending_limit_s": EVENT_TIMEOUT_S, "image_limit_s": 0.3, **changes},
         )
 
     def objects(self) -> list[dict[str, Any]]:

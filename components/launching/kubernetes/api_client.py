@@ -80,6 +80,14 @@ class RetryPolicy:
             pause = min(pause * self.factor, self.max_pause_s)
 
 
+TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)(?: |$)")
+"""Time at the start of a line of a log (RFC 3339)."""
+
+
+class LogUnreadable(Exception):
+    """The node sent a message in place of a log: a text without a timestamp, with status 200."""
+
+
 class HistoryExpired(Exception):
     """The API server no longer keeps the watched versions (410); the objects must be listed again."""
 
@@ -363,8 +371,12 @@ class Cluster:
     def stream_log(self, pod: str, container: str, since: str, follow: bool, on_open: Callable[[Any], None]) -> Iterator[str]:
         """Yield complete lines of a container's log, each with its timestamp.
 
+        A line that a broken connection cut off is not yielded.
+
         Raises:
-            ApiException, one of :data:`CONNECTION_ERRORS`; a line that a broken connection cut off is not yielded.
+            ApiException, one of :data:`CONNECTION_ERRORS`
+            LogUnreadable: a line, or the text after the last line feed, has no timestamp. Kubelets report with status 200 that a log
+                has been removed ("unable to retrieve container logs for containerd://...") or cannot be followed.
         """
         query = {"container": container, "timestamps": "true", "follow": str(follow).lower()}
         query.update({"sinceTime": since} if since else {})
@@ -374,7 +386,12 @@ class Cluster:
         response = self._send("GET", path, query, None, "application/json", timeouts)
         on_open(response)
         try:
-            yield from (line.decode(errors="replace") for line in _iterate_lines(response))
+            for data, is_complete in _split_lines(response):
+                line = data.decode(errors="replace")
+                if TIMESTAMP.match(line) is None:
+                    raise LogUnreadable(line[:MAX_MESSAGE_CHARACTERS])
+                if is_complete:
+                    yield line
         finally:
             response.close()
 
@@ -395,10 +412,17 @@ def retry_after_s(error: Exception) -> float:
 
 def _iterate_lines(response: Any) -> Iterator[bytes]:
     """Yield the non-empty lines of a stream that end with a line feed."""
+    return (line for line, is_complete in _split_lines(response) if is_complete)
+
+
+def _split_lines(response: Any) -> Iterator[tuple[bytes, bool]]:
+    """Yield the non-empty lines of a stream, and for each one whether a line feed ends it."""
     remainder = b""
     for chunk in response.stream(65536, decode_content=False):
         *complete, remainder = (remainder + chunk).split(b"\n")
-        yield from (line for line in complete if line)
+        yield from ((line, True) for line in complete if line)
+    if remainder:
+        yield remainder, False
 
 
 PERMISSIONS = "permissions"

@@ -42,6 +42,7 @@ class FailureKind(StrEnum):
     storage = "out of local storage"
     image = "image"
     unschedulable = "unschedulable"
+    stalled = "not started"
     quota = "quota"
     impossible = "impossible"
     unreachable = "node unreachable"
@@ -75,7 +76,13 @@ _OWN_STORAGE = re.compile(
 """Eviction of a pod that exceeds its own limit: its replacement would exceed it as well."""
 
 PERMANENT_IMAGE_REASONS = frozenset({"InvalidImageName", "ErrImageNeverPull", "ErrImageNeverPullPolicy"})
-_IMAGE_REASONS = PERMANENT_IMAGE_REASONS | {"ImagePullBackOff", "ErrImagePull", "ImageInspectError", "RegistryUnavailable"}
+_IMAGE_REASONS = PERMANENT_IMAGE_REASONS | {
+    "ImagePullBackOff",
+    "ErrImagePull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+}
 _CONFIGURATION_REASONS = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "InvalidConfiguration"}
 )
@@ -118,7 +125,7 @@ class Observation:
         detail: what the job waits for; empty if it waits for nothing.
         blocker: a failure that has not ended the job yet, but will if it persists (image, machine, configuration).
         failure: why the job failed.
-        missing: number of nodes that have no pod.
+        missing: number of nodes that have no pod. unstarted: number of nodes whose container has not started.
         progress: what the training itself reports.
     """
 
@@ -127,6 +134,7 @@ class Observation:
     blocker: Failure | None = None
     failure: Failure | None = None
     missing: int = 0
+    unstarted: int = 0
     progress: str = ""
 
 
@@ -188,6 +196,15 @@ def disruption_kind(pod: Object) -> FailureKind | None:
     if re.match(r"(?i)outof", reason):  # the kubelet had no room after all, for example OutOfcpu
         return FailureKind.node_lost
     return _STATUS_REASONS.get(reason)
+
+
+def is_unconfirmed_loss(pod: Object) -> bool:
+    """Return whether the control plane deletes a pod because its node is silent, and the node has not confirmed the pod's end.
+
+    The pod is replaced only after that confirmation: it might still write checkpoints.
+    """
+    target = true_condition(pod, "DisruptionTarget") or {}
+    return target.get("reason") == "DeletionByTaintManager" and pod_phase(pod) not in FINISHED_PHASES
 
 
 # ---- failures of pods
@@ -323,6 +340,53 @@ def _diagnose_unscheduled(pod_name: str, condition: Object) -> Failure:
     )
 
 
+_EVENT_REMEDIES = {
+    "FailedMount": "check kubernetes.volumes, and the storage driver on the node",
+    "FailedAttachVolume": "check kubernetes.volumes: a volume of access mode ReadWriteOnce serves one node",
+    "FailedMapVolume": "check kubernetes.volumes, and the storage driver on the node",
+    "FailedCreatePodSandBox": "check the network plugin and the container runtime of the node, or exclude it",
+    "NetworkNotReady": "check the network plugin of the node, or exclude it",
+    "FailedPrepareDynamicResources": "check the driver of kubernetes.resource_claims on the node",
+}
+"""Remedies by the reason of a pod's newest warning; the setting that excludes a node is named in :func:`diagnose_stalled`."""
+
+
+def diagnose_stalled(pods: Sequence[Object], events: Sequence[Object]) -> Failure | None:
+    """Return why pods have not started although their status tells nothing; None for no pods.
+
+    The kubelet and volume controllers tell what they fail at only in events: a volume that cannot be mounted or that another node
+    still uses, a network plugin, a driver of devices. A pod that no scheduler looks at has neither status nor events.
+
+    Args:
+        pods: pods whose container has not started.
+        events: events of the namespace, oldest first; the newest one of a pod counts, since an earlier fault may be over.
+    """
+    newest = {event.get("involvedObject", {}).get("uid"): event for event in events}
+    for pod in pods:
+        event = newest.get(pod["metadata"]["uid"], {})
+        if event.get("type") != "Warning":
+            continue
+        message = f"{pod['metadata']['name']}: {event.get('reason')}: {event.get('message', '')}"
+        rejection = classify_rejection(message)
+        if rejection.missing:
+            return Failure(FailureKind.configuration, message, rejection.remedy, machine(pod))
+        remedy = _EVENT_REMEDIES.get(event.get("reason", ""), f"kubectl describe pod {pod['metadata']['name']}")
+        if remedy.endswith("exclude it"):
+            remedy += f": kubernetes.excluded_machines {machine(pod)}"
+        return Failure(FailureKind.stalled, message, remedy, machine(pod))
+    return _diagnose_silence(pods[0], newest) if pods else None
+
+
+def _diagnose_silence(pod: Object, newest: dict[Any, Object]) -> Failure:
+    """Return the failure of a pod that has not started and about which nobody has recorded a warning."""
+    name, remedy = pod["metadata"]["name"], f"kubectl describe pod {pod['metadata']['name']}"
+    if machine(pod):
+        progress = newest.get(pod["metadata"]["uid"], {}).get("message") or "no event tells why"
+        return Failure(FailureKind.stalled, f"{name}: has not started on node {machine(pod)} ({progress})", remedy, machine(pod))
+    message = f"{name}: no scheduler has looked for a machine yet"
+    return Failure(FailureKind.stalled, message, f"check kubernetes.scheduler and kubernetes.resource_claims: {remedy}")
+
+
 def diagnose_rejection(message: str, nodes: int) -> Failure:
     """Return the failure behind the message of an event: the cluster refuses to create a pod of a job with so many nodes."""
     message = re.sub(r'^Error creating: |pods "[^"]+" is forbidden: ', "", message)  # the name differs with each attempt
@@ -436,13 +500,20 @@ def _observe_pods(main: Object, pods: list[Object], now: datetime.datetime) -> O
         )
     if missing and active:
         return Observation(JobState.pending, f"{nodes - missing} of {nodes} pods exist", missing=missing)
-    if any(pod_phase(pod) == "Running" for pod in active):
+    unstarted = max(nodes - len({node_index(pod) for pod in staying if pod_phase(pod) == "Running"} | succeeded), 0)
+    if not unstarted:
         silent = unreachable or next(filter(None, map(diagnose_silent_node, active)), None)
         detail = f"{silent.message}; {silent.remedy}" if silent else ""
         return Observation(JobState.running, detail, progress=_describe_progress(main))
-    if any(machine(pod) for pod in active):
-        return Observation(JobState.starting, "pulls its image and mounts its volumes")
-    return Observation(JobState.pending, "waits for a machine", missing=missing)
+    state, detail = JobState.pending, "waits for a machine"
+    if any(machine(pod) and pod_phase(pod) != "Running" for pod in staying):
+        state, detail = JobState.starting, "pulls its image and mounts its volumes"
+    return Observation(state, _count_started(nodes, unstarted) + detail, missing=missing, unstarted=unstarted)
+
+
+def _count_started(nodes: int, unstarted: int) -> str:
+    """Return how many nodes have started, or an empty string if none has."""
+    return f"{nodes - unstarted} of {nodes} nodes have started, the next " if unstarted < nodes else ""
 
 
 def _describe_progress(main: Object) -> str:

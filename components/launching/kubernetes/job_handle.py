@@ -32,6 +32,8 @@ from components.launching.kubernetes.failures import (
     diagnose_admission,
     diagnose_failure,
     diagnose_rejection,
+    diagnose_stalled,
+    is_unconfirmed_loss,
     machine,
     node_count,
     node_index,
@@ -64,6 +66,8 @@ DIAGNOSIS_TIMEOUT_S = 10.0
 """Maximum waiting time for the final status of the pods of a failed job."""
 DIAGNOSIS_INTERVAL_S = 1.0
 """Longest interval between two lists of the pods of a failed job."""
+PATIENT = frozenset({FailureKind.unschedulable, FailureKind.quota, FailureKind.stalled})
+"""Failures that may pass; the pending limit is that of all of them together."""
 UNEXPLAINED = (FailureKind.program, FailureKind.killed, FailureKind.stopped)
 """Failures that the status of a pod does not explain: its log does, or the status of another pod."""
 MACHINE_FAILURES = 2
@@ -96,6 +100,7 @@ class KubernetesHandle:
     name: str = ""
     _last_reported: str = ""
     _reported_lost: set[str] = field(default_factory=set)
+    _reported_unconfirmed: set[str] = field(default_factory=set)
     _machine_failures: Counter[str] = field(default_factory=Counter)
     _avoided: set[str] = field(default_factory=set)
     _readmitted: set[str] = field(default_factory=set)
@@ -201,7 +206,7 @@ class KubernetesHandle:
 
     def _wait_until_finished(self, changed: threading.Event) -> Observation:
         """Return when the job has finished, or when a failure that blocks its start has lasted too long."""
-        timer = _BlockerTimer(time.monotonic())
+        timer = _BlockerTimer()
         while True:
             changed.clear()
             observation, pods = self._observe()
@@ -217,26 +222,27 @@ class KubernetesHandle:
                 return Observation(JobState.failed, failure=hopeless)
             now = time.monotonic()
             if self._change_machines(observation, timer.blocked_s(observation.blocker, now)):
-                timer = _BlockerTimer(now)
+                timer = _BlockerTimer()
                 continue
-            observation = self._add_hidden_blocker(observation, timer.waited_s(observation, now))
+            observation = self._add_hidden_blocker(observation, pods, timer.waited_s(observation, now))
             self._report(observation)
             timer.update(observation.blocker, now)
-            remaining_s = None if observation.blocker is None else timer.since + self._blocker_limit_s(observation.blocker) - now
+            remaining_s = timer.remaining_s(observation.blocker, self._blocker_limit_s(observation.blocker), now)
             if remaining_s is not None and remaining_s <= 0:
                 self.cancel()
                 return Observation(JobState.failed, failure=observation.blocker)
             changed.wait(_earliest(remaining_s, self._next_look_s(observation, pods)))
 
-    def _add_hidden_blocker(self, observation: Observation, waited_s: float) -> Observation:
-        """Add what no pod shows: why pods are not created, why a queue does not admit the job, that no controller acts."""
+    def _add_hidden_blocker(self, observation: Observation, pods: list[Object], waited_s: float) -> Observation:
+        """Add what no pod shows: why pods are not created or do not start, why a queue does not admit the job, that nobody acts."""
         if observation.blocker is not None:
             return observation
         blocker: Failure | None = None
         if observation.state is JobState.queued:
             blocker = diagnose_queue(self.launcher.cluster, self.main)
-        elif observation.missing and waited_s > min(MISSING_PODS_S, self.job.pending_limit_s):
-            blocker = self._diagnose_missing_pods(waited_s)
+        elif (observation.missing or observation.unstarted) and waited_s > min(MISSING_PODS_S, self.job.pending_limit_s):
+            is_missing = bool(observation.missing)
+            blocker = self._diagnose_missing_pods(waited_s, observation) if is_missing else self._diagnose_unstarted_pods(pods)
         if blocker is None:
             return observation
         patient = blocker.kind is FailureKind.quota and observation.state is JobState.queued
@@ -244,7 +250,7 @@ class KubernetesHandle:
 
     def _next_look_s(self, observation: Observation, pods: list[Object]) -> float | None:
         """Return the time after which the state can change without any event; None = never."""
-        if observation.missing or observation.state is JobState.queued:
+        if observation.missing or observation.unstarted or observation.state is JobState.queued:
             return MISSING_PODS_S + 1
         if self._avoided and observation.blocker is not None:
             return CONFIRM_INTERVAL_S
@@ -252,13 +258,13 @@ class KubernetesHandle:
         due = [(deadline - now).total_seconds() + UNREACHABLE_MARGIN_S for deadline in map(deletion_deadline, pods) if deadline]
         return min((seconds + 1 for seconds in due if seconds > 0), default=None)
 
-    def _blocker_limit_s(self, blocker: Failure) -> float:
-        """Return how long a failure may block the start of the job, in seconds."""
-        if blocker.kind is FailureKind.unreachable:
+    def _blocker_limit_s(self, blocker: Failure | None) -> float:
+        """Return how long a failure may block the start of the job, in seconds; no failure: without limit."""
+        if blocker is None or blocker.kind is FailureKind.unreachable:
             return float("inf")  # somebody must confirm that the machine is off; deleting the job would wait as well
         if blocker.kind is FailureKind.impossible:
             return 0.0
-        if blocker.kind in (FailureKind.unschedulable, FailureKind.quota):
+        if blocker.kind in PATIENT:
             has_run = self.log.covers_all_nodes  # a machine is under maintenance, or others took its quota
             return max(self.job.pending_limit_s, self.job.time_limit_s) if has_run else self.job.pending_limit_s
         if blocker.kind is not FailureKind.image:
@@ -321,7 +327,7 @@ class KubernetesHandle:
                 return observation
             changed.wait(min(remaining_s, DIAGNOSIS_INTERVAL_S))
 
-    def _diagnose_missing_pods(self, waited_s: float) -> Failure | None:
+    def _diagnose_missing_pods(self, waited_s: float, observation: Observation) -> Failure | None:
         """Return why pods are missing, according to the events: quota, admission, a missing service account, no controller."""
         events, _ = self.launcher.cluster.list_objects(EVENTS, selector="", fields="type=Warning")
         # Events of an earlier job of this name stay for an hour.
@@ -331,8 +337,7 @@ class KubernetesHandle:
             for event in events
             if event.get("involvedObject", {}).get("name", "").startswith(self.key)
             and "Creat" in event.get("reason", "")
-            and _event_time(event)
-            >= created[: len("2026-11-28T12:00:00")]  # events of an earlier job of this name stay for an hour
+            and _event_time(event) >= created
         ]
         if related:
             newest = max(related, key=_event_time)
@@ -341,7 +346,16 @@ class KubernetesHandle:
             kind = self.rendered.main["kind"]
             message = f"no controller acts on {kind} {self.key}"
             return Failure(FailureKind.unschedulable, message, f"start the controller of {kind}s, or use kubernetes.rendering=job")
+        is_stopping = any(map(deletion_deadline, self._cached_pods()))  # such a pod is replaced when it has stopped
+        if waited_s > SILENT_CONTROLLER_S and not is_stopping:
+            remedy = f"kubectl describe {self.rendered.main['kind'].lower()} {self.key}"
+            return Failure(FailureKind.stalled, f"{observation.detail}, and no event tells why", remedy)
         return None
+
+    def _diagnose_unstarted_pods(self, pods: list[Object]) -> Failure | None:
+        """Return why pods do not start, according to their events."""
+        events, _ = self.launcher.cluster.list_objects(EVENTS, selector="", fields="involvedObject.kind=Pod")
+        return diagnose_stalled([pod for pod in pods if pod_phase(pod) not in STARTED_PHASES], sorted(events, key=_event_time))
 
     def _to_error(self, observation: Observation) -> JobFailed:
         """Save the log and return the user-facing error for a job that did not succeed."""
@@ -368,6 +382,11 @@ class KubernetesHandle:
             if machine(pod):
                 self._machine_failures[machine(pod)] += 0  # a machine of the job
             if failure is None or uid in self._reported_lost:
+                continue
+            if is_unconfirmed_loss(pod):
+                if uid not in self._reported_unconfirmed:
+                    self._reported_unconfirmed.add(uid)
+                    report(f"{self.job.name}: {failure.message}; it is replaced only when its machine confirms its end")
                 continue
             self._reported_lost.add(uid)
             if failure.node and failure.kind in OF_THE_MACHINE:
@@ -429,21 +448,21 @@ class KubernetesHandle:
 
 @dataclass
 class _BlockerTimer:
-    """Time since which the same kind of failure blocks a job, and since which pods are missing."""
+    """Times of a job that does not run: since when it has not started, and since when the same kind of failure blocks it."""
 
-    started: float
     since: float = 0.0
-    missing_since: float | None = None
+    unstarted_since: float | None = None
     kind: FailureKind | None = None
 
     def waited_s(self, observation: Observation, now: float) -> float:
-        """Return for how long pods have been missing."""
-        if not observation.missing:
-            self.missing_since = None
+        """Return for how long pods have been missing or have not started; a queue's time does not count."""
+        blocker, waits = observation.blocker, observation.missing or observation.unstarted
+        if observation.state is JobState.queued or not (waits or blocker) or (blocker and blocker.kind is FailureKind.unreachable):
+            self.unstarted_since = None
             return 0.0
-        if self.missing_since is None:
-            self.missing_since = now
-        return now - self.missing_since
+        if self.unstarted_since is None:
+            self.unstarted_since = now
+        return now - self.unstarted_since
 
     def blocked_s(self, blocker: Failure | None, now: float) -> float:
         """Return for how long this kind of failure has blocked the job."""
@@ -455,6 +474,13 @@ class _BlockerTimer:
         if kind is None or kind is not self.kind:
             self.since = now
         self.kind = kind
+
+    def remaining_s(self, blocker: Failure | None, limit_s: float, now: float) -> float | None:
+        """Return the rest of a failure's time limit; that of failures that take turns starts with the first; None = no failure."""
+        if blocker is None:
+            return None
+        since = self.unstarted_since if blocker.kind in PATIENT and self.unstarted_since is not None else self.since
+        return since + limit_s - now
 
 
 def _earliest(*times_s: float | None) -> float | None:

@@ -13,7 +13,7 @@ from components.launching.kubernetes.api_client import report
 from components.launching.kubernetes.failures import FINISHED_PHASES, disruption_kind, pod_phase
 from components.launching.kubernetes.job_watch import Informers
 from components.launching.kubernetes.manifests import JOB_LABEL, PODS
-from components.launching.kubernetes.pod_logs import LogFile, LogFollower, merge_logs
+from components.launching.kubernetes.pod_logs import LogFile, LogFollower, merge_logs, parse_timestamp
 
 Object = dict[str, Any]
 PROGRESS_INTERVAL_S = 10.0
@@ -98,7 +98,7 @@ class JobLog:
         if any(file.path == path for _, file in self.followers.values()):
             return True
         with path.open(errors="replace") as lines:
-            return lines.readline()[: len("2026-11-28T12:00:00")] >= self.since.removesuffix("Z")
+            return parse_timestamp(lines.readline())[: len("2026-11-28T12:00:00")] >= self.since.removesuffix("Z")
 
     def close(self) -> None:
         """Stop all followers and close their files."""

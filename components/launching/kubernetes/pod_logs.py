@@ -7,8 +7,10 @@ for the first to end, and then continues from the last stored line.
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import heapq
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
@@ -17,11 +19,20 @@ from typing import Any
 
 from kubernetes.client.exceptions import ApiException
 
-from components.launching.kubernetes.api_client import CONNECTION_ERRORS, Cluster, close_stream, error_message
+from components.launching.kubernetes.api_client import (
+    CONNECTION_ERRORS,
+    TIMESTAMP,
+    Cluster,
+    LogUnreadable,
+    close_stream,
+    error_message,
+)
 from components.launching.kubernetes.failures import node_index
 from components.launching.kubernetes.manifests import CONTAINER
 
 FRACTION_DIGITS = 9
+_NEVER_STARTED = re.compile("waiting to start|does not have a host assigned")
+"""Message of status 400 for a container that has written nothing."""
 LAST_READ_ATTEMPTS = 4
 """Attempts to read the log of a finished pod before it is called unreadable; the pauses between them are those of the policy."""
 
@@ -29,7 +40,7 @@ LAST_READ_ATTEMPTS = 4
 class ReadPosition:
     """Position in a log: the last timestamp, and the number of lines read with that timestamp.
 
-    Timestamps are padded to nine fractional digits and compared as text.
+    Timestamps are converted to UTC, padded to nine fractional digits and compared as text.
     """
 
     def __init__(self, lines: Iterable[str] = ()) -> None:
@@ -47,9 +58,9 @@ class ReadPosition:
         self._repeated = 0
 
     def advance(self, line: str) -> bool:
-        """Return whether a line was not read before, and record it as read."""
-        timestamp = _parse_timestamp(line)
-        if timestamp < self.timestamp:
+        """Return whether a line was not read before, and record it as read; a line without a timestamp never counts."""
+        timestamp = parse_timestamp(line)
+        if not timestamp or timestamp < self.timestamp:
             return False
         if timestamp == self.timestamp:
             self._repeated += 1
@@ -61,9 +72,18 @@ class ReadPosition:
         return True
 
 
-def _parse_timestamp(line: str) -> str:
-    """Convert ``2026-11-24T10:00:00.12Z text`` to ``2026-11-24T10:00:00.120000000``, which sorts as text."""
-    seconds, _, fraction = line.partition(" ")[0].removesuffix("Z").partition(".")
+def parse_timestamp(line: str) -> str:
+    """Convert ``2026-11-24T10:00:00.12Z text`` to ``2026-11-24T10:00:00.120000000``, which sorts as text.
+
+    A line without a timestamp yields an empty string. Some container runtimes write the local time of the node with its offset.
+    """
+    match = TIMESTAMP.match(line)
+    if match is None:
+        return ""
+    seconds, fraction, offset = match.groups(default="")
+    if offset != "Z":
+        utc = datetime.datetime.fromisoformat(seconds + offset).astimezone(datetime.UTC)
+        seconds = utc.strftime("%Y-%m-%dT%H:%M:%S")
     return f"{seconds}.{fraction:0<{FRACTION_DIGITS}}"
 
 
@@ -107,10 +127,13 @@ class LogFollower(threading.Thread):
         try:
             self._read(follow)
         except ApiException as error:
-            gone = error.status == HTTPStatus.NOT_FOUND or (not follow and error.status == HTTPStatus.BAD_REQUEST)
+            message = error_message(error)
+            is_empty = not follow and error.status == HTTPStatus.BAD_REQUEST and _NEVER_STARTED.search(message)
             if error.status == HTTPStatus.NOT_FOUND:
                 self._halt.set()
-            return None if gone else f"{error.status}: {error_message(error)}"
+            return None if is_empty or error.status == HTTPStatus.NOT_FOUND else f"{error.status}: {message}"
+        except LogUnreadable as error:
+            return str(error)
         except CONNECTION_ERRORS:
             return ""
         return None
@@ -173,7 +196,7 @@ def merge_logs(folder: Path, nodes: int, processes_per_node: int) -> Iterator[st
     streams = []
     for path in sorted(folder.glob("*.log")):
         index = int(path.name.partition(".")[0])
-        streams.append([(_parse_timestamp(line), index, line) for line in path.read_text(errors="replace").splitlines()])
+        streams.append([(parse_timestamp(line), index, line) for line in path.read_text(errors="replace").splitlines()])
     for _, index, line in heapq.merge(*streams, key=lambda entry: entry[0]):
         yield prefix_rank(line, index, nodes, processes_per_node)
 

@@ -13,6 +13,7 @@ _QUOTA = re.compile(
 _AUTHORIZER = re.compile(r"\bcannot \w+ (resource|path)\b")
 _MISSING = (
     (r'persistentvolumeclaim "[^"]+" (not found|is being deleted)', "create the claim, or correct kubernetes.volumes"),
+    (r'(secret|configmap) "[^"]+" not found|references non-existent secret key', "create it, or correct kubernetes.secrets"),
     (r"unbound immediate PersistentVolumeClaims", "check the storage class of the claims in kubernetes.volumes"),
     (r"resource ?claim(template)?\b.*(not found|not created|does not exist)", "create it, or correct kubernetes.resource_claims"),
     (r'serviceaccount "[^"]+" not found', "apply k8s/base/rbac.yaml, or correct kubernetes.service_account"),

@@ -31,7 +31,7 @@ def test_one_of_two_pods_refused_by_a_quota_in_use_is_told_and_ends_after_the_pe
     other = cluster.launcher().submit(cluster.job("other"))
     wait_until(cluster.is_running)
     with pytest.raises(JobFailed, match="exceeded quota: omnimri, requested: pods=1, used: pods=3, limited: pods=3"):
-        cluster.launcher().submit(cluster.job()).wait()
+        cluster.launcher().submit(cluster.job(pending_limit_s=0.3)).wait()
     assert "a_stage: pending: 1 of 2 pods exist" in capsys.readouterr().err
     assert cluster.is_running() and other.status().state is JobState.running  # the first pod does not keep its machine
 
@@ -72,7 +72,7 @@ def test_the_events_explain_why_no_pods_are_created(cluster: FakeCluster, policy
     for name, value in policy.items():
         setattr(cluster.controllers.admission, name, value)
     with pytest.raises(JobFailed, match=message):
-        cluster.launcher().submit(cluster.job()).wait()
+        cluster.launcher().submit(cluster.job(pending_limit_s=0.3)).wait()
 
 
 def test_a_missing_claim_in_the_words_of_the_scheduler_stops_after_seconds(cluster: FakeCluster) -> None:
@@ -120,7 +120,7 @@ def test_the_reason_of_a_queue_is_told_and_a_wrong_queue_ends_the_job(tmp_path: 
 def test_a_custom_resource_without_a_controller_is_told(cluster: FakeCluster, rendering: RenderingName, plural: str) -> None:
     cluster.controllers.absent = {plural}
     with pytest.raises(JobFailed, match=r"no controller acts on .*kubernetes\.rendering=job"):
-        cluster.launcher(rendering).submit(cluster.job()).wait()
+        cluster.launcher(rendering).submit(cluster.job(pending_limit_s=0.3)).wait()
 
 
 # ---- objects
@@ -275,6 +275,45 @@ def test_a_log_that_the_kubelet_cannot_send_is_told_and_does_not_delay_the_succe
     cluster.server.inject_fault(lambda r: r.subresource == "log", times=10**6, status=500, message="no such file")
     cluster.launcher().submit(cluster.job(nodes=1)).wait()
     assert "cannot be read (500: no such file); later: kubectl logs a-stage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unable to retrieve container logs for containerd://8ea1",
+        'failed to try resolving symlinks in path "/var/log/pods/x/node/0.log": lstat: no such file or directory\n',
+        "failed to create fsnotify watcher: too many open files",
+    ],
+)
+def test_a_message_that_a_kubelet_sends_as_a_log_is_told_and_every_line_is_kept(
+    cluster: FakeCluster, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The status is 200, and the message has no timestamp; as a timestamp it would sort after all dates."""
+    cluster.server.api.log_message, cluster.server.api.message_times = message, 10**6
+    handle = cluster.launcher().submit(cluster.job(nodes=1))
+    handle.wait()
+    assert f"cannot be read ({message.strip()}); later: kubectl logs a-stage" in capsys.readouterr().err
+    assert handle.logs().splitlines() == ["started", "done"]
+
+
+def test_a_log_whose_reading_fails_for_a_while_is_complete_and_nothing_is_told(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.server.api.log_message, cluster.server.api.message_times = "unable to retrieve container logs for containerd://8ea1", 2
+    cluster.default_behavior = ScriptedPod(tuple(f"line {n}" for n in range(20)), pause_s=0.01)
+    handle = cluster.launcher().submit(cluster.job(nodes=1))
+    handle.wait()
+    assert handle.logs().splitlines() == [f"line {n}" for n in range(20)]
+    assert "cannot be read" not in capsys.readouterr().err
+
+
+def test_a_bad_request_for_the_log_of_a_finished_pod_is_not_its_end(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = "a container name must be specified for pod x, choose one of: [proxy node]"
+    cluster.server.inject_fault(lambda r: r.subresource == "log", times=10**6, status=400, message=message)
+    cluster.launcher().submit(cluster.job(nodes=1)).wait()
+    assert f"cannot be read (400: {message})" in capsys.readouterr().err
 
 
 def test_the_service_of_another_owner_is_reported(cluster: FakeCluster) -> None:

@@ -74,7 +74,8 @@ def test_a_machine_without_power_is_named_while_waiting_in_the_list_and_while_ca
     pod = cluster.kubelet.cut_power(1)["metadata"]["name"]
     wait_until(lambda: f"pending: {pod}: node machine-1 does not confirm" in handle._last_reported)
     assert TAINT in handle._last_reported
-    assert "training resumes" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "resumes" not in told and "it is replaced only when its machine confirms its end" in told
     (row,) = handle.launcher.jobs()  # type: ignore[attr-defined]
     assert row.state is JobState.pending and pod in row.detail and TAINT in row.detail
     cancellation = Waiter(_Cancel(handle))  # type: ignore[arg-type]
@@ -239,7 +240,7 @@ def test_a_spare_node_takes_over_for_a_machine_without_power(cluster: FakeCluste
     waiter = Waiter(handle)
     wait_until(lambda: cluster.is_running(3) and handle._last_reported.endswith("running"))
     cluster.kubelet.cut_power(1)
-    wait_until(lambda: handle.status().state is JobState.running and len(handle._reported_lost) == 1)
+    wait_until(lambda: handle.status().state is JobState.running and len(handle._reported_unconfirmed) == 1)
     for index in (0, 2):
         cluster.kubelet.finish(index)
     wait_until(lambda: "all nodes have finished" in handle._last_reported)

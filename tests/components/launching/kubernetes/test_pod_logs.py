@@ -58,3 +58,20 @@ def test_lines_of_several_pods_are_merged_in_order_and_those_without_a_rank_name
     assert list(merge_logs(tmp_path, 2, 1)) == ["node 0: one", "node 1: two", "node 0: three"]
     (tmp_path / "1.b.log").write_text("2026-11-24T10:00:00.2Z rank 9: two\n")
     assert list(merge_logs(tmp_path, 2, 8)) == ["node 0: one", "rank 9: two", "node 0: three"]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["unable to retrieve container logs for containerd://8ea1", "failed to try resolving symlinks", "2026", ""])
+    )
+)
+def test_a_message_without_a_timestamp_moves_no_position(messages: list[str]) -> None:
+    position = ReadPosition(["2026-11-24T10:00:00.5Z a"])
+    assert not any(map(position.advance, messages))
+    assert position.since == "2026-11-24T10:00:00Z" and position.advance("2026-11-24T10:00:00.6Z b")
+
+
+def test_the_local_time_of_a_node_is_compared_as_universal_time() -> None:
+    position = ReadPosition(["2026-11-24T01:30:00.5+02:00 a"])
+    assert position.since == "2026-11-23T23:30:00Z"
+    assert position.advance("2026-11-23T23:30:00.6Z b") and not position.advance("2026-11-24T01:30:00.1+02:00 c")
