@@ -109,10 +109,11 @@ def test_a_cancelled_job_leaves_nothing_and_other_jobs_run_on(world: World, rend
     assert other.status().state is JobState.running
 
 
-def test_pods_that_outlived_their_job_are_not_joined_by_a_second_writer(world: World) -> None:
+@pytest.mark.parametrize(("rendering", "kind"), [("job", "pod"), ("jobset", "job"), ("trainjob", "jobset")])
+def test_pods_that_outlived_their_job_are_not_joined_by_a_second_writer(world: World, rendering: RenderingName, kind: str) -> None:
     job = probe_job(world, "wait", pending_limit_s=300.0)
-    handle = world.launcher().submit(job)
+    handle = world.launcher(rendering).submit(job)
     wait_until(lambda: handle.status().state is JobState.running)
-    world.orphan(job.key)
-    with pytest.raises(JobFailed, match=r"would write the same checkpoints.*kubectl --namespace \S+ delete pod"):
-        world.launcher().submit(job)
+    world.orphan(job.key, rendering)
+    with pytest.raises(JobFailed, match=rf"would write the same checkpoints.*kubectl --namespace \S+ delete {kind} "):
+        world.launcher(rendering).submit(job)

@@ -10,17 +10,19 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 import yaml
 from kubernetes import client, config, utils
+from kubernetes.client.exceptions import ApiException
 
 from components.launching import JobSpec, Resources, SharedVolume
 from components.launching.kubernetes.api_client import Cluster, RetryPolicy
 from components.launching.kubernetes.launcher import KubernetesLauncher
-from components.launching.kubernetes.manifests import JOB_LABEL, RenderingName
+from components.launching.kubernetes.manifests import JOB_LABEL, MAIN_RESOURCES, RenderingName
 from components.launching.probe import CAUSE
 from components.provenance import REPOSITORY
 from tests.doubles.apiserver import RunningServer
@@ -59,8 +61,8 @@ class World(Protocol):
     def claims(self, *names: str) -> None:
         """Let only these claims exist."""
 
-    def orphan(self, key: str) -> None:
-        """Delete a job without its pods."""
+    def orphan(self, key: str, rendering: RenderingName) -> None:
+        """Delete a job without what it controls."""
 
 
 def probe_job(world: World, action: str, nodes: int = 2, **changes: Any) -> JobSpec:
@@ -129,8 +131,8 @@ class DoubleWorld:
     def claims(self, *names: str) -> None:
         self.cluster.kubelet.claims = set(names)
 
-    def orphan(self, key: str) -> None:
-        self.cluster.controllers.orphan("jobs", key)
+    def orphan(self, key: str, rendering: RenderingName) -> None:
+        self.cluster.controllers.orphan(MAIN_RESOURCES[rendering].plural, key)
 
 
 class RealWorld:
@@ -188,9 +190,20 @@ class RealWorld:
             spec = {"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": STORAGE}}
             self.core.create_namespaced_persistent_volume_claim(self.namespace, spec)
 
-    def orphan(self, key: str) -> None:
-        client.BatchV1Api(self.api).delete_namespaced_job(key, self.namespace, propagation_policy="Orphan")
-        wait_until(lambda: all(not pod["metadata"].get("ownerReferences") for pod in self.pods(key)))
+    def orphan(self, key: str, rendering: RenderingName) -> None:
+        main = MAIN_RESOURCES[rendering]
+        objects = client.CustomObjectsApi(self.api)  # reads and deletes objects of every group
+        address = (main.group, main.version, self.namespace, main.plural, key)
+        objects.delete_namespaced_custom_object(*address, propagation_policy="Orphan")
+
+        def is_gone() -> bool:
+            try:
+                objects.get_namespaced_custom_object(*address)
+            except ApiException as error:
+                return bool(error.status == HTTPStatus.NOT_FOUND)
+            return False
+
+        wait_until(is_gone)
 
 
 def evict_pod(core: client.CoreV1Api, name: str, namespace: str) -> None:

@@ -47,7 +47,7 @@ CLUSTER_KINDS = {
 CUSTOM_PLURALS = ("jobsets", "trainjobs", "trainingruntimes")
 SCHEMAS = REPOSITORY / "tests" / "k8s" / "schemas"
 NAMESPACE = "omnimri"
-CUSTOM_GROUPS = ("jobset.x-k8s.io", "trainer.kubeflow.org")
+CUSTOM_GROUPS = ("jobset.x-k8s.io", "trainer.kubeflow.org", "kueue.x-k8s.io")
 """Groups that a cluster serves unless a test says otherwise, beside those of Kubernetes 1.36."""
 BUILT_IN_GROUPS = ("batch",)
 VERBS = {"LIST": "list", "WATCH": "watch", "FETCH": "get", "UPDATE": "patch", "DELETE": "delete", "CREATE": "create"}
@@ -465,9 +465,20 @@ def without_defaults(spec: Object) -> Object:
 
 
 class RunningServer:
-    """An :class:`ApiServer` on a free port in a thread of its own; over TLS if a certificate is given."""
+    """An :class:`ApiServer` on a free port in a thread of its own; over TLS if a certificate is given.
 
-    def __init__(self, *, crds: tuple[str, ...] = CUSTOM_GROUPS, tls: ssl.SSLContext | None = None) -> None:
+    Args:
+        crds: groups of custom resources that the server serves. newer: a group and the only version in which it is served.
+    """
+
+    def __init__(
+        self,
+        *,
+        crds: tuple[str, ...] = CUSTOM_GROUPS,
+        tls: ssl.SSLContext | None = None,
+        newer: tuple[str, str] | None = None,
+    ) -> None:
+        self.newer = newer
         self.loop = asyncio.new_event_loop()
         self.tls, self.crds, self._ready, self._stop = tls, crds, threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -488,6 +499,9 @@ class RunningServer:
         self.api = ApiServer()
         for address, kind in CLUSTER_KINDS.items():
             if address.count("/") == 1 or address.partition("/")[0] in (*self.crds, *BUILT_IN_GROUPS):
+                group, _, plural = address.split("/") if address.count("/") == 2 else ("", *address.split("/"))
+                if self.newer and self.newer[0] == group:
+                    address = f"{group}/{self.newer[1]}/{plural}"
                 self.api.resources[address] = {"kind": kind, "namespaced": True}
         async with self.api:
             self.runner = web.ServerRunner(web.Server(self.api), shutdown_timeout=0.1)

@@ -69,6 +69,8 @@ class Kubelet:
     grace_s: float = 60.0
     claims: set[str] | None = None
     """Names of the PersistentVolumeClaims that exist; None = all."""
+    claim_templates: set[str] | None = None
+    """Names of the ResourceClaimTemplates that exist; None = all."""
     spare_machines: bool = True
     """True = there is another machine for a job that excludes one."""
 
@@ -138,6 +140,9 @@ class Kubelet:
         """Return why the scheduler finds no machine, in its words, or an empty string."""
         if isinstance(behavior, BlockedPod) and behavior.unschedulable:
             return behavior.message
+        templates = {claim["resourceClaimTemplateName"] for claim in pod["spec"].get("resourceClaims", [])}
+        if self.claim_templates is not None and templates - self.claim_templates:
+            return f'pod "omnimri/{pod["metadata"]["name"]}": ResourceClaim not created yet'
         sources = [volume["persistentVolumeClaim"] for volume in pod["spec"]["volumes"] if "persistentVolumeClaim" in volume]
         missing = [source["claimName"] for source in sources if self.claims is not None and source["claimName"] not in self.claims]
         if not missing and not self.spare_machines and choose_machine(pod).startswith("spare"):

@@ -35,7 +35,7 @@ from components.launching.kubernetes.manifests import (
     Resource,
     resource_of,
 )
-from components.launching.kubernetes.rejections import classify_rejection
+from components.launching.kubernetes.rejections import classify_rejection, is_final
 from components.progress import show_status
 
 Object = dict[str, Any]
@@ -60,7 +60,8 @@ class RetryPolicy:
         connect_timeout_s, read_timeout_s: timeouts of one request.
         watch_s: duration of a watch before it is reopened.
         forbidden_s: time for which a 403 is retried if the request was permitted before, or after an outage: an API server that
-            starts refuses everything until it has read its roles (kubernetes issue 121635).
+            starts refuses everything until it has read its roles (kubernetes issue 121635). A 401 is retried for that time after an
+            outage: until the server has read the service accounts, it rejects their tokens.
     """
 
     initial_pause_s: float = 1.0
@@ -224,13 +225,15 @@ class Cluster:
                 raise refusal from None
             return "returned 403 for a request that it permitted before, or after an outage"
         if error.status == HTTPStatus.UNAUTHORIZED:
-            raise self.unauthorized_error() from None
+            if not self._permissions.is_after_outage():
+                raise self.unauthorized_error() from None
+            return "returned 401 after an outage"
         if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):
             raise self.untrusted_certificate_error() from None
-        if error.status not in TRANSIENT_STATUSES:
+        message = error_message(error)
+        if error.status not in TRANSIENT_STATUSES or is_final(message):
             raise error
         self._permissions.record_outage()
-        message = error_message(error)
         return f"returned {error.status}" + (f" ({message[:MAX_MESSAGE_CHARACTERS]})" if message else "")
 
     def unauthorized_error(self) -> JobFailed:
@@ -260,10 +263,9 @@ class Cluster:
     # ---- objects
 
     def supported_renderings(self) -> list[RenderingName]:
-        """Return the renderings that the cluster supports, preferred one first, according to the API groups that it serves."""
-        groups = {group["name"] for group in self.request("GET", "/apis", verb="get").get("groups", [])}
+        """Return the renderings that the cluster supports, preferred one first: those whose kind it serves in our version."""
         preference: list[RenderingName] = ["jobset", "job", "trainjob"]
-        return [name for name in preference if name == "job" or MAIN_RESOURCES[name].group in groups]
+        return [name for name in preference if name == "job" or self.serves(MAIN_RESOURCES[name])]
 
     def serves(self, resource: Resource) -> bool:
         """Return whether the cluster serves a kind of object in this version; asked once."""
@@ -375,8 +377,8 @@ class Cluster:
 
         Raises:
             ApiException, one of :data:`CONNECTION_ERRORS`
-            LogUnreadable: a line, or the text after the last line feed, has no timestamp. Kubelets report with status 200 that a log
-                has been removed ("unable to retrieve container logs for containerd://...") or cannot be followed.
+            LogUnreadable: a line, or the text after the last line feed, has no timestamp. With status 200, kubelets report that a
+                log has been removed ("unable to retrieve container logs for containerd://...") or cannot be followed.
         """
         query = {"container": container, "timestamps": "true", "follow": str(follow).lower()}
         query.update({"sinceTime": since} if since else {})
@@ -449,31 +451,34 @@ def forbidden_error(error: ApiException, verb: str, path: str) -> JobFailed:
 
 
 class _PermissionHistory:
-    """Kinds of objects for which the API server permitted a request before.
+    """Requests (verb and kind of object) that the API server permitted before.
 
     They tell a 403 that passes (the server has started and has not read its roles) from a missing permission.
     """
 
     def __init__(self, patience_s: float) -> None:
         self.patience_s, self._outage_at = patience_s, -float("inf")
-        self._permitted: set[str] = set()
+        self._permitted: set[tuple[str, str]] = set()
         self._forbidden_since: dict[tuple[str, str], float] = {}
 
     def record_success(self, verb: str, path: str) -> None:
-        kind = _kind_of_objects(path)
-        self._permitted.add(kind)
-        self._forbidden_since.pop((verb, kind), None)
+        request = (verb, _kind_of_objects(path))
+        self._permitted.add(request)
+        self._forbidden_since.pop(request, None)
 
     def record_outage(self) -> None:
         self._outage_at = time.monotonic()
 
     def may_return(self, verb: str, path: str) -> bool:
         """Return whether a forbidden request is worth repeating."""
-        kind, now = _kind_of_objects(path), time.monotonic()
-        after_outage = now - self._outage_at <= self.patience_s
-        if kind not in self._permitted and not after_outage:
+        request, now = (verb, _kind_of_objects(path)), time.monotonic()
+        if request not in self._permitted and not self.is_after_outage():
             return False
-        return now - self._forbidden_since.setdefault((verb, kind), now) <= self.patience_s
+        return now - self._forbidden_since.setdefault(request, now) <= self.patience_s
+
+    def is_after_outage(self) -> bool:
+        """Return whether the API server did not respond a short time ago: it may not know its roles and accounts yet."""
+        return time.monotonic() - self._outage_at <= self.patience_s
 
 
 def _kind_of_objects(path: str) -> str:

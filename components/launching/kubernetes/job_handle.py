@@ -120,7 +120,7 @@ class KubernetesHandle:
 
     def status(self) -> JobStatus:
         """Return the current status, read from the API server."""
-        main = self.launcher.cluster.get(MAIN_RESOURCES[self.rendered.rendering], self.key)
+        main = self.launcher.cluster.get(MAIN_RESOURCES[self.rendered.rendering], self.main["metadata"]["name"])
         if main is None:
             return JobStatus(self.key, JobState.deleted)
         pods, inner_jobs = self._list_pods(), self._list_inner_jobs()  # after the job: they explain a failure
@@ -443,7 +443,7 @@ class KubernetesHandle:
             report(f"{self.job.name}: avoids {names}, which failed {MACHINE_FAILURES} times, while this job exists ({remedy})")
         excluded = tuple(sorted({*self.job.placement.excluded_machines, *self._avoided}))
         handle = self.launcher.submit(replace(self.job, placement=replace(self.job.placement, excluded_machines=excluded)))
-        self.main, self._confirmed_at = handle.main, time.monotonic()
+        self.main, self.rendered, self._confirmed_at = handle.main, handle.rendered, time.monotonic()
 
 
 @dataclass

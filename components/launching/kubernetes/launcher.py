@@ -40,6 +40,7 @@ from components.launching.kubernetes.manifests import (
     RUNTIMES,
     SERVICES,
     VOLCANO_GROUPS,
+    WORKLOADS,
     RenderedJob,
     RenderingName,
     Resource,
@@ -82,14 +83,16 @@ class KubernetesLauncher:
 
         Raises:
             BadInput: the job cannot be rendered.
-            JobFailed: 403, no response, the name belongs to an object that OmniMRI did not create, or pods of a deleted job of this
-                name still run.
+            JobFailed: 403, no response, the cluster serves no such rendering or no queues, the name belongs to an object that
+                OmniMRI did not create, or pods of a deleted job of this name still run.
         """
-        gang = self._find_gang_resource(job)
-        rendered = render(job, self.rendering, self.cluster.namespace, gang)
+        rendered = self._render(job, self.rendering)
         existing = self._find_existing(rendered) or self._wait_for_orphans(rendered)
-        if existing is None and gang is None:
+        if existing is None:
+            self._check_queue(job)
             self._report_missing_gang(job)
+        elif _rendering_of(existing) != rendered.rendering:  # submitted before JobSets were installed, or with other settings
+            rendered = self._render(job, _rendering_of(existing))
         main = existing or self._create(rendered)
         try:
             self._apply_owned_objects(rendered, main)
@@ -176,14 +179,34 @@ class KubernetesLauncher:
 
     # ---- creation
 
-    def _find_gang_resource(self, job: JobSpec) -> Resource | None:
+    def _render(self, job: JobSpec, rendering: RenderingName) -> RenderedJob:
+        """Return the objects of a job, with the PodGroup that the cluster understands."""
+        resource = MAIN_RESOURCES[rendering]
+        if rendering not in self.cluster.supported_renderings():
+            raise JobFailed(
+                f"the cluster serves no {resource.kind} of {resource.api_version}",
+                where=f"kubernetes.rendering={rendering}",
+                remedy="install or update its controller (docs/kubernetes.md), or use kubernetes.rendering=auto",
+            )
+        return render(job, rendering, self.cluster.namespace, self._find_gang_resource(job, rendering))
+
+    def _check_queue(self, job: JobSpec) -> None:
+        """Check that Kueue is there to admit a job with a queue; without it the nodes would start at once, and one by one."""
+        if job.placement.queue and not self.cluster.serves(WORKLOADS):
+            raise JobFailed(
+                f"the cluster has no Kueue that serves {WORKLOADS.api_version}: no queue would admit the job",
+                where=f"kubernetes.queue={job.placement.queue}",
+                remedy="install Kueue 0.16 or later and k8s/components/kueue, or run without a queue: kubernetes.queue=null",
+            )
+
+    def _find_gang_resource(self, job: JobSpec, rendering: RenderingName) -> Resource | None:
         """Return the kind of PodGroup that the job's scheduler understands and the cluster serves, or None."""
         if job.placement.queue or job.nodes == 1:
             return None
         scheduler = job.placement.scheduler or "default-scheduler"
         if scheduler == "default-scheduler":
             native = next(filter(self.cluster.serves, POD_GROUPS), None)
-            templates = {"job": JOBS, "jobset": JOBSETS, "trainjob": RUNTIMES}[self.rendering]
+            templates = {"job": JOBS, "jobset": JOBSETS, "trainjob": RUNTIMES}[rendering]
             is_known = templates is JOBS or (native is not None and self.cluster.has_field(templates, "schedulingGroup"))
             return native if is_known else None
         return next(filter(self.cluster.serves, (VOLCANO_GROUPS if "volcano" in scheduler else COSCHEDULING_GROUPS,)), None)
@@ -196,18 +219,25 @@ class KubernetesLauncher:
         return [thing for thing in objects if not _has_controller(thing)], inner_jobs
 
     def _find_existing(self, rendered: RenderedJob) -> Object | None:
-        """Return the job if it exists already. Remove one that has failed or is being deleted, and return None."""
+        """Return the job if it exists already, in whatever rendering. Remove one that has failed or is being deleted.
+
+        A job may have another rendering than new ones have: JobSets have been installed since, or the setting has changed.
+        """
         name = rendered.main["metadata"]["name"]
-        existing = self.cluster.get(MAIN_RESOURCES[rendered.rendering], name)
-        if existing is None:
-            return None
-        existing.setdefault("kind", rendered.main["kind"])
-        if not _is_ours(existing):
-            raise JobFailed("an object of this name exists that OmniMRI did not create", where=name, remedy="rename or delete it")
-        if observe(existing, []).state is JobState.failed or existing["metadata"].get("deletionTimestamp"):
-            self.remove(existing)
-            return None
-        return existing
+        others = [rendering for rendering in self.cluster.supported_renderings() if rendering != rendered.rendering]
+        for rendering in (rendered.rendering, *others):
+            existing = self.cluster.get(MAIN_RESOURCES[rendering], name)
+            if existing is None or _has_controller(existing):  # the JobSet of a TrainJob
+                continue
+            if not _is_ours(existing):
+                if rendering == rendered.rendering:
+                    remedy = "rename or delete it"
+                    raise JobFailed("an object of this name exists that OmniMRI did not create", where=name, remedy=remedy)
+            elif observe(existing, []).state is JobState.failed or existing["metadata"].get("deletionTimestamp"):
+                self.remove(existing)
+            else:
+                return existing
+        return None
 
     def _wait_for_orphans(self, rendered: RenderedJob) -> Object | None:
         """Wait for pods of a deleted job of this name, which would write the same checkpoints; return a job that appears meanwhile.
@@ -218,27 +248,46 @@ class KubernetesLauncher:
         key, resource = rendered.main["metadata"]["name"], MAIN_RESOURCES[rendered.rendering]
         started, reporter = time.monotonic(), _DeletionReporter(self.cluster, key)
         while True:
-            pods = [
-                pod for pod in self.cluster.list_objects(PODS, f"{JOB_LABEL}={key}")[0] if pod_phase(pod) not in FINISHED_PHASES
-            ]
-            if not pods:
+            selector = f"{JOB_LABEL}={key}"
+            pods = [pod for pod in self.cluster.list_objects(PODS, selector)[0] if pod_phase(pod) not in FINISHED_PHASES]
+            jobs = [job for job in self.cluster.list_objects(JOBS, selector)[0] if not observe(job, []).state.finished]
+            if not pods and not jobs:
                 return None
             current = self.cluster.get(resource, key)
-            if current is not None and _is_ours(current):
-                return {**current, "kind": rendered.main["kind"]}
+            if current is not None and _is_ours(current) and not _has_controller(current):
+                return current
             reporter.report(pods)
-            orphans = [pod["metadata"]["name"] for pod in pods if not pod["metadata"].get("deletionTimestamp")]
-            if orphans and time.monotonic() - started >= ORPHAN_LIMIT_S:
-                raise JobFailed(
-                    f"pods of an earlier job still run and would write the same checkpoints: {', '.join(orphans)}",
-                    where=key,
-                    remedy=f"kubectl --namespace {self.cluster.namespace} delete pod {' '.join(orphans)}",
-                )
+            staying = [thing for thing in (*jobs, *pods) if not thing["metadata"].get("deletionTimestamp")]
+            if staying and time.monotonic() - started >= ORPHAN_LIMIT_S:
+                raise self._orphan_error(key, staying)
             time.sleep(min(1.0, ORPHAN_LIMIT_S))
+
+    def _orphan_error(self, key: str, things: list[Object]) -> JobFailed:
+        """Return the error for pods and Jobs of a deleted job; it names what is to be deleted: a Job would replace deleted pods."""
+        roots = {(root["kind"], root["metadata"]["name"]) for root in map(self._find_root, things)}
+        kind = min((kind for kind, _ in roots), key=("TrainJob", "JobSet", "Job", "Pod").index)
+        names = sorted(name for root_kind, name in roots if root_kind == kind)
+        return JobFailed(
+            f"{'pods' if kind == 'Pod' else f'a {kind}'} of an earlier job still "
+            f"{'run' if kind == 'Pod' else 'runs'} and would write the same checkpoints: {', '.join(names)}",
+            where=key,
+            remedy=f"kubectl --namespace {self.cluster.namespace} delete {kind.lower()} {' '.join(names)}",
+        )
+
+    def _find_root(self, thing: Object) -> Object:
+        """Return the outermost existing object that controls a pod or Job: its Job, JobSet or TrainJob, or the object itself."""
+        while True:
+            references = [owner for owner in thing["metadata"].get("ownerReferences") or [] if owner.get("controller")]
+            resource = next((main for main in MAIN_RESOURCES.values() if references and main.kind == references[0]["kind"]), None)
+            owner = self.cluster.get(resource, references[0]["name"]) if resource else None
+            if owner is None or owner["metadata"]["uid"] != references[0]["uid"]:
+                return thing
+            thing = owner
 
     def _report_missing_gang(self, job: JobSpec) -> None:
         """Report once what happens to a job of several nodes that neither a queue nor a scheduler places as a whole."""
-        if job.nodes == 1 or job.placement.queue or job.key in self._told_without_gang:
+        is_told = job.nodes == 1 or job.placement.queue or job.key in self._told_without_gang
+        if is_told or self._find_gang_resource(job, self.rendering) is not None:
             return
         self._told_without_gang.add(job.key)
         report(

@@ -11,11 +11,15 @@ _QUOTA = re.compile(
     r"exceeded quota: (?P<name>[^,]+), requested: (?P<requested>\S+), used: (?P<used>\S+), limited: (?P<limited>\S+)"
 )
 _AUTHORIZER = re.compile(r"\bcannot \w+ (resource|path)\b")
+_UNDECLARED = "field not declared in schema"
 _MISSING = (
     (r'persistentvolumeclaim "[^"]+" (not found|is being deleted)', "create the claim, or correct kubernetes.volumes"),
     (r'(secret|configmap) "[^"]+" not found|references non-existent secret key', "create it, or correct kubernetes.secrets"),
     (r"unbound immediate PersistentVolumeClaims", "check the storage class of the claims in kubernetes.volumes"),
-    (r"resource ?claim(template)?\b.*(not found|not created|does not exist)", "create it, or correct kubernetes.resource_claims"),
+    (
+        r"(?i)resource ?claim(template)?\b.*(not found|not created|does not exist)",
+        "create it, or correct kubernetes.resource_claims",
+    ),
     (r'serviceaccount "[^"]+" not found', "apply k8s/base/rbac.yaml, or correct kubernetes.service_account"),
     (r"no PriorityClass with name", "create the PriorityClass, or correct kubernetes.priority"),
     (r'namespaces? "[^"]+" not found', "create the namespace, or correct kubernetes.namespace"),
@@ -26,6 +30,7 @@ _REFUSED = (
         r"admission webhook .* denied the request|ValidatingAdmissionPolicy .* denied request",
         "a policy of the cluster forbids it: ask its administrator, or change the settings",
     ),
+    (_UNDECLARED, "update the CustomResourceDefinitions (JobSet, Kubeflow Trainer), or use kubernetes.rendering=job"),
     (r"because it is being terminated", "the namespace is being deleted: create it again when it is gone"),
     (r"violates PodSecurity", "the namespace enforces a Pod Security Standard: ask its administrator"),
     (r"(maximum|minimum) \S+ usage per", "change kubernetes.cpu, memory or scratch to what the LimitRange allows"),
@@ -76,6 +81,14 @@ def classify_rejection(message: str) -> Rejection:
     if _AUTHORIZER.search(message):
         return Rejection("apply k8s/base/rbac.yaml, or request the verbs in the table of docs/kubernetes.md", forbidden=True)
     return Rejection("check the settings under kubernetes; see the events of the namespace: kubectl get events")
+
+
+def is_final(message: str) -> bool:
+    """Return whether repeating a request fails again although its status is 500, which usually passes.
+
+    Server-side apply answers so for a field that the installed CustomResourceDefinition does not declare.
+    """
+    return _UNDECLARED in message
 
 
 def _parse_amounts(text: str) -> dict[str, str]:

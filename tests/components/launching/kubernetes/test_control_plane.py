@@ -81,6 +81,13 @@ def test_a_missing_claim_in_the_words_of_the_scheduler_stops_after_seconds(clust
         cluster.launcher().submit(cluster.job(pending_limit_s=1e6)).wait()
 
 
+def test_a_missing_claim_template_in_the_words_of_the_scheduler_stops_after_seconds(cluster: FakeCluster) -> None:
+    cluster.kubelet.claim_templates = set()
+    job = cluster.job(placement=Placement(resource_claims={"nic": "rdma-nic"}))
+    with pytest.raises(JobFailed, match=r"ResourceClaim not created yet.*kubernetes\.resource_claims"):
+        cluster.launcher().submit(job).wait()
+
+
 def test_a_webhook_that_denies_is_not_a_missing_permission(cluster: FakeCluster) -> None:
     text = 'admission webhook "validator.trainingruntime.trainer.kubeflow.org" denied the request: must have container node'
     cluster.server.inject_fault(lambda r: r.action is kmock.action.UPDATE, status=403, message=text)
@@ -114,6 +121,19 @@ def test_the_reason_of_a_queue_is_told_and_a_wrong_queue_ends_the_job(tmp_path: 
         (error,) = waiter.join()
         assert ("kubernetes.queue" in str(error)) == ends
         handle.launcher.stop()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_queue_on_a_cluster_without_kueue_is_refused(tmp_path: Path, served: bool) -> None:
+    """The label of the queue would change nothing: no quota, and no gang."""
+    newer = ("kueue.x-k8s.io", "v1beta1") if served else None  # too old
+    crds = CUSTOM_GROUPS if served else ()
+    with RunningServer(crds=crds, newer=newer) as server, Controllers(server) as controllers, Kubelet(server) as kubelet:
+        cluster = FakeCluster(server, controllers, kubelet, tmp_path)
+        job = cluster.job(placement=Placement(queue="training"))
+        with pytest.raises(JobFailed, match=r"^kubernetes\.queue=training: .*no Kueue.*kubernetes\.queue=null"):
+            cluster.launcher().submit(job)
+        assert cluster.objects() == []
 
 
 @pytest.mark.parametrize(("rendering", "plural"), [("jobset", "jobsets"), ("trainjob", "trainjobs")])
@@ -199,6 +219,15 @@ def test_a_pod_group_is_named_only_in_templates_whose_schema_has_it(
 # ---- the API server
 
 
+@pytest.mark.parametrize("rendering", ["jobset", "trainjob"])
+def test_a_field_that_the_installed_resource_does_not_declare_stops_at_once(cluster: FakeCluster, rendering: RenderingName) -> None:
+    """The API server answers 500, which otherwise is repeated for 15 min."""
+    cluster.server.api.undeclared_fields = {"podFailurePolicy"}
+    with pytest.raises(JobFailed, match=r"field not declared in schema.*CustomResourceDefinitions"):
+        cluster.launcher(rendering).submit(cluster.job())
+    wait_until(lambda: not cluster.objects())
+
+
 def test_a_proxy_that_sends_a_date_in_retry_after_is_waited_for(cluster: FakeCluster) -> None:
     for value in ("Wed, 21 Oct 2015 07:28:00 GMT", "soon", "0"):
         cluster.server.inject_fault(lambda r: r.action is kmock.action.LIST, status=429, retry_after=value)
@@ -259,6 +288,32 @@ class _List:
 
     def __init__(self, cluster_launcher: launcher.KubernetesLauncher) -> None:
         self.wait = cluster_launcher.jobs
+
+
+def test_credentials_that_a_starting_api_server_rejects_are_sent_again(cluster: FakeCluster) -> None:
+    """It rejects the tokens of service accounts until it has read the accounts; without an outage, 401 is final."""
+    cluster_launcher = cluster.launcher()
+    cluster.server.inject_fault(lambda r: r.action is kmock.action.LIST, reset=True)
+    cluster.server.inject_fault(lambda r: r.action is kmock.action.LIST, times=3, status=401)
+    assert cluster_launcher.jobs() == []
+
+
+def test_credentials_that_stay_rejected_after_an_outage_are_reported(cluster: FakeCluster) -> None:
+    cluster_launcher = cluster.launcher(retry=dataclasses.replace(FAST_RETRY, forbidden_s=0.1))
+    cluster.server.inject_fault(lambda r: r.action is kmock.action.LIST, reset=True)
+    cluster.server.inject_fault(lambda r: r.action is kmock.action.LIST, times=10**6, status=401)
+    with pytest.raises(JobFailed, match="rejects the credentials"):
+        cluster_launcher.jobs()
+
+
+def test_a_verb_that_was_never_permitted_is_refused_at_once_although_others_are(cluster: FakeCluster) -> None:
+    cluster_launcher = cluster.launcher()
+    cluster_launcher.jobs()
+    cluster.server.api.grants -= {("batch", "jobs", "create")}
+    with pytest.raises(JobFailed, match=r"not allowed to patch .*cannot create resource"):
+        cluster_launcher.submit(cluster.job())
+    refusals = [r for r in cluster.server.requests() if r.action is kmock.action.UPDATE]
+    assert len(refusals) == 1
 
 
 def test_a_permission_that_stays_missing_is_reported_after_the_patience_is_over(cluster: FakeCluster) -> None:
@@ -340,3 +395,22 @@ def test_pods_that_outlived_their_job_are_not_joined_by_a_second_writer(cluster:
     with pytest.raises(JobFailed, match=f"would write the same checkpoints: {names[0]}, {names[1]}.*delete pod {names[0]}"):
         cluster.launcher().submit(job)
     assert cluster.server.objects("jobs") == []
+
+
+@pytest.mark.parametrize(
+    ("rendering", "plural", "root"), [("jobset", "jobsets", "job {}-node-0"), ("trainjob", "trainjobs", "jobset {}")]
+)
+def test_a_job_that_outlived_its_jobset_is_named_since_it_replaces_deleted_pods(
+    cluster: FakeCluster, rendering: RenderingName, plural: str, root: str
+) -> None:
+    cluster.default_behavior = RUNS_FOREVER
+    job = cluster.job()
+    cluster.launcher(rendering).submit(job)
+    wait_until(cluster.is_running)
+    cluster.controllers.orphan(plural, job.key)
+    for now in (rendering, "job"):
+        with pytest.raises(
+            JobFailed, match=f"would write the same checkpoints.*kubectl --namespace omnimri delete {root.format(job.key)}\\)$"
+        ):
+            cluster.launcher(now).submit(job)  # type: ignore[arg-type]
+    assert cluster.is_running()

@@ -163,7 +163,8 @@ def test_a_lost_connection_is_not_the_root_cause() -> None:
             "kubernetes.volumes",
         ),
         ("0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.", FailureKind.configuration, "storage class"),
-        ('resourceclaimtemplate "nic" not found', FailureKind.configuration, "kubernetes.resource_claims"),
+        ('pod "omnimri/j-0-x": ResourceClaim not created yet', FailureKind.configuration, "kubernetes.resource_claims"),
+        ("0/2 nodes are available: 2 cannot allocate all claims.", FailureKind.unschedulable, "gpus_per_node"),
         ("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.", FailureKind.unschedulable, "gpus_per_node"),
     ],
 )

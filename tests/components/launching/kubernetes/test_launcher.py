@@ -17,10 +17,11 @@ from components.launching import JobState
 from components.launching.kubernetes.api_client import Cluster
 from components.launching.kubernetes.job_handle import KubernetesHandle
 from components.launching.kubernetes.launcher import KubernetesLauncher
-from components.launching.kubernetes.manifests import MAIN_RESOURCES, RenderingName
+from components.launching.kubernetes.manifests import JOBS, MAIN_RESOURCES, RenderingName
 from components.provenance import REPOSITORY
 from tests.doubles.apiserver import NAMESPACE, RunningServer
-from tests.doubles.kubelet import BlockedPod, ScriptedPod
+from tests.doubles.controllers import Controllers
+from tests.doubles.kubelet import BlockedPod, Kubelet, ScriptedPod
 from tests.helpers.fake_cluster import EVENT_TIMEOUT_S, FAST_RETRY, RENDERINGS, RUNS_FOREVER, FakeCluster, Waiter, wait_until
 
 
@@ -177,6 +178,44 @@ def test_the_preferred_rendering_follows_from_the_served_api_groups() -> None:
             assert KubernetesLauncher(Cluster(server.client(), NAMESPACE, FAST_RETRY)).rendering == best
 
 
+@pytest.mark.parametrize("before", RENDERINGS)
+@pytest.mark.parametrize("now", RENDERINGS)
+def test_a_job_of_another_rendering_is_found_and_waited_for(
+    cluster: FakeCluster, before: RenderingName, now: RenderingName
+) -> None:
+    """JobSets were installed while an Indexed Job ran: a second submission must neither start again nor blame the live pods."""
+    cluster.default_behavior = RUNS_FOREVER
+    first = cluster.launcher(before).submit(cluster.job())
+    wait_until(cluster.is_running)
+    second = cluster.launcher(now).submit(cluster.job())
+    assert second.main["metadata"]["uid"] == first.main["metadata"]["uid"]
+    waiter = Waiter(second)
+    for index in (0, 1):
+        cluster.kubelet.finish(index)
+    assert waiter.join() == [] and second.status().state is JobState.succeeded and len(cluster.kubelet.started) == 2
+
+
+def test_a_failed_job_of_another_rendering_is_started_again_in_the_present_one(cluster: FakeCluster) -> None:
+    cluster.default_behavior = ScriptedPod(exit_code=1)
+    with pytest.raises(JobFailed):
+        cluster.launcher("job").submit(cluster.job(nodes=1, restarts=0)).wait()
+    cluster.default_behavior = ScriptedPod()
+    again = cluster.launcher("jobset").submit(cluster.job(nodes=1, restarts=0))
+    again.wait()
+    assert again.main["kind"] == "JobSet"
+    assert [job["metadata"]["name"] for job in cluster.server.objects("jobs")] == [f"{again.key}-node-0"]
+
+
+@pytest.mark.parametrize(("group", "rendering"), [("jobset.x-k8s.io", "jobset"), ("trainer.kubeflow.org", "trainjob")])
+def test_a_group_that_is_served_only_in_another_version_is_not_used(tmp_path: Path, group: str, rendering: RenderingName) -> None:
+    with RunningServer(newer=(group, "v1")) as server, Controllers(server) as controllers, Kubelet(server) as kubelet:
+        cluster = FakeCluster(server, controllers, kubelet, tmp_path)
+        automatic = KubernetesLauncher(Cluster(server.client(), NAMESPACE, FAST_RETRY))
+        assert automatic.jobs() == [] and automatic.clean_up() == [] and automatic.rendering != rendering
+        with pytest.raises(JobFailed, match=rf"rendering={rendering}: the cluster serves no .*{group}/v1alpha.*rendering=auto"):
+            cluster.launcher(rendering).submit(cluster.job())
+
+
 def _write_kubeconfig(cluster: FakeCluster) -> Path:
     """Write a kubeconfig for the cluster's server, with a token."""
     path = cluster.folder / "kubeconfig"
@@ -215,5 +254,5 @@ def test_a_renewed_token_file_of_the_kubeconfig_is_used(cluster: FakeCluster, mo
     connected = Cluster.connect(NAMESPACE, None, FAST_RETRY)
     for expected in ("first", "second"):
         token.write_text(expected + "\n")
-        connected.supported_renderings()
+        connected.get(JOBS, "any")
         assert cluster.server.requests()[-1].headers["Authorization"] == f"Bearer {expected}"

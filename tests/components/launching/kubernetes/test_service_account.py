@@ -16,6 +16,7 @@ from components.errors import JobFailed
 from components.launching import JobSpec, SharedVolume
 from components.launching.kubernetes.api_client import Cluster, RetryPolicy
 from components.launching.kubernetes.launcher import KubernetesLauncher
+from components.launching.kubernetes.manifests import JOBS
 from tests.doubles.apiserver import NAMESPACE, RunningServer
 from tests.doubles.authority import Authority
 from tests.doubles.controllers import Controllers
@@ -71,12 +72,12 @@ def test_a_job_is_submitted_watched_and_read_over_tls_with_the_token_of_the_acco
 def test_a_renewed_token_is_used(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens of pods are valid for an hour; the client reads the file again after a minute."""
     cluster = Cluster.connect(NAMESPACE, retry=FAST_RETRY)
-    cluster.supported_renderings()
+    cluster.list_objects(JOBS)
     (pod.files / "account" / "token").write_text("second")
     request_count = len(pod.server.requests())
     later = SimpleNamespace(now=lambda: datetime.datetime.now() + datetime.timedelta(minutes=2))
     monkeypatch.setattr(incluster_config, "datetime", SimpleNamespace(datetime=later, timedelta=datetime.timedelta))
-    cluster.supported_renderings()
+    cluster.list_objects(JOBS)
     assert pod.tokens() == {"bearer first", "bearer second"} and pod.tokens(request_count) == {"bearer second"}
 
 
