@@ -29,21 +29,21 @@ class Home:
         """Return the home that the environment names (``OMNIMRI_HOME``, ``OMNIMRI_DATA``), else the default one.
 
         The default is the checkout, or, where OmniMRI is installed from a wheel, the user's data folder (on Linux
-        ``~/.local/share/omnimri``).
+        ``~/.local/share/omnimri``). An empty variable counts as none: as a path it would be the current directory.
         """
         if in_checkout():
             default_root, default_data = REPOSITORY / ".omnimri", REPOSITORY / "data"
         else:
             user_folder = platformdirs.user_data_path("omnimri", appauthor=False)
             default_root, default_data = user_folder / ".omnimri", user_folder / "data"
-        root = Path(os.environ.get("OMNIMRI_HOME", default_root)).expanduser().resolve()
-        data = Path(os.environ.get("OMNIMRI_DATA", default_data)).expanduser().resolve()
+        root = Path(os.environ.get("OMNIMRI_HOME") or default_root).expanduser().resolve()
+        data = Path(os.environ.get("OMNIMRI_DATA") or default_data).expanduser().resolve()
         return cls(root=root, data=data)
 
     @property
     def cards(self) -> Path:
         """The user's own dataset cards; ``OMNIMRI_CARDS`` names another folder."""
-        return Path(os.environ.get("OMNIMRI_CARDS", self.root / "cards")).expanduser().resolve()
+        return Path(os.environ.get("OMNIMRI_CARDS") or self.root / "cards").expanduser().resolve()
 
     @property
     def sources(self) -> Path:

@@ -76,7 +76,7 @@ def git_commit() -> str:
     does not count as code: every result names its data version itself. Outside of a git checkout of its own, return the commit that
     the build of the image recorded (``OMNIMRI_COMMIT``), or ``"unknown"``.
     """
-    recorded = os.environ.get("OMNIMRI_COMMIT", "unknown")
+    recorded = os.environ.get("OMNIMRI_COMMIT") or "unknown"
     if not (REPOSITORY / ".git").exists():  # an installed wheel, or an archive; a repository around it is not ours
         return recorded
     top = _git("rev-parse", "--show-toplevel")

@@ -59,7 +59,7 @@ class Lineage:
             stage_digests={stage.stage: stage.digest for stage in stages},
             stage_runs={stage.stage: stage.run_id for stage in stages},
             validation_passed=validation_passed,
-            container=settings.kubernetes.image if settings.launcher == "kubernetes" else os.environ.get("OMNIMRI_IMAGE", "none"),
+            container=settings.kubernetes.image if settings.launcher == "kubernetes" else os.environ.get("OMNIMRI_IMAGE") or "none",
         )
 
     def tags(self) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 from components.errors import BadInput, OmniMRIError
 from components.files import folder_state
 from components.home import Home
+from components.provenance import git_environment
 from components.settings import DatasetSettings
 from components.versioning.repository import DataRepository
 
@@ -46,7 +46,7 @@ def _run_git(root: Path, *arguments: str) -> str | None:
     """Return the output of a git command; None if it fails, or without a repository."""
     if not (root / ".git").exists():
         return None
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    environment = {**git_environment(), "GIT_TERMINAL_PROMPT": "0"}
     command = ["git", *arguments]
     try:
         result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, env=environment)

@@ -49,8 +49,7 @@ def set_defaults(home: Home) -> None:
     if "PREFECT_API_URL" not in os.environ and (services := running_services(home)) is not None:
         os.environ.update({name: value for name, value in services.items() if name not in os.environ})
     log_in()
-    os.environ.setdefault("OMNIMRI_HOME", str(home.root))
-    os.environ.setdefault("OMNIMRI_DATA", str(home.data))
+    os.environ.update(OMNIMRI_HOME=str(home.root), OMNIMRI_DATA=str(home.data))  # children may have another current directory
     for logger in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(logger).addFilter(drop_traceback)
 

@@ -6,6 +6,7 @@ Deploying again changes only what differs.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -62,7 +63,7 @@ def _template(pool_type: PoolType) -> dict[str, Any]:
     template = ProcessWorker.get_default_base_job_template()
     fields = template["variables"]["properties"]
     # A single process for each run: our code needs no checkout, and so no process that prepares one.
-    fields["command"]["default"] = f"{sys.executable} -m prefect.engine"
+    fields["command"]["default"] = f"{shlex.quote(sys.executable)} -m prefect.engine"
     fields["working_dir"]["default"] = str(Home.open().root)
     return template
 

@@ -50,7 +50,7 @@ def git(root: Path, *words: str) -> None:
     subprocess.run(["git", *who, *words], cwd=root, check=True, capture_output=True)
 
 
-def test_an_upstream_pin_and_a_tag_of_another_version_are_observed(tmp_path: Path) -> None:
+def test_an_upstream_pin_and_a_tag_of_another_version_are_observed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two users share a git remote and a DVC remote; one of them publishes a new version of the data."""
     (tmp_path / "data" / "set").mkdir(parents=True)
     home = Home(tmp_path / "home", tmp_path / "data")
@@ -74,6 +74,9 @@ def test_an_upstream_pin_and_a_tag_of_another_version_are_observed(tmp_path: Pat
     states = {state.kind: state for state in observe_sources(datasets, home)}
     assert states["remote"].revision == states["tag"].revision == versions[1] != repository.digest()
     assert set(states) == {"folder", "remote", "tag"} and states["folder"].revision is None
+    git(tmp_path, "init", "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))  # as git sets it for a hook that starts the watcher
+    assert {state.kind: state for state in observe_sources(datasets, home)} == states
 
 
 def test_without_git_only_folders_are_observed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.utilities.processutils import command_from_string
 
 from components.errors import GateRefused
 from components.home import Home
@@ -73,6 +75,19 @@ def test_the_same_flows_can_run_in_pods(server: str) -> None:
     answer = request("GET", f"{server}/work_pools/pods")
     assert answer["type"] == "kubernetes"
     assert answer["base_job_template"]["job_configuration"]["job_manifest"]["kind"] == "Job"
+
+
+def test_runs_start_with_an_interpreter_whose_path_has_a_space(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter = tmp_path / "a checkout's" / "python"
+    interpreter.parent.mkdir()
+    interpreter.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    create_pool(Deployment(pool="spaced"))
+    template = request("GET", f"{server}/work_pools/spaced")["base_job_template"]
+    words = command_from_string(template["variables"]["properties"]["command"]["default"])  # as Prefect's worker splits it
+    assert words == [str(interpreter), "-m", "prefect.engine"]
 
 
 def test_every_field_of_every_form_is_described(deployed: dict[str, Any]) -> None:
