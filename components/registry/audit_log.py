@@ -13,6 +13,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -20,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import TypeAdapter
 
 from components.errors import JobFailed
 from components.home import Home
@@ -29,7 +32,7 @@ from components.tracking.runs import require_active, restore_command
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ActionKind = Literal["register", "promote", "force", "refuse", "rollback", "outside"]
+ActionKind = Literal["register", "promote", "force", "refuse", "rollback", "outside", "unreadable"]
 PLACES = ("candidate", "staging", "production", "archived")
 """The aliases. ``archived``: the version that left production last; all that left it have the legacy stage ``Archived``."""
 EXPERIMENT, RUN, HEAD, EARLIER, NAME = "omnimri-registry", "history_run", "history_head", "history_earlier", "omnimri.history"
@@ -41,6 +44,8 @@ PATIENCE_S = 25.0
 """Seconds that a process waits for other writers in all before it gives up; the time of its own decision does not count."""
 GENESIS_HASH = "0" * 64
 DONE = ".done"
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_HEAD = re.compile(r"([1-9][0-9]*) ([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,11 @@ class Action:
     gates: tuple[str, ...] = ()
     figures: tuple[tuple[str, float, float | None], ...] = ()
     weights: str = ""
+
+    @property
+    def records_faults(self) -> bool:
+        """Return whether this is a promotion that was forced although the log had faults, which it names."""
+        return self.action == "force" and any(gate.startswith("history:") for gate in self.gates)
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ def alias_stack(entries: Sequence[Entry], place: str) -> list[str]:
             if move.place != place:
                 continue
             if entry.act.action == "rollback":
-                stack.pop()
+                del stack[-1:]  # empty if earlier entries were removed
             elif move.after:
                 stack.append(move.after)
             else:
@@ -124,23 +134,48 @@ def alias_stack(entries: Sequence[Entry], place: str) -> list[str]:
 
 
 def integrity_faults(entries: Sequence[Entry], head: str) -> list[str]:
-    """Return descriptions of changed, removed or truncated entries; an empty list means that the log is intact."""
+    """Return descriptions of changed, removed or truncated entries; an empty list means that the log is intact.
+
+    Args:
+        head: number and hash of the last entry, from the registered model, read before the entries.
+    """
     problems: list[str] = []
-    previous = GENESIS_HASH
-    for number, entry in enumerate(entries, start=1):
-        if entry.number != number:
-            return [*problems, f"history: entry {number} is missing"]
+    previous, expected = GENESIS_HASH, 1
+    for entry in entries:
+        problems += [f"history: entry {number} is missing" for number in range(expected, entry.number)]
         if entry.hash != digest(*entry.content):
-            problems.append(f"history: entry {number} was changed")
-        elif entry.previous != previous:
-            problems.append(f"history: the predecessor of entry {number} was changed")
-        previous = entry.hash
-    last, _, last_hash = head.partition(" ")
-    if last and int(last) > len(entries):
-        problems.append(f"history: {int(last) - len(entries)} entries at its end are missing")
-    elif last and entries[int(last) - 1].hash != last_hash:
-        problems.append(f"history: entry {last} is not the one recorded on the model")
-    return problems
+            problems.append(f"history: entry {entry.number} was changed")
+        elif entry.previous != previous and entry.number == expected:
+            problems.append(f"history: the predecessor of entry {entry.number} was changed")
+        previous, expected = entry.hash, entry.number + 1
+    return [*problems, *_head_faults(entries, head, expected - 1)]
+
+
+def _head_faults(entries: Sequence[Entry], head: str, last: int) -> list[str]:
+    """Return how the last entry that the model names differs from the log, whose last entry has the number ``last``."""
+    if not head:
+        return []
+    named = _HEAD.fullmatch(head)
+    if named is None:
+        return [f"history: the tag {HEAD} of the model was changed"]
+    number = int(named[1])
+    if number > last:
+        return [f"history: {number - last} entries at its end are missing"]
+    if (named[1], named[2]) not in {(str(entry.number), entry.hash) for entry in entries}:
+        return [f"history: entry {number} is not the one recorded on the model"]
+    return []
+
+
+def _set_back(entries: Sequence[Entry], head: str) -> list[str]:
+    """Return that the model names an older entry than the last one that was completed, or none.
+
+    Args:
+        head: as in :func:`integrity_faults`, but read after the entries.
+    """
+    named, done = _HEAD.fullmatch(head), max((entry.number for entry in entries if entry.done), default=0)
+    if (named is None and head) or (int(named[1]) if named else 0) >= done:
+        return []
+    return [f"history: the tag {HEAD} of the model was {'set back' if head else 'removed'}"]
 
 
 @dataclass(frozen=True)
@@ -149,22 +184,26 @@ class AuditState:
 
     Attributes:
         head: number and hash of the last entry, from the registered model; aliases: alias -> version in MLflow.
-        earlier: number of entries about an earlier registered model of this name, which was deleted.
+        earlier: number of the last entry about an earlier registered model of this name, which was deleted.
+        tag_faults: what other tools have done to the tags of the model.
     """
 
     entries: tuple[Entry, ...]
     head: str
     aliases: dict[str, str]
     earlier: int = 0
+    tag_faults: tuple[str, ...] = ()
 
     @property
     def faults(self) -> list[str]:
         """See :func:`integrity_faults`."""
-        return integrity_faults(self.entries, self.head)
+        return [*integrity_faults(self.entries, self.head), *self.tag_faults]
 
     def has_registered(self, version: str) -> bool:
         """Return whether the log has an entry of the registration of a version."""
-        return any(entry.act.action == "register" and entry.act.version == version for entry in self.entries[self.earlier :])
+        return any(
+            entry.act.action == "register" and entry.act.version == version for entry in self.entries if entry.number > self.earlier
+        )
 
     @property
     def moved_outside(self) -> tuple[Move, ...]:
@@ -195,11 +234,14 @@ class AuditLog:
             JobFailed: the MLflow run that stores the log was deleted for good.
         """
         model = self.client.get_registered_model(self.name)  # read before the entries, so that they include its head
-        run_id, head = model.tags.get(RUN), model.tags.get(HEAD, "")
+        run_id, head = self._history_run(model.tags), model.tags.get(HEAD, "")
         entries = self._entries(run_id) if run_id else ()
-        aliases = {place: str(version) for place, version in self.client.get_registered_model(self.name).aliases.items()}
-        present = {place: version for place, version in aliases.items() if place in PLACES}
-        return AuditState(entries, head, present, int(model.tags.get(EARLIER, "0")))
+        model = self.client.get_registered_model(self.name)  # and after them, so that its head includes what is done
+        aliases = {place: str(version) for place, version in model.aliases.items() if place in PLACES}
+        earlier, tag_faults = model.tags.get(EARLIER, "0"), _set_back(entries, model.tags.get(HEAD, ""))
+        if not _NUMBER.fullmatch(earlier):
+            earlier, tag_faults = "0", [*tag_faults, f"history: the tag {EARLIER} of the model was changed"]
+        return AuditState(entries, head, aliases, int(earlier), tuple(tag_faults))
 
     def _entries(self, run_id: str) -> tuple[Entry, ...]:
         from mlflow.exceptions import MlflowException
@@ -214,8 +256,8 @@ class AuditLog:
                 where=f"{self.name}, MLflow run {run_id}",
                 remedy="restore MLflow's store from its backup",
             ) from None
-        numbers = [key for key in sorted(parameters) if key.isdigit()]
-        return tuple(_parse_entry(_join_parts(key, parameters), f"{key}{DONE}" in parameters) for key in numbers)
+        numbers = sorted((key for key in parameters if _NUMBER.fullmatch(key)), key=int)
+        return tuple(_parse_entry(int(key), _join_parts(key, parameters), f"{key}{DONE}" in parameters) for key in numbers)
 
     def create(self) -> None:
         """Create the registered model and its history where they do not exist."""
@@ -282,7 +324,7 @@ class AuditLog:
         """Write the next entry and apply it. Return false if its number is already taken."""
         from mlflow.exceptions import MlflowException
 
-        number = len(state.entries) + 1
+        number = state.entries[-1].number + 1 if state.entries else 1
         previous = state.entries[-1].hash if state.entries else GENESIS_HASH
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         entry = Entry(number, now, current_user(), action, previous, "", done=False, nonce=secrets.token_hex(8))
@@ -294,7 +336,7 @@ class AuditLog:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             self._require_active(run_id)
-            if len(self._entries(run_id)) >= number:
+            if any(entry.number >= number for entry in self._entries(run_id)):
                 return False
             raise JobFailed(
                 f"MLflow refused an entry of the history: {error.message}",
@@ -309,15 +351,21 @@ class AuditLog:
 
         A writer that was suspended for longer than its lease may find that others have completed its entry and written more. It
         sets what the newest entry says, and looks again afterwards, so that it never undoes their decisions.
+
+        The head is evidence: where it contradicts the log, it stays until a forced promotion has recorded the fault.
         """
         entries: tuple[Entry, ...] = ()
         found = self._entries(run_id)
         while found != entries:
             entries, target = found, alias_versions(found)
-            for place in sorted({move.place for later in entries[entry.number - 1 :] for move in later.act.moves}):
+            new = [later for later in entries if later.number >= entry.number]
+            for place in sorted({move.place for later in new for move in later.act.moves}):
                 self._set_alias(place, target.get(place, ""))
             self.mirror()
-            self.client.set_registered_model_tag(self.name, HEAD, f"{entries[-1].number} {entries[-1].hash}")
+            head = self.client.get_registered_model(self.name).tags.get(HEAD, "")
+            faults = [*_head_faults(entries, head, entries[-1].number), *_set_back(entries, head)]
+            if not faults or any(later.act.records_faults for later in new):
+                self.client.set_registered_model_tag(self.name, HEAD, f"{entries[-1].number} {entries[-1].hash}")
             found = self._entries(run_id)
         # Last: other writers wait for it, and an alias that is set after it would look like a move from outside.
         self.client.log_param(run_id, f"{_key(entry.number)}{DONE}", entry.hash)
@@ -340,31 +388,47 @@ class AuditLog:
 
         A model that was deleted outside continues its history: the next entry records that its aliases are gone.
         """
-        try:
-            run_id = self._recorded_run()
-        except LookupError:
-            run_id = self._create_model()
-        if run_id is None:  # a model that was registered before audit logs existed
-            self.client.set_registered_model_tag(self.name, RUN, self._create_run())
-            run_id = self._recorded_run()
-        assert run_id is not None
-        self._require_active(run_id)
-        return run_id
-
-    def _recorded_run(self) -> str | None:
-        """Return the run that the registered model names.
-
-        Raises:
-            LookupError: there is no such model.
-        """
         from mlflow.exceptions import MlflowException
 
         try:
-            return self.client.get_registered_model(self.name).tags.get(RUN)
+            tags = self.client.get_registered_model(self.name).tags
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise LookupError(self.name) from None
+            tags = self._create_model()
+        run_id = self._history_run(tags)
+        if run_id is None:  # a model that was registered before audit logs existed
+            run_id = self._create_run()
+        if tags.get(RUN) != run_id:
+            self._adopt(run_id)
+            run_id = self.client.get_registered_model(self.name).tags[RUN]
+        self._require_active(run_id)
+        return run_id
+
+    def _history_run(self, tags: Mapping[str, str]) -> str | None:
+        """Return the run that the tags of the model name; if that is no history, the one that names the model."""
+        from mlflow.exceptions import MlflowException
+
+        if recorded := tags.get(RUN):
+            try:
+                if NAME in self.client.get_run(recorded).data.tags:
+                    return recorded
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+        return self._find_run() or recorded
+
+    def _adopt(self, run_id: str) -> None:
+        """Let the registered model name its run again: other tools removed the tag, or made the whole model anew.
+
+        A model that was made after the last entry takes over the history as an earlier one's.
+        """
+        model, entries = self.client.get_registered_model(self.name), self._entries(run_id)
+        made = datetime.fromtimestamp(model.creation_timestamp / 1000, UTC).isoformat(timespec="milliseconds")
+        if entries and HEAD not in model.tags and entries[-1].at < made:
+            for name, value in _head_tags(entries).items():
+                self.client.set_registered_model_tag(self.name, name, value)
+        self.client.set_registered_model_tag(self.name, RUN, run_id)
 
     def _require_active(self, run_id: str) -> None:
         """Check that MLflow accepts entries.
@@ -388,8 +452,8 @@ class AuditLog:
             remedy=restore_command("runs", "--run-id", run_id),
         )
 
-    def _create_model(self) -> str | None:
-        """Create the registered model with the run of its earlier history, or a new one; return the run.
+    def _create_model(self) -> dict[str, str]:
+        """Create the registered model with the run of its earlier history, or a new one; return its tags.
 
         Raises:
             JobFailed: the model was renamed outside of OmniMRI.
@@ -405,22 +469,34 @@ class AuditLog:
                     remedy=f"rename it back in MLflow's UI, or use it: --set registry.name={renamed.name}",
                 )
         run_id = existing or self._create_run()
-        entries = self._entries(run_id)
-        head = {HEAD: f"{len(entries)} {entries[-1].hash}", EARLIER: str(len(entries))} if entries else {}
+        tags = {RUN: run_id, **_head_tags(self._entries(run_id))}
         try:
-            self.client.create_registered_model(self.name, tags={RUN: run_id, **head})
+            self.client.create_registered_model(self.name, tags=tags)
         except MlflowException:  # another writer was first
-            recorded = self._recorded_run()
-            if existing is None and recorded != run_id:
+            tags = self.client.get_registered_model(self.name).tags
+            if existing is None and tags.get(RUN) != run_id:
                 self.client.delete_run(run_id)
-            return recorded
-        return run_id
+        return tags
 
     def _find_run(self) -> str | None:
-        """Return the run with the history of a model that does not exist any more, or of an interrupted creation."""
-        experiment = self._experiment()
-        found = self.client.search_runs([experiment], f"tags.`{NAME}` = '{self.name}'", order_by=["attributes.start_time DESC"])
-        return str(found[0].info.run_id) if found else None
+        """Return the run with the history of a model that does not name it, or of an interrupted creation; None without one.
+
+        One with entries counts more than an empty one, even if it was deleted; then its restoration is asked for.
+        """
+        from mlflow.entities import ViewType
+
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return None
+        require_active(experiment)
+        mine = f"tags.`{NAME}` = '{self.name}'"
+        found = [
+            run
+            for run in self.client.search_runs([experiment.experiment_id], mine, ViewType.ALL)
+            if run.data.params or run.info.lifecycle_stage == "active"
+        ]
+        found.sort(key=lambda run: (bool(run.data.params), run.info.lifecycle_stage == "active", run.info.start_time))
+        return str(found[-1].info.run_id) if found else None
 
     def _experiment(self) -> str:
         """Return the experiment of histories; create it if it does not exist.
@@ -481,15 +557,31 @@ def _join_parts(key: str, parameters: Mapping[str, str]) -> str:
     return first + "".join(parameters.get(name, "") for name in names.split())
 
 
-def _parse_entry(text: str, done: bool) -> Entry:
-    plain = json.loads(text)
-    stored = plain["act"]
-    action = Action(
-        **{
-            **stored,
-            "moves": tuple(Move(**move) for move in stored["moves"]),
-            "gates": tuple(stored["gates"]),
-            "figures": tuple((name, ours, theirs) for name, ours, theirs in stored["figures"]),
-        }
-    )
-    return Entry(**{**plain, "act": action}, done=done)
+_ENTRY = TypeAdapter(Entry)
+
+
+def _head_tags(entries: Sequence[Entry]) -> dict[str, str]:
+    """Return the tags of a model that continues the history of an earlier one."""
+    return {HEAD: f"{entries[-1].number} {entries[-1].hash}", EARLIER: str(entries[-1].number)} if entries else {}
+
+
+def _parse_entry(number: int, text: str, done: bool) -> Entry:
+    """Parse an entry; one that is none any more, since somebody has changed it, becomes an action ``unreadable``."""
+    try:
+        plain = json.loads(text)
+        stored = plain["act"]
+        action = Action(
+            **{
+                **stored,
+                "moves": tuple(Move(**move) for move in stored["moves"]),
+                "gates": tuple(stored["gates"]),
+                "figures": tuple((name, ours, theirs) for name, ours, theirs in stored["figures"]),
+            }
+        )
+        entry: Entry | None = Entry(**{**plain, "act": action}, done=done)
+        _ENTRY.validate_python(asdict(entry))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        entry = None
+    if entry is None or entry.number != number:
+        return Entry(number, "", "", Action("unreadable", ""), "", "")
+    return entry

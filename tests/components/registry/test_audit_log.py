@@ -19,8 +19,11 @@ from components.home import Home
 from components.provenance import digest
 from components.registry import audit_log
 from components.registry.audit_log import (
+    EARLIER,
     EXPERIMENT,
     GENESIS_HASH,
+    HEAD,
+    RUN,
     Action,
     ActionKind,
     AuditLog,
@@ -196,20 +199,96 @@ def test_a_long_entry_is_stored_in_full(model: tuple[MlflowClient, str]) -> None
     assert state.entries[0].act.gates == gates and not state.faults
 
 
-@pytest.mark.parametrize(
-    ("statement", "fault"),
-    [
-        ("UPDATE params SET value = replace(value, 'good', 'bad') WHERE key = '000002' AND run_uuid = ?", "entry 2 was changed"),
-        ("DELETE FROM params WHERE key LIKE '000001%' AND run_uuid = ?", "entry 1 is missing"),
-        ("DELETE FROM params WHERE key LIKE '000003%' AND run_uuid = ?", "1 entries at its end are missing"),
-    ],
-)
-def test_tampering_with_the_database_is_detected(
-    model: tuple[MlflowClient, str], database: Path, statement: str, fault: str
-) -> None:
+def write_three(model: tuple[MlflowClient, str]) -> AuditLog:
     for version in ("1", "2", "3"):
         action = replace(move("production", "", version), reason="good reasons")
         AuditLog(*model).write(lambda state, action=action: action)
+    return AuditLog(*model)
+
+
+TAMPERING = {
+    "text": ("SET value = replace(value, 'good', 'bad') WHERE key = '000002'", "entry 2 was changed"),
+    "no entry": ("SET value = 'hello' WHERE key = '000002'", "entry 2 was changed"),
+    "no action": ("SET value = '{\"number\":2}' WHERE key = '000002'", "entry 2 was changed"),
+    "number": ("SET value = replace(value, '\"number\":2', '\"number\":[]') WHERE key = '000002'", "entry 2 was changed"),
+    "time": ('SET value = replace(value, \'"at":"2\', \'"at":2,"x":"\') WHERE key = \'000002\'', "entry 2 was changed"),
+    "first": ("DELETE WHERE key LIKE '000001%'", "entry 1 is missing"),
+    "middle": ("DELETE WHERE key LIKE '000002%'", "entry 2 is missing"),
+}
+"""Changes of the entries, which every later reading finds."""
+ERASURES = {
+    "last": ("DELETE WHERE key LIKE '000003%'", "1 entries at its end are missing"),
+    "all": ("DELETE WHERE 1 = 1", "3 entries at its end are missing"),
+}
+HEADS = {
+    "removed": ("", "removed"),
+    "no head": ("abc", "was changed"),
+    "no number": ("\u00b2 abc", "was changed"),
+    "set back": ("first", "set back"),
+    "of another log": (f"3 {'0' * 64}", "not the one recorded"),
+}
+"""Changes of the evidence itself, which only the next forced promotion may replace."""
+
+
+def edit_entries(database: Path, change: str, run_id: str) -> None:
+    statement = change.replace("DELETE", "DELETE FROM params").replace("SET", "UPDATE params SET")
     with sqlite3.connect(database) as connection:
-        assert connection.execute(statement, [AuditLog(*model)._run_id()]).rowcount >= 1
-    assert fault in " ".join(AuditLog(*model).read().faults)
+        assert connection.execute(f"{statement} AND run_uuid = ?", [run_id]).rowcount >= 1
+
+
+@pytest.mark.parametrize("kind", TAMPERING)
+def test_tampering_with_the_database_is_detected_for_ever(model: tuple[MlflowClient, str], database: Path, kind: str) -> None:
+    log, (change, fault) = write_three(model), TAMPERING[kind]
+    edit_entries(database, change, log._run_id())
+    assert fault in " ".join(log.read().faults)
+    state = log.write(lambda state: replace(promotion("2")(state), action="force", gates=tuple(state.faults)))
+    assert fault in " ".join(state.faults) and alias_stack(state.entries, "production")
+
+
+@pytest.mark.parametrize("kind", [*ERASURES, *HEADS])
+def test_erased_evidence_is_reported_until_a_forced_promotion_records_it(
+    model: tuple[MlflowClient, str], database: Path, kind: str
+) -> None:
+    log, (change, fault) = write_three(model), (ERASURES | HEADS)[kind]
+    if kind in ERASURES:
+        edit_entries(database, change, log._run_id())
+    elif change:
+        first = f"1 {log.read().entries[0].hash}"
+        model[0].set_registered_model_tag(model[1], HEAD, first if change == "first" else change)
+    else:
+        model[0].delete_registered_model_tag(model[1], HEAD)
+    assert fault in " ".join(log.read().faults)
+    for version in ("1", "2"):  # other commands write, and record first what moved outside
+        assert log.write(promotion(version)).faults
+    state = log.write(lambda state: replace(promotion("3")(state), action="force", gates=tuple(state.faults)))
+    assert not state.faults and state.entries[-1].act.records_faults
+    assert not log.write(promotion("1")).faults
+
+
+@pytest.mark.parametrize("named", ["nothing", "no run", "another run"])
+def test_a_model_that_does_not_name_its_history_any_more_continues_it(model: tuple[MlflowClient, str], named: str) -> None:
+    """Somebody removed the tag in MLflow's page, or wrote something else into it."""
+    log, (client, name) = write_three(model), model
+    run_id = log._run_id()
+    if named == "nothing":
+        client.delete_registered_model_tag(name, RUN)
+    else:
+        client.set_registered_model_tag(name, RUN, "0" * 32 if named == "no run" else client.create_run("0").info.run_id)
+    assert len(log.read().entries) == 3 and not log.read().faults
+    state = log.write(promotion("1"))
+    assert [entry.number for entry in state.entries] == [1, 2, 3, 4] and not state.faults and log._run_id() == run_id
+
+
+def test_a_model_made_anew_with_other_tools_continues_the_history(model: tuple[MlflowClient, str]) -> None:
+    log, (client, name) = write_three(model), model
+    client.delete_registered_model(name)
+    client.create_registered_model(name)
+    client.create_model_version(name, source="again")
+    state = log.write(promotion("1"))
+    assert len(state.entries) == 5 and not state.faults and not state.has_registered("1") and state.earlier == 3
+
+
+def test_a_changed_number_of_earlier_entries_is_reported(model: tuple[MlflowClient, str]) -> None:
+    log = write_three(model)
+    model[0].set_registered_model_tag(model[1], EARLIER, "abc")
+    assert log.read().faults == [f"history: the tag {EARLIER} of the model was changed"]
