@@ -1,7 +1,8 @@
 """A model of the registry: whatever operators, crashes, clocks and other tools do, the history is whole and explains every alias.
 
 Each command may be killed at any call of MLflow's client, suspended there for longer than its lease while another command runs, and
-started on a machine whose clock is wrong. Other tools delete versions, move aliases, rename the model, delete runs and experiments.
+started on a machine whose clock is wrong. Other tools delete versions, move aliases, rename the model, delete runs and
+experiments, and edit tags and entries of the history.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
@@ -199,6 +201,26 @@ class Registry(RuleBasedStateMachine):
     def delete_the_model_outside(self) -> None:
         self.client.delete_registered_model(self.name)
         self.run(self.register_version)
+
+    @rule(how=st.sampled_from(["last entry", "head", "head removed", "run", "run removed"]))
+    def damage_the_history_outside(self, how: str) -> None:
+        """Every command goes on reporting it until a forced promotion records it; a run that is not named is found."""
+        if not (numbers := self.numbers()):
+            return
+        entries = AuditLog(self.client, self.name).read().entries
+        if how == "last entry":
+            with closing(sqlite3.connect(self.folder / "mlflow.db")) as store, store:
+                run_id, key = self.client.get_registered_model(self.name).tags[audit_log.RUN], f"{entries[-1].number:06d}%"
+                store.execute("DELETE FROM params WHERE run_uuid = ? AND key LIKE ?", [run_id, key])
+        else:
+            tag = audit_log.RUN if how.startswith("run") else audit_log.HEAD
+            self.client.set_registered_model_tag(self.name, tag, "abc")
+            if how.endswith("removed"):
+                self.client.delete_registered_model_tag(self.name, tag)
+        self.run(self.register_version, ("none", 0))
+        assert bool(AuditLog(self.client, self.name).read().faults) == (not how.startswith("run"))
+        self.client.delete_registered_model_alias(self.name, "production")
+        self.run(partial(promote, numbers[-1], "production", self.uri, self.settings, "known damage", force=True))
 
     def expect_refusal(self) -> None:
         with pytest.raises(JobFailed):
