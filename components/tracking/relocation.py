@@ -49,8 +49,11 @@ def former_roots(home: Home) -> list[str]:
 
 
 def _is_elsewhere(named: Path, root: Path) -> bool:
-    """Return whether artifacts were placed outside of the home on purpose: they are where the store says, and none are here."""
-    return named.is_dir() and not root.is_dir()
+    """Return whether artifacts were placed outside of the home on purpose: they are where the store says, and none are here.
+
+    Beside a store, they belong to that store's home, from which this one was copied, perhaps before it had any artifacts.
+    """
+    return named.is_dir() and not root.is_dir() and not (named.parent / "mlflow.db").exists()
 
 
 def _path(location: str) -> Path:

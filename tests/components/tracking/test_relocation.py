@@ -63,6 +63,18 @@ def test_a_copied_home_does_not_write_into_the_original(tmp_path: Path, monkeypa
     assert read_artifact(copy, run_id) == "first" and tree(tmp_path / "original") == before
 
 
+def test_a_home_that_was_copied_before_its_first_artifact_does_not_write_into_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = open_home(tmp_path / "original", monkeypatch)
+    Tracking(home.tracking_uri, home).pipeline_run("empty", load_settings("debug"), "data", {})
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    log_run(home, "first")  # the original goes on and stores its first artifact
+    before = tree(tmp_path / "original")
+    copy = open_home(tmp_path / "copy", monkeypatch)
+    assert read_artifact(copy, log_run(copy, "second")) == "second" and tree(tmp_path / "original") == before
+
+
 def test_the_doctor_reports_a_move_until_the_store_is_relocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log_run(open_home(tmp_path / "old", monkeypatch), "first")
     (tmp_path / "old").rename(tmp_path / "new")
