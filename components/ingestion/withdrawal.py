@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from components.errors import MachineFault
 from components.file_switch import INCOMING, FileSwitch
 from components.files import read_json, write_json
 from components.ingestion.manifest import MANIFEST, Manifest, files_of
@@ -26,9 +27,20 @@ class Removed:
 
 
 def withdrawals(data: Path) -> dict[str, frozenset[str]]:
-    """Return dataset -> pseudonyms of the patients who withdrew."""
+    """Return dataset -> pseudonyms of the patients who withdrew.
+
+    Raises:
+        MachineFault: the list is damaged; taken for empty, it would let them in again.
+    """
     path = data / WITHDRAWN
-    return {dataset: frozenset(patients) for dataset, patients in read_json(path).items()} if path.exists() else {}
+    try:
+        return {dataset: frozenset(patients) for dataset, patients in read_json(path).items()} if path.exists() else {}
+    except (ValueError, AttributeError, TypeError):
+        raise MachineFault(
+            "the list of withdrawn patients is damaged",
+            where=str(path),
+            remedy="restore it from a data version (omnimri data checkout REV --to FOLDER) or a backup",
+        ) from None
 
 
 def withdrawn_patients(data: Path, dataset_id: str) -> frozenset[str]:
@@ -37,11 +49,15 @@ def withdrawn_patients(data: Path, dataset_id: str) -> frozenset[str]:
 
 
 def patients_of(data: Path) -> dict[str, set[str]]:
-    """Return dataset -> pseudonyms of the patients in ``data/``."""
-    return {
-        path.parent.name: {series["patient_id"] for series in read_json(path)["series"]}
-        for path in sorted(data.glob(f"*/{MANIFEST}"))
-    }
+    """Return dataset -> pseudonyms of the patients in ``data/``; where a manifest is damaged, of those who have a folder."""
+    return {path.parent.name: _patients_in(path) for path in sorted(data.glob(f"*/{MANIFEST}"))}
+
+
+def _patients_in(manifest: Path) -> set[str]:
+    try:
+        return {series["patient_id"] for series in read_json(manifest)["series"]}
+    except (ValueError, KeyError, TypeError):
+        return {path.name for path in manifest.parent.iterdir() if path.is_dir()}
 
 
 def withdraw(data: Path, patients: Mapping[str, frozenset[str]]) -> Removed:
@@ -52,16 +68,28 @@ def withdraw(data: Path, patients: Mapping[str, frozenset[str]]) -> Removed:
 
     Args:
         patients: dataset -> pseudonyms.
+
+    Raises:
+        MachineFault: the list or a manifest is damaged; the files of the patients have been removed all the same.
     """
-    recorded = withdrawals(data)
+    faults: list[MachineFault] = []
+    try:
+        recorded = withdrawals(data)
+    except MachineFault as error:
+        faults, recorded = [error], {}
     merged = {name: recorded.get(name, frozenset()) | patients.get(name, frozenset()) for name in {*recorded, *patients}}
     listed = {name: sorted(pseudonyms) for name, pseudonyms in sorted(merged.items()) if pseudonyms}
-    if listed and merged != recorded:
+    if listed and merged != recorded and not faults:
         write_json(data / WITHDRAWN, listed)
     series = files = 0
     for name, pseudonyms in listed.items():
-        removed = _remove_patients(data, name, frozenset(pseudonyms))
-        series, files = series + removed.series, files + removed.files
+        try:
+            removed = _remove_patients(data, name, frozenset(pseudonyms))
+            series, files = series + removed.series, files + removed.files
+        except MachineFault as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]
     return Removed(series, files)
 
 
@@ -70,7 +98,11 @@ def _remove_patients(data: Path, dataset_id: str, patients: frozenset[str]) -> R
     root = data / dataset_id
     FileSwitch(root, MANIFEST).recover()
     folders = [folder / patient for patient in patients for folder in (root, root / INCOMING)]
-    manifest = Manifest.read(root)
+    try:
+        manifest = Manifest.read(root)
+    except MachineFault:
+        _remove_files(data, folders, set())
+        raise
     if manifest is None:
         return Removed(0, _remove_files(data, folders, set()))
     remaining = tuple(series for series in manifest.series if series.patient_id not in patients)

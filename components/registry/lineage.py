@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.errors import BadInput, JobFailed
+from components.errors import BadInput, JobFailed, OmniMRIError
 from components.files import read_json
+from components.model_files import WEIGHTS_TAG
 from components.registries import STAGES
-from components.registry.model_version import ModelVersion
-from components.registry.registration import SETTINGS, list_versions, show_version
+from components.registry.model_version import REQUIRED_TAGS, ModelVersion
+from components.registry.registration import SETTINGS, list_models, list_versions, show_version
 
 UNKNOWN = "unknown"
 Cohort = dict[str, dict[str, list[str]]]
@@ -45,9 +46,11 @@ class Use:
     """A version that used data of given patients or of a dataset.
 
     Attributes:
+        name: of the registered model.
         splits: ``train``, ``validation``, ``test``; ``unknown`` = its data version contains them, but it stores no patient list.
     """
 
+    name: str
     version: str
     aliases: tuple[str, ...]
     data_digest: str
@@ -101,10 +104,8 @@ def load_version_settings(version: ModelVersion, tracking_uri: str) -> dict[str,
     return settings
 
 
-def versions_with_patients(
-    patients: Mapping[str, Collection[str]], data_versions: Collection[str], tracking_uri: str, name: str
-) -> list[Use]:
-    """Return the versions that used data of patients (dataset -> pseudonyms), newest first.
+def versions_with_patients(patients: Mapping[str, Collection[str]], data_versions: Collection[str], tracking_uri: str) -> list[Use]:
+    """Return the versions of any registered model that used data of patients (dataset -> pseudonyms), newest first.
 
     Args:
         data_versions: data versions that contain their files, for model versions that store no patient list.
@@ -118,11 +119,11 @@ def versions_with_patients(
             return {UNKNOWN} if version.tags.get("data_digest") in data_versions else set()
         return {split for parts in cohort.values() for split, listed in parts.items() if patient_digests & set(listed)}
 
-    return _uses(splits, tracking_uri, name)
+    return _uses(splits, tracking_uri)
 
 
-def versions_with_dataset(dataset: str, tracking_uri: str, name: str) -> list[Use]:
-    """Return the versions that used a dataset, newest first."""
+def versions_with_dataset(dataset: str, tracking_uri: str) -> list[Use]:
+    """Return the versions of any registered model that used a dataset, newest first."""
 
     def splits(version: ModelVersion, cohort: Cohort | None) -> set[str]:
         if cohort is not None:
@@ -131,41 +132,42 @@ def versions_with_dataset(dataset: str, tracking_uri: str, name: str) -> list[Us
             {UNKNOWN} if dataset in {entry["card"] for entry in load_version_settings(version, tracking_uri)["datasets"]} else set()
         )
 
-    return _uses(splits, tracking_uri, name)
+    return _uses(splits, tracking_uri)
 
 
-def _uses(splits: Callable[[ModelVersion, Cohort | None], set[str]], tracking_uri: str, name: str) -> list[Use]:
-    """Return the versions for which ``splits`` returns some; a version whose artifacts are lost counts as unknown."""
+def _uses(splits: Callable[[ModelVersion, Cohort | None], set[str]], tracking_uri: str) -> list[Use]:
+    """Return the versions for which ``splits`` returns some; one whose artifacts are lost or damaged counts as unknown.
+
+    Versions of other programs that use the same MLflow server have none of our tags, and are left out.
+    """
     from components.evaluation.results import COHORT
 
     uses = []
-    for version in list_versions(tracking_uri, name):
+    for version in (version for name in list_models(tracking_uri) for version in list_versions(tracking_uri, name)):
+        if not {WEIGHTS_TAG, *REQUIRED_TAGS} & version.tags.keys():
+            continue
         try:
-            cohort = _read_artifact(version, tracking_uri, COHORT)
-            used_in = splits(version, cohort)
-        except LostArtifacts:
+            used_in = splits(version, _read_artifact(version, tracking_uri, COHORT))
+        except (OmniMRIError, AttributeError, KeyError, TypeError):
             used_in = {UNKNOWN}
         if used_in:
-            uses.append(Use(version.version, version.aliases, version.tags.get("data_digest", ""), tuple(sorted(used_in))))
+            data, listed = version.tags.get("data_digest", ""), tuple(sorted(used_in))
+            uses.append(Use(version.name, version.version, version.aliases, data, listed))
     return uses
 
 
 class LostArtifacts(JobFailed):
-    """The files of a registered version are not where MLflow's store says they are."""
+    """The files of a registered version are not where MLflow's store says they are, or are damaged."""
 
-    def __init__(self, version: ModelVersion) -> None:
-        super().__init__(
-            "its files are lost",
-            where=f"{version.name} {version.version}",
-            remedy="restore MLflow's artifacts from a backup",
-        )
+    def __init__(self, version: ModelVersion, what: str = "its files are lost") -> None:
+        super().__init__(what, where=f"{version.name} {version.version}", remedy="restore MLflow's artifacts from a backup")
 
 
 def _read_artifact(version: ModelVersion, tracking_uri: str, file: str) -> Any:
     """Return the content of a JSON file that was registered with the weights; None where the version has none.
 
     Raises:
-        LostArtifacts: the version's files cannot be found.
+        LostArtifacts: the version's files cannot be found, or this one is no JSON object.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -176,6 +178,11 @@ def _read_artifact(version: ModelVersion, tracking_uri: str, file: str) -> Any:
         listed = {Path(entry.path).name for entry in mlflow.artifacts.list_artifacts(about)}
         if not listed:
             raise LostArtifacts(version)
-        return read_json(Path(mlflow.artifacts.download_artifacts(f"{about}/{file}"))) if file in listed else None
+        content = read_json(Path(mlflow.artifacts.download_artifacts(f"{about}/{file}"))) if file in listed else {}
     except (MlflowException, OSError):
         raise LostArtifacts(version) from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise LostArtifacts(version, f"its file {file} is damaged")
+    return content if file in listed else None

@@ -87,6 +87,17 @@ def list_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
     return [_model_version(name, version, aliases) for version in stored]
 
 
+def list_models(tracking_uri: str) -> list[str]:
+    """Return the names of all registered models, sorted; other tools may have renamed ours."""
+    if not has_store(tracking_uri):
+        return []
+    client, names, token = mlflow_client(tracking_uri), set[str](), None
+    while token is None or token:
+        page = client.search_registered_models(page_token=token)
+        names, token = names | {model.name for model in page}, page.token or ""
+    return sorted(names)
+
+
 def show_version(version: str, tracking_uri: str, name: str) -> ModelVersion:
     """Return one version, by number or alias.
 

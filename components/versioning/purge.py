@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.provenance import file_md5
 from components.versioning.dvc_store import LIST_SUFFIX, parse_file_list
 from components.versioning.patient_files import Patients, belongs_to
 
@@ -221,7 +222,12 @@ def patients_in(versions: Mapping[str, Mapping[str, str]]) -> dict[str, set[str]
 
 
 def manifest_objects(manifest: Path, patients: Collection[str]) -> set[str]:
-    """Return the md5 of the patients' files that a manifest lists."""
-    series = json.loads(manifest.read_text())["series"] if manifest.exists() else []
-    listed = [one for one in series if one["patient_id"] in patients]
-    return {file["md5"] for one in listed for role in ("files", "labels", "annotations") for file in one[role]}
+    """Return the md5 of the patients' files beside a manifest, and of those that it lists, if it can be read."""
+    folders = [manifest.parent / patient for patient in patients]
+    beside = {file_md5(path) for folder in folders for path in folder.rglob("*") if path.is_file()}
+    try:
+        series = json.loads(manifest.read_text())["series"] if manifest.exists() else []
+        listed = [one for one in series if one["patient_id"] in patients]
+        return beside | {file["md5"] for one in listed for role in ("files", "labels", "annotations") for file in one[role]}
+    except (ValueError, KeyError, TypeError):  # damaged, which the withdrawal itself reports
+        return beside

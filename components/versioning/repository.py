@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.errors import BadInput, JobFailed, OmniMRIError
+from components.errors import BadInput, JobFailed, MachineFault, OmniMRIError
 from components.ingestion.manifest import MANIFEST
 from components.ingestion.withdrawal import Removed, withdraw, withdrawals
 from components.provenance import file_md5
@@ -182,29 +182,39 @@ class DataRepository:
 
         Raises:
             BadInput: without ``purge``, if the folder lacks datasets of the pinned version.
+            MachineFault: without ``purge``, if the list of the withdrawn or a manifest is damaged.
         """
-        unproven, missing = [], self._missing_datasets()
         present = self._objects_in_folder(patients)
-        if missing:
-            fault = f"datasets of the pinned version are missing: {', '.join(missing)}"
-            remedy = "omnimri data pull fetches them; then withdraw again"
-            if not purge:
-                raise BadInput(fault, where=str(self.data), remedy=remedy)
-            unproven.append(f"{self.data}: the withdrawal is not recorded yet: {fault}: {remedy}")
-        removed = Removed(0, 0) if missing else withdraw(self.data, patients)
-        deleted, versions = 0, frozenset[str]()
+        removed, unrecorded = self._remove_from_folder(patients, purge)
+        unproven, deleted, versions = list(unrecorded), 0, frozenset[str]()
         if purge:
             pins, faults = self._known_pins()
-            unproven += faults
             with open_dvc(self.root) as repo:
                 result = delete_patients(repo, patients, pins, present)
-            deleted, versions, unproven = result.deleted, result.versions, [*unproven, *result.unproven]
+            deleted, versions, unproven = result.deleted, result.versions, [*unproven, *faults, *result.unproven]
         try:
-            digest = self.digest() if missing else self.snapshot().digest
+            digest = self.digest() if unrecorded else self.snapshot().digest
         except (OmniMRIError, OSError) as error:
             digest = ""
             unproven.append(f"the new version could not be pinned and sent: {error}")
         return Withdrawal(removed, digest, versions or frozenset(self._versions_in_cache(patients)), deleted, tuple(unproven))
+
+    def _remove_from_folder(self, patients: Mapping[str, frozenset[str]], purge: bool) -> tuple[Removed, list[str]]:
+        """Remove patients from the folder; return also why the folder does not record it, which then must not be pinned.
+
+        Raises:
+            BadInput, MachineFault: that reason, without ``purge``.
+        """
+        try:
+            if missing := self._missing_datasets():
+                fault = f"the withdrawal is not recorded yet: datasets of the pinned version are missing: {', '.join(missing)}"
+                remedy = "omnimri data pull fetches them; then withdraw again"
+                raise BadInput(fault, where=str(self.data), remedy=remedy)
+            return withdraw(self.data, patients), []
+        except (BadInput, MachineFault) as error:
+            if not purge:
+                raise
+            return Removed(0, 0), [str(error)]
 
     def _missing_datasets(self) -> list[str]:
         """Return the datasets of the pinned version that the folder lacks, as in a clone before its first pull."""

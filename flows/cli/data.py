@@ -6,13 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from components.errors import BadInput, JobFailed
+from components.errors import BadInput, JobFailed, MachineFault
 from components.home import Home
 from components.locks import claim
 from components.settings import load_settings
@@ -177,7 +177,8 @@ def withdraw(
         result = repository.withdraw(patients, purge)
     models, unanswered = _find_models(patients, result.versions, home)
     unproven = [*result.unproven, *unanswered]
-    pages = _find_pages(patients, home)
+    pages, unread = _find_pages(patients, home)
+    unproven += unread
     if as_json:
         from flows.cli.output import emit
 
@@ -219,8 +220,8 @@ def _print_withdrawal(
     if pages:
         table("Evaluations that may show this patient: delete these folders", ["folder"], [[str(page)] for page in pages])
     if models:
-        cells = [[use.version, ", ".join(use.aliases), ", ".join(use.splits), use.data_digest] for use in models]
-        table("Models that used this patient: train them again", ["version", "aliases", "split", "data"], cells)
+        cells = [[use.name, use.version, ", ".join(use.aliases), ", ".join(use.splits), use.data_digest] for use in models]
+        table("Models that used this patient: train them again", ["model", "version", "aliases", "split", "data"], cells)
 
 
 def find_patients(patient: str, profile: str, home: Home) -> dict[str, frozenset[str]]:
@@ -233,8 +234,9 @@ def find_patients(patient: str, profile: str, home: Home) -> dict[str, frozenset
     from components.ingestion.withdrawal import patients_of, withdrawals
 
     known: dict[str, set[str]] = {name: set(present) for name, present in patients_of(home.data).items()}
-    for name, withdrawn in withdrawals(home.data).items():
-        known.setdefault(name, set()).update(withdrawn)
+    with suppress(MachineFault):  # the withdrawal itself reports a damaged list
+        for name, withdrawn in withdrawals(home.data).items():
+            known.setdefault(name, set()).update(withdrawn)
     matching = _match_patient(patient, known, profile, home)
     faults: list[str] = []
     if not matching:  # perhaps only earlier versions contain this patient, or data/ has not been pulled
@@ -278,30 +280,37 @@ def _match_patient(patient: str, known: Mapping[str, set[str]], profile: str, ho
 def _find_models(
     patients: Mapping[str, frozenset[str]], versions: Collection[str], home: Home
 ) -> tuple[list[Use], tuple[str, ...]]:
-    """Return the registered models that used these patients, and why the registry could not answer ("" = it did)."""
+    """Return the versions of any registered model that used these patients, and why the registry could not answer."""
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (home.mlflow / "mlflow.db").exists():
         return [], ()
     from components.registry import versions_with_patients
 
     try:
-        return versions_with_patients(patients, versions, home.tracking_uri, load_settings("demo").registry.name), ()
+        return versions_with_patients(patients, versions, home.tracking_uri), ()
     except Exception as error:  # the report must not hide that the files have been deleted
         remedy = "omnimri lineage --patient lists the models once it does"
         return [], (f"models: MLflow does not answer ({type(error).__name__}): {remedy}",)
 
 
-def _find_pages(patients: Mapping[str, frozenset[str]], home: Home) -> list[Path]:
-    """Return the folders of evaluations whose cohort contains one of the patients: their pages may show images."""
+def _find_pages(patients: Mapping[str, frozenset[str]], home: Home) -> tuple[list[Path], list[str]]:
+    """Return the folders of evaluations whose cohort contains one of the patients: their pages may show images.
+
+    The second value names the evaluations whose cohort cannot be read.
+    """
     from components.evaluation.cohort import patient_digest
     from components.evaluation.results import COHORT
     from components.files import read_json
 
     digests = {patient_digest(dataset, patient) for dataset, names in patients.items() for patient in names}
-    return [
-        path.parent
-        for path in sorted(home.evaluations.glob(f"*/{COHORT}"))
-        if any(digests & set(listed) for splits in read_json(path).values() for listed in splits.values())
-    ]
+    pages: list[Path] = []
+    unread: list[str] = []
+    for path in sorted(home.evaluations.glob(f"*/{COHORT}")):
+        try:
+            if any(digests & set(listed) for splits in read_json(path).values() for listed in splits.values()):
+                pages.append(path.parent)
+        except (OSError, ValueError, AttributeError, TypeError):
+            unread.append(f"{path}: the list of its patients is damaged: delete this folder")
+    return pages, unread
 
 
 @app.command("summary", epilog="Example: omnimri data summary")

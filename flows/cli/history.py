@@ -100,16 +100,16 @@ def lineage(
         table("Stages", ["stage", "digest", "MLflow run"], [list(stage) for stage in found.stages])
         return
     if dataset is not None:
-        uses = versions_with_dataset(dataset, home.tracking_uri, name)
+        uses = versions_with_dataset(dataset, home.tracking_uri)
     else:
         patients = find_patients(str(patient), profile, home)
         holding = open_repository().find_versions_with(patients)
-        uses = versions_with_patients(patients, holding, home.tracking_uri, name)
+        uses = versions_with_patients(patients, holding, home.tracking_uri)
     if as_json:
         emit({"versions": uses})
         return
-    cells = [[use.version, ", ".join(use.aliases), ", ".join(use.splits), use.data_digest] for use in uses]
-    table("Versions", ["version", "aliases", "split", "data"], cells)
+    cells = [[use.name, use.version, ", ".join(use.aliases), ", ".join(use.splits), use.data_digest] for use in uses]
+    table("Versions", ["model", "version", "aliases", "split", "data"], cells)
 
 
 @app.command("reproduce", epilog="Example: omnimri reproduce staging")

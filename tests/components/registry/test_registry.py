@@ -9,6 +9,7 @@ import pytest
 
 from components.catalog import load_card
 from components.errors import BadInput, GateRefused, JobFailed
+from components.evaluation.results import COHORT
 from components.inference import Predictor, resolve_model
 from components.registries import STAGES, TASKS
 from components.registry import (
@@ -25,6 +26,7 @@ from components.registry import (
     versions_with_dataset,
     versions_with_patients,
 )
+from components.registry.registration import SETTINGS as SETTINGS_FILE
 from components.registry.registration import _example
 from components.registry.smoke_test import failure_reason
 from components.settings import load_settings
@@ -78,13 +80,11 @@ def test_lineage_lists_all_origins_and_what_is_missing(store: Store, first: Mode
 def test_lineage_leads_forward_from_patients_and_datasets(store: Store, first: ModelVersion) -> None:
     by_split = {split: patient for patient, split in store.corpus.splits.items()}
     for split, patient in by_split.items():
-        [use] = versions_with_patients({"tiny-brain": {patient}}, (), store.uri, NAME)
+        [use] = versions_with_patients({"tiny-brain": {patient}}, (), store.uri)
         assert (use.version, use.splits, use.data_digest) == ("1", (split,), "data")
-    assert not versions_with_patients(
-        {"tiny-brain": {"p000000000bad"}, "another": set(by_split.values())}, ("data",), store.uri, NAME
-    )
-    [use] = versions_with_dataset("tiny-brain", store.uri, NAME)
-    assert "train" in use.splits and not versions_with_dataset("another", store.uri, NAME)
+    assert not versions_with_patients({"tiny-brain": {"p000000000bad"}, "another": set(by_split.values())}, ("data",), store.uri)
+    [use] = versions_with_dataset("tiny-brain", store.uri)
+    assert "train" in use.splits and not versions_with_dataset("another", store.uri)
 
 
 def test_a_version_whose_files_are_lost_counts_as_unknown(store: Store, first: ModelVersion) -> None:
@@ -92,7 +92,7 @@ def test_a_version_whose_files_are_lost_counts_as_unknown(store: Store, first: M
     artifacts = resolve_model(f"models:/{NAME}/1", store.uri).parents[1]
     artifacts.rename(artifacts.with_name("lost"))
     try:
-        [use] = versions_with_patients({"tiny-brain": {"p000000000bad"}}, (), store.uri, NAME)
+        [use] = versions_with_patients({"tiny-brain": {"p000000000bad"}}, (), store.uri)
         assert use.splits == ("unknown",)
         with pytest.raises(JobFailed, match="its files are lost"):
             resolve_model(f"models:/{NAME}/1", store.uri)
@@ -100,6 +100,34 @@ def test_a_version_whose_files_are_lost_counts_as_unknown(store: Store, first: M
             origin("1", store.uri, NAME)
     finally:
         artifacts.with_name("lost").rename(artifacts)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"tiny-brain": []}', "\udcff"])
+def test_a_version_whose_lists_are_damaged_counts_as_unknown(store: Store, first: ModelVersion, content: str) -> None:
+    about = resolve_model(f"models:/{NAME}/1", store.uri).parent / "about"
+    kept = {file: (about / file).read_bytes() for file in (COHORT, SETTINGS_FILE)}
+    try:
+        for file in kept:
+            (about / file).write_bytes(content.encode(errors="surrogateescape"))
+        [use] = versions_with_patients({"tiny-brain": {"p000000000bad"}}, (), store.uri)
+        assert use.splits == ("unknown",)
+        if not content.startswith('{"'):
+            with pytest.raises(JobFailed, match=r"settings\.json is damaged"):
+                origin("1", store.uri, NAME)
+    finally:
+        for file, bytes_before in kept.items():
+            (about / file).write_bytes(bytes_before)
+
+
+def test_a_patient_is_found_in_a_renamed_model_and_other_programs_are_left_alone(store: Store, first: ModelVersion) -> None:
+    patient = next(iter(store.corpus.splits))
+    store.client.create_registered_model("of another program")
+    store.client.create_model_version("of another program", "s3://nowhere/model")
+    store.client.rename_registered_model(NAME, "another name")
+    try:
+        assert [use.name for use in versions_with_patients({"tiny-brain": {patient}}, (), store.uri)] == ["another name"]
+    finally:
+        store.client.rename_registered_model("another name", NAME)
 
 
 def test_a_registered_model_identifies_no_patient(store: Store, first: ModelVersion) -> None:

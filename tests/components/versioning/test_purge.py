@@ -14,11 +14,13 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from components.errors import BadInput
+from components.errors import BadInput, JobFailed
 from components.ingestion import ingest, list_series
 from components.ingestion.deidentification.pseudonyms import Pseudonyms
+from components.ingestion.manifest import MANIFEST
 from components.ingestion.staging import staged_target
-from components.ingestion.withdrawal import withdrawals
+from components.ingestion.withdrawal import WITHDRAWN as WITHDRAWN_LIST
+from components.ingestion.withdrawal import patients_of, withdrawals
 from components.versioning import DataRepository
 from components.versioning.dvc_store import open_dvc
 from flows.cli.data import app
@@ -179,6 +181,17 @@ def test_remains_of_an_interrupted_transfer_are_deleted(site: Site) -> None:
     assert site.repository.withdraw(WITHDRAWN, purge=True).unproven == () and not leftover.exists()
 
 
+@pytest.mark.parametrize("damaged", [f"{CARD}/{MANIFEST}", WITHDRAWN_LIST])
+@pytest.mark.parametrize("content", ["", '{"series": [', "[]"])
+def test_damaged_lists_in_the_folder_do_not_keep_the_files_from_being_deleted(site: Site, damaged: str, content: str) -> None:
+    pinned = site.repository.digest()
+    (site.root / "data" / damaged).write_text(content)
+    assert PATIENT in patients_of(site.root / "data")[CARD]
+    [sentence] = site.repository.withdraw(WITHDRAWN, purge=True).unproven
+    assert "damaged" in sentence and damaged in sentence and not site.traces(site.root.parent)
+    assert site.repository.digest() == pinned, "a folder that does not record the withdrawal must not become a version"
+
+
 def test_files_of_an_interrupted_ingestion_are_deleted(site: Site) -> None:
     staged = site.root / "data" / staged_target(f"{CARD}/{PATIENT}/image.nii")
     staged.parent.mkdir(parents=True)
@@ -207,8 +220,8 @@ def test_three_versions_two_clones_a_remote_lost_artifacts_and_a_foreign_key(sit
         clone.pull()
     uri = f"sqlite:///{create_store(home / 'mlflow' / 'mlflow.db')}"
     client = MlflowClient(uri)
-    client.create_registered_model("omnimri")
-    client.create_model_version("omnimri", str(site.root.parent / "lost"), tags={"data_digest": site.digests[0]})
+    client.create_registered_model("renamed outside")
+    client.create_model_version("renamed outside", str(site.root.parent / "lost"), tags={"data_digest": site.digests[0]})
 
     def withdraw(*words: str, clone: DataRepository) -> dict[str, Any]:
         monkeypatch.setenv("OMNIMRI_HOME", str(home))
@@ -222,6 +235,15 @@ def test_three_versions_two_clones_a_remote_lost_artifacts_and_a_foreign_key(sit
     with pytest.raises(BadInput, match="another key"):  # the id in the source, and a key that is not that of the data
         (home / "pseudonym.key").write_bytes(bytes(32))
         withdraw(PLANTED, "--purge", clone=clones[0])
+    (home / "evaluations" / "cut").mkdir(parents=True)
+    (home / "evaluations" / "cut" / "cohort.json").write_text('{"tiny')
+    (clones[0].data / CARD / MANIFEST).write_text(json.dumps({"series": []})[:-3])
+    with pytest.raises(JobFailed, match=r"(?s)traces may remain.*manifest.json.*evaluations/cut"):
+        withdraw(PATIENT, "--purge", clone=clones[0])
+    assert not site.traces(clones[0].root, site.remote)
+    shutil.rmtree(home / "evaluations")
+    shutil.rmtree(clones[0].data / CARD)
+    ingest(tiny_card(), site.root.parent / "source", clones[0].data, KEY)
     answer = withdraw(PATIENT, "--purge", clone=clones[0])
     assert answer["unproven"] == [] and set(answer["versions"]) == set(site.digests)
     assert [use["splits"] for use in answer["models"]] == [["unknown"]]
