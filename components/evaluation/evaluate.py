@@ -125,6 +125,7 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
             "no held-out instructions", where=str(corpus.root), remedy="curate at least four patients with labels or k-space"
         )
     answers = AnswerGenerator.load(model_dir, settings, seed)
+    answers.familiar = measure_familiarity(answers.model, corpus)
     results = {
         task: TASKS[task].evaluate(load_cases(corpus, records), answers, corpus, settings) for task, records in selected.items()
     }
@@ -153,8 +154,8 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
         if result.volume_calibration is not None:
             result.volume_calibration.write(folder, VOLUME_CALIBRATION)
     Scope.from_corpus(corpus).write(folder)
-    if (familiar := measure_familiarity(answers.model, corpus)) is not None:
-        familiar.write(folder)
+    if answers.familiar is not None:
+        answers.familiar.write(folder)
     rows = [asdict(row) for result in results.values() for row in result.rows]
     _write_table(folder / ROWS, rows)
     sweep = [asdict(row) for result in results.values() for row in result.sweep]

@@ -15,6 +15,7 @@ from torch import Tensor
 from components.curation.corpus import Corpus
 from components.curation.table_rows import InstructionRecord
 from components.curation.text.header_facts import NO_HEADER, HeaderFacts
+from components.inference.familiarity import FamiliarImages, encode
 from components.progress import track
 from components.provenance import digest
 from components.registries import TASKS
@@ -52,7 +53,13 @@ def load_cases(corpus: Corpus, records: Sequence[InstructionRecord]) -> list[Cas
 
 
 class AnswerGenerator:
-    """A model that answers cases."""
+    """A model that answers cases.
+
+    Attributes:
+        familiar: its training images, which tell the anatomy of an image where the question does not; None = not known.
+    """
+
+    familiar: FamiliarImages | None = None
 
     def __init__(
         self,
@@ -105,7 +112,7 @@ class AnswerGenerator:
         """Return findings and the structures that the model knows in the anatomy of each case; None if it knows none at all."""
         found: list[Shown | None] = []
         for batch in _batches(cases, " (structures)") if self.known.label_maps else ():
-            known = [self.known.in_anatomy(case.question) for case in batch]
+            known = [self.known.in_anatomy(case.question, self._told_anatomy(case)) for case in batch]
             prompts = [
                 self.processor.encode_answer_prefix(case.header.before(own.find_instruction), "", self._image_tokens(case))
                 for case, own in zip(batch, known, strict=True)
@@ -117,6 +124,9 @@ class AnswerGenerator:
             for own, mask_HW, logits_SHW in zip(known, masks[:, 0].numpy(), logits[:, :, 0].numpy(), strict=True):
                 found.append(Shown(mask_HW, {name: p[0] for name, p in own.probabilities(names, logits_SHW[None]).items()}))
         return found or [None] * len(cases)
+
+    def _told_anatomy(self, case: Case) -> str | None:
+        return None if self.familiar is None else self.familiar.anatomy(encode(self.model, [case.image])[0])
 
     def texts(self, cases: Sequence[Case], prefix: str = "", max_new_tokens: int | None = None) -> list[str]:
         """Return greedy answers, or what follows a given beginning of the answers.

@@ -180,6 +180,8 @@ def _read(
     volume = Volume(voxels, np.asarray(record.affine).reshape(4, 4), acquisition)
     _, row_mm, column_mm = volume.spacing_mm
     grid = PlaneGrid.centered((record.rows, record.columns), (row_mm, column_mm), record.rows, row_mm)
-    predictor = Predictor(answers.model, answers.processor, record.rows, row_mm, answers.known, calibration)
+    predictor = Predictor(
+        answers.model, answers.processor, record.rows, row_mm, answers.known, calibration, familiar=answers.familiar
+    )
     resampled = ResampledVolume(volume, grid, record.rows, voxels, 1.0, ((0, 0),))
     return VolumeReadings(record, resampled, predictor, settings.max_new_tokens)

@@ -188,15 +188,14 @@ class Predictor:
             self._require_anatomy(one.volume)
         resampled = (ResampledVolume.from_volume(one.volume, self.matrix, self.pixel_mm) for one in read)
         series = tuple(StudySeries(volume, one.file_affine, one.dicom_files) for volume, one in zip(resampled, read, strict=True))
-        middles = [(one.volume, Tile(len(one.volume.voxels) // 2, *one.corner)) for one in series]
-        for volume, tile in middles:
-            self._require_shown(instruction, volume, tile)
+        for shown in series:
+            self._require_shown(instruction, shown.volume, shown.middle)
         study = StudyQuestion(Study(self, series), instruction, sampling)
         progress("answering", 0, 1)
         answer = study.generate(MAX_NEW_TOKENS)
         progress("answering", 1, 1)
         prediction = task_of(answer).decode_study(study, answer)
-        return replace(prediction, familiarity=self._familiarity([volume.crop(tile) for volume, tile in middles]))
+        return replace(prediction, familiarity=self._familiarity([shown.volume.crop(shown.middle) for shown in series]))
 
     def stream(self, source: str | Path | Volume, instruction: str) -> Iterator[str]:
         """Yield the answer about the first tile in pieces of about a word while it is generated."""
@@ -261,7 +260,8 @@ class Predictor:
         volume, names = question.volume, self.known.names
         if not names:
             return None
-        known = self.known.in_anatomy(question.volume.volume.acquisition.anatomy, question.instruction)
+        header = question.volume.volume.acquisition.anatomy
+        known = self.known.in_anatomy(header, question.instruction, self.told_anatomy(volume, question.first_tile))
         prompt = self.processor.encode_answer_prefix(question.header.before(known.find_instruction), "", self.image_tokens)
         name_ids, _ = self.processor.pad([self.processor.tokens(name) for name in names])
         tiles = volume.tiles(slices)
@@ -319,10 +319,15 @@ class Predictor:
             return
         if (stated := self.scope.trained_anatomy(volume.volume.acquisition.anatomy)) is not None:
             self.scope.require_shown(instruction, stated, "its header says so")
-        elif self.familiar is not None and self.familiar.anatomies:
-            [features] = encode(self.model, [volume.crop(tile)])
+        else:
             because = "by its likeness to training images; no header states the anatomy"
-            self.scope.require_shown(instruction, self.familiar.anatomy(features), because)
+            self.scope.require_shown(instruction, self.told_anatomy(volume, tile), because)
+
+    def told_anatomy(self, volume: ResampledVolume, tile: Tile) -> str | None:
+        """Return the anatomy that the training images most like a tile show; None if they differ, or are of one anatomy only."""
+        if self.familiar is None or len(set(self.familiar.anatomies)) < 2:
+            return None
+        return self.familiar.anatomy(encode(self.model, [volume.crop(tile)])[0])
 
     def _familiarity(self, tiles: Sequence[NDArray[np.float32]]) -> Familiarity | None:
         """Return the familiarity of the least familiar of some tiles; None if the training images are not known."""
@@ -402,9 +407,9 @@ class Predictor:
 
 def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
     """Read a volume, and the affine of its file if the file is NIfTI."""
-    from components.ingestion import read_path
+    from components.ingestion.volume_reader import read_scan
 
-    return read_path(path), _file_affine(path)
+    return read_scan(path), _file_affine(path)
 
 
 def _read_study(sources: Sequence[str | Path | Volume]) -> Iterator[_ReadSeries]:

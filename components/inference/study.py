@@ -68,6 +68,11 @@ class StudySeries:
 
         return max(self.volume.corners, key=foreground)
 
+    @property
+    def middle(self) -> Tile:
+        """The tile of the middle slice."""
+        return Tile(len(self.volume.voxels) // 2, *self.corner)
+
     @cached_property
     def pixels(self) -> Tensor:
         """The tile of every slice, (1, D, M, M) float32."""
@@ -160,7 +165,7 @@ class Study:
         if not predictor.known.names:
             return None
         names, acquisition = predictor.known.names, series.volume.volume.acquisition
-        known = predictor.known.in_anatomy(acquisition.anatomy)
+        known = predictor.known.in_anatomy(acquisition.anatomy, predictor.told_anatomy(series.volume, series.middle))
         scan = scan_name(acquisition.sequence, acquisition.plane, acquisition.anatomy)
         packed = self.pack(known.find_instruction if len(self.series) == 1 else known.find_instruction_in(scan))
         name_ids, _ = predictor.processor.pad([predictor.processor.tokens(name) for name in names])

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from components.errors import BadInput
-from components.ingestion.annotations.sidecars import merge_sidecars
-from components.ingestion.file_names import not_magnitude_by_name, session_of, stem_of
-from components.ingestion.formats.image_files import ImageFileFormat, volume_from_image
+from components.ingestion.file_names import not_magnitude_by_name, session_of
 from components.ingestion.formats.sniff import detect_format
 from components.ingestion.formats.voxels import require_single
-from components.ingestion.sequence_classification import canonical_sequence
 from components.ingestion.volume import Volume
-from components.ingestion.volume_reader import read_path
-from components.registries import FORMATS
+from components.ingestion.volume_reader import read_scan
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def read_study(paths: Sequence[Path]) -> tuple[list[StudySource], list[str]]:
     left_out: list[str] = []
     for path in paths:
         if not path.is_dir():
-            sources.append(StudySource(_read_file(path), path, (path,) if detect_format(path) == "dicom" else ()))
+            sources.append(StudySource(read_scan(path), path, (path,) if detect_format(path) == "dicom" else ()))
             continue
         found, reasons = _read_folder(path)
         sources += found
@@ -68,7 +64,7 @@ def _read_folder(folder: Path) -> tuple[list[StudySource], list[str]]:
     files = [file for listed in by_format.values() for file in listed]
     sessions = {session_of(file.relative_to(folder).as_posix()) for file in files} - {None}
     require_single(max(len(sessions), 1), "sessions", folder)
-    readers: list[tuple[Callable[[], Volume], Path, tuple[Path, ...]]] = [(partial(_read_file, file), file, ()) for file in files]
+    readers: list[tuple[Callable[[], Volume], Path, tuple[Path, ...]]] = [(partial(read_scan, file), file, ()) for file in files]
     groups = group_series(dicom, folder) if dicom else []
     readers += [(partial(read_one_volume, group, folder), folder, tuple(group)) for group in groups]
     sources: list[StudySource] = []
@@ -84,15 +80,3 @@ def _read_folder(folder: Path) -> tuple[list[StudySource], list[str]]:
         raise first or BadInput("no image in this folder", where=str(folder), remedy="give a folder of DICOM or NIfTI images")
     sources.sort(key=lambda one: (one.volume.acquisition.sequence or "", one.volume.acquisition.plane or ""))
     return sources, reasons
-
-
-def _read_file(path: Path) -> Volume:
-    """Read a file with its sidecar; the sequence may be the suffix of its name, as in BIDS."""
-    sidecar = path.with_name(f"{stem_of(path.name)}.json")
-    image_format = FORMATS[detect_format(path) or "nifti"] if path.is_file() else None
-    if sidecar.is_file() and isinstance(image_format, ImageFileFormat):
-        volume = volume_from_image(image_format.load(path), merge_sidecars([sidecar]), path)
-    else:
-        volume = read_path(path)
-    sequence = volume.acquisition.sequence or canonical_sequence(stem_of(path.name).rpartition("_")[2])
-    return replace(volume, acquisition=replace(volume.acquisition, sequence=sequence))

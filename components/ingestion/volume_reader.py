@@ -12,11 +12,15 @@ from components.catalog import DatasetCard
 from components.errors import BadInput, OmniMRIError
 from components.files import read_json
 from components.ingestion.annotations import lesion_boxes
+from components.ingestion.annotations.sidecars import merge_sidecars
+from components.ingestion.file_names import stem_of
 from components.ingestion.formats.base import READERS
+from components.ingestion.formats.image_files import ImageFileFormat, volume_from_image
 from components.ingestion.formats.label_maps import read_labels
 from components.ingestion.formats.sniff import detect_format
 from components.ingestion.manifest import QUARANTINE, Manifest
 from components.ingestion.quarantine import rejection_of
+from components.ingestion.sequence_classification import canonical_sequence
 from components.ingestion.volume import Acquisition, QuarantineEntry, SourceSeries, Volume
 from components.machine_faults import raise_machine_fault
 from components.registries import FORMATS
@@ -114,3 +118,22 @@ def read_path(path: Path) -> Volume:
         if name is None:
             raise BadInput("no image of a known format by its content", where=str(path), remedy="convert it to DICOM or NIfTI")
         return FORMATS[name].read_path(path)
+
+
+def read_scan(path: Path) -> Volume:
+    """Read as :func:`read_path` does, with the sidecar beside a file; the sequence may be the suffix of its name, as in BIDS.
+
+    Raises:
+        BadInput: see :func:`read_path`; a sidecar that cannot be read.
+    """
+    if not path.is_file():
+        return read_path(path)
+    sidecar = path.with_name(f"{stem_of(path.name)}.json")
+    image_format = FORMATS[detect_format(path) or "nifti"]
+    if sidecar.is_file() and isinstance(image_format, ImageFileFormat):
+        with _as_bad_input(path.name):
+            volume = volume_from_image(image_format.load(path), merge_sidecars([sidecar]), path)
+    else:
+        volume = read_path(path)
+    sequence = volume.acquisition.sequence or canonical_sequence(stem_of(path.name).rpartition("_")[2])
+    return replace(volume, acquisition=replace(volume.acquisition, sequence=sequence))

@@ -109,10 +109,12 @@ class KnownStructures:
         return lesion_name(dict(enumerate(self.names, start=1)))
 
     def in_anatomy(self, *texts: str | None) -> KnownStructures:
-        """Return the label maps of the anatomies that the texts (header, question) mention; all, if they mention none of them."""
-        mentioned = " ".join(text.lower() for text in texts if text)
-        chosen = tuple(one for one in self.label_maps if one.anatomy and one.anatomy in mentioned)
-        return KnownStructures(chosen) if chosen else self
+        """Return the label maps of the anatomies that the first of the texts mentions which mentions any; all, if none does."""
+        for text in texts:
+            mentioned = (text or "").lower()
+            if chosen := tuple(one for one in self.label_maps if one.anatomy and one.anatomy in mentioned):
+                return KnownStructures(chosen)
+        return self
 
     def probabilities(self, names: Sequence[str], logits_VSHW: NDArray[np.float32]) -> Probabilities:
         """Return structure -> probability (V, H, W): its share within its label map, the mean over label maps that list it.

@@ -22,6 +22,7 @@ from components.ingestion.volume import Acquisition, Volume
 from model_core.mri_physics.coils import calibration_width, estimate_sensitivities, measured_columns
 from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 from tests.helpers.corpora import tiny_volume
+from tests.helpers.real_world.nifti_files import write_nifti_file
 
 
 @pytest.fixture
@@ -61,6 +62,26 @@ def test_a_mask_is_on_the_grid_of_the_image(
     np.testing.assert_allclose(image.affine[:, [2, 1, 0, 3]], volume.affine)
     assert {path.name for path in written} == {"mask.nii", "picture.png", "answer.json"}
     assert json.loads((tmp_path / "answer.json").read_text())["task"] == "segmentation"
+
+
+@pytest.mark.parametrize(
+    ("name", "sidecar", "stated"),
+    [
+        ("sub-01_T2w.nii", None, "axial T2-weighted MRI"),
+        ("sub-01_FLAIR.nii", {"MagneticFieldStrength": 3}, "axial T2-FLAIR MRI, 3.0 T"),
+        ("scan.nii", {"Sequence": "PD-FS"}, "axial PD-FS MRI"),
+        ("scan.nii", None, "axial MRI"),
+    ],
+)
+def test_the_question_about_a_file_states_its_sidecar_and_the_sequence_of_its_name(
+    predictor: Predictor, volume: Volume, tmp_path: Path, name: str, sidecar: dict[str, object] | None, stated: str
+) -> None:
+    """As in training, and as for the series of a study: without it, a model guesses the sequence from the words of the question."""
+    path = write_nifti_file(tmp_path / name, volume.voxels.transpose(2, 1, 0))
+    if sidecar is not None:
+        path.with_suffix(".json").write_text(json.dumps(sidecar))
+    [question] = predictor._read_questions([(path, "Report this image.")], Sampling(), lambda *_: None)
+    assert question.text.startswith(f"{stated}, ")
 
 
 def test_an_untrained_decoder_returns_the_image(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
