@@ -12,8 +12,10 @@ from components.launching import JobState, SharedVolume
 from components.launching.kubernetes import job_handle, launcher
 from components.launching.kubernetes.manifests import RenderingName
 from components.launching.probe import CAUSE
+from tests.cluster import worlds
 from tests.cluster.worlds import World, double_world, probe_job, real_world
 from tests.helpers.fake_cluster import RENDERINGS, Waiter, wait_until
+from tests.helpers.manifest_checks import NEWEST, schema_faults
 
 WORLDS = {"double": double_world, "cluster": real_world}
 
@@ -117,3 +119,13 @@ def test_pods_that_outlived_their_job_are_not_joined_by_a_second_writer(world: W
     world.orphan(job.key, rendering)
     with pytest.raises(JobFailed, match=rf"would write the same checkpoints.*kubectl --namespace \S+ delete {kind} "):
         world.launcher(rendering).submit(job)
+
+
+def test_the_environment_names_storage_class_and_access_mode_of_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of several nodes needs ReadWriteMany, and not every cluster has a default class."""
+    assert worlds.build_claim("state")["spec"]["accessModes"] == [worlds.ACCESS_MODE]
+    monkeypatch.setattr(worlds, "STORAGE_CLASS", "nfs")
+    monkeypatch.setattr(worlds, "ACCESS_MODE", "ReadWriteMany")
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", **worlds.build_claim("state")}
+    assert claim["spec"]["storageClassName"] == "nfs" and claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert [schema_faults(claim, version) for version in NEWEST] == [[], [], []]

@@ -32,6 +32,9 @@ from tests.helpers.fake_cluster import FakeCluster, wait_until
 
 IMAGE = os.environ.get("OMNIMRI_TEST_IMAGE", "omnimri:0.2.0")
 CLAIM, STORAGE = "state", {"requests": {"storage": "1Gi"}}
+STORAGE_CLASS = os.environ.get("OMNIMRI_TEST_STORAGE_CLASS")
+ACCESS_MODE = os.environ.get("OMNIMRI_TEST_ACCESS_MODE", "ReadWriteOnce")
+"""ReadWriteOnce suffices on one node; with several, the pods of a job mount the claim on different ones: ReadWriteMany."""
 KILLED = "rank 0: ended by signal SIGKILL"
 SMALL = Resources(cpu="250m", memory="1Gi", shared_memory="64Mi", scratch="1Gi")
 
@@ -187,8 +190,7 @@ class RealWorld:
 
     def claims(self, *names: str) -> None:
         for name in names:
-            spec = {"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": STORAGE}}
-            self.core.create_namespaced_persistent_volume_claim(self.namespace, spec)
+            self.core.create_namespaced_persistent_volume_claim(self.namespace, build_claim(name))
 
     def orphan(self, key: str, rendering: RenderingName) -> None:
         main = MAIN_RESOURCES[rendering]
@@ -204,6 +206,12 @@ class RealWorld:
             return False
 
         wait_until(is_gone)
+
+
+def build_claim(name: str) -> dict[str, Any]:
+    """Return a claim of the storage class and access mode that the environment names; None = the cluster's default class."""
+    spec = {"accessModes": [ACCESS_MODE], "resources": STORAGE} | ({"storageClassName": STORAGE_CLASS} if STORAGE_CLASS else {})
+    return {"metadata": {"name": name}, "spec": spec}
 
 
 def evict_pod(core: client.CoreV1Api, name: str, namespace: str) -> None:

@@ -301,14 +301,22 @@ class ApiServer(kmock.KubernetesScaffold):
         return status(201, "Created", "evicted")
 
     def _disruptions_allowed(self, budget: Object, pod: Object) -> int:
-        """Return how many pods a budget lets go. ``maxUnavailable`` needs the scale of a controller, which a Job does not have."""
+        """Return how many pods a budget lets go. ``maxUnavailable`` needs the scale of a controller, which a Job does not have.
+
+        A pod that is not healthy goes under ``unhealthyPodEvictionPolicy: AlwaysAllow``, and otherwise only if the others suffice.
+        """
         owners = [owner["kind"] for owner in pod["metadata"].get("ownerReferences", [])]
         if "maxUnavailable" in budget["spec"] and "Job" in owners:
             return 0  # condition SyncFailed: jobs.batch does not implement the scale subresource
         labels = budget["spec"]["selector"]["matchLabels"].items()
         pods = [thing for (plural, _), thing in self.store.objects.items() if plural == "pods"]
-        healthy = sum(labels <= thing["metadata"]["labels"].items() and thing["status"]["phase"] == "Running" for thing in pods)
-        return int(budget["spec"].get("maxUnavailable", 0)) or healthy - int(budget["spec"].get("minAvailable", 0))
+        expected = [thing for thing in pods if labels <= thing["metadata"]["labels"].items()]
+        healthy = sum(thing["status"]["phase"] == "Running" for thing in expected)
+        spec = budget["spec"]
+        if pod["status"]["phase"] != "Running" and spec.get("unhealthyPodEvictionPolicy") == "AlwaysAllow":
+            return 1
+        needed = len(expected) - int(spec["maxUnavailable"]) if "maxUnavailable" in spec else int(spec.get("minAvailable", 0))
+        return healthy - needed
 
     async def disrupt(self, pod: Object, reason: str, message: str) -> None:
         """Add the condition DisruptionTarget and delete the pod; its kubelet then stops it, unless the machine is off."""

@@ -53,7 +53,15 @@ class BlockedPod:
     unseen: bool = False
 
 
-PodBehavior = ScriptedPod | BlockedPod | None
+@dataclass
+class RefusedPod:
+    """A pod that the kubelet refuses after the scheduler has chosen its node: it fails without ever having a container."""
+
+    reason: str
+    message: str
+
+
+PodBehavior = ScriptedPod | BlockedPod | RefusedPod | None
 """None: run the pod's command as a process."""
 
 
@@ -119,6 +127,10 @@ class Kubelet:
             return
         pod["spec"]["nodeName"] = choose_machine(pod)
         pod["status"]["conditions"] = [condition("PodScheduled")]
+        if isinstance(behavior, RefusedPod):
+            pod["status"].update(phase="Failed", reason=behavior.reason, message=behavior.message)
+            await api.put("pods", pod)
+            return
         waiting = {"reason": "ContainerCreating"}
         if isinstance(behavior, BlockedPod):
             waiting = {"reason": behavior.reason} | ({} if behavior.event else {"message": behavior.message})
@@ -249,9 +261,20 @@ class Kubelet:
 
         self.server.run(end())
 
-    def reboot(self, index: int) -> None:
-        """Restart a pod's machine: its kubelet no longer knows the container, and reports status 137 without a disruption."""
-        self.server.run(self._finish(self.running_pod(index), 137, "ContainerStatusUnknown"))
+    def reboot(self, index: int, is_known: bool = False) -> None:
+        """Restart a pod's machine; no disruption is recorded.
+
+        The kubelet reports status 137 for a container that it no longer knows, or 255 of containerd if that still knows it.
+        """
+        status, reason = (255, "Unknown") if is_known else (137, "ContainerStatusUnknown")
+        self.server.run(self._finish(self.running_pod(index), status, reason))
+
+    def kill_sidecar(self, index: int) -> None:
+        """End a container that a webhook has injected into the pod of a node; the pod runs on."""
+        pod = self.running_pod(index)
+        sidecar = {"name": "istio-proxy", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+        pod["status"]["containerStatuses"] = [sidecar, *pod["status"]["containerStatuses"]]
+        self.server.put("pods", pod)
 
     def kill(self, index: int) -> None:
         """End a pod by SIGKILL, as a pod that does not stop within its grace period."""

@@ -451,7 +451,7 @@ def forbidden_error(error: ApiException, verb: str, path: str) -> JobFailed:
 
 
 class _PermissionHistory:
-    """Requests (verb and kind of object) that the API server permitted before.
+    """Requests (verb and kind of object; reading in any way is one) that the API server permitted before.
 
     They tell a 403 that passes (the server has started and has not read its roles) from a missing permission.
     """
@@ -462,7 +462,7 @@ class _PermissionHistory:
         self._forbidden_since: dict[tuple[str, str], float] = {}
 
     def record_success(self, verb: str, path: str) -> None:
-        request = (verb, _kind_of_objects(path))
+        request = _request_class(verb, path)
         self._permitted.add(request)
         self._forbidden_since.pop(request, None)
 
@@ -471,7 +471,7 @@ class _PermissionHistory:
 
     def may_return(self, verb: str, path: str) -> bool:
         """Return whether a forbidden request is worth repeating."""
-        request, now = (verb, _kind_of_objects(path)), time.monotonic()
+        request, now = _request_class(verb, path), time.monotonic()
         if request not in self._permitted and not self.is_after_outage():
             return False
         return now - self._forbidden_since.setdefault(request, now) <= self.patience_s
@@ -481,9 +481,10 @@ class _PermissionHistory:
         return time.monotonic() - self._outage_at <= self.patience_s
 
 
-def _kind_of_objects(path: str) -> str:
-    """Return a path without the name of an object."""
-    return re.sub(r"(/namespaces/[^/]+/[^/]+)/[^/]+", r"\1", path)
+def _request_class(verb: str, path: str) -> tuple[str, str]:
+    """Return the verb and the path without the name of an object; get, list and watch count as one verb."""
+    kind = re.sub(r"(/namespaces/[^/]+/[^/]+)/[^/]+", r"\1", path)
+    return ("read" if verb in ("get", "list", "watch") else verb), kind
 
 
 def _reread_token_file(configuration: client.Configuration, context: str | None) -> None:

@@ -37,6 +37,7 @@ class FailureKind(StrEnum):
 
     evicted = "evicted"
     node_lost = "node lost"
+    refused = "refused by its node"
     preempted = "preempted"
     out_of_memory = "out of memory"
     storage = "out of local storage"
@@ -53,18 +54,19 @@ class FailureKind(StrEnum):
     stopped = "stopped"
 
 
-RESUMABLE = frozenset({FailureKind.evicted, FailureKind.node_lost, FailureKind.preempted})
+RESUMABLE = frozenset({FailureKind.evicted, FailureKind.node_lost, FailureKind.refused, FailureKind.preempted})
 """The cluster took the machine away; the job itself is not at fault and can be submitted again."""
-HOPELESS = frozenset({FailureKind.out_of_memory, FailureKind.storage})
+HOPELESS = frozenset({FailureKind.out_of_memory, FailureKind.storage, FailureKind.image})
 """Failures that come back in every pod that replaces the failed one, as long as nobody changes the settings."""
 REPLACED = RESUMABLE | {FailureKind.killed, FailureKind.stopped}
 """Failures of a pod that the cluster replaces."""
-OF_THE_MACHINE = frozenset({FailureKind.node_lost, FailureKind.killed})
+OF_THE_MACHINE = frozenset({FailureKind.node_lost, FailureKind.refused, FailureKind.killed})
 """Failures that count against the machine where they happened."""
 SERIOUS = (
     FailureKind.out_of_memory,
     FailureKind.storage,
     FailureKind.configuration,
+    FailureKind.image,
     *sorted(RESUMABLE, reverse=True),
     FailureKind.program,
     FailureKind.killed,
@@ -102,9 +104,12 @@ _STATUS_REASONS = {
     "NodeShutdown": FailureKind.evicted,
     "Terminated": FailureKind.evicted,
     "NodeLost": FailureKind.node_lost,
-    "NodeAffinity": FailureKind.node_lost,
-    "UnexpectedAdmissionError": FailureKind.node_lost,
 }
+_RESTART_REASONS = frozenset({"ContainerStatusUnknown", "Unknown"})
+"""Reasons of containers that ran when their machine restarted: of the kubelet (status 137), and of containerd (status 255)."""
+_START_REASONS = frozenset({"StartError", "ContainerCannotRun"})
+_NO_PROGRAM = re.compile(r"executable file not found|no such file or directory|permission denied|exec format error")
+"""Message of a container whose image does not fit; any other fault of a start is one of the node, such as its GPU driver."""
 
 
 @dataclass(frozen=True)
@@ -192,10 +197,11 @@ def disruption_kind(pod: Object) -> FailureKind | None:
     target = true_condition(pod, "DisruptionTarget")
     if target is not None:
         return _DISRUPTION_REASONS.get(target.get("reason", ""), FailureKind.evicted)
-    reason = str(pod.get("status", {}).get("reason") or "")
-    if re.match(r"(?i)outof", reason):  # the kubelet had no room after all, for example OutOfcpu
-        return FailureKind.node_lost
-    return _STATUS_REASONS.get(reason)
+    status = pod.get("status", {})
+    kind = _STATUS_REASONS.get(str(status.get("reason") or ""))
+    # A kubelet that refuses a pod starts no container: OutOfcpu, TopologyAffinityError, UnexpectedAdmissionError, NodeAffinity ...
+    is_refused = pod_phase(pod) == "Failed" and machine(pod) and not status.get("containerStatuses")
+    return kind or (FailureKind.refused if is_refused else None)
 
 
 def is_unconfirmed_loss(pod: Object) -> bool:
@@ -218,18 +224,22 @@ def diagnose_failure(pod: Object) -> Failure | None:
         message = f"{name}: {status.get('message') or _disruption_message(pod)}"
         return Failure(FailureKind.storage, message, f"raise kubernetes.scratch; {RESUME_HINT}", machine(pod))
     if kind is not None:
-        reason = status.get("message") or _disruption_message(pod)
+        reason = status.get("message") or status.get("reason") or _disruption_message(pod)
         return Failure(kind, f"{name}: {kind} ({reason})", RESUME_HINT, machine(pod))
-    containers = status.get("containerStatuses") or []
-    for container in sorted(containers, key=lambda container: container.get("name") != CONTAINER):  # others were injected
-        terminated = container.get("state", {}).get("terminated") or {}
-        failure = _diagnose_container(name, terminated, machine(pod))
-        if failure is not None:
-            return failure
-    if status.get("phase") == "Failed":
-        message = status.get("message") or status.get("reason") or "failed"  # the kubelet has refused it, for example
-        return Failure(FailureKind.killed, f"{name}: {message}", "see the log", machine(pod))
-    return None
+    ended = {
+        container.get("name"): container.get("state", {}).get("terminated") or {}
+        for container in status.get("containerStatuses") or []
+    }
+    failure = _diagnose_container(name, ended.pop(CONTAINER, {}), machine(pod))
+    if failure is not None or status.get("phase") != "Failed":
+        return failure
+    for container, terminated in ended.items():  # injected ones, whose end ends no running pod
+        if terminated.get("exitCode"):
+            message = f"{name}: the injected container {container} ended with status {terminated['exitCode']}"
+            reason = terminated.get("reason", "")
+            return Failure(FailureKind.killed, f"{message} ({reason})", "see the log", machine(pod))
+    message = status.get("message") or status.get("reason") or "failed"
+    return Failure(FailureKind.killed, f"{name}: {message}", "see the log", machine(pod))
 
 
 def _diagnose_container(pod_name: str, terminated: Object, node: str) -> Failure | None:
@@ -241,8 +251,13 @@ def _diagnose_container(pod_name: str, terminated: Object, node: str) -> Failure
             f"raise kubernetes.memory, or lower training.<stage>.micro_batch; {RESUME_HINT}",
             node,
         )
-    if terminated.get("reason") == "ContainerStatusUnknown":  # the node restarted: Kubernetes reports status 137
+    if terminated.get("reason") in _RESTART_REASONS:
         return Failure(FailureKind.node_lost, f"{pod_name}: node lost (node {node or 'unknown'} restarted)", RESUME_HINT, node)
+    if terminated.get("reason") in _START_REASONS:
+        text = f"{terminated['reason']}: {terminated.get('message') or 'no message'}"
+        if _NO_PROGRAM.search(text):
+            return Failure(FailureKind.image, f"{pod_name}: {text}", "check kubernetes.image: it cannot run this program", node)
+        return Failure(FailureKind.refused, f"{pod_name}: {FailureKind.refused} ({text})", RESUME_HINT, node)
     exit_code = terminated.get("exitCode", 0)
     if exit_code == 0:
         return None
@@ -399,22 +414,54 @@ def diagnose_rejection(message: str, nodes: int) -> Failure:
     return Failure(FailureKind.quota, message, rejection.remedy)
 
 
+_NEVER_ADMITTED = (
+    (r"doesn't exist|does not exist|is inactive|isn't active", "check kubernetes.queue: kubectl get localqueues"),
+    (r"unavailable in ClusterQueue", "add the resource to the ClusterQueue's coveredResources, or correct kubernetes.devices"),
+    (r"(doesn't|does not) match ClusterQueue selector", "check kubernetes.namespace and the ClusterQueue's namespaceSelector"),
+    (
+        r"untolerated taint|(doesn't|does not) match node affinity",
+        "check kubernetes.tolerations and node_selector: kubectl describe resourceflavors",
+    ),
+    (
+        r"(doesn't|does not) support TopologyAwareScheduling|no requested topology level",
+        "check kubernetes.topology: kubectl describe resourceflavors",
+    ),
+)
+"""Messages of Kueue that do not pass by waiting, and their remedies."""
+
+
 def diagnose_admission(workload: Object, queue: str) -> Failure:
     """Return why Kueue does not admit a job yet, according to the conditions of its Workload."""
     status = workload.get("status", {})
     conditions = {condition["type"]: condition for condition in status.get("conditions") or []}
     reserved = conditions.get("QuotaReserved", {})
     reason, message = str(reserved.get("reason", "")), str(reserved.get("message", ""))
+    checks = [check for check in status.get("admissionChecks") or [] if check.get("state") != "Ready"]
+    rejected = [check for check in checks if check.get("state") == "Rejected"]
+    if rejected:
+        return Failure(
+            FailureKind.configuration, f"queue {queue}: {_describe_checks(rejected)}", "ask who runs this admission check"
+        )
+    if workload.get("spec", {}).get("active") is False:
+        evicted = conditions.get("Evicted", {})
+        why = evicted.get("message") or evicted.get("reason") or "by an administrator"
+        remedy = f"kubectl describe workload {workload.get('metadata', {}).get('name', '')}; run again when it may be admitted"
+        return Failure(FailureKind.configuration, f"queue {queue}: the workload is deactivated ({why})", remedy)
     if reserved.get("status") == "True":
-        checks = [check for check in status.get("admissionChecks") or [] if check.get("state") != "Ready"]
-        message = "; ".join(f"{check['name']}: {check.get('message') or check.get('state')}" for check in checks)
-        return Failure(FailureKind.quota, f"queue {queue}: {message or 'waits for its admission checks'}", "")
+        text = _describe_checks(checks) or "waits for its admission checks"
+        return Failure(FailureKind.quota, f"queue {queue}: {text}", "")
     text = f"queue {queue}: {message or 'waits for quota'}"
     if reason == "ExceedsMaxQuota" or "> maximum capacity" in message:
         return Failure(FailureKind.impossible, text, "lower kubernetes.nodes or resources, or raise the quota of the ClusterQueue")
-    if re.search(r"doesn't exist|does not exist|is inactive|isn't active", message):
-        return Failure(FailureKind.configuration, text, "check kubernetes.queue: kubectl get localqueues")
+    fits_elsewhere = "insufficient unused quota" in message  # another flavor will do when it is free
+    for pattern, remedy in () if fits_elsewhere else _NEVER_ADMITTED:
+        if re.search(pattern, message):
+            return Failure(FailureKind.configuration, text, remedy)
     return Failure(FailureKind.quota, text, "")
+
+
+def _describe_checks(checks: list[Object]) -> str:
+    return "; ".join(f"{check['name']}: {check.get('message') or check.get('state')}" for check in checks)
 
 
 def select_root_cause(failures: Iterable[Failure | None]) -> Failure | None:

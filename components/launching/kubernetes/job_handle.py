@@ -287,9 +287,11 @@ class KubernetesHandle:
                 return thing
         if time.monotonic() - self._confirmed_at <= CONFIRM_INTERVAL_S:
             return self.main  # just created: the informer does not know it yet
-        self._confirmed_at = time.monotonic()
         main = self.launcher.cluster.get(resource, self.main["metadata"]["name"])
-        return main if main and main["metadata"]["uid"] == uid else None
+        if main is None or main["metadata"]["uid"] != uid:
+            return None  # whoever asks next is told the same
+        self._confirmed_at = time.monotonic()
+        return main
 
     def _cached_pods(self) -> list[Object]:
         """Return the pods of this job, and deleted ones that failed; those of an earlier job of the same name are left out."""

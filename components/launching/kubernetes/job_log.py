@@ -131,14 +131,14 @@ class _FileFollower(LogFollower):
         super().__init__(job_log.informers.cluster, pod, lambda: job_log.is_finished(pod), self._write)
         self.job_log, self.file = job_log, file
 
-    def run(self) -> None:
+    def _read_repeatedly(self) -> None:
         """Wait for the lock of the file, then continue from its last complete line."""
         pauses = self.cluster.retry.pauses()
         while not self.file.try_lock():
             if self.is_finished() or self._halt.wait(next(pauses)):
                 return
         self.position = self.file.recover_position()
-        super().run()
+        super()._read_repeatedly()
 
     def _write(self, line: str) -> None:
         self.file.write(line)

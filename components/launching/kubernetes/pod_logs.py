@@ -19,6 +19,7 @@ from typing import Any
 
 from kubernetes.client.exceptions import ApiException
 
+from components.errors import JobFailed
 from components.launching.kubernetes.api_client import (
     CONNECTION_ERRORS,
     TIMESTAMP,
@@ -106,7 +107,14 @@ class LogFollower(threading.Thread):
         self._halt, self._response = threading.Event(), None
 
     def run(self) -> None:
-        """Read repeatedly until the pod has finished and its whole log is read, or until its node has failed several times."""
+        """Read to the end of the log; a fault, also one of the watch of pods, is kept in :attr:`fault`."""
+        try:
+            self._read_repeatedly()
+        except JobFailed as error:  # raised to whoever waits for the job, too
+            self.fault = str(error)
+
+    def _read_repeatedly(self) -> None:
+        """Read until the pod has finished and its whole log is read, or until its node has failed several times."""
         pauses, failed_last_reads = self.cluster.retry.pauses(), 0
         while not self._halt.is_set() and failed_last_reads < LAST_READ_ATTEMPTS:
             is_last_read = self.is_finished()  # checked before reading, so that the last read sees the whole log

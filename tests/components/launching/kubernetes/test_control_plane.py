@@ -100,6 +100,7 @@ def test_a_webhook_that_denies_is_not_a_missing_permission(cluster: FakeCluster)
     ("message", "ends"),
     [
         ("LocalQueue training doesn't exist", True),
+        ("couldn't assign flavors to pod set main: resource rdma/hca unavailable in ClusterQueue", True),
         ("insufficient unused quota for nvidia.com/gpu in flavor f, 8 more needed", False),
     ],
 )
@@ -119,7 +120,7 @@ def test_the_reason_of_a_queue_is_told_and_a_wrong_queue_ends_the_job(tmp_path: 
         if not ends:
             handle.cancel()
         (error,) = waiter.join()
-        assert ("kubernetes.queue" in str(error)) == ends
+        assert (message in str(error)) == ends
         handle.launcher.stop()  # type: ignore[attr-defined]
 
 

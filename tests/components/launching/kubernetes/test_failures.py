@@ -78,6 +78,7 @@ def test_a_job_whose_pods_have_succeeded_is_not_called_pending(job: dict[str, An
     [
         (137, "OOMKilled", FailureKind.out_of_memory),
         (137, "ContainerStatusUnknown", FailureKind.node_lost),
+        (255, "Unknown", FailureKind.node_lost),
         (137, "Error", FailureKind.killed),
         (75, "Error", FailureKind.stopped),
         (69, "Error", FailureKind.stopped),
@@ -113,6 +114,14 @@ def test_an_injected_container_does_not_hide_the_exception() -> None:
     pod = build_pod(0, "Failed", containerStatuses=[*proxy, *terminated(1, message="rank 0: ValueError: the loss")])
     failure = diagnose_failure(pod)
     assert failure is not None and "ValueError: the loss" in failure.message
+
+
+def test_an_injected_container_is_looked_at_only_in_a_failed_pod() -> None:
+    proxy = [{"name": "istio-proxy", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]
+    own = [{"name": "node", "state": {"running": {}}}]
+    assert diagnose_failure(build_pod(0, "Running", containerStatuses=[*proxy, *own])) is None
+    failure = diagnose_failure(build_pod(0, "Failed", containerStatuses=[*proxy, *terminated(0)]))
+    assert failure is not None and failure.kind is FailureKind.killed and "istio-proxy ended with status 137" in failure.message
 
 
 def test_pods_that_were_stopped_are_not_the_root_cause() -> None:
@@ -217,12 +226,62 @@ def test_a_quota_that_can_never_fit_is_told_apart_from_one_in_use(message: str, 
             FailureKind.impossible,
         ),
         ("ExceedsMaxQuota", "too large", FailureKind.impossible),
+        (
+            "Pending",
+            "couldn't assign flavors to pod set main: resource rdma/hca unavailable in ClusterQueue",
+            FailureKind.configuration,
+        ),
+        ("Inadmissible", "Workload namespace doesn't match ClusterQueue selector", FailureKind.configuration),
+        (
+            "Pending",
+            "couldn't assign flavors to pod set main: untolerated taint {team mri NoSchedule} in flavor f",
+            FailureKind.configuration,
+        ),
+        (
+            "Pending",
+            "flavor a doesn't match node affinity, insufficient unused quota for cpu in flavor b, 8 more needed",
+            FailureKind.quota,
+        ),
     ],
 )
 def test_the_reason_of_a_queue_is_told(reason: str, message: str, kind: FailureKind) -> None:
     conditions = [{"type": "QuotaReserved", "status": "False", "reason": reason, "message": message}]
     failure = diagnose_admission({"status": {"conditions": conditions}}, "training")
     assert failure.kind is kind and failure.message == f"queue training: {message}"
+
+
+@pytest.mark.parametrize(
+    ("workload", "kind", "text"),
+    [
+        ({"spec": {"active": False}}, FailureKind.configuration, "deactivated (by an administrator)"),
+        (
+            {
+                "spec": {"active": False},
+                "status": {"conditions": [{"type": "Evicted", "status": "True", "message": "requeuing limit exceeded"}]},
+            },
+            FailureKind.configuration,
+            "deactivated (requeuing limit exceeded)",
+        ),
+        (
+            {"status": {"admissionChecks": [{"name": "budget", "state": "Rejected", "message": "no money"}]}},
+            FailureKind.configuration,
+            "budget: no money",
+        ),
+        (
+            {
+                "status": {
+                    "conditions": [{"type": "QuotaReserved", "status": "True"}],
+                    "admissionChecks": [{"name": "provision", "state": "Pending", "message": "adds 4 nodes"}],
+                }
+            },
+            FailureKind.quota,
+            "provision: adds 4 nodes",
+        ),
+    ],
+)
+def test_what_a_queue_never_admits_is_told_apart(workload: dict[str, Any], kind: FailureKind, text: str) -> None:
+    failure = diagnose_admission({"metadata": {"name": "w"}, **workload}, "training")
+    assert failure.kind is kind and text in failure.message
 
 
 def test_a_time_limit_inside_a_jobset_is_reported_as_a_time_limit() -> None:

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from components.errors import JobFailed
-from components.launching import Placement
+from components.launching import JobState, Placement
 from components.launching.kubernetes import job_handle, job_log
 from components.launching.kubernetes.job_handle import KubernetesHandle
-from components.launching.kubernetes.manifests import RenderingName
+from components.launching.kubernetes.manifests import JOBS, RenderingName
 from tests.doubles.apiserver import Object
 from tests.doubles.kubelet import BlockedPod, ScriptedPod
 from tests.helpers.fake_cluster import EVENT_TIMEOUT_S, RENDERINGS, RUNS_FOREVER, FakeCluster, Waiter, wait_until
@@ -250,6 +250,16 @@ def test_a_job_suspended_by_kueue_is_waited_for_without_limit_and_names_its_queu
     job["spec"]["suspend"] = False
     cluster.server.put("jobs", job)
     assert waiter.join() == []
+
+
+def test_a_deleted_job_is_called_deleted_however_often_it_is_looked_for(cluster: FakeCluster) -> None:
+    """Whoever looked first used to be told so; everyone else was told for 30 s that the job had just been created."""
+    cluster.default_behavior = RUNS_FOREVER
+    handle = cluster.launcher().submit(cluster.job())
+    wait_until(lambda: handle._observe()[0].state is JobState.running)
+    cluster.launcher().find(handle.key).cancel()
+    wait_until(lambda: not handle.launcher.informers.get(JOBS).objects_of(handle.key))
+    assert [handle._find_main() for _ in range(3)] == [None, None, None]
 
 
 def test_ctrl_c_cancels_the_job(cluster: FakeCluster) -> None:

@@ -10,8 +10,8 @@ from components.errors import JobFailed
 from components.launching import JobState
 from components.launching.kubernetes import failures, job_handle, launcher
 from components.launching.kubernetes.manifests import RenderingName
-from tests.doubles.apiserver import NAMESPACE
-from tests.doubles.kubelet import BlockedPod, ScriptedPod
+from tests.doubles.apiserver import NAMESPACE, RunningServer
+from tests.doubles.kubelet import BlockedPod, RefusedPod, ScriptedPod
 from tests.helpers.fake_cluster import RENDERINGS, RUNS_FOREVER, FakeCluster, Waiter, wait_until
 from tests.helpers.manifest_checks import kustomize
 
@@ -46,6 +46,40 @@ def test_a_machine_with_a_training_pod_can_be_drained_under_the_shipped_disrupti
     wait_until(lambda: len(cluster.kubelet.started) == 3)
     cluster.kubelet.finish(0)
     assert waiter.join() == []
+
+
+def evict_service(spec: dict[str, object], phase: str, replicas: int) -> int:
+    """Return the status of the eviction of a pod of a service with this budget, on a server of its own."""
+    with RunningServer() as server:
+        labels = {"app.kubernetes.io/name": "vllm"}
+        for number in range(replicas):
+            owners = [{"kind": "ReplicaSet", "name": "vllm", "uid": "u", "controller": True}]
+            pod = {"metadata": {"name": f"vllm-{number}", "labels": labels, "ownerReferences": owners}}
+            server.put("pods", {"kind": "Pod", **pod, "spec": {}, "status": {"phase": phase if number == 0 else "Running"}})
+        server.put("poddisruptionbudgets", {"kind": "PodDisruptionBudget", "metadata": {"name": "vllm"}, "spec": spec})
+        core = client.CoreV1Api(server.client())
+        body = client.V1Eviction(metadata=client.V1ObjectMeta(name="vllm-0"))
+        try:
+            core.create_namespaced_pod_eviction("vllm-0", NAMESPACE, body)
+        except ApiException as error:
+            return int(error.status)
+        return 201
+
+
+@pytest.mark.parametrize("phase", ["Running", "Pending"])
+def test_the_machine_of_a_service_can_be_drained_under_its_shipped_budget(phase: str) -> None:
+    """Pending: a service that is not healthy, because its machine or image is not, must not hold the machine either."""
+    budgets = {
+        str(thing["spec"]): thing["spec"]
+        for overlay in ("kind", "onprem-gpu", "cloud")
+        for thing in kustomize(f"k8s/overlays/{overlay}")
+        if thing["kind"] == "PodDisruptionBudget"
+    }
+    for spec in budgets.values():
+        everything = {**spec, "selector": {"matchLabels": {"app.kubernetes.io/name": "vllm"}}}
+        assert evict_service(everything, phase, replicas=1) == 201, spec
+    blocking = {"minAvailable": 1, "selector": {"matchLabels": {"app.kubernetes.io/name": "vllm"}}}
+    assert evict_service(blocking, phase, replicas=1) == 429  # what was shipped before
 
 
 def test_a_disruption_budget_with_max_unavailable_would_block_the_drain_of_every_job(cluster: FakeCluster) -> None:
@@ -108,17 +142,79 @@ class _Cancel:
         self.wait = handle.cancel
 
 
-def test_a_restarted_machine_is_not_taken_for_a_lack_of_memory(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
-    """The kubelet reports status 137 and ContainerStatusUnknown, without DisruptionTarget."""
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_restarted_machine_is_not_taken_for_a_lack_of_memory(
+    cluster: FakeCluster, is_known: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 137 with ContainerStatusUnknown of the kubelet or 255 with Unknown of containerd, without DisruptionTarget."""
     cluster.default_behavior = RUNS_FOREVER
     handle = cluster.launcher().submit(cluster.job())
     waiter = Waiter(handle)
     wait_until(lambda: handle._last_reported.endswith("running"))
     cluster.default_behavior = ScriptedPod(("resumed",))
-    cluster.kubelet.reboot(1)
+    cluster.kubelet.reboot(1, is_known)
     wait_until(lambda: len(cluster.kubelet.started) == 3)
     cluster.kubelet.finish(0)
     assert waiter.join() == [] and "node lost (node machine-1 restarted)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("TopologyAffinityError", "Pod was rejected: Resources cannot be allocated with Topology locality"),
+        ("UnexpectedAdmissionError", "Allocate failed due to no healthy devices present; cannot allocate unhealthy devices"),
+        ("OutOfnvidia.com/gpu", "Pod was rejected: Node didn't have enough resource: nvidia.com/gpu"),
+        ("SomethingNew", "Pod was rejected"),
+    ],
+)
+def test_a_pod_that_its_node_refuses_is_replaced_and_the_node_is_told(
+    cluster: FakeCluster, rendering: RenderingName, reason: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.next_behaviors = [RUNS_FOREVER, RefusedPod(reason, message)]
+    handle = cluster.launcher(rendering).submit(cluster.job(nodes=1))
+    waiter = Waiter(handle)
+    wait_until(lambda: handle._last_reported.endswith("running"))
+    cluster.kubelet.kill(0)
+    assert waiter.join() == []
+    told = capsys.readouterr().err
+    assert f"refused by its node ({message}); its replacement resumes" in told and "cannot be read" not in told
+
+
+def test_a_node_that_refuses_two_pods_is_left(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.next_behaviors = [RUNS_FOREVER, *[RefusedPod("UnexpectedAdmissionError", "no healthy devices")] * 2]
+    cluster.default_behavior = ScriptedPod()
+    cluster.launcher().submit(cluster.job()).wait()
+    assert "avoids machine-1, which failed 2 times" in capsys.readouterr().err
+
+
+def test_a_program_that_the_image_lacks_stops_at_once_and_a_broken_driver_does_not(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = "failed to create containerd task: nvidia-container-cli: initialization error: nvml error: driver not loaded"
+    cluster.next_behaviors = [ScriptedPod((), exit_code=128, reason="StartError", termination_log=driver)]
+    cluster.launcher().submit(cluster.job("one", nodes=1)).wait()
+    assert f"refused by its node (StartError: {driver}); its replacement resumes" in capsys.readouterr().err
+    program = 'failed to create containerd task: exec: "python": executable file not found in $PATH'
+    cluster.default_behavior = ScriptedPod((), exit_code=128, reason="StartError", termination_log=program)
+    started = len(cluster.kubelet.started)
+    with pytest.raises(JobFailed, match=r"StartError: .*executable file not found.*kubernetes\.image"):
+        cluster.launcher().submit(cluster.job("two", nodes=1)).wait()
+    assert len(cluster.kubelet.started) <= started + 2 and not cluster.server.objects("jobs")[1:]
+
+
+def test_an_injected_container_without_memory_does_not_end_a_running_job(cluster: FakeCluster) -> None:
+    cluster.default_behavior = RUNS_FOREVER
+    handle = cluster.launcher().submit(cluster.job())
+    waiter = Waiter(handle)
+    wait_until(lambda: handle._last_reported.endswith("running"))
+    cluster.kubelet.kill_sidecar(1)
+    cluster.server.put("pods", cluster.kubelet.running_pod(0))  # one more event
+    wait_until(lambda: any(len(p["status"]["containerStatuses"]) == 2 for p in handle._cached_pods()))
+    handle.launcher.informers.notify(handle.key)  # type: ignore[attr-defined]
+    for index in (0, 1):
+        cluster.kubelet.finish(index)
+    assert waiter.join() == [] and len(cluster.kubelet.started) == 2
 
 
 def test_a_pod_killed_after_its_grace_period_is_replaced(cluster: FakeCluster) -> None:

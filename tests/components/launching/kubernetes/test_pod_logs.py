@@ -6,8 +6,12 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from kubernetes import client
 
-from components.launching.kubernetes.pod_logs import LogFile, ReadPosition, merge_logs
+from components.errors import JobFailed
+from components.launching.kubernetes.api_client import Cluster
+from components.launching.kubernetes.pod_logs import LogFile, LogFollower, ReadPosition, merge_logs
+from tests.doubles.apiserver import NAMESPACE
 
 
 def add_timestamps(seconds: list[float]) -> list[str]:
@@ -75,3 +79,13 @@ def test_the_local_time_of_a_node_is_compared_as_universal_time() -> None:
     position = ReadPosition(["2026-11-24T01:30:00.5+02:00 a"])
     assert position.since == "2026-11-23T23:30:00Z"
     assert position.advance("2026-11-23T23:30:00.6Z b") and not position.advance("2026-11-24T01:30:00.1+02:00 c")
+
+
+def test_a_watch_that_has_failed_ends_the_reading_without_a_traceback() -> None:
+    def is_finished() -> bool:
+        raise JobFailed("not allowed to watch pods", where="permissions", remedy="apply the role")
+
+    cluster = Cluster(client.ApiClient(client.Configuration(host="http://127.0.0.1:1")), NAMESPACE)
+    follower = LogFollower(cluster, {"metadata": {"name": "p"}}, is_finished, lambda line: None)
+    follower.run()
+    assert "not allowed to watch pods" in follower.fault
