@@ -5,15 +5,31 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from types import FrameType
+
+import psutil
 
 _PR_SET_PDEATHSIG = 1
-TERMINATED = 128 + signal.SIGTERM
-"""Exit status of a process that SIGTERM has stopped, as shells and service managers count it."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""Requests to stop: of service managers and batch systems, and of a terminal that was closed."""
 
 
 class Terminated(BaseException):
-    """A request to stop (SIGTERM); handlers of errors must not catch it."""
+    """A request to stop; handlers of errors must not catch it.
+
+    Attributes:
+        signal: the one that was received.
+        status: exit status of the process, as shells and service managers count it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal, self.status = signal.Signals(number), 128 + number
 
 
 def end_with_parent(parent: int | None = None) -> None:
@@ -28,10 +44,102 @@ def end_with_parent(parent: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def raise_on_sigterm() -> None:
-    """Let SIGTERM raise :class:`Terminated` in the main thread, so that children are stopped and messages are written."""
+def on_stop(receive: Callable[[int, FrameType | None], object], *more: signal.Signals) -> None:
+    """Call a function on :data:`STOP_SIGNALS` and on some more. A SIGHUP that ``nohup`` has switched off stays so."""
+    for number in (*STOP_SIGNALS, *more):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, receive)
 
-    def receive(number: int, frame: object) -> None:
-        raise Terminated
 
-    signal.signal(signal.SIGTERM, receive)
+def raise_on_stop() -> None:
+    """Let a request to stop raise :class:`Terminated` in the main thread, so that children are stopped and messages are written."""
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    on_stop(receive)
+
+
+def signal_groups(groups: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to process groups; those that have ended are left out."""
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, number)
+
+
+def stop_groups(groups: Iterable[int], seconds: float, reap: Callable[[], object] = lambda: None) -> None:
+    """Send SIGTERM to process groups, and SIGKILL to those that remain after a while.
+
+    Args:
+        seconds: to wait after each signal.
+        reap: called while waiting.
+    """
+    remaining = list(groups)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        signal_groups(remaining, number)
+        deadline = time.monotonic() + seconds
+        while (remaining := [group for group in remaining if _has_members(group)]) and time.monotonic() < deadline:
+            reap()
+            time.sleep(0.2)
+
+
+def _has_members(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return any(process.status() != psutil.STATUS_ZOMBIE for process in _members(group))
+
+
+def _members(group: int) -> list[psutil.Process]:
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group:
+                members.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return members
+
+
+class Guard:
+    """A process that stops process groups if this process ends without having done it, even by SIGKILL.
+
+    It waits for the end of a pipe whose other end only this process has.
+
+    Args:
+        seconds: as in :func:`stop_groups`.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        command = [sys.executable, "-m", "components.processes", str(seconds)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+        )
+
+    def watch(self, groups: Iterable[int]) -> None:
+        """Replace the groups to stop; they are stopped in this order."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # somebody killed the guard
+            self._process.stdin.write(f"{' '.join(map(str, groups))}\n")
+            self._process.stdin.flush()
+
+    def release(self) -> None:
+        """End the guard; it stops nothing."""
+        self.watch(())
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+
+
+def _guard(seconds: float) -> None:
+    """Stop the groups of the last line of standard input when it ends."""
+    groups: list[int] = []
+    for line in sys.stdin:
+        if line.endswith("\n"):
+            groups = [int(word) for word in line.split()]
+    for group in groups:
+        stop_groups([group], seconds)
+
+
+if __name__ == "__main__":
+    _guard(float(sys.argv[1]))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from components.processes import STOP_SIGNALS
 from components.training.batches import StageBatches
 
 PREFETCHED_STEPS = 2
@@ -48,11 +49,11 @@ def _identity(micro_batches: list[Any]) -> list[Any]:
 
 
 def _init_worker(worker: int) -> None:
-    """Worker init: one thread, reopen store files after fork, ignore SIGINT/SIGTERM so that the trainer can finish its step.
+    """Worker init: one thread, reopen store files after fork, ignore requests to stop so that the trainer can finish its step.
 
     Ctrl-C and batch systems send the signal to the whole process group; the trainer still needs the batches of its last step.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     batches: Any = get_worker_info().dataset  # type: ignore[union-attr]

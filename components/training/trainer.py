@@ -29,7 +29,7 @@ from components.files import atomic_directory, read_json, write_json
 from components.home import Home
 from components.launching.job import INTERRUPTED
 from components.model_files import PREPROCESSING
-from components.processes import end_with_parent
+from components.processes import end_with_parent, on_stop
 from components.provenance import digest
 from components.registries import STAGES
 from components.settings import Settings, StageName
@@ -105,12 +105,11 @@ def initial_model(job: TrainingJob, processor: Processor) -> OmniMRIForCondition
 
 
 class StopSignal:
-    """Record of a request to stop: SIGTERM, Ctrl-C, or (on Linux) the death of the parent process."""
+    """Record of a request to stop: SIGTERM, SIGHUP, Ctrl-C, or (on Linux) the death of the parent process."""
 
     def __init__(self) -> None:
         self.received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+        on_stop(self._receive, signal.SIGINT)
         end_with_parent()
 
     def _receive(self, number: int, frame: object) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ import typer
 from components.errors import BadInput, JobFailed, OmniMRIError
 from components.home import Home
 from components.machine_faults import causes, find_system_fault, own_file
-from components.processes import TERMINATED, Terminated, raise_on_sigterm
+from components.processes import Terminated, raise_on_stop
 from flows.cli import (
     catalog,
     data,
@@ -100,14 +101,16 @@ def describe_error(error: Exception, home: Home) -> OmniMRIError | None:
 def main() -> None:
     """Run a command as a process: set the environment, and turn an error into its message and exit status."""
     gc.set_threshold(NEW_OBJECTS_BEFORE_COLLECTION)
-    raise_on_sigterm()
+    raise_on_stop()
     try:
         set_defaults(Home.open())
         run_log.enable()
         app()
-    except Terminated:
-        print("error: stopped on request (SIGTERM); run the command again: it resumes where it stopped", file=sys.stderr)
-        raise SystemExit(TERMINATED) from None
+    except Terminated as request:
+        with suppress(OSError):  # the terminal was closed
+            remedy = "run the command again: it resumes where it stopped"
+            print(f"error: stopped on request ({request.signal.name}); {remedy}", file=sys.stderr)
+        raise SystemExit(request.status) from None
     except OmniMRIError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from components.home import Home
+from components.processes import on_stop
 from components.settings import DatasetSettings, load_settings
 from flows.cli import preflight
 from flows.cli.options import ProfileOption, SetOption
@@ -57,8 +58,7 @@ def receive(
     key = load_key(settings.ingestion.model_copy(update={"public_demo_key": public_key}), home)
     check_key(key, card)
     stopped: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: stopped.append(received))
+    on_stop(lambda received, _: stopped.append(received), signal.SIGINT)
     _receive(listener, _Target(card, home, key, workers), quiet, stopped)
 
 

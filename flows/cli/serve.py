@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ import typer
 
 from components.errors import BadInput
 from components.home import Home
+from components.processes import on_stop
 from components.settings import Settings, load_settings
 from flows.cli import preflight
 from flows.cli.options import ProfileOption
@@ -48,7 +50,8 @@ def _absolute(profile: str) -> str:
 
 
 def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal was closed
+        print(text, file=sys.stderr, flush=True)
 
 
 @app.command("serve", epilog="Example: omnimri serve --profile my-profile.yaml --train-on-update")
@@ -79,13 +82,13 @@ def serve(
     watch_options = ["--every", str(every), "--quiet", str(quiet), "--tags", tags, "--fetch" if fetch else "--no-fetch"]
     addresses = Addresses(host, port, mlflow_port)
     supervisor = Supervisor(Home.open(), addresses, deployment, watch_options, _log, logins)
-    signal.signal(signal.SIGTERM, supervisor.request_stop)
-    signal.signal(signal.SIGINT, supervisor.request_stop)
     try:
-        supervisor.start()
+        supervisor.start()  # until it has started, a request to stop is an exception
+        on_stop(supervisor.request_stop, signal.SIGINT)
         print(to_json(addresses), flush=True)
         supervisor.run()
     finally:
+        on_stop(supervisor.request_stop, signal.SIGINT)  # a second request must not interrupt the end of the services
         supervisor.stop()
 
 

@@ -1,7 +1,8 @@
 """Supervision of the services of one machine: Prefect's server, MLflow's server, a worker and the watcher, as child processes.
 
-A child that ends unexpectedly is restarted, with growing pauses. A run that lost its process is scheduled again. On SIGTERM and
-SIGINT the children are stopped, clients before servers, together with the processes that they started.
+A child that ends unexpectedly is restarted, with growing pauses. A run that lost its process is scheduled again.
+On SIGTERM, SIGHUP and SIGINT the children are stopped, clients before servers, with the processes that they started. A guard
+stops them if this process is killed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -27,6 +27,7 @@ from components.errors import BadInput, JobFailed
 from components.files import read_state, write_json
 from components.home import Home
 from components.network import bypass_proxies, http_address, require_free_port
+from components.processes import Guard, signal_groups, stop_groups
 from components.tracking.relocation import relocate_if_moved
 from flows.server.deploy import Deployment, deploy
 from flows.server.logins import MLFLOW_LOGIN, Logins, log_in
@@ -116,7 +117,7 @@ class Child:
             return None
         now = time.monotonic()
         if self.not_before == 0.0:
-            self._signal(signal.SIGKILL)  # its children may hold a server's port, or write into a worker's closed pipe
+            signal_groups(self.groups, signal.SIGKILL)  # its children may hold a port, or write into a closed pipe
             self.failures = 0 if now - self.started > STABLE_S else self.failures + 1
             pause = PAUSES_S[min(max(self.failures - 1, 0), len(PAUSES_S) - 1)]
             self.not_before = now + pause
@@ -126,39 +127,9 @@ class Child:
             self.start()
         return None
 
-    def _signal(self, number: signal.Signals) -> None:
-        for group in self.groups:
-            with suppress(ProcessLookupError):
-                os.killpg(group, number)
-
     def stop(self) -> None:
         """Send SIGTERM to the process and its children, and SIGKILL to those that remain after a while."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            self._signal(number)
-            deadline = time.monotonic() + STOP_S
-            while time.monotonic() < deadline and any(_has_members(group) for group in self.groups):
-                if self.process is not None:
-                    self.process.poll()
-                time.sleep(0.2)
-
-
-def _has_members(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return any(process.status() != psutil.STATUS_ZOMBIE for process in _members(group))
-
-
-def _members(group: int) -> list[psutil.Process]:
-    members = []
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group:
-                members.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return members
+        stop_groups(self.groups, STOP_S, lambda: None if self.process is None else self.process.poll())
 
 
 def database_urls(url: str) -> tuple[str, str]:
@@ -227,6 +198,7 @@ class Supervisor:
         self.home, self.addresses, self.deployment, self.log, self.logins = home, addresses, deployment, log, logins
         self.children = self._define_children(watch_options)
         self._stopping = self._announced = False
+        self._guard: Guard | None = None
 
     def _define_children(self, watch_options: list[str]) -> dict[str, Child]:
         """Return the services by name."""
@@ -307,16 +279,25 @@ class Supervisor:
                 "environment": self.addresses.environment(),
             },
         )
-        for name in ("prefect", "mlflow"):
-            self.children[name].start()
+        self._guard = Guard(STOP_S)
+        self._start("prefect", "mlflow")
         self._await("prefect", f"{self.addresses.prefect_api}/health")
         self.log(f"Prefect    {self.addresses.prefect}")
         self._await("mlflow", f"{self.addresses.mlflow}/health")
         self.log(f"MLflow     {self.addresses.mlflow}")
         seconds = deploy(self.deployment)
         self.log(f"deployed   pipeline, curate, train, evaluate, promote (profile {self.deployment.profile}, {seconds:.0f} s)")
-        for name in ("worker", "watcher"):
+        self._start("worker", "watcher")
+
+    def _start(self, *names: str) -> None:
+        for name in names:
             self.children[name].start()
+            self._guard_children()
+
+    def _guard_children(self) -> None:
+        """Tell the guard which processes to stop, clients before servers, if this one is killed."""
+        if self._guard is not None:
+            self._guard.watch(group for child in reversed(self.children.values()) for group in child.groups[-1:])
 
     def _await(self, name: str, url: str) -> None:
         child, deadline = self.children[name], time.monotonic() + START_S
@@ -331,8 +312,11 @@ class Supervisor:
         last = time.monotonic()
         while not self._stopping:
             for child in self.children.values():
+                starts = len(child.groups)
                 if message := child.restart_if_ended():
                     self.log(message)
+                if len(child.groups) > starts:
+                    self._guard_children()
             if time.monotonic() - last > RECOVER_EVERY_S:
                 self._recover()
                 last = time.monotonic()
@@ -366,6 +350,8 @@ class Supervisor:
             self._recover(interrupted)
         for name in ("mlflow", "prefect"):
             self.children[name].stop()
+        if self._guard is not None:
+            self._guard.release()
         if self._announced:  # otherwise the file belongs to another supervisor, which is running
             (self.home.root / SERVICES).unlink(missing_ok=True)
 

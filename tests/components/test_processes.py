@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -35,3 +36,64 @@ def test_a_child_in_a_session_of_its_own_ends_with_its_parent(number: signal.Sig
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+GROUP = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+child.wait()
+"""
+GUARDED = f"""
+import subprocess, sys
+from components.processes import Guard
+guard = Guard(30)
+child = subprocess.Popen([sys.executable, '-c', {GROUP!r}], start_new_session=True)
+guard.watch([child.pid])
+if sys.argv[1:]:
+    guard.release()
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def start_guarded(*words: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start a process with a guarded group of two; return it and their process ids."""
+    command = [sys.executable, "-c", GUARDED, *words]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert parent.stdout is not None
+    return parent, [int(parent.stdout.readline()) for _ in range(2)]
+
+
+def test_a_guard_stops_whole_groups_after_their_starter_was_killed() -> None:
+    parent, group = start_guarded()
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 60
+    while any(alive(pid) for pid in group):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_guard_that_was_released_stops_nothing() -> None:
+    parent, group = start_guarded("release")
+    assert parent.stdin is not None and parent.stdout is not None
+    parent.stdin.close()
+    parent.wait()
+    parent.stdout.close()
+    try:
+        assert all(alive(pid) for pid in group)
+    finally:
+        for pid in group:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_hangup_that_nohup_has_switched_off_stays_off() -> None:
+    code = "import os, signal; from components.processes import raise_on_stop; raise_on_stop(); os.kill(os.getpid(), signal.SIGHUP)"
+    for prefix, status in ((["nohup"], 0), ([], 1)):
+        done = subprocess.run([*prefix, sys.executable, "-c", code], cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True)
+        assert done.returncode == status

@@ -110,6 +110,7 @@ def test_workers_continue_when_their_process_group_is_stopped(corpus: Corpus, pr
         next(loaded)
         for child in psutil.Process().children():
             child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGHUP)
             child.send_signal(signal.SIGINT)
         assert len(list(loaded)) == 5
 

@@ -15,6 +15,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from components.errors import BadInput, JobFailed
 from components.home import Home
+from components.processes import STOP_SIGNALS
 from flows.cli import main, run_log
 from flows.cli.environment import drop_traceback, set_defaults
 from flows.server.supervisor import SERVICES, running_services
@@ -40,15 +41,16 @@ def test_a_user_facing_error_is_logged_without_a_traceback(
     assert ("Traceback" in caplog.text) == traceback and str(error) in caplog.text
 
 
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_request_to_stop_ends_a_command_with_a_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    """Whatever runs, its cleanup takes place, and the status is that of SIGTERM."""
+    """Whatever runs, its cleanup takes place, and the status is that of the signal."""
     cleaned: list[bool] = []
 
     def command() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(60)
         except Exception:  # a handler of errors does not stop it
             pass
@@ -58,13 +60,14 @@ def test_a_request_to_stop_ends_a_command_with_a_message(
     monkeypatch.setattr(main, "app", command)
     monkeypatch.setattr(main, "set_defaults", lambda home: None)
     monkeypatch.setattr(run_log, "enable", lambda: None)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     try:
         with pytest.raises(SystemExit) as ended:
             main.main()
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert ended.value.code == 128 + signal.SIGTERM and cleaned
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert ended.value.code == 128 + number and cleaned
     assert "stopped on request" in capsys.readouterr().err
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,8 +16,11 @@ import pytest
 from components.errors import BadInput
 from components.files import write_json
 from components.home import Home
+from components.provenance import REPOSITORY
 from flows.cli.environment import set_defaults
-from flows.server.supervisor import SERVICES, Child, database_urls, running_services
+from flows.server.supervisor import SERVICES, STOP_S, Child, database_urls, running_services
+from tests.helpers.ports import free_port
+from tests.helpers.served import environment
 
 PARENT = """
 import subprocess, sys, time
@@ -61,6 +66,23 @@ def test_a_killed_child_is_restarted(child: Child) -> None:
 
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_services_that_are_starting_end_with_a_supervisor_that_is_stopped_or_killed(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "flows.cli", "serve", "--port", str(free_port()), "--mlflow-port", str(free_port())]
+    with (tmp_path / "messages").open("wb") as stream:
+        serve = subprocess.Popen(command, cwd=REPOSITORY, env=environment(tmp_path), stdout=stream, stderr=stream)
+    home = tmp_path / "home"
+    wait(
+        lambda: (home / "logs" / "mlflow.log").exists() or serve.poll() is not None
+    )  # both servers have been started, none answers
+    started = psutil.Process(serve.pid).children(recursive=True)
+    assert len(started) >= 3, (tmp_path / "messages").read_text()
+    serve.send_signal(number)
+    assert serve.wait(STOP_S) == (-number if number == signal.SIGKILL else 128 + number), (tmp_path / "messages").read_text()
+    wait(lambda: not any(alive(process.pid) for process in started), STOP_S)
+    assert (home / SERVICES).exists() == (number == signal.SIGKILL) and running_services(Home(home, tmp_path / "data")) is None
 
 
 def test_pauses_grow_for_a_child_that_ends_at_once(tmp_path: Path) -> None:
