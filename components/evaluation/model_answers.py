@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,9 @@ class AnswerGenerator:
     def structures(self, cases: Sequence[Case]) -> list[Shown | None]:
         """Return findings and the structures that the model knows in the anatomy of each case; None if it knows none at all."""
         found: list[Shown | None] = []
+        told = self._told_anatomies(cases)
         for batch in _batches(cases, " (structures)") if self.known.label_maps else ():
-            known = [self.known.in_anatomy(case.question, self._told_anatomy(case)) for case in batch]
+            known = [self.known.in_anatomy(case.question, told.get(case.record.volume_id)) for case in batch]
             prompts = [
                 self.processor.encode_answer_prefix(case.header.before(own.find_instruction), "", self._image_tokens(case))
                 for case, own in zip(batch, known, strict=True)
@@ -125,8 +127,15 @@ class AnswerGenerator:
                 found.append(Shown(mask_HW, {name: p[0] for name, p in own.probabilities(names, logits_SHW[None]).items()}))
         return found or [None] * len(cases)
 
-    def _told_anatomy(self, case: Case) -> str | None:
-        return None if self.familiar is None else self.familiar.anatomy(encode(self.model, [case.image])[0])
+    def _told_anatomies(self, cases: Sequence[Case]) -> dict[str, str]:
+        """Return volume_id -> the anatomy that its slices are told to show; without volumes whose slices tell none, or several."""
+        if self.familiar is None or len(set(self.familiar.anatomies)) < 2:
+            return {}
+        told: dict[str, set[str]] = defaultdict(set)
+        for case, features in zip(cases, encode(self.model, [case.image for case in cases]), strict=True):
+            if anatomy := self.familiar.anatomy(features):
+                told[case.record.volume_id].add(anatomy)
+        return {volume_id: next(iter(found)) for volume_id, found in told.items() if len(found) == 1}
 
     def texts(self, cases: Sequence[Case], prefix: str = "", max_new_tokens: int | None = None) -> list[str]:
         """Return greedy answers, or what follows a given beginning of the answers.

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from components.evaluation import EvaluationReport, ResultRow, evaluate
 from components.evaluation.baselines import build_atlas, count_reports, median_box, total_variation
 from components.evaluation.case_selection import select_cases
 from components.evaluation.evaluate import CODE
+from components.evaluation.model_answers import AnswerGenerator
 from components.evaluation.report_page import NIIVUE
 from components.files import read_json
 from components.provenance import digest
@@ -215,3 +218,17 @@ def test_the_scope_and_the_familiar_images_are_registered_with_the_model(report:
     assert {path.name for path in report.registered_files} >= {"scope.json", "familiarity.json", "familiarity.npz"}
     familiarity = json.loads((report.folder / "familiarity.json").read_text())
     assert familiarity["validation_images"] and familiarity["test_images"] >= familiarity["test_alarms"]
+
+
+def test_the_slices_of_a_volume_are_asked_for_the_structures_of_one_anatomy(model: Path) -> None:
+    """Some slices tell their anatomy and others do not; the maps of a volume have one set of structures."""
+    answers = AnswerGenerator.load(model, SETTINGS, 0)
+    tells = {"agree": ("brain", None, "brain"), "differ": ("knee", "brain", None), "tell nothing": (None, None), "one": ("knee",)}
+    cases = [
+        SimpleNamespace(image=np.zeros((32, 32), np.float32), record=SimpleNamespace(volume_id=volume_id))
+        for volume_id, slices in tells.items()
+        for _ in slices
+    ]
+    each = iter([anatomy for slices in tells.values() for anatomy in slices])
+    answers.familiar = cast(Any, SimpleNamespace(anatomies=("brain", "knee"), anatomy=lambda features: next(each)))
+    assert answers._told_anatomies(cast(Any, cases)) == {"agree": "brain", "one": "knee"}
