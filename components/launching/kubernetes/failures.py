@@ -228,7 +228,7 @@ def diagnose_failure(pod: Object) -> Failure | None:
         return Failure(kind, f"{name}: {kind} ({reason})", RESUME_HINT, machine(pod))
     ended = {
         container.get("name"): container.get("state", {}).get("terminated") or {}
-        for container in status.get("containerStatuses") or []
+        for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     }
     failure = _diagnose_container(name, ended.pop(CONTAINER, {}), machine(pod))
     if failure is not None or status.get("phase") != "Failed":
@@ -348,6 +348,10 @@ def _diagnose_unscheduled(pod_name: str, condition: Object) -> Failure:
     rejection = classify_rejection(message)
     if rejection.missing:
         return Failure(FailureKind.configuration, f"{pod_name}: {message}", rejection.remedy)
+    if condition.get("reason") == "SchedulingGated":
+        return Failure(FailureKind.stalled, f"{pod_name}: {message}", f"kubectl describe pod {pod_name}: who sets its gates?")
+    if "allocate all claims" in message:
+        return Failure(FailureKind.unschedulable, f"{pod_name}: {message}", "check kubernetes.resource_claims, or wait for devices")
     return Failure(
         FailureKind.unschedulable,
         f"{pod_name}: {message}",
@@ -529,10 +533,11 @@ def _observe_pods(main: Object, pods: list[Object], now: datetime.datetime) -> O
     active = [pod for pod in pods if pod_phase(pod) not in FINISHED_PHASES]
     staying = [pod for pod in active if deletion_deadline(pod) is None]
     nodes, succeeded = node_count(main), {node_index(pod) for pod in pods if pod_phase(pod) == "Succeeded"}
-    if len(succeeded) >= nodes or true_condition(main, "SuccessCriteriaMet"):
-        return Observation(JobState.running, "all nodes have finished")
     missing = max(nodes - len({node_index(pod) for pod in staying} | succeeded), 0)
     unreachable = next(filter(None, (diagnose_unreachable(pod, now) for pod in active)), None)
+    if len(succeeded) >= nodes or true_condition(main, "SuccessCriteriaMet"):
+        waits_for = f"; {unreachable.message}; {unreachable.remedy}" if unreachable else ""  # the node of a spare pod
+        return Observation(JobState.running, f"all nodes have finished{waits_for}")
     if unreachable is not None and missing:  # no spare node takes over
         return Observation(JobState.pending, f"{unreachable.message}; {unreachable.remedy}", unreachable, missing=missing)
     blockers = list(filter(None, map(diagnose_blocker, staying)))
@@ -542,9 +547,9 @@ def _observe_pods(main: Object, pods: list[Object], now: datetime.datetime) -> O
         return Observation(state, blocker.message, blocker=blocker, missing=missing)
     disrupted = [pod for pod in pods if disruption_kind(pod)]
     if missing and disrupted:
-        return Observation(
-            JobState.pending, f"lost a machine ({disruption_kind(disrupted[-1])}), waits for another", missing=missing
-        )
+        silent = [pod["metadata"]["name"] for pod in active if is_unconfirmed_loss(pod)]
+        waits_for = f"waits until it confirms the end of {silent[0]}" if silent else "waits for another"
+        return Observation(JobState.pending, f"lost a machine ({disruption_kind(disrupted[-1])}), {waits_for}", missing=missing)
     if missing and active:
         return Observation(JobState.pending, f"{nodes - missing} of {nodes} pods exist", missing=missing)
     unstarted = max(nodes - len({node_index(pod) for pod in staying if pod_phase(pod) == "Running"} | succeeded), 0)

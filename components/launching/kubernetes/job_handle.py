@@ -189,6 +189,8 @@ class KubernetesHandle:
                     changed.wait(CONFIRM_INTERVAL_S)
             for follower in followers.values():
                 follower.join()
+                if follower.fault:
+                    report(f"the log of {follower.pod['metadata']['name']} cannot be read ({follower.fault})")
         finally:
             lines.put(None)
 

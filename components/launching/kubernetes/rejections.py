@@ -11,7 +11,8 @@ _QUOTA = re.compile(
     r"exceeded quota: (?P<name>[^,]+), requested: (?P<requested>\S+), used: (?P<used>\S+), limited: (?P<limited>\S+)"
 )
 _AUTHORIZER = re.compile(r"\bcannot \w+ (resource|path)\b")
-_UNDECLARED = "field not declared in schema"
+_UNDECLARED = "field not declared in schema|failed to create typed patch object"
+_TOO_LARGE = "etcdserver: request is too large|message larger than max"
 _MISSING = (
     (r'persistentvolumeclaim "[^"]+" (not found|is being deleted)', "create the claim, or correct kubernetes.volumes"),
     (r'(secret|configmap) "[^"]+" not found|references non-existent secret key', "create it, or correct kubernetes.secrets"),
@@ -31,6 +32,7 @@ _REFUSED = (
         "a policy of the cluster forbids it: ask its administrator, or change the settings",
     ),
     (_UNDECLARED, "update the CustomResourceDefinitions (JobSet, Kubeflow Trainer), or use kubernetes.rendering=job"),
+    (_TOO_LARGE, "shorten kubernetes.environment, annotations and labels: an object may have 1.5 MiB"),
     (r"because it is being terminated", "the namespace is being deleted: create it again when it is gone"),
     (r"violates PodSecurity", "the namespace enforces a Pod Security Standard: ask its administrator"),
     (r"(maximum|minimum) \S+ usage per", "change kubernetes.cpu, memory or scratch to what the LimitRange allows"),
@@ -86,9 +88,10 @@ def classify_rejection(message: str) -> Rejection:
 def is_final(message: str) -> bool:
     """Return whether repeating a request fails again although its status is 500, which usually passes.
 
-    Server-side apply answers so for a field that the installed CustomResourceDefinition does not declare.
+    Server-side apply answers so for a field that the installed CustomResourceDefinition does not declare or of which it has another
+    type, and etcd for an object that is too large.
     """
-    return _UNDECLARED in message
+    return re.search(f"{_UNDECLARED}|{_TOO_LARGE}", message) is not None
 
 
 def _parse_amounts(text: str) -> dict[str, str]:

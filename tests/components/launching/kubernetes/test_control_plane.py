@@ -229,6 +229,20 @@ def test_a_field_that_the_installed_resource_does_not_declare_stops_at_once(clus
     wait_until(lambda: not cluster.objects())
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "failed to create typed patch object (x; jobset.x-k8s.io/v1alpha2, Kind=JobSet): .spec: expected list, got &{map}",
+        "etcdserver: request is too large",
+        "rpc error: code = ResourceExhausted desc = trying to send message larger than max (3 vs. 2)",
+    ],
+)
+def test_a_500_that_comes_back_each_time_stops_at_once(cluster: FakeCluster, message: str) -> None:
+    cluster.server.inject_fault(lambda r: r.action is kmock.action.UPDATE, times=10**6, status=500, message=message)
+    with pytest.raises(JobFailed, match=r"rejects it \(500\)"):
+        cluster.launcher("jobset").submit(cluster.job())
+
+
 def test_a_proxy_that_sends_a_date_in_retry_after_is_waited_for(cluster: FakeCluster) -> None:
     for value in ("Wed, 21 Oct 2015 07:28:00 GMT", "soon", "0"):
         cluster.server.inject_fault(lambda r: r.action is kmock.action.LIST, status=429, retry_after=value)
@@ -350,6 +364,19 @@ def test_a_message_that_a_kubelet_sends_as_a_log_is_told_and_every_line_is_kept(
     handle.wait()
     assert f"cannot be read ({message.strip()}); later: kubectl logs a-stage" in capsys.readouterr().err
     assert handle.logs().splitlines() == ["started", "done"]
+
+
+def test_the_reader_of_a_log_that_cannot_be_read_is_told(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """``omnimri jobs logs`` must not end as if the log were empty."""
+    job = cluster.job(nodes=1)
+    cluster.launcher().submit(job)
+    wait_until(lambda: any(pod["status"]["phase"] == "Succeeded" for pod in cluster.server.objects("pods")))
+    cluster.server.api.log_message, cluster.server.api.message_times = (
+        "unable to retrieve container logs for containerd://8ea1",
+        10**6,
+    )
+    assert list(cluster.launcher().find(job.key).stream(follow=False)) == ["started", "done"]
+    assert "cannot be read (unable to retrieve container logs" in capsys.readouterr().err
 
 
 def test_a_log_whose_reading_fails_for_a_while_is_complete_and_nothing_is_told(

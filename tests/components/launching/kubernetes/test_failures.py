@@ -124,6 +124,38 @@ def test_an_injected_container_is_looked_at_only_in_a_failed_pod() -> None:
     assert failure is not None and failure.kind is FailureKind.killed and "istio-proxy ended with status 137" in failure.message
 
 
+def test_an_injected_container_that_fails_before_the_training_starts_is_named() -> None:
+    mesh = [{"name": "istio-init", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]
+    own = [{"name": "node", "state": {"waiting": {"reason": "PodInitializing"}}}]
+    failure = diagnose_failure(build_pod(0, "Failed", initContainerStatuses=mesh, containerStatuses=own))
+    assert failure is not None and "the injected container istio-init ended with status 1 (Error)" in failure.message
+
+
+def test_a_scheduling_gate_that_nobody_removes_is_not_called_a_lack_of_machines() -> None:
+    gate = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "blocked due to scheduling gates"}
+    blocker = diagnose_blocker(build_pod(0, "Pending", conditions=[gate]))
+    assert blocker is not None and blocker.kind is FailureKind.stalled and "who sets its gates" in blocker.remedy
+
+
+def test_a_finished_job_whose_spare_node_has_no_power_names_it() -> None:
+    """The Job controller calls the job complete only when that pod has ended."""
+    pods = [
+        build_pod(0, "Succeeded"),
+        build_pod(1, "Succeeded"),
+        build_pod(2, metadata={"deletionTimestamp": "2026-11-28T11:00:00Z"}),
+    ]
+    observation = observe(build_job(), pods, now=NOW)
+    assert observation.detail.startswith("all nodes have finished; j-2-x: node machine-2 does not confirm")
+
+
+def test_a_lost_machine_is_not_said_to_be_replaced_before_it_confirms_the_end_of_its_pod() -> None:
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+    lost = build_pod(1, conditions=[target], metadata={"deletionTimestamp": "2026-11-28T12:00:00Z"})
+    assert observe(build_job(), [build_pod(0), lost], now=NOW).detail.endswith("waits until it confirms the end of j-1-x")
+    lost["status"]["phase"] = "Failed"
+    assert observe(build_job(), [build_pod(0), lost], now=NOW).detail.endswith("waits for another")
+
+
 def test_pods_that_were_stopped_are_not_the_root_cause() -> None:
     statuses = [(69, "another node has ended the job"), (137, ""), (1, "rank 1: ValueError: the loss"), (75, "")]
     pods = [build_pod(i, "Failed", containerStatuses=terminated(status, message=text)) for i, (status, text) in enumerate(statuses)]
@@ -173,7 +205,7 @@ def test_a_lost_connection_is_not_the_root_cause() -> None:
         ),
         ("0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.", FailureKind.configuration, "storage class"),
         ('pod "omnimri/j-0-x": ResourceClaim not created yet', FailureKind.configuration, "kubernetes.resource_claims"),
-        ("0/2 nodes are available: 2 cannot allocate all claims.", FailureKind.unschedulable, "gpus_per_node"),
+        ("0/2 nodes are available: 2 cannot allocate all claims.", FailureKind.unschedulable, "kubernetes.resource_claims"),
         ("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.", FailureKind.unschedulable, "gpus_per_node"),
     ],
 )
