@@ -547,8 +547,8 @@ def _observe_pods(main: Object, pods: list[Object], now: datetime.datetime) -> O
         return Observation(state, blocker.message, blocker=blocker, missing=missing)
     disrupted = [pod for pod in pods if disruption_kind(pod)]
     if missing and disrupted:
-        silent = [pod["metadata"]["name"] for pod in active if is_unconfirmed_loss(pod)]
-        waits_for = f"waits until it confirms the end of {silent[0]}" if silent else "waits for another"
+        unconfirmed = [pod["metadata"]["name"] for pod in active if is_unconfirmed_loss(pod)]
+        waits_for = f"waits until it confirms the end of {unconfirmed[0]}" if unconfirmed else "waits for another"
         return Observation(JobState.pending, f"lost a machine ({disruption_kind(disrupted[-1])}), {waits_for}", missing=missing)
     if missing and active:
         return Observation(JobState.pending, f"{nodes - missing} of {nodes} pods exist", missing=missing)
