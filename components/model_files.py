@@ -5,6 +5,7 @@ The digest of a model covers weights, configuration and tokenizer.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import BadInput, JobFailed
+from components.files import read_json
 from components.home import Home
 from components.provenance import digest
 from components.verified_files import cached_md5
@@ -23,6 +25,8 @@ PREPROCESSING = "preprocessing.json"
 """File of a model folder with the grid that images are resampled to, and the structures that the model knows."""
 WEIGHTS_TAG = "weights_digest"
 """Tag of a registered version: digest of the model that was evaluated."""
+DIGEST = "weights_digest.json"
+"""File with the same digest beside the registered weights, below ``about``."""
 _LIST_MODELS = "omnimri models list shows the registered versions"
 
 
@@ -89,12 +93,16 @@ def _ask_mlflow(model: str, tracking_uri: str) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    from components.tracking.histories import require_not_renamed
+
     mlflow.set_tracking_uri(tracking_uri)
     version = _registered_version(model)
     try:
         local = Path(mlflow.artifacts.download_artifacts(model))
     except (MlflowException, OSError):
         if version is None:
+            if model.startswith("models:/"):
+                require_not_renamed(mlflow.MlflowClient(), re.split("[/@]", model.removeprefix("models:/"))[0])
             raise BadInput("MLflow has no such model", where=model, remedy=_LIST_MODELS) from None
         raise lost_files(model) from None
     weights = "" if version is None else version.tags.get(WEIGHTS_TAG, "")
@@ -114,13 +122,22 @@ def _verified_folder(model: str, artifacts: Path, weights: str, version: str) ->
             raise lost_files(model)
         raise BadInput("not a model of OmniMRI", where=model, remedy=_LIST_MODELS)
     folder = preprocessing_files[0].parent
-    if not has_digest(folder, weights):
+    if not all(has_digest(folder, expected) for expected in (weights, _registered_digest(folder))):
         raise JobFailed(
             "the files differ from those that were evaluated",
             where=f"{version}, {folder}",
             remedy="restore them from a backup; omnimri rollback brings back an earlier version",
         )
     return folder
+
+
+def _registered_digest(model_dir: Path) -> str:
+    """Return the digest that was registered beside a model, which remains when somebody deletes the tag; "" where there is none."""
+    path = model_dir.parent / "about" / DIGEST
+    try:
+        return str(read_json(path) or "damaged") if path.exists() else ""
+    except ValueError:
+        return "damaged"
 
 
 def has_digest(model_dir: Path, expected: str) -> bool:

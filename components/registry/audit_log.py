@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 from components.errors import JobFailed
 from components.home import Home
 from components.provenance import digest
+from components.tracking.histories import EXPERIMENT, NAME, RUN, find_history_run, require_not_renamed
 from components.tracking.runs import require_active, restore_command
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 ActionKind = Literal["register", "promote", "force", "refuse", "rollback", "outside", "unreadable"]
 PLACES = ("candidate", "staging", "production", "archived")
 """The aliases. ``archived``: the version that left production last; all that left it have the legacy stage ``Archived``."""
-EXPERIMENT, RUN, HEAD, EARLIER, NAME = "omnimri-registry", "history_run", "history_head", "history_earlier", "omnimri.history"
+HEAD, EARLIER = "history_head", "history_earlier"
 MAX_PARAMETER_LENGTH = 6000
 """Characters of a parameter that MLflow stores; it truncates longer values without an error."""
 LEASE_S = 10.0
@@ -416,7 +417,7 @@ class AuditLog:
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
-        return self._find_run() or recorded
+        return find_history_run(self.client, self.name) or recorded
 
     def _adopt(self, run_id: str) -> None:
         """Let the registered model name its run again: other tools removed the tag, or made the whole model anew.
@@ -460,14 +461,9 @@ class AuditLog:
         """
         from mlflow.exceptions import MlflowException
 
-        existing = self._find_run()
+        existing = find_history_run(self.client, self.name)
         if existing is not None:
-            for renamed in self.client.search_registered_models(f"tags.{RUN} = '{existing}'"):
-                raise JobFailed(
-                    f"the registered model was renamed to {renamed.name} outside of OmniMRI",
-                    where=self.name,
-                    remedy=f"rename it back in MLflow's UI, or use it: --set registry.name={renamed.name}",
-                )
+            require_not_renamed(self.client, self.name)
         run_id = existing or self._create_run()
         tags = {RUN: run_id, **_head_tags(self._entries(run_id))}
         try:
@@ -477,26 +473,6 @@ class AuditLog:
             if existing is None and tags.get(RUN) != run_id:
                 self.client.delete_run(run_id)
         return tags
-
-    def _find_run(self) -> str | None:
-        """Return the run with the history of a model that does not name it, or of an interrupted creation; None without one.
-
-        One with entries counts more than an empty one, even if it was deleted; then its restoration is asked for.
-        """
-        from mlflow.entities import ViewType
-
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            return None
-        require_active(experiment)
-        mine = f"tags.`{NAME}` = '{self.name}'"
-        found = [
-            run
-            for run in self.client.search_runs([experiment.experiment_id], mine, ViewType.ALL)
-            if run.data.params or run.info.lifecycle_stage == "active"
-        ]
-        found.sort(key=lambda run: (bool(run.data.params), run.info.lifecycle_stage == "active", run.info.start_time))
-        return str(found[-1].info.run_id) if found else None
 
     def _experiment(self) -> str:
         """Return the experiment of histories; create it if it does not exist.
@@ -578,10 +554,10 @@ def _parse_entry(number: int, text: str, done: bool) -> Entry:
                 "figures": tuple((name, ours, theirs) for name, ours, theirs in stored["figures"]),
             }
         )
-        entry: Entry | None = Entry(**{**plain, "act": action}, done=done)
+        entry = Entry(**{**plain, "act": action}, done=done)
         _ENTRY.validate_python(asdict(entry))
+        if entry.number == number:
+            return entry
     except (ValueError, KeyError, TypeError, RecursionError):
-        entry = None
-    if entry is None or entry.number != number:
-        return Entry(number, "", "", Action("unreadable", ""), "", "")
-    return entry
+        pass
+    return Entry(number, "", "", Action("unreadable", ""), "", "")

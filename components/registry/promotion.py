@@ -15,6 +15,7 @@ from components.registry.registration import (
     audit_log_of,
     complete_registration,
     get_version,
+    list_models,
     list_versions,
     mlflow_client,
     show_version,
@@ -143,8 +144,9 @@ def history(tracking_uri: str, name: str) -> tuple[tuple[Entry, ...], list[str]]
 
     Raises:
         BadInput: the model was never registered.
+        JobFailed: it was renamed outside of OmniMRI.
     """
-    if not list_versions(tracking_uri, name):
+    if not list_versions(tracking_uri, name) and name not in list_models(tracking_uri):  # or all its versions were deleted
         raise BadInput("no such model", where=name, remedy="omnimri run registers one")
     state = audit_log_of(tracking_uri, name).read()
     outside = [

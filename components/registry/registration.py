@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import BadInput
 from components.files import write_json
-from components.model_files import WEIGHTS_TAG, weights_digest
+from components.model_files import DIGEST, WEIGHTS_TAG, weights_digest
 from components.provenance import REPOSITORY, SHORT, digest
 from components.registries import plugin_packages, plugins
 from components.registry.audit_log import Action, AuditLog, AuditState, Move
@@ -25,6 +25,7 @@ from components.registry.model_card import limitations, model_card
 from components.registry.model_version import LOCK, Lineage, ModelVersion
 from components.registry.promotion_gate import CASES, RESULTS, compare_results
 from components.tasks.scope import Scope
+from components.tracking.histories import require_not_renamed
 from components.tracking.relocation import has_store, relocate_if_moved
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from components.evaluation import EvaluationReport
 
 PACKAGES = ("components", "model_core", "kernels")
-SETTINGS, PLUGIN_LIST, DIGEST = "settings.json", "plugins.json", "weights_digest.json"
+SETTINGS, PLUGIN_LIST = "settings.json", "plugins.json"
 DESCRIPTION = """Research software. Not a medical device; not for clinical use. The model card (README.md), the report page and the
 settings are stored with the weights, under artifacts/about. Known limitations of this version, as measured:
 """
@@ -58,6 +59,7 @@ def get_version(client: MlflowClient, name: str, number: str) -> ModelVersion:
 
     Raises:
         BadInput: no such version.
+        JobFailed: the model was renamed outside of OmniMRI.
     """
     from mlflow.exceptions import MlflowException
 
@@ -66,6 +68,7 @@ def get_version(client: MlflowClient, name: str, number: str) -> ModelVersion:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
+        require_not_renamed(client, name)
         raise _no_such_version(name, number) from None
     return _model_version(name, stored, aliases)
 
@@ -78,11 +81,17 @@ def _model_version(name: str, stored: StoredVersion, aliases: Mapping[str, str])
 
 
 def list_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
-    """Return every version, newest first; none if the model was never registered."""
+    """Return every version, newest first; none if the model was never registered.
+
+    Raises:
+        JobFailed: the model was renamed outside of OmniMRI.
+    """
     if not has_store(tracking_uri):
         return []
     client = mlflow_client(tracking_uri)
     stored = sorted(client.search_model_versions(f"name='{name}'"), key=lambda version: int(version.version), reverse=True)
+    if not stored:
+        require_not_renamed(client, name)
     aliases = client.get_registered_model(name).aliases if stored else {}
     return [_model_version(name, version, aliases) for version in stored]
 
@@ -103,6 +112,7 @@ def show_version(version: str, tracking_uri: str, name: str) -> ModelVersion:
 
     Raises:
         BadInput: no such version.
+        JobFailed: the model was renamed outside of OmniMRI.
     """
     from mlflow.exceptions import MlflowException
 
@@ -116,6 +126,7 @@ def show_version(version: str, tracking_uri: str, name: str) -> ModelVersion:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
+        require_not_renamed(client, name)
         raise _no_such_version(name, version) from None
 
 

@@ -1,6 +1,7 @@
 """Versions carry their lineage, gates check them before promotion, they pass a smoke test, and every action is recorded."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from components.catalog import load_card
 from components.errors import BadInput, GateRefused, JobFailed
 from components.evaluation.results import COHORT
 from components.inference import Predictor, resolve_model
+from components.model_files import WEIGHTS_TAG
 from components.registries import STAGES, TASKS
 from components.registry import (
     ModelVersion,
@@ -26,8 +28,9 @@ from components.registry import (
     versions_with_dataset,
     versions_with_patients,
 )
+from components.registry.audit_log import Action
 from components.registry.registration import SETTINGS as SETTINGS_FILE
-from components.registry.registration import _example
+from components.registry.registration import _example, audit_log_of
 from components.registry.smoke_test import failure_reason
 from components.settings import load_settings
 from tests.helpers.registered import SETTINGS, Store
@@ -315,8 +318,40 @@ def test_changed_weights_of_a_version_are_refused_when_it_is_loaded(store: Store
             resolve_model(f"models:/{NAME}/1", store.uri)
         with pytest.raises(mlflow.MlflowException, match="differ from those that were evaluated"):
             mlflow.pyfunc.load_model(f"models:/{NAME}/1")
+        store.client.delete_model_version_tag(NAME, "1", WEIGHTS_TAG)
+        with pytest.raises(JobFailed, match="differ from those that were evaluated"):
+            resolve_model(f"models:/{NAME}/1", store.uri)
     finally:
         weights.write_bytes(content)
+        store.client.set_model_version_tag(NAME, "1", WEIGHTS_TAG, first.tags[WEIGHTS_TAG])
+
+
+def test_every_command_names_the_new_name_of_a_renamed_model(store: Store, first: ModelVersion) -> None:
+    commands: dict[str, Callable[[], object]] = {
+        "models list": lambda: list_versions(store.uri, NAME),
+        "models show": lambda: show_version("1", store.uri, NAME),
+        "models show ALIAS": lambda: show_version("candidate", store.uri, NAME),
+        "models promote": lambda: promote("1", "staging", store.uri, SETTINGS),
+        "rollback": lambda: rollback("production", store.uri, SETTINGS, "reason"),
+        "history": lambda: history(store.uri, NAME),
+        "lineage": lambda: origin("1", store.uri, NAME),
+        "predict": lambda: resolve_model(f"models:/{NAME}/1", store.uri),
+        "predict ALIAS": lambda: resolve_model(f"models:/{NAME}@candidate", store.uri),
+    }
+    store.client.rename_registered_model(NAME, "another name")
+    try:
+        for command, call in commands.items():
+            with pytest.raises(JobFailed, match="renamed to another name"):
+                call()
+                pytest.fail(command)
+    finally:
+        store.client.rename_registered_model("another name", NAME)
+
+
+def test_a_model_without_versions_has_a_history_still(store: Store) -> None:
+    audit_log_of(store.uri, "emptied").write(lambda state: Action("refuse", "1", "staging"))
+    entries, faults = history(store.uri, "emptied")
+    assert len(entries) == 1 and not faults
 
 
 def test_the_scope_is_in_the_card_and_refuses_other_questions_of_a_registered_version(store: Store, first: ModelVersion) -> None:
