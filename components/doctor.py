@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,12 @@ from typing import Literal
 import psutil
 
 from components.assets import asset
+from components.errors import BadInput, OmniMRIError
 from components.home import Home
 from components.provenance import git_commit
 from components.tracking.relocation import former_roots
+from components.versioning import DataRepository
+from components.versioning.pin import Pin
 
 MEMORY_NEEDED_GIB = 8
 DISK_NEEDED_GIB = 5
@@ -163,23 +165,25 @@ def _location(home: Home) -> list[Finding]:
 
 
 def _data_version(home: Home) -> Finding:
-    if not (home.data.parent / "data.dvc").exists():
-        return Finding("data", "warning", "no data.dvc", "omnimri run, or omnimri ingest DATASET PATH")
+    repository = DataRepository(home.data.parent, home.data)
+    pin, folder = repository.pin.name, f"{home.data.name}/"
+    try:
+        pinned = Pin.read(repository.pin)
+    except BadInput as error:
+        return Finding("data", "fault", f"{error.where}: {error.what}", error.remedy)
+    if pinned is None:
+        return Finding("data", "warning", f"no {pin}", "omnimri run, or omnimri ingest DATASET PATH")
     if not home.data.exists():
-        return Finding(
-            "data",
-            "warning",
-            "data.dvc exists, data/ does not",
-            "omnimri run rebuilds the samples; omnimri data pull fetches the rest",
-        )
-    status = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--quiet", "data.dvc"], cwd=home.data.parent, capture_output=True, text=True
-    )
-    if status.returncode:
-        return Finding(
-            "data", "warning", "data/ differs from data.dvc", "omnimri ingest pins it; dvc checkout restores the pinned version"
-        )
-    return Finding("data", "ok", "data/ matches data.dvc")
+        remedy = "omnimri run rebuilds the samples; omnimri data pull fetches the rest"
+        return Finding("data", "warning", f"{pin} exists, {folder} does not", remedy)
+    try:
+        clean = repository.is_clean()
+    except OmniMRIError as error:
+        return Finding("data", "fault", f"{error.where}: {error.what}", error.remedy)
+    if not clean:
+        remedy = "omnimri data push pins it; omnimri data checkout HEAD --force restores the pinned version"
+        return Finding("data", "warning", f"{folder} differs from {pin}", remedy)
+    return Finding("data", "ok", f"{folder} matches {pin}")
 
 
 def _tracking(home: Home) -> Finding:

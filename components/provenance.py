@@ -72,7 +72,8 @@ def _is_docstring(statement: ast.AST) -> bool:
 def git_commit() -> str:
     """Return the commit of the checkout, with ``+dirty`` where the code in use differs from it.
 
-    Tracked files count, and untracked modules, cards, templates and profiles, which the digests include. The data pin ``data.dvc``
+    Tracked files count, also those that git was told to take for unchanged, and untracked modules, cards, templates and profiles,
+    which the digests include. The user's own cards are in the lineage of each model instead. The data pin ``data.dvc``
     does not count as code: every result names its data version itself. Outside of a git checkout of its own, return the commit that
     the build of the image recorded (``OMNIMRI_COMMIT``), or ``"unknown"``.
     """
@@ -86,7 +87,7 @@ def git_commit() -> str:
     state = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data.dvc")
     if head is None or state is None:
         return recorded
-    return head + ("+dirty" if state or _untracked_code() else "")
+    return head + ("+dirty" if state or _untracked_code() or _hidden_changes() else "")
 
 
 def git_environment() -> dict[str, str]:
@@ -101,9 +102,10 @@ def _git(*words: str) -> str | None:
     """
     command = ["git", "-c", f"safe.directory={REPOSITORY}", "-c", "core.fsmonitor=false", *words]
     try:
-        return subprocess.run(
-            command, cwd=REPOSITORY, env=git_environment(), capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_S
-        ).stdout.strip()
+        output = subprocess.run(
+            command, cwd=REPOSITORY, env=git_environment(), capture_output=True, check=True, timeout=GIT_TIMEOUT_S
+        ).stdout
+        return os.fsdecode(output).strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -112,8 +114,23 @@ def _untracked_code() -> bool:
     """Return whether files that git does not know, ignored ones included, take part in the digests."""
     from components.registries import plugin_sources
 
-    listed = _git("ls-files", "--others", "--", *CODE_FOLDERS) or ""
-    if any(name.endswith(CODE_SUFFIXES) for name in listed.splitlines()):
+    if any(name.endswith(CODE_SUFFIXES) for name in _listed("ls-files", "--others", "-z", "--", *CODE_FOLDERS)):
         return True
     inside = [str(path) for path in plugin_sources() if path.resolve().is_relative_to(REPOSITORY)]
     return bool(inside) and bool(_git("ls-files", "--others", "--", *inside))
+
+
+def _listed(*words: str) -> list[str]:
+    """Return the entries of an output that ``-z`` separates; without it, git would quote names that are not ASCII."""
+    return [entry for entry in (_git(*words) or "").split("\0") if entry]
+
+
+def _hidden_changes() -> bool:
+    """Return whether a file differs whose changes ``git status`` does not show (assume-unchanged, skip-worktree).
+
+    Those that are missing were left out by a sparse checkout.
+    """
+    tagged = [entry.partition(" ") for entry in _listed("ls-files", "-v", "-z")]
+    hidden = {name for tag, _, name in tagged if (tag.islower() or tag == "S") and (REPOSITORY / name).is_file()}
+    staged = [entry.partition("\t") for entry in _listed("ls-files", "--stage", "-z", "--", *hidden)] if hidden else []
+    return any(_git("hash-object", "--", name) != facts.split()[1] for facts, _, name in staged)

@@ -62,6 +62,7 @@ FACTS = (
     "corpus_digest",
     "settings_digest",
     "git_commit",
+    "cards",
     "environment",
     "python",
     "container",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 LOCK = asset("constraints.txt")
 
 
+def own_cards(cards: Iterable[str]) -> dict[str, str]:
+    """Return card -> MD5 of its file, of those cards that are the user's own."""
+    from components.catalog.cards import FOLDER, card_paths
+
+    paths = {card: path for card, path in card_paths().items() if path.parent != FOLDER}
+    return {card: file_md5(paths[card]) for card in sorted(cards) if card in paths}
+
+
 @dataclass(frozen=True)
 class Lineage:
     """Everything that is needed to build a model again.
@@ -29,6 +38,7 @@ class Lineage:
         git_commit: commit of the code; environment: MD5 of the pinned package versions.
         stage_digests, stage_runs: stage name -> digest of its folder, MLflow run.
         validation_passed: the corpus passed Great Expectations.
+        cards: the user's own dataset cards that were used, which no commit contains: card -> MD5 of its file, JSON.
         container: image that trained the model, "none" = no container; python: version of the interpreter.
     """
 
@@ -41,6 +51,7 @@ class Lineage:
     stage_digests: dict[str, str]
     stage_runs: dict[str, str]
     validation_passed: bool
+    cards: str = "{}"
     container: str = "none"
     python: str = platform.python_version()
 
@@ -59,6 +70,7 @@ class Lineage:
             stage_digests={stage.stage: stage.digest for stage in stages},
             stage_runs={stage.stage: stage.run_id for stage in stages},
             validation_passed=validation_passed,
+            cards=json.dumps(own_cards(dataset.card for dataset in settings.datasets)),
             container=settings.kubernetes.image if settings.launcher == "kubernetes" else os.environ.get("OMNIMRI_IMAGE") or "none",
         )
 

@@ -23,6 +23,7 @@ from components.home import Home
 from components.model_files import resolve_model
 from components.provenance import REPOSITORY, git_environment
 from components.registry.lineage import load_version_settings
+from components.registry.model_version import own_cards
 from components.registry.registration import show_version
 
 COMMAND = (sys.executable, "-m", "flows.cli")
@@ -73,6 +74,7 @@ def reproduce(version: str, home: Home, name: str, keep: Path | None = None) -> 
             remedy="only versions trained from a committed checkout can be reproduced",
         )
     settings = load_version_settings(registered, home.tracking_uri)
+    _require_same_cards(json.loads(registered.tags.get("cards", "{}")))
     if keep is not None:
         return _reproduce_in(registered.version, commit, data, settings, home, name, keep)
     with tempfile.TemporaryDirectory(prefix="omnimri-reproduce-") as folder:
@@ -122,6 +124,18 @@ def _reproduce_in(
         layout.withdrawn.series,
         {step: round(value, 1) for step, value in seconds.items()},
     )
+
+
+def _require_same_cards(recorded: Mapping[str, str]) -> None:
+    """Check that the user's own cards, which the commit does not contain, are those that the version was built with.
+
+    Raises:
+        BadInput: one is missing or differs.
+    """
+    present = own_cards(recorded)
+    if differing := sorted(card for card, md5 in recorded.items() if present.get(card) != md5):
+        remedy = "restore them as they were when the version was trained: omnimri lineage VERSION shows their MD5"
+        raise BadInput("own dataset cards are missing or differ", where=", ".join(differing), remedy=remedy)
 
 
 def compare_weights(first: Path, second: Path) -> tuple[int, int, float]:

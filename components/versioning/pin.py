@@ -6,7 +6,7 @@ import re
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
@@ -26,11 +26,13 @@ class Pin:
     Attributes:
         digest: the pinned version.
         files, bytes: number and total size of its files.
+        folder: path of the folder, as the file states it.
     """
 
     digest: str
     files: int
     bytes: int
+    folder: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Pin:
@@ -40,34 +42,38 @@ class Pin:
             ValueError: it does not pin a folder.
         """
         try:
-            [output] = yaml.safe_load(text)["outs"]
+            content = yaml.safe_load(text)
+            [output] = content["outs"]
             digest = re.fullmatch(rf"([0-9a-f]{{32}}){re.escape(LIST_SUFFIX)}", str(output["md5"]))
-        except (yaml.YAMLError, KeyError, TypeError, ValueError):
+            folder = PurePosixPath(content.get("wdir", "."), str(output["path"])).as_posix()
+            numbers = int(output.get("nfiles", 0)), int(output.get("size", 0))
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
             digest = None
         if digest is None:
             raise ValueError("no pin of a folder")
-        return cls(digest[1], int(output.get("nfiles", 0)), int(output.get("size", 0)))
+        return cls(digest[1], *numbers, folder)
 
     @classmethod
     def read(cls, path: Path) -> Pin | None:
         """Read a ``.dvc`` file; return None if it does not exist.
 
         Raises:
-            BadInput: it has conflict markers, is empty, or pins something else.
+            BadInput: it has conflict markers, is empty, or pins something else, such as another folder.
         """
         if not path.exists():
             return None
-        text = path.read_text(errors="replace")
+        text = path.read_text(errors="replace") if path.is_file() else "no file"
         try:
-            return cls.parse(text)
+            pin = cls.parse(text)
+            if pin.folder == path.stem:
+                return pin
+            fault = f"pins another folder ({pin.folder})"
         except ValueError:
             fault = "is empty" if not text.strip() else "does not pin a version of a folder"
             if "<<<<<<<" in text:
                 fault = "has conflict markers of git"
-            remedy = f"git checkout -- {path.name} (after a merge: git checkout --ours {path.name}) restores a version"
-            raise BadInput(
-                fault, where=str(path), remedy=f"{remedy}; or delete it: omnimri data push pins {path.stem}/ as it is"
-            ) from None
+        remedy = f"git checkout -- {path.name} (after a merge: git checkout --ours {path.name}) restores a version"
+        raise BadInput(fault, where=str(path), remedy=f"{remedy}; or delete it: omnimri data push pins {path.stem}/ as it is")
 
     def write(self, path: Path) -> None:
         """Write the ``.dvc`` file of a folder in the form that DVC writes."""

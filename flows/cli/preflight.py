@@ -40,18 +40,31 @@ def check_datasets(datasets: tuple[DatasetSettings, ...], ingestion: IngestionSe
     """Check the card, the source and the pseudonym key of each dataset. No server is contacted.
 
     Raises:
-        BadInput: no such card or folder, a faulty card, a missing key file, another key than that of the data, or the published
-            demo key for real patients.
+        BadInput: no such card or folder, a faulty card, a missing key file, another key than that of the data, the published
+            demo key for real patients, or a damaged pin of the data.
     """
     from components.ingestion.deidentification.pseudonyms import check_key, find_key, require_same_key
 
     home = Home.open()
+    check_pin(home)
     key = find_key(ingestion, home)
     for dataset, card in zip(datasets, check_cards(datasets), strict=True):
         _check_source(dataset, card, pacs)
         if key is not None:
             check_key(key, card)
             require_same_key((key,), card.id, home.data)
+
+
+def check_pin(home: Home) -> None:
+    """Check the pin of the data, if there is one: a fault would be told only after all sources have been read.
+
+    Raises:
+        BadInput: it is damaged, or pins another folder.
+    """
+    from components.versioning import DataRepository
+    from components.versioning.pin import Pin
+
+    Pin.read(DataRepository(home.data.parent, home.data).pin)
 
 
 def check_cards(datasets: tuple[DatasetSettings, ...]) -> list[DatasetCard]:

@@ -131,7 +131,10 @@ def test_changed_code_marks_the_commit_as_dirty_and_a_changed_data_pin_does_not(
     assert git_commit() == f"{commit}+dirty"
 
 
-@pytest.mark.parametrize("name", ["components/new.py", "components/catalog/datasets/mine.yaml", "profiles/mine.yaml"])
+CODE_NAMES = ["components/new.py", "components/münster.py", os.fsdecode(b"components/\xff.py"), "components/a\nb.py"]
+
+
+@pytest.mark.parametrize("name", [*CODE_NAMES, "components/catalog/datasets/mine.yaml", "profiles/mine.yaml"])
 def test_untracked_code_that_the_digests_include_marks_the_commit_as_dirty(committed: Path, name: str) -> None:
     (committed / ".gitignore").write_text("mine.yaml\n")
     git(committed, "add", ".gitignore")
@@ -139,6 +142,14 @@ def test_untracked_code_that_the_digests_include_marks_the_commit_as_dirty(commi
     assert not git_commit().endswith("+dirty")
     (committed / name).parent.mkdir(parents=True, exist_ok=True)
     (committed / name).write_text("added")
+    assert git_commit().endswith("+dirty")
+
+
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_changes_that_git_was_told_not_to_look_for_mark_the_commit_as_dirty(committed: Path, flag: str) -> None:
+    git(committed, "update-index", flag, "components/code.py")
+    assert not git_commit().endswith("+dirty")
+    (committed / "components" / "code.py").write_text("after")
     assert git_commit().endswith("+dirty")
 
 

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from components.errors import BadInput
-from components.provenance import git_commit
-from components.registry.reproduction import compare_weights, reproduce, unmet_pins
+from components.provenance import file_md5, git_commit
+from components.registry.model_version import own_cards
+from components.registry.reproduction import _require_same_cards, compare_weights, reproduce, unmet_pins
 from tests.helpers.registered import SETTINGS, Store
 
 OMNIMRI = [sys.executable, "-m", "flows.cli"]
@@ -45,6 +46,20 @@ def test_uncommitted_versions_are_refused_at_once(tmp_path: Path) -> None:
         version = store.client.create_model_version(SETTINGS.name, str(store.model), tags={"git_commit": commit}).version
         with pytest.raises(BadInput, match="was not committed"):
             reproduce(str(version), store.home, SETTINGS.name)
+
+
+def test_own_cards_are_in_the_lineage_and_must_be_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No commit contains a card of the user's folder."""
+    monkeypatch.setenv("OMNIMRI_CARDS", str(tmp_path))
+    card = tmp_path / "own.yaml"
+    card.write_text("id: own")
+    recorded = own_cards(["own", "icbm152-2009"])
+    assert recorded == {"own": file_md5(card)}
+    _require_same_cards(recorded)
+    for change in (lambda: card.write_text("id: own # edited"), card.unlink):
+        change()
+        with pytest.raises(BadInput, match="own dataset cards are missing or differ"):
+            _require_same_cards(recorded)
 
 
 @pytest.mark.slow

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from components.errors import BadInput
+from components.home import Home
 from components.provenance import git_environment
 from components.versioning import DataRepository
+from flows.cli.preflight import check_pin
+from tests.helpers.datasets import tree
 
 
 @pytest.fixture
@@ -117,3 +120,33 @@ def test_a_repository_of_any_name_can_be_moved(repository: DataRepository, tmp_p
     moved_repository = DataRepository(moved, moved / "data")
     assert moved_repository.snapshot().changed and moved_repository.status().pushed
     assert [path.name for path in moved.parent.iterdir()] == ["second"]
+
+
+OTHER = "outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  path: {}\n  nfiles: {}\n"
+DAMAGED_PINS = {
+    "conflict markers": "<<<<<<< ours\nouts:\n=======\n>>>>>>> theirs\n",
+    "empty": "\n",
+    "another folder": OTHER.format("images", 3),
+    "a folder elsewhere": "wdir: ..\n" + OTHER.format("data", 3),
+    "a number that is none": OTHER.format("data", "null"),
+    "a list": "[]\n",
+    "text": "hello",
+    "a folder itself": None,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_PINS)
+def test_a_damaged_or_foreign_pin_is_told_before_anything_is_read_and_costs_nothing(repository: DataRepository, kind: str) -> None:
+    repository.snapshot()
+    if (content := DAMAGED_PINS[kind]) is None:
+        repository.pin.unlink()
+        repository.pin.mkdir()
+    else:
+        repository.pin.write_text(content)
+    before = tree(repository.data)
+    for command in (repository.status, repository.digest, repository.pull, repository.snapshot, repository.diff):
+        with pytest.raises(BadInput, match=r"data\.dvc"):
+            command()
+    with pytest.raises(BadInput, match=r"data\.dvc"):
+        check_pin(Home(repository.root / "home", repository.data))
+    assert tree(repository.data) == before
