@@ -60,6 +60,8 @@ MISSING_PODS_S = 30.0
 """Time without a pod for every node after which the events are searched for the reason."""
 SILENT_CONTROLLER_S = 60.0
 """Time without any object of a job after which its controller is called missing."""
+MAX_LISTS = 8
+"""Number of pods up to which the events of each one are listed separately."""
 CONFIRM_INTERVAL_S = 30.0
 """Interval at which the API server is asked what no watch shows: whether a job still exists, and what a queue says."""
 DIAGNOSIS_TIMEOUT_S = 10.0
@@ -105,6 +107,7 @@ class KubernetesHandle:
     _avoided: set[str] = field(default_factory=set)
     _readmitted: set[str] = field(default_factory=set)
     _resumptions: int = 0
+    _events_look: tuple[bool, float, Failure | None] | None = None
     _confirmed_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -243,12 +246,19 @@ class KubernetesHandle:
         if observation.state is JobState.queued:
             blocker = diagnose_queue(self.launcher.cluster, self.main)
         elif (observation.missing or observation.unstarted) and waited_s > min(MISSING_PODS_S, self.job.pending_limit_s):
-            is_missing = bool(observation.missing)
-            blocker = self._diagnose_missing_pods(waited_s, observation) if is_missing else self._diagnose_unstarted_pods(pods)
+            blocker = self._look_at_events(observation, pods, waited_s)
         if blocker is None:
             return observation
         patient = blocker.kind is FailureKind.quota and observation.state is JobState.queued
         return replace(observation, detail=blocker.message, blocker=None if patient else blocker)
+
+    def _look_at_events(self, observation: Observation, pods: list[Object], waited_s: float) -> Failure | None:
+        """Return why pods are missing or do not start, according to the events; looks once in :data:`MISSING_PODS_S`."""
+        is_missing, now = bool(observation.missing), time.monotonic()
+        if self._events_look is None or self._events_look[0] != is_missing or now - self._events_look[1] >= MISSING_PODS_S:
+            cause = self._diagnose_missing_pods(waited_s, observation) if is_missing else self._diagnose_unstarted_pods(pods)
+            self._events_look = (is_missing, now, cause)
+        return self._events_look[2]
 
     def _next_look_s(self, observation: Observation, pods: list[Object]) -> float | None:
         """Return the time after which the state can change without any event; None = never."""
@@ -358,8 +368,13 @@ class KubernetesHandle:
 
     def _diagnose_unstarted_pods(self, pods: list[Object]) -> Failure | None:
         """Return why pods do not start, according to their events."""
-        events, _ = self.launcher.cluster.list_objects(EVENTS, selector="", fields="involvedObject.kind=Pod")
-        return diagnose_stalled([pod for pod in pods if pod_phase(pod) not in STARTED_PHASES], sorted(events, key=_event_time))
+        unstarted = [pod for pod in pods if pod_phase(pod) not in STARTED_PHASES]
+        names = [pod["metadata"]["name"] for pod in unstarted]
+        # The events of single pods are few; those of a namespace may be tens of thousands.
+        selectors = [f"involvedObject.name={name}" for name in names] if len(names) <= MAX_LISTS else ["involvedObject.kind=Pod"]
+        cluster = self.launcher.cluster
+        events = [event for fields in selectors for event in cluster.list_objects(EVENTS, selector="", fields=fields)[0]]
+        return diagnose_stalled(unstarted, sorted(events, key=_event_time))
 
     def _to_error(self, observation: Observation) -> JobFailed:
         """Save the log and return the user-facing error for a job that did not succeed."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from components.errors import JobFailed
 from components.launching import JobState
+from components.launching.kubernetes import job_handle
 from components.launching.kubernetes.failures import Failure, FailureKind, Observation
 from components.launching.kubernetes.job_handle import _BlockerTimer
 from components.launching.kubernetes.manifests import RenderingName
@@ -100,6 +103,28 @@ def test_a_fault_that_is_over_is_not_told(cluster: FakeCluster) -> None:
     assert handle.status().state is JobState.starting
     handle.cancel()
     waiter.join()
+
+
+@pytest.mark.parametrize("nodes", [2, job_handle.MAX_LISTS + 1])
+def test_the_events_are_listed_once_in_thirty_seconds_and_those_of_few_pods_one_by_one(
+    cluster: FakeCluster, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of waiting jobs, whose pods change often, must not list the events of a namespace again and again."""
+    cluster.default_behavior = BlockedPod(message=MOUNT, event="FailedMount")
+    handle = cluster.launcher().submit(cluster.job(nodes=nodes))
+    wait_until(lambda: handle._observe()[0].unstarted == nodes)
+    observation, pods = handle._observe()
+    clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
+    monkeypatch.setattr(job_handle, "time", clock)
+
+    def count_lists() -> int:
+        return sum("/events" in request._raw_request.path for request in cluster.server.requests())
+
+    for now_s, looks in ((0.0, 1), (0.01, 1), (1.0, 2)):
+        clock.now_s = now_s
+        assert "FailedMount" in handle._add_hidden_blocker(observation, pods, waited_s=1.0).detail
+        assert count_lists() == looks * (nodes if nodes <= job_handle.MAX_LISTS else 1)
+    handle.cancel()
 
 
 def test_pods_that_are_not_created_without_any_event_end_the_job_after_the_pending_limit(cluster: FakeCluster) -> None:
