@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from components.errors import JobFailed
-from components.launching import JobState, SharedVolume
+from components.launching import JobState, Placement, SharedVolume
 from components.launching.kubernetes import job_handle, launcher
-from components.launching.kubernetes.manifests import RenderingName
+from components.launching.kubernetes.manifests import WORKLOADS, RenderingName
 from components.launching.probe import CAUSE
 from tests.cluster import worlds
 from tests.cluster.worlds import World, double_world, probe_job, real_world
@@ -92,6 +92,28 @@ def test_a_missing_claim_is_named_with_its_setting(world: World) -> None:
     job = probe_job(world, "wait", pending_limit_s=1e6, volumes=(SharedVolume("missing", world.folder),))
     with pytest.raises(JobFailed, match=r'persistentvolumeclaim "missing" not found.*kubernetes\.volumes'):
         world.launcher().submit(job).wait()
+
+
+def test_a_missing_secret_is_named_with_its_setting(world: World) -> None:
+    world.secrets("another")
+    job = probe_job(world, "wait", pending_limit_s=1e6, image_limit_s=2.0, secrets=("missing",))
+    with pytest.raises(JobFailed, match=r'secret "missing" not found.*kubernetes\.secrets'):
+        world.launcher().submit(job).wait()
+
+
+def test_a_scheduler_that_does_not_run_is_told_and_no_pod_stays(world: World) -> None:
+    job = probe_job(world, "wait", placement=Placement(scheduler="absent"))
+    with pytest.raises(JobFailed, match=r"no scheduler has looked for a machine.*kubernetes\.scheduler"):
+        world.launcher().submit(job).wait()
+    assert world.pods(job.key) == []
+
+
+def test_a_queue_on_a_cluster_without_kueue_is_refused(world: World) -> None:
+    handle = world.launcher()
+    if handle.cluster.serves(WORKLOADS):
+        pytest.skip("this cluster has Kueue")
+    with pytest.raises(JobFailed, match=r"no Kueue.*kubernetes\.queue=null"):
+        handle.submit(probe_job(world, "wait", placement=Placement(queue="training")))
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)

@@ -22,7 +22,7 @@ from kubernetes.client.exceptions import ApiException
 from components.launching import JobSpec, Resources, SharedVolume
 from components.launching.kubernetes.api_client import Cluster, RetryPolicy
 from components.launching.kubernetes.launcher import KubernetesLauncher
-from components.launching.kubernetes.manifests import JOB_LABEL, MAIN_RESOURCES, RenderingName
+from components.launching.kubernetes.manifests import JOB_LABEL, JOBSETS, MAIN_RESOURCES, TRAINJOBS, RenderingName
 from components.launching.probe import CAUSE
 from components.provenance import REPOSITORY
 from tests.doubles.apiserver import RunningServer
@@ -63,6 +63,9 @@ class World(Protocol):
 
     def claims(self, *names: str) -> None:
         """Let only these claims exist."""
+
+    def secrets(self, *names: str) -> None:
+        """Let only these Secrets exist."""
 
     def orphan(self, key: str, rendering: RenderingName) -> None:
         """Delete a job without what it controls."""
@@ -134,6 +137,9 @@ class DoubleWorld:
     def claims(self, *names: str) -> None:
         self.cluster.kubelet.claims = set(names)
 
+    def secrets(self, *names: str) -> None:
+        self.cluster.kubelet.secrets = set(names)
+
     def orphan(self, key: str, rendering: RenderingName) -> None:
         self.cluster.controllers.orphan(MAIN_RESOURCES[rendering].plural, key)
 
@@ -192,6 +198,10 @@ class RealWorld:
         for name in names:
             self.core.create_namespaced_persistent_volume_claim(self.namespace, build_claim(name))
 
+    def secrets(self, *names: str) -> None:
+        for name in names:
+            self.core.create_namespaced_secret(self.namespace, {"metadata": {"name": name}})
+
     def orphan(self, key: str, rendering: RenderingName) -> None:
         main = MAIN_RESOURCES[rendering]
         objects = client.CustomObjectsApi(self.api)  # reads and deletes objects of every group
@@ -220,7 +230,12 @@ def evict_pod(core: client.CoreV1Api, name: str, namespace: str) -> None:
 
 @contextmanager
 def double_world(folder: Path) -> Iterator[World]:
-    with RunningServer() as server, Controllers(server) as controllers, Kubelet(server) as kubelet:
+    """Yield the doubles of a cluster with JobSet and Kubeflow Trainer, without Kueue."""
+    with (
+        RunningServer(crds=tuple(resource.group for resource in (JOBSETS, TRAINJOBS))) as server,
+        Controllers(server) as controllers,
+        Kubelet(server) as kubelet,
+    ):
         cluster = FakeCluster(server, controllers, kubelet, folder)
         yield DoubleWorld(cluster)
         for launcher in cluster.launchers:

@@ -42,7 +42,6 @@ class BlockedPod:
     Attributes:
         event: reason of the event that carries the message, as the kubelet and volume controllers record it: the pod's own status
             says only "ContainerCreating". event_type: ``Normal`` or ``Warning``.
-        unseen: no scheduler looks at the pod: it has neither conditions nor events.
     """
 
     reason: str = "ContainerCreating"
@@ -50,7 +49,6 @@ class BlockedPod:
     unschedulable: bool = False
     event: str = ""
     event_type: str = "Warning"
-    unseen: bool = False
 
 
 @dataclass
@@ -77,6 +75,10 @@ class Kubelet:
     grace_s: float = 60.0
     claims: set[str] | None = None
     """Names of the PersistentVolumeClaims that exist; None = all."""
+    secrets: set[str] | None = None
+    """Names of the Secrets that exist; None = all."""
+    schedulers: frozenset[str] = frozenset({"default-scheduler", "scheduler-plugins", "scheduler-plugins-scheduler", "volcano"})
+    """Names of the schedulers that run."""
     claim_templates: set[str] | None = None
     """Names of the ResourceClaimTemplates that exist; None = all."""
     spare_machines: bool = True
@@ -118,12 +120,13 @@ class Kubelet:
 
     async def _start(self, pod: Object) -> None:
         api, behavior = self.server.api, self.choose_behavior(pod)
+        if pod["spec"].get("schedulerName", "default-scheduler") not in self.schedulers:
+            return
+        behavior = self._find_missing_secret(pod) or behavior
         unschedulable = self._find_no_machine(pod, behavior)
         if unschedulable:
             pod["status"]["conditions"] = [condition("PodScheduled", "Unschedulable", unschedulable, "False")]
             await api.put("pods", pod)
-            return
-        if isinstance(behavior, BlockedPod) and behavior.unseen:
             return
         pod["spec"]["nodeName"] = choose_machine(pod)
         pod["status"]["conditions"] = [condition("PodScheduled")]
@@ -160,6 +163,12 @@ class Kubelet:
         if not missing and not self.spare_machines and choose_machine(pod).startswith("spare"):
             return "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 Insufficient cpu."
         return f'0/2 nodes are available: persistentvolumeclaim "{missing[0]}" not found. not found' if missing else ""
+
+    def _find_missing_secret(self, pod: Object) -> BlockedPod | None:
+        """Return how a pod waits for a Secret that does not exist, or None."""
+        sources = [source["secretRef"]["name"] for source in pod["spec"]["containers"][0].get("envFrom", [])]
+        missing = [name for name in sources if self.secrets is not None and name not in self.secrets]
+        return BlockedPod("CreateContainerConfigError", f'secret "{missing[0]}" not found') if missing else None
 
     def write(self, pod: Object, text: str) -> None:
         self.server.api.logs.setdefault(pod["metadata"]["name"], []).append(f"{now(micro=True)} {text}")

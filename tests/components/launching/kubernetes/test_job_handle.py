@@ -207,9 +207,9 @@ def test_an_invalid_image_name_stops_at_once(cluster: FakeCluster) -> None:
 
 
 def test_a_missing_secret_or_claim_is_named(cluster: FakeCluster) -> None:
-    cluster.default_behavior = BlockedPod("CreateContainerConfigError", 'secret "mlflow" not found')
+    cluster.kubelet.secrets = set()
     with pytest.raises(JobFailed, match=r'secret "mlflow" not found.*kubernetes\.secrets'):
-        cluster.launcher().submit(cluster.job()).wait()
+        cluster.launcher().submit(cluster.job(secrets=("mlflow",))).wait()
 
 
 def test_no_machine_with_gpus_stops_after_its_limit_and_quotes_the_scheduler(cluster: FakeCluster) -> None:

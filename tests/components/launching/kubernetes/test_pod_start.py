@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from components.errors import JobFailed
-from components.launching import JobState
+from components.launching import JobState, Placement
 from components.launching.kubernetes import job_handle
 from components.launching.kubernetes.failures import Failure, FailureKind, Observation
 from components.launching.kubernetes.job_handle import _BlockerTimer
@@ -79,9 +79,9 @@ def test_other_warnings_of_a_node_are_told_with_a_remedy(cluster: FakeCluster, e
 
 def test_a_pod_that_no_scheduler_looks_at_is_told_and_ends_the_job_after_the_pending_limit(cluster: FakeCluster) -> None:
     """Its status has no condition: the scheduler that ``kubernetes.scheduler`` names does not run."""
-    cluster.default_behavior = BlockedPod(unseen=True)
+    job = cluster.job(pending_limit_s=0.3, placement=Placement(scheduler="absent"))
     with pytest.raises(JobFailed, match=r"no scheduler has looked for a machine.*kubernetes\.scheduler"):
-        cluster.launcher().submit(cluster.job(pending_limit_s=0.3)).wait()
+        cluster.launcher().submit(job).wait()
 
 
 def test_a_pod_about_which_nothing_is_told_ends_the_job_after_the_pending_limit(cluster: FakeCluster) -> None:
