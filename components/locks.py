@@ -6,12 +6,15 @@ change, and shared while a model is trained or evaluated on them: a writer waits
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from components.home import Home
 
 Waiting = Callable[[str], object]
 """Receives a message once, before a process waits for a lock."""
@@ -52,6 +55,44 @@ def claim(path: Path, shared: bool = False, waiting: Waiting | None = None) -> I
             yield
         finally:
             del _held_shared[path]
+
+
+@contextmanager
+def claim_data(home: Home, waiting: Waiting | None = None) -> Iterator[None]:
+    """Hold the lock ``writer`` while the context is open, also against the processes of another home with the same ``data/``.
+
+    These meet at the folder that contains it, which is locked itself: a lock file there would be one more untracked file.
+
+    Args:
+        waiting: as in :func:`claim`.
+    """
+    folder = home.data.parent
+    with claim(home.locks / "writer", waiting=waiting):
+        if folder in _held_shared:
+            yield
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            _lock_folder(descriptor, folder, waiting)
+            _held_shared[folder] = False
+            yield
+        finally:
+            _held_shared.pop(folder, None)
+            os.close(descriptor)
+
+
+def _lock_folder(descriptor: int, folder: Path, waiting: Waiting | None) -> None:
+    """Lock an open folder; a file system that cannot lock folders (NFS) leaves it at the lock of the home."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if waiting is not None:
+            waiting(f"waiting for a process of another home, which changes the data in {folder}")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):
+            raise
 
 
 def _acquire(file: IO[str], path: Path, shared: bool, waiting: Waiting | None) -> None:

@@ -25,7 +25,7 @@ from components.home import Home
 from components.ingestion.deidentification.pseudonyms import find_key
 from components.ingestion.inputs import IngestionInputs, ingestion_inputs
 from components.ingestion.manifest import MANIFEST
-from components.locks import Waiting, claim
+from components.locks import Waiting, claim, claim_data
 from components.pacs.ledger import Ledger
 from components.pacs.source import comes_from_server
 from components.provenance import SHORT, digest, file_md5
@@ -232,7 +232,7 @@ def preparing(home: Home, waiting: Waiting, corpus_lock: ExitStack | None = None
         waiting: receives a message before this process waits.
         corpus_lock: at the end keeps the corpus as it is, until the stack is closed and before another writer may begin.
     """
-    with claim(home.locks / "writer", waiting=waiting):
+    with claim_data(home, waiting):
         yield
         if corpus_lock is not None:
             corpus_lock.enter_context(reading(home))

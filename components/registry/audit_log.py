@@ -28,7 +28,7 @@ from components.errors import JobFailed
 from components.home import Home
 from components.provenance import digest
 from components.tracking.histories import EXPERIMENT, NAME, RUN, find_history_run, require_not_renamed
-from components.tracking.runs import require_active, restore_command
+from components.tracking.runs import find_experiment, require_active, restore_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -474,28 +474,10 @@ class AuditLog:
                 self.client.delete_run(run_id)
         return tags
 
-    def _experiment(self) -> str:
-        """Return the experiment of histories; create it if it does not exist.
-
-        Raises:
-            JobFailed: it was deleted.
-        """
-        from mlflow.exceptions import MlflowException
-
-        existing = self.client.get_experiment_by_name(EXPERIMENT)
-        if existing is None:
-            try:
-                location = Home.open().artifact_location(self.client.tracking_uri)
-                return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
-            except MlflowException:  # created by another writer in the meantime
-                existing = self.client.get_experiment_by_name(EXPERIMENT)
-                if existing is None:
-                    raise
-        require_active(existing)
-        return str(existing.experiment_id)
-
     def _create_run(self) -> str:
-        run = self.client.create_run(self._experiment(), run_name=f"history of {self.name}", tags={NAME: self.name})
+        run = self.client.create_run(
+            find_experiment(self.client, EXPERIMENT, Home.open()), run_name=f"history of {self.name}", tags={NAME: self.name}
+        )
         self.client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
 

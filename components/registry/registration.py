@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import BadInput
 from components.files import write_json
+from components.home import Home
 from components.model_files import DIGEST, WEIGHTS_TAG, weights_digest
 from components.provenance import REPOSITORY, SHORT, digest
 from components.registries import plugin_packages, plugins
@@ -26,7 +27,8 @@ from components.registry.model_version import LOCK, Lineage, ModelVersion
 from components.registry.promotion_gate import CASES, RESULTS, compare_results
 from components.tasks.scope import Scope
 from components.tracking.histories import require_not_renamed
-from components.tracking.relocation import has_store, relocate_if_moved
+from components.tracking.relocation import has_store
+from components.tracking.runs import open_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,11 +49,7 @@ MAX_DESCRIPTION = 4900
 
 def mlflow_client(tracking_uri: str) -> MlflowClient:
     """Return a client of the tracking store."""
-    import mlflow
-
-    relocate_if_moved(tracking_uri)
-    mlflow.set_tracking_uri(tracking_uri)
-    return mlflow.MlflowClient(tracking_uri)
+    return open_client(tracking_uri, Home.open())
 
 
 def get_version(client: MlflowClient, name: str, number: str) -> ModelVersion:

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
-from components.errors import JobFailed
+from components.errors import BadInput, JobFailed
 from components.home import Home
 from components.locks import claim
 
@@ -89,6 +89,28 @@ def relocate(home: Home) -> int:
                 remedy="stop its servers and check its permissions, then omnimri doctor --relocate",
             ) from None
     return changed
+
+
+def require_own_artifacts(tracking_uri: str, home: Home) -> list[str]:
+    """Check that the experiments of a database outside of the home keep their artifacts in this home.
+
+    Returns:
+        Folders of others that are used: of another installation with the same database, or of the original of a copy.
+
+    Raises:
+        BadInput: the home was moved: MLflow would create the old folders again.
+    """
+    import mlflow
+
+    root, experiments = home.mlflow / "artifacts", mlflow.MlflowClient(tracking_uri).search_experiments()
+    named = {_path(match["root"]) for found in experiments if (match := _ARTIFACTS.fullmatch(found.artifact_location or ""))}
+    local = sorted(path for path in named if path.is_absolute() and path.resolve() != root.resolve())
+    for path in local:
+        if not path.is_dir():
+            remedy = f"move it back, or link the old place to the new one: mkdir -p '{path.parent}' && ln -s '{root}' '{path}'"
+            fault = f"the database of MLflow names artifacts in {path}, which do not exist"
+            raise BadInput(fault, where=str(home.root), remedy=remedy)
+    return [str(path) for path in local]
 
 
 def relocate_if_moved(tracking_uri: str) -> None:

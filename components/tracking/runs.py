@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import JobFailed
 from components.home import Home
+from components.locks import claim
 from components.provenance import git_commit
 from components.settings import Settings
 from components.tracking.relocation import relocate_if_moved
@@ -30,14 +33,48 @@ _INVALID_CHARACTERS = re.compile(r"[^\w\-. :/]")
 
 
 def open_client(uri: str, home: Home) -> MlflowClient:
-    """Return a client of the tracking store; create the folder of the local store if it does not exist."""
+    """Return a client of the tracking store; create the local store if it does not exist."""
     import mlflow
 
     if uri == home.local_store:
         home.mlflow.mkdir(parents=True, exist_ok=True)
     relocate_if_moved(uri)
     mlflow.set_tracking_uri(uri)
+    if uri == home.local_store:
+        _create_tables(uri, home)
     return mlflow.MlflowClient(uri)
+
+
+@cache
+def _create_tables(uri: str, home: Home) -> None:
+    """Let MLflow create or migrate the tables of the local store, which two processes must not do at the same time.
+
+    A home that cannot be written has no lock, and needs none.
+    """
+    import mlflow
+
+    with suppress(OSError), claim(home.locks / "mlflow"):
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+
+
+def find_experiment(client: MlflowClient, name: str, home: Home) -> str:
+    """Return the id of an experiment; create it if it does not exist.
+
+    Raises:
+        JobFailed: it was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    existing = client.get_experiment_by_name(name)
+    if existing is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=home.artifact_location(client.tracking_uri)))
+        except MlflowException:  # created by another process in the meantime
+            existing = client.get_experiment_by_name(name)
+            if existing is None:
+                raise
+    require_active(existing)
+    return str(existing.experiment_id)
 
 
 def require_active(experiment: Experiment) -> None:
@@ -86,7 +123,7 @@ class Tracking:
     def pipeline_run(self, digest: str, settings: Settings, data_digest: str, tags: Mapping[str, str]) -> str:
         """Return the run of a pipeline with these inputs: the existing one, finished or not, or a new one."""
         client = open_client(self.uri, self.home)
-        experiment = self._experiment(client)
+        experiment = find_experiment(client, EXPERIMENT, self.home)
         existing = client.search_runs([experiment], f"tags.`omnimri.digest` = '{digest}'", max_results=1)
         if existing:
             return str(existing[0].info.run_id)
@@ -111,7 +148,7 @@ class Tracking:
         tags = {"omnimri.digest": digest, "omnimri.stage": name, "omnimri.git_commit": git_commit()}
         if parent_run_id is not None:
             tags["mlflow.parentRunId"] = parent_run_id
-        run = client.create_run(self._experiment(client), run_name=name, tags=tags)
+        run = client.create_run(find_experiment(client, EXPERIMENT, self.home), run_name=name, tags=tags)
         self._log_parameters(client, run.info.run_id, flatten(parameters))
         return str(run.info.run_id)
 
@@ -142,13 +179,6 @@ class Tracking:
         for path in artifacts:
             client.log_artifact(run_id, str(path))
         client.set_terminated(run_id, "FINISHED")
-
-    def _experiment(self, client: MlflowClient) -> str:
-        existing = client.get_experiment_by_name(EXPERIMENT)
-        if existing is not None:
-            require_active(existing)
-            return str(existing.experiment_id)
-        return str(client.create_experiment(EXPERIMENT, artifact_location=self.home.artifact_location(self.uri)))
 
     def _log_parameters(self, client: MlflowClient, run_id: str, parameters: Mapping[str, str]) -> None:
         from mlflow.entities import Param

@@ -14,7 +14,7 @@ import typer
 
 from components.errors import BadInput, JobFailed, MachineFault
 from components.home import Home
-from components.locks import claim
+from components.locks import claim_data
 from components.settings import load_settings
 from flows.cli.options import JsonOption, ProfileOption
 
@@ -38,7 +38,7 @@ def open_repository() -> DataRepository:
 
 def _claim_data() -> AbstractContextManager[None]:
     """Claim the right to change ``data/``, as runs do."""
-    return claim(Home.open().locks / "writer", waiting=lambda text: print(text, file=sys.stderr))
+    return claim_data(Home.open(), lambda text: print(text, file=sys.stderr))
 
 
 def _shorten(names: tuple[str, ...]) -> str:

@@ -28,7 +28,7 @@ from components.files import read_state, write_json
 from components.home import Home
 from components.network import bypass_proxies, http_address, require_free_port
 from components.processes import Guard, signal_groups, stop_groups
-from components.tracking.relocation import relocate_if_moved
+from components.tracking.relocation import relocate_if_moved, require_own_artifacts
 from flows.server.deploy import Deployment, deploy
 from flows.server.logins import MLFLOW_LOGIN, Logins, log_in
 
@@ -285,9 +285,16 @@ class Supervisor:
         self.log(f"Prefect    {self.addresses.prefect}")
         self._await("mlflow", f"{self.addresses.mlflow}/health")
         self.log(f"MLflow     {self.addresses.mlflow}")
+        self._check_artifacts()
         seconds = deploy(self.deployment)
         self.log(f"deployed   pipeline, curate, train, evaluate, promote (profile {self.deployment.profile}, {seconds:.0f} s)")
         self._start("worker", "watcher")
+
+    def _check_artifacts(self) -> None:
+        """Check the places of artifacts in a PostgreSQL database, which does not move with the home as the local store does."""
+        if os.environ.get(DATABASE):
+            for place in require_own_artifacts(self.addresses.mlflow, self.home):
+                self.log(f"warning: runs of existing experiments write their artifacts to {place}, as the database says")
 
     def _start(self, *names: str) -> None:
         for name in names:

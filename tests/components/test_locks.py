@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from components.locks import LockUpgradeError, claim
+from components.home import Home
+from components.locks import LockUpgradeError, claim, claim_data
 
 HOLDER = "import sys, time; from pathlib import Path; from components.locks import claim\n"
 HOLD = HOLDER + "with claim(Path(sys.argv[1]), shared=sys.argv[2] == 'shared'):\n print('held', flush=True)\n time.sleep(60)"
@@ -70,3 +71,32 @@ def test_the_outermost_context_releases_the_lock(tmp_path: Path) -> None:
         probe = subprocess.run([sys.executable, "-c", request, str(tmp_path / "lock")], capture_output=True)
         assert b"BlockingIOError" in probe.stderr
     hold(tmp_path / "lock", "exclusive").kill()
+
+
+HOLD_DATA = """
+import sys, time
+from pathlib import Path
+from components.home import Home
+from components.locks import claim_data
+with claim_data(Home(Path(sys.argv[1]), Path(sys.argv[2]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("data", "waits"), [("data", True), ("other/data", False)])
+def test_two_homes_with_the_same_data_have_one_writer(tmp_path: Path, data: str, waits: bool) -> None:
+    command = [sys.executable, "-c", HOLD_DATA, str(tmp_path / "one"), str(tmp_path / "data")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    messages: list[str] = []
+
+    def kill_holder(message: str) -> None:
+        messages.append(message)
+        other.kill()
+
+    home = Home(tmp_path / "two", tmp_path / data)
+    with claim_data(home, kill_holder), claim_data(home, lambda message: pytest.fail(message)):
+        assert bool(messages) == waits and not (waits and "another home" not in messages[0])
+    other.kill()
+    other.wait()

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from components.doctor import examine
+from components.errors import BadInput
 from components.home import Home
+from components.provenance import REPOSITORY
 from components.settings import load_settings
 from components.tracking import Tracking
-from components.tracking.relocation import former_roots, relocate
+from components.tracking.relocation import former_roots, relocate, require_own_artifacts
 from tests.helpers.datasets import tree
 from tests.helpers.mlflow_store import create_store
+
+OPENED = """
+from components.home import Home
+from components.tracking.runs import EXPERIMENT, find_experiment, open_client
+home = Home.open()
+find_experiment(open_client(home.tracking_uri, home), EXPERIMENT, home)
+"""
 
 
 def open_home(root: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
@@ -88,3 +100,34 @@ def test_artifacts_that_were_placed_outside_of_the_home_stay_there(tmp_path: Pat
     shared.mkdir(parents=True)
     mlflow.MlflowClient(home.tracking_uri).create_experiment("omnimri", artifact_location=shared.as_uri())
     assert not former_roots(home)
+
+
+def test_a_database_outside_of_a_moved_home_is_refused_until_the_old_place_leads_to_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with PostgreSQL, which does not move with the home."""
+    old, new = tmp_path / "old", tmp_path / "a new one"
+    database = f"sqlite:///{create_store(tmp_path / 'outside.db')}"
+    home = open_home(old, monkeypatch)
+    location = (home.mlflow / "artifacts").as_uri()
+    mlflow.MlflowClient(database).create_experiment("omnimri", artifact_location=location)
+    (home.mlflow / "artifacts").mkdir()
+    assert require_own_artifacts(database, home) == []
+    shutil.copytree(old, new)
+    moved = open_home(new, monkeypatch)
+    assert require_own_artifacts(database, moved) == [str(home.mlflow / "artifacts")]
+    shutil.rmtree(old)
+    with pytest.raises(BadInput, match="which do not exist") as refused:
+        require_own_artifacts(database, moved)
+    subprocess.run(["bash", "-c", refused.value.remedy.partition("the new one: ")[2]], check=True)
+    assert require_own_artifacts(database, moved) == []
+
+
+def test_processes_that_open_a_new_store_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """MLflow creates its tables step by step, and a second process would begin in the middle."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "OMNIMRI_"))}
+    environment["OMNIMRI_HOME"] = str(tmp_path)
+    command = [sys.executable, "-c", OPENED]
+    processes = [subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], answers
