@@ -60,11 +60,22 @@ class LoggedModels:
 
     def sweep(self) -> None:
         """Delete the models of abandoned registrations: no version uses them, and they are older than :data:`UNUSED_S`."""
-        used = {version.source for version in self.client.search_model_versions(f"name='{self.name}'")}
+        used = self._used()
         oldest = (time.time() - UNUSED_S) * 1000
         for model in self._search():
             if f"models:/{model.model_id}" not in used and model.creation_timestamp < oldest:
                 self._delete(model)
+
+    def _used(self) -> set[str]:
+        """Return the sources of the versions of every registered model: other tools may have renamed or copied this one."""
+        used: set[str] = set()
+        token = None
+        while True:
+            page = self.client.search_model_versions(page_token=token)
+            used |= {str(version.source) for version in page}
+            token = page.token
+            if not token:
+                return used
 
     def _search(self) -> list[LoggedModel]:
         experiment = self.client.get_run(self.run_id).info.experiment_id

@@ -20,6 +20,7 @@ from components.registry import (
     gate_failures,
     history,
     list_versions,
+    logged_models,
     origin,
     promote,
     refusal,
@@ -29,6 +30,7 @@ from components.registry import (
     versions_with_patients,
 )
 from components.registry.audit_log import Action
+from components.registry.logged_models import LoggedModels
 from components.registry.registration import SETTINGS as SETTINGS_FILE
 from components.registry.registration import _example, audit_log_of
 from components.registry.smoke_test import failure_reason
@@ -344,6 +346,25 @@ def test_every_command_names_the_new_name_of_a_renamed_model(store: Store, first
             with pytest.raises(JobFailed, match="renamed to another name"):
                 call()
                 pytest.fail(command)
+    finally:
+        store.client.rename_registered_model("another name", NAME)
+
+
+def test_only_old_models_that_no_version_of_any_name_uses_are_swept(
+    store: Store, first: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = LoggedModels(store.client, NAME, store.run, "abandoned")
+    experiment = store.client.get_run(store.run).info.experiment_id
+    orphan = store.client.create_logged_model(experiment, NAME, store.run, logged.tags).model_id
+    store.client.rename_registered_model(NAME, "another name")
+    try:
+        before = {model.model_id for model in store.client.search_logged_models([experiment])}
+        logged.sweep()
+        assert {model.model_id for model in store.client.search_logged_models([experiment])} == before
+        monkeypatch.setattr(logged_models, "UNUSED_S", -60.0)
+        logged.sweep()
+        left = {model.model_id for model in store.client.search_logged_models([experiment])}
+        assert orphan not in left and store.client.get_model_version("another name", "1").source.rpartition("/")[2] in left
     finally:
         store.client.rename_registered_model("another name", NAME)
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from components.errors import BadInput
 from components.provenance import file_md5, git_commit
 from components.registry.model_version import own_cards
-from components.registry.reproduction import _require_same_cards, compare_weights, reproduce, unmet_pins
+from components.registry.reproduction import _git, _require_same_cards, compare_weights, reproduce, unmet_pins
 from tests.helpers.registered import SETTINGS, Store
 
 OMNIMRI = [sys.executable, "-m", "flows.cli"]
@@ -46,6 +46,12 @@ def test_uncommitted_versions_are_refused_at_once(tmp_path: Path) -> None:
         version = store.client.create_model_version(SETTINGS.name, str(store.model), tags={"git_commit": commit}).version
         with pytest.raises(BadInput, match="was not committed"):
             reproduce(str(version), store.home, SETTINGS.name)
+
+
+def test_without_git_the_remedy_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match="git is not installed"):
+        _git("clone", "here", "there")
 
 
 def test_own_cards_are_in_the_lineage_and_must_be_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from components.errors import BadInput, GateRefused
 from components.registry.audit_log import Action, AuditState, Move
 from components.registry.registration import audit_log_of
 from flows.cli.history import app
+from flows.cli.models import app as models
+from flows.cli.preflight import check_code
 from tests.helpers.mlflow_store import create_store
 
 
@@ -66,3 +68,26 @@ def test_a_rollback_needs_the_original_weights_and_lineage_one_subject(store: Pa
     for words in ([], ["1", "--dataset", "icbm152-2009"]):
         with pytest.raises(BadInput, match="exactly one"):
             output_of("lineage", *words)
+
+
+def test_commands_that_look_something_up_create_nothing_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMNIMRI_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for group, words in ((models, ["list"]), (models, ["show", "1"]), (app, ["history"]), (app, ["lineage", "1"])):
+        done = CliRunner().invoke(group, words)
+        assert done.exception is None or isinstance(done.exception, BadInput), words
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("commit", ["", "abc"])
+def test_a_training_warns_at_its_start_that_its_model_cannot_be_promoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit: str
+) -> None:
+    monkeypatch.setattr("components.provenance.REPOSITORY", tmp_path)  # an unpacked archive
+    monkeypatch.setenv("OMNIMRI_COMMIT", commit)
+    lines: list[str] = []
+    monkeypatch.setattr("components.progress.report", lines.append)  # a display prints them
+    check_code()
+    assert any("has no git commit" in line for line in lines) == (not commit)
