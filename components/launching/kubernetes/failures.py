@@ -366,8 +366,13 @@ _EVENT_REMEDIES = {
     "FailedCreatePodSandBox": "check the network plugin and the container runtime of the node, or exclude it",
     "NetworkNotReady": "check the network plugin of the node, or exclude it",
     "FailedPrepareDynamicResources": "check the driver of kubernetes.resource_claims on the node",
+    "FailedToRetrieveImagePullSecret": "check kubernetes.pull_secrets",
 }
 """Remedies by the reason of a pod's newest warning; the setting that excludes a node is named in :func:`diagnose_stalled`."""
+
+
+_HARMLESS_EVENTS = frozenset({"DNSConfigForming"})
+"""Warnings of pods that start nevertheless: the node has more than three name servers, for example."""
 
 
 def diagnose_stalled(pods: Sequence[Object], events: Sequence[Object]) -> Failure | None:
@@ -380,7 +385,8 @@ def diagnose_stalled(pods: Sequence[Object], events: Sequence[Object]) -> Failur
         pods: pods whose container has not started.
         events: events of the namespace, oldest first; the newest one of a pod counts, since an earlier fault may be over.
     """
-    newest = {event.get("involvedObject", {}).get("uid"): event for event in events}
+    relevant = [event for event in events if event.get("reason") not in _HARMLESS_EVENTS]
+    newest = {event.get("involvedObject", {}).get("uid"): event for event in relevant}
     for pod in pods:
         event = newest.get(pod["metadata"]["uid"], {})
         if event.get("type") != "Warning":

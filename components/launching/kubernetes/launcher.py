@@ -15,7 +15,7 @@ from kubernetes.client.exceptions import ApiException
 
 from components.errors import JobFailed
 from components.launching.job import JobSpec, JobState, JobStatus
-from components.launching.kubernetes.api_client import Cluster, error_message, report
+from components.launching.kubernetes.api_client import PERMISSIONS, Cluster, error_message, report
 from components.launching.kubernetes.failures import (
     FINISHED_PHASES,
     UNREACHABLE_MARGIN_S,
@@ -226,7 +226,8 @@ class KubernetesLauncher:
         name = rendered.main["metadata"]["name"]
         others = [rendering for rendering in self.cluster.supported_renderings() if rendering != rendered.rendering]
         for rendering in (rendered.rendering, *others):
-            existing = self.cluster.get(MAIN_RESOURCES[rendering], name)
+            resource = MAIN_RESOURCES[rendering]
+            existing = self._get_if_permitted(resource, name) if rendering in others else self.cluster.get(resource, name)
             if existing is None or _has_controller(existing):  # the JobSet of a TrainJob
                 continue
             if not _is_ours(existing):
@@ -262,6 +263,15 @@ class KubernetesLauncher:
                 raise self._orphan_error(key, staying)
             time.sleep(min(1.0, ORPHAN_LIMIT_S))
 
+    def _get_if_permitted(self, resource: Resource, name: str) -> Object | None:
+        """Return an object, or None if it does not exist or this account may not read its kind: it has not created it either."""
+        try:
+            return self.cluster.get(resource, name)
+        except JobFailed as error:
+            if error.where != PERMISSIONS:
+                raise
+            return None
+
     def _orphan_error(self, key: str, things: list[Object]) -> JobFailed:
         """Return the error for pods and Jobs of a deleted job; it names what is to be deleted: a Job would replace deleted pods."""
         roots = {(root["kind"], root["metadata"]["name"]) for root in map(self._find_root, things)}
@@ -279,7 +289,7 @@ class KubernetesLauncher:
         while True:
             references = [owner for owner in thing["metadata"].get("ownerReferences") or [] if owner.get("controller")]
             resource = next((main for main in MAIN_RESOURCES.values() if references and main.kind == references[0]["kind"]), None)
-            owner = self.cluster.get(resource, references[0]["name"]) if resource else None
+            owner = self._get_if_permitted(resource, references[0]["name"]) if resource else None
             if owner is None or owner["metadata"]["uid"] != references[0]["uid"]:
                 return thing
             thing = owner

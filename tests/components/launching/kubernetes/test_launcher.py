@@ -206,6 +206,12 @@ def test_a_failed_job_of_another_rendering_is_started_again_in_the_present_one(c
     assert [job["metadata"]["name"] for job in cluster.server.objects("jobs")] == [f"{again.key}-node-0"]
 
 
+def test_an_account_that_may_use_only_jobs_can_submit_them(cluster: FakeCluster) -> None:
+    """The cluster serves JobSets, but the role was reduced to the rendering in use."""
+    cluster.server.api.grants = frozenset(grant for grant in cluster.server.api.grants if grant[0] in ("", "batch"))
+    cluster.launcher("job").submit(cluster.job()).wait()
+
+
 @pytest.mark.parametrize(("group", "rendering"), [("jobset.x-k8s.io", "jobset"), ("trainer.kubeflow.org", "trainjob")])
 def test_a_group_that_is_served_only_in_another_version_is_not_used(tmp_path: Path, group: str, rendering: RenderingName) -> None:
     with RunningServer(newer=(group, "v1")) as server, Controllers(server) as controllers, Kubelet(server) as kubelet:

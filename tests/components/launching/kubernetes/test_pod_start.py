@@ -68,6 +68,7 @@ def test_a_missing_object_that_only_an_event_names_stops_after_seconds(
     [
         ("FailedCreatePodSandBox", r"network plugin .*kubernetes\.excluded_machines machine-0"),
         ("FailedPrepareDynamicResources", r"driver of kubernetes\.resource_claims"),
+        ("FailedToRetrieveImagePullSecret", r"kubernetes\.pull_secrets"),
         ("SomethingNew", "kubectl describe pod a-stage"),
     ],
 )
@@ -88,6 +89,12 @@ def test_a_pod_about_which_nothing_is_told_ends_the_job_after_the_pending_limit(
     cluster.default_behavior = BlockedPod()
     with pytest.raises(JobFailed, match=r"has not started on node machine-\d \(no event tells why\).*kubectl describe pod"):
         cluster.launcher().submit(cluster.job(pending_limit_s=0.3)).wait()
+
+
+def test_a_warning_without_consequences_is_not_called_the_cause(cluster: FakeCluster) -> None:
+    cluster.default_behavior = BlockedPod(message="Nameserver limits were exceeded", event="DNSConfigForming")
+    with pytest.raises(JobFailed, match="no event tells why"):
+        cluster.launcher().submit(cluster.job(nodes=1, pending_limit_s=0.3)).wait()
 
 
 def test_a_fault_that_is_over_is_not_told(cluster: FakeCluster) -> None:
