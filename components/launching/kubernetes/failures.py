@@ -225,7 +225,8 @@ def diagnose_failure(pod: Object) -> Failure | None:
         return Failure(FailureKind.storage, message, f"raise kubernetes.scratch; {RESUME_HINT}", machine(pod))
     if kind is not None:
         reason = status.get("message") or status.get("reason") or _disruption_message(pod)
-        return Failure(kind, f"{name}: {kind} ({reason})", RESUME_HINT, machine(pod))
+        remedy = _refusal_remedy(machine(pod)) if kind is FailureKind.refused else RESUME_HINT
+        return Failure(kind, f"{name}: {kind} ({reason})", remedy, machine(pod))
     ended = {
         container.get("name"): container.get("state", {}).get("terminated") or {}
         for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
@@ -257,7 +258,7 @@ def _diagnose_container(pod_name: str, terminated: Object, node: str) -> Failure
         text = f"{terminated['reason']}: {terminated.get('message') or 'no message'}"
         if _NO_PROGRAM.search(text):
             return Failure(FailureKind.image, f"{pod_name}: {text}", "check kubernetes.image: it cannot run this program", node)
-        return Failure(FailureKind.refused, f"{pod_name}: {FailureKind.refused} ({text})", RESUME_HINT, node)
+        return Failure(FailureKind.refused, f"{pod_name}: {FailureKind.refused} ({text})", _refusal_remedy(node), node)
     exit_code = terminated.get("exitCode", 0)
     if exit_code == 0:
         return None
@@ -268,6 +269,10 @@ def _diagnose_container(pod_name: str, terminated: Object, node: str) -> Failure
         return Failure(FailureKind.configuration, message, "fix the settings that the message names", node)
     kind = FailureKind.stopped if exit_code in UNCOUNTED else FailureKind.program if exit_code == FAILED else FailureKind.killed
     return Failure(kind, message, "see the log", node)
+
+
+def _refusal_remedy(node: str) -> str:
+    return f"check node {node}, lower the request, or exclude the node: kubernetes.excluded_machines; {RESUME_HINT}"
 
 
 def _disruption_message(pod: Object) -> str:

@@ -383,7 +383,7 @@ class KubernetesHandle:
             return JobFailed("was deleted by another process or user", where=self.job.name, remedy=RESUME_HINT)
         failure = observation.failure or Failure(FailureKind.program, "failed", "see the log")
         if failure.kind in RESUMABLE:
-            return JobFailed(f"{failure.message}, {self.job.resumptions + 1} times", where=self.job.name, remedy=RESUME_HINT)
+            return JobFailed(f"{failure.message}, {self.job.resumptions + 1} times", where=self.job.name, remedy=failure.remedy)
         if failure.kind not in UNEXPLAINED:
             return JobFailed(failure.message, where=self.job.name, remedy=failure.remedy)
         tail = "\n".join(program_lines(self.log.lines())[-TAIL_LINES:])
@@ -520,7 +520,13 @@ def diagnose_queue(cluster: Cluster, main: Object) -> Failure | None:
     if not queue_name or not cluster.serves(WORKLOADS):
         return None
     workloads, _ = cluster.list_objects(WORKLOADS, f"kueue.x-k8s.io/job-uid={main['metadata']['uid']}")
-    return diagnose_admission(workloads[-1], queue_name) if workloads else None
+    if workloads:
+        return diagnose_admission(workloads[-1], queue_name)
+    age = cluster.now() - datetime.datetime.fromisoformat(main["metadata"]["creationTimestamp"])
+    if age.total_seconds() <= SILENT_CONTROLLER_S:
+        return None
+    text = f"queue {queue_name}: Kueue has made no Workload for the job: does it run, and does it manage this namespace and kind?"
+    return Failure(FailureKind.quota, text, "")
 
 
 def explain_queue(cluster: Cluster, main: Object, status: JobStatus) -> JobStatus:

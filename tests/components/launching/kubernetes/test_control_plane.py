@@ -124,6 +124,18 @@ def test_the_reason_of_a_queue_is_told_and_a_wrong_queue_ends_the_job(tmp_path: 
         handle.launcher.stop()  # type: ignore[attr-defined]
 
 
+def test_a_queue_whose_kueue_does_nothing_is_told(cluster: FakeCluster) -> None:
+    """Its controller does not run, or does not manage the namespace or the kind: no Workload appears."""
+    cluster.controllers.admit_jobs = False
+    handle = cluster.launcher().submit(cluster.job(placement=Placement(queue="training")))
+    waiter = Waiter(handle)
+    wait_until(lambda: "Kueue has made no Workload" in handle.status().detail)
+    handle.launcher.informers.notify(handle.key)  # type: ignore[attr-defined]
+    wait_until(lambda: "Kueue has made no Workload" in handle._last_reported)
+    handle.cancel()
+    waiter.join()
+
+
 @pytest.mark.parametrize("served", [False, True])
 def test_a_queue_on_a_cluster_without_kueue_is_refused(tmp_path: Path, served: bool) -> None:
     """The label of the queue would change nothing: no quota, and no gang."""

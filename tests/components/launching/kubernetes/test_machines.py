@@ -181,6 +181,13 @@ def test_a_pod_that_its_node_refuses_is_replaced_and_the_node_is_told(
     assert f"refused by its node ({message}); its replacement resumes" in told and "cannot be read" not in told
 
 
+def test_a_job_that_every_node_refuses_ends_with_the_message_of_the_kubelet(cluster: FakeCluster) -> None:
+    cluster.default_behavior = RefusedPod("TopologyAffinityError", "Resources cannot be allocated with Topology locality")
+    with pytest.raises(JobFailed, match=r"Topology locality.*kubernetes\.excluded_machines") as caught:
+        cluster.launcher().submit(cluster.job(nodes=1, restarts=0, resumptions=1)).wait()
+    assert "see the log" not in str(caught.value) and "machine-0" in caught.value.remedy
+
+
 def test_a_node_that_refuses_two_pods_is_left(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     cluster.next_behaviors = [RUNS_FOREVER, *[RefusedPod("UnexpectedAdmissionError", "no healthy devices")] * 2]
     cluster.default_behavior = ScriptedPod()
