@@ -23,6 +23,7 @@ WORLDS = {"double": double_world, "cluster": real_world}
 @pytest.fixture(params=["double", pytest.param("cluster", marks=pytest.mark.cluster)])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(job_handle, "MISSING_PODS_S", 2.0 if request.param == "cluster" else 0.1)
+    monkeypatch.setattr(job_handle, "LOOK_MARGIN_S", 0.02)
     monkeypatch.setattr(launcher, "ORPHAN_LIMIT_S", 2.0 if request.param == "cluster" else 0.1)
     with WORLDS[request.param](tmp_path) as world:
         yield world

@@ -58,6 +58,8 @@ Object = dict[str, Any]
 TAIL_LINES = 15
 MISSING_PODS_S = 30.0
 """Time without a pod for every node after which the events are searched for the reason."""
+LOOK_MARGIN_S = 1.0
+"""Time after a limit at which the state is looked at, so that the limit has passed by every clock."""
 SILENT_CONTROLLER_S = 60.0
 """Time without any object of a job after which its controller is called missing."""
 MAX_LISTS = 8
@@ -263,12 +265,12 @@ class KubernetesHandle:
     def _next_look_s(self, observation: Observation, pods: list[Object]) -> float | None:
         """Return the time after which the state can change without any event; None = never."""
         if observation.missing or observation.unstarted or observation.state is JobState.queued:
-            return MISSING_PODS_S + 1
+            return MISSING_PODS_S + LOOK_MARGIN_S
         if self._avoided and observation.blocker is not None:
             return CONFIRM_INTERVAL_S
         now = self.launcher.cluster.now()
         due = [(deadline - now).total_seconds() + UNREACHABLE_MARGIN_S for deadline in map(deletion_deadline, pods) if deadline]
-        return min((seconds + 1 for seconds in due if seconds > 0), default=None)
+        return min((seconds + LOOK_MARGIN_S for seconds in due if seconds > 0), default=None)
 
     def _blocker_limit_s(self, blocker: Failure | None) -> float:
         """Return how long a failure may block the start of the job, in seconds; no failure: without limit."""

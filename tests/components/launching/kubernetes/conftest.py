@@ -25,5 +25,6 @@ def cluster(tmp_path: Path) -> Iterator[FakeCluster]:
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the times after which a controller or a pod counts as missing."""
     monkeypatch.setattr(job_handle, "MISSING_PODS_S", 0.05)
+    monkeypatch.setattr(job_handle, "LOOK_MARGIN_S", 0.02)
     monkeypatch.setattr(job_handle, "SILENT_CONTROLLER_S", 0.1)
     monkeypatch.setattr(launcher, "ORPHAN_LIMIT_S", 0.1)
