@@ -88,6 +88,9 @@ def test_everything_works_at_the_new_place(finished: Path, tmp_path: Path, trans
     omnimri(new, "predict", str(image), "Segment the white matter.", "--out", str(tmp_path / "out"))
     (dataset, *_) = read(new, "run --profile debug")["model"]["aliases"]  # reuses everything
     assert dataset and read(new, "models list") == expected["models list"]
+    assert read(new, "data push")["changed"] is False and read(new, "data pull")["files"] > 0
+    promoted = read(new, "models promote staging --to production --reason moved")
+    assert "production" in promoted["aliases"] and read(new, "history")["faults"] == []
     omnimri(new, "doctor", "--relocate")
     if finished.exists():
         assert state(finished) == before
