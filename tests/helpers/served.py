@@ -65,16 +65,17 @@ class Served:
     addresses: dict[str, str] = field(default_factory=dict)
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
-        """One request to Prefect's interface; a server that restarts is waited for."""
+        """One request to Prefect's interface; a server that restarts, or whose database is locked (503), is waited for."""
         for attempt in range(60):
             try:
                 answer = httpx.request(
                     method, f"{self.addresses['prefect_api']}{path}", timeout=300, **({"json": body} if body else {})
                 )
-                break
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    break
             except httpx.TransportError:
                 assert attempt < 59
-                time.sleep(1)
+            time.sleep(1)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
