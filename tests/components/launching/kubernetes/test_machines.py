@@ -158,7 +158,6 @@ def test_a_restarted_machine_is_not_taken_for_a_lack_of_memory(
     assert waiter.join() == [] and "node lost (node machine-1 restarted)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("rendering", RENDERINGS)
 @pytest.mark.parametrize(
     ("reason", "message"),
     [
@@ -169,13 +168,15 @@ def test_a_restarted_machine_is_not_taken_for_a_lack_of_memory(
     ],
 )
 def test_a_pod_that_its_node_refuses_is_replaced_and_the_node_is_told(
-    cluster: FakeCluster, rendering: RenderingName, reason: str, message: str, capsys: pytest.CaptureFixture[str]
+    cluster: FakeCluster, reason: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.next_behaviors = [RUNS_FOREVER, RefusedPod(reason, message)]
-    handle = cluster.launcher(rendering).submit(cluster.job(nodes=1))
+    cluster.next_behaviors = [RUNS_FOREVER, RefusedPod(reason, message), RUNS_FOREVER]
+    handle = cluster.launcher().submit(cluster.job(nodes=1))
     waiter = Waiter(handle)
     wait_until(lambda: handle._last_reported.endswith("running"))
     cluster.kubelet.kill(0)
+    wait_until(lambda: len(handle._reported_lost) == 2 and cluster.is_running(1))
+    cluster.kubelet.finish(0)
     assert waiter.join() == []
     told = capsys.readouterr().err
     assert f"refused by its node ({message}); its replacement resumes" in told and "cannot be read" not in told
@@ -199,8 +200,12 @@ def test_a_program_that_the_image_lacks_stops_at_once_and_a_broken_driver_does_n
     cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     driver = "failed to create containerd task: nvidia-container-cli: initialization error: nvml error: driver not loaded"
-    cluster.next_behaviors = [ScriptedPod((), exit_code=128, reason="StartError", termination_log=driver)]
-    cluster.launcher().submit(cluster.job("one", nodes=1)).wait()
+    cluster.next_behaviors = [ScriptedPod((), exit_code=128, reason="StartError", termination_log=driver), RUNS_FOREVER]
+    handle = cluster.launcher().submit(cluster.job("one", nodes=1))
+    waiter = Waiter(handle)
+    wait_until(lambda: len(handle._reported_lost) == 1 and cluster.is_running(1))
+    cluster.kubelet.finish(0)
+    assert waiter.join() == []
     assert f"refused by its node (StartError: {driver}); its replacement resumes" in capsys.readouterr().err
     program = 'failed to create containerd task: exec: "python": executable file not found in $PATH'
     cluster.default_behavior = ScriptedPod((), exit_code=128, reason="StartError", termination_log=program)
