@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import FrameType
+from uuid import uuid4
 
 import psutil
 
@@ -102,17 +103,29 @@ def _members(group: int) -> list[psutil.Process]:
     return members
 
 
+GUARDED = "OMNIMRI_GUARDED_BY"
+"""Environment variable of processes that a guard stops."""
+_RELEASED = "released"
+_STARTING_S = 0.5
+"""Time for a process between fork and exec, which has the environment of its parent."""
+
+
 class Guard:
     """A process that stops process groups if this process ends without having done it, even by SIGKILL.
 
-    It waits for the end of a pipe whose other end only this process has.
+    It waits for the end of a pipe whose other end only this process has. A process that was started just before, of which the guard
+    has not been told, is found by a variable of its environment.
 
     Args:
         seconds: as in :func:`stop_groups`.
+
+    Attributes:
+        mark: value of the variable :data:`GUARDED` of the processes to stop.
     """
 
     def __init__(self, seconds: float) -> None:
-        command = [sys.executable, "-m", "components.processes", str(seconds)]
+        self.mark = uuid4().hex
+        command = [sys.executable, "-m", "components.processes", str(seconds), self.mark]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
         )
@@ -124,22 +137,42 @@ class Guard:
             self._process.stdin.write(f"{' '.join(map(str, groups))}\n")
             self._process.stdin.flush()
 
+    def stop_untold(self, seconds: float) -> None:
+        """Stop the remaining processes with the mark: a request to stop interrupted their start, and nobody knows their ids."""
+        time.sleep(_STARTING_S)
+        stop_groups(_marked_groups(self.mark), seconds)
+
     def release(self) -> None:
         """End the guard; it stops nothing."""
-        self.watch(())
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(f"{_RELEASED}\n")
         with suppress(BrokenPipeError):
             self._process.communicate()
 
 
-def _guard(seconds: float) -> None:
-    """Stop the groups of the last line of standard input when it ends."""
+def _guard(seconds: float, mark: str) -> None:
+    """Stop the groups of the last line of standard input when it ends, and those of processes with the mark; none if released."""
     groups: list[int] = []
     for line in sys.stdin:
+        if line.strip() == _RELEASED:
+            return
         if line.endswith("\n"):
             groups = [int(word) for word in line.split()]
-    for group in groups:
+    time.sleep(_STARTING_S)
+    for group in dict.fromkeys([*groups, *_marked_groups(mark)]):
         stop_groups([group], seconds)
 
 
+def _marked_groups(mark: str) -> list[int]:
+    """Return the groups of the processes whose environment has the mark, each once."""
+    found: dict[int, None] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(GUARDED) == mark:
+                found[os.getpgid(process.pid)] = None
+    return list(found)
+
+
 if __name__ == "__main__":
-    _guard(float(sys.argv[1]))
+    _guard(float(sys.argv[1]), sys.argv[2])

@@ -27,7 +27,7 @@ from components.errors import BadInput, JobFailed
 from components.files import read_state, write_json
 from components.home import Home
 from components.network import bypass_proxies, http_address, require_free_port
-from components.processes import Guard, signal_groups, stop_groups
+from components.processes import GUARDED, Guard, signal_groups, stop_groups
 from components.tracking.relocation import relocate_if_moved, require_own_artifacts
 from flows.server.deploy import Deployment, deploy
 from flows.server.logins import MLFLOW_LOGIN, Logins, log_in
@@ -197,7 +197,7 @@ class Supervisor:
     ) -> None:
         self.home, self.addresses, self.deployment, self.log, self.logins = home, addresses, deployment, log, logins
         self.children = self._define_children(watch_options)
-        self._stopping = self._announced = False
+        self._stopping = self._announced = self._is_started = False
         self._guard: Guard | None = None
 
     def _define_children(self, watch_options: list[str]) -> dict[str, Child]:
@@ -280,6 +280,8 @@ class Supervisor:
             },
         )
         self._guard = Guard(STOP_S)
+        for child in self.children.values():
+            child.environment = {**child.environment, GUARDED: self._guard.mark}
         self._start("prefect", "mlflow")
         self._await("prefect", f"{self.addresses.prefect_api}/health")
         self.log(f"Prefect    {self.addresses.prefect}")
@@ -289,6 +291,7 @@ class Supervisor:
         seconds = deploy(self.deployment)
         self.log(f"deployed   pipeline, curate, train, evaluate, promote (profile {self.deployment.profile}, {seconds:.0f} s)")
         self._start("worker", "watcher")
+        self._is_started = True
 
     def _check_artifacts(self) -> None:
         """Check the places of artifacts in a PostgreSQL database, which does not move with the home as the local store does."""
@@ -358,6 +361,8 @@ class Supervisor:
         for name in ("mlflow", "prefect"):
             self.children[name].stop()
         if self._guard is not None:
+            if not self._is_started:
+                self._guard.stop_untold(STOP_S)
             self._guard.release()
         if self._announced:  # otherwise the file belongs to another supervisor, which is running
             (self.home.root / SERVICES).unlink(missing_ok=True)

@@ -45,12 +45,14 @@ print(child.pid, flush=True)
 child.wait()
 """
 GUARDED = f"""
-import subprocess, sys
-from components.processes import Guard
+import os, subprocess, sys
+from components.processes import GUARDED, Guard
 guard = Guard(30)
-child = subprocess.Popen([sys.executable, '-c', {GROUP!r}], start_new_session=True)
-guard.watch([child.pid])
-if sys.argv[1:]:
+environment = {{**os.environ, GUARDED: guard.mark}}
+child = subprocess.Popen([sys.executable, '-c', {GROUP!r}], start_new_session=True, env=environment)
+if "killed before it tells" not in sys.argv:
+    guard.watch([child.pid])
+if "release" in sys.argv:
     guard.release()
 print(child.pid, flush=True)
 sys.stdin.read()
@@ -69,8 +71,9 @@ def start_guarded(*words: str) -> tuple[subprocess.Popen[str], list[int]]:
     return parent, [int(parent.stdout.readline()) for _ in range(2)]
 
 
-def test_a_guard_stops_whole_groups_after_their_starter_was_killed() -> None:
-    parent, group = start_guarded()
+@pytest.mark.parametrize("words", [[], ["killed before it tells"]])
+def test_a_guard_stops_whole_groups_after_their_starter_was_killed(words: list[str]) -> None:
+    parent, group = start_guarded(*words)
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 60

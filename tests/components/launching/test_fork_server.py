@@ -153,7 +153,7 @@ def test_a_job_that_is_given_up_while_the_server_imports_is_never_started(folder
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": paths, "FLAVOR": "plain", "MARK": str(folder)}
 
     def give_up(number: int, frame: object) -> None:
-        raise Terminated
+        raise Terminated(signal.SIGTERM)
 
     previous = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, 0.5)
