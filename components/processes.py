@@ -137,8 +137,8 @@ class Guard:
             self._process.stdin.write(f"{' '.join(map(str, groups))}\n")
             self._process.stdin.flush()
 
-    def stop_untold(self, seconds: float) -> None:
-        """Stop the remaining processes with the mark: a request to stop interrupted their start, and nobody knows their ids."""
+    def stop_remaining(self, seconds: float) -> None:
+        """Stop all processes that still have the mark: a request to stop may interrupt a start before the process id is known."""
         time.sleep(_STARTING_S)
         stop_groups(_marked_groups(self.mark), seconds)
 

@@ -128,7 +128,7 @@ class AnswerGenerator:
         return found or [None] * len(cases)
 
     def _told_anatomies(self, cases: Sequence[Case]) -> dict[str, str]:
-        """Return volume_id -> the anatomy that its slices are told to show; without volumes whose slices tell none, or several."""
+        """Return volume_id -> anatomy by likeness to training images; only for volumes whose slices resemble one anatomy."""
         if self.familiar is None or len(set(self.familiar.anatomies)) < 2:
             return {}
         told: dict[str, set[str]] = defaultdict(set)

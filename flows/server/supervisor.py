@@ -362,7 +362,7 @@ class Supervisor:
             self.children[name].stop()
         if self._guard is not None:
             if not self._is_started:
-                self._guard.stop_untold(STOP_S)
+                self._guard.stop_remaining(STOP_S)
             self._guard.release()
         if self._announced:  # otherwise the file belongs to another supervisor, which is running
             (self.home.root / SERVICES).unlink(missing_ok=True)
