@@ -1,6 +1,7 @@
 """The input tensors of the network in the four training stages.
 
-Shape letters: B samples, G image blocks of a sequence, D slices, T target slices, H rows, W columns, L text tokens.
+Shape letters: B samples, R chosen ones of them, G image blocks of a sequence, D slices, T target slices, H rows, W columns, L text
+tokens.
 """
 
 from __future__ import annotations
@@ -156,13 +157,13 @@ class SequenceBatch(Batch):
             return torch.zeros_like(self.target_kind_B, dtype=torch.bool)
         return (self.structures_BDHW != IGNORE).flatten(1).any(-1)
 
-    def structure_labels(self, rows_B: Tensor) -> StructureLabels:
-        """Return the label maps of some samples; without any, those of one structure that no sample lists."""
+    def structure_labels(self, rows_R: Tensor) -> StructureLabels:
+        """Return the label maps of some samples, given by number; without any, those of one structure that no sample lists."""
         if self.structures_BDHW is None or self.listed_BS is None or self.names_SL is None:
-            pixels = self.pixel_values_B1DHW[self.image_B[rows_B]][:, 0]
+            pixels = self.pixel_values_B1DHW[self.image_B[rows_R]][:, 0]
             listed = torch.zeros(len(pixels), 1, dtype=torch.bool, device=pixels.device)
             return StructureLabels(torch.full_like(pixels, IGNORE, dtype=torch.long), listed, self.input_ids_BL[:1, :1])
-        return StructureLabels(self.structures_BDHW[rows_B], self.listed_BS[rows_B], self.names_SL)
+        return StructureLabels(self.structures_BDHW[rows_R], self.listed_BS[rows_R], self.names_SL)
 
 
 def select_slices(values: Tensor, slices_BT: Tensor | None, axis: int) -> Tensor:

@@ -45,6 +45,12 @@ class Conditions:
     kind_B: Tensor
     measured: KSpaceMeasurement
 
+    def rows(self, rows_R: Tensor) -> Conditions:
+        """Return the conditions of some samples, given by their numbers."""
+        features = [level[rows_R] for level in self.features]
+        pixels, query, kind = self.pixel_values_B1DHW[rows_R], self.query_BQ[rows_R], self.kind_B[rows_R]
+        return Conditions(pixels, features, query, kind, self.measured.rows(rows_R))
+
     def slices(self, first: int, stop: int) -> Conditions:
         """Return the conditions of the slices from ``first`` to before ``stop``."""
         maps = self.measured.coil_maps_BCDHW

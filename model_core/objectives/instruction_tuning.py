@@ -1,6 +1,6 @@
 """Stage 4: all tasks in one format of instruction and response (paper section 4.4).
 
-Shape letters: B samples, D slices, H rows, W columns, L tokens.
+Shape letters: B samples, R chosen ones of them, D slices, H rows, W columns, L tokens.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ class InstructionTuning(Objective):
         """Return the losses (B,) of images, of masks and of structures, zero for samples without such a target."""
         model = self.model
         assert output.features is not None and output.hidden_states is not None
-        rows = self._decoded(batch)
-        if not bool(rows.any()):
-            rows = torch.arange(len(rows), device=rows.device) == 0
+        rows = self._decoded(batch).nonzero().squeeze(-1)  # numbers: every use of a mask would wait for a GPU
+        if not len(rows):
+            rows = rows.new_zeros(1)
         images, slices = batch.image_B[rows], None if batch.slices_BT is None else batch.slices_BT[rows]
         conditions = Conditions(
             pixel_values_B1DHW=select_slices(batch.pixel_values_B1DHW[images], slices, 2),
@@ -132,38 +132,45 @@ class InstructionTuning(Objective):
         time, noise = generator.times(share_of_noise=PURE_NOISE_SHARE), generator.normal(*clean.shape[1:])
         time = torch.where(conditions.kind_B == TARGET_NONE, torch.ones_like(time), time)
         prediction, pixels = model.image_decoder(interpolate(clean, noise, time), time, conditions)
-        image_losses = self._image_loss(prediction, clean, target, conditions) * (conditions.kind_B == TARGET_IMAGE)
         mask_losses = self._mask_loss(prediction, target) * (conditions.kind_B == TARGET_MASK)
+        image_losses = self._image_losses(prediction, clean, target, conditions)
         structure_losses = self._structure_losses(output, pixels, batch, rows)
-        zeros = image_losses.new_zeros(len(rows))
-        index = rows.nonzero().squeeze(-1)
+        zeros = image_losses.new_zeros(len(batch.target_kind_B))
         by_image, by_mask, by_structure = (
-            zeros.index_add(0, index, losses) for losses in (image_losses, mask_losses, structure_losses)
+            zeros.index_add(0, rows, losses) for losses in (image_losses, mask_losses, structure_losses)
         )
         return by_image, by_mask, by_structure
 
-    def _structure_losses(self, output: OmniMRIOutput, pixels_BcDHW: Tensor, batch: SequenceBatch, rows_B: Tensor) -> Tensor:
+    def _structure_losses(self, output: OmniMRIOutput, pixels_BcDHW: Tensor, batch: SequenceBatch, rows_R: Tensor) -> Tensor:
         """Return the losses of the label maps of the chosen samples, by pixel and by visual token."""
-        model, labels = self.model, batch.structure_labels(rows_B)
+        model, labels = self.model, batch.structure_labels(rows_R)
         assert output.hidden_states is not None
         grid = model.config.image_grid(*batch.pixel_values_B1DHW.shape[2:])
-        chosen = batch.input_ids_BL[rows_B] == model.config.image_token_id
+        chosen = batch.input_ids_BL[rows_R] == model.config.image_token_id
         if batch.grids_BG3 is not None:
-            _, block = index_image_blocks(chosen, batch.grids_BG3[rows_B])
-            chosen = block == batch.target_block_B[rows_B, None] + 1
-        hidden_BNh = output.hidden_states[rows_B][chosen].unflatten(0, (len(chosen), -1))
+            _, block = index_image_blocks(chosen, batch.grids_BG3[rows_R])
+            chosen = block == batch.target_block_B[rows_R, None] + 1
+        hidden_BNh = output.hidden_states[rows_R][chosen].unflatten(0, (len(chosen), -1))
         names_Sh = embed_names(model.get_input_embeddings(), labels.names_SL, model.config.pad_token_id)
-        slices = None if batch.slices_BT is None else batch.slices_BT[rows_B]
+        slices = None if batch.slices_BT is None else batch.slices_BT[rows_R]
         decoded = replace(labels, structures_BDHW=select_slices(labels.structures_BDHW, slices, 1))
         by_pixel = pixel_losses(model.image_decoder.structure_logits(pixels_BcDHW, names_Sh), decoded)
         return by_pixel + self.structures.token_losses(hidden_BNh, names_Sh, labels, grid)
 
-    def _image_loss(self, prediction: Tensor, clean: Tensor, target: Tensor, conditions: Conditions) -> Tensor:
-        """Return the flow error of the residual plus L1 and 1 - SSIM of the data-consistent image, (B,)."""
-        image = self.model.image_decoder.decode_image(prediction, conditions)
-        slices, truth = image.transpose(1, 2).flatten(0, 1), target.transpose(1, 2).flatten(0, 1)
-        dissimilarity = structural_dissimilarity(slices, truth).unflatten(0, (len(image), -1)).mean(1)
-        return mean_per_sample((prediction - clean).square()) + 10 * mean_per_sample((image - target).abs()) + dissimilarity
+    def _image_losses(self, prediction: Tensor, clean: Tensor, target: Tensor, conditions: Conditions) -> Tensor:
+        """Return the flow error of the residual plus L1 and 1 - SSIM of the data-consistent image, (B,); zero for other targets.
+
+        Few samples of a batch have an image as their target, and agreement with k-space costs Fourier transforms: it is computed
+        for these alone.
+        """
+        rows = (conditions.kind_B == TARGET_IMAGE).nonzero().squeeze(-1)
+        prediction_R, target_R = prediction[rows], target[rows]
+        image = self.model.image_decoder.decode_image(prediction_R, conditions.rows(rows))
+        slices, truth = image.transpose(1, 2).flatten(0, 1), target_R.transpose(1, 2).flatten(0, 1)
+        dissimilarity = structural_dissimilarity(slices, truth).unflatten(0, (len(rows), target.shape[2])).mean(1)
+        flow_error = mean_per_sample((prediction_R - clean[rows]).square())
+        losses = flow_error + 10 * mean_per_sample((image - target_R).abs()) + dissimilarity
+        return losses.new_zeros(len(prediction)).index_add(0, rows, losses)
 
     def _mask_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the flow error of the analog bits plus cross-entropy and, unless the mask is empty, 1 - soft Dice, (B,).
