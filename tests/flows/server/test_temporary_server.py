@@ -88,3 +88,15 @@ def test_a_server_that_does_not_start_is_named_with_its_status(tmp_path: Path, m
     (tmp_path / "prefect").mkdir()
     with pytest.raises(JobFailed, match="did not start \\(status 3\\)"):
         start("raise SystemExit(3)", port=free_port()).wait()
+
+
+def test_a_database_that_is_none_ends_the_real_server_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one test here that starts Prefect: it must end by itself instead of trying again without end."""
+    monkeypatch.setenv("OMNIMRI_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{tmp_path}/prefect/prefect.db")
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / "prefect.db").write_text("another program's file " * 100)
+    with pytest.raises(JobFailed, match="did not start") as caught:
+        TemporaryServer.launch().wait()
+    assert str(tmp_path / "prefect") in str(caught.value)
