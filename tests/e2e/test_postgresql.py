@@ -1,16 +1,22 @@
-"""The whole pipeline with the state of both servers in PostgreSQL, named by one variable; its password is stored nowhere else."""
+"""The whole pipeline with the state of both servers in PostgreSQL, named by one variable; its password is stored nowhere else.
+
+The database does not move with the home: a moved one is refused until the old place leads to the new one.
+"""
 
 from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 
+from components.model_files import resolve_model
 from tests.helpers.ports import free_port
 from tests.helpers.served import served
 
@@ -76,3 +82,19 @@ def test_both_servers_keep_their_state_in_postgresql(database: str, tmp_path: Pa
         if path.is_file():
             assert PASSWORD.encode() not in path.read_bytes(), path
     assert PASSWORD not in (tmp_path / "serve.log").read_text()
+
+    home, moved = tmp_path / "home", tmp_path / "moved"
+    moved.mkdir()
+    for name in ("home", "data", "source"):
+        (tmp_path / name).rename(moved / name)
+    profile = (tmp_path / "tiny.yaml").read_text().replace(str(tmp_path), str(moved))
+    (moved / "tiny.yaml").write_text(profile)
+    with pytest.raises(AssertionError, match="which do not exist") as refused, served(moved, OMNIMRI_DATABASE_URL=database):
+        pass
+    assert not home.exists() and PASSWORD not in str(refused.value)
+    link = re.search(r"the new one: (.*)\)", str(refused.value))
+    assert link is not None
+    subprocess.run(["bash", "-c", link[1]], check=True)
+    with served(moved, OMNIMRI_DATABASE_URL=database) as site:
+        (version,) = mlflow.MlflowClient(site.addresses["mlflow"]).search_model_versions()
+        assert (resolve_model(f"models:/{version.name}/{version.version}", site.addresses["mlflow"]) / "model.safetensors").exists()

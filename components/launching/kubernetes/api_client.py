@@ -26,6 +26,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.connection import HTTPConnection
 
 from components.errors import JobFailed
+from components.launching.kubernetes.api_errors import PERMISSIONS, PermissionHistory, error_message, forbidden_error, retry_after_s
 from components.launching.kubernetes.manifests import (
     MAIN_RESOURCES,
     MANAGER,
@@ -35,7 +36,7 @@ from components.launching.kubernetes.manifests import (
     Resource,
     resource_of,
 )
-from components.launching.kubernetes.rejections import classify_rejection, is_final
+from components.launching.kubernetes.rejections import is_final
 from components.progress import show_status
 
 Object = dict[str, Any]
@@ -103,7 +104,7 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient, namespace: str, retry: RetryPolicy | None = None) -> None:
         self.api, self.namespace, self.retry = api, namespace, retry or RetryPolicy()
-        self._permissions = _PermissionHistory(self.retry.forbidden_s)
+        self._permissions = PermissionHistory(self.retry.forbidden_s)
         self._ahead = datetime.timedelta()  # by how much the server's clock is ahead of this machine's
         self._served: dict[str, set[str]] = {}  # plurals by path of group and version
         # A log stream may be silent for as long as a training step takes; keep-alive probes detect a dead peer within a minute.
@@ -398,20 +399,6 @@ class Cluster:
             response.close()
 
 
-def retry_after_s(error: Exception) -> float:
-    """Return the seconds of the ``Retry-After`` header, or 0; a proxy may send a date instead (RFC 9110, section 10.2.3)."""
-    value = str((getattr(error, "headers", None) or {}).get("Retry-After") or "0")
-    try:
-        return float(value)
-    except ValueError:
-        pass
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    return max((moment - datetime.datetime.now(datetime.UTC)).total_seconds(), 0.0)
-
-
 def _iterate_lines(response: Any) -> Iterator[bytes]:
     """Yield the non-empty lines of a stream that end with a line feed."""
     return (line for line, is_complete in _split_lines(response) if is_complete)
@@ -425,66 +412,6 @@ def _split_lines(response: Any) -> Iterator[tuple[bytes, bool]]:
         yield from ((line, True) for line in complete if line)
     if remainder:
         yield remainder, False
-
-
-PERMISSIONS = "permissions"
-"""``where`` of the error of a missing permission."""
-
-
-def error_message(error: ApiException) -> str:
-    """Return the message of the API server's status object, or the reason of the HTTP status."""
-    try:
-        return str(json.loads(error.body or "{}").get("message") or error.reason)
-    except ValueError:
-        return str(error.body)
-
-
-def forbidden_error(error: ApiException, verb: str, path: str) -> JobFailed:
-    """Return the user-facing error for HTTP 403: an exceeded quota, a policy of the cluster, or a missing permission."""
-    message = error_message(error)
-    rejection = classify_rejection(message)
-    if rejection.quota is not None or "exceeded quota" in message:
-        return JobFailed(message, where="quota", remedy=rejection.remedy)
-    if not rejection.forbidden:
-        return JobFailed(f"the cluster refuses to {verb} {path}: {message}", where="admission", remedy=rejection.remedy)
-    return JobFailed(f"not allowed to {verb} {path}: {message}", where=PERMISSIONS, remedy=rejection.remedy)
-
-
-class _PermissionHistory:
-    """Requests (verb and kind of object; reading in any way is one) that the API server permitted before.
-
-    They tell a 403 that passes (the server has started and has not read its roles) from a missing permission.
-    """
-
-    def __init__(self, patience_s: float) -> None:
-        self.patience_s, self._outage_at = patience_s, -float("inf")
-        self._permitted: set[tuple[str, str]] = set()
-        self._forbidden_since: dict[tuple[str, str], float] = {}
-
-    def record_success(self, verb: str, path: str) -> None:
-        request = _request_class(verb, path)
-        self._permitted.add(request)
-        self._forbidden_since.pop(request, None)
-
-    def record_outage(self) -> None:
-        self._outage_at = time.monotonic()
-
-    def may_return(self, verb: str, path: str) -> bool:
-        """Return whether a forbidden request is worth repeating."""
-        request, now = _request_class(verb, path), time.monotonic()
-        if request not in self._permitted and not self.is_after_outage():
-            return False
-        return now - self._forbidden_since.setdefault(request, now) <= self.patience_s
-
-    def is_after_outage(self) -> bool:
-        """Return whether the API server did not respond a short time ago: it may not know its roles and accounts yet."""
-        return time.monotonic() - self._outage_at <= self.patience_s
-
-
-def _request_class(verb: str, path: str) -> tuple[str, str]:
-    """Return the verb and the path without the name of an object; get, list and watch count as one verb."""
-    kind = re.sub(r"(/namespaces/[^/]+/[^/]+)/[^/]+", r"\1", path)
-    return ("read" if verb in ("get", "list", "watch") else verb), kind
 
 
 def _reread_token_file(configuration: client.Configuration, context: str | None) -> None:

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import queue
 import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from components.errors import JobFailed
 from components.launching.job import JobSpec, JobState, JobStatus, program_lines
+from components.launching.kubernetes.admission import SILENT_CONTROLLER_S, diagnose_queue, explain_queue
 from components.launching.kubernetes.api_client import Cluster, report
+from components.launching.kubernetes.blocker_timer import PATIENT, BlockerTimer, earliest
 from components.launching.kubernetes.failures import (
-    FINISHED_PHASES,
     HOPELESS,
     OF_THE_MACHINE,
-    PERMANENT_IMAGE_REASONS,
     REPLACED,
     RESUMABLE,
     RESUME_HINT,
-    UNREACHABLE_MARGIN_S,
     Failure,
     FailureKind,
-    Observation,
-    deletion_deadline,
-    diagnose_admission,
-    diagnose_failure,
-    diagnose_rejection,
-    diagnose_stalled,
-    is_unconfirmed_loss,
-    machine,
-    node_count,
-    node_index,
-    observe,
-    pod_phase,
 )
 from components.launching.kubernetes.job_log import STARTED_PHASES, JobLog
 from components.launching.kubernetes.job_watch import Informers
@@ -49,8 +35,24 @@ from components.launching.kubernetes.manifests import (
     JOBS,
     MAIN_RESOURCES,
     PODS,
-    WORKLOADS,
     RenderedJob,
+)
+from components.launching.kubernetes.observation import Observation, build_status, observe
+from components.launching.kubernetes.pod_failures import (
+    PERMANENT_IMAGE_REASONS,
+    UNREACHABLE_MARGIN_S,
+    diagnose_failure,
+    diagnose_rejection,
+    diagnose_stalled,
+)
+from components.launching.kubernetes.pod_fields import (
+    FINISHED_PHASES,
+    deletion_deadline,
+    is_unconfirmed_loss,
+    machine,
+    node_count,
+    node_index,
+    pod_phase,
 )
 from components.launching.kubernetes.pod_logs import LogFollower, prefix_rank
 
@@ -60,8 +62,6 @@ MISSING_PODS_S = 30.0
 """Time without a pod for every node after which the events are searched for the reason."""
 LOOK_MARGIN_S = 1.0
 """Time after a limit at which the state is looked at, so that the limit has passed by every clock."""
-SILENT_CONTROLLER_S = 60.0
-"""Time without any object of a job after which its controller is called missing."""
 MAX_LISTS = 8
 """Number of pods up to which the events of each one are listed separately."""
 CONFIRM_INTERVAL_S = 30.0
@@ -70,8 +70,6 @@ DIAGNOSIS_TIMEOUT_S = 10.0
 """Maximum waiting time for the final status of the pods of a failed job."""
 DIAGNOSIS_INTERVAL_S = 1.0
 """Longest interval between two lists of the pods of a failed job."""
-PATIENT = frozenset({FailureKind.unschedulable, FailureKind.quota, FailureKind.stalled})
-"""Failures that may pass; the pending limit is that of all of them together."""
 UNEXPLAINED = (FailureKind.program, FailureKind.killed, FailureKind.stopped)
 """Failures that the status of a pod does not explain: its log does, or the status of another pod."""
 MACHINE_FAILURES = 2
@@ -213,7 +211,7 @@ class KubernetesHandle:
 
     def _wait_until_finished(self, changed: threading.Event) -> Observation:
         """Return when the job has finished, or when a failure that blocks its start has lasted too long."""
-        timer = _BlockerTimer()
+        timer = BlockerTimer()
         while True:
             changed.clear()
             observation, pods = self._observe()
@@ -229,7 +227,7 @@ class KubernetesHandle:
                 return Observation(JobState.failed, failure=hopeless)
             now = time.monotonic()
             if self._change_machines(observation, timer.blocked_s(observation.blocker, now)):
-                timer = _BlockerTimer()
+                timer = BlockerTimer()
                 continue
             observation = self._add_hidden_blocker(observation, pods, timer.waited_s(observation, now))
             self._report(observation)
@@ -238,7 +236,7 @@ class KubernetesHandle:
             if remaining_s is not None and remaining_s <= 0:
                 self.cancel()
                 return Observation(JobState.failed, failure=observation.blocker)
-            changed.wait(_earliest(remaining_s, self._next_look_s(observation, pods)))
+            changed.wait(earliest(remaining_s, self._next_look_s(observation, pods)))
 
     def _add_hidden_blocker(self, observation: Observation, pods: list[Object], waited_s: float) -> Observation:
         """Add what no pod shows: why pods are not created or do not start, why a queue does not admit the job, that nobody acts."""
@@ -467,80 +465,7 @@ class KubernetesHandle:
         self.main, self.rendered, self._confirmed_at = handle.main, handle.rendered, time.monotonic()
 
 
-@dataclass
-class _BlockerTimer:
-    """Times of a job that does not run: since when it has not started, and since when the same kind of failure blocks it."""
-
-    since: float = 0.0
-    unstarted_since: float | None = None
-    kind: FailureKind | None = None
-
-    def waited_s(self, observation: Observation, now: float) -> float:
-        """Return for how long pods have been missing or have not started; a queue's time does not count."""
-        blocker, waits = observation.blocker, observation.missing or observation.unstarted
-        if observation.state is JobState.queued or not (waits or blocker) or (blocker and blocker.kind is FailureKind.unreachable):
-            self.unstarted_since = None
-            return 0.0
-        if self.unstarted_since is None:
-            self.unstarted_since = now
-        return now - self.unstarted_since
-
-    def blocked_s(self, blocker: Failure | None, now: float) -> float:
-        """Return for how long this kind of failure has blocked the job."""
-        return now - self.since if blocker and blocker.kind is self.kind else 0.0
-
-    def update(self, blocker: Failure | None, now: float) -> None:
-        """Start the time again if another kind of failure blocks the job, or none."""
-        kind = blocker.kind if blocker else None
-        if kind is None or kind is not self.kind:
-            self.since = now
-        self.kind = kind
-
-    def remaining_s(self, blocker: Failure | None, limit_s: float, now: float) -> float | None:
-        """Return the rest of a failure's time limit; that of failures that take turns starts with the first; None = no failure."""
-        if blocker is None:
-            return None
-        since = self.unstarted_since if blocker.kind in PATIENT and self.unstarted_since is not None else self.since
-        return since + limit_s - now
-
-
-def _earliest(*times_s: float | None) -> float | None:
-    """Return the shortest of the waiting times; None = no limit."""
-    finite = [time_s for time_s in times_s if time_s is not None and time_s != float("inf")]
-    return min(finite, default=None)
-
-
 def _event_time(event: Object) -> str:
     """Return the time of an event's last occurrence."""
     series = event.get("series") or {}
     return str(event.get("lastTimestamp") or series.get("lastObservedTime") or event.get("eventTime") or "")
-
-
-def diagnose_queue(cluster: Cluster, main: Object) -> Failure | None:
-    """Return why Kueue has not admitted a job, or None if it says nothing."""
-    queue_name = (main["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
-    if not queue_name or not cluster.serves(WORKLOADS):
-        return None
-    workloads, _ = cluster.list_objects(WORKLOADS, f"kueue.x-k8s.io/job-uid={main['metadata']['uid']}")
-    if workloads:
-        return diagnose_admission(workloads[-1], queue_name)
-    age = cluster.now() - datetime.datetime.fromisoformat(main["metadata"]["creationTimestamp"])
-    if age.total_seconds() <= SILENT_CONTROLLER_S:
-        return None
-    text = f"queue {queue_name}: Kueue has made no Workload for the job: does it run, and does it manage this namespace and kind?"
-    return Failure(FailureKind.quota, text, "")
-
-
-def explain_queue(cluster: Cluster, main: Object, status: JobStatus) -> JobStatus:
-    """Return the status of a queued job with the reason of its queue; any other status is returned unchanged."""
-    failure = diagnose_queue(cluster, main) if status.state is JobState.queued else None
-    return replace(status, detail=failure.message) if failure else status
-
-
-def build_status(
-    key: str, main: Object, pods: list[Object], jobs: Sequence[Object] = (), now: datetime.datetime | None = None
-) -> JobStatus:
-    """Return a job as a row of the list of jobs; ``jobs``: the Jobs of a JobSet."""
-    observation = observe(main, pods, jobs, now)
-    detail = observation.failure.message if observation.failure else observation.detail or observation.progress
-    return JobStatus(key, observation.state, detail, node_count(main), main["metadata"].get("creationTimestamp") or "")

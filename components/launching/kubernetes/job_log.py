@@ -10,9 +10,9 @@ from typing import Any
 
 from components.launching.job import JobSpec
 from components.launching.kubernetes.api_client import report
-from components.launching.kubernetes.failures import FINISHED_PHASES, disruption_kind, pod_phase
 from components.launching.kubernetes.job_watch import Informers
 from components.launching.kubernetes.manifests import JOB_LABEL, PODS
+from components.launching.kubernetes.pod_fields import FINISHED_PHASES, disruption_kind, pod_phase
 from components.launching.kubernetes.pod_logs import LogFile, LogFollower, merge_logs, parse_timestamp
 
 Object = dict[str, Any]

@@ -15,15 +15,10 @@ from kubernetes.client.exceptions import ApiException
 
 from components.errors import JobFailed
 from components.launching.job import JobSpec, JobState, JobStatus
-from components.launching.kubernetes.api_client import PERMISSIONS, Cluster, error_message, report
-from components.launching.kubernetes.failures import (
-    FINISHED_PHASES,
-    UNREACHABLE_MARGIN_S,
-    observe,
-    observe_deletion,
-    pod_phase,
-)
-from components.launching.kubernetes.job_handle import KubernetesHandle, build_status, explain_queue
+from components.launching.kubernetes.admission import explain_queue
+from components.launching.kubernetes.api_client import Cluster, report
+from components.launching.kubernetes.api_errors import PERMISSIONS, error_message
+from components.launching.kubernetes.job_handle import KubernetesHandle
 from components.launching.kubernetes.job_watch import Informers
 from components.launching.kubernetes.manifests import (
     COSCHEDULING_GROUPS,
@@ -47,6 +42,9 @@ from components.launching.kubernetes.manifests import (
     render,
     resource_of,
 )
+from components.launching.kubernetes.observation import build_status, observe, observe_deletion
+from components.launching.kubernetes.pod_failures import UNREACHABLE_MARGIN_S
+from components.launching.kubernetes.pod_fields import FINISHED_PHASES, pod_phase
 from components.launching.kubernetes.rejections import classify_rejection
 
 Object = dict[str, Any]

@@ -20,16 +20,10 @@ from typing import Any
 from kubernetes.client.exceptions import ApiException
 
 from components.errors import JobFailed
-from components.launching.kubernetes.api_client import (
-    CONNECTION_ERRORS,
-    TIMESTAMP,
-    Cluster,
-    LogUnreadable,
-    close_stream,
-    error_message,
-)
-from components.launching.kubernetes.failures import node_index
+from components.launching.kubernetes.api_client import CONNECTION_ERRORS, TIMESTAMP, Cluster, LogUnreadable, close_stream
+from components.launching.kubernetes.api_errors import error_message
 from components.launching.kubernetes.manifests import CONTAINER
+from components.launching.kubernetes.pod_fields import node_index
 
 FRACTION_DIGITS = 9
 _NEVER_STARTED = re.compile("waiting to start|does not have a host assigned")

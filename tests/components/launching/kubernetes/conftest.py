@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from components.launching.kubernetes import job_handle, launcher
+from components.launching.kubernetes import admission, job_handle, launcher
 from tests.doubles.apiserver import RunningServer
 from tests.doubles.controllers import Controllers
 from tests.doubles.kubelet import Kubelet
@@ -26,5 +26,6 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the times after which a controller or a pod counts as missing."""
     monkeypatch.setattr(job_handle, "MISSING_PODS_S", 0.05)
     monkeypatch.setattr(job_handle, "LOOK_MARGIN_S", 0.02)
-    monkeypatch.setattr(job_handle, "SILENT_CONTROLLER_S", 0.1)
+    for module in (admission, job_handle):
+        monkeypatch.setattr(module, "SILENT_CONTROLLER_S", 0.1)
     monkeypatch.setattr(launcher, "ORPHAN_LIMIT_S", 0.1)

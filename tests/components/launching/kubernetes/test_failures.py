@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from components.launching import JobState
-from components.launching.kubernetes.failures import (
-    FailureKind,
-    diagnose_admission,
+from components.launching.kubernetes.admission import diagnose_admission
+from components.launching.kubernetes.failures import FailureKind, select_root_cause
+from components.launching.kubernetes.observation import observe
+from components.launching.kubernetes.pod_failures import (
     diagnose_blocker,
     diagnose_failure,
     diagnose_rejection,
     diagnose_silent_node,
-    observe,
-    select_root_cause,
 )
 
 NOW = datetime.datetime(2026, 11, 28, 12, 0, 0, tzinfo=datetime.UTC)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from components.errors import BadInput
 from components.launching import JobSpec, Placement, Resources, SharedVolume
-from components.launching.kubernetes.failures import node_count
 from components.launching.kubernetes.manifests import (
     COSCHEDULING_GROUPS,
     GANG_RESOURCES,
@@ -25,6 +24,7 @@ from components.launching.kubernetes.manifests import (
     render,
 )
 from components.launching.kubernetes.pod_entrypoint import build_arguments
+from components.launching.kubernetes.pod_fields import node_count
 from tests.helpers.manifest_checks import NEWEST, pod_specs, project_faults, schema_faults, security_faults
 
 STATE = SharedVolume("omnimri-state", Path("/state"))

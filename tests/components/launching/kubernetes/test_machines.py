@@ -8,7 +8,7 @@ from kubernetes.client.exceptions import ApiException
 
 from components.errors import JobFailed
 from components.launching import JobState
-from components.launching.kubernetes import failures, job_handle, launcher
+from components.launching.kubernetes import job_handle, launcher, pod_failures
 from components.launching.kubernetes.manifests import RenderingName
 from tests.doubles.apiserver import NAMESPACE, RunningServer
 from tests.doubles.kubelet import BlockedPod, RefusedPod, ScriptedPod
@@ -99,8 +99,8 @@ def test_a_machine_without_power_is_named_while_waiting_in_the_list_and_while_ca
     cluster: FakeCluster, rendering: RenderingName, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The grace period is over at once here; test_failures.py holds the 30 s after it."""
-    for module in (failures, job_handle, launcher):
-        monkeypatch.setattr(module, "UNREACHABLE_MARGIN_S", -1000.0 if module is failures else 0.05)
+    for module in (pod_failures, job_handle, launcher):
+        monkeypatch.setattr(module, "UNREACHABLE_MARGIN_S", -1000.0 if module is pod_failures else 0.05)
     cluster.default_behavior = RUNS_FOREVER
     handle = cluster.launcher(rendering).submit(cluster.job())
     waiter = Waiter(handle)

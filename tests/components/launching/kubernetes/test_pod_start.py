@@ -9,9 +9,10 @@ import pytest
 from components.errors import JobFailed
 from components.launching import JobState, Placement
 from components.launching.kubernetes import job_handle
-from components.launching.kubernetes.failures import Failure, FailureKind, Observation
-from components.launching.kubernetes.job_handle import _BlockerTimer
+from components.launching.kubernetes.blocker_timer import BlockerTimer
+from components.launching.kubernetes.failures import Failure, FailureKind
 from components.launching.kubernetes.manifests import RenderingName
+from components.launching.kubernetes.observation import Observation
 from tests.doubles.kubelet import BlockedPod
 from tests.helpers.fake_cluster import RENDERINGS, RUNS_FOREVER, FakeCluster, Waiter, wait_until
 
@@ -143,7 +144,7 @@ def test_pods_that_are_not_created_without_any_event_end_the_job_after_the_pendi
 
 def test_faults_that_take_turns_share_one_pending_limit() -> None:
     """A job that finds no machine for 20 min, and then mounts its volumes for 20 min, has waited for 40 min."""
-    timer, full, stuck = _BlockerTimer(), Failure(FailureKind.unschedulable, "", ""), Failure(FailureKind.stalled, "", "")
+    timer, full, stuck = BlockerTimer(), Failure(FailureKind.unschedulable, "", ""), Failure(FailureKind.stalled, "", "")
     for minute, blocker in ((0, full), (20, full), (21, None), (22, stuck), (31, stuck)):
         observation = Observation(JobState.pending, blocker=blocker, unstarted=1)
         timer.waited_s(observation, minute * 60.0)
