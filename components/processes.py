@@ -79,12 +79,13 @@ def stop_groups(groups: Iterable[int], seconds: float, reap: Callable[[], object
     for number in (signal.SIGTERM, signal.SIGKILL):
         signal_groups(remaining, number)
         deadline = time.monotonic() + seconds
-        while (remaining := [group for group in remaining if _has_members(group)]) and time.monotonic() < deadline:
+        while (remaining := [group for group in remaining if has_members(group)]) and time.monotonic() < deadline:
             reap()
             time.sleep(0.2)
 
 
-def _has_members(group: int) -> bool:
+def has_members(group: int) -> bool:
+    """Return whether a process of a process group still runs."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

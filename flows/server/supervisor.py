@@ -27,7 +27,7 @@ from components.errors import BadInput, JobFailed
 from components.files import read_state, write_json
 from components.home import Home
 from components.network import bypass_proxies, http_address, require_free_port
-from components.processes import GUARDED, Guard, signal_groups, stop_groups
+from components.processes import GUARDED, Guard, has_members, signal_groups, stop_groups
 from components.tracking.relocation import relocate_if_moved, require_own_artifacts
 from flows.server.deploy import Deployment, deploy
 from flows.server.logins import MLFLOW_LOGIN, Logins, log_in
@@ -82,7 +82,7 @@ class Child:
         started: time of the last start, seconds.
         failures: number of ends in a row shortly after a start.
         not_before: time of the next start, seconds; 0 while the process runs.
-        groups: process groups of all its starts, which contain the processes that a killed child leaves behind.
+        groups: process groups of its starts that still have processes: a killed child leaves some behind.
     """
 
     name: str
@@ -123,8 +123,10 @@ class Child:
             self.not_before = now + pause
             return f"{self.name} ended with status {self.process.returncode}; restart in {pause:.0f} s ({self.log})"
         if now >= self.not_before:
-            self.not_before = 0.0
-            self.start()
+            self.groups = [group for group in self.groups if has_members(group)]  # later, another process may have the number
+            if not self.groups or now >= self.not_before + STOP_S:
+                self.not_before = 0.0
+                self.start()
         return None
 
     def stop(self) -> None:
@@ -322,10 +324,10 @@ class Supervisor:
         last = time.monotonic()
         while not self._stopping:
             for child in self.children.values():
-                starts = len(child.groups)
+                started = child.started
                 if message := child.restart_if_ended():
                     self.log(message)
-                if len(child.groups) > starts:
+                if child.started > started:
                     self._guard_children()
             if time.monotonic() - last > RECOVER_EVERY_S:
                 self._recover()

@@ -18,6 +18,7 @@ from components.files import write_json
 from components.home import Home
 from components.provenance import REPOSITORY
 from flows.cli.environment import set_defaults
+from flows.server import supervisor
 from flows.server.supervisor import SERVICES, STOP_S, Child, database_urls, running_services
 from tests.helpers.ports import free_port
 from tests.helpers.served import environment
@@ -60,8 +61,25 @@ def test_a_killed_child_is_restarted(child: Child) -> None:
     wait(lambda: child.restart_if_ended() is None and child.process is not None and child.process.poll() is None)
     wait(lambda: len(pids(child)) == 2)
     assert [alive(pid) for pid in pids(child)] == [False, True]
+    assert child.groups == [child.process.pid]  # the number of the first group may be another process's later
     child.stop()
     assert not any(alive(pid) for pid in pids(child))
+
+
+def test_a_child_is_not_restarted_before_the_children_of_the_killed_one_have_ended(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full machine may take seconds to end a killed process, which still holds its port."""
+    assert child.process is not None
+    monkeypatch.setattr(supervisor, "signal_groups", lambda groups, number: None)
+    child.process.kill()
+    child.process.wait()
+    assert child.restart_if_ended() is not None
+    child.not_before = time.monotonic()
+    assert child.restart_if_ended() is None and child.process.poll() is not None
+    child.not_before = time.monotonic() - STOP_S
+    assert child.restart_if_ended() is None and child.process.poll() is None and len(child.groups) == 2
+    child.stop()
 
 
 def alive(pid: int) -> bool:
