@@ -45,12 +45,6 @@ class Conditions:
     kind_B: Tensor
     measured: KSpaceMeasurement
 
-    def rows(self, rows_R: Tensor) -> Conditions:
-        """Return the conditions of some samples, given by their numbers."""
-        features = [level[rows_R] for level in self.features]
-        pixels, query, kind = self.pixel_values_B1DHW[rows_R], self.query_BQ[rows_R], self.kind_B[rows_R]
-        return Conditions(pixels, features, query, kind, self.measured.rows(rows_R))
-
     def slices(self, first: int, stop: int) -> Conditions:
         """Return the conditions of the slices from ``first`` to before ``stop``."""
         maps = self.measured.coil_maps_BCDHW
@@ -189,10 +183,10 @@ class ImageDecoder(nn.Module):
         residual = (target_B1DHW - conditions.pixel_values_B1DHW) / self.residual_scale
         return torch.where((conditions.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1), 2 * target_B1DHW - 1, residual)
 
-    def decode_image(self, residual_B1DHW: Tensor, conditions: Conditions) -> Tensor:
+    def decode_image(self, residual_B1DHW: Tensor, pixel_values_B1DHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
         """Return the magnitude image of a residual, consistent with the measured k-space of samples that have one."""
-        image = conditions.pixel_values_B1DHW + self.residual_scale * residual_B1DHW
-        return enforce_data_consistency(image.squeeze(1), conditions.measured)[:, None]
+        image = pixel_values_B1DHW + self.residual_scale * residual_B1DHW
+        return enforce_data_consistency(image.squeeze(1), measured)[:, None]
 
     @torch.no_grad()
     def sample(
@@ -228,7 +222,7 @@ class ImageDecoder(nn.Module):
 
         def velocity(state: Tensor, time: float) -> Tensor:
             clean, _ = self(state, torch.full((len(state),), time, device=state.device), conditions)
-            residual = (self.decode_image(clean, conditions) - pixels) / self.residual_scale
+            residual = (self.decode_image(clean, pixels, conditions.measured) - pixels) / self.residual_scale
             return (state - torch.where(is_mask, 2 * clean.sigmoid() - 1, residual)) / time
 
         target = integrate(velocity, noise_B1DHW.to(pixels.device), steps, sampler)

@@ -165,7 +165,8 @@ class InstructionTuning(Objective):
         """
         rows = (conditions.kind_B == TARGET_IMAGE).nonzero().squeeze(-1)
         prediction_R, target_R = prediction[rows], target[rows]
-        image = self.model.image_decoder.decode_image(prediction_R, conditions.rows(rows))
+        pixels_R, measured = conditions.pixel_values_B1DHW[rows], conditions.measured.rows(rows)
+        image = self.model.image_decoder.decode_image(prediction_R, pixels_R, measured)
         slices, truth = image.transpose(1, 2).flatten(0, 1), target_R.transpose(1, 2).flatten(0, 1)
         dissimilarity = structural_dissimilarity(slices, truth).unflatten(0, (len(rows), target.shape[2])).mean(1)
         flow_error = mean_per_sample((prediction_R - clean[rows]).square())

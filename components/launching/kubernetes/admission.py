@@ -5,14 +5,12 @@ from __future__ import annotations
 import datetime
 import re
 from dataclasses import replace
-from typing import Any
 
 from components.launching.job import JobState, JobStatus
 from components.launching.kubernetes.api_client import Cluster
 from components.launching.kubernetes.failures import Failure, FailureKind
-from components.launching.kubernetes.manifests import WORKLOADS
+from components.launching.kubernetes.manifests import WORKLOADS, Object
 
-Object = dict[str, Any]
 SILENT_CONTROLLER_S = 60.0
 """Time without any object of a job after which its controller is called missing."""
 

@@ -32,6 +32,7 @@ from components.launching.kubernetes.manifests import (
     MANAGER,
     PODS,
     SELECTOR,
+    Object,
     RenderingName,
     Resource,
     resource_of,
@@ -39,7 +40,6 @@ from components.launching.kubernetes.manifests import (
 from components.launching.kubernetes.rejections import is_final
 from components.progress import show_status
 
-Object = dict[str, Any]
 TRANSIENT_STATUSES = frozenset({0, 408, 429, 500, 502, 503, 504})
 MAX_MESSAGE_CHARACTERS = 300
 CONNECTION_ERRORS = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)

@@ -13,6 +13,9 @@ from kubernetes.client.exceptions import ApiException
 from components.errors import JobFailed
 from components.launching.kubernetes.rejections import classify_rejection
 
+PERMISSIONS = "permissions"
+"""``where`` of the error of a missing permission."""
+
 
 def retry_after_s(error: Exception) -> float:
     """Return the seconds of the ``Retry-After`` header, or 0; a proxy may send a date instead (RFC 9110, section 10.2.3)."""
@@ -26,10 +29,6 @@ def retry_after_s(error: Exception) -> float:
     except ValueError:
         return 0.0
     return max((moment - datetime.datetime.now(datetime.UTC)).total_seconds(), 0.0)
-
-
-PERMISSIONS = "permissions"
-"""``where`` of the error of a missing permission."""
 
 
 def error_message(error: ApiException) -> str:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from components.errors import JobFailed
 from components.launching.job import JobSpec, JobState, JobStatus, program_lines
@@ -35,6 +35,7 @@ from components.launching.kubernetes.manifests import (
     JOBS,
     MAIN_RESOURCES,
     PODS,
+    Object,
     RenderedJob,
 )
 from components.launching.kubernetes.observation import Observation, build_status, observe
@@ -56,7 +57,6 @@ from components.launching.kubernetes.pod_fields import (
 )
 from components.launching.kubernetes.pod_logs import LogFollower, prefix_rank
 
-Object = dict[str, Any]
 TAIL_LINES = 15
 MISSING_PODS_S = 30.0
 """Time without a pod for every node after which the events are searched for the reason."""

@@ -6,16 +6,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from components.launching.job import JobSpec
 from components.launching.kubernetes.api_client import report
 from components.launching.kubernetes.job_watch import Informers
-from components.launching.kubernetes.manifests import JOB_LABEL, PODS
+from components.launching.kubernetes.manifests import JOB_LABEL, PODS, Object
 from components.launching.kubernetes.pod_fields import FINISHED_PHASES, disruption_kind, pod_phase
 from components.launching.kubernetes.pod_logs import LogFile, LogFollower, merge_logs, parse_timestamp
 
-Object = dict[str, Any]
 PROGRESS_INTERVAL_S = 10.0
 STARTED_PHASES = ("Running", *FINISHED_PHASES)
 """Phases of a pod that may have written output."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from kubernetes.client.exceptions import ApiException
 
-from components.launching.kubernetes.api_client import CONNECTION_ERRORS, Cluster, HistoryExpired, Object, close_stream, report
+from components.launching.kubernetes.api_client import CONNECTION_ERRORS, Cluster, HistoryExpired, close_stream, report
 from components.launching.kubernetes.api_errors import error_message, retry_after_s
 from components.launching.kubernetes.failures import FailureKind
-from components.launching.kubernetes.manifests import JOB_LABEL, PODS, Resource
+from components.launching.kubernetes.manifests import JOB_LABEL, PODS, Object, Resource
 from components.launching.kubernetes.pod_failures import diagnose_failure
 from components.launching.kubernetes.pod_fields import node_count
 

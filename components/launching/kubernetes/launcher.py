@@ -9,7 +9,7 @@ import datetime
 import time
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from kubernetes.client.exceptions import ApiException
 
@@ -36,6 +36,7 @@ from components.launching.kubernetes.manifests import (
     SERVICES,
     VOLCANO_GROUPS,
     WORKLOADS,
+    Object,
     RenderedJob,
     RenderingName,
     Resource,
@@ -47,7 +48,6 @@ from components.launching.kubernetes.pod_failures import UNREACHABLE_MARGIN_S
 from components.launching.kubernetes.pod_fields import FINISHED_PHASES, pod_phase
 from components.launching.kubernetes.rejections import classify_rejection
 
-Object = dict[str, Any]
 CONFIRM_INTERVAL_S = 30.0
 """Interval at which the API server is asked whether an object still exists while it is being deleted."""
 ORPHAN_LIMIT_S = 30.0

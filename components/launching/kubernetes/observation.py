@@ -8,10 +8,10 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from components.launching.job import JobState, JobStatus
 from components.launching.kubernetes.failures import RESUME_HINT, Failure, FailureKind, select_root_cause
+from components.launching.kubernetes.manifests import Object
 from components.launching.kubernetes.pod_failures import (
     diagnose_blocker,
     diagnose_failure,
@@ -29,8 +29,6 @@ from components.launching.kubernetes.pod_fields import (
     pod_phase,
     true_condition,
 )
-
-Object = dict[str, Any]
 
 OWN_FINALIZERS = ("foregroundDeletion", "orphan")
 """Finalizers of Kubernetes itself, which its garbage collector removes."""

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from components.launching.kubernetes.failures import RESUME_HINT, Failure, FailureKind
-from components.launching.kubernetes.manifests import CONTAINER
+from components.launching.kubernetes.manifests import CONTAINER, Object
 from components.launching.kubernetes.pod_entrypoint import FAILED, UNCOUNTED
 from components.launching.kubernetes.pod_fields import deletion_deadline, disruption_kind, machine, pod_phase, true_condition
 from components.launching.kubernetes.rejections import classify_rejection
 from components.launching.worker_process import BAD_CONFIGURATION
-
-Object = dict[str, Any]
 
 UNREACHABLE_MARGIN_S = 30.0
 """Time beyond a pod's grace period after which its node is called unreachable: covers a slow kubelet and unequal clocks."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
 
 from components.launching.kubernetes.failures import FailureKind
-from components.launching.kubernetes.manifests import NODES_ANNOTATION
-
-Object = dict[str, Any]
+from components.launching.kubernetes.manifests import NODES_ANNOTATION, Object
 
 FINISHED_PHASES = ("Succeeded", "Failed")
 _DISRUPTION_REASONS = {

@@ -69,7 +69,7 @@ def test_a_killed_child_is_restarted(child: Child) -> None:
 def test_a_child_is_not_restarted_before_the_children_of_the_killed_one_have_ended(
     child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full machine may take seconds to end a killed process, which still holds its port."""
+    """A busy machine may take seconds to end a killed process, which holds its port until then."""
     assert child.process is not None
     monkeypatch.setattr(supervisor, "signal_groups", lambda groups, number: None)
     child.process.kill()
