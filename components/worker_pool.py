@@ -11,12 +11,14 @@ from typing import Any
 
 from components.progress import track
 
-START_AFTER_S = 3.0
-"""Work that takes no longer is done in the calling process: a worker spends about as long on importing libraries."""
+MEASURED_S = 1.0
+"""Seconds in the calling process after which the rest of a call is estimated."""
+IMPORTS_S = 8.0
+"""Seconds that a worker spends on importing libraries before its first item: processes must save more than that."""
 
 
 class WorkerPool:
-    """Maps functions over items; starts processes once a call has taken :data:`START_AFTER_S`, and keeps them for later calls."""
+    """Maps functions over items; starts processes where the rest of a call is long enough, and keeps them for later calls."""
 
     def __init__(self, workers: int, stack: ExitStack, chunk: int, initializer: Callable[[], None] | None = None) -> None:
         """Create a pool.
@@ -35,17 +37,28 @@ class WorkerPool:
         yield from track(self._results(function, items), description, total=len(items))
 
     def _results(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        started, done = time.monotonic(), 0
         if self._initializer is not None:
             self._initializer()
-        while self._pool is None and done < len(items) and not self._is_worth_it(started, len(items) - done):
-            yield function(items[done])
-            done += 1
-        if done < len(items):
-            yield from self._processes().map(function, items[done:], chunksize=self._chunk)
+        seconds: list[float] = []
+        while self._pool is None and len(seconds) < len(items) and not self._is_worth_it(seconds, len(items) - len(seconds)):
+            started = time.monotonic()
+            result = function(items[len(seconds)])
+            seconds.append(time.monotonic() - started)
+            yield result
+        if len(seconds) < len(items):
+            yield from self._processes().map(function, items[len(seconds) :], chunksize=self._chunk)
 
-    def _is_worth_it(self, started: float, left: int) -> bool:
-        return self._workers > 1 and self._workers * self._chunk <= left and time.monotonic() - started >= START_AFTER_S
+    def _is_worth_it(self, seconds: Sequence[float], left: int) -> bool:
+        """Return whether processes would save more time than their start costs.
+
+        Args:
+            seconds: of each item that the calling process has done. The longest one does not count: the first item often imports.
+            left: number of the other items.
+        """
+        usual = sum(seconds) - max(seconds, default=0.0)
+        if self._workers == 1 or self._workers * self._chunk > left or usual < MEASURED_S:
+            return False
+        return usual / max(len(seconds) - 1, 1) * left * (1 - 1 / self._workers) > IMPORTS_S
 
     def _processes(self) -> ProcessPoolExecutor:
         """Return the processes, started by spawn: the calling one may hold threads and locks of other libraries."""

@@ -20,6 +20,7 @@ from components.ingestion import ingest
 from components.ingestion.withdrawal import patients_of, withdraw
 from components.settings import CurationSettings
 from tests.helpers.datasets import KEY, tiny_card, tree, write_cohort, write_patient
+from tests.helpers.workers import start_at_once
 
 SETTINGS = CurationSettings(matrix=32, pixel_mm=6.75, slices_per_volume=2, workers=1)
 
@@ -59,7 +60,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def test_worker_processes_curate_the_same_bytes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.worker_pool.START_AFTER_S", 0.0)
+    start_at_once(monkeypatch)
     assert workspace.from_scratch(SETTINGS.model_copy(update={"workers": 2})) == tree(workspace.out)
 
 

@@ -17,6 +17,7 @@ from components.catalog import load_card
 from components.ingestion import ingest
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.manifest import JOURNAL
+from tests.helpers.workers import start_at_once
 
 SLOW_INGESTION = """
 import sys, time
@@ -69,7 +70,7 @@ def test_after_a_kill_the_rest_is_ingested_and_the_bytes_are_equal(sources: Path
 def test_worker_processes_write_the_same_bytes_as_one_process(
     sources: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.worker_pool.START_AFTER_S", 0.0)
+    start_at_once(monkeypatch)
     name = "synthetic-brain-dicom"
     ingest(load_card(name), sources / name, tmp_path, DEMO_KEY, workers=2)
     assert _checksums(tmp_path / name) == _checksums(data / name)

@@ -16,6 +16,7 @@ from components.ingestion import ingest, list_series, read_path, read_quarantine
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.formats.sniff import detect_format
 from components.registries import FORMATS, PLUGINS
+from tests.helpers.workers import start_at_once
 
 PLUGIN = "tests.helpers.toys.toy_format"
 PATIENTS = 3
@@ -63,7 +64,7 @@ def image(number: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_folder_is_ingested_and_read_back(source: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.worker_pool.START_AFTER_S", 0.0)
+    start_at_once(monkeypatch)
     monkeypatch.setattr("components.ingestion.ingest_dataset._CHUNK", 1)
     data = tmp_path / "data"
     report = ingest(CARD, source, data, DEMO_KEY, workers=workers)
