@@ -28,6 +28,7 @@ from components.training.augmentation import AffineParams, Contrast, apply_affin
 from components.training.mixture import ALONE, Draw, Mixture, Rank
 from components.training.samples import Samples, StructureMap, task_of_source
 from components.training.stages.base import Stage
+from components.training.structure_labels import with_structures
 from components.training.volume_batches import HEADERS_OMITTED, VolumeBatches, step_scope
 from model_core.batch import IGNORE, NO_TASK, Batch, ImageBatch, PairedBatch, SequenceBatch
 from model_core.boxes import format_boxes, parse_boxes
@@ -166,19 +167,7 @@ class StageBatches:
         of_sources = [task_of_source(name) for name in names]
         task_B = torch.tensor([tasks.index(task) if task in tasks else NO_TASK for task in of_sources])
         batch = replace(batch, seed_B=self.seeds(draws), task_B=task_B, tasks=tasks)
-        return self._with_structures(batch, [sequence.structures for sequence in sequences])
-
-    def _with_structures(self, batch: SequenceBatch, maps: Sequence[StructureMap | None]) -> SequenceBatch:
-        """Return the batch with the label maps of its samples, if the corpus has any."""
-        if not self.samples.structures:
-            return batch
-        structures = torch.full_like(batch.target_B1DHW[:, 0], IGNORE, dtype=torch.long)
-        listed = torch.zeros(len(maps), len(self.samples.structures), dtype=torch.bool)
-        for row, labels in enumerate(maps):
-            if labels is not None:
-                structures[row, 0], listed[row] = torch.from_numpy(labels.numbers), torch.from_numpy(labels.listed)
-        names, _ = self.processor.pad([self.processor.tokens(name) for name in self.samples.structures])
-        return replace(batch, structures_BDHW=structures, listed_BS=listed, names_SL=names)
+        return with_structures(batch, self.samples, self.processor, [sequence.structures for sequence in sequences])
 
     def _pair(self, draw: Draw) -> _Sequence:
         affine, contrast = self.augmentation("paired", draw)

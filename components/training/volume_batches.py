@@ -30,7 +30,8 @@ from components.tasks.measurements import stack_measurements
 from components.training.augmentation import AffineParams, Contrast, apply_affine_batch
 from components.training.mixture import Draw, Rank
 from components.training.samples import Samples, StructureMap
-from model_core.batch import IGNORE, SequenceBatch
+from components.training.structure_labels import with_structures
+from model_core.batch import SequenceBatch
 from model_core.boxes import format_boxes, parse_boxes
 from model_core.config import OmniMRIConfig
 from model_core.processing import Encoded, Processor, Series
@@ -118,7 +119,7 @@ class VolumeBatches:
         batch = self._collate(studies)
         task_B = torch.tensor([tasks.index(record.task) for record in records[own]])
         batch = replace(batch, seed_B=self._seeds(draws[own]), task_B=task_B, tasks=tasks)
-        return self._with_structures(batch, [study.structures for study in studies])
+        return with_structures(batch, self.samples, self.processor, [study.structures for study in studies])
 
     def _task(self, draw: Draw) -> str:
         return self.mixture.sources[draw.source].name
@@ -192,19 +193,6 @@ class VolumeBatches:
             block_B=torch.tensor([study.block for study in studies]),
             slices_BT=stack([study.slices for study in studies]),
         )
-
-    def _with_structures(self, batch: SequenceBatch, maps: Sequence[StructureMap | None]) -> SequenceBatch:
-        """Return the batch with the label maps of the volumes in question, if the corpus has any."""
-        if not self.samples.structures:
-            return batch
-        depth, height, width = batch.pixel_values_B1DHW.shape[2:]
-        structures = torch.full((len(maps), depth, height, width), IGNORE, dtype=torch.long)
-        listed = torch.zeros(len(maps), len(self.samples.structures), dtype=torch.bool)
-        for row, labels in enumerate(maps):
-            if labels is not None:
-                structures[row], listed[row] = torch.from_numpy(labels.numbers), torch.from_numpy(labels.listed)
-        names, _ = self.processor.pad([self.processor.tokens(name) for name in self.samples.structures])
-        return replace(batch, structures_BDHW=structures, listed_BS=listed, names_SL=names)
 
 
 def _target_slices(target: Target, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
