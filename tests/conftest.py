@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -34,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast",
         action="store_true",
-        help="skip the tests that start servers, trainers, compilers or other programs (make test-fast)",
+        help="without the tests that start servers, trainers, compilers or other programs (make test-fast)",
     )
 
 
@@ -98,7 +99,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Start long files first, so that no process is left with one at the end, and skip with a reason what cannot run here."""
-    items.sort(key=lambda item: [not _is_in(item, name) for name in LONG])
+    items.sort(key=lambda item: [not _is_in(item.path, name) for name in LONG])
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --run-slow"))
@@ -106,10 +107,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a cluster of yours: `make cluster-test`"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no GPU here: run `make gpu-test` on a machine with one"))
-        if config.getoption("--fast") and any(_is_in(item, name) for name in LONG):
-            item.add_marker(pytest.mark.skip(reason="not among the fast tests: make test"))
 
 
-def _is_in(item: pytest.Item, name: str) -> bool:
-    path = item.path.as_posix()
-    return f"/tests/{name}/" in path or f"/tests/{name}.py" in path
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the long files for the fast tests: their libraries take seconds in each process."""
+    return True if config.getoption("--fast") and any(_is_in(collection_path, name) for name in LONG) else None
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what the fast tests leave out."""
+    return (
+        f"fast tests, without {len(LONG)} files and folders of tests/ (make test runs all)" if config.getoption("--fast") else None
+    )
+
+
+def _is_in(path: Path, name: str) -> bool:
+    return f"/tests/{name}/" in f"{path.as_posix()}/" or path.as_posix().endswith(f"/tests/{name}.py")
