@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -40,9 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let hypothesis generate the same examples in every run; ``--run-slow`` looks for new ones."""
-    hypothesis.settings.register_profile("repeatable", derandomize=True)
-    hypothesis.settings.load_profile("default" if config.getoption("--run-slow") else "repeatable")
+    """Let hypothesis generate the same examples in every run, ``--run-slow`` new ones; how fast the machine is decides nothing."""
+    patient: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+    hypothesis.settings.register_profile("repeatable", derandomize=True, **patient)
+    hypothesis.settings.register_profile("searching", derandomize=False, **patient)
+    hypothesis.settings.load_profile("searching" if config.getoption("--run-slow") else "repeatable")
 
 
 LONG = (

@@ -100,7 +100,7 @@ def test_every_expert_gets_a_gradient_even_without_tokens(experts_op: Callable[.
 
 
 @given(tokens=st.integers(1, 9), experts=st.integers(1, 7), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_it_is_the_sum_over_the_chosen_experts(tokens: int, experts: int, data: st.DataObject) -> None:
     top_k = data.draw(st.integers(1, experts))
     torch.manual_seed(tokens * 100 + experts)
@@ -180,7 +180,7 @@ def _assert_close(ours: list[Tensor], expected: list[Tensor], bar: float = 1e-5)
 
 
 @given(experts=st.integers(1, 6), tokens=st.integers(1, 40), data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_grouped_products_equal_the_specification(experts: int, tokens: int, data: st.DataObject) -> None:
     top_k = data.draw(st.integers(1, experts))
     inputs = _inputs(tokens, experts, 8, 12)
@@ -190,7 +190,7 @@ def test_grouped_products_equal_the_specification(experts: int, tokens: int, dat
 
 
 @given(experts=st.integers(1, 6), tokens=st.integers(1, 20), small=st.booleans(), data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_generation_step_equals_the_specification(experts: int, tokens: int, small: bool, data: st.DataObject) -> None:
     """One token, few tokens through all experts, and more than few."""
     top_k = data.draw(st.integers(1, experts))
@@ -220,7 +220,7 @@ def test_the_grouped_operator_of_a_traced_graph_passes_opcheck_and_gradcheck() -
     sizes=st.sampled_from([(16, 8), (20, 12), (33, 17)]),
     data=st.data(),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_triton_kernels_equal_the_specification(
     tokens: int, experts: int, norm: bool, scoring: str, biased: bool, masked: bool, sizes: tuple[int, int], data: st.DataObject
 ) -> None:
@@ -270,7 +270,7 @@ def test_the_triton_kernels_in_half_precision() -> None:
 
 
 @given(tokens=st.integers(1, 100), experts=st.integers(1, 9), data=st.data())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_sort_is_stable_and_a_permutation(tokens: int, experts: int, data: st.DataObject) -> None:
     top_k = data.draw(st.integers(1, min(experts, 4)))
     hidden, router, *_ = _inputs(tokens, experts, 16, 8)

@@ -176,7 +176,7 @@ def test_large_windows_on_a_cpu_are_deterministic() -> None:
     head_dim=st.sampled_from([8, 12, 16]),
     data=st.data(),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_the_triton_kernels_equal_the_specification(
     size: Triple, window: Triple, heads: int, head_dim: int, data: st.DataObject
 ) -> None:

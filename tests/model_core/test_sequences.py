@@ -60,7 +60,7 @@ def _qwen2_vl_positions(is_image_BL: Tensor, valid_BL: Tensor, blocks: list[list
     return positions
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sequence=sequences(flat_grids))
 def test_positions_are_those_of_qwen2_vl(sequence: tuple[Tensor, Tensor, list[list[Triple]]]) -> None:
     """For volumes that have no more slices than rows or columns; for others see the next test."""
@@ -76,7 +76,7 @@ def test_text_after_a_deep_volume_continues_past_its_last_slice() -> None:
     assert positions[:, 0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 1, 1, 1, 1, 1, 6, 7, 8], [0, 1, 1, 1, 1, 1, 6, 7, 8]]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sequence=sequences())
 def test_the_last_position_is_that_of_the_whole_sequence(sequence: tuple[Tensor, Tensor, list[list[Triple]]]) -> None:
     is_image, valid, blocks = sequence
@@ -84,7 +84,7 @@ def test_the_last_position_is_that_of_the_whole_sequence(sequence: tuple[Tensor,
     assert torch.equal(compute_last_position(is_image, valid, stacked), compute_positions(is_image, valid, stacked)[..., -1:])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sequence=sequences())
 def test_attention_is_causal_but_within_a_block(sequence: tuple[Tensor, Tensor, list[list[Triple]]]) -> None:
     is_image, valid, blocks = sequence
@@ -110,7 +110,7 @@ def _one_image_positions(is_image_BL: Tensor, valid_BL: Tensor, grid: Triple) ->
     return advance.cumsum(-1) - advance + torch.where(is_image_BL, inside, 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(grid=grids, padding=st.integers(0, 3), before=st.integers(0, 3), after=st.integers(0, 3))
 def test_one_image_has_the_positions_that_it_had(grid: Triple, padding: int, before: int, after: int) -> None:
     size = grid[0] * grid[1] * grid[2]

@@ -24,7 +24,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(TEXTS, 320)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text())
 def test_any_text_comes_back(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     """Byte-level: no character is unknown. NFC is the one change that is made, as in Qwen2.5."""
@@ -68,7 +68,7 @@ def test_the_same_texts_give_the_same_tokenizer(tokenizer: PreTrainedTokenizerFa
         train_tokenizer(TEXTS, 200)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(instruction=st.text(max_size=40), response=st.text(max_size=40))
 def test_only_the_response_carries_loss(tokenizer: PreTrainedTokenizerFast, instruction: str, response: str) -> None:
     """The labels are the response, followed by the end token."""

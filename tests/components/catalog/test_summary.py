@@ -96,7 +96,7 @@ def test_the_summary_of_no_cards_is_empty() -> None:
 _SHARED = st.one_of(st.none(), st.just("all"), st.integers(0, 50))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     patients=st.lists(st.one_of(st.none(), st.integers(0, 100)), min_size=1, max_size=6),
     shared=st.lists(st.lists(_SHARED, min_size=6, max_size=6), min_size=6, max_size=6),

@@ -23,7 +23,7 @@ def root_sum_of_squares(kspace: np.ndarray) -> np.ndarray:
     return np.sqrt((np.abs(ifft2c_numpy(kspace)) ** 2).sum(-3))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(coils=st.integers(1, 32), rows=st.integers(17, 40), columns=st.integers(17, 40))
 def test_virtual_coils_give_the_root_sum_of_squares_of_all(coils: int, rows: int, columns: int) -> None:
     """Within 80 dB below the maximum, for 1 to 32 coils and odd sizes, without noise; empty columns stay empty."""

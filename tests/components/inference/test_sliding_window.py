@@ -26,7 +26,7 @@ def test_resampling_to_the_models_grid_and_back_is_the_identity_for_equal_grids(
     np.testing.assert_allclose(resampled.to_source_grid(resampled.voxels), resampled.voxels, atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(24, 90), st.lists(st.tuples(st.integers(0, 82), st.integers(0, 82)), min_size=1, max_size=3))
 def test_tiles_cover_all_foreground(extent: int, positions: list[tuple[int, int]]) -> None:
     """Every bright pixel is in a tile, for every size of the slice and position of the object."""
@@ -60,7 +60,7 @@ def test_weights_of_overlapping_tiles_are_those_of_monai(side: int) -> None:
     np.testing.assert_allclose(gaussian_weights(side), compute_importance_map((side, side), mode="gaussian"), atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(5, 70), st.integers(5, 70), st.floats(0.8, 9.0), st.floats(0.8, 9.0))
 def test_the_way_back_to_the_source_is_the_linear_interpolation_of_scipy(
     rows: int, columns: int, row_mm: float, column_mm: float

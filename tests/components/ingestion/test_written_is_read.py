@@ -257,14 +257,14 @@ def check_case(case: tuple[Callable[[Path, Example], None], Example]) -> None:
 
 
 @given(case=CASES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_form_is_stored_as_its_library_reads_it(case: tuple[Callable[[Path, Example], None], Example]) -> None:
     check_case(case)
 
 
 @pytest.mark.slow  # 5,000 volumes
 @given(case=CASES)
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=5000)
 def test_every_form_is_stored_as_its_library_reads_it_often(case: tuple[Callable[[Path, Example], None], Example]) -> None:
     check_case(case)
 
@@ -274,7 +274,7 @@ def test_every_form_is_stored_as_its_library_reads_it_often(case: tuple[Callable
     slope=st.sampled_from([1.0, 1 / 255, 3 / 255, 0.25, -1.0, -1 / 85]),
     inter=st.sampled_from([0.0, 3.0]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_labels_are_stored_as_nibabel_reads_them(example: Example, slope: float, inter: float) -> None:
     """Labels 0 to 3 in any type under any scaling that represents them: nibabel, SPM and ITK write 85, 170, 255 with slope 1/85."""
     kind = example.values.dtype

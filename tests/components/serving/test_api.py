@@ -258,7 +258,7 @@ def check_requests(app: FastAPI, count: int) -> None:
     assert len(operations) == 10
     cases = st.one_of(operation.as_strategy(generation_mode=mode) for operation in operations for mode in GenerationMode)
 
-    @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=count, suppress_health_check=list(HealthCheck))
     @given(cases)
     def check(case: Case) -> None:
         answer = case.call_and_validate(excluded_checks=[positive_data_acceptance])

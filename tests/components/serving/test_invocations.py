@@ -45,7 +45,7 @@ def test_a_request_is_accepted_in_every_layout_of_the_protocol(client: TestClien
     assert all(answer.json()["predictions"] == [first] for answer in answers)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(MALFORMED)
 def test_invalid_requests_are_rejected_with_a_reason(client: TestClient, request_: Request) -> None:
     refused(client, request_)
@@ -56,7 +56,7 @@ def test_files_with_false_headers_are_rejected(client: TestClient, name: str) ->
     refused(client, Request(name, "application/json", asked(LIES[name])))
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(DAMAGED)
 @example(Request("a voxel of no size", "application/json", asked(damaged([(283, 0)]))))
 def test_a_damaged_image_is_answered_or_rejected(client: TestClient, request_: Request) -> None:

@@ -3,7 +3,7 @@
 from itertools import islice
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components.training.mixture import Mixture, Source, permute
@@ -16,7 +16,6 @@ def _mixture(shares: list[float], sizes: list[int]) -> Mixture:
 
 
 @given(shares=weights, draws=st.integers(1, 300))
-@settings(deadline=None)
 def test_every_prefix_is_within_one_sample_of_the_exact_ratio(shares: list[float], draws: int) -> None:
     counts = [0] * len(shares)
     for number, draw in enumerate(islice(_mixture(shares, [7] * len(shares)).draws(), draws), start=1):
@@ -25,7 +24,6 @@ def test_every_prefix_is_within_one_sample_of_the_exact_ratio(shares: list[float
 
 
 @given(shares=weights, start=st.integers(0, 100))
-@settings(deadline=None)
 def test_starting_anywhere_gives_the_same_draws(shares: list[float], start: int) -> None:
     sizes = [3 + 2 * i for i in range(len(shares))]
     whole = list(islice(_mixture(shares, sizes).draws(), start + 20))
@@ -33,7 +31,6 @@ def test_starting_anywhere_gives_the_same_draws(shares: list[float], start: int)
 
 
 @given(size=st.integers(1, 400), key=st.text(max_size=5))
-@settings(deadline=None)
 def test_every_epoch_sees_every_sample_once(size: int, key: str) -> None:
     assert sorted(permute(position, size, key) for position in range(size)) == list(range(size))
 

@@ -74,7 +74,7 @@ def test_atrophy_is_a_finding_of_the_examination_and_no_lesion() -> None:
     assert "atrophy" in description.fields["diagnostic_impression.suggestive_of"]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), depth=st.integers(1, 6), share=st.floats(0.01, 0.3))
 def test_boxes_of_a_volume_are_those_of_its_connected_lesions(seed: int, depth: int, share: float) -> None:
     """As many as scikit-image's parts of 26-connectivity, around each of them, to the bins of the text."""

@@ -51,7 +51,7 @@ def test_a_host_that_the_user_names_is_allowed_and_no_other() -> None:
         check_address("https://other.example/v1", ["vlm.hospital.example"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(host=st.from_regex(r"[a-z]{1,12}(\.[a-z]{1,8}){1,3}", fullmatch=True))
 def test_no_public_host_name_is_allowed(host: str) -> None:
     if not host.endswith((".svc", ".cluster.local")):

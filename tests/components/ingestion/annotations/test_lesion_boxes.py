@@ -88,7 +88,7 @@ def test_the_table_of_duke_is_read_by_its_card(tmp_path: Path, order: list[int],
     assert not read_quarantine(tmp_path / "data", card.id)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.permutations([0, 1, 2]),
     st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),

@@ -95,7 +95,7 @@ def _as_made(volume: Volume, voxels: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return np.vectorize(value_at.get)(voxels)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.integers(0, 2**32 - 1), st.permutations([0, 1, 2]), st.sampled_from(["CLOSED_PLANAR", "CLOSEDPLANAR_XOR"]))
 def test_contours_of_any_mask_reproduce_the_mask(tmp_path: Path, seed: int, axes: list[int], kind: str) -> None:
     """Islands, holes, islands in holes; slices along any axis of the grid."""
@@ -229,7 +229,7 @@ def test_structures_that_form_no_label_map_are_rejected(make: Callable[[Path], N
     assert [one.reason for one in read_quarantine(source.parent / "data", CARD.id)] == [reason]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_a_damaged_structure_set_loses_only_its_labels(source: Path, data: st.DataObject) -> None:
     path = dicom_files.write_structure_set(source / "rt.dcm", {"tumour": [outline(square(5, 25), 2), outline(square(10, 20), 2)]})

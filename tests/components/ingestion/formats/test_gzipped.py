@@ -84,7 +84,7 @@ def test_a_decompression_bomb_is_rejected_and_the_rest_is_ingested(tmp_path: Pat
         check_limits(tmp_path / "source" / "bomb.dcm.gz", Limits())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_a_damaged_gzipped_file_is_read_or_rejected_with_a_reason(tmp_path: Path, data: st.DataObject) -> None:
     source = tmp_path / "source"

@@ -90,7 +90,7 @@ def test_other_bytes_are_no_data_set(content: bytes) -> None:
     assert not reading._is_bare(content)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cut=st.integers(0, 2355))
 @example(cut=9).via("within the number of the meta information's length")
 @example(cut=379).via("within the modality")

@@ -102,7 +102,7 @@ def test_echoes_and_orientations_are_separate_volumes_and_phases_are_none() -> N
     assert [(group.kind, group.reason, len(group.frames)) for group in rejected] == [("not magnitude", "phase, not magnitude", 5)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 12), st.floats(0.5, 8), st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_positions_off_the_regular_grid_by_a_twentieth_of_a_step_form_a_volume(
     count: int, step: float, share: float, seed: int
