@@ -276,7 +276,10 @@ def _signature() -> ModelSignature:
 
 
 def _example(scope: Scope | None) -> Any:
-    """Return an example request within the scope: four slices of a synthetic sphere, as NIfTI in base64."""
+    """Return an example request within the scope: four slices of a synthetic sphere, as NIfTI in base64.
+
+    No header says what they show: a model of several anatomies takes them for one of these, and the question must fit any.
+    """
     import nibabel as nib
     import numpy as np
     import pandas as pd
@@ -285,6 +288,6 @@ def _example(scope: Scope | None) -> Any:
     sphere = (1000 * (np.sqrt((grid**2).sum(0)) < 0.8)).astype(np.int16)
     content = nib.Nifti1Image(sphere, np.diag([6.75, 6.75, 6.0, 1.0])).to_bytes()
     image = base64.b64encode(content).decode()
-    asked = [question for questions in (scope.examples.values() if scope is not None else ()) for question in questions]
-    instruction = asked[0] if asked else "Segment the white matter in this axial T1-weighted brain MRI."
+    question = scope.example if scope is not None else None
+    instruction = question or "Segment the white matter in this axial T1-weighted brain MRI."
     return pd.DataFrame([{"image": image, "instruction": instruction}])

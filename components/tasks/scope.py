@@ -238,6 +238,15 @@ class Scope:
         stated = "; ".join(f"{name}: {', '.join(values)}" for name, values in parts.items() if values)
         return f"ask for {', '.join(self.tasks)}; {stated}"
 
+    @property
+    def example(self) -> str | None:
+        """A question of the training data that fits images of as many anatomies as possible; None without any question."""
+
+        def fits(question: str) -> int:
+            return sum(not self._foreign_terms(question, anatomy) for anatomy in self.anatomies)
+
+        return max((question for questions in self.examples.values() for question in questions), key=fits, default=None)
+
     def require_question(self, instruction: str) -> None:
         """Check that a question is within the scope.
 
@@ -280,14 +289,19 @@ class Scope:
         """
         if anatomy is None:
             return
-        words, written = tokens(instruction), _split(instruction)
-        named = (
-            one for one in _longest_terms(words, self._terms) if (owners := self._owners.get(words[one])) and anatomy not in owners
-        )
-        if foreign := [" ".join(written[one]) for one in named]:
+        if foreign := self._foreign_terms(instruction, anatomy):
             known = sorted({*self.structures.get(anatomy, ()), *self.findings.get(anatomy, ())})
             reason = f"{', '.join(dict.fromkeys(foreign))}: in no training image of the {anatomy}, which this is ({because})"
             raise OutOfScope(reason, where="instruction", remedy=f"ask for {', '.join(known)}" if known else self.summary)
+
+    def _foreign_terms(self, instruction: str, anatomy: str) -> list[str]:
+        """Return the structures, findings and anatomies of a question that belong to images of other anatomies only."""
+        words, written = tokens(instruction), _split(instruction)
+        return [
+            " ".join(written[one])
+            for one in _longest_terms(words, self._terms)
+            if (owners := self._owners.get(words[one])) and anatomy not in owners
+        ]
 
     def _reason(self, instruction: str) -> str:
         """Return why a question is out of scope; "" if it is not."""

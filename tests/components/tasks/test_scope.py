@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,15 @@ KNEE_AND_BRAIN = Scope(
     {"brain": ("white matter", "tumor", "lesion"), "knee": ("meniscus", "femur", "lesion")},
     {"brain": ("tumor",), "knee": ("meniscus tear",)},
 )
+
+
+def test_the_example_of_a_model_of_several_anatomies_fits_each_of_them() -> None:
+    """The example of a registered version is an image without a header, which may be taken for any anatomy."""
+    asked = {"detection": ["Detect a tumor.", "Detect a meniscus tear."], "report": ["Report this knee MRI.", "Report this image."]}
+    assert replace(KNEE_AND_BRAIN, examples=asked).example == "Report this image."
+    assert replace(KNEE_AND_BRAIN, examples={"detection": ["Detect a tumor.", "Detect a lesion."]}).example == "Detect a lesion."
+    assert replace(KNEE_AND_BRAIN, anatomies=("brain",), examples=asked).example == "Detect a tumor."
+    assert KNEE_AND_BRAIN.example is None
 
 
 @pytest.mark.parametrize(
