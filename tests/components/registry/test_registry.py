@@ -35,6 +35,7 @@ from components.registry.registration import SETTINGS as SETTINGS_FILE
 from components.registry.registration import _example, audit_log_of
 from components.registry.smoke_test import failure_reason
 from components.settings import load_settings
+from components.tasks.scope import Scope
 from tests.helpers.registered import SETTINGS, Store
 
 NAME = SETTINGS.name
@@ -73,6 +74,13 @@ def test_the_registered_model_answers_a_request(store: Store, first: ModelVersio
     served = mlflow.pyfunc.load_model(f"models:/omnimri/{first.version}")
     answer = served.predict(_example(None)).iloc[0]
     assert answer["task"] in TASKS and isinstance(answer["text"], str)
+
+
+def test_the_example_of_a_version_is_a_question_that_fits_every_anatomy() -> None:
+    """Its image has no header: of a model of several anatomies, the smoke test must not be refused."""
+    asked = {"detection": ["Detect a tumor."], "report": ["Report this image."]}
+    scope = Scope(("detection", "report"), ("brain", "knee"), (), {}, {"brain": ("tumor",), "knee": ("tear",)}, examples=asked)
+    assert _example(scope).iloc[0]["instruction"] == "Report this image."
 
 
 def test_lineage_lists_all_origins_and_what_is_missing(store: Store, first: ModelVersion) -> None:
