@@ -105,8 +105,7 @@ class SeriesChecks:
         with_labels = [item for item in cleaned if item.series.labels]
         if not with_labels:
             return cleaned
-        check = partial(_find_label_faults, card=card, data=data, staged=self._staged)
-        found = list(mapper(check, [item.series for item in with_labels], "comparing labels"))
+        found = self._find_faults(with_labels, card, data, mapper)
         fitting = [self._fitting_labels(item, faults) for item, faults in zip(with_labels, found, strict=True)]
         choices = [choose_labels(labels, lambda target: self._results[target].content) for labels in fitting]
         pairs = list(zip(fitting, choices, strict=True))
@@ -126,6 +125,18 @@ class SeriesChecks:
             if target not in used:
                 self._plan.reject([self._files[target].source], fault)
         return [_with_labels(item, chosen.get(item.id, set())) for item in cleaned]
+
+    def _find_faults(
+        self, with_labels: list[CleanedSeries], card: DatasetCard, data: Path, mapper: Mapper
+    ) -> list[dict[str, Rejection | None]]:
+        """Return for each series: label file -> why it does not fit the image; None for one that does.
+
+        A series that an earlier ingestion accepted with all of these labels is not read again.
+        """
+        check = partial(_find_label_faults, card=card, data=data, staged=self._staged)
+        new = [item for item in with_labels if item.series.md5 not in self._intact]
+        found = dict(zip((item.id for item in new), mapper(check, [item.series for item in new], "comparing labels"), strict=True))
+        return [found.get(item.id, dict.fromkeys(file.path for file in item.series.labels)) for item in with_labels]
 
     def _fitting_labels(self, cleaned: CleanedSeries, faults: Mapping[str, Rejection | None]) -> FittingLabels:
         """Return the source paths of an image and of the label files on its grid."""
