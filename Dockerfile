@@ -8,6 +8,7 @@
 ARG PYTHON_BASE=python:3.11.14-slim-bookworm
 
 # ---- Python environment. torch is installed first with its exact pin, so that no other package pulls in a different build.
+# pip compiles packages, but not an editable one, and pods cannot write: each process would compile the sources anew.
 FROM ${PYTHON_BASE} AS packages
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/venv/bin:$PATH
 WORKDIR /opt/omnimri
@@ -20,12 +21,14 @@ ARG TORCH_INDEX=
 # hadolint ignore=DL3013
 RUN pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "$(grep '^torch==' constraints.txt)"
 COPY . .
-RUN pip install --constraint constraints.txt --constraint constraints-cluster.txt --editable '.[cluster]'
+RUN pip install --constraint constraints.txt --constraint constraints-cluster.txt --editable '.[cluster]' \
+    && python -m compileall -q flows components model_core kernels
 
 FROM packages AS packages-cuda
 RUN pip install "$(grep '^torch==' constraints.txt)"
 COPY . .
-RUN pip install --constraint constraints.txt --constraint constraints-cluster.txt --editable '.[cluster]'
+RUN pip install --constraint constraints.txt --constraint constraints-cluster.txt --editable '.[cluster]' \
+    && python -m compileall -q flows components model_core kernels
 
 # ---- base of both images
 FROM ${PYTHON_BASE} AS runtime

@@ -73,7 +73,7 @@ def peak_flops(precision: str) -> float:
     for model, peak in PEAKS.items():
         if model in name and precision == "bfloat16":
             return peak
-    size, device = (8192, "cuda") if name else (1536, "cpu")
+    size, device = (8192, "cuda") if name else (1024, "cpu")
     matrix = torch.ones(size, size, dtype=getattr(torch, precision), device=device)
     best = float("inf")
     for _ in range(10):

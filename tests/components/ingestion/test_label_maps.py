@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from components.catalog import DatasetCard
 from components.ingestion import ingest, list_series, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.ingestion.file_names import contradict
+from components.ingestion.formats.label_maps import read_labels
 from components.ingestion.volume import IngestReport, Volume
 from tests.helpers.real_world.common import nifti_card, ramp
 from tests.helpers.real_world.nifti_files import nifti_bytes, write_nifti_file
@@ -239,6 +241,20 @@ def test_equal_copies_of_a_mask_are_one(tmp_path: Path) -> None:
         write_nifti_file(tmp_path / "source" / f"sub-01_{name}_seg.nii", LABELS)
     report, (volume,) = ingest_all(tmp_path / "source", segmentation_card())
     assert counts(volume) == expected(LABELS) and len(report.quarantined) == 1
+
+
+def test_accepted_labels_are_compared_again_only_after_a_change(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[Path] = []
+
+    def compare(paths: Sequence[Path], *others: Any) -> Any:
+        compared.extend(paths)
+        return read_labels(paths, *others)
+
+    monkeypatch.setattr("components.ingestion.series_checks.read_labels", compare)
+    for labels, comparisons in ((LABELS, 1), (LABELS, 1), (LABELS[:, ::-1].copy(), 2)):
+        write_nifti_file(source / "sub-01_seg.nii.gz", labels)
+        report, (volume,) = ingest_all(source, segmentation_card())
+        assert len(compared) == comparisons and not report.quarantined and counts(volume) == expected(labels)
 
 
 def test_the_case_of_the_card_decides_over_names(tmp_path: Path) -> None:

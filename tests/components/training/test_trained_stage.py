@@ -36,7 +36,7 @@ def _weights(result: StageResult) -> dict[str, torch.Tensor]:
 
 def test_a_killed_stage_resumes_and_ends_with_the_same_bits(corpus_root: Path, tmp_path: Path) -> None:
     steps = ("training.vision_pretraining.steps=24", "training.vision_pretraining.checkpoint_every=8")
-    settings = _settings(*steps)
+    settings = _settings("training.zero_stage=0", *steps)  # as the demo; other kinds: test_precision.py
     homes = [Home(tmp_path / name, tmp_path / "data") for name in ("whole", "killed")]
     whole = train_stage("vision_pretraining", corpus_root, settings, homes[0], None, None, ForkedLauncher())
     with pytest.raises(JobFailed, match="-9"):
