@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sigpy.mri
@@ -35,6 +34,7 @@ from components.curation.coil_data import read_undersampled
 from components.curation.corpus import STORE, Corpus
 from components.curation.curate_corpus import curate
 from components.evaluation import metrics
+from components.evaluation.baselines import total_variation
 from components.evaluation.model_answers import AnswerGenerator, Case, load_cases
 from components.evaluation.sweep import INSTRUCTION
 from components.home import Home
@@ -59,7 +59,7 @@ from model_core.targets import TARGET_IMAGE
 CARD = "synthetic-brain-multicoil"
 KINDS: tuple[MaskKind, ...] = ("random", "equispaced", "magic")
 FACTORS = (4, 6)
-WEIGHTS = (0.0003, 0.001, 0.003)
+WEIGHTS = (0.00003, 0.0001, 0.0003, 0.001, 0.003)
 """Candidate weights of the regularization, for k-space with a maximum of 1."""
 TUNING_SLICES, ITERATIONS, CASCADES = 3, 100, 4
 Image = NDArray[np.float32]
@@ -122,19 +122,11 @@ def train_peers(batches: StageBatches, steps: int) -> tuple[nn.Module, nn.Module
 
 def solve_wavelet(target: Target, weight: float) -> Image:
     """Reconstruct with sigpy's L1-wavelet compressed sensing."""
-    return _solve_sigpy(sigpy.mri.app.L1WaveletRecon, target, weight)
-
-
-def solve_total_variation(target: Target, weight: float) -> Image:
-    """Reconstruct with sigpy's total variation."""
-    return _solve_sigpy(sigpy.mri.app.TotalVariationRecon, target, weight)
-
-
-def _solve_sigpy(app: Any, target: Target, weight: float) -> Image:
     scale, sampling = float(np.abs(target.kspace).max()), target.sampling[None].astype(np.float32)
     np.random.seed(0)  # of the power iteration
     options = {"weights": sampling, "max_iter": ITERATIONS, "show_pbar": False}
-    return np.asarray(np.abs(app(target.kspace / scale, target.coil_maps, weight, **options).run()) * scale, dtype=np.float32)
+    result = sigpy.mri.app.L1WaveletRecon(target.kspace / scale, target.coil_maps, weight, **options).run()
+    return np.asarray(np.abs(result) * scale, dtype=np.float32)
 
 
 def solve_bart(target: Target, weight: float) -> Image:
@@ -180,7 +172,7 @@ def score(images: Sequence[Image], cases: Sequence[Case]) -> tuple[float, float]
 
 def compressed_sensing() -> dict[str, Solve]:
     """Return name -> solver of the peers without training that are installed."""
-    peers: dict[str, Solve] = {"sigpy L1-wavelet": solve_wavelet, "sigpy total variation": solve_total_variation}
+    peers: dict[str, Solve] = {"sigpy L1-wavelet": solve_wavelet, "sigpy total variation": total_variation}
     if shutil.which("bart"):
         return {**peers, "bart pics": solve_bart}
     print("bart pics is left out: bart is not installed (apt-get install bart)")

@@ -25,7 +25,9 @@ INSTRUCTION = "Reconstruct the image from this under-sampled MRI data."
 """Instruction of the sweep: a trained phrasing that names no acceleration."""
 
 
-def sweep_masks(cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> list[SweepRow]:
+def sweep_masks(
+    cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings, tv_weight: float
+) -> list[SweepRow]:
     """Reconstruct the first ``sweep_cases`` different slices under every kind of mask at every acceleration."""
     slices = list({(case.record.volume_id, case.record.slice_index): case for case in cases}.values())[: settings.sweep_cases]
     rows: list[SweepRow] = []
@@ -34,7 +36,7 @@ def sweep_masks(cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus,
             undersampled = [_undersample_case(case, kind, acceleration, answers.seed, corpus) for case in slices]
             images = {
                 "model": answers.images(undersampled, steps=1, samples=1),
-                "total variation": [total_variation(case.target) for case in undersampled],
+                "total variation": [total_variation(case.target, tv_weight) for case in undersampled],
                 "zero-filled": [case.image for case in undersampled],
             }
             rows.append(SweepRow(kind, acceleration, _score_methods(images, undersampled), len(undersampled)))
