@@ -18,7 +18,7 @@ from model_core.boxes import TextBox, VolumeBox
 TV_WEIGHTS = (0.00003, 0.0001, 0.0003, 0.001)
 """Candidate weights of total variation, for k-space with a maximum of 1; training patients choose among them."""
 TV_SLICES = 8
-"""Training slices that choose."""
+"""Training slices of an acceleration that choose its weight."""
 LEVELS = 8
 """Levels of the atlas, from the first slice to the last."""
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -30,7 +30,7 @@ AtlasKey = tuple[str, str, int]
 def total_variation(measured: Target, weight: float) -> NDArray[np.float32]:
     """Reconstruct the slice (H, W) of a target by compressed sensing with total variation (Lustig 2007) with sigpy; all its coils.
 
-    The solver is ADMM, whose images change no more after 40 iterations; sigpy's default, the primal-dual method, needs thousands.
+    The solver is ADMM, whose images hardly change after 40 iterations; sigpy's default, the primal-dual method, needs thousands.
 
     Args:
         weight: of the total variation, for k-space with a maximum of 1.
@@ -46,7 +46,7 @@ def total_variation(measured: Target, weight: float) -> NDArray[np.float32]:
         weight,
         weights=measured.sampling[None].astype(np.float32),
         solver="ADMM",
-        rho=0.03,
+        rho=3 * weight**0.5,
         max_iter=40,
         max_cg_iter=5,
         show_pbar=False,
@@ -54,18 +54,41 @@ def total_variation(measured: Target, weight: float) -> NDArray[np.float32]:
     return np.asarray(np.abs(result) * scale, dtype=np.float32)
 
 
-def choose_tv_weight(corpus: Corpus) -> float:
-    """Return the weight of total variation with the best mean PSNR on training slices; the second smallest if there are none."""
-    from components.evaluation import metrics
-    from components.evaluation.case_selection import select_task_cases
-    from components.evaluation.model_answers import load_cases
+@dataclass(frozen=True)
+class TotalVariation:
+    """Total variation with the weights that suit the training patients.
 
-    targets = [case.target for case in load_cases(corpus, select_task_cases(corpus, "reconstruction", "train", TV_SLICES, 0))]
+    Attributes:
+        weights: acceleration -> weight with the best mean PSNR on training slices.
+    """
 
-    def score(weight: float) -> float:
-        return float(np.mean([metrics.psnr(total_variation(one, weight), one.image, float(one.image.max())) for one in targets]))
+    weights: dict[int, float]
 
-    return max(TV_WEIGHTS, key=score) if targets else TV_WEIGHTS[1]
+    @classmethod
+    def fit(cls, corpus: Corpus) -> TotalVariation:
+        """Choose the weights."""
+        from components.evaluation import metrics
+        from components.evaluation.model_answers import load_cases
+
+        def score(targets: list[Target], weight: float) -> float:
+            return float(
+                np.mean([metrics.psnr(total_variation(one, weight), one.image, float(one.image.max())) for one in targets])
+            )
+
+        records: dict[int, list[InstructionRecord]] = defaultdict(list)
+        for record in _training_instructions(corpus, "reconstruction"):
+            records[record.acceleration or 1].append(record)
+        weights = {}
+        for acceleration, found in sorted(records.items()):
+            chosen = found[:: -(-len(found) // TV_SLICES)]
+            targets = [case.target for case in load_cases(corpus, chosen)]
+            weights[acceleration] = max(TV_WEIGHTS, key=lambda weight, targets=targets: score(targets, weight))  # type: ignore[misc]
+        return cls(weights)
+
+    def reconstruct(self, measured: Target, acceleration: int | None) -> NDArray[np.float32]:
+        """Reconstruct the slice (H, W) of a target with the weight of the most similar acceleration."""
+        nearest = min(self.weights, key=lambda known: abs(np.log(known / (acceleration or 1))), default=None)
+        return total_variation(measured, TV_WEIGHTS[1] if nearest is None else self.weights[nearest])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from components.curation.coil_data import read_undersampled
 from components.curation.corpus import Corpus
 from components.evaluation import metrics
-from components.evaluation.baselines import total_variation
+from components.evaluation.baselines import TotalVariation
 from components.evaluation.results import SweepRow
 from components.provenance import digest
 from components.settings import EvaluationSettings, MaskKind
@@ -26,7 +26,11 @@ INSTRUCTION = "Reconstruct the image from this under-sampled MRI data."
 
 
 def sweep_masks(
-    cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings, tv_weight: float
+    cases: Sequence[Case],
+    answers: AnswerGenerator,
+    corpus: Corpus,
+    settings: EvaluationSettings,
+    compressed_sensing: TotalVariation,
 ) -> list[SweepRow]:
     """Reconstruct the first ``sweep_cases`` different slices under every kind of mask at every acceleration."""
     slices = list({(case.record.volume_id, case.record.slice_index): case for case in cases}.values())[: settings.sweep_cases]
@@ -36,7 +40,7 @@ def sweep_masks(
             undersampled = [_undersample_case(case, kind, acceleration, answers.seed, corpus) for case in slices]
             images = {
                 "model": answers.images(undersampled, steps=1, samples=1),
-                "total variation": [total_variation(case.target, tv_weight) for case in undersampled],
+                "total variation": [compressed_sensing.reconstruct(case.target, acceleration) for case in undersampled],
                 "zero-filled": [case.image for case in undersampled],
             }
             rows.append(SweepRow(kind, acceleration, _score_methods(images, undersampled), len(undersampled)))

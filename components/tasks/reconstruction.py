@@ -156,7 +156,7 @@ class Reconstruction(Task):
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score volumes with fastMRI's metrics: conditional mean (one step) and mean of samples, next to zero filling and TV."""
         from components.evaluation import metrics
-        from components.evaluation.baselines import choose_tv_weight, total_variation
+        from components.evaluation.baselines import TotalVariation
         from components.evaluation.sweep import sweep_masks
         from components.evaluation.task_result import (
             Panel,
@@ -168,12 +168,12 @@ class Reconstruction(Task):
             worst_cases,
         )
 
-        tv_weight = choose_tv_weight(corpus)
+        compressed_sensing = TotalVariation.fit(corpus)
         images = {
             "model": answers.images(cases, steps=1, samples=1),
             "sampled": answers.images(cases, settings.sampler_steps, settings.samples),
             "zero-filled": [case.image for case in cases],
-            "total variation": [total_variation(case.target, tv_weight) for case in cases],
+            "total variation": [compressed_sensing.reconstruct(case.target, case.record.acceleration) for case in cases],
         }
         volumes: dict[str, list[int]] = defaultdict(list)
         for index, case in enumerate(cases):
@@ -210,7 +210,7 @@ class Reconstruction(Task):
 
         result.pictures = [panels(i, "model") for i in example_cases(cases, corpus)]
         result.worst_pictures = [panels(i, f"model, SSIM {by_case[i]:.2f}") for i in worst_cases(by_case)]
-        result.sweep = sweep_masks(cases, answers, corpus, settings, tv_weight)
+        result.sweep = sweep_masks(cases, answers, corpus, settings, compressed_sensing)
         return result
 
 

@@ -18,9 +18,8 @@ from components.curation.corpus import Corpus
 from components.errors import BadInput
 from components.evaluation import EvaluationReport, ResultRow, evaluate
 from components.evaluation.baselines import (
-    TV_WEIGHTS,
+    TotalVariation,
     build_atlas,
-    choose_tv_weight,
     count_reports,
     median_box,
     total_variation,
@@ -173,9 +172,11 @@ def test_baselines_use_training_patients_only(corpus: Corpus) -> None:
 def test_total_variation_beats_zero_filling(corpus: Corpus) -> None:
     record = next(record for record in corpus.instructions if record.task == "reconstruction")
     image, target = TASKS["reconstruction"].input_and_target(record, corpus.store)
-    weight = choose_tv_weight(corpus)
-    assert weight in TV_WEIGHTS
-    assert ((total_variation(target, weight) - target.image) ** 2).mean() < ((image - target.image) ** 2).mean()
+    baseline = TotalVariation.fit(corpus)
+    assert set(baseline.weights) == {one.acceleration for one in corpus.instructions if one.task == "reconstruction"}
+    for acceleration in (record.acceleration, 8):
+        reconstructed = baseline.reconstruct(target, acceleration)
+        assert ((reconstructed - target.image) ** 2).mean() < ((image - target.image) ** 2).mean()
 
 
 def test_total_variation_is_solved_as_by_thousands_of_iterations_of_another_solver(corpus: Corpus) -> None:
@@ -197,7 +198,7 @@ def test_total_variation_is_solved_as_by_thousands_of_iterations_of_another_solv
     ]
     image, range_ = total_variation(target, 0.001), float(target.image.max())
     early, late = (psnr(image[None], other[None], range_) for other in by_iterations)
-    assert late > 45 and late > early + 6
+    assert late > 35 and late > early + 10
 
 
 def test_the_page_lists_values_behind_a_baseline_without_a_verdict(report: EvaluationReport) -> None:
