@@ -25,9 +25,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/omnimri run --profile demo
 
-# Processes with one thread each: with two each, threads wait for each other on two cores. A third one runs while others wait for servers.
+# Processes with one thread each: with two each, threads wait for each other on two cores. Others run while some wait for servers.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # The unit tests: whatever starts no server, trainer, compiler or other program.
 test-fast: install
