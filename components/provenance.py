@@ -36,7 +36,6 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-@cache
 def code_digest(*packages: str) -> str:
     """Return the digest of what the Python sources of repository folders (or single files) do, such as ``"components/curation"``.
 
@@ -45,9 +44,15 @@ def code_digest(*packages: str) -> str:
     """
     from components.registries import plugin_sources
 
+    return sources_digest(packages, tuple(plugin_sources()))
+
+
+@cache  # the sources do not change while a process runs
+def sources_digest(packages: tuple[str, ...], plugins: tuple[Path, ...]) -> str:
+    """Return the digest of repository folders and of plugins (:func:`code_digest`)."""
     sources = sorted(path for package in packages for path in _sources(REPOSITORY / package))
-    plugins = [source_digest(path.read_bytes()) for path in plugin_sources()]
-    return digest([(path.relative_to(REPOSITORY).as_posix(), source_digest(path.read_bytes())) for path in sources], *plugins)
+    files = [(path.relative_to(REPOSITORY).as_posix(), source_digest(path.read_bytes())) for path in sources]
+    return digest(files, *(source_digest(path.read_bytes()) for path in plugins))
 
 
 def _sources(package: Path) -> Iterable[Path]:

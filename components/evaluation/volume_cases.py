@@ -134,12 +134,12 @@ class VolumeCases:
 
 
 def select_volumes(corpus: Corpus, split: Split, count: int, seed: int) -> list[str]:
-    """Return at most ``count`` volumes of a split with questions: patients in turn, as many with a lesion as without."""
+    """Return at most ``count`` volumes of a split with questions: patients in turn, with and without lesions and masks alike."""
     asked = {row.volume_id for row in corpus.volume_instructions if row.scope == "volume" and row.split == split}
-    groups: dict[bool | None, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[bool | None, bool], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for volume_id in sorted(asked, key=lambda one: digest(seed, one)):
         record = corpus.volumes[volume_id]
-        groups[record.lesion][record.patient_id].append(volume_id)
+        groups[record.lesion, record.has_labels][record.patient_id].append(volume_id)
     return interleave([interleave(list(patients.values())) for _, patients in sorted(groups.items(), key=str)])[:count]
 
 

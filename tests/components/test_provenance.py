@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from components.curation.inputs import code_version
 from components.evaluation.evaluate import CODE as EVALUATION_CODE
-from components.provenance import REPOSITORY, code_digest, digest, file_md5, git_commit, source_digest
+from components.provenance import REPOSITORY, code_digest, digest, file_md5, git_commit, source_digest, sources_digest
 from components.training.trained_stage import CODE as TRAINING_CODE
 from components.validation.validation_gate import CODE as VALIDATION_CODE
 
@@ -55,14 +55,14 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for package in ("components", "model_core", "kernels"):
         shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "datasets"))
     monkeypatch.setattr("components.provenance.REPOSITORY", tmp_path)
-    code_digest.cache_clear()
+    sources_digest.cache_clear()
     yield tmp_path
-    code_digest.cache_clear()
+    sources_digest.cache_clear()
 
 
 def step_digests() -> dict[str, str]:
     """Return the code digest of each step that stores its results under one."""
-    code_digest.cache_clear()
+    sources_digest.cache_clear()
     return {
         "curate": code_version(),
         "validate": code_digest(*VALIDATION_CODE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import shutil
 import time
@@ -32,11 +33,18 @@ def update(root: Path, workers: int) -> None:
     curate(root / "data", [tiny_card()], root / "curated", settings)
 
 
+def update_with(environment: dict[str, str], root: Path, workers: int) -> None:
+    """Update with an environment: the fork server has that of the test that started it, with its plugins perhaps."""
+    os.environ.clear()
+    os.environ.update(environment)
+    update(root, workers)
+
+
 def run_and_kill(root: Path, workers: int, after_s: float) -> bool:
     """Update in another process and kill it and its children after ``after_s`` seconds; return False if it finished before."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=update, args=(root, workers))
+    process = context.Process(target=update_with, args=(dict(os.environ), root, workers))
     process.start()
     assert process.pid is not None
     process.join(after_s)

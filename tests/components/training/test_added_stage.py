@@ -13,7 +13,6 @@ from components import registries
 from components.errors import BadInput
 from components.files import read_lines
 from components.home import Home
-from components.provenance import code_digest
 from components.registries import PLUGINS, STAGES
 from components.settings import Settings, load_settings
 from components.training import stage_digest, stage_inputs, stage_jobs, train_stage
@@ -30,12 +29,10 @@ def plugin() -> Iterator[None]:
     """Register the stage for each test of this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PLUGINS, PLUGIN)
-        code_digest.cache_clear()
         assert STAGE in STAGES
         yield
         del STAGES._entries[STAGE], registries._imported[PLUGIN], sys.modules[PLUGIN]
         STAGES._objects.pop(STAGE, None)
-    code_digest.cache_clear()
 
 
 def _settings(**changes: float) -> Settings:
@@ -63,7 +60,6 @@ def test_its_own_settings_are_validated_stored_and_part_of_its_digest() -> None:
 def test_the_code_of_a_plugin_is_part_of_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     with_plugin = stage_inputs("alignment", load_settings("debug"), "corpus")["code of training"]
     monkeypatch.setenv(PLUGINS, "")
-    code_digest.cache_clear()
     assert stage_inputs("alignment", load_settings("debug"), "corpus")["code of training"] != with_plugin
 
 
