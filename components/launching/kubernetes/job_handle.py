@@ -182,6 +182,8 @@ class KubernetesHandle:
                 while True:
                     changed.clear()
                     observation, pods = self._observe()
+                    if observation.state.finished:  # the informer of pods may be behind that of jobs
+                        pods = self._list_pods()
                     for pod in pods:
                         uid = pod["metadata"]["uid"]
                         if uid not in followers and pod_phase(pod) in STARTED_PHASES:

@@ -162,6 +162,16 @@ def test_logs_can_be_followed_from_another_process_through_an_eviction_and_read_
     assert list(cluster.launcher().find(key).stream(follow=False)).count("rank 0: started") == 1
 
 
+def test_a_followed_log_has_the_lines_of_pods_that_are_seen_after_the_end_of_their_job(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watches of jobs and of pods are independent: that of pods is behind all the time here."""
+    cluster.default_behavior = ScriptedPod(("quick",))
+    handle = cluster.launcher().find(cluster.launcher().submit(cluster.job()).key)
+    monkeypatch.setattr(handle, "_cached_pods", list)
+    assert {"rank 0: quick", "rank 1: quick"} <= set(handle.stream())
+
+
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_the_job_owns_its_auxiliary_objects(cluster: FakeCluster, rendering: RenderingName) -> None:
     handle = cluster.launcher(rendering).submit(cluster.job())
