@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # The GPU targets install nothing: they take the environment if it is there, else any Python with torch and triton.
 GPU_PYTHON ?= $(if $(wildcard $(INSTALLED)),$(BIN)/python,python3)
 
-# Otherwise each process compiles each library that it imports anew.
+# Where this is set, no process keeps what it compiles: each compiles every library that it imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-fast docs lint ui bench kernels-table gpu-test gpu-bench cluster-test clean

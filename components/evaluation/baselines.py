@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class TotalVariation:
         for acceleration, found in sorted(records.items()):
             chosen = found[:: -(-len(found) // TV_SLICES)]
             targets = [case.target for case in load_cases(corpus, chosen)]
-            weights[acceleration] = max(TV_WEIGHTS, key=lambda weight, targets=targets: score(targets, weight))  # type: ignore[misc]
+            weights[acceleration] = max(TV_WEIGHTS, key=partial(score, targets))
         return cls(weights)
 
     def reconstruct(self, measured: Target, acceleration: int | None) -> NDArray[np.float32]:
