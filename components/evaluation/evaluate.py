@@ -114,6 +114,7 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
     """Evaluate the model and write all files of the evaluation."""
     from components.evaluation.case_selection import select_cases
     from components.evaluation.model_answers import AnswerGenerator, load_cases
+    from components.evaluation.organ_findings import measure_volumetry
     from components.evaluation.report_page import render_page
     from components.evaluation.scope_measurement import measure_familiarity
     from components.evaluation.volume_cases import VOLUMES
@@ -126,6 +127,7 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
         )
     answers = AnswerGenerator.load(model_dir, settings, seed)
     answers.familiar = measure_familiarity(answers.model, corpus)
+    answers.volumetry = measure_volumetry(answers, corpus, settings)
     results = {
         task: TASKS[task].evaluate(load_cases(corpus, records), answers, corpus, settings) for task, records in selected.items()
     }
@@ -153,6 +155,7 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
             result.calibration.write(folder)
         if result.volume_calibration is not None:
             result.volume_calibration.write(folder, VOLUME_CALIBRATION)
+    answers.volumetry.write(folder)
     Scope.from_corpus(corpus).write(folder)
     if answers.familiar is not None:
         answers.familiar.write(folder)

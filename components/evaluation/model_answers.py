@@ -24,6 +24,7 @@ from components.settings import EvaluationSettings
 from components.tasks.base import Image, Target
 from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
 from components.tasks.measurements import stack_measurements
+from components.tasks.volumetry import NOTHING_TOLD, Shares, Volumetry
 from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 
@@ -58,9 +59,12 @@ class AnswerGenerator:
 
     Attributes:
         familiar: its training images, which tell the anatomy of an image where the question does not; None = not known.
+        volumetry: findings of whole organs that volumes of structures tell.
+        shares: volume_id -> the shares of its structures, of the volumes that were measured.
     """
 
     familiar: FamiliarImages | None = None
+    volumetry: Volumetry = NOTHING_TOLD
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class AnswerGenerator:
     ) -> None:
         self.model, self.processor, self.settings, self.seed = model.eval(), processor, settings, seed
         self.known = known
+        self.shares: dict[str, Shares] = {}
 
     @classmethod
     def load(cls, model_dir: Path, settings: EvaluationSettings, seed: int) -> AnswerGenerator:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from components.tasks.calibration import CALIBRATION, VOLUME_CALIBRATION
 from components.tasks.scope import FAMILIARITY, FEATURES, SCOPE
+from components.tasks.volumetry import VOLUMETRY
 
 OF_VOLUMES = "whole volumes"
 """Ending of the metrics of volumes that are read whole, beside the same volumes slice by slice."""
@@ -99,6 +100,6 @@ class EvaluationReport:
 
     @property
     def registered_files(self) -> tuple[Path, ...]:
-        """Files that are registered with the model: page, digests of patients, calibrations of p(yes), scope, familiar images."""
-        names = (COHORT, CALIBRATION, VOLUME_CALIBRATION, SCOPE, FAMILIARITY, FEATURES)
+        """Files that are registered with the model: page, digests of patients, what decides p(yes), scope, familiar images."""
+        names = (COHORT, CALIBRATION, VOLUME_CALIBRATION, VOLUMETRY, SCOPE, FAMILIARITY, FEATURES)
         return tuple(path for path in (self.report, *(self.folder / name for name in names)) if path.exists())

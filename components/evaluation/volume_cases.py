@@ -122,7 +122,7 @@ class VolumeCases:
 
         def cases(split: Split, tasks: Sequence[str]) -> dict[str, list[VolumeCase]]:
             chosen = select_volumes(corpus, split, settings.volumes, answers.seed)
-            readings = {volume_id: _read(corpus, volume_id, answers, settings, calibration) for volume_id in chosen}
+            readings = {volume_id: read_volume(corpus, volume_id, answers, settings, calibration) for volume_id in chosen}
             by_task: dict[str, list[VolumeCase]] = {task: [] for task in tasks}
             for record in _questions(corpus, chosen, answers.seed):
                 if record.task in by_task:
@@ -164,8 +164,12 @@ def _in_turn(task: Task, rows: list[VolumeInstructionRecord], number: int) -> li
     return rows if task.answers_yes_or_no or not rows else [rows[number % len(rows)]]
 
 
-def _read(
-    corpus: Corpus, volume_id: str, answers: AnswerGenerator, settings: EvaluationSettings, calibration: Calibration
+def read_volume(
+    corpus: Corpus,
+    volume_id: str,
+    answers: AnswerGenerator,
+    settings: EvaluationSettings,
+    calibration: Calibration = Calibration(),  # noqa: B008 (frozen)
 ) -> VolumeReadings:
     """Read a volume of the store, which is on the grid of the network."""
     record = corpus.volumes[volume_id]
@@ -181,7 +185,14 @@ def _read(
     _, row_mm, column_mm = volume.spacing_mm
     grid = PlaneGrid.centered((record.rows, record.columns), (row_mm, column_mm), record.rows, row_mm)
     predictor = Predictor(
-        answers.model, answers.processor, record.rows, row_mm, answers.known, calibration, familiar=answers.familiar
+        answers.model,
+        answers.processor,
+        record.rows,
+        row_mm,
+        answers.known,
+        calibration,
+        familiar=answers.familiar,
+        volumetry=answers.volumetry,
     )
     resampled = ResampledVolume(volume, grid, record.rows, voxels, 1.0, ((0, 0),))
     return VolumeReadings(record, resampled, predictor, settings.max_new_tokens)

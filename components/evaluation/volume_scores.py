@@ -139,11 +139,11 @@ def score_reports(cases: Sequence[VolumeCase], corpus: Corpus) -> list[ResultRow
     silent: dict[str, list[str]] = {"whole": [], SLICE_BY_SLICE: [], "most frequent": []}
     for case in track(cases, "reports of volumes"):
         readings, asked = case.readings, case.record.instruction
-        header = HeaderFacts.of_volume(readings.volume.volume)
+        header, volumetry = HeaderFacts.of_volume(readings.volume.volume), readings.predictor.volumetry
         question, without = readings.whole(asked), readings.without_header
         whole, sliced = question.generate(readings.max_new_tokens), readings.report_of_slice(asked)
-        texts["whole"].append(complete_report(whole, readings.volume, question.shown, header))
-        texts[SLICE_BY_SLICE].append(complete_report(sliced, readings.volume, readings.shown_by_slices, header))
+        texts["whole"].append(complete_report(whole, readings.volume, question.shown, header, volumetry))
+        texts[SLICE_BY_SLICE].append(complete_report(sliced, readings.volume, readings.shown_by_slices, header, volumetry))
         silent["whole"].append(without.whole(asked).generate(readings.max_new_tokens))
         silent[SLICE_BY_SLICE].append(without.report_of_slice(asked))
         for reports in (texts, silent):

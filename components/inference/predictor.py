@@ -39,6 +39,7 @@ from components.tasks.base import Task
 from components.tasks.calibration import VOLUME_CALIBRATION, Calibration
 from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
 from components.tasks.scope import Scope, answer_beginnings
+from components.tasks.volumetry import NOTHING_TOLD, Volumetry
 from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 
@@ -77,6 +78,7 @@ class Predictor:
         volume_calibration: of p(yes) about whole volumes.
         scope: what the model was trained on; None = not recorded, and no question is refused.
         familiar: its training images; None = not recorded, and no image is marked.
+        volumetry: findings of whole organs that volumes of structures tell.
     """
 
     model: OmniMRIForConditionalGeneration
@@ -88,6 +90,7 @@ class Predictor:
     scope: Scope | None = None
     familiar: FamiliarImages | None = None
     volume_calibration: Calibration = Calibration()  # noqa: RUF009 (frozen)
+    volumetry: Volumetry = NOTHING_TOLD
     image_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,6 +127,7 @@ class Predictor:
             Scope.read(*folders),
             FamiliarImages.read(*folders),
             Calibration.read(*folders, name=VOLUME_CALIBRATION),
+            Volumetry.read(*folders),
         )
 
     def predict(

@@ -1,5 +1,7 @@
 """Calibration of p(yes): the text's probability and the evidence of the finding's mask, weighed on validation patients.
 
+A probability from volumetry (:mod:`components.tasks.volumetry`) is calibrated already: it is the answer.
+
 ``logit p = text weight * logit p(text) + mask weight * logit evidence + offset``, the logistic calibration of Platt (1999), of
 which temperature scaling (Guo et al., arXiv:1706.04599) is the case of one weight. Evaluation fits it; the registered model carries
 it.
@@ -24,15 +26,17 @@ SMALLEST = 1e-4
 
 @dataclass(frozen=True)
 class Answer:
-    """Two opinions on a yes-or-no question.
+    """Opinions on a yes-or-no question.
 
     Attributes:
         text: p(yes) / (p(yes) + p(no)) of the first word.
         mask: evidence (0 to 1) of the finding in the masks; None = the question is about no structure that the model knows.
+        measured: probability of a finding of a whole organ by volumetry; None = of no such finding, or volumes do not tell it.
     """
 
     text: float
     mask: float | None
+    measured: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Calibration:
 
     def probability(self, answer: Answer) -> float:
         """Return the calibrated p(yes)."""
+        if answer.measured is not None:
+            return answer.measured
         if answer.mask is None:
             score = self.text_alone * logit(answer.text) + self.offset_alone
         else:
@@ -82,7 +88,7 @@ def fit_calibration(answers: Sequence[Answer], positive: Sequence[bool]) -> Cali
     that happen to be separable from infinite weights.
     """
     default = Calibration()
-    pairs = list(zip(answers, positive, strict=True))
+    pairs = [(answer, truth) for answer, truth in zip(answers, positive, strict=True) if answer.measured is None]
     alone = [(logit(a.text)[None], truth) for a, truth in pairs if a.mask is None]
     both = [(np.array([logit(a.text), logit(a.mask)]), truth) for a, truth in pairs if a.mask is not None]
     text_alone, offset_alone = _fit(alone, [default.text_alone, default.offset_alone])

@@ -19,6 +19,7 @@ from components.tasks.base import AnyInstruction, Image, Target, Task, read_find
 from components.tasks.calibration import Answer, Calibration, fit_calibration
 from components.tasks.findings import asked_kinds, evidence, sum_kinds
 from components.tasks.known_structures import Shown
+from components.tasks.volumetry import measure_shares
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from components.inference.prediction import Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
+    from components.inference.sliding_window import ResampledVolume
     from components.inference.study import StudyQuestion
 
 INFERENCE_SLICES = 12
@@ -183,12 +185,15 @@ class Diagnosis(Task):
     def slices_probability(self, predictor: Predictor, question: Question, shown: Shown | None) -> float:
         """Return p(yes) from slices through the volume: where a finding with a place is seen best, else their mean.
 
-        A slice counts with the largest value of its tiles.
+        A slice counts with the largest value of its tiles. A finding of a whole organ is told by volumetry, if that tells it.
 
         Args:
             shown: of these slices, or of more.
         """
         slices = read_slices(question)
+        measured = measured_probability(predictor, question.volume, shown, question.instruction)
+        if measured is not None:
+            return measured
         tiles = question.volume.tiles(slices)
         by_slice: dict[int, float] = {}
         for tile, share in zip(tiles, predictor.yes_probabilities(question, tiles, self.name), strict=True):
@@ -212,7 +217,7 @@ class Diagnosis(Task):
         from components.evaluation.task_result import ScoredUnits, TaskResult, build_row, example_cases, pair_score, worst_cases
 
         majority = [float(majority_answer(corpus, self.name))] * len(cases)
-        opinions = collect_answers(answers, cases)
+        opinions = collect_answers(answers, cases, corpus, settings)
         calibration = _fit(answers, corpus, settings, self.name)
         raw, scores = [Calibration().probability(one) for one in opinions], [calibration.probability(one) for one in opinions]
         truth = [bool(case.record.positive) for case in cases]
@@ -267,18 +272,38 @@ def finding_evidence(shown: Shown | None, instruction: str) -> list[float] | Non
     return [evidence(total_HW) for total_HW in total_DHW]
 
 
+def measured_probability(predictor: Predictor, volume: ResampledVolume, shown: Shown | None, instruction: str) -> float | None:
+    """Return the probability that volumetry gives a finding of a whole organ; None if the question names none that it tells.
+
+    Args:
+        shown: of the volume, on its own grid.
+    """
+    if shown is None or not predictor.volumetry.names(instruction):
+        return None
+    return predictor.volumetry.probability(instruction, measure_shares(volume.volume.voxels / volume.scale, shown))
+
+
 def study_answer(study: StudyQuestion) -> Answer:
-    """Return the opinions of text and masks on a question about whole volumes; the evidence is that of the slice with most."""
+    """Return the opinions on a question about whole volumes; the evidence of masks is that of the slice with most."""
     seen = finding_evidence(study.shown, study.instruction)
-    return Answer(study.yes_probability(), None if seen is None else max(seen))
+    measured = measured_probability(study.predictor, study.target.volume, study.shown, study.instruction)
+    return Answer(study.yes_probability(), None if seen is None else max(seen), measured)
 
 
-def collect_answers(answers: AnswerGenerator, cases: Sequence[Case]) -> list[Answer]:
-    """Return p(yes) of the text and, where the model knows the finding, its evidence in the masks, of each case."""
+def collect_answers(answers: AnswerGenerator, cases: Sequence[Case], corpus: Corpus, settings: EvaluationSettings) -> list[Answer]:
+    """Return p(yes) of the text of each case and, where the model knows the finding, its evidence in the masks.
+
+    A finding of a whole organ is that of the volume of the case.
+    """
+    from components.evaluation.organ_findings import volume_shares
+
     collected = []
     for case, share, shown in zip(cases, answers.yes_probabilities(cases), answers.structures(cases), strict=True):
-        by_kind = sum_kinds(shown.structures, asked_kinds(case.record.instruction, tuple(shown.structures))) if shown else {}
-        collected.append(Answer(share, evidence(np.sum(list(by_kind.values()), axis=0)) if by_kind else None))
+        instruction, measured = case.record.instruction, None
+        by_kind = sum_kinds(shown.structures, asked_kinds(instruction, tuple(shown.structures))) if shown else {}
+        if answers.volumetry.names(instruction):
+            measured = answers.volumetry.probability(instruction, volume_shares(case.record.volume_id, corpus, answers, settings))
+        collected.append(Answer(share, evidence(np.sum(list(by_kind.values()), axis=0)) if by_kind else None, measured))
     return collected
 
 
@@ -289,7 +314,7 @@ def _fit(answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings,
 
     count = CALIBRATION_CASES * settings.cases_per_task
     cases = load_cases(corpus, select_task_cases(corpus, task, "validation", count, answers.seed))
-    return fit_calibration(collect_answers(answers, cases), [bool(case.record.positive) for case in cases])
+    return fit_calibration(collect_answers(answers, cases, corpus, settings), [bool(case.record.positive) for case in cases])
 
 
 TASK = Diagnosis()

@@ -5,24 +5,23 @@ What its header states (sequence, plane) and what the masks of its slices measur
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from components.curation.table_rows import DescriptionRecord, InstructionRecord, VolumeInstructionRecord
+from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord
 from components.curation.text.header_facts import NO_HEADER, HeaderFacts
 from components.curation.text.instructions import MASK_RESPONSE, build_instruction, spread
 from components.curation.text.phrasings import Phrasings
 from components.curation.text.template import with_fields
 from components.curation.text.volume_instructions import build_volume_instruction
-from components.ingestion.volume import Acquisition, Volume
+from components.progress import track
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import AnyInstruction, Task
 from components.tasks.findings import MINIMUM_PIXELS
 from components.tasks.known_structures import Shown
 from components.tasks.report_text import format_report, measure_fields, with_measurements
+from components.tasks.volumetry import NOTHING_TOLD, Volumetry, measure_shares
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
@@ -85,7 +84,7 @@ class Report(Task):
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
         """Return the answer with the facts of the header and of the masks of all slices in the fields that these state."""
         shown = predictor.structures(question, question.volume.content_slices, self.name)
-        text = complete_report(answer, question.volume, shown, question.header)
+        text = complete_report(answer, question.volume, shown, question.header, predictor.volumetry)
         return question.prediction(self.name, text, [question.first_tile])
 
     def decode_study(self, study: StudyQuestion, answer: str) -> Prediction:
@@ -94,7 +93,8 @@ class Report(Task):
         The header fields of a report about several series are those of the series that shows the finding, which the model chooses.
         """
         header = study.target.header if len(study.series) == 1 else NO_HEADER
-        return study.prediction(self.name, complete_report(answer, study.target.volume, study.shown, header))
+        text = complete_report(answer, study.target.volume, study.shown, header, study.predictor.volumetry)
+        return study.prediction(self.name, text)
 
     def evaluate(self, cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings) -> TaskResult:
         """Score the overlap of texts and the share of correct fields, next to the most frequent training report."""
@@ -111,7 +111,7 @@ class Report(Task):
         )
 
         frequent = count_reports(corpus, self.name)
-        texts = _complete(answers.texts(cases), cases, answers, corpus)
+        texts = _complete(answers.texts(cases), cases, answers, corpus, settings)
         truth = [case.record.response for case in cases]
         most_frequent = [frequent.overall] * len(cases)
         of_sequence = [frequent.for_volume(corpus.volumes[case.record.volume_id]) for case in cases]
@@ -146,37 +146,34 @@ class Report(Task):
         return score_reports(cases.test[self.name], corpus)
 
 
-def complete_report(text: str, volume: ResampledVolume, shown: Shown | None, header: HeaderFacts) -> str:
+def complete_report(
+    text: str, volume: ResampledVolume, shown: Shown | None, header: HeaderFacts, volumetry: Volumetry = NOTHING_TOLD
+) -> str:
     """Return a report with the facts of the masks of a volume, and of its header, in the fields that these state."""
     if shown is not None:
         measured = measure_fields(volume.volume, shown, MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1])
-        text = with_measurements(text, measured, volume.volume.acquisition.anatomy)
+        told = volumetry.told(measure_shares(volume.volume.voxels / volume.scale, shown)) if volumetry.findings else {}
+        text = with_measurements(text, measured, told, volume.volume.acquisition.anatomy)
     return with_fields(text, header.fields)
 
 
-def _complete(texts: Sequence[str], cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus) -> list[str]:
+def _complete(
+    texts: Sequence[str], cases: Sequence[Case], answers: AnswerGenerator, corpus: Corpus, settings: EvaluationSettings
+) -> list[str]:
     """Return the reports with the facts of the header and of the masks of all slices of their volumes."""
-    measured = {}
-    for case in cases:
-        if case.record.volume_id not in measured:
-            measured[case.record.volume_id] = _measure(case, answers, corpus)
-    completed = []
-    for text, case in zip(texts, cases, strict=True):
-        record, facts = corpus.volumes[case.record.volume_id], measured[case.record.volume_id]
-        completed.append(with_fields(with_measurements(text, facts, record.anatomy) if facts else text, case.header.fields))
+    from components.evaluation.volume_cases import read_volume
+
+    by_volume: dict[str, list[int]] = defaultdict(list)
+    for index, case in enumerate(cases):
+        by_volume[case.record.volume_id].append(index)
+    completed = list(texts)
+    for volume_id, indices in track(list(by_volume.items()), "report (masks)"):
+        readings = read_volume(corpus, volume_id, answers, settings)
+        for index in indices:
+            completed[index] = complete_report(
+                texts[index], readings.volume, readings.shown_by_slices, cases[index].header, answers.volumetry
+            )
     return completed
-
-
-def _measure(case: Case, answers: AnswerGenerator, corpus: Corpus) -> DescriptionRecord | None:
-    """Describe the volume of a case by the structures that the model sees in its slices; None if it knows no structure."""
-    record = corpus.volumes[case.record.volume_id]
-    voxels = corpus.store.read(record.volume_id, "voxels").astype(np.float32)
-    slices = [one for one in answers.structures([replace(case, image=image) for image in voxels]) if one is not None]
-    if not slices:
-        return None
-    acquisition = Acquisition(anatomy=record.anatomy, sequence=record.sequence, plane=record.plane)
-    volume = Volume(voxels, np.asarray(record.affine).reshape(4, 4), acquisition)
-    return measure_fields(volume, Shown.stack(slices), MINIMUM_PIXELS)
 
 
 TASK = Report()

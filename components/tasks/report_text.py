@@ -23,6 +23,7 @@ from components.tasks.findings import ANY, asked_kinds, find_volume_parts, sum_k
 from components.tasks.known_structures import Shown
 
 _SIGNALS, _PATHOLOGY = "tissue_signal_characteristics", "pathological_findings"
+_STRUCTURAL = f"{_PATHOLOGY}.structural_abnormalities"
 _VISIBLE, _IMPRESSION = "visible_anatomical_structures", "diagnostic_impression.suggestive_of"
 _FOCAL = (f"{_PATHOLOGY}.signal_abnormalities_or_fluid_collections", f"{_PATHOLOGY}.masses_or_suspicious_lesions")
 
@@ -90,11 +91,14 @@ def measure_fields(volume: Volume, shown: Shown, smallest: float) -> Description
     return describe("", volume.acquisition, None, "", facts, has_finding if any(map(is_lesion, shown.structures)) else None)
 
 
-def with_measurements(text: str, measured: DescriptionRecord, anatomy: str | None) -> str:
+def with_measurements(text: str, measured: DescriptionRecord, told: Mapping[str, bool], anatomy: str | None) -> str:
     """Return a report with measured signals and findings in place of those that the network wrote.
 
-    Signals are stated if the network states any. Findings of a whole organ, which have no mask, stay as the network wrote them. A
-    text that is not in the form of the template is returned unchanged.
+    Signals are stated if the network states any. Findings of a whole organ that volumetry does not tell stay as the network wrote
+    them. A text that is not in the form of the template is returned unchanged.
+
+    Args:
+        told: finding of a whole organ -> whether it is present, by volumetry.
     """
     stated = parse_paragraph(text)
     if not stated:
@@ -102,10 +106,16 @@ def with_measurements(text: str, measured: DescriptionRecord, anatomy: str | Non
     fields = dict(stated)
     if any(name.startswith(_SIGNALS) for name in stated):
         fields |= {name: value for name, value in measured.fields.items() if name.startswith(_SIGNALS)}
-    if focal := measured.fields[_IMPRESSION]:
+    impression = [item for item in stated.get(_IMPRESSION, "").split(", ") if item]
+    diffuse = [item for item in impression if is_diffuse(item)]
+    if told:
+        diffuse = [name if present else f"no {name}" for name, present in told.items()]
+        fields[_STRUCTURAL] = ", ".join(name for name, present in told.items() if present)
+    focal = [item for item in impression if not is_diffuse(item)]
+    if measured.fields[_IMPRESSION]:
         fields |= {name: measured.fields[name] for name in _FOCAL}
-        diffuse = [item for item in stated.get(_IMPRESSION, "").split(", ") if is_diffuse(item)]
-        fields[_IMPRESSION] = ", ".join([focal, *diffuse])
+        focal = [measured.fields[_IMPRESSION]]
+    fields[_IMPRESSION] = ", ".join([*focal, *diffuse])
     if any(name.startswith("knee.") for name in stated):
         fields = {**measured.fields, **fields}
     return format_report(fields, anatomy)

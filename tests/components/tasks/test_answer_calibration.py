@@ -40,6 +40,15 @@ def test_one_kind_of_cases_fits_nothing() -> None:
     assert fit_calibration([Answer(0.2, 0.1), Answer(0.9, None)], [True, True]) == Calibration() == fit_calibration([], [])
 
 
+def test_a_probability_from_volumetry_is_the_answer() -> None:
+    """It is calibrated already, so that it neither enters the fit nor is changed by it."""
+    answers, truth = _sample(1.0, 400)
+    measured = [Answer(0.9, None, 0.2), Answer(0.1, 0.1, 0.8)]
+    fitted = fit_calibration(answers, truth)
+    assert fit_calibration([*answers, *measured], [*truth, True, False]) == fitted
+    assert [fitted.probability(one) for one in measured] == [0.2, 0.8]
+
+
 def test_an_opinion_never_counts_against_itself() -> None:
     answers, truth = _sample(1.0)
     contrary = [Answer(1 - one.text, one.mask) for one in answers]

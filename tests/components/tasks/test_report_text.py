@@ -66,19 +66,32 @@ def test_measurements_replace_what_the_network_wrote_and_nothing_else() -> None:
         "Modality: MRI. Normal signal appearance: grey matter 0.9 of white matter. Masses or suspicious lesions: no lesion. "
         "Suggestive of: no lesion, no atrophy. Recommendation: follow-up in 6 weeks."
     )
-    fields = parse_paragraph(with_measurements(text, measured, "brain"))
+    fields = parse_paragraph(with_measurements(text, measured, {}, "brain"))
     assert fields[_IMPRESSION] == "lesion, no atrophy" and fields[_MASSES] == measured.fields[_MASSES] != "no lesion"
     assert fields["tissue_signal_characteristics.normal_signal_appearance"] == "grey matter 0.6 of white matter"
     assert fields["tissue_signal_characteristics.abnormal_signal_patterns"] == "lesion hypointense to white matter"
     assert fields["diagnostic_impression.recommendation"] == "follow-up in 6 weeks"
     assert "visible_anatomical_structures.organs_or_central_structures" not in fields  # the network did not state it
-    silent = parse_paragraph(with_measurements("Modality: MRI. Suggestive of: no lesion.", measured, "brain"))
+    silent = parse_paragraph(with_measurements("Modality: MRI. Suggestive of: no lesion.", measured, {}, "brain"))
     assert not any(name.startswith("tissue_signal") for name in silent) and silent[_IMPRESSION] == "lesion"
+
+
+@pytest.mark.parametrize("present", [True, False])
+@pytest.mark.parametrize(
+    "written", ["", "Structural abnormalities: atrophy. ", "Suggestive of: atrophy. ", "Suggestive of: no atrophy. "]
+)
+def test_findings_of_a_whole_organ_are_those_of_volumetry_where_it_tells_them(present: bool, written: str) -> None:
+    """Whatever the network wrote about them, and in the words of curation."""
+    labels = _labels(True)
+    measured = measure_fields(_volume(labels), _shown(labels), 12)
+    fields = parse_paragraph(with_measurements(f"Modality: MRI. {written}", measured, {"atrophy": present}, "brain"))
+    assert fields[_IMPRESSION] == ("lesion, atrophy" if present else "lesion, no atrophy")
+    assert fields.get("pathological_findings.structural_abnormalities") == ("atrophy" if present else None)
 
 
 def test_free_text_stays_as_it_is() -> None:
     measured = measure_fields(_volume(_labels(True)), _shown(_labels(True)), 12)
-    assert with_measurements("The brain is normal.", measured, "brain") == "The brain is normal."
+    assert with_measurements("The brain is normal.", measured, {"atrophy": True}, "brain") == "The brain is normal."
 
 
 def test_a_finding_has_one_name_in_all_slices() -> None:

@@ -1,0 +1,160 @@
+"""Volumetry: findings of a whole organ, such as atrophy, from the volumes of its structures in the masks of the model.
+
+Such a finding has no place, so that no mask shows it; a radiologist judges it by the volume of tissue beside that of the whole, as
+the brain parenchymal fraction does (Rudick et al., Neurology 1999). Its probability is a logistic function of the share that each
+structure has of the body, with the weights of validation patients (:func:`fit_finding`). Evaluation fits it; the registered model
+carries it.
+
+Shape letters: D slices, H rows, W columns, N volumes, S structures.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from components.curation.measure.regions import FOREGROUND
+from components.curation.measure.volume_facts import CONTENT_SHARE
+from components.curation.text.structure_names import is_lesion
+from components.files import read_json, write_json
+from components.tasks.known_structures import Shown
+
+VOLUMETRY = "volumetry.json"
+FEWEST = 3
+"""Patients with a finding, and without it, from which its weights are fitted."""
+LEAST_AUROC = 0.75
+"""AUROC, on patients who are left out of the fit in turn, from which volumes decide a finding: below it, they do not show it."""
+INVERSE_REGULARIZATION = 10.0
+"""Of the logistic regression with standardized shares; chosen on validation patients of the demo (docs/LOG.md)."""
+Shares = Mapping[str, float]
+"""Structure -> its share of the volume of the body."""
+
+logger = logging.getLogger(__name__)
+
+
+def measure_shares(voxels_DHW: NDArray[np.float32], shown: Shown) -> dict[str, float]:
+    """Return the share that every structure, which is no lesion, has of the body: expected voxels over those inside its outline.
+
+    Args:
+        voxels_DHW: 99.5th percentile = 1; the body is brighter than :data:`FOREGROUND`, or enclosed in its slice by what is.
+        shown: of the same voxels; slices without content, and those that the model did not look at, do not count.
+    """
+    structures = {name: values for name, values in shown.structures.items() if not is_lesion(name)}
+    outline = np.stack([ndimage.binary_fill_holes(slice_HW > FOREGROUND) for slice_HW in voxels_DHW])
+    size_D = outline.sum((1, 2))
+    seen_D = np.any([values.any((1, 2)) for values in shown.structures.values()], axis=0)
+    content_D = seen_D & (size_D >= CONTENT_SHARE * size_D.max())
+    total = max(int(size_D[content_D].sum()), 1)
+    return {name: float(values[content_D].sum() / total) for name, values in structures.items()}
+
+
+@dataclass(frozen=True)
+class OrganFinding:
+    """The weights of a finding of a whole organ.
+
+    Attributes:
+        name: of the finding.
+        weights: structure -> weight of its share; the finding is not told without all of them.
+        offset: of the log odds.
+        auroc: of validation patients, each left out of the fit in turn.
+        patients, positive: number of validation patients, and of those among them with the finding.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+    offset: float
+    auroc: float
+    patients: int
+    positive: int
+
+    def probability(self, shares: Shares) -> float | None:
+        """Return the probability of the finding; None if a structure was not measured."""
+        if not set(self.weights) <= set(shares):
+            return None
+        score = self.offset + sum(weight * shares[name] for name, weight in self.weights.items())
+        return float(1 / (1 + np.exp(-score)))
+
+
+@dataclass(frozen=True)
+class Volumetry:
+    """Findings of whole organs that volumes of structures tell."""
+
+    findings: tuple[OrganFinding, ...] = ()
+
+    def names(self, question: str) -> bool:
+        """Return whether a question names a finding that volumes tell."""
+        return self._named(question) is not None
+
+    def probability(self, question: str, shares: Shares) -> float | None:
+        """Return the probability of the finding that a question names; None if it names none that these shares tell."""
+        found = self._named(question)
+        return None if found is None else found.probability(shares)
+
+    def told(self, shares: Shares) -> dict[str, bool]:
+        """Return finding -> whether it is more probable than not, of all findings that these shares tell."""
+        probabilities = {one.name: one.probability(shares) for one in self.findings}
+        return {name: probability > 0.5 for name, probability in probabilities.items() if probability is not None}
+
+    def _named(self, question: str) -> OrganFinding | None:
+        return next((one for one in self.findings if one.name in question.lower()), None)
+
+    def write(self, folder: Path) -> None:
+        """Write the weights to a folder."""
+        write_json(folder / VOLUMETRY, {"findings": [asdict(one) for one in self.findings]})
+
+    @classmethod
+    def read(cls, *folders: Path) -> Volumetry:
+        """Read the weights from the first folder that has them; without any, volumes tell nothing."""
+        found = next((folder / VOLUMETRY for folder in folders if (folder / VOLUMETRY).is_file()), None)
+        return cls() if found is None else cls(tuple(OrganFinding(**one) for one in read_json(found)["findings"]))
+
+
+NOTHING_TOLD = Volumetry()
+"""The volumetry of a model that was not evaluated, or whose validation patients have no such finding."""
+
+
+@dataclass(frozen=True)
+class MeasuredVolume:
+    """A validation volume: its patient, its shares, and whether its dataset states the finding as present."""
+
+    patient_id: str
+    shares: Shares
+    present: bool
+
+
+def fit_finding(name: str, volumes: Sequence[MeasuredVolume]) -> OrganFinding | None:
+    """Return the weights of a finding; None if too few patients have it or lack it, or if the volumes of structures do not show it.
+
+    A logistic regression on the shares of those structures that all volumes have.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    patients = {one.patient_id for one in volumes}
+    positive = len({one.patient_id for one in volumes if one.present})
+    structures = sorted(set.intersection(*(set(one.shares) for one in volumes))) if volumes else []
+    if not structures or min(positive, len(patients) - positive) < FEWEST:
+        return None
+    shares_NS = np.array([[one.shares[structure] for structure in structures] for one in volumes])
+    present_N = np.array([one.present for one in volumes])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_REGULARIZATION))
+    groups = [one.patient_id for one in volumes]
+    left_out_N2 = cross_val_predict(model, shares_NS, present_N, groups=groups, cv=LeaveOneGroupOut(), method="predict_proba")
+    auroc = float(roc_auc_score(present_N, left_out_N2[:, 1]))
+    if auroc < LEAST_AUROC:
+        logger.info("volumes of structures do not tell %s: AUROC %.2f of validation patients", name, auroc)
+        return None
+    scaler, regression = model.fit(shares_NS, present_N)
+    weights_S = regression.coef_[0] / scaler.scale_
+    offset = float(regression.intercept_[0] - weights_S @ scaler.mean_)
+    weights = {structure: float(weight) for structure, weight in zip(structures, weights_S, strict=True)}
+    return OrganFinding(name, weights, offset, auroc, len(patients), positive)
