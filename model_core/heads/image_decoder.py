@@ -183,14 +183,18 @@ class ImageDecoder(nn.Module):
         residual = (target_B1DHW - conditions.pixel_values_B1DHW) / self.residual_scale
         return torch.where((conditions.kind_B == TARGET_MASK).view(-1, 1, 1, 1, 1), 2 * target_B1DHW - 1, residual)
 
-    def decode_image(self, residual_B1DHW: Tensor, pixel_values_B1DHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
-        """Return the magnitude image of a residual, consistent with the measured k-space of samples that have one.
+    def predicted_magnitude(self, residual_B1DHW: Tensor, pixel_values_B1DHW: Tensor) -> Tensor:
+        """Return the image of a residual. No magnitude is negative: a predicted one is 0.
 
-        No magnitude is negative: a predicted one is 0. Data consistency would make a signal of the opposite phase of it, and the
-        absolute value a bright pixel. The network predicts such pixels outside of the body, in the same places in all images.
+        Data consistency would make a signal of the opposite phase of it, and the absolute value a bright pixel. Networks predict
+        such pixels outside of the body, in the same places in all images.
         """
-        image = (pixel_values_B1DHW + self.residual_scale * residual_B1DHW).clamp(min=0)
-        return enforce_data_consistency(image.squeeze(1), measured)[:, None]
+        return (pixel_values_B1DHW + self.residual_scale * residual_B1DHW).clamp(min=0)
+
+    def decode_image(self, residual_B1DHW: Tensor, pixel_values_B1DHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
+        """Return the magnitude image of a residual, consistent with the measured k-space of samples that have one."""
+        magnitude = self.predicted_magnitude(residual_B1DHW, pixel_values_B1DHW)
+        return enforce_data_consistency(magnitude.squeeze(1), measured)[:, None]
 
     @torch.no_grad()
     def sample(

@@ -133,7 +133,7 @@ class InstructionTuning(Objective):
         time = torch.where(conditions.kind_B == TARGET_NONE, torch.ones_like(time), time)
         prediction, pixels = model.image_decoder(interpolate(clean, noise, time), time, conditions)
         mask_losses = self._mask_loss(prediction, target) * (conditions.kind_B == TARGET_MASK)
-        image_losses = self._image_losses(prediction, clean, target, conditions)
+        image_losses = self._image_losses(prediction, target, conditions)
         structure_losses = self._structure_losses(output, pixels, batch, rows)
         zeros = image_losses.new_zeros(len(batch.target_kind_B))
         by_image, by_mask, by_structure = (
@@ -157,8 +157,10 @@ class InstructionTuning(Objective):
         by_pixel = pixel_losses(model.image_decoder.structure_logits(pixels_BcDHW, names_Sh), decoded)
         return by_pixel + self.structures.token_losses(hidden_BNh, names_Sh, labels, grid)
 
-    def _image_losses(self, prediction: Tensor, clean: Tensor, target: Tensor, conditions: Conditions) -> Tensor:
-        """Return the flow error of the residual plus L1 and 1 - SSIM of the data-consistent image, (B,); zero for other targets.
+    def _image_losses(self, prediction: Tensor, target: Tensor, conditions: Conditions) -> Tensor:
+        """Return the flow error of the magnitude plus L1 and 1 - SSIM of the data-consistent image, (B,); zero for other targets.
+
+        The flow error is that of the residual, in its unit, where no predicted magnitude is negative.
 
         Few samples of a batch have an image as their target, and agreement with k-space costs Fourier transforms: it is computed
         for these alone.
@@ -169,7 +171,8 @@ class InstructionTuning(Objective):
         image = self.model.image_decoder.decode_image(prediction_R, pixels_R, measured)
         slices, truth = image.transpose(1, 2).flatten(0, 1), target_R.transpose(1, 2).flatten(0, 1)
         dissimilarity = structural_dissimilarity(slices, truth).unflatten(0, (len(rows), target.shape[2])).mean(1)
-        flow_error = mean_per_sample((prediction_R - clean[rows]).square())
+        magnitude = self.model.image_decoder.predicted_magnitude(prediction_R, pixels_R)
+        flow_error = mean_per_sample(((magnitude - target_R) / self.model.image_decoder.residual_scale).square())
         losses = flow_error + 10 * mean_per_sample((image - target_R).abs()) + dissimilarity
         return losses.new_zeros(len(prediction)).index_add(0, rows, losses)
 
