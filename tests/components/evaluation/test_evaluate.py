@@ -245,8 +245,9 @@ def test_a_folder_without_a_model_is_refused(corpus: Corpus, tmp_path: Path) -> 
         evaluate(tmp_path, corpus.root, SETTINGS, tmp_path, seed=0)
 
 
-def test_the_scope_and_the_familiar_images_are_registered_with_the_model(report: EvaluationReport) -> None:
-    assert {path.name for path in report.registered_files} >= {"scope.json", "familiarity.json", "familiarity.npz"}
+def test_what_decides_an_answer_is_registered_with_the_model(report: EvaluationReport) -> None:
+    decides = {"calibration.json", "volumetry.json", "scope.json", "familiarity.json", "familiarity.npz"}
+    assert {path.name for path in report.registered_files} >= decides
     familiarity = json.loads((report.folder / "familiarity.json").read_text())
     assert familiarity["validation_images"] and familiarity["test_images"] >= familiarity["test_alarms"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from components.curation.text.header_facts import HeaderFacts
-from components.curation.text.template import with_fields
+from components.curation.text.template import parse_paragraph, with_fields
 from components.errors import BadInput
 from components.evaluation.metrics import psnr
 from components.inference import Predictor, Sampling, resolve_model, save
@@ -135,6 +135,20 @@ def test_a_diagnosis_has_a_probability(predictor: Predictor, volume: Volume, mon
     _answer_with(predictor, monkeypatch, "no, no lesion")
     prediction = predictor.predict(volume, "Is there a lesion?")
     assert prediction.task == "diagnosis" and "(p = 0." in prediction.text
+
+
+def test_a_finding_of_a_whole_organ_is_told_by_volumetry(
+    telling: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In diagnosis and report alike, whatever the text says; of other findings, volumes tell nothing."""
+    _answer_with(telling, monkeypatch, "no, no atrophy")
+    asked = telling.predict(volume, "Is there an atrophy?")
+    assert asked.probability == pytest.approx(0.9) and asked.text.startswith("yes (p = 0.90")
+    assert telling.predict(volume, "Is there a lesion?").probability != pytest.approx(0.9)
+    _answer_with(telling, monkeypatch, "Modality: MRI. Suggestive of: no atrophy.")
+    fields = parse_paragraph(telling.predict(volume, "Write a report of this image.").text)
+    assert fields["pathological_findings.structural_abnormalities"] == "atrophy"
+    assert fields["diagnostic_impression.suggestive_of"].endswith(", atrophy")
 
 
 def test_measured_kspace_is_preserved(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:

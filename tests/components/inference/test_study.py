@@ -166,6 +166,16 @@ def test_a_diagnosis_is_one_pass(predictor: Predictor, volumes: list[Volume], mo
     assert calls == [2] and prediction.task == "diagnosis" and "(p = 0." in prediction.text
 
 
+def test_a_finding_of_a_whole_organ_is_told_by_volumetry(
+    telling: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answer_with(monkeypatch, "no, no atrophy")
+    assert telling.predict_study(volumes, "Is there an atrophy?").probability == pytest.approx(0.9)
+    _answer_with(monkeypatch, "Modality: MRI. Suggestive of: no atrophy.")
+    fields = parse_paragraph(telling.predict_study(volumes, "Write a report of this study.").text)
+    assert fields["pathological_findings.structural_abnormalities"] == "atrophy"
+
+
 def test_generation_knows_every_series_and_its_header(predictor: Predictor, volumes: list[Volume]) -> None:
     """Another second series, or another header line, changes the states from which the answer is generated."""
 
