@@ -224,16 +224,32 @@ def rouge_l_each(predicted: Sequence[str], truth: Sequence[str]) -> list[float]:
     return [scorer.score(t, p)["rougeL"].fmeasure for p, t in zip(predicted, truth, strict=True)]
 
 
-def field_f1(predicted: Sequence[str], truth: Sequence[str]) -> float:
+SIZE_TOLERANCE = 0.2
+"""Relative difference of sizes below which two readers agree: RECIST counts a change from a fifth as progression."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) (mm|ml)\b")
+
+
+def same_statement(text: str, truth: str, tolerance: float) -> bool:
+    """Return whether two texts are the same, up to a relative difference of their sizes in mm and ml."""
+    if _SIZE.sub(r"\2", text) != _SIZE.sub(r"\2", truth):
+        return False
+    sizes, true_sizes = (np.array([float(number) for number, _ in _SIZE.findall(one)]) for one in (text, truth))
+    return bool((np.abs(sizes - true_sizes) <= tolerance * true_sizes).all())
+
+
+def field_f1(predicted: Sequence[str], truth: Sequence[str], tolerance: float = 0.0) -> float:
     """Compute the F1 over the fields of the Fig. 2 template: a field is correct if both name and text are.
 
     The field strength, which reports copy from the header, is no field of the template.
+
+    Args:
+        tolerance: relative difference of sizes in mm and ml that counts as correct.
     """
     hits = total = 0
     for predicted_text, true_text in zip(predicted, truth, strict=True):
         fields, true_fields = parse_paragraph(predicted_text), parse_paragraph(true_text)
         fields.pop(FIELD_STRENGTH, None)
-        hits += sum(true_fields.get(name) == text for name, text in fields.items())
+        hits += sum(name in true_fields and same_statement(text, true_fields[name], tolerance) for name, text in fields.items())
         total += len(fields) + len(true_fields)
     return 2 * hits / total if total else 0.0
 

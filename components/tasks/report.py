@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from components.curation.table_rows import InstructionRecord, VolumeInstructionRecord
@@ -120,6 +121,9 @@ class Report(Task):
         def field_f1(predicted: Sequence[str]) -> Score:
             return pair_score(metrics.field_f1, predicted, truth)
 
+        def tolerant_f1(predicted: Sequence[str]) -> Score:
+            return pair_score(partial(metrics.field_f1, tolerance=metrics.SIZE_TOLERANCE), predicted, truth)
+
         def rouge_l(predicted: Sequence[str]) -> Score:
             return mean_score(metrics.rouge_l_each(predicted, truth))
 
@@ -127,7 +131,8 @@ class Report(Task):
             return pair_score(metrics.bleu, predicted, truth)
 
         result = TaskResult()
-        for name, score in (("field F1", field_f1), ("ROUGE-L", rouge_l), ("BLEU", bleu)):
+        scores = {"field F1": field_f1, "field F1, sizes within a fifth": tolerant_f1, "ROUGE-L": rouge_l, "BLEU": bleu}
+        for name, score in scores.items():
             model = score(texts)
             baselines = {"most frequent": score(most_frequent), "of its sequence": score(of_sequence)}
             resampled = None if name == "BLEU" else model  # a thousand corpora of BLEU take longer than all other metrics

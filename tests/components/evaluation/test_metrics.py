@@ -122,6 +122,26 @@ def test_a_field_counts_if_name_and_text_are_correct() -> None:
     assert metrics.field_f1(["words"], [truth]) == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "agrees"),
+    [
+        ("one lesion, left, in white matter, 12 mm, 1.0 ml", True),
+        ("one lesion, left, in white matter, 8 mm, 1.2 ml", True),
+        ("one lesion, left, in white matter, 12.1 mm, 1.0 ml", False),  # more than a fifth
+        ("one lesion, right, in white matter, 10 mm, 1.0 ml", False),
+        ("two lesions, left, in white matter, 10 mm, 1.0 ml", False),
+        ("one lesion, left, in white matter, 10 ml, 1.0 mm", False),
+        ("one lesion, left, in white matter, 10 mm", False),
+    ],
+)
+def test_sizes_agree_within_a_fifth_and_words_exactly(text: str, agrees: bool) -> None:
+    truth = "one lesion, left, in white matter, 10 mm, 1.0 ml"
+    assert metrics.same_statement(text, truth, metrics.SIZE_TOLERANCE) == agrees
+    report, true_report = (f"Masses or suspicious lesions: {one}." for one in (text, truth))
+    assert metrics.field_f1([report], [true_report], metrics.SIZE_TOLERANCE) == agrees
+    assert metrics.field_f1([report], [true_report]) == 0
+
+
 def test_equal_texts_score_one() -> None:
     text = ["one lesion in the left hemisphere of the brain"]
     assert metrics.bleu(text, text) == pytest.approx(1) and metrics.rouge_l(text, text) == pytest.approx(1)
