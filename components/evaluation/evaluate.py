@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from components.provenance import SHORT, code_digest, digest
 from components.registries import TASKS
 from components.settings import EvaluationSettings
 from components.tasks.calibration import VOLUME_CALIBRATION, Calibration
+from components.tasks.kind_weights import write_kind_weights
 from components.tasks.scope import Scope
 from components.verified_files import is_sealed, seal
 
@@ -113,6 +114,7 @@ def evaluate(model_dir: Path, corpus_root: Path, settings: EvaluationSettings, o
 def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: EvaluationSettings, seed: int, folder: Path) -> None:
     """Evaluate the model and write all files of the evaluation."""
     from components.evaluation.case_selection import select_cases
+    from components.evaluation.finding_names import measure_kind_weights
     from components.evaluation.model_answers import AnswerGenerator, load_cases
     from components.evaluation.organ_findings import measure_volumetry
     from components.evaluation.report_page import render_page
@@ -128,6 +130,7 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
     answers = AnswerGenerator.load(model_dir, settings, seed)
     answers.familiar = measure_familiarity(answers.model, corpus)
     answers.volumetry = measure_volumetry(answers, corpus, settings)
+    answers.known = replace(answers.known, kind_weights=measure_kind_weights(answers, corpus))
     results = {
         task: TASKS[task].evaluate(load_cases(corpus, records), answers, corpus, settings) for task, records in selected.items()
     }
@@ -156,6 +159,7 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
         if result.volume_calibration is not None:
             result.volume_calibration.write(folder, VOLUME_CALIBRATION)
     answers.volumetry.write(folder)
+    write_kind_weights(folder, answers.known.kind_weights)
     Scope.from_corpus(corpus).write(folder)
     if answers.familiar is not None:
         answers.familiar.write(folder)

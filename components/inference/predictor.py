@@ -37,6 +37,7 @@ from components.registries import TASKS
 from components.settings import TaskName
 from components.tasks.base import Task
 from components.tasks.calibration import VOLUME_CALIBRATION, Calibration
+from components.tasks.kind_weights import read_kind_weights
 from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
 from components.tasks.scope import Scope, answer_beginnings
 from components.tasks.volumetry import NOTHING_TOLD, Volumetry
@@ -122,7 +123,7 @@ class Predictor:
             Processor.from_pretrained(path),
             int(grid["matrix"]),
             float(grid["pixel_mm"]),
-            KnownStructures.of_model(path),
+            replace(KnownStructures.of_model(path), kind_weights=read_kind_weights(*folders)),
             Calibration.read(*folders),
             Scope.read(*folders),
             FamiliarImages.read(*folders),

@@ -24,8 +24,6 @@ MINIMUM_PIXELS, CERTAIN = 12, 0.3
 
 Chosen with :data:`THRESHOLD` on slices of validation patients (docs/LOG.md).
 """
-SPECIFIC = 3.0
-"""Weight of a kind with a name of its own against "lesion", which every finding is (chosen on validation patients)."""
 EVIDENCE_PIXELS = 12
 """Pixels whose mean probability, where it is highest, is the evidence of a finding: about the smallest lesion that counts."""
 ANY = "lesion"
@@ -182,6 +180,5 @@ def find_volume_parts(
 
 
 def _strongest(kinds: list[str], probability_KV: NDArray[np.float32]) -> str:
-    """Return the kind with most of the voxels V of a part, :data:`SPECIFIC` times as much for one with a name of its own."""
-    weights = np.array([1.0 if kind == ANY else SPECIFIC for kind in kinds])
-    return kinds[int((weights * probability_KV.sum(1)).argmax())]
+    """Return the kind with most of the voxels V of a part."""
+    return kinds[int(probability_KV.sum(1).argmax())]

@@ -8,17 +8,18 @@ Shape letters: S structures, V tiles or slices, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.curation.text.structure_names import lesion_name
+from components.curation.text.structure_names import lesion_kinds, lesion_name
 from components.files import read_json
 from components.model_files import PREPROCESSING
+from components.tasks.kind_weights import default_weight
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
@@ -65,9 +66,14 @@ class LabelMap:
 
 @dataclass(frozen=True)
 class KnownStructures:
-    """The label maps of a model's training data."""
+    """The label maps of a model's training data.
+
+    Attributes:
+        kind_weights: kind of finding -> weight (:mod:`components.tasks.kind_weights`); a kind without one has the default.
+    """
 
     label_maps: tuple[LabelMap, ...] = ()
+    kind_weights: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @classmethod
     def from_corpus(cls, corpus: Corpus) -> KnownStructures:
@@ -96,6 +102,12 @@ class KnownStructures:
         return tuple(sorted({name for one in self.label_maps for name in one.names}))
 
     @property
+    def kinds(self) -> dict[str, list[str]]:
+        """Kind of finding -> names of its structures."""
+        numbered = dict(enumerate(self.names, start=1))
+        return {kind: [numbered[value] for value in values] for kind, values in lesion_kinds(numbered).items()}
+
+    @property
     def find_instruction(self) -> str:
         """The instruction to find every finding, with the word that curation uses for those of these label maps."""
         return FIND.format(finding=self._finding)
@@ -113,11 +125,13 @@ class KnownStructures:
         for text in texts:
             mentioned = (text or "").lower()
             if chosen := tuple(one for one in self.label_maps if one.anatomy and one.anatomy in mentioned):
-                return KnownStructures(chosen)
+                return replace(self, label_maps=chosen)
         return self
 
     def probabilities(self, names: Sequence[str], logits_VSHW: NDArray[np.float32]) -> Probabilities:
         """Return structure -> probability (V, H, W): its share within its label map, the mean over label maps that list it.
+
+        Those of findings are weighed by kind: in every pixel, their sum stays.
 
         Args:
             names: the structures of the logits.
@@ -133,7 +147,18 @@ class KnownStructures:
             for index, name in enumerate(one.names):
                 sums[name] = sums.get(name, 0) + shares[:, index]
                 counts[name] = counts.get(name, 0) + 1
-        return {name: np.asarray(total / counts[name], np.float32) for name, total in sums.items()}
+        return self._weigh_findings({name: np.asarray(total / counts[name], np.float32) for name, total in sums.items()})
+
+    def _weigh_findings(self, probabilities: Probabilities) -> Probabilities:
+        weights = {
+            name: self.kind_weights.get(kind, default_weight(kind)) for kind, members in self.kinds.items() for name in members
+        }
+        if len(set(weights.values())) < 2:
+            return probabilities
+        total = np.sum([probabilities[name] for name in weights], axis=0)
+        weighed = {name: weight * probabilities[name] for name, weight in weights.items()}
+        scale = total / np.maximum(np.sum(list(weighed.values()), axis=0), np.finfo(np.float32).tiny)
+        return {name: np.asarray(weighed[name] * scale if name in weighed else p, np.float32) for name, p in probabilities.items()}
 
 
 NONE_KNOWN = KnownStructures()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import softmax
 
 from components.files import write_json
 from components.model_files import PREPROCESSING
+from components.tasks.kind_weights import SPECIFIC
 from components.tasks.known_structures import KnownStructures, LabelMap
 from tests.helpers.corpora import tiny_corpus
 
@@ -24,6 +29,26 @@ def test_structures_compete_within_a_label_map_alone() -> None:
     alone = softmax(np.stack([np.zeros_like(logits[:, 1]), logits[:, 1]], 1), axis=1)[:, 1]
     np.testing.assert_allclose(probabilities["white matter"], both[:, 2], rtol=1e-5)
     np.testing.assert_allclose(probabilities["lesion"], (both[:, 1] + alone) / 2, rtol=1e-5)
+
+
+@given(weight=st.floats(0.01, 100.0), seed=st.integers(0, 99))
+def test_weights_of_kinds_change_what_findings_are_called_and_not_how_probable_one_is(weight: float, seed: int) -> None:
+    findings = ("edema", "lesion", "tumor")
+    known = KnownStructures((LabelMap("brain", (*findings, "white matter")),), dict.fromkeys(("lesion", "tumor"), 1.0))
+    logits = np.random.default_rng(seed).normal(size=(1, 4, 3, 3)).astype(np.float32)
+    plain = known.probabilities(known.names, logits)
+    weighed = replace(known, kind_weights={"lesion": 1.0, "tumor": weight}).probabilities(known.names, logits)
+    np.testing.assert_array_equal(weighed["white matter"], plain["white matter"])
+    np.testing.assert_allclose(*(np.sum([p[name] for name in findings], axis=0) for p in (weighed, plain)), rtol=1e-5)
+    for name in ("edema", "tumor"):
+        np.testing.assert_allclose(weighed[name] / weighed["lesion"], weight * plain[name] / plain["lesion"], rtol=1e-4)
+
+
+def test_without_fitted_weights_a_name_of_its_own_counts_more_than_lesion() -> None:
+    known = KnownStructures((LabelMap("brain", ("lesion", "tumor")),))
+    even = known.probabilities(known.names, np.zeros((1, 2, 1, 1), np.float32))
+    assert even["tumor"].item() == pytest.approx(SPECIFIC * even["lesion"].item())
+    assert known.in_anatomy("brain").kinds == {"lesion": ["lesion"], "tumor": ["tumor"]}
 
 
 def test_large_logits_stay_finite() -> None:
