@@ -260,6 +260,11 @@ class TrainingSettings(Section):
 
     processes: int = Field(default=1, ge=1, description="number of processes (ranks), on this machine or over all nodes")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage")
+    offload_optimizer: bool = Field(
+        default=False,
+        description="keep the optimizer's state in the memory of the host and take its steps there: twelve bytes a parameter less "
+        "on the GPU, slower steps; needs ZeRO stage 1 to 3",
+    )
     precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="precision of forward and backward passes")
     activation_checkpointing: bool = Field(
         default=False,
@@ -282,6 +287,12 @@ class TrainingSettings(Section):
     pictures_every: int = Field(
         default=500, ge=0, description="steps between figures of predictions; 0 = only at the end of the stage"
     )
+
+    @model_validator(mode="after")
+    def _require_partitioned_optimizer(self) -> TrainingSettings:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs DeepSpeed's own optimizer: set zero_stage to 1, 2 or 3, or remove it")
+        return self
 
     @model_validator(mode="before")
     @classmethod

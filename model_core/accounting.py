@@ -131,6 +131,8 @@ def estimate_costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype
 
 STATE_BYTES = 2 + 2 + 4 + 4 + 4
 """Bytes of a parameter under DeepSpeed in bfloat16: weight, gradient, float32 weight and both moments of AdamW."""
+OPTIMIZER_BYTES = 4 + 4 + 4
+"""Bytes of :data:`STATE_BYTES` that are in the memory of the host where the optimizer is."""
 GRADIENT_BYTES = 2
 """Bytes of a parameter for the copy of its gradient that ZeRO's partition holds."""
 MAX_BUCKET = 500_000_000
@@ -142,29 +144,35 @@ class TrainingMemory:
     """Memory of a training step on one GPU, in bytes.
 
     Attributes:
-        states: weights, gradients and optimizer state.
+        states: weights, gradients and optimizer state, as far as it is on the GPU.
         buckets: both communication buckets of DeepSpeed.
         activations: of a micro-batch, with activation checkpointing.
+        host: optimizer state in the memory of the host.
     """
 
     states: int
     buckets: int
     activations: int
+    host: int = 0
 
     @property
     def total(self) -> int:
-        """Sum of all."""
+        """Sum of all on the GPU."""
         return self.states + self.buckets + self.activations
 
 
-def estimate_training_memory(config: OmniMRIConfig, sample: SampleSize, micro_batch: int) -> TrainingMemory:
+def estimate_training_memory(
+    config: OmniMRIConfig, sample: SampleSize, micro_batch: int, offload_optimizer: bool = False
+) -> TrainingMemory:
     """Estimate the memory of stage 4 on one GPU: bfloat16, ZeRO stage 1 on one process, activation checkpointing.
 
     Kernels' workspaces and fragments of the allocator are not counted: an H100 needed 4 % more (docs/model.md).
     """
     parameters = sum(row.total for row in count_parameters(config))
     kept = sum(cost.checkpointed for cost in estimate_costs(config, sample))
-    return TrainingMemory(parameters * (STATE_BYTES + GRADIENT_BYTES), 2 * 2 * min(parameters, MAX_BUCKET), kept * micro_batch)
+    host = parameters * OPTIMIZER_BYTES if offload_optimizer else 0
+    states = parameters * (STATE_BYTES + GRADIENT_BYTES) - host
+    return TrainingMemory(states, 2 * 2 * min(parameters, MAX_BUCKET), kept * micro_batch, host)
 
 
 @dataclass

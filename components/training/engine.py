@@ -115,6 +115,8 @@ class Engine:
         alignment = 2 * world_size()
         bucket = min(-(-parameters // alignment) * alignment, MAX_BUCKET)
         zero: dict[str, Any] = {"stage": training.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+        if training.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         if training.zero_stage == 3:
             zero["stage3_param_persistence_threshold"] = min(PERSISTENCE_THRESHOLD, parameters // 1000)
         return {
@@ -123,6 +125,7 @@ class Engine:
             "gradient_clipping": self.settings.gradient_clip,
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW runs on the host, too, and needs no compiler
             "bf16": {"enabled": training.precision == "bfloat16"},
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,

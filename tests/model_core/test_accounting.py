@@ -150,3 +150,16 @@ def test_the_profile_of_a_gpu_fits_its_memory(gib: int) -> None:
     memory = estimate_training_memory(config, SampleSize(1, side, side, 128), micro_batch)
     assert settings.training.activation_checkpointing and settings.training.precision == "bfloat16"
     assert 0.5 * gib < memory.total / 2**30 < 5 / 6 * gib
+
+
+@pytest.mark.parametrize(("profile", "gib"), [("gpu8", 6), ("gpu24", 12), ("gpu48", 24), ("single_gpu", 40)])
+def test_with_its_optimizer_on_the_host_a_profile_fits_half_of_its_gpu(profile: str, gib: int) -> None:
+    """Three float32 numbers a parameter move: the weight and both moments of AdamW."""
+    settings = load_settings(profile)
+    config = OmniMRIConfig.from_preset(settings.model.preset, settings.model.vocabulary)
+    side, micro_batch = settings.curation.matrix, settings.training.stage("instruction_tuning").micro_batch
+    sample = SampleSize(1, side, side, 128)
+    whole, moved = (estimate_training_memory(config, sample, micro_batch, offload) for offload in (False, True))
+    assert moved.total / 2**30 < 5 / 6 * gib
+    assert whole.host == 0 and moved.host == 12 * sum(row.total for row in count_parameters(config))
+    assert moved.total + moved.host == whole.total
