@@ -17,7 +17,8 @@ from components.samples.cohort import forms
 from components.tasks.scope import Scope
 from model_core.mri_physics.sampling_masks import center_fraction_of, random_mask
 
-FORMS = {"nifti": "NIfTI", "dicom": "DICOM study", "kspace": "4x undersampled k-space"}
+RAW = {"kspace": "4x undersampled k-space", "multicoil": "4x undersampled k-space of eight coils"}
+FORMS = {"nifti": "NIfTI", "dicom": "DICOM study", **RAW}
 ACCELERATION, SEED, PATIENT = 4, 2026, 0
 
 
@@ -44,10 +45,10 @@ def generate_sample(name: str, scope: Scope | None) -> list[tuple[str, BinaryIO]
     form = forms()[kind]
     with tempfile.TemporaryDirectory() as temporary:
         target = form.target(Path(temporary), PATIENT)
-        if kind != "kspace":
+        if kind not in RAW:
             target.mkdir()
         form.write(ANATOMIES[source.anatomy], form.generate(source, PATIENT), target)
-        if kind == "kspace":
+        if kind in RAW:
             _undersample(target)
         paths = sorted(path for path in (target.rglob("*") if target.is_dir() else [target]) if path.is_file())
         images = [path for path in paths if not path.stem.endswith("_dseg") and path.name != "SEG.dcm"]

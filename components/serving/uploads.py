@@ -163,6 +163,7 @@ class UploadFolder:
         return separated
 
     def _image(self, path: Path, volume: Volume, number: int) -> UploadedImage:
+        description = describe(volume)
         if volume.kspace is not None:
             volume = as_received(volume)
         view = self.folder / f"{number}-{VIEW}"
@@ -170,7 +171,7 @@ class UploadFolder:
             temporary.write_bytes(nifti_bytes(volume.voxels, volume.affine))
         depth, height, width = volume.voxels.shape
         affine = tuple(float(value) for value in volume.affine.ravel())
-        return UploadedImage(path, describe(volume), (depth, height, width), affine, view)
+        return UploadedImage(path, description, (depth, height, width), affine, view)
 
 
 def as_received(volume: Volume) -> Volume:
@@ -186,7 +187,9 @@ def describe(volume: Volume) -> str:
     facts = HeaderFacts.of_volume(volume)
     name = scan_name(facts.sequence, facts.plane, volume.acquisition.anatomy)
     slices = f"{facts.slices} slices of {facts.slice_mm:.1f} mm"
-    return ", ".join([name, *(["k-space"] if volume.kspace is not None else []), slices])
+    coils = 0 if volume.kspace is None else volume.kspace.shape[1]
+    kspace = [] if not coils else ["k-space"] if coils == 1 else [f"k-space of {coils} coils"]
+    return ", ".join([name, *kspace, slices])
 
 
 def receive(kept: Kept, files: Iterable[tuple[str, BinaryIO]], limits: Limits) -> tuple[list[UploadedImage], list[str], Path]:

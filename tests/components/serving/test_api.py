@@ -29,6 +29,7 @@ from components.inference import save
 from components.inference.untrusted_input import Limits
 from components.serving.guards import required_token
 from components.serving.kept import Kept, NotKept
+from components.serving.samples import generate_sample
 from tests.helpers.malformed import LIES, nifti
 from tests.helpers.served_model import Tiny, small_study
 
@@ -114,7 +115,20 @@ def test_a_report_streams_and_has_fields(client: TestClient) -> None:
 def test_undersampled_kspace_is_shown_as_the_model_receives_it(client: TestClient) -> None:
     [image] = client.post("/api/samples/brain-kspace").json()["images"]
     last = ask(client, [image["id"]], "Reconstruct this image.")[-1]
-    assert "k-space" in image["description"] and "image.nii" in last["files"]
+    assert ", k-space of 2 coils, " in image["description"] and "image.nii" in last["files"]
+
+
+def test_kspace_of_several_coils_is_answered_as_on_the_command_line(client: TestClient, tiny: Tiny, tmp_path: Path) -> None:
+    """What the page returns is what the command line returns for the file, bit for bit."""
+    [(name, content)] = generate_sample("brain-multicoil", None)
+    (tmp_path / name).write_bytes(content.read())
+    [image] = upload(client, (name, (tmp_path / name).read_bytes())).json()["images"]
+    assert ", k-space of 8 coils, " in image["description"]
+    assert client.post("/api/samples/brain-multicoil").json()["images"][0]["description"] == image["description"]
+    last = ask(client, [image["id"]], "Reconstruct this image.")[-1]
+    answer = client.get(f"/api/answers/{last['id']}/image.nii").content
+    save(tiny.model.predictor.predict(tmp_path / name, "Reconstruct this image.", on_text=lambda _: None), tmp_path / "out")
+    assert answer == (tmp_path / "out" / "image.nii").read_bytes()
 
 
 @pytest.mark.parametrize("name", sorted(LIES))
