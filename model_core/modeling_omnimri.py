@@ -414,9 +414,12 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return torch.stack(scores, -1)
 
     @torch.no_grad()
-    def fit_visual_target(self, pixel_values: Tensor) -> None:
-        """Fit the whitening of the visual tokens on training images (B, 1, D, H, W); the encoder must be pretrained."""
-        self.visual_target.fit(self.vision(pixel_values))
+    def fit_visual_target(self, batches: Sequence[Tensor]) -> None:
+        """Fit the whitening of the visual tokens on batches of training images, each (B, 1, D, H, W) of sizes of its own.
+
+        The encoder must be pretrained.
+        """
+        self.visual_target.fit([self.vision(batch) for batch in batches])
 
 
 def _axes(images: Images) -> int:

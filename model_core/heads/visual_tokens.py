@@ -5,6 +5,8 @@ Shape letters: B samples, N visual tokens, M tokens in the loss, z visual target
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,9 +38,9 @@ class VisualTarget(nn.Module):
         return F.layer_norm(pooled, pooled.shape[-1:])
 
     @torch.no_grad()
-    def fit(self, features: list[Tensor]) -> None:
-        """Compute mean and whitening from the features of training images."""
-        rows = self._normalize(features).flatten(0, 1).double()
+    def fit(self, batches: Sequence[list[Tensor]]) -> None:
+        """Compute mean and whitening from the features of batches of training images, every level."""
+        rows = torch.cat([self._normalize(features).flatten(0, 1) for features in batches]).double()
         mean = rows.mean(0)
         values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / max(len(rows) - 1, 1))
         size = self.whitening.shape[1]

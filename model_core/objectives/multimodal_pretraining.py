@@ -32,13 +32,13 @@ class MultimodalPretraining(Objective):
 
     @torch.no_grad()
     def begin(self, batches: Iterator[SequenceBatch], images: int = 64) -> None:
-        """Fit the whitening of the visual target on the first images of the stage."""
+        """Fit the whitening of the visual target on the first images of the stage: slices and volumes, as the batches have them."""
         collected: list[Tensor] = []
         for batch in batches:
-            collected.extend(batch.pixel_values_B1DHW)
-            if len(collected) >= images:
+            collected.append(batch.pixel_values_B1DHW[: images - sum(map(len, collected))])
+            if sum(map(len, collected)) == images:
                 break
-        self.model.fit_visual_target(torch.stack(collected[:images]))
+        self.model.fit_visual_target(collected)
 
     def counts(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Count the text tokens and the visual tokens that are predicted."""

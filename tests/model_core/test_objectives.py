@@ -1,7 +1,8 @@
 """Each stage trains its modules only, touches all their parameters in every batch, and reduces its loss."""
 
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -225,9 +226,19 @@ def test_the_loss_falls(model: OmniMRIForConditionalGeneration, processor: Proce
 def test_the_visual_target_is_white(model: OmniMRIForConditionalGeneration) -> None:
     torch.manual_seed(0)
     images = torch.rand(64, 1, 1, SIZE, SIZE)
-    model.fit_visual_target(images)
+    model.fit_visual_target([images])
     tokens = model.visual_target(model.vision(images)).flatten(0, 1)
     torch.testing.assert_close(torch.cov(tokens.T), torch.eye(tokens.shape[1]), atol=2e-2, rtol=0)
+
+
+def test_the_visual_target_is_fitted_on_slices_and_volumes_as_they_come(model: OmniMRIForConditionalGeneration) -> None:
+    """As many as asked for, and no more: a step of volumes may be the first."""
+    torch.manual_seed(0)
+    slices, volumes = torch.rand(8, 1, 1, SIZE, SIZE), torch.rand(4, 1, 4, SIZE, SIZE)
+    batches = [cast(SequenceBatch, SimpleNamespace(pixel_values_B1DHW=pixels)) for pixels in (volumes, slices, volumes)]
+    MultimodalPretraining(model).begin(iter(batches), images=10)
+    tokens = [model.visual_target(model.vision(pixels)).flatten(0, 1) for pixels in (volumes, slices[:6])]
+    torch.testing.assert_close(torch.cov(torch.cat(tokens).T), torch.eye(tokens[0].shape[1]), atol=2e-2, rtol=0)
 
 
 def test_masked_modeling_averages_over_masked_pixels_only(model: OmniMRIForConditionalGeneration) -> None:
