@@ -16,6 +16,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ class StageTrainer:
         self.objective = self.stage.build_objective(model, self.settings)
         self.samples = self.stage.select_samples(job.corpus, "train")
         self.batches = self._batches(rank)
-        self.objective.begin(self._batches_of_one_process())
+        self.objective.begin(self._batches_of_all_processes())
         self.engine = Engine(self.stage, self.objective, self.settings, training, job.folder)
         self.guard = LossSpikeGuard.open(job.folder, training.spike_deviations, training.max_rollbacks)
         self.log = self._read_log(0)
@@ -179,11 +180,16 @@ class StageTrainer:
         config = self.objective.model.config
         return StageBatches(self.stage, self.samples, self.settings, config, self.processor, self.job.settings.seed, rank)
 
-    def _batches_of_one_process(self) -> Iterator[Any]:
-        """Yield micro-batches as a single process sees them, to fit the same on any number of processes."""
-        batches = self._batches(Rank())
+    def _batches_of_all_processes(self) -> Iterator[Any]:
+        """Yield the micro-batches of every process in the order of their samples, to fit the same on any number of processes.
+
+        How many of the first samples are volumes depends on the size of a whole step, not on that of a process's share.
+        """
+        shares = cache(lambda index: self._batches(Rank(index, self.rank.world_size)))
         for step in itertools.count():
-            yield from batches[step]
+            for micro_step in range(self.settings.gradient_accumulation):
+                for index in range(self.rank.world_size):
+                    yield shares(index)[step][micro_step]
 
     def _read_log(self, steps: int) -> MetricsLog:
         return MetricsLog.resume(self.job.folder, steps, self.job.settings.training.precision, self.rank.world_size)
