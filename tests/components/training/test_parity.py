@@ -58,7 +58,8 @@ def test_two_processes_train_what_one_trains_at_every_zero_stage(
 ) -> None:
     def trained(processes: int, zero_stage: int) -> StageResult:
         home = Home(tmp_path / f"{processes}-{zero_stage}", tmp_path / "data")
-        sizes = {"steps": 5, "warmup_steps": 0, "micro_batch": SAMPLES[stage] // processes}
+        # A small rate: the routers of the experts that see nothing are all but equal, and one rounding more sends tokens elsewhere.
+        sizes = {"steps": 5, "warmup_steps": 0, "learning_rate": 1e-4, "micro_batch": SAMPLES[stage] // processes}
         overrides = [f"training.{stage}.{name}={value}" for name, value in sizes.items()]
         if "instruction" in STAGES[stage].categories:  # two of the five steps
             overrides += [f"training.{stage}.volume_steps=0.4", f"training.{stage}.volume_slices=4"]
@@ -85,4 +86,4 @@ def test_two_processes_train_what_one_trains_at_every_zero_stage(
                 f"\n{stage} ZeRO-{zero_stage}: loss {loss:.1e}, gradient norm {norm:.1e}, weights {apart / moved:.1e} of their way"
             )
         # Adam moves a weight without an effect (a bias before a standardisation) by the sign of a rounding error.
-        assert loss < 1e-4 and norm < 1e-3 and apart < 0.05 * moved
+        assert loss < 1e-5 and norm < 1e-4 and apart < 0.1 * moved
