@@ -193,6 +193,12 @@ def auroc_by_unit(scores: Sequence[float], positive: Sequence[bool], units: Sequ
     return score
 
 
+def has_both_answers(positive: Sequence[bool], units: Sequence[str]) -> bool:
+    """Return whether there are positive and negative units: without both, :func:`auroc_by_unit` is not a number."""
+    present = {unit for unit, one in zip(units, positive, strict=True) if one}
+    return bool(present) and present != set(units)
+
+
 def auroc_by_ranks(scores: Sequence[float], positive: Sequence[bool]) -> float:
     """Compute :func:`auroc` without scikit-learn's checks, for a thousand bootstrap resamples; NaN if there is only one class."""
     from scipy.stats import rankdata

@@ -134,13 +134,17 @@ class VolumeCases:
 
 
 def select_volumes(corpus: Corpus, split: Split, count: int, seed: int) -> list[str]:
-    """Return at most ``count`` volumes of a split with questions: patients in turn, with and without lesions and masks alike."""
+    """Return at most ``count`` volumes of a split with questions: patients in turn, with and without lesions and masks alike.
+
+    The first two are with and without a lesion, and have masks, if there are such.
+    """
     asked = {row.volume_id for row in corpus.volume_instructions if row.scope == "volume" and row.split == split}
     groups: dict[tuple[bool | None, bool], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for volume_id in sorted(asked, key=lambda one: digest(seed, one)):
         record = corpus.volumes[volume_id]
         groups[record.lesion, record.has_labels][record.patient_id].append(volume_id)
-    return interleave([interleave(list(patients.values())) for _, patients in sorted(groups.items(), key=str)])[:count]
+    ordered = sorted(groups, key=lambda group: (not group[1], str(group[0])))
+    return interleave([interleave(list(groups[group].values())) for group in ordered])[:count]
 
 
 def _questions(corpus: Corpus, volumes: Sequence[str], seed: int) -> list[VolumeInstructionRecord]:

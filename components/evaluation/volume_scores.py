@@ -39,15 +39,20 @@ def fit_volume_calibration(validation: Sequence[VolumeCase]) -> Calibration:
 
 
 def score_diagnoses(cases: Sequence[VolumeCase], corpus: Corpus, calibration: Calibration) -> list[ResultRow]:
-    """Score p(yes) with the AUROC by patient: a patient counts once for each finding, with the largest p(yes) of the volumes."""
+    """Score p(yes) with the AUROC by patient: a patient counts once for each finding, with the largest p(yes) of the volumes.
+
+    No row, if all answers are the same.
+    """
+    truth = [bool(case.record.positive) for case in cases]
+    units = [f"{case.record.patient_id} {case.record.finding}" for case in cases]
+    if not metrics.has_both_answers(truth, units):
+        return []
     whole, sliced = [], []
     for case in track(cases, "diagnosis of volumes"):
         readings, question = case.readings, case.readings.sliced(case.record.instruction)
         whole.append(calibration.probability(study_answer(readings.whole(case.record.instruction))))
         sliced.append(Diagnosis().slices_probability(readings.predictor, question, readings.shown_by_slices))
     majority = [float(majority_answer(corpus, Diagnosis.name))] * len(cases)
-    truth = [bool(case.record.positive) for case in cases]
-    units = [f"{case.record.patient_id} {case.record.finding}" for case in cases]
 
     def score(values: Sequence[float]) -> Score:
         return metrics.auroc_by_unit(values, truth, units)

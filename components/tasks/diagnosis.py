@@ -231,9 +231,10 @@ class Diagnosis(Task):
             baselines = {"majority": pair_score(metric, majority, truth)}
             model, resampled = pair_score(metric, scores, truth), pair_score(bootstrapped, scores, truth)
             result.rows.append(build_row(self.name, name, True, model, baselines, patients, len(cases), resampled))
-        by_patient = {"majority": metrics.auroc_by_unit(majority, truth, patients)}
-        whole = metrics.auroc_by_unit(scores, truth, patients)
-        result.rows.append(build_row(self.name, "AUROC by patient", True, whole, by_patient, patients, len(cases)))
+        if metrics.has_both_answers(truth, patients):
+            by_patient = {"majority": metrics.auroc_by_unit(majority, truth, patients)}
+            whole = metrics.auroc_by_unit(scores, truth, patients)
+            result.rows.append(build_row(self.name, "AUROC by patient", True, whole, by_patient, patients, len(cases)))
         for name, values in (("ECE", scores), ("ECE before calibration", raw)):
             baselines = {"one half": pair_score(expected_calibration_error, [0.5] * len(cases), truth)}
             model = pair_score(expected_calibration_error, values, truth)

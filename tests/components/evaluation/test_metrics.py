@@ -115,6 +115,13 @@ def test_auroc_equals_scikit_learn() -> None:
     assert metrics.auroc(scores, [True] * 4) == 0.5
 
 
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from("abc")), min_size=1, max_size=6))
+def test_the_auroc_of_units_is_a_number_where_they_have_both_answers(cases: list[tuple[bool, str]]) -> None:
+    positive, units = [one for one, _ in cases], [unit for _, unit in cases]
+    value = metrics.auroc_by_unit([0.5] * len(cases), positive, units)(range(len(cases)))
+    assert metrics.has_both_answers(positive, units) == (value == 0.5)
+
+
 def test_a_field_counts_if_name_and_text_are_correct() -> None:
     truth = "Modality: MRI. Sequence: T1-weighted."
     assert metrics.field_f1([truth], [truth]) == 1
