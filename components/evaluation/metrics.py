@@ -231,7 +231,7 @@ def rouge_l_each(predicted: Sequence[str], truth: Sequence[str]) -> list[float]:
 
 
 SIZE_TOLERANCE = 0.2
-"""Relative difference of sizes below which two readers agree: RECIST counts a change from a fifth as progression."""
+"""Relative difference up to which two sizes count as equal. RECIST 1.1 calls an increase of the diameter by 20 % a progression."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) (mm|ml)\b")
 
 

@@ -24,7 +24,7 @@ SPECIFIC = 3.0
 _PULL = 3.0
 """Strength of the pull of slope and offsets to their defaults: some parts of each kind are needed to move them."""
 _LEAST_SLOPE = 0.2
-"""Of the log evidence: evidence never counts against itself."""
+"""Lower bound of the slope: more evidence of a kind never makes this kind less probable."""
 
 
 def default_weight(kind: str) -> float:

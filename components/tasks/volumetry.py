@@ -27,11 +27,11 @@ from components.tasks.known_structures import Shown
 
 VOLUMETRY = "volumetry.json"
 FEWEST = 3
-"""Patients with a finding, and without it, from which its weights are fitted."""
+"""Smallest number of patients with the finding, and of patients without it, for which weights are fitted."""
 LEAST_AUROC = 0.75
-"""AUROC, on patients who are left out of the fit in turn, from which volumes decide a finding: below it, they do not show it."""
+"""Smallest AUROC of patients who are left out of the fit in turn; below it, volumes do not decide the finding."""
 INVERSE_REGULARIZATION = 10.0
-"""Of the logistic regression with standardized shares; chosen on validation patients of the demo (docs/LOG.md)."""
+"""C of scikit-learn's logistic regression on standardized shares, chosen on validation patients of the demo (docs/LOG.md)."""
 Shares = Mapping[str, float]
 """Structure -> its share of the volume of the body."""
 

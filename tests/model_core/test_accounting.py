@@ -153,7 +153,7 @@ def test_the_profile_of_a_gpu_fits_its_memory(gib: int) -> None:
 
 
 @pytest.mark.parametrize(("profile", "gib"), [("gpu8", 6), ("gpu24", 12), ("gpu48", 24), ("single_gpu", 40)])
-def test_with_its_optimizer_on_the_host_a_profile_fits_half_of_its_gpu(profile: str, gib: int) -> None:
+def test_with_its_optimizer_on_the_host_a_profile_fits_a_smaller_gpu(profile: str, gib: int) -> None:
     """Three float32 numbers a parameter move: the weight and both moments of AdamW."""
     settings = load_settings(profile)
     config = OmniMRIConfig.from_preset(settings.model.preset, settings.model.vocabulary)

@@ -119,7 +119,7 @@ def test_undersampled_kspace_is_shown_as_the_model_receives_it(client: TestClien
 
 
 def test_kspace_of_several_coils_is_answered_as_on_the_command_line(client: TestClient, tiny: Tiny, tmp_path: Path) -> None:
-    """What the page returns is what the command line returns for the file, bit for bit."""
+    """The image from the page and the image from the command line are equal bit for bit."""
     [(name, content)] = generate_sample("brain-multicoil", None)
     (tmp_path / name).write_bytes(content.read())
     [image] = upload(client, (name, (tmp_path / name).read_bytes())).json()["images"]
