@@ -1,5 +1,6 @@
 """The documentation contains only commands, options, links and Python that exist."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -62,3 +63,10 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     exec(compile(code.replace("t1.nii.gz", "t1.nii").replace("models:/omnimri@staging", str(model)), "README.md", "exec"), {})
     assert capsys.readouterr().out
+
+
+def test_the_reference_of_settings_names_every_field_with_a_plain_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs" / "site"))
+    page = importlib.import_module("hooks").settings_page()
+    assert "| `learning_rate` | `float` |" in page and "| `tolerances` | `dict[str, float]` |" in page
+    assert not re.search(r"<function|Annotated|\| `[^`|]*components\.", page)

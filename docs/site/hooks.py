@@ -5,11 +5,12 @@ Links from a page to files outside of ``docs/`` become links to the generated pa
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -60,7 +61,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def settings_page() -> str:
-    """Return the reference of all settings, from their descriptions in ``components/settings.py``."""
+    """Return the reference of all settings, from their descriptions in ``components/settings/``."""
     from components.settings import Settings
 
     lines = ["# Settings", "", "Fields of a profile (YAML). On the command line: `--set section.field=value`.", ""]
@@ -71,9 +72,9 @@ def settings_page() -> str:
 def _settings_section(prefix: str, section: type[Any]) -> Iterator[str]:
     from components.settings import StageSettings
 
-    fields, sections = [], []
+    fields, sections, types = [], [], get_type_hints(section)  # without the validators of annotated types
     for name, field in section.model_fields.items():
-        nested = next((kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "model_fields")), None)
+        nested = next((kind for kind in (types[name], *get_args(types[name])) if hasattr(kind, "model_fields")), None)
         if nested is not None:
             sections.append((f"{prefix}{name}", nested))
         else:
@@ -81,12 +82,12 @@ def _settings_section(prefix: str, section: type[Any]) -> Iterator[str]:
     if "__pydantic_extra__" in section.__annotations__:  # settings of a stage, under the stage's name
         sections.append((f"{prefix}<stage>", StageSettings))
     if prefix:
-        yield from (f"## `{prefix.rstrip('.')}`", "", section.__doc__ or "", "")
+        yield from (f"## `{prefix.rstrip('.')}`", "", inspect.getdoc(section) or "", "")
     if fields:
         yield from ("| field | type | default | meaning |", "|---|---|---|---|")
         for name, field in fields:
             default = "required" if field.is_required() else f"`{field.default}`"
-            yield f"| `{name}` | `{_type_name(field.annotation)}` | {_cell(default)} | {_cell(field.description)} |"
+            yield f"| `{name}` | `{_type_name(types[name])}` | {_cell(default)} | {_cell(field.description)} |"
         yield ""
     for name, nested in sections:
         yield from _settings_section(f"{name}.", nested)
@@ -98,7 +99,7 @@ def _cell(text: str | None) -> str:
 
 def _type_name(annotation: Any) -> str:
     name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
-    return re.sub(r"\b(typing|pathlib|components\.settings)\.", "", name).replace("|", "or")
+    return re.sub(r"\b(typing|pathlib|components\.settings(\.\w+)?)\.", "", name).replace("|", "or")
 
 
 def commands_page() -> str:
