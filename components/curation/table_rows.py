@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import hypot
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -70,6 +71,12 @@ class VolumeRecord(Row):
     lesion: bool | None = Field(description="a lesion is present; None = unknown")
     content_md5: str = Field(description="of the stored voxels, labels and k-space: the same for equal content only")
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size (slice, row, column), mm."""
+        slice_mm, row_mm, column_mm = (hypot(*self.affine[axis:12:4]) for axis in range(3))
+        return slice_mm, row_mm, column_mm
+
 
 class MeasureRecord(Row):
     """The measurements of one labeled structure, on which the words of sections 3 to 5 are based."""
@@ -77,13 +84,13 @@ class MeasureRecord(Row):
     name: str = Field(description="of the structure or lesion, lower case")
     label_value: int | None = Field(description="None = known by boxes only")
     lesion: bool
-    count: int | None = Field(description="connected parts of a lesion (26-neighborhood)")
-    volume_ml: float | None = Field(description="of all parts, milliliters; None = known by boxes only")
-    size_mm: float = Field(description="longest side of the bounding box of the largest part, millimeters")
+    count: int | None = Field(description="number of lesions (curation.measure.regions.split_lesions)")
+    volume_ml: float | None = Field(description="of all voxels, milliliters; None = known by boxes only")
+    size_mm: float = Field(description="longest side of the bounding box of the structure or largest lesion, millimeters")
     side: str | None = Field(
         description="left, right, bilateral or midline; None = no lesion, or the middle of the body is not in view"
     )
-    inside: str | None = Field(description="the labeled structure around the largest part of a lesion")
+    inside: str | None = Field(description="the labeled structure around the largest lesion")
     signal: float | None = Field(description="median signal over that of the reference tissue")
     reference: str | None = Field(description="the reference tissue")
 

@@ -35,7 +35,7 @@ def _found_parts(answers: AnswerGenerator, corpus: Corpus) -> Iterator[FoundPart
         answers.known = weighed
     for case, (mask_HW, by_kind) in zip(cases, masks, strict=True):
         truth = [box_of_record(box) for box in case.record.boxes]
-        for outline, inside in find_parts(mask_HW, by_kind):
+        for outline, inside in find_parts(mask_HW, by_kind, corpus.volumes[case.record.volume_id].spacing_mm[1:]):
             box = outline.normalize(outline.kind, case.image.shape)
             nearest = max(truth, key=lambda one: iou(box, one))
             if iou(box, nearest) >= LEAST_OVERLAP:

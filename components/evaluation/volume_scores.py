@@ -98,7 +98,7 @@ def _boxes(case: VolumeCase, shown: Shown | None) -> list[VolumeOutline] | None:
     """Return the boxes of the findings of a volume; None if the model knows none of the findings in question."""
     if shown is None or not asked_kinds(case.record.instruction, tuple(shown.structures)):
         return None
-    return shown_boxes(shown, case.record.instruction, MINIMUM_PIXELS)
+    return shown_boxes(shown, case.record.instruction, case.readings.spacing_mm, MINIMUM_PIXELS)
 
 
 def _text_boxes(case: VolumeCase) -> list[VolumeOutline]:

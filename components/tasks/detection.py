@@ -1,6 +1,6 @@
 """Detection: the boxes of all lesions on a slice, as text.
 
-Boxes and their names are those of the connected parts of the findings among the structures that the model knows
+Boxes and their names are those of the parts of the findings among the structures that the model knows
 (:mod:`components.tasks.findings`): the edges of a lesion of 10 pixels lie within one visual token of 16. A finding that is in no
 label map is read off the mask which the image decoder predicts from the state of the prompt, and named by the text. The network is
 trained on the text as well.
@@ -128,10 +128,9 @@ class Detection(Task):
         volume = question.volume
         tiles = volume.tiles(volume.content_slices)
         mask, by_kind = finding_masks(predictor, question, volume.content_slices, self.name)
+        spacing_mm, smallest = volume.volume.spacing_mm[1:], smallest_part(volume)
         outlines = {
-            index: find_outlines(
-                mask[index], {kind: values[index] for kind, values in by_kind.items()}, smallest_part(question.volume)
-            )
+            index: find_outlines(mask[index], {kind: values[index] for kind, values in by_kind.items()}, spacing_mm, smallest)
             for index in volume.content_slices
         }
         boxes = [FoundBox(one.kind, index, *one.edges) for index, ones in outlines.items() for one in ones]
@@ -143,7 +142,8 @@ class Detection(Task):
         """Read boxes of six edges off the findings of the volume; without label maps of them, those in the answer."""
         kinds = asked_kinds(study.instruction, tuple(study.shown.structures)) if study.shown else {}
         if study.shown and kinds:
-            outlines = shown_boxes(study.shown, study.instruction, smallest_part(study.target.volume))
+            target = study.target.volume
+            outlines = shown_boxes(study.shown, study.instruction, target.volume.spacing_mm, smallest_part(target))
             found = tuple(_found_box(outline) for outline in outlines)
         else:
             found = tuple(map(study.target.box_on_source, text_boxes(answer)))
@@ -166,7 +166,10 @@ class Detection(Task):
         )
 
         typical = median_box(corpus)
-        outlines = [find_outlines(mask, by_kind) for mask, by_kind in case_finding_masks(answers, cases)]
+        outlines = [
+            find_outlines(mask, by_kind, corpus.volumes[case.record.volume_id].spacing_mm[1:])
+            for case, (mask, by_kind) in zip(cases, case_finding_masks(answers, cases), strict=True)
+        ]
         predicted = [
             [outline.normalize(outline.kind, case.image.shape) for outline in ones]
             for ones, case in zip(outlines, cases, strict=True)
@@ -251,9 +254,10 @@ def smallest_part(volume: ResampledVolume) -> float:
     return MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1]
 
 
-def shown_boxes(shown: Shown, question: str, smallest: float) -> list[VolumeOutline]:
+def shown_boxes(shown: Shown, question: str, spacing_mm: Sequence[float], smallest: float) -> list[VolumeOutline]:
     """Return the boxes of the findings of a volume that a question asks about."""
-    return find_volume_outlines(shown.mask, sum_kinds(shown.structures, asked_kinds(question, tuple(shown.structures))), smallest)
+    kinds = asked_kinds(question, tuple(shown.structures))
+    return find_volume_outlines(shown.mask, sum_kinds(shown.structures, kinds), spacing_mm, smallest)
 
 
 def _found_box(outline: VolumeOutline) -> FoundVolumeBox:

@@ -5,13 +5,13 @@ Shape letters: H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from components.curation.measure.regions import split_lesions
 from components.curation.measure.volume_facts import normalize_box, normalize_volume_box
 from components.curation.text.structure_names import lesion_kinds
 from components.tasks.base import Image
@@ -20,7 +20,7 @@ from model_core.boxes import GRID, TextBox, VolumeBox
 THRESHOLD = 0.3
 """Probability from which a pixel of the mask belongs to a finding."""
 MINIMUM_PIXELS, CERTAIN = 12, 0.3
-"""Pixels of the network's grid, and largest probability of a known finding, from which a connected part of the mask is a finding.
+"""Pixels of the network's grid, and largest probability of a known finding, from which a part of the mask is a finding.
 
 Chosen with :data:`THRESHOLD` on slices of validation patients (docs/LOG.md).
 """
@@ -32,7 +32,7 @@ ANY = "lesion"
 
 @dataclass(frozen=True)
 class Outline:
-    """The box of a connected part of a mask, in pixels (half-open), the highest probability in it, and its kind."""
+    """The box of a part of a mask, in pixels (half-open), the highest probability in it, and its kind."""
 
     row0: int
     col0: int
@@ -54,7 +54,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class VolumeOutline:
-    """The box of a connected finding of a volume, in voxels (half-open), the highest probability in it, and its kind."""
+    """The box of a finding of a volume, in voxels (half-open), the highest probability in it, and its kind."""
 
     slices: tuple[int, int]
     rows: tuple[int, int]
@@ -117,64 +117,81 @@ def evidence(probability_HW: Image) -> float:
 
 
 def find_outlines(
-    mask_HW: Image, by_kind: Mapping[str, Image], smallest: float = MINIMUM_PIXELS, certain: float = CERTAIN
+    mask_HW: Image,
+    by_kind: Mapping[str, Image],
+    spacing_mm: Sequence[float],
+    smallest: float = MINIMUM_PIXELS,
+    certain: float = CERTAIN,
 ) -> list[Outline]:
-    """Return the named boxes of the findings on an image: connected parts of a mask, named by the kind with most of a part.
+    """Return the named boxes of the findings on an image: parts of a mask, named by the kind with most of a part.
 
     Args:
         mask_HW: probability of a finding, which decides the edges.
         by_kind: kind -> probability (H, W), which decides whether a part counts, and its name.
+        spacing_mm: between rows and between columns.
         smallest: number of pixels from which a part counts.
         certain: probability of a kind, or of several together, that some pixel of a part must have.
     """
-    return [outline for outline, _ in find_parts(mask_HW, by_kind, smallest, certain)]
+    return [outline for outline, _ in find_parts(mask_HW, by_kind, spacing_mm, smallest, certain)]
 
 
 def find_parts(
-    mask_HW: Image, by_kind: Mapping[str, Image], smallest: float = MINIMUM_PIXELS, certain: float = CERTAIN
+    mask_HW: Image,
+    by_kind: Mapping[str, Image],
+    spacing_mm: Sequence[float],
+    smallest: float = MINIMUM_PIXELS,
+    certain: float = CERTAIN,
 ) -> list[tuple[Outline, NDArray[np.bool_]]]:
-    """Return the findings of :func:`find_outlines` with their pixels (H, W); parts are connected as those of label maps (8)."""
+    """Return the findings of :func:`find_outlines` with their pixels (H, W); parts are those of label maps."""
     if not by_kind:
         return []
     stacked = np.stack(list(by_kind.values()))
     total = stacked.sum(0)
-    parts, _ = ndimage.label(mask_HW > THRESHOLD, structure=np.ones((3, 3)))
     found = []
-    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
-        inside = parts == number
-        confidence = float(total[inside].max())
-        if inside.sum() >= smallest and confidence >= certain:
+    for part in split_lesions(mask_HW > THRESHOLD, spacing_mm):
+        rows, columns = part.box
+        confidence = float(total[part.box][part.inside].max())
+        if part.inside.sum() >= smallest and confidence >= certain:
+            inside = np.zeros(mask_HW.shape, np.bool_)
+            inside[part.box] = part.inside
             kind = _strongest(list(by_kind), stacked[:, inside])
             found.append((Outline(rows.start, columns.start, rows.stop, columns.stop, confidence, kind), inside))
     return sorted(found, key=lambda one: one[0].edges)
 
 
 def find_volume_outlines(
-    mask_DHW: NDArray[np.float32], by_kind: Mapping[str, NDArray[np.float32]], smallest: float = MINIMUM_PIXELS
+    mask_DHW: NDArray[np.float32],
+    by_kind: Mapping[str, NDArray[np.float32]],
+    spacing_mm: Sequence[float],
+    smallest: float = MINIMUM_PIXELS,
 ) -> list[VolumeOutline]:
     """Return the named boxes of the findings of a volume, as :func:`find_volume_parts`."""
-    return [outline for outline, _ in find_volume_parts(mask_DHW, by_kind, smallest)]
+    return [outline for outline, _ in find_volume_parts(mask_DHW, by_kind, spacing_mm, smallest)]
 
 
 def find_volume_parts(
-    mask_DHW: NDArray[np.float32], by_kind: Mapping[str, NDArray[np.float32]], smallest: float = MINIMUM_PIXELS
+    mask_DHW: NDArray[np.float32],
+    by_kind: Mapping[str, NDArray[np.float32]],
+    spacing_mm: Sequence[float],
+    smallest: float = MINIMUM_PIXELS,
 ) -> list[tuple[VolumeOutline, NDArray[np.bool_]]]:
     """Return the findings of a volume with their voxels (D, H, W): the parts that single slices show, joined over slices.
 
-    Parts are connected as those of label maps (26), and named by the kind with most of all voxels: a single slice of a tumor often
-    looks like a lesion. A part must continue in a neighboring slice if there is any.
+    Parts are those of label maps, and named by the kind with most of all voxels: a single slice of a tumor often looks like a
+    lesion. A part must continue in a neighboring slice if there is any. The spacing is that of slices, rows and columns, mm.
     """
     stacked, shown = np.stack(list(by_kind.values())), np.zeros(mask_DHW.shape, np.bool_)
     for index, mask_HW in enumerate(mask_DHW):
-        for _, inside in find_parts(mask_HW, {kind: values[index] for kind, values in by_kind.items()}, smallest):
+        of_slice = {kind: values[index] for kind, values in by_kind.items()}
+        for _, inside in find_parts(mask_HW, of_slice, spacing_mm[1:], smallest):
             shown[index] |= inside
-    parts, _ = ndimage.label(shown, structure=np.ones((3, 3, 3)))
     found = []
-    for number, box in enumerate(ndimage.find_objects(parts), start=1):
-        if box[0].stop - box[0].start > 1 or len(mask_DHW) == 1:
-            voxels = parts == number
+    for part in split_lesions(shown, spacing_mm):
+        slices, rows, columns = ((side.start, side.stop) for side in part.box)
+        if slices[1] - slices[0] > 1 or len(mask_DHW) == 1:
+            voxels = np.zeros(mask_DHW.shape, np.bool_)
+            voxels[part.box] = part.inside
             confidence, kind = float(stacked[:, voxels].sum(0).max()), _strongest(list(by_kind), stacked[:, voxels])
-            slices, rows, columns = ((side.start, side.stop) for side in box)
             found.append((VolumeOutline(slices, rows, columns, confidence, kind), voxels))
     return found
 

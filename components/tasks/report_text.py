@@ -8,7 +8,7 @@ Shape letters: S structures, D slices, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ def format_report(fields: Mapping[str, str], anatomy: str | None) -> str:
     return " ".join(text for text in (format_paragraph(header), *organs, format_paragraph(conclusion)) if text)
 
 
-def label_volume(shown: Shown, smallest: float) -> NDArray[np.uint8]:
+def label_volume(shown: Shown, spacing_mm: Sequence[float], smallest: float) -> NDArray[np.uint8]:
     """Return the structure of every voxel, (D, H, W): n = the n-th name, 0 = none.
 
     The voxels of a finding that has a box (:func:`components.tasks.findings.find_volume_parts`) are the most probable structure of
@@ -67,7 +67,7 @@ def label_volume(shown: Shown, smallest: float) -> NDArray[np.uint8]:
     kinds = asked_kinds(ANY, names)
     if not kinds:
         return labels
-    for outline, voxels in find_volume_parts(shown.mask, sum_kinds(shown.structures, kinds), smallest):
+    for outline, voxels in find_volume_parts(shown.mask, sum_kinds(shown.structures, kinds), spacing_mm, smallest):
         members = kinds[outline.kind]
         probability = np.stack([shown.structures[name][voxels] for name in members])
         sizes = np.bincount(probability.argmax(0), minlength=len(members))
@@ -84,7 +84,7 @@ def measure_fields(volume: Volume, shown: Shown, smallest: float) -> Description
         shown: of the volume.
         smallest: number of pixels from which a part of a finding counts.
     """
-    labels = label_volume(shown, smallest)
+    labels = label_volume(shown, volume.spacing_mm, smallest)
     names = dict(enumerate(shown.structures, start=1))
     facts = compute_slice_facts(volume, volume.voxels, labels, {}, names, volume.affine)
     has_finding = bool(np.isin(labels, [value for value, name in names.items() if is_lesion(name)]).any())

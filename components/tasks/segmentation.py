@@ -136,7 +136,7 @@ class Segmentation(Task):
         masks = [probability > 0.5 for probability in answers.images(cases, steps=1, samples=1)]
         truth = [case.target.image > 0.5 for case in cases]
         atlas_masks = [atlas.mask(case.record, corpus.volumes[case.record.volume_id]) for case in cases]
-        spacing = [_pixel_spacing(corpus.volumes[case.record.volume_id]) for case in cases]
+        spacing = [corpus.volumes[case.record.volume_id].spacing_mm[1:] for case in cases]
         dice = [metrics.dice(mask, true_mask) for mask, true_mask in zip(masks, truth, strict=True)]
         atlas_dice = [metrics.dice(mask, true_mask) for mask, true_mask in zip(atlas_masks, truth, strict=True)]
         result = TaskResult()
@@ -175,12 +175,6 @@ class Segmentation(Task):
         from components.evaluation.volume_scores import score_masks
 
         return score_masks(cases.test[self.name], corpus)
-
-
-def _pixel_spacing(volume: VolumeRecord) -> tuple[float, float]:
-    """Return height and width of a pixel, mm."""
-    affine = np.asarray(volume.affine).reshape(4, 4)
-    return float(np.linalg.norm(affine[:3, 1])), float(np.linalg.norm(affine[:3, 2]))
 
 
 TASK = Segmentation()

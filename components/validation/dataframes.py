@@ -115,7 +115,7 @@ def _volume_row(corpus: Corpus, volume: VolumeRecord, sides: SidesByPatient) -> 
     header_texts = _join_texts([volume.sequence, volume.plane, volume.anatomy, volume.vendor, volume.scanner])
     source_names = _join_texts([volume.dataset_id, volume.series_id, *volume.source_files])
     affine = np.asarray(volume.affine, dtype=np.float64).reshape(4, 4)
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing_mm = volume.spacing_mm
     lesion_is_labeled = bool(set(lesion_values(label_map)) & set(volume.label_values))
     row |= {
         "affine": _orient_single_slice(affine, volume.slices),
@@ -133,7 +133,7 @@ def _volume_row(corpus: Corpus, volume: VolumeRecord, sides: SidesByPatient) -> 
         "sequence_known": volume.sequence is None or canonical_sequence(volume.sequence) is not None,
         "sequence_as_timing": _timing_agrees(volume),
         "plane_of_affine": slice_plane(affine) if volume.plane else None,
-        "spacing_plausible": bool(((spacing_mm >= 0.05) & (spacing_mm <= 50)).all()),
+        "spacing_plausible": all(0.05 <= step <= 50 for step in spacing_mm),
         "split_of_patient": corpus.splits.get(volume.patient_id, "none"),
         "shape_in_store": _shapes_agree(corpus, volume),
         "described": volume.volume_id in corpus.descriptions,

@@ -10,7 +10,7 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from components.curation.measure.regions import FOREGROUND, BodyAxis, Region, connected_regions, most_frequent_structure
+from components.curation.measure.regions import FOREGROUND, BodyAxis, Region, lesion_regions, most_frequent_structure
 from components.curation.table_rows import BoxRecord, MeasureRecord
 from model_core.boxes import GRID
 
@@ -23,7 +23,7 @@ def measure_boxes(
     affine: NDArray[np.float64],
     midline_in_view: bool,
 ) -> list[MeasureRecord]:
-    """Return one measurement for each box label, sorted by label; boxes that touch, within or between slices, are one lesion.
+    """Return one measurement for each box label, sorted by label; boxes of one lesion are joined.
 
     Args:
         boxes: slice -> boxes, not empty.
@@ -38,7 +38,7 @@ def measure_boxes(
     axis = BodyAxis.from_regions([_region_of(tissue, affine)], affine) if midline_in_view and tissue.any() else None
     measures = []
     for name, mask in sorted(_masks_by_label(boxes, voxels_DHW.shape).items()):
-        lesions = connected_regions(_region_of(mask, affine), affine)
+        lesions = lesion_regions(_region_of(mask, affine), affine)
         largest = lesions[0]
         surroundings = None
         if labels_DHW is not None:

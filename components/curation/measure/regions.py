@@ -1,10 +1,11 @@
-"""Locate structures in a volume: bounding box, mask, connected regions, side of the body, surrounding structure.
+"""Locate structures in a volume: bounding box, mask, lesions, side of the body, surrounding structure.
 
 Shape letters: D slices, H rows, W columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,13 @@ FOREGROUND = 0.1
 MIDLINE = 0.05
 """A lesion whose center is nearer to the middle of the body than this share of the body's width is in the midline."""
 MIDLINE_ANATOMIES = ("brain", "head", "prostate", "pelvis", "abdomen", "liver", "spine", "neck", "chest", "heart", "cardiac")
-_NEIGHBORS_26 = np.ones((3, 3, 3))
+REACH_MM = 3.0
+"""Parts of a mask are one lesion where their surroundings of this width meet: a speck beside a tumor is no second tumor.
+
+Width of the dilation by which BraTS 2023 counts lesions (arXiv:2306.00838).
+"""
+SHORTEST_MM = 3.0
+"""Long axis in the plane from which a part is a lesion (Filippi et al., Brain 142:1858, 2019)."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +75,50 @@ class Region:
         return float(max((edge.stop - edge.start) * step for edge, step in zip(self.box, spacing_mm, strict=True)))
 
 
-def connected_regions(region: Region, affine: NDArray[np.float64]) -> list[Region]:
-    """Split a region into its connected components (26-neighborhood), largest first."""
-    components, _ = ndimage.label(region.mask, structure=_NEIGHBORS_26)
-    regions = []
-    for number, box in enumerate(ndimage.find_objects(components), start=1):
-        box_in_volume = tuple(
-            slice(outer.start + inner.start, outer.start + inner.stop) for outer, inner in zip(region.box, box, strict=True)
-        )
-        regions.append(Region.from_mask(components[box] == number, box_in_volume, affine))
-    return sorted(regions, key=lambda component: -component.voxels)
+@dataclass(frozen=True)
+class LesionPart:
+    """One lesion of a mask: its bounding box in the mask, and its pixels or voxels in that box."""
+
+    box: tuple[slice, ...]
+    inside: NDArray[np.bool_]
+
+    def is_long_enough(self, spacing_mm: Sequence[float] | NDArray[np.float64]) -> bool:
+        """Return whether the longer side in the plane, rows or columns, has at least :data:`SHORTEST_MM`."""
+        sides = [(edge.stop - edge.start) * step for edge, step in zip(self.box, spacing_mm, strict=True)]
+        return max(sides[-2:]) >= SHORTEST_MM
+
+
+def split_lesions(
+    mask: NDArray[np.bool_], spacing_mm: Sequence[float] | NDArray[np.float64], keep_small: bool = False
+) -> list[LesionPart]:
+    """Return the lesions of the mask of a slice (H, W) or a volume (D, H, W), in the order of their first pixels.
+
+    Args:
+        mask: the pixels of one kind of finding.
+        spacing_mm: along each axis of the mask.
+        keep_small: also return those that are shorter than :data:`SHORTEST_MM`.
+    """
+    neighbors = np.ones((3,) * mask.ndim)
+    numbers, count = ndimage.label(mask, structure=neighbors)
+    if count > 1:  # parts meet within the box around all of them
+        [around] = ndimage.find_objects(mask.astype(np.uint8))
+        distance_mm = ndimage.distance_transform_edt(~mask[around], sampling=spacing_mm)
+        numbers[around] = ndimage.label(distance_mm <= REACH_MM, structure=neighbors)[0] * mask[around]
+    boxes = [(number, box) for number, box in enumerate(ndimage.find_objects(numbers), start=1) if box is not None]
+    parts = [LesionPart(box, numbers[box] == number) for number, box in boxes]
+    return [part for part in parts if keep_small or part.is_long_enough(spacing_mm)]
+
+
+def lesion_regions(region: Region, affine: NDArray[np.float64]) -> list[Region]:
+    """Split the region of a lesion label into its lesions, largest first; if all are small, all of them."""
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    parts = split_lesions(region.mask, spacing_mm) or split_lesions(region.mask, spacing_mm, keep_small=True)
+    boxes = [
+        tuple(slice(outer.start + inner.start, outer.start + inner.stop) for outer, inner in zip(region.box, part.box, strict=True))
+        for part in parts
+    ]
+    regions = [Region.from_mask(part.inside, box, affine) for part, box in zip(parts, boxes, strict=True)]
+    return sorted(regions, key=lambda lesion: -lesion.voxels)
 
 
 @dataclass(frozen=True)

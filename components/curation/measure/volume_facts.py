@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy import ndimage
 
 from components.curation.measure.box_measurements import measure_boxes
 from components.curation.measure.regions import (
     FOREGROUND,
     BodyAxis,
     Region,
-    connected_regions,
+    lesion_regions,
     locate_structures,
     shows_midline,
+    split_lesions,
     surrounding_structure,
 )
 from components.curation.table_rows import BoxRecord, MeasureRecord, Row, VolumeBoxRecord
@@ -40,8 +40,6 @@ CONTENT_SHARE = 0.1
 """A slice shows a structure if it has at least this share of the voxels of the richest slice of the volume."""
 SIGNAL = 0.02
 """Signal above this is more than air."""
-_NEIGHBORS_26 = np.ones((3, 3, 3))
-_IN_PLANE = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 
 
 class Finding(Row):
@@ -116,7 +114,7 @@ def measure_structures(
     measures = []
     for value, region in regions.items():
         lesion = is_lesion(label_map[value])
-        components = connected_regions(region, affine) if lesion else [region]
+        components = lesion_regions(region, affine) if lesion else [region]
         reference_of_value = reference if value != reference else None
         measures.append(
             MeasureRecord(
@@ -182,12 +180,13 @@ def compute_slice_facts(
     lesion_area_D = sum((region.voxels_per_slice(slices) for region in lesions), np.zeros(slices, np.int64))
     if not lesions_are_labeled:
         lesion_area_D = _box_area(dataset_boxes, slices)
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     boxes = dataset_boxes
     if labels is not None and lesions_are_labeled and not dataset_boxes:
         boxes = {}
         for kind, values in lesion_kinds(label_map).items():
             of_kind = [regions[value] for value in values if value in regions]
-            for index, found in _lesion_boxes(of_kind, labels.shape, kind).items():
+            for index, found in _lesion_boxes(of_kind, labels.shape, spacing_mm, kind).items():
                 boxes.setdefault(index, []).extend(found)
     localized = lesions_are_labeled or bool(dataset_boxes)
     focal = [present for finding, present in volume.diagnosis.items() if not is_diffuse(finding)]
@@ -204,7 +203,7 @@ def compute_slice_facts(
         lesion_slices=[index for index in _rich_slices(lesion_area_D) if index in boxes],
         lesion_free_slices=[index for index in content if lesion_area_D[index] == 0] if localized or healthy else [],
         boxes=boxes,
-        volume_boxes=_volume_boxes(regions, labels, boxes, slices, label_map),
+        volume_boxes=_volume_boxes(regions, labels, boxes, voxels.shape, spacing_mm, label_map),
         findings=[finding for finding in findings if is_diffuse(finding.name) or not localized],
         measures=measures,
     )
@@ -214,32 +213,39 @@ def _volume_boxes(
     regions: dict[int, Region],
     labels: NDArray[np.uint8] | None,
     boxes: dict[int, list[BoxRecord]],
-    slices: int,
+    shape: tuple[int, ...],
+    spacing_mm: NDArray[np.float64],
     label_map: dict[int, str],
 ) -> list[VolumeBoxRecord]:
-    """Return the boxes of the connected lesions (26-neighborhood) of each kind, of label maps or else of the boxes of slices."""
+    """Return the boxes of the lesions of each kind, of label maps or else of the boxes of slices."""
     found: list[VolumeBoxRecord] = []
     if labels is not None and lesion_values(label_map):
         for kind, values in lesion_kinds(label_map).items():
             of_kind = [regions[value] for value in values if value in regions]
             if of_kind:
                 mask, start = _union(of_kind)
-                found += _connected_boxes(mask, start, labels.shape, kind)
+                found += _lesion_boxes_3d(mask, start, shape, spacing_mm, kind)
         return found
+    grid = (shape[0], GRID, GRID)
+    grid_mm = spacing_mm * np.divide(shape, grid)
     for label in sorted({box.label for on_slice in boxes.values() for box in on_slice}):
-        mask = np.zeros((slices, GRID, GRID), np.bool_)
+        mask = np.zeros(grid, np.bool_)
         for index, on_slice in boxes.items():
             for box in on_slice:
                 if box.label == label:
                     mask[index, box.row0 : box.row1, box.col0 : box.col1] = True
-        found += _connected_boxes(mask, (0, 0, 0), mask.shape, label)
+        found += _lesion_boxes_3d(mask, (0, 0, 0), grid, grid_mm, label)
     return found
 
 
-def _connected_boxes(mask: NDArray[np.bool_], start: tuple[int, ...], shape: tuple[int, ...], label: str) -> list[VolumeBoxRecord]:
-    """Return the boxes of the connected parts of a mask that begins at ``start`` in a volume of this shape."""
-    parts = ndimage.find_objects(ndimage.label(mask, structure=_NEIGHBORS_26)[0])
-    boxes = [tuple(slice(s + edge.start, s + edge.stop) for s, edge in zip(start, part, strict=True)) for part in parts]
+def _lesion_boxes_3d(
+    mask: NDArray[np.bool_], start: tuple[int, ...], shape: tuple[int, ...], spacing_mm: NDArray[np.float64], label: str
+) -> list[VolumeBoxRecord]:
+    """Return the boxes of the lesions of a mask that begins at ``start`` in a volume of this shape."""
+    boxes = [
+        tuple(slice(s + edge.start, s + edge.stop) for s, edge in zip(start, part.box, strict=True))
+        for part in split_lesions(mask, spacing_mm)
+    ]
     return [normalize_volume_box(box, shape, label) for box in boxes]
 
 
@@ -273,16 +279,19 @@ def _box_area(boxes: dict[int, list[BoxRecord]], slices: int) -> NDArray[np.int6
     return area_D
 
 
-def _lesion_boxes(lesions: list[Region], shape: tuple[int, ...], name: str) -> dict[int, list[BoxRecord]]:
-    """Return slice -> boxes of the connected lesions (8-neighborhood) of one kind in a (D, H, W) volume."""
+def _lesion_boxes(
+    lesions: list[Region], shape: tuple[int, ...], spacing_mm: NDArray[np.float64], name: str
+) -> dict[int, list[BoxRecord]]:
+    """Return slice -> boxes of the lesions of one kind that each slice of a (D, H, W) volume shows."""
     if not lesions:
         return {}
-    mask, start = _union(lesions)
+    mask, (first, row, column) = _union(lesions)
     boxes: dict[int, list[BoxRecord]] = {}
-    for component in ndimage.find_objects(ndimage.label(mask, structure=_IN_PLANE)[0]):
-        plane, rows, cols = (slice(s + edge.start, s + edge.stop) for s, edge in zip(start, component, strict=True))
-        box = normalize_box(rows.start, cols.start, rows.stop, cols.stop, shape[1], shape[2], name)
-        boxes.setdefault(plane.start, []).append(box)
+    for index, mask_HW in enumerate(mask, start=first):
+        for part in split_lesions(mask_HW, spacing_mm[1:]):
+            rows, columns = part.box
+            edges = (row + rows.start, column + columns.start, row + rows.stop, column + columns.stop)
+            boxes.setdefault(index, []).append(normalize_box(*edges, shape[1], shape[2], name))
     return boxes
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from components.curation.table_rows import VolumeRecord
 from components.curation.text.phrasings import scan_name
 from components.curation.text.template import FIELD_STRENGTH
@@ -42,7 +40,7 @@ class HeaderFacts:
     @classmethod
     def of_record(cls, record: VolumeRecord) -> HeaderFacts:
         """Return the facts of a curated volume."""
-        slice_mm = float(np.linalg.norm(np.asarray(record.affine).reshape(4, 4)[:3, 0]))
+        slice_mm = record.spacing_mm[0]
         return cls._of(record.modality, record.sequence, record.plane, record.field_strength_t, record.slices, slice_mm)
 
     @classmethod

@@ -29,8 +29,8 @@ def test_the_target_is_the_labeled_finding_or_its_filled_box(corpus: Corpus) -> 
     np.testing.assert_array_equal(mask, np.isin(labels, record.label_values))
     boxes_only = record.model_copy(update={"label_values": []})
     filled = TASK.input_and_target(boxes_only, corpus.store)[1].image
-    assert (filled >= mask).all() and [one.edges for one in find_outlines(filled, {"lesion": filled}, 1)] == [
-        one.edges for one in find_outlines(mask, {"lesion": mask}, 1)
+    assert (filled >= mask).all() and [one.edges for one in find_outlines(filled, {"lesion": filled}, (8, 8), 1)] == [
+        one.edges for one in find_outlines(mask, {"lesion": mask}, (8, 8), 1)
     ]
 
 

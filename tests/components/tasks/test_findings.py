@@ -20,24 +20,26 @@ from components.tasks.findings import (
 from model_core.boxes import GRID, TextBox
 from tests.helpers.corpora import LABEL_MAP, tiny_volume
 
+APART = (8.0, 8.0)
+"""Spacing, mm, at which parts join only where they touch."""
 BRAIN = ("edema", "grey matter", "lesion", "tumor", "white matter")
 
 
-def test_boxes_are_those_of_the_connected_parts() -> None:
+def test_boxes_are_those_of_the_parts_of_a_mask() -> None:
     """Parts that touch at a corner are one, as in label maps; a part of few pixels does not count."""
     probability = np.zeros((40, 40), np.float32)
     probability[2:6, 3:9] = 0.9
     probability[6:9, 9:12] = 0.7  # touches at a corner
     probability[20:30, 20:24] = 0.6
     probability[35, 35] = 1.0
-    first, second = find_outlines(probability, {"cyst": probability}, 6, certain=0.5)
+    first, second = find_outlines(probability, {"cyst": probability}, APART, 6, certain=0.5)
     assert (first.edges, second.edges) == ((2, 3, 9, 12), (20, 20, 30, 24))
     assert (round(first.confidence, 3), round(second.confidence, 3)) == (0.9, 0.6)
     expected = ndimage.find_objects(ndimage.label(probability > THRESHOLD, np.ones((3, 3)))[0])
     assert [first.edges, second.edges] == [(r.start, c.start, r.stop, c.stop) for r, c in expected[:2]]
     assert first.normalize("cyst", (40, 40)) == TextBox("cyst", *(round(edge * GRID / 40) for edge in first.edges))
-    assert not find_outlines(probability * 0.3, {"cyst": probability * 0.3}, 6, certain=0.1)
-    assert [one.edges for one in find_outlines(probability, {"cyst": probability}, 6, certain=0.8)] == [first.edges]
+    assert not find_outlines(probability * 0.3, {"cyst": probability * 0.3}, APART, 6, certain=0.1)
+    assert [one.edges for one in find_outlines(probability, {"cyst": probability}, APART, 6, certain=0.8)] == [first.edges]
 
 
 def test_a_box_has_the_name_of_the_structure_that_most_of_it_is() -> None:
@@ -49,8 +51,8 @@ def test_a_box_has_the_name_of_the_structure_that_most_of_it_is() -> None:
     structures = {"lesion": lesion, "tumor": tumor, "edema": edema}
     by_kind = sum_kinds(structures, asked_kinds("Detect any lesion.", tuple(structures)))
     np.testing.assert_allclose(by_kind["tumor"], tumor + edema)
-    assert [one.kind for one in find_outlines(mask, by_kind)] == ["lesion", "tumor"]
-    assert find_outlines(mask, {"tumor": by_kind["tumor"]}, certain=0.4)[0].edges == (12, 12, 24, 24)
+    assert [one.kind for one in find_outlines(mask, by_kind, APART)] == ["lesion", "tumor"]
+    assert find_outlines(mask, {"tumor": by_kind["tumor"]}, APART, certain=0.4)[0].edges == (12, 12, 24, 24)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_boxes_of_a_volume_are_those_of_curation() -> None:
         assert volume.labels is not None
         facts = compute_slice_facts(volume, volume.voxels, volume.labels, {}, LABEL_MAP, volume.affine)
         kinds = {kind: np.isin(volume.labels, values).astype(np.float32) for kind, values in lesion_kinds(LABEL_MAP).items()}
-        found = find_volume_outlines(np.sum(list(kinds.values()), axis=0), kinds, smallest=1)
+        found = find_volume_outlines(np.sum(list(kinds.values()), axis=0), kinds, volume.spacing_mm, smallest=1)
         assert facts.volume_boxes and {one.confidence for one in found} == {1.0}
         expected = [(b.label, b.slice0, b.row0, b.col0, b.slice1, b.row1, b.col1) for b in facts.volume_boxes]
         boxes = [one.normalize(volume.voxels.shape) for one in found]
@@ -93,4 +95,5 @@ def test_boxes_of_a_volume_are_those_of_curation() -> None:
 def test_a_finding_on_one_slice_of_several_is_none() -> None:
     mask = np.zeros((4, 20, 20), np.float32)
     mask[1, 2:9, 2:9] = 1
-    assert not find_volume_outlines(mask, {"lesion": mask}) and len(find_volume_outlines(mask[1:2], {"lesion": mask[1:2]})) == 1
+    assert not find_volume_outlines(mask, {"lesion": mask}, (5, *APART))
+    assert len(find_volume_outlines(mask[1:2], {"lesion": mask[1:2]}, (5, *APART))) == 1

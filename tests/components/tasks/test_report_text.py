@@ -15,6 +15,7 @@ from components.tasks.known_structures import Shown
 from components.tasks.report_text import label_volume, measure_fields, with_measurements
 
 NAMES = ("grey matter", "lesion", "white matter")
+SPACING_MM = (6.0, 2.0, 2.0)
 SHAPE = (4, 32, 32)
 _MASSES, _IMPRESSION = "pathological_findings.masses_or_suspicious_lesions", "diagnostic_impression.suggestive_of"
 
@@ -42,7 +43,7 @@ def _shown(labels: NDArray[np.uint8]) -> Shown:
 def test_masks_are_described_as_curation_describes_a_label_map(lesion: bool) -> None:
     labels = _labels(lesion)
     volume, names = _volume(labels), dict(enumerate(NAMES, start=1))
-    np.testing.assert_array_equal(label_volume(_shown(labels), 12), labels)
+    np.testing.assert_array_equal(label_volume(_shown(labels), SPACING_MM, 12), labels)
     facts = compute_slice_facts(volume, volume.voxels, labels, {}, names, volume.affine)
     curated = describe("", volume.acquisition, None, "", facts, lesion)
     assert measure_fields(volume, _shown(labels), 12).fields == curated.fields
@@ -54,7 +55,7 @@ def test_a_part_that_has_no_box_is_not_in_the_report() -> None:
     shown.mask[1, 10:12, 10:12] = shown.structures["lesion"][1, 10:12, 10:12] = 0.995
     shown.mask[2, 10:20, 10:20], shown.structures["lesion"][2, 10:20, 10:20] = 0.6, 0.2
     shown.mask[0, 10:20, 10:20] = shown.structures["lesion"][0, 10:20, 10:20] = 0.9  # in no neighboring slice
-    labels = label_volume(shown, 12)
+    labels = label_volume(shown, SPACING_MM, 12)
     np.testing.assert_array_equal(labels, _labels(False))
     assert measure_fields(_volume(labels), shown, 12).fields[_MASSES] == "no lesion"
 
@@ -105,9 +106,9 @@ def test_a_finding_has_one_name_in_all_slices() -> None:
     mask = np.zeros(shape, np.float32)
     mask[inside] = 0.9
     shown = Shown(mask, {"edema": edema, "lesion": lesion, "tumor": tumor})
-    labels = label_volume(shown, 12)
+    labels = label_volume(shown, SPACING_MM, 12)
     assert set(np.unique(labels)) == {0, 3} and (labels[inside] == 3).all()
-    [outline] = find_volume_outlines(mask, sum_kinds(shown.structures, asked_kinds("lesion", tuple(shown.structures))))
+    [outline] = find_volume_outlines(mask, sum_kinds(shown.structures, asked_kinds("lesion", tuple(shown.structures))), SPACING_MM)
     assert outline.kind == "tumor" and outline.slices == (0, 3)
 
 

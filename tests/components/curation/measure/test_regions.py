@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from components.curation.measure.regions import locate_structures
+from components.curation.measure.regions import REACH_MM, SHORTEST_MM, locate_structures, split_lesions
 from components.curation.measure.volume_facts import measure_structures
 from components.curation.table_rows import MeasureRecord
 
@@ -30,3 +33,51 @@ def test_measurements_agree_with_scipy_and_the_geometry() -> None:
     assert measure(voxels, labels, midline_in_view=False)[1].side is None
     both = labels | np.ascontiguousarray(labels[..., ::-1])
     assert measure(voxels, np.where(both == 7, 4, both).astype(np.uint8))[1].side == "bilateral"
+
+
+def _dilate_by_offsets(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
+    """Dilate by a ball of REACH_MM, written out: a pixel is set if one of the mask lies within this distance."""
+    reach = [int(REACH_MM / step) for step in spacing_mm]
+    padded = np.pad(mask, [(r, r) for r in reach])
+    dilated = np.zeros_like(mask)
+    for offset in np.ndindex(*(2 * r + 1 for r in reach)):
+        if np.hypot.reduce([(o - r) * step for o, r, step in zip(offset, reach, spacing_mm, strict=True)]) <= REACH_MM:
+            dilated |= padded[tuple(slice(o, o + size) for o, size in zip(offset, mask.shape, strict=True))]
+    return dilated
+
+
+@given(
+    mask=arrays(np.bool_, (3, 9, 11), elements=st.booleans(), fill=st.just(False)),
+    spacing_mm=st.sampled_from([(6.0, 2.25, 2.25), (1.0, 1.0, 1.0), (3.0, 0.8, 1.6)]),
+)
+def test_lesions_are_counted_as_brats_counts_them(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> None:
+    """The mask is dilated, its connected components are the lesions, and their voxels are those of the mask (BraTS 2023)."""
+    dilated, _ = ndimage.label(_dilate_by_offsets(mask, spacing_mm), np.ones((3, 3, 3)))
+    expected = {tuple(np.flatnonzero(mask & (dilated == number))) for number in np.unique(dilated[mask])}
+    found = set()
+    for part in split_lesions(mask, spacing_mm, keep_small=True):
+        inside = np.zeros_like(mask)
+        inside[part.box] = part.inside
+        found.add(tuple(np.flatnonzero(inside)))
+    assert found == expected
+
+
+def test_a_speck_beside_a_lesion_is_no_second_one_and_a_speck_alone_is_none() -> None:
+    mask = np.zeros((30, 30), np.bool_)
+    mask[5:12, 5:12] = mask[8, 14] = True  # a gap of two pixels of 2.25 mm
+    mask[25, 25] = True  # one pixel is shorter than 3 mm
+    mask[25, 5:7] = True
+    boxes = [tuple((edge.start, edge.stop) for edge in part.box) for part in split_lesions(mask, (2.25, 2.25))]
+    assert boxes == [((5, 12), (5, 15)), ((25, 26), (5, 7))]
+    assert len(split_lesions(mask, (2.25, 2.25), keep_small=True)) == 3 and SHORTEST_MM > 2.25
+
+
+def test_a_label_of_specks_alone_is_measured_all_the_same() -> None:
+    labels = np.zeros((4, 30, 30), np.uint8)
+    labels[1, 5, 5] = labels[1, 20, 20] = 4
+    affine = np.array([[0, 0, -2.0, 40], [0, -2.0, 0, 40], [4.0, 0, 0, -20], [0, 0, 0, 1]])
+    names = {4: "lesion"}
+    [measured] = measure_structures(
+        labels.astype(np.float32), labels, locate_structures(labels, names, affine), names, affine, True
+    )
+    assert measured.count == 2 and measured.volume_ml == pytest.approx(2 * 16 / 1000)
