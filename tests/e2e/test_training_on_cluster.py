@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from components.catalog import load_card
 from components.curation import curate
-from components.home import Home
 from components.ingestion import ingest
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from components.launching.kubernetes.api_client import Cluster
@@ -27,6 +26,7 @@ from tests.doubles.apiserver import NAMESPACE, RunningServer
 from tests.doubles.controllers import Controllers
 from tests.doubles.kubelet import Kubelet
 from tests.helpers.corpora import tiny_corpus
+from tests.helpers.mlflow_store import new_home
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Workspace:
                 *overrides,
             ],
         )
-        home = Home(self.folder / name, self.folder / "data")
+        home = new_home(self.folder / name, self.folder / "data")
         return train_stage("vision_pretraining", self.corpus, settings, home, None, None, launcher)
 
 

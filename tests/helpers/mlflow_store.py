@@ -8,6 +8,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from components.home import Home
+
 
 @cache
 def _empty_database() -> Path:
@@ -24,3 +26,10 @@ def create_store(database: Path) -> Path:
     """Create an empty store; return its path."""
     database.parent.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copy(_empty_database(), database))
+
+
+def new_home(root: Path, data: Path | None = None) -> Home:
+    """Return an installation whose MLflow store is empty; ``data`` is a folder of its own unless it is given."""
+    home = Home(root, data or root / "data")
+    create_store(home.mlflow / "mlflow.db")
+    return home

@@ -11,7 +11,6 @@ from components.evaluation import EvaluationReport, ResultRow
 from components.evaluation.cohort import cohort_digests
 from components.evaluation.results import COHORT
 from components.files import write_json
-from components.home import Home
 from components.registries import STAGES, TASKS
 from components.registry import Lineage, ModelVersion, register, show_version
 from components.registry.audit_log import Action, Move
@@ -20,7 +19,7 @@ from components.settings import RegistrySettings, load_settings
 from components.tasks.scope import Scope
 from components.tracking import Tracking
 from tests.helpers.corpora import tiny_corpus
-from tests.helpers.mlflow_store import create_store
+from tests.helpers.mlflow_store import new_home
 from tests.helpers.trained import tiny_model
 
 SETTINGS = RegistrySettings(tolerance=0.02)
@@ -33,8 +32,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         root = root / "b?#ü"  # names that addresses must quote
-        self.home = Home(root, root / "data")
-        create_store(self.home.mlflow / "mlflow.db")
+        self.home = new_home(root)
         self.uri = self.home.local_store  # whatever store an earlier test set
         self.corpus: Corpus = tiny_corpus(root / "corpus")
         self.model = tiny_model(root / "model", self.corpus)

@@ -12,12 +12,12 @@ import yaml
 from components import registries
 from components.errors import BadInput
 from components.files import read_lines
-from components.home import Home
 from components.registries import PLUGINS, STAGES
 from components.settings import Settings, load_settings
 from components.training import stage_digest, stage_inputs, stage_jobs, train_stage
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.forked import ForkedLauncher
+from tests.helpers.mlflow_store import new_home
 
 PLUGIN = "tests.helpers.toys.toy_stage"
 STAGE = "segmentation_tuning"
@@ -40,7 +40,7 @@ def _settings(**changes: float) -> Settings:
 
 
 def test_it_is_trained_after_the_four_where_the_profile_mentions_it(tmp_path: Path) -> None:
-    home = Home(tmp_path, tmp_path / "data")
+    home = new_home(tmp_path)
     assert _settings().training.stages_until() == (*STAGES.built_in, STAGE)
     assert load_settings("debug").training.stages_until() == STAGES.built_in
     assert [job.name for job in stage_jobs("corpus", _settings(), home)][-1] == STAGE
@@ -64,7 +64,7 @@ def test_the_code_of_a_plugin_is_part_of_the_digest(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_trainer_process_imports_and_trains_it(tmp_path: Path) -> None:
-    corpus, home = tiny_corpus(tmp_path / "corpus"), Home(tmp_path / "home", tmp_path / "data")
+    corpus, home = tiny_corpus(tmp_path / "corpus"), new_home(tmp_path / "home")
     result = train_stage(STAGE, corpus.root, _settings(), home, None, None, ForkedLauncher())
     points = read_lines(result.folder / "curve.jsonl")
     assert result.steps == len(points) == 2 and (result.model_dir / "model.safetensors").exists()

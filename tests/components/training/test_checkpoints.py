@@ -20,6 +20,7 @@ from components.training import StageResult, train_stage
 from components.training.checkpoints import Checkpoints, checkpoint_tag
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.forked import ForkedJob, ForkedLauncher, after_first_checkpoint
+from tests.helpers.mlflow_store import new_home
 
 
 def _written(folder: Path, steps: list[int], **rule: int) -> Checkpoints:
@@ -99,7 +100,7 @@ def _instructions(processes: int, zero_stage: int, steps: int = 6) -> Settings:
 
 def _continued(corpus_root: Path, folder: Path, zero_stage: int, before: int, after: int) -> tuple[StageResult, StageResult]:
     """Train a stage with one number of processes, kill it, resume with another; and train the same without interruption."""
-    homes = [Home(folder / name, folder / "data") for name in ("moved", "whole")]
+    homes = [new_home(folder / name) for name in ("moved", "whole")]
     with pytest.raises(JobFailed, match="-9"):
         settings = _instructions(before, zero_stage)
         train_stage("instruction_tuning", corpus_root, settings, homes[0], None, None, after_first_checkpoint(ForkedJob.kill))
@@ -142,7 +143,7 @@ def test_a_broken_slice_is_skipped_and_recorded(tmp_path: Path) -> None:
     corpus.store.write(volume, "voxels", voxels)
     stage = "training.vision_pretraining"
     steps = [f"{stage}.steps=9", f"{stage}.checkpoint_every=4"]
-    homes = [Home(tmp_path / name, tmp_path / "data") for name in ("unprepared", "prepared", "strict")]
+    homes = [new_home(tmp_path / name) for name in ("unprepared", "prepared", "strict")]
     unprepared = _pretrain(corpus, homes[0], steps)
     record = read_json(unprepared.folder / "rollbacks.json")
     assert 1 <= unprepared.rollbacks == len(record) <= 3 and "not finite" in record[0]["reason"]

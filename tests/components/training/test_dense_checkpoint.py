@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from components.errors import BadInput
-from components.home import Home
 from components.settings import ModelSettings, load_settings
 from components.tracking import Tracking
 from components.training import prepare_tokenizer, train_stage
@@ -21,6 +20,7 @@ from model_core import OmniMRIConfig
 from model_core.processing import Processor
 from model_core.tokenization import IMAGE, SEG, SPECIAL_TOKENS, add_special_tokens, train_tokenizer
 from tests.helpers.corpora import tiny_corpus
+from tests.helpers.mlflow_store import new_home
 
 QWENS_OWN = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 SPARE = 271  # as in the checkpoints of 0.5 B and 1.5 B parameters
@@ -116,7 +116,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stage_starts_from_the_checkpoint_and_refuses_one_that_does_not_fit(folder: Path, tmp_path: Path) -> None:
-    corpus, home = tiny_corpus(tmp_path / "corpus"), Home(tmp_path / "home", tmp_path / "data")
+    corpus, home = tiny_corpus(tmp_path / "corpus"), new_home(tmp_path / "home")
     settings = load_settings("debug", [f"model.tokenizer={folder}", f"model.backbone={folder}"])
     tokenizer = prepare_tokenizer(corpus.root, settings, home)
     job = TrainingJob(

@@ -23,6 +23,7 @@ from model_core.processing import Processor
 from model_core.tokenization import special_ids
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.forked import ForkedLauncher
+from tests.helpers.mlflow_store import new_home
 
 SAMPLES: dict[StageName, int] = {"vision_pretraining": 8, "alignment": 8, "multimodal_pretraining": 4, "instruction_tuning": 2}
 
@@ -57,7 +58,7 @@ def test_two_processes_train_what_one_trains_at_every_zero_stage(
     corpus_root: Path, parent: StageResult, tmp_path: Path, stage: StageName, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def trained(processes: int, zero_stage: int) -> StageResult:
-        home = Home(tmp_path / f"{processes}-{zero_stage}", tmp_path / "data")
+        home = new_home(tmp_path / f"{processes}-{zero_stage}")
         # A small rate: the routers of the experts that see nothing are all but equal, and one rounding more sends tokens elsewhere.
         sizes = {"steps": 5, "warmup_steps": 0, "learning_rate": 1e-4, "micro_batch": SAMPLES[stage] // processes}
         overrides = [f"training.{stage}.{name}={value}" for name, value in sizes.items()]

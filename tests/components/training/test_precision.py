@@ -15,6 +15,7 @@ from components.settings import Settings, StageName, load_settings
 from components.training import StageResult, train_stage
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.forked import ForkedJob, ForkedLauncher, after_first_checkpoint
+from tests.helpers.mlflow_store import new_home
 
 STEPS = 6
 
@@ -30,6 +31,12 @@ def _settings(stage: StageName, precision: str, zero_stage: int, offload: bool =
         "debug",
         [*steps, f"training.precision={precision}", f"training.zero_stage={zero_stage}", f"training.offload_optimizer={offload}"],
     )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Trainings that are not killed are here, each of them once."""
+    return new_home(tmp_path_factory.mktemp("home"))
 
 
 def _trained(
@@ -59,28 +66,25 @@ KINDS = [
 
 @pytest.mark.parametrize(("precision", "zero_stage", "offload"), KINDS)
 def test_a_killed_stage_ends_with_the_same_bits(
-    corpus_root: Path, tmp_path: Path, precision: str, zero_stage: int, offload: bool
+    corpus_root: Path, home: Home, tmp_path: Path, precision: str, zero_stage: int, offload: bool
 ) -> None:
     stage: StageName = "instruction_tuning"
-    homes = [Home(tmp_path / name, tmp_path / "data") for name in ("whole", "killed")]
-    whole = _trained(corpus_root, homes[0], stage, precision, zero_stage, offload)
+    whole = _trained(corpus_root, home, stage, precision, zero_stage, offload)
+    killed = new_home(tmp_path / "killed")
     with pytest.raises(JobFailed, match="-9"):
         settings = _settings(stage, precision, zero_stage, offload)
-        train_stage(stage, corpus_root, settings, homes[1], None, None, after_first_checkpoint(ForkedJob.kill))
-    resumed = _trained(corpus_root, homes[1], stage, precision, zero_stage, offload)
+        train_stage(stage, corpus_root, settings, killed, None, None, after_first_checkpoint(ForkedJob.kill))
+    resumed = _trained(corpus_root, killed, stage, precision, zero_stage, offload)
     assert resumed.resumed_at in (2, 4) and _losses(whole) == _losses(resumed)
     ours, theirs = _weights(whole), _weights(resumed)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("zero_stage", [pytest.param(zero, marks=[] if zero == 1 else pytest.mark.slow) for zero in (1, 2, 3)])
-def test_an_optimizer_on_the_host_takes_the_same_steps(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
+def test_an_optimizer_on_the_host_takes_the_same_steps(corpus_root: Path, home: Home, zero_stage: int) -> None:
     """Up to roundings: DeepSpeed divides the gradients at another point, and a weight may be rounded to the next bfloat16."""
     stage: StageName = "instruction_tuning"
-    plain, moved = (
-        _trained(corpus_root, Home(tmp_path / f"{offload}", tmp_path / "data"), stage, "bfloat16", zero_stage, offload)
-        for offload in (False, True)
-    )
+    plain, moved = (_trained(corpus_root, home, stage, "bfloat16", zero_stage, offload) for offload in (False, True))
     assert plain.folder.name != moved.folder.name, "a GPU rounds otherwise than its host"
     assert _losses(plain) == pytest.approx(_losses(moved), rel=1e-3)
     ours, theirs = _weights(plain), _weights(moved)
@@ -89,10 +93,9 @@ def test_an_optimizer_on_the_host_takes_the_same_steps(corpus_root: Path, tmp_pa
 
 
 @pytest.mark.parametrize("stage", [pytest.param("multimodal_pretraining", marks=pytest.mark.slow), "instruction_tuning"])
-def test_losses_equal_those_of_float32_within_rounding(corpus_root: Path, tmp_path: Path, stage: StageName) -> None:
+def test_losses_equal_those_of_float32_within_rounding(corpus_root: Path, home: Home, stage: StageName) -> None:
     """The contrasts of stages 1 and 2 differ in their first steps: a fresh network hardly distinguishes images, and the contrasts
     amplify the small differences, including rounding."""
-    home = Home(tmp_path / "home", tmp_path / "data")
     half, single = (_trained(corpus_root, home, stage, precision, 1) for precision in ("bfloat16", "float32"))
     for ours, theirs in zip(_losses(half), _losses(single), strict=True):
         assert ours == pytest.approx(theirs, rel=0.01)
@@ -103,9 +106,9 @@ def test_losses_equal_those_of_float32_within_rounding(corpus_root: Path, tmp_pa
 
 
 @pytest.mark.parametrize("zero_stage", [pytest.param(zero, marks=[] if zero == 1 else pytest.mark.slow) for zero in range(4)])
-def test_exported_weights_are_those_of_the_optimizer(corpus_root: Path, tmp_path: Path, zero_stage: int) -> None:
+def test_exported_weights_are_those_of_the_optimizer(corpus_root: Path, home: Home, zero_stage: int) -> None:
     """They are not the copies in bfloat16, except with ZeRO-0, which keeps nothing else."""
-    result = _trained(corpus_root, Home(tmp_path, tmp_path / "data"), "vision_pretraining", "bfloat16", zero_stage)
+    result = _trained(corpus_root, home, "vision_pretraining", "bfloat16", zero_stage)
     trained = {name: tensor for name, tensor in _weights(result).items() if name.startswith("vision.") and tensor.ndim > 1}
     rounded = [name for name, tensor in trained.items() if torch.equal(tensor, tensor.bfloat16().float())]
     assert bool(rounded) == (zero_stage == 0)

@@ -19,6 +19,7 @@ from components.training import StageResult, stage_digest, train_stage
 from components.training.trained_stage import is_trained
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.forked import ForkedJob, ForkedLauncher, after_first_checkpoint
+from tests.helpers.mlflow_store import new_home
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def _weights(result: StageResult) -> dict[str, torch.Tensor]:
 def test_a_killed_stage_resumes_and_ends_with_the_same_bits(corpus_root: Path, tmp_path: Path) -> None:
     steps = ("training.vision_pretraining.steps=24", "training.vision_pretraining.checkpoint_every=8")
     settings = _settings("training.zero_stage=0", *steps)  # as the demo; other kinds: test_precision.py
-    homes = [Home(tmp_path / name, tmp_path / "data") for name in ("whole", "killed")]
+    homes = [new_home(tmp_path / name) for name in ("whole", "killed")]
     whole = train_stage("vision_pretraining", corpus_root, settings, homes[0], None, None, ForkedLauncher())
     with pytest.raises(JobFailed, match="-9"):
         train_stage("vision_pretraining", corpus_root, settings, homes[1], None, None, after_first_checkpoint(ForkedJob.kill))
@@ -78,7 +79,7 @@ def test_two_processes_have_the_losses_of_one(corpus_root: Path, tmp_path: Path,
     """Contrasts span the samples of all processes, noise belongs to the sample, and means are over the tokens of the whole step."""
     curves = {}
     for processes in (1, 2):
-        home = Home(tmp_path / str(processes), tmp_path / "data")
+        home = new_home(tmp_path / str(processes))
         settings = _settings(
             f"training.{stage}.steps=4", f"training.processes={processes}", f"training.{stage}.micro_batch={8 // processes}"
         )
@@ -125,7 +126,7 @@ def test_a_failed_job_shows_its_log(tmp_path: Path) -> None:
 
 def test_a_stopped_stage_keeps_its_last_step_and_is_not_marked_finished(corpus_root: Path, tmp_path: Path) -> None:
     settings = _settings("training.vision_pretraining.steps=500", "training.vision_pretraining.checkpoint_every=2")
-    home = Home(tmp_path, tmp_path / "data")
+    home = new_home(tmp_path)
     with pytest.raises(JobFailed, match="run again"):
         train_stage("vision_pretraining", corpus_root, settings, home, None, None, after_first_checkpoint(ForkedJob.terminate))
     (folder,) = home.training.glob("*/checkpoint.json")
@@ -143,7 +144,7 @@ def test_training_works_without_a_compiler(corpus_root: Path, tmp_path: Path, mo
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    home = Home(tmp_path / "home", tmp_path / "data")
+    home = new_home(tmp_path / "home")
     result = train_stage("alignment", corpus_root, _settings("training.processes=2"), home, None, None)
     assert result.steps == 3
     assert "Falling back to gloo" in (result.folder / "alignment.log").read_text()
@@ -155,7 +156,7 @@ def test_a_stage_killed_ten_times_at_random_ends_with_the_same_bits(corpus_root:
     """Instruction tuning: the whole network, and the moving average of the image decoder."""
     stage = "training.instruction_tuning"
     settings = _settings(f"{stage}.steps=120", f"{stage}.checkpoint_every=4")
-    homes = [Home(tmp_path / name, tmp_path / "data") for name in ("whole", "killed")]
+    homes = [new_home(tmp_path / name) for name in ("whole", "killed")]
     whole = train_stage("instruction_tuning", corpus_root, settings, homes[0], None, None, ForkedLauncher())
     rng, kills = random.Random(whole.seconds), 0
 
