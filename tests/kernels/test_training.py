@@ -19,7 +19,7 @@ from model_core.moe import SparseMoeBlock
 from model_core.swin import SwinBlock
 
 TOLERANCE = 1e-3
-RUNS = [("cpu", 15), pytest.param("cpu", 100, marks=pytest.mark.slow), pytest.param("cuda", 100, marks=pytest.mark.gpu)]
+RUNS = [("cpu", 8), pytest.param("cpu", 100, marks=pytest.mark.slow), pytest.param("cuda", 100, marks=pytest.mark.gpu)]
 
 
 class _Tiny(nn.Module):
