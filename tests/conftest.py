@@ -60,6 +60,7 @@ LONG = (
     "flows/test_curate",
     "flows/test_plan_equals_run",
     "flows/cli/test_usage_errors",
+    "flows/cli/test_imports",
     "flows/cli/test_pacs_commands",
     "components/pacs",
     "components/registry",
