@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.catalog.cards import IMAGE_SUFFIXES, CardFault, DatasetCard, card_paths, matches_any, parse_card
+from components.catalog.card_files import CardFault, card_paths, parse_card
+from components.catalog.cards import DatasetCard
+from components.catalog.layout import IMAGE_SUFFIXES, matches_any
 from components.errors import BadInput
 from components.ingestion.file_names import not_magnitude_by_name
 

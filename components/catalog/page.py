@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from components.catalog.cards import COUNTS, OTHER_FORMATS, DatasetCard, packaged_cards
+from components.catalog.card_files import packaged_cards
+from components.catalog.cards import COUNTS, OTHER_FORMATS, DatasetCard
 from components.catalog.summary import Summary, summarize_cards
 
 LARGEST_DATASETS = ("uk-biobank", "mr-rate")

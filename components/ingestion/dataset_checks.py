@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from components.catalog.cards import Table, glob_sections
+from components.catalog.layout import Table, glob_sections
 from components.errors import BadInput
 from components.ingestion.annotations.tables import column_index, read_rows, read_titles
 from components.ingestion.source_folder import Plan, SourceFolder, matches_any

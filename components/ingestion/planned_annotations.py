@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from components.catalog.cards import BoxTable, LabelTable
+from components.catalog.layout import BoxTable, LabelTable
 from components.files import read_json, to_json
 from components.ingestion.annotations import finding_tables, lesion_boxes, report_tables
 from components.ingestion.annotations.sidecars import image_stem, merge_sidecars

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.catalog import DatasetCard
-from components.catalog.cards import BoxTable, Table
+from components.catalog.layout import BoxTable, Table
 from components.ingestion.annotations.sidecars import SidecarIndex
 from components.ingestion.deidentification.pseudonyms import Pseudonyms
 from components.ingestion.file_names import contradict

@@ -22,7 +22,7 @@ LOCK = asset("constraints.txt")
 
 def own_cards(cards: Iterable[str]) -> dict[str, str]:
     """Return card -> MD5 of its file, of those cards that are the user's own."""
-    from components.catalog.cards import FOLDER, card_paths
+    from components.catalog.card_files import FOLDER, card_paths
 
     paths = {card: path for card, path in card_paths().items() if path.parent != FOLDER}
     return {card: file_md5(paths[card]) for card in sorted(cards) if card in paths}

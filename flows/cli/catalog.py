@@ -26,7 +26,7 @@ def list_(
 ) -> None:
     """List the dataset cards."""
     from components.catalog import list_cards
-    from components.catalog.cards import filter_cards
+    from components.catalog.card_files import filter_cards
     from flows.cli.output import emit, table
 
     cards = filter_cards(list_cards(), anatomy=anatomy, task=task, access=access, file_format=file_format)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from components.catalog import load_card
-from components.catalog.cards import Layout
+from components.catalog.layout import Layout
 from components.curation import curate
 from components.curation.corpus import Corpus
 from components.home import Home

@@ -20,7 +20,7 @@ from prefect.logging import disable_run_logger
 from pydantic import BaseModel
 
 from components.catalog import DatasetCard, load_card
-from components.catalog.cards import Layout
+from components.catalog.layout import Layout
 from components.curation import curate
 from components.curation.corpus import SUMMARY, Corpus
 from components.evaluation.evaluate import evaluation_inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from components.catalog.cards import LabelTable
+from components.catalog.layout import LabelTable
 from components.ingestion.annotations.tables import column_index, find_rows
 from components.ingestion.deidentification.deidentify import parse_age_years, parse_sex
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.catalog.cards import BoxTable, DatasetCard
+from components.catalog.cards import DatasetCard
+from components.catalog.layout import BoxTable
 from components.errors import BadInput
 from components.ingestion.annotations.tables import Row, column_index, find_rows, read_rows, read_titles
 from components.ingestion.deidentification import allowlists

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from components.catalog.cards import LabelTable
+from components.catalog.layout import LabelTable
 from components.ingestion.annotations.tables import column_index, find_rows
 from components.phi_patterns import contains_phi
 

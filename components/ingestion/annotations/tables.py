@@ -9,7 +9,7 @@ import zipfile
 from functools import lru_cache
 from pathlib import Path
 
-from components.catalog.cards import Table
+from components.catalog.layout import Table
 from components.errors import BadInput
 from components.ingestion.annotations.encodings import decode_text
 from components.ingestion.formats.gzipped import MAX_DECOMPRESSED_BYTES

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from components.catalog import CardFault, list_cards, load_card
-from components.catalog.cards import DatasetCard, Layout, filter_cards, parse_card
+from components.catalog.card_files import filter_cards, parse_card
+from components.catalog.cards import DatasetCard
+from components.catalog.layout import Layout
 from components.errors import BadInput
 from components.samples.anatomies import ANATOMIES
 from components.samples.packages import PACKAGE_SAMPLES

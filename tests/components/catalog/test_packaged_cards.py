@@ -5,7 +5,9 @@ from collections import Counter
 
 import pytest
 
-from components.catalog.cards import FOLDER, SOURCED_FACTS, STATISTICS, DatasetCard, is_filled, matches_any, packaged_cards
+from components.catalog.card_files import FOLDER, packaged_cards
+from components.catalog.cards import SOURCED_FACTS, STATISTICS, DatasetCard, is_filled
+from components.catalog.layout import matches_any
 
 CARDS = {card.id: card for card in packaged_cards()}
 REAL = {name: card for name, card in CARDS.items() if card.has_real_patients}

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from components.catalog.cards import DatasetCard, Layout, packaged_cards, parse_card
+from components.catalog.card_files import packaged_cards, parse_card
+from components.catalog.cards import DatasetCard
+from components.catalog.layout import Layout
 from components.catalog.page import render_page
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "catalog.md"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.catalog.cards import COUNTS, DatasetCard, packaged_cards
+from components.catalog.card_files import packaged_cards
+from components.catalog.cards import COUNTS, DatasetCard
 from components.catalog.summary import IMAGES_ONLY, SEVERAL, UNSTATED, Summary, summarize_cards
 from components.errors import BadInput
 

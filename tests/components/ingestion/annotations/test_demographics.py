@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.catalog import DatasetCard, Layout, load_card
-from components.catalog.cards import LabelTable
+from components.catalog.layout import LabelTable
 from components.ingestion import ingest, list_series, read_quarantine, read_volume
 from components.ingestion.annotations.finding_tables import read_demographics
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY, Pseudonyms

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from components.catalog import DatasetCard, Layout, load_card
-from components.catalog.cards import BoxTable
+from components.catalog.layout import BoxTable
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_quarantine, read_volume
 from components.ingestion.annotations import tables

@@ -16,7 +16,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from components.catalog import DatasetCard, Layout
-from components.catalog.cards import LabelTable
+from components.catalog.layout import LabelTable
 from components.curation.text.report_phrases import parse_report
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_path, read_quarantine, read_volume
