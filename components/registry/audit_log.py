@@ -1,8 +1,7 @@
 """Append-only audit log of a registered model: who moved which version to which alias, when, why, and with which metrics.
 
-Each entry is a parameter of one MLflow run. MLflow refuses to overwrite a parameter, so the first writer of an entry number wins,
-on this machine or another; a second writer reads the log again and decides again. Each entry carries the hash of the previous one,
-and the registered model carries number and hash of the last one, so that edited, removed and truncated entries are detected.
+Each entry (:mod:`components.registry.audit_entries`) is a parameter of one MLflow run. MLflow refuses to overwrite a parameter, so
+the first writer of an entry number wins, on this machine or another; a second writer reads the log again and decides again.
 
 Two-phase write: append the entry, move the aliases, mark the entry as done. Other writers wait for the mark; a later writer
 completes an abandoned entry. Aliases that were moved with MLflow's own tools are recorded as the action ``outside``.
@@ -11,207 +10,48 @@ completes an abandoned entry. Aliases that were moved with MLflow's own tools ar
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING
 
 from components.errors import JobFailed
 from components.home import Home
 from components.provenance import digest
+from components.registry.audit_entries import (
+    EARLIER,
+    GENESIS_HASH,
+    HEAD,
+    PLACES,
+    Action,
+    AuditState,
+    Entry,
+    alias_versions,
+    entry_key,
+    head_faults,
+    head_tags,
+    join_parts,
+    parse_entry,
+    set_back_faults,
+    split_parts,
+)
 from components.tracking.histories import EXPERIMENT, NAME, RUN, find_history_run, require_not_renamed
 from components.tracking.runs import find_experiment, require_active, restore_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ActionKind = Literal["register", "promote", "force", "refuse", "rollback", "outside", "unreadable"]
-PLACES = ("candidate", "staging", "production", "archived")
-"""The aliases. ``archived``: the version that left production last; all that left it have the legacy stage ``Archived``."""
-HEAD, EARLIER = "history_head", "history_earlier"
-MAX_PARAMETER_LENGTH = 6000
-"""Characters of a parameter that MLflow stores; it truncates longer values without an error."""
 LEASE_S = 10.0
 """Seconds, on the clock of the process that waits, after which it treats the entry of another writer as abandoned."""
 PATIENCE_S = 25.0
 """Seconds that a process waits for other writers in all before it gives up; the time of its own decision does not count."""
-GENESIS_HASH = "0" * 64
 DONE = ".done"
 _NUMBER = re.compile(r"[0-9]{1,9}")
-_HEAD = re.compile(r"([1-9][0-9]*) ([0-9a-f]{64})")
-
-
-@dataclass(frozen=True)
-class Move:
-    """Move of an alias from one version to another; "" = none."""
-
-    place: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True)
-class Action:
-    """A decision about a version.
-
-    Attributes:
-        version: number of the version; weights: digest of its weights; place: target alias.
-        moves: aliases that change; empty for a refusal.
-        reason: text given by the user; gates: reasons why gates were closed, also if the promotion was forced.
-        figures: (metric, value, value of the incumbent or None), as the gates compared them.
-    """
-
-    action: ActionKind
-    version: str
-    place: str = ""
-    moves: tuple[Move, ...] = ()
-    reason: str = ""
-    gates: tuple[str, ...] = ()
-    figures: tuple[tuple[str, float, float | None], ...] = ()
-    weights: str = ""
-
-    @property
-    def records_faults(self) -> bool:
-        """Return whether this is a promotion that was forced although the log had faults, which it names."""
-        return self.action == "force" and any(gate.startswith("history:") for gate in self.gates)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An action as recorded in the log.
-
-    Attributes:
-        number: from 1; at: UTC, ISO 8601; who: user and machine.
-        previous, hash: SHA-256 of the previous entry and of this one.
-        done: the aliases have been moved.
-        nonce: distinguishes two writers that record the same action in the same millisecond: MLflow accepts an equal value twice.
-    """
-
-    number: int
-    at: str
-    who: str
-    act: Action
-    previous: str
-    hash: str
-    done: bool = True
-    nonce: str = ""
-
-    @property
-    def content(self) -> list[Any]:
-        """Return the values that are hashed."""
-        return [self.number, self.at, self.who, asdict(self.act), self.previous]
-
-
-def alias_versions(entries: Sequence[Entry]) -> dict[str, str]:
-    """Return alias -> version after these entries."""
-    places: dict[str, str] = {}
-    for entry in entries:
-        places.update({move.place: move.after for move in entry.act.moves})
-    return {place: version for place, version in places.items() if version}
-
-
-def alias_stack(entries: Sequence[Entry], place: str) -> list[str]:
-    """Return the versions that an alias can be rolled back to, the current one last. A rollback pops one."""
-    stack: list[str] = []
-    for entry in entries:
-        for move in entry.act.moves:
-            if move.place != place:
-                continue
-            if entry.act.action == "rollback":
-                del stack[-1:]  # empty if earlier entries were removed
-            elif move.after:
-                stack.append(move.after)
-            else:
-                stack.clear()
-    return stack
-
-
-def integrity_faults(entries: Sequence[Entry], head: str) -> list[str]:
-    """Return descriptions of changed, removed or truncated entries; an empty list means that the log is intact.
-
-    Args:
-        head: number and hash of the last entry, from the registered model, read before the entries.
-    """
-    problems: list[str] = []
-    previous, expected = GENESIS_HASH, 1
-    for entry in entries:
-        problems += [f"history: entry {number} is missing" for number in range(expected, entry.number)]
-        if entry.hash != digest(*entry.content):
-            problems.append(f"history: entry {entry.number} was changed")
-        elif entry.previous != previous and entry.number == expected:
-            problems.append(f"history: the predecessor of entry {entry.number} was changed")
-        previous, expected = entry.hash, entry.number + 1
-    return [*problems, *_head_faults(entries, head, expected - 1)]
-
-
-def _head_faults(entries: Sequence[Entry], head: str, last: int) -> list[str]:
-    """Return how the last entry that the model names differs from the log, whose last entry has the number ``last``."""
-    if not head:
-        return []
-    named = _HEAD.fullmatch(head)
-    if named is None:
-        return [f"history: the tag {HEAD} of the model was changed"]
-    number = int(named[1])
-    if number > last:
-        return [f"history: {number - last} entries at its end are missing"]
-    if (named[1], named[2]) not in {(str(entry.number), entry.hash) for entry in entries}:
-        return [f"history: entry {number} is not the one recorded on the model"]
-    return []
-
-
-def _set_back(entries: Sequence[Entry], head: str) -> list[str]:
-    """Return that the model names an older entry than the last one that was completed, or none.
-
-    Args:
-        head: as in :func:`integrity_faults`, but read after the entries.
-    """
-    named, done = _HEAD.fullmatch(head), max((entry.number for entry in entries if entry.done), default=0)
-    if (named is None and head) or (int(named[1]) if named else 0) >= done:
-        return []
-    return [f"history: the tag {HEAD} of the model was {'set back' if head else 'removed'}"]
-
-
-@dataclass(frozen=True)
-class AuditState:
-    """The log as it was read.
-
-    Attributes:
-        head: number and hash of the last entry, from the registered model; aliases: alias -> version in MLflow.
-        earlier: number of the last entry about an earlier registered model of this name, which was deleted.
-        tag_faults: what other tools have done to the tags of the model.
-    """
-
-    entries: tuple[Entry, ...]
-    head: str
-    aliases: dict[str, str]
-    earlier: int = 0
-    tag_faults: tuple[str, ...] = ()
-
-    @property
-    def faults(self) -> list[str]:
-        """See :func:`integrity_faults`."""
-        return [*integrity_faults(self.entries, self.head), *self.tag_faults]
-
-    def has_registered(self, version: str) -> bool:
-        """Return whether the log has an entry of the registration of a version."""
-        return any(
-            entry.act.action == "register" and entry.act.version == version for entry in self.entries if entry.number > self.earlier
-        )
-
-    @property
-    def moved_outside(self) -> tuple[Move, ...]:
-        """Return the aliases whose version differs from the last one recorded."""
-        recorded = alias_versions(self.entries)
-        differ = [place for place in PLACES if recorded.get(place) != self.aliases.get(place)]
-        return tuple(Move(place, recorded.get(place, ""), self.aliases.get(place, "")) for place in differ)
 
 
 class _Busy(JobFailed):
@@ -239,7 +79,7 @@ class AuditLog:
         entries = self._entries(run_id) if run_id else ()
         model = self.client.get_registered_model(self.name)  # and after them, so that its head includes what is done
         aliases = {place: str(version) for place, version in model.aliases.items() if place in PLACES}
-        earlier, tag_faults = model.tags.get(EARLIER, "0"), _set_back(entries, model.tags.get(HEAD, ""))
+        earlier, tag_faults = model.tags.get(EARLIER, "0"), set_back_faults(entries, model.tags.get(HEAD, ""))
         if not _NUMBER.fullmatch(earlier):
             earlier, tag_faults = "0", [*tag_faults, f"history: the tag {EARLIER} of the model was changed"]
         return AuditState(entries, head, aliases, int(earlier), tuple(tag_faults))
@@ -258,7 +98,7 @@ class AuditLog:
                 remedy="restore MLflow's store from its backup",
             ) from None
         numbers = sorted((key for key in parameters if _NUMBER.fullmatch(key)), key=int)
-        return tuple(_parse_entry(int(key), _join_parts(key, parameters), f"{key}{DONE}" in parameters) for key in numbers)
+        return tuple(parse_entry(int(key), join_parts(key, parameters), f"{key}{DONE}" in parameters) for key in numbers)
 
     def create(self) -> None:
         """Create the registered model and its history where they do not exist."""
@@ -331,7 +171,7 @@ class AuditLog:
         entry = Entry(number, now, current_user(), action, previous, "", done=False, nonce=secrets.token_hex(8))
         entry = replace(entry, hash=digest(*entry.content))
         try:
-            for key, text in _split_parts(entry).items():
+            for key, text in split_parts(entry).items():
                 self.client.log_param(run_id, key, text)
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
@@ -364,12 +204,12 @@ class AuditLog:
                 self._set_alias(place, target.get(place, ""))
             self.mirror()
             head = self.client.get_registered_model(self.name).tags.get(HEAD, "")
-            faults = [*_head_faults(entries, head, entries[-1].number), *_set_back(entries, head)]
+            faults = [*head_faults(entries, head, entries[-1].number), *set_back_faults(entries, head)]
             if not faults or any(later.act.records_faults for later in new):
                 self.client.set_registered_model_tag(self.name, HEAD, f"{entries[-1].number} {entries[-1].hash}")
             found = self._entries(run_id)
         # Last: other writers wait for it, and an alias that is set after it would look like a move from outside.
-        self.client.log_param(run_id, f"{_key(entry.number)}{DONE}", entry.hash)
+        self.client.log_param(run_id, f"{entry_key(entry.number)}{DONE}", entry.hash)
 
     def _set_alias(self, place: str, version: str) -> None:
         """Point an alias to a version; remove it if the version is "" or was deleted, which is then recorded as an outside move."""
@@ -427,7 +267,7 @@ class AuditLog:
         model, entries = self.client.get_registered_model(self.name), self._entries(run_id)
         made = datetime.fromtimestamp(model.creation_timestamp / 1000, UTC).isoformat(timespec="milliseconds")
         if entries and HEAD not in model.tags and entries[-1].at < made:
-            for name, value in _head_tags(entries).items():
+            for name, value in head_tags(entries).items():
                 self.client.set_registered_model_tag(self.name, name, value)
         self.client.set_registered_model_tag(self.name, RUN, run_id)
 
@@ -465,7 +305,7 @@ class AuditLog:
         if existing is not None:
             require_not_renamed(self.client, self.name)
         run_id = existing or self._create_run()
-        tags = {RUN: run_id, **_head_tags(self._entries(run_id))}
+        tags = {RUN: run_id, **head_tags(self._entries(run_id))}
         try:
             self.client.create_registered_model(self.name, tags=tags)
         except MlflowException:  # another writer was first
@@ -489,57 +329,3 @@ def current_user() -> str:
     except (KeyError, OSError):  # a container's user without a name
         user = str(os.getuid())
     return os.environ.get("OMNIMRI_USER") or f"{user}@{socket.gethostname()}"
-
-
-def _key(number: int) -> str:
-    return f"{number:06d}"
-
-
-def _split_parts(entry: Entry) -> dict[str, str]:
-    """Return an entry as parameters: its JSON under its number. A long one is split; the other parts get unique names."""
-    fields = asdict(entry)
-    del fields["done"]
-    text, key = json.dumps(fields, separators=(",", ":")), _key(entry.number)
-    if len(text) <= MAX_PARAMETER_LENGTH:
-        return {key: text}
-    step = MAX_PARAMETER_LENGTH - 100
-    rest = {f"{key}.{entry.hash[:12]}.{start // step}": text[start : start + step] for start in range(step, len(text), step)}
-    return {**rest, key: f"{' '.join(rest)}\n{text[:step]}"}
-
-
-def _join_parts(key: str, parameters: Mapping[str, str]) -> str:
-    text = parameters[key]
-    if text.startswith("{"):
-        return text
-    names, _, first = text.partition("\n")
-    return first + "".join(parameters.get(name, "") for name in names.split())
-
-
-_ENTRY = TypeAdapter(Entry)
-
-
-def _head_tags(entries: Sequence[Entry]) -> dict[str, str]:
-    """Return the tags of a model that continues the history of an earlier one."""
-    return {HEAD: f"{entries[-1].number} {entries[-1].hash}", EARLIER: str(entries[-1].number)} if entries else {}
-
-
-def _parse_entry(number: int, text: str, done: bool) -> Entry:
-    """Parse an entry; one that is none any more, since somebody has changed it, becomes an action ``unreadable``."""
-    try:
-        plain = json.loads(text)
-        stored = plain["act"]
-        action = Action(
-            **{
-                **stored,
-                "moves": tuple(Move(**move) for move in stored["moves"]),
-                "gates": tuple(stored["gates"]),
-                "figures": tuple((name, ours, theirs) for name, ours, theirs in stored["figures"]),
-            }
-        )
-        entry = Entry(**{**plain, "act": action}, done=done)
-        _ENTRY.validate_python(asdict(entry))
-        if entry.number == number:
-            return entry
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return Entry(number, "", "", Action("unreadable", ""), "", "")

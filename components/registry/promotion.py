@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from components.errors import BadInput, GateRefused, OmniMRIError
 from components.model_files import loadable_address, resolve_model
 from components.provenance import code_digest, digest, file_md5
-from components.registry.audit_log import Action, AuditState, Entry, Move, alias_stack
+from components.registry.audit_entries import Action, AuditState, Entry, Move, alias_stack
 from components.registry.model_version import LOCK, ModelVersion
 from components.registry.promotion_gate import RESULTS, compare_results, gate_failures
 from components.registry.registration import (

@@ -19,7 +19,8 @@ from components.home import Home
 from components.model_files import DIGEST, WEIGHTS_TAG, weights_digest
 from components.provenance import REPOSITORY, SHORT, digest
 from components.registries import plugin_packages, plugins
-from components.registry.audit_log import Action, AuditLog, AuditState, Move
+from components.registry.audit_entries import Action, AuditState, Move
+from components.registry.audit_log import AuditLog
 from components.registry.inputs import RegistrationInputs
 from components.registry.logged_models import LoggedModels
 from components.registry.model_card import limitations, model_card

@@ -14,7 +14,7 @@ from flows.cli.data import find_patients, open_repository
 from flows.cli.options import Alias, JsonOption, ProfileOption, ReasonOption, VersionArgument
 
 if TYPE_CHECKING:
-    from components.registry.audit_log import Entry
+    from components.registry.audit_entries import Entry
 
 app = typer.Typer()
 

@@ -13,7 +13,7 @@ from components.evaluation.results import COHORT
 from components.files import write_json
 from components.registries import STAGES, TASKS
 from components.registry import Lineage, ModelVersion, register, show_version
-from components.registry.audit_log import Action, Move
+from components.registry.audit_entries import Action, Move
 from components.registry.registration import audit_log_of, mlflow_client
 from components.settings import RegistrySettings, load_settings
 from components.tasks.scope import Scope

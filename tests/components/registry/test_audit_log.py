@@ -18,15 +18,12 @@ from components.errors import JobFailed
 from components.home import Home
 from components.provenance import digest
 from components.registry import audit_log
-from components.registry.audit_log import (
+from components.registry.audit_entries import (
     EARLIER,
-    EXPERIMENT,
     GENESIS_HASH,
     HEAD,
-    RUN,
     Action,
     ActionKind,
-    AuditLog,
     AuditState,
     Entry,
     Move,
@@ -34,6 +31,7 @@ from components.registry.audit_log import (
     alias_versions,
     integrity_faults,
 )
+from components.registry.audit_log import EXPERIMENT, RUN, AuditLog
 from tests.helpers.mlflow_store import create_store
 
 

@@ -29,7 +29,7 @@ from components.registry import (
     versions_with_dataset,
     versions_with_patients,
 )
-from components.registry.audit_log import Action
+from components.registry.audit_entries import Action
 from components.registry.logged_models import LoggedModels
 from components.registry.registration import SETTINGS as SETTINGS_FILE
 from components.registry.registration import _example, audit_log_of

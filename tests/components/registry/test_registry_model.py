@@ -30,7 +30,8 @@ from components.model_files import weights_digest
 from components.provenance import code_digest, digest, file_md5
 from components.registries import TASKS
 from components.registry import audit_log, history, promote, rollback, show_version
-from components.registry.audit_log import PLACES, AuditLog, alias_versions
+from components.registry.audit_entries import HEAD, PLACES, alias_versions
+from components.registry.audit_log import AuditLog
 from components.registry.model_version import LOCK, REQUIRED_TAGS
 from components.registry.promotion import SMOKE_TESTED
 from components.registry.promotion_gate import CASES, RESULTS
@@ -213,7 +214,7 @@ class Registry(RuleBasedStateMachine):
                 run_id, key = self.client.get_registered_model(self.name).tags[audit_log.RUN], f"{entries[-1].number:06d}%"
                 store.execute("DELETE FROM params WHERE run_uuid = ? AND key LIKE ?", [run_id, key])
         else:
-            tag = audit_log.RUN if how.startswith("run") else audit_log.HEAD
+            tag = audit_log.RUN if how.startswith("run") else HEAD
             self.client.set_registered_model_tag(self.name, tag, "abc")
             if how.endswith("removed"):
                 self.client.delete_registered_model_tag(self.name, tag)

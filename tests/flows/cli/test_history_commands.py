@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from components.errors import BadInput, GateRefused
-from components.registry.audit_log import Action, AuditState, Move
+from components.registry.audit_entries import Action, AuditState, Move
 from components.registry.registration import audit_log_of
 from flows.cli.history import app
 from flows.cli.models import app as models
