@@ -41,7 +41,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let hypothesis generate the same 40 examples in every run, with ``--run-slow`` 200 new ones; no test has a deadline."""
+    """Let hypothesis generate the same examples in every run, with ``--run-slow`` new ones; no test has a deadline.
+
+    A property without a number of its own has 40 examples, or 200.
+    """
     patient: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
     hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=40, **patient)
     hypothesis.settings.register_profile("searching", derandomize=False, max_examples=200, **patient)

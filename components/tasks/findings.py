@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from components.curation.measure.regions import split_lesions
 from components.curation.measure.volume_facts import normalize_box, normalize_volume_box
@@ -142,7 +143,7 @@ def find_parts(
     smallest: float = MINIMUM_PIXELS,
     certain: float = CERTAIN,
 ) -> list[tuple[Outline, NDArray[np.bool_]]]:
-    """Return the findings of :func:`find_outlines` with their pixels (H, W); parts are those of label maps."""
+    """Return the findings of :func:`find_outlines` with their pixels (H, W); parts are counted as in label maps."""
     if not by_kind:
         return []
     stacked = np.stack(list(by_kind.values()))
@@ -151,7 +152,7 @@ def find_parts(
     for part in split_lesions(mask_HW > THRESHOLD, spacing_mm):
         rows, columns = part.box
         confidence = float(total[part.box][part.inside].max())
-        if part.inside.sum() >= smallest and confidence >= certain:
+        if not part.is_speck and part.inside.sum() >= smallest and confidence >= certain:
             inside = np.zeros(mask_HW.shape, np.bool_)
             inside[part.box] = part.inside
             kind = _strongest(list(by_kind), stacked[:, inside])
@@ -177,22 +178,27 @@ def find_volume_parts(
 ) -> list[tuple[VolumeOutline, NDArray[np.bool_]]]:
     """Return the findings of a volume with their voxels (D, H, W): the parts that single slices show, joined over slices.
 
-    Parts are those of label maps, and named by the kind with most of all voxels: a single slice of a tumor often looks like a
-    lesion. A part must continue in a neighboring slice if there is any. The spacing is that of slices, rows and columns, mm.
+    Parts are counted as in label maps (:func:`components.curation.measure.regions.split_lesions`), and named by the kind with most
+    of all voxels: a single slice of a tumor often looks like a lesion. What does not continue in a neighboring slice is left out
+    if there is any. The spacing is that of slices, rows and columns, mm.
     """
     stacked, shown = np.stack(list(by_kind.values())), np.zeros(mask_DHW.shape, np.bool_)
     for index, mask_HW in enumerate(mask_DHW):
         of_slice = {kind: values[index] for kind, values in by_kind.items()}
         for _, inside in find_parts(mask_HW, of_slice, spacing_mm[1:], smallest):
             shown[index] |= inside
+    if len(shown) > 1:
+        pieces, _ = ndimage.label(shown, structure=np.ones((3, 3, 3)))
+        for number, box in enumerate(ndimage.find_objects(pieces), start=1):
+            if box[0].stop - box[0].start == 1:
+                shown[box] &= pieces[box] != number
     found = []
     for part in split_lesions(shown, spacing_mm):
+        voxels = np.zeros(mask_DHW.shape, np.bool_)
+        voxels[part.box] = part.inside
         slices, rows, columns = ((side.start, side.stop) for side in part.box)
-        if slices[1] - slices[0] > 1 or len(mask_DHW) == 1:
-            voxels = np.zeros(mask_DHW.shape, np.bool_)
-            voxels[part.box] = part.inside
-            confidence, kind = float(stacked[:, voxels].sum(0).max()), _strongest(list(by_kind), stacked[:, voxels])
-            found.append((VolumeOutline(slices, rows, columns, confidence, kind), voxels))
+        confidence, kind = float(stacked[:, voxels].sum(0).max()), _strongest(list(by_kind), stacked[:, voxels])
+        found.append((VolumeOutline(slices, rows, columns, confidence, kind), voxels))
     return found
 
 

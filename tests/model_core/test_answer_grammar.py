@@ -43,7 +43,6 @@ def test_an_answer_has_the_form_of_one_task(seed: int, first: int | None) -> Non
         assert not MARKERS & set(answer) and not locations and answer[0] != CONFIG.eos_token_id
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), axes=st.sampled_from([2, 3]))
 def test_a_finished_box_is_well_formed(seed: int, axes: int) -> None:
     """A name of letters is followed by the edges, the later ones larger; then the answer ends or another box begins."""
@@ -65,7 +64,6 @@ def test_a_sequence_without_a_question_is_free() -> None:
     assert torch.equal(AnswerGrammar(CONFIG)(torch.tensor([PROCESSOR.encode_description("lesion")]), scores), scores)
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_an_answer_begins_as_the_question_asks(seed: int) -> None:
     """Each sequence of a batch has beginnings of its own; none leaves it free."""

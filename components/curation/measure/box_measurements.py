@@ -38,7 +38,7 @@ def measure_boxes(
     axis = BodyAxis.from_regions([_region_of(tissue, affine)], affine) if midline_in_view and tissue.any() else None
     measures = []
     for name, mask in sorted(_masks_by_label(boxes, voxels_DHW.shape).items()):
-        lesions = lesion_regions(_region_of(mask, affine), affine)
+        lesions = lesion_regions(_region_of(mask, affine), affine, with_specks=True)
         largest = lesions[0]
         surroundings = None
         if labels_DHW is not None:

@@ -24,10 +24,12 @@ MIDLINE_ANATOMIES = ("brain", "head", "prostate", "pelvis", "abdomen", "liver", 
 REACH_MM = 3.0
 """Parts of a mask are one lesion where their surroundings of this width meet: a speck beside a tumor is no second tumor.
 
-Width of the dilation by which BraTS 2023 counts lesions (arXiv:2306.00838).
+Width of the dilation by which the lesion-wise metrics of BraTS 2023 count gliomas.
 """
 SHORTEST_MM = 3.0
-"""Long axis in the plane from which a part is a lesion (Filippi et al., Brain 142:1858, 2019)."""
+"""Long axis in a slice from which a part is a lesion and no speck (Filippi et al., Brain 142:1858, 2019)."""
+TOLERANCE_MM = 1e-3
+"""Roundings of a spacing decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,47 +79,87 @@ class Region:
 
 @dataclass(frozen=True)
 class LesionPart:
-    """One lesion of a mask: its bounding box in the mask, and its pixels or voxels in that box."""
+    """One lesion of a mask: its bounding box in the mask, and its pixels or voxels in that box.
+
+    Attributes:
+        is_speck: no connected piece of it in one slice has a long axis of :data:`SHORTEST_MM`.
+    """
 
     box: tuple[slice, ...]
     inside: NDArray[np.bool_]
-
-    def is_long_enough(self, spacing_mm: Sequence[float] | NDArray[np.float64]) -> bool:
-        """Return whether the longer side in the plane, rows or columns, has at least :data:`SHORTEST_MM`."""
-        sides = [(edge.stop - edge.start) * step for edge, step in zip(self.box, spacing_mm, strict=True)]
-        return max(sides[-2:]) >= SHORTEST_MM
+    is_speck: bool
 
 
-def split_lesions(
-    mask: NDArray[np.bool_], spacing_mm: Sequence[float] | NDArray[np.float64], keep_small: bool = False
-) -> list[LesionPart]:
-    """Return the lesions of the mask of a slice (H, W) or a volume (D, H, W), in the order of their first pixels.
+def split_lesions(mask: NDArray[np.bool_], spacing_mm: Sequence[float] | NDArray[np.float64]) -> list[LesionPart]:
+    """Return the lesions of the mask of a slice (H, W) or a volume (D, H, W), specks included, in the order of their first pixels.
 
     Args:
         mask: the pixels of one kind of finding.
         spacing_mm: along each axis of the mask.
-        keep_small: also return those that are shorter than :data:`SHORTEST_MM`.
     """
+    numbers = _number_lesions(mask, spacing_mm)
+    _, first = np.unique(numbers[mask], return_index=True)
+    in_order = numbers[mask][np.sort(first)].tolist()
+    boxes, long = ndimage.find_objects(numbers), _numbers_of_long_pieces(mask, numbers, spacing_mm)
+    return [LesionPart(boxes[n - 1], numbers[boxes[n - 1]] == n, n not in long) for n in in_order]
+
+
+def counted_lesions(parts: Sequence[LesionPart]) -> list[LesionPart]:
+    """Return the lesions without specks; if there are only specks, the largest one."""
+    return [part for part in parts if not part.is_speck] or sorted(parts, key=lambda part: -int(part.inside.sum()))[:1]
+
+
+def _number_lesions(mask: NDArray[np.bool_], spacing_mm: Sequence[float] | NDArray[np.float64]) -> NDArray[np.int32]:
+    """Number the connected parts of a mask, those as one whose surroundings of :data:`REACH_MM` meet; 0 = outside of the mask."""
     neighbors = np.ones((3,) * mask.ndim)
     numbers, count = ndimage.label(mask, structure=neighbors)
-    if count > 1:  # parts meet within the box around all of them
-        [around] = ndimage.find_objects(mask.astype(np.uint8))
-        distance_mm = ndimage.distance_transform_edt(~mask[around], sampling=spacing_mm)
-        numbers[around] = ndimage.label(distance_mm <= REACH_MM, structure=neighbors)[0] * mask[around]
-    boxes = [(number, box) for number, box in enumerate(ndimage.find_objects(numbers), start=1) if box is not None]
-    parts = [LesionPart(box, numbers[box] == number) for number, box in boxes]
-    return [part for part in parts if keep_small or part.is_long_enough(spacing_mm)]
+    boxes = ndimage.find_objects(numbers)
+    for around in _merge_near(boxes, [int(2 * REACH_MM / step) + 2 for step in spacing_mm]):
+        inside = mask[around]
+        distance_mm = ndimage.distance_transform_edt(~inside, sampling=spacing_mm)  # parts meet within the box around them
+        joined, found = ndimage.label(distance_mm <= REACH_MM + TOLERANCE_MM, structure=neighbors)
+        numbers[around] = np.where(inside, joined + count, numbers[around])
+        count += found
+    return np.asarray(numbers, np.int32)
 
 
-def lesion_regions(region: Region, affine: NDArray[np.float64]) -> list[Region]:
-    """Split the region of a lesion label into its lesions, largest first; if all are small, all of them."""
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    parts = split_lesions(region.mask, spacing_mm) or split_lesions(region.mask, spacing_mm, keep_small=True)
-    boxes = [
-        tuple(slice(outer.start + inner.start, outer.start + inner.stop) for outer, inner in zip(region.box, part.box, strict=True))
-        for part in parts
-    ]
-    regions = [Region.from_mask(part.inside, box, affine) for part, box in zip(parts, boxes, strict=True)]
+def _merge_near(boxes: Sequence[tuple[slice, ...]], reach: Sequence[int]) -> list[tuple[slice, ...]]:
+    """Return the boxes around groups of boxes that are at most ``reach`` pixels apart along every axis; no box that is alone."""
+    groups: list[tuple[NDArray[np.int64], NDArray[np.int64], int]] = []  # first and last corner, number of boxes
+    for box in boxes:
+        low, high, size = np.array([edge.start for edge in box]), np.array([edge.stop for edge in box]), 1
+        while near := [group for group in groups if (group[0] <= high + reach).all() and (group[1] >= low - reach).all()]:
+            groups = [group for group in groups if all(group is not one for one in near)]
+            low, high = np.min([low, *(one[0] for one in near)], 0), np.max([high, *(one[1] for one in near)], 0)
+            size += sum(one[2] for one in near)
+        groups.append((low, high, size))
+    return [tuple(map(slice, low.tolist(), high.tolist())) for low, high, size in groups if size > 1]
+
+
+def _numbers_of_long_pieces(
+    mask: NDArray[np.bool_], numbers: NDArray[np.int32], spacing_mm: Sequence[float] | NDArray[np.float64]
+) -> set[int]:
+    """Return the numbers of the lesions with a connected piece in one slice whose longer side is at least :data:`SHORTEST_MM`."""
+    in_plane = np.ones((3,) * mask.ndim)
+    if mask.ndim == 3:
+        in_plane[[0, 2]] = 0
+    pieces, _ = ndimage.label(mask, structure=in_plane)
+    long = set()
+    for number, box in enumerate(ndimage.find_objects(pieces), start=1):
+        longer_mm = max((edge.stop - edge.start) * step for edge, step in zip(box[-2:], spacing_mm[-2:], strict=True))
+        if longer_mm >= SHORTEST_MM - TOLERANCE_MM:
+            long.add(int(numbers[box][pieces[box] == number][0]))
+    return long
+
+
+def lesion_regions(region: Region, affine: NDArray[np.float64], with_specks: bool = False) -> list[Region]:
+    """Split a region into its lesions, largest first: :func:`counted_lesions`, or all of them."""
+    parts = split_lesions(region.mask, np.linalg.norm(affine[:3, :3], axis=0))
+    regions = []
+    for part in parts if with_specks else counted_lesions(parts):
+        edges = zip(region.box, part.box, strict=True)
+        box = tuple(slice(outer.start + inner.start, outer.start + inner.stop) for outer, inner in edges)
+        regions.append(Region.from_mask(part.inside, box, affine))
     return sorted(regions, key=lambda lesion: -lesion.voxels)
 
 

@@ -7,6 +7,7 @@ Shape letters: D slices, H rows, W columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from components.curation.measure.box_measurements import measure_boxes
 from components.curation.measure.regions import (
     FOREGROUND,
     BodyAxis,
+    LesionPart,
     Region,
+    counted_lesions,
     lesion_regions,
     locate_structures,
     shows_midline,
@@ -62,7 +65,7 @@ class SliceFacts(Row):
     lesion_slices: list[int] = Field(default_factory=list)
     lesion_free_slices: list[int] = Field(default_factory=list, description="of content_slices; empty if unknown")
     boxes: dict[int, list[BoxRecord]] = Field(default_factory=dict, description="lesion slice -> boxes, 0-255")
-    volume_boxes: list[VolumeBoxRecord] = Field(default_factory=list, description="boxes of the connected lesions of the volume")
+    volume_boxes: list[VolumeBoxRecord] = Field(default_factory=list, description="boxes of the lesions of the volume")
     findings: list[Finding] = Field(default_factory=list)
     measures: list[MeasureRecord] = Field(default_factory=list, description="of every labeled structure, by label value")
 
@@ -224,7 +227,7 @@ def _volume_boxes(
             of_kind = [regions[value] for value in values if value in regions]
             if of_kind:
                 mask, start = _union(of_kind)
-                found += _lesion_boxes_3d(mask, start, shape, spacing_mm, kind)
+                found += _boxes_3d(counted_lesions(split_lesions(mask, spacing_mm)), start, shape, kind)
         return found
     grid = (shape[0], GRID, GRID)
     grid_mm = spacing_mm * np.divide(shape, grid)
@@ -234,18 +237,13 @@ def _volume_boxes(
             for box in on_slice:
                 if box.label == label:
                     mask[index, box.row0 : box.row1, box.col0 : box.col1] = True
-        found += _lesion_boxes_3d(mask, (0, 0, 0), grid, grid_mm, label)
+        found += _boxes_3d(split_lesions(mask, grid_mm), (0, 0, 0), grid, label)
     return found
 
 
-def _lesion_boxes_3d(
-    mask: NDArray[np.bool_], start: tuple[int, ...], shape: tuple[int, ...], spacing_mm: NDArray[np.float64], label: str
-) -> list[VolumeBoxRecord]:
-    """Return the boxes of the lesions of a mask that begins at ``start`` in a volume of this shape."""
-    boxes = [
-        tuple(slice(s + edge.start, s + edge.stop) for s, edge in zip(start, part.box, strict=True))
-        for part in split_lesions(mask, spacing_mm)
-    ]
+def _boxes_3d(parts: Sequence[LesionPart], start: tuple[int, ...], shape: tuple[int, ...], label: str) -> list[VolumeBoxRecord]:
+    """Return the boxes of the parts of a mask that begins at ``start`` in a volume of this shape."""
+    boxes = [tuple(slice(s + edge.start, s + edge.stop) for s, edge in zip(start, part.box, strict=True)) for part in parts]
     return [normalize_volume_box(box, shape, label) for box in boxes]
 
 
@@ -282,16 +280,25 @@ def _box_area(boxes: dict[int, list[BoxRecord]], slices: int) -> NDArray[np.int6
 def _lesion_boxes(
     lesions: list[Region], shape: tuple[int, ...], spacing_mm: NDArray[np.float64], name: str
 ) -> dict[int, list[BoxRecord]]:
-    """Return slice -> boxes of the lesions of one kind that each slice of a (D, H, W) volume shows."""
+    """Return slice -> boxes of the lesions of one kind that each slice of a (D, H, W) volume shows.
+
+    Specks have no box, unless the volume shows nothing else of this kind: then the largest one has.
+    """
     if not lesions:
         return {}
     mask, (first, row, column) = _union(lesions)
+    counted = counted_lesions(split_lesions(mask, spacing_mm))
+    only_speck = counted[0].is_speck
+    if only_speck:
+        mask = np.zeros_like(mask)
+        mask[counted[0].box] = counted[0].inside
     boxes: dict[int, list[BoxRecord]] = {}
     for index, mask_HW in enumerate(mask, start=first):
         for part in split_lesions(mask_HW, spacing_mm[1:]):
-            rows, columns = part.box
-            edges = (row + rows.start, column + columns.start, row + rows.stop, column + columns.stop)
-            boxes.setdefault(index, []).append(normalize_box(*edges, shape[1], shape[2], name))
+            if only_speck or not part.is_speck:
+                rows, columns = part.box
+                edges = (row + rows.start, column + columns.start, row + rows.stop, column + columns.stop)
+                boxes.setdefault(index, []).append(normalize_box(*edges, shape[1], shape[2], name))
     return boxes
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components.catalog.card_files import packaged_cards
@@ -97,7 +97,6 @@ def test_the_summary_of_no_cards_is_empty() -> None:
 _SHARED = st.one_of(st.none(), st.just("all"), st.integers(0, 50))
 
 
-@settings(max_examples=40)
 @given(
     patients=st.lists(st.one_of(st.none(), st.integers(0, 100)), min_size=1, max_size=6),
     shared=st.lists(st.lists(_SHARED, min_size=6, max_size=6), min_size=6, max_size=6),

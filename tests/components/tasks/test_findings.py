@@ -97,3 +97,11 @@ def test_a_finding_on_one_slice_of_several_is_none() -> None:
     mask[1, 2:9, 2:9] = 1
     assert not find_volume_outlines(mask, {"lesion": mask}, (5, *APART))
     assert len(find_volume_outlines(mask[1:2], {"lesion": mask[1:2]}, (5, *APART))) == 1
+
+
+def test_findings_on_single_slices_do_not_become_one_by_their_distance() -> None:
+    """Slices 3 and 8 of 1 mm, nothing between them; a real one on slices 2 to 4 stays."""
+    mask = np.zeros((12, 30, 30), np.float32)
+    mask[3, 2:9, 2:9] = mask[8, 2:9, 2:9] = mask[2:5, 18:26, 18:26] = 1
+    [found] = find_volume_outlines(mask, {"lesion": mask}, (1.0, 1.0, 1.0))
+    assert found.voxels == (slice(2, 5), slice(18, 26), slice(18, 26))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from components.curation.measure.regions import REACH_MM, SHORTEST_MM, locate_structures, split_lesions
+from components.curation.measure.regions import REACH_MM, LesionPart, counted_lesions, locate_structures, split_lesions
 from components.curation.measure.volume_facts import measure_structures
 from components.curation.table_rows import MeasureRecord
 
@@ -55,29 +55,52 @@ def test_lesions_are_counted_as_brats_counts_them(mask: np.ndarray, spacing_mm: 
     dilated, _ = ndimage.label(_dilate_by_offsets(mask, spacing_mm), np.ones((3, 3, 3)))
     expected = {tuple(np.flatnonzero(mask & (dilated == number))) for number in np.unique(dilated[mask])}
     found = set()
-    for part in split_lesions(mask, spacing_mm, keep_small=True):
+    for part in split_lesions(mask, spacing_mm):
         inside = np.zeros_like(mask)
         inside[part.box] = part.inside
         found.add(tuple(np.flatnonzero(inside)))
     assert found == expected
 
 
+def _boxes(parts: list[LesionPart]) -> list[tuple[tuple[int, int], ...]]:
+    return [tuple((edge.start, edge.stop) for edge in part.box) for part in parts]
+
+
 def test_a_speck_beside_a_lesion_is_no_second_one_and_a_speck_alone_is_none() -> None:
     mask = np.zeros((30, 30), np.bool_)
     mask[5:12, 5:12] = mask[8, 14] = True  # a gap of two pixels of 2.25 mm
-    mask[25, 25] = True  # one pixel is shorter than 3 mm
-    mask[25, 5:7] = True
-    boxes = [tuple((edge.start, edge.stop) for edge in part.box) for part in split_lesions(mask, (2.25, 2.25))]
-    assert boxes == [((5, 12), (5, 15)), ((25, 26), (5, 7))]
-    assert len(split_lesions(mask, (2.25, 2.25), keep_small=True)) == 3 and SHORTEST_MM > 2.25
+    mask[20, 2] = mask[20, 5] = True  # joined, but each a pixel of less than 3 mm
+    mask[26, 20:22] = True
+    parts = split_lesions(mask, (2.25, 2.25))
+    assert _boxes(parts) == [((5, 12), (5, 15)), ((20, 21), (2, 6)), ((26, 27), (20, 22))]
+    assert [part.is_speck for part in parts] == [False, True, False]
+    assert _boxes(counted_lesions(parts)) == [((5, 12), (5, 15)), ((26, 27), (20, 22))]
+    assert _boxes(counted_lesions(parts[1:2])) == [((20, 21), (2, 6))]  # nothing else is there
+    assert split_lesions(np.zeros((3, 4, 5), np.bool_), (1, 1, 1)) == counted_lesions([]) == []
 
 
-def test_a_label_of_specks_alone_is_measured_all_the_same() -> None:
+def test_lesions_are_in_the_order_of_their_first_pixels() -> None:
+    mask = np.zeros((12, 20), np.bool_)
+    mask[0, 12], mask[1, 2:5], mask[3, 12:16] = True, True, True
+    assert [box[1] for box in _boxes(split_lesions(mask, (1.0, 1.0)))] == [(12, 16), (2, 5)]
+
+
+@pytest.mark.parametrize("spacing", [1.0, 1 - 1e-16, 1 + 1e-15])
+def test_roundings_of_a_spacing_decide_nothing(spacing: float) -> None:
+    mask = np.zeros((1, 12), np.bool_)
+    mask[0, :3] = mask[0, 10:] = True
+    assert [part.is_speck for part in split_lesions(mask, (spacing, spacing))] == [False, True]
+    assert (
+        len(split_lesions(mask[:, 1:], (3 * spacing, spacing))) == 2
+        and len(split_lesions(mask[:, 2:], (spacing, 3 * spacing))) == 2
+    )
+
+
+def test_a_label_of_specks_alone_is_one_small_lesion() -> None:
     labels = np.zeros((4, 30, 30), np.uint8)
-    labels[1, 5, 5] = labels[1, 20, 20] = 4
+    labels[1:3, 5, 5] = labels[1, 20, 20] = 4
     affine = np.array([[0, 0, -2.0, 40], [0, -2.0, 0, 40], [4.0, 0, 0, -20], [0, 0, 0, 1]])
     names = {4: "lesion"}
-    [measured] = measure_structures(
-        labels.astype(np.float32), labels, locate_structures(labels, names, affine), names, affine, True
-    )
-    assert measured.count == 2 and measured.volume_ml == pytest.approx(2 * 16 / 1000)
+    regions = locate_structures(labels, names, affine)
+    [measured] = measure_structures(labels.astype(np.float32), labels, regions, names, affine, True)
+    assert (measured.count, measured.size_mm) == (1, 8.0) and measured.volume_ml == pytest.approx(3 * 16 / 1000)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.measure import label, regionprops
 
-from components.curation.measure.volume_facts import compute_slice_facts, normalize_box
+from components.curation.measure.volume_facts import SliceFacts, compute_slice_facts, normalize_box
 from components.curation.table_rows import BoxRecord
 from components.curation.text.descriptions import describe
 from components.curation.text.structure_names import lesion_kinds, lesion_name
 from components.ingestion.volume import Acquisition, Volume
+from components.tasks.findings import find_volume_outlines
 from model_core.boxes import GRID
 
 APART = np.diag([8.0, 8.0, 8.0, 1.0])
@@ -22,7 +23,7 @@ APART = np.diag([8.0, 8.0, 8.0, 1.0])
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(0, 4))
 def test_facts_agree_with_a_pass_over_the_volume_for_each_label(seed: int, slices: int, kinds: int) -> None:
-    """Compare label counts and connected lesions of each kind and slice, and medians, with numpy and scipy, label by label."""
+    """Compare label counts and lesions of each kind and slice, and medians, with numpy and scipy, label by label."""
     rng = np.random.default_rng(seed)
     labels = ndimage.zoom(rng.integers(0, kinds + 1, (slices, 4, 5)), (1, 3, 3), order=0).astype(np.uint8)
     voxels, affine = rng.normal(size=labels.shape).astype(np.float32), APART
@@ -77,7 +78,6 @@ def test_atrophy_is_a_finding_of_the_examination_and_no_lesion() -> None:
     assert "atrophy" in description.fields["diagnostic_impression.suggestive_of"]
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), depth=st.integers(1, 6), share=st.floats(0.01, 0.3))
 def test_boxes_of_a_volume_are_those_of_its_lesions(seed: int, depth: int, share: float) -> None:
     """As many as scikit-image's parts of 26-connectivity, around each of them, to the bins of the text."""
@@ -103,3 +103,57 @@ def test_boxes_of_neighboring_slices_are_one_box_of_the_volume() -> None:
     volume = Volume(np.ones((8, 16, 16), np.float32), APART, Acquisition())
     found = compute_slice_facts(volume, volume.voxels, None, boxes, {}, volume.affine).volume_boxes
     assert [(box.slice0, box.slice1, box.row0, box.row1) for box in found] == [(32, 96, 0, 30), (96, 128, 100, 120)]
+
+
+OBLONG = np.array([[0, 0, -1.6, 60], [0, -0.8, 0, 40], [3.0, 0, 0, -20], [0, 0, 0, 1]], float)
+"""Affine of voxels of 3 (slices), 0.8 (rows) and 1.6 mm (columns)."""
+
+
+def _facts(labels: np.ndarray, boxes: dict[int, list[BoxRecord]] | None = None) -> SliceFacts:
+    names = {1: "white matter", 2: "tumor", 3: "edema", 4: "lesion"}
+    volume = Volume(np.ones(labels.shape, np.float32), OBLONG, Acquisition(anatomy="brain"), labels=labels)
+    return compute_slice_facts(volume, volume.voxels, None if boxes else labels, boxes or {}, names, OBLONG)
+
+
+def test_specks_of_a_tumors_edema_are_no_tumors_in_boxes_and_measurements() -> None:
+    """A gap of six rows has 4.8 mm, over which parts join; one of seven columns has 11.2 mm."""
+    labels = np.zeros((6, 64, 64), np.uint8)
+    labels[:, 4:60, 4:60] = 1
+    labels[2:4, 20:30, 20:26] = 2
+    labels[2, 36, 22] = 3  # six rows below: of the same tumor
+    labels[2, 25, 33] = 3  # seven columns to the right: a speck of its own
+    facts = _facts(labels)
+    [box] = facts.volume_boxes
+    assert (box.label, box.slice0, box.row0, box.col0) == ("tumor", round(2 * GRID / 6), 80, 80)
+    assert (box.row1, box.col1) == (37 * 4, 26 * 4)
+    assert [(index, [(one.row1, one.col1) for one in boxes]) for index, boxes in sorted(facts.boxes.items())] == [
+        (2, [(37 * 4, 26 * 4)]),
+        (3, [(30 * 4, 26 * 4)]),
+    ]
+    counts = {measure.name: measure.count for measure in facts.measures if measure.lesion}
+    assert counts == {"tumor": 1, "edema": 1}
+
+
+def test_a_volume_of_specks_alone_has_one_box_and_one_lesion() -> None:
+    labels = np.zeros((6, 64, 64), np.uint8)
+    labels[:, 4:60, 4:60] = 1
+    labels[1:3, 10, 10] = labels[4, 50, 50] = 4
+    facts = _facts(labels)
+    assert len(facts.volume_boxes) == 1 and sorted(facts.boxes) == facts.lesion_slices == [1, 2]
+    assert [measure.count for measure in facts.measures if measure.lesion] == [1]
+
+
+def test_boxes_of_a_dataset_are_all_kept() -> None:
+    small = BoxRecord(row0=10, col0=10, row1=12, col1=12, label="tear")
+    facts = _facts(np.zeros((6, 64, 64), np.uint8), {2: [small]})
+    assert len(facts.volume_boxes) == 1 and facts.boxes == {2: [small]} and facts.measures[0].count == 1
+
+
+def test_a_perfect_answer_has_the_boxes_of_the_label_map() -> None:
+    labels = np.zeros((6, 64, 64), np.uint8)
+    labels[2:5, 20:30, 20:26] = labels[2:4, 36:38, 22:24] = labels[1:4, 50:60, 40:50] = 4
+    mask = (labels == 4).astype(np.float32)
+    found = find_volume_outlines(mask, {"lesion": mask}, (3.0, 0.8, 1.6), smallest=1)
+    boxes = [one.normalize(mask.shape) for one in found]
+    expected = [(b.slice0, b.row0, b.col0, b.slice1, b.row1, b.col1) for b in _facts(labels).volume_boxes]
+    assert [(b.slice0, b.row0, b.col0, b.slice1, b.row1, b.col1) for b in boxes] == expected and len(expected) == 2

@@ -137,7 +137,6 @@ POSITIONS = st.lists(st.sampled_from([0.0, 4.0, 8.0, 8.1, 12.0, 16.3, 20.0]), mi
     rows=st.sampled_from([(6, 6, 6, 6, 6), (6, 6, 7, 6, 6)]),
     signal=st.booleans(),
 )
-@settings(max_examples=40)
 def test_slices_form_a_volume_if_and_only_if_the_reader_reads_one(
     tmp_path_factory: pytest.TempPathFactory, positions: list[float], slopes: list[str], rows: Sequence[int], signal: bool
 ) -> None:

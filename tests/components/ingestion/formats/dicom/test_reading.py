@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -90,7 +90,6 @@ def test_other_bytes_are_no_data_set(content: bytes) -> None:
     assert not reading._is_bare(content)
 
 
-@settings(max_examples=40)
 @given(cut=st.integers(0, 2355))
 @example(cut=9).via("within the number of the meta information's length")
 @example(cut=379).via("within the modality")
