@@ -25,7 +25,8 @@ from pydicom.dataelem import DataElement
 from pydicom.tag import Tag
 from scipy import ndimage
 
-from components.catalog import DatasetCard, Layout, cards
+from components.catalog import DatasetCard, Layout
+from components.catalog.layout import LabelTable
 from components.curation import curate
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_quarantine, read_volume
@@ -267,7 +268,7 @@ CARD = DatasetCard(
     layout=Layout(
         patient="([^/]+)$",
         boxes=("*/boxes.csv",),
-        tables=(cards.LabelTable(path="*/findings.csv", key="name", image=r"([^/]+)\.npy$", findings={"tear": "tear"}),),
+        tables=(LabelTable(path="*/findings.csv", key="name", image=r"([^/]+)\.npy$", findings={"tear": "tear"}),),
     ),
 )
 
