@@ -23,7 +23,9 @@ def measure_boxes(
     affine: NDArray[np.float64],
     midline_in_view: bool,
 ) -> list[MeasureRecord]:
-    """Return one measurement for each box label, sorted by label; boxes of one lesion are joined.
+    """Return one measurement for each box label, sorted by label; boxes near each other are one lesion.
+
+    Near each other: see :func:`components.curation.measure.regions.split_lesions`.
 
     Args:
         boxes: slice -> boxes, not empty.
