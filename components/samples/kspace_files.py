@@ -12,9 +12,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import fft
 from typing_extensions import override
 
+from components.curation.measure.regions import lesion_boxes_by_slice
 from components.curation.text.structure_names import lesion_kinds
 from components.samples.cohort import CohortForm, Row, Table
 from components.samples.phantom import Anatomy, Grid, Patient
@@ -71,13 +72,14 @@ def root_sum_of_squares(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
 
 
 def box_rows(anatomy: Anatomy, patient: Patient, name: str) -> list[Row]:
-    """Return one row per slice and connected region of each kind of finding; without any, one study-level row "Normal for age"."""
+    """Return one row per slice and finding, as curation counts them in label maps; without any, a study-level row "Normal for age"."""
     rows: list[Row] = []
+    spacing_mm = (patient.grid.slice_mm, patient.grid.pixel_mm, patient.grid.pixel_mm)
     for kind, values in lesion_kinds(anatomy.label_map).items():
-        for index, mask in enumerate(np.isin(patient.labels, values)):
-            for height, width in ndimage.find_objects(ndimage.label(mask, structure=np.ones((3, 3)))[0]):
-                size = width.stop - width.start, height.stop - height.start
-                rows.append([name, index, "No", width.start, height.start, *size, kind])
+        mask = np.isin(patient.labels, values)
+        for index, (height, width) in lesion_boxes_by_slice(mask, spacing_mm) if mask.any() else ():
+            size = width.stop - width.start, height.stop - height.start
+            rows.append([name, index, "No", width.start, height.start, *size, kind])
     return rows or [[name, "", "Yes", "", "", "", "", "Normal for age"]]
 
 

@@ -5,7 +5,7 @@ Shape letters: D slices, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +107,23 @@ def split_lesions(mask: NDArray[np.bool_], spacing_mm: Sequence[float] | NDArray
 def counted_lesions(parts: Sequence[LesionPart]) -> list[LesionPart]:
     """Return the lesions without specks; if there are only specks, the largest one."""
     return [part for part in parts if not part.is_speck] or sorted(parts, key=lambda part: -int(part.inside.sum()))[:1]
+
+
+def lesion_boxes_by_slice(
+    mask_DHW: NDArray[np.bool_], spacing_mm: Sequence[float] | NDArray[np.float64]
+) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """Yield (slice, rows and columns) of the lesions of one kind that each slice of a non-empty mask shows.
+
+    Specks have no box, unless the volume shows nothing else of this kind: then the largest one has.
+    """
+    largest = counted_lesions(split_lesions(mask_DHW, spacing_mm))[0]
+    if largest.is_speck:
+        mask_DHW = np.zeros_like(mask_DHW)
+        mask_DHW[largest.box] = largest.inside
+    for index, mask_HW in enumerate(mask_DHW):
+        for part in split_lesions(mask_HW, spacing_mm[1:]):
+            if largest.is_speck or not part.is_speck:
+                yield index, part.box
 
 
 def _number_lesions(mask: NDArray[np.bool_], spacing_mm: Sequence[float] | NDArray[np.float64]) -> NDArray[np.int32]:

@@ -21,6 +21,7 @@ from components.curation.measure.regions import (
     LesionPart,
     Region,
     counted_lesions,
+    lesion_boxes_by_slice,
     lesion_regions,
     locate_structures,
     shows_midline,
@@ -280,25 +281,14 @@ def _box_area(boxes: dict[int, list[BoxRecord]], slices: int) -> NDArray[np.int6
 def _lesion_boxes(
     lesions: list[Region], shape: tuple[int, ...], spacing_mm: NDArray[np.float64], name: str
 ) -> dict[int, list[BoxRecord]]:
-    """Return slice -> boxes of the lesions of one kind that each slice of a (D, H, W) volume shows.
-
-    Specks have no box, unless the volume shows nothing else of this kind: then the largest one has.
-    """
+    """Return slice -> boxes of the lesions of one kind that each slice of a (D, H, W) volume shows."""
     if not lesions:
         return {}
     mask, (first, row, column) = _union(lesions)
-    counted = counted_lesions(split_lesions(mask, spacing_mm))
-    only_speck = counted[0].is_speck
-    if only_speck:
-        mask = np.zeros_like(mask)
-        mask[counted[0].box] = counted[0].inside
     boxes: dict[int, list[BoxRecord]] = {}
-    for index, mask_HW in enumerate(mask, start=first):
-        for part in split_lesions(mask_HW, spacing_mm[1:]):
-            if only_speck or not part.is_speck:
-                rows, columns = part.box
-                edges = (row + rows.start, column + columns.start, row + rows.stop, column + columns.stop)
-                boxes.setdefault(index, []).append(normalize_box(*edges, shape[1], shape[2], name))
+    for index, (rows, columns) in lesion_boxes_by_slice(mask, spacing_mm):
+        edges = (row + rows.start, column + columns.start, row + rows.stop, column + columns.stop)
+        boxes.setdefault(first + index, []).append(normalize_box(*edges, shape[1], shape[2], name))
     return boxes
 
 
