@@ -71,6 +71,11 @@ class Home:
         return self.root / "evaluations"
 
     @property
+    def downloads(self) -> Path:
+        """Registered versions that were read from a store on another machine, one folder each."""
+        return self.root / "downloads"
+
+    @property
     def mlflow(self) -> Path:
         """MLflow's SQLite store and artifacts."""
         return self.root / "mlflow"

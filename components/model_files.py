@@ -5,7 +5,10 @@ The digest of a model covers weights, configuration and tokenizer.
 
 from __future__ import annotations
 
+import atexit
+import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import BadInput, JobFailed
-from components.files import read_json
+from components.files import atomic_directory, read_json
 from components.home import Home
-from components.provenance import digest
-from components.verified_files import cached_md5
+from components.provenance import SHORT, digest
+from components.verified_files import cached_md5, is_sealed, seal
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -27,6 +30,7 @@ WEIGHTS_TAG = "weights_digest"
 """Tag of a registered version: digest of the model that was evaluated."""
 DIGEST = "weights_digest.json"
 """File with the same digest beside the registered weights, below ``about``."""
+logger = logging.getLogger(__name__)
 _LIST_MODELS = "omnimri models list shows the registered versions"
 
 
@@ -98,7 +102,7 @@ def _ask_mlflow(model: str, tracking_uri: str) -> Path:
     mlflow.set_tracking_uri(tracking_uri)
     version = _registered_version(model)
     try:
-        local = Path(mlflow.artifacts.download_artifacts(model))
+        local = _fetch(model, version)
     except (MlflowException, OSError):
         if version is None:
             if model.startswith("models:/"):
@@ -107,6 +111,57 @@ def _ask_mlflow(model: str, tracking_uri: str) -> Path:
         raise lost_files(model) from None
     weights = "" if version is None else version.tags.get(WEIGHTS_TAG, "")
     return _verified_folder(model, local, weights, "" if version is None else f"{version.name} version {version.version}")
+
+
+def _fetch(model: str, version: ModelVersion | None) -> Path:
+    """Return the files of a model: in place if they are on this machine, else a copy.
+
+    The copy of an evaluated version stays in the home for later calls; any other copy is deleted when the process ends.
+    """
+    import mlflow
+
+    if is_on_this_machine(model):
+        return Path(mlflow.artifacts.download_artifacts(model))
+    weights = "" if version is None else version.tags.get(WEIGHTS_TAG, "")
+    if version is None or not weights:
+        folder = Path(tempfile.mkdtemp(prefix="omnimri-model-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(mlflow.artifacts.download_artifacts(model, dst_path=str(folder)))
+    folder = Home.open().downloads / digest(mlflow.get_tracking_uri(), version.name, version.version, weights)[:SHORT]
+    if not is_sealed(folder):
+        logger.info("downloading %s version %s from %s", version.name, version.version, mlflow.get_tracking_uri())
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(folder) as temporary:
+            mlflow.artifacts.download_artifacts(model, dst_path=str(temporary / "files"))
+            seal(temporary)
+    return folder / "files"
+
+
+def is_on_this_machine(address: str) -> bool:
+    """Return whether the artifacts of an MLflow URI are files of this machine, which MLflow hands out without a copy."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    repository = get_artifact_repository(address)
+    while hasattr(repository, "repo"):  # of models:/ and runs:/: the one that holds the files
+        repository = repository.repo
+    return isinstance(repository, LocalArtifactRepository)
+
+
+@contextmanager
+def artifacts_of(address: str) -> Iterator[Path]:
+    """Yield the folder of the artifacts of an MLflow URI: in place if on this machine, else a copy that is deleted afterwards.
+
+    Raises:
+        MlflowException: there are none.
+    """
+    import mlflow
+
+    if is_on_this_machine(address):
+        yield Path(mlflow.artifacts.download_artifacts(address))
+        return
+    with tempfile.TemporaryDirectory(prefix="omnimri-artifacts-") as folder:
+        yield Path(mlflow.artifacts.download_artifacts(address, dst_path=folder))
 
 
 def _verified_folder(model: str, artifacts: Path, weights: str, version: str) -> Path:

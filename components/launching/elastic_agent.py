@@ -145,6 +145,7 @@ def run_agent(options: list[str], job: list[str], policy: RestartPolicy | None =
             # torchrun has no parameter for the class of its agent.
             setattr(api, "LocalElasticAgent", _build_agent_class(policy, Path(folder)))  # noqa: B010
             options = [*options, f"--max-restarts={UNLIMITED}"]
+        options = [f"--log-dir={folder}/logs", *options]  # its own default is a folder that stays in /tmp
         previous = signal.signal(signal.SIGTERM, stop)  # torchrun itself handles it only while workers run
         try:
             run(parse_args([*options, "-m", worker_process.__name__, *job]))

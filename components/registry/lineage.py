@@ -6,6 +6,7 @@ nobody. The answer remains available after a withdrawal has deleted the files.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,11 +180,14 @@ def _read_artifact(version: ModelVersion, tracking_uri: str, file: str) -> Any:
         listed = {Path(entry.path).name for entry in mlflow.artifacts.list_artifacts(about)}
         if not listed:
             raise LostArtifacts(version)
-        content = read_json(Path(mlflow.artifacts.download_artifacts(f"{about}/{file}"))) if file in listed else {}
+        if file not in listed:
+            return None
+        with tempfile.TemporaryDirectory(prefix="omnimri-artifacts-") as folder:  # MLflow's own would stay
+            content = read_json(Path(mlflow.artifacts.download_artifacts(f"{about}/{file}", dst_path=folder)))
     except (MlflowException, OSError):
         raise LostArtifacts(version) from None
     except ValueError:
         content = None
     if not isinstance(content, dict):
         raise LostArtifacts(version, f"its file {file} is damaged")
-    return content if file in listed else None
+    return content

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.model_files import PREPROCESSING, has_digest
+from components.model_files import PREPROCESSING, artifacts_of, has_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -96,11 +95,10 @@ class LoggedModels:
 
 
 def _is_intact(model: LoggedModel, weights: str) -> bool:
-    import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model.model_id}"))
+        with artifacts_of(f"models:/{model.model_id}") as folder:
+            return any(has_digest(path.parent, weights) for path in folder.rglob(PREPROCESSING))
     except (MlflowException, OSError):
         return False
-    return any(has_digest(path.parent, weights) for path in folder.rglob(PREPROCESSING))

@@ -72,7 +72,7 @@ def root_sum_of_squares(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
 
 
 def box_rows(anatomy: Anatomy, patient: Patient, name: str) -> list[Row]:
-    """Return one row per slice and finding, as curation counts them in label maps; without any, a study-level row "Normal for age"."""
+    """Return one row per slice and finding, counted as in label maps; without any, a study-level row "Normal for age"."""
     rows: list[Row] = []
     spacing_mm = (patient.grid.slice_mm, patient.grid.pixel_mm, patient.grid.pixel_mm)
     for kind, values in lesion_kinds(anatomy.label_map).items():

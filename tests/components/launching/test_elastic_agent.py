@@ -43,7 +43,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("processes", [1, 3, pytest.param(8, marks=pytest.mark.slow)])  # 8 interpreters on two cores: 15 s
-def test_the_exception_of_one_of_several_processes_is_what_the_user_sees(module: Path, processes: int, tmp_path: Path) -> None:
+def test_the_exception_of_one_of_several_processes_is_what_the_user_sees(
+    module: Path, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     module.write_text(WORKER.replace("FAILURE", VALUE_ERROR))
     job = JobSpec("a_stage", "failing_worker", (), processes=processes, folder=tmp_path / "job")
     with pytest.raises(JobFailed) as caught:
@@ -51,6 +56,7 @@ def test_the_exception_of_one_of_several_processes_is_what_the_user_sees(module:
     assert caught.value.what.splitlines()[0] == "exited with status 1:"
     assert caught.value.what.splitlines()[-1] == "the loss is not a number"
     assert "ChildFailedError" not in str(caught.value)
+    assert not list(scratch.iterdir()), "the agent leaves nothing in the folder of temporary files"
 
 
 FAULTS = {

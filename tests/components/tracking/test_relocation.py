@@ -50,7 +50,7 @@ def log_run(home: Home, digest: str) -> str:
 
 def read_artifact(home: Home, run_id: str) -> str:
     Tracking(home.tracking_uri, home).run(run_id)
-    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="notes/note.txt")).read_text()
+    return str(mlflow.artifacts.load_text(f"runs:/{run_id}/notes/note.txt"))
 
 
 @pytest.mark.parametrize("name", ["plain", "a b", "ümlaut", "a?b", "50%41", "a#b"])
