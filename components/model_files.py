@@ -83,7 +83,10 @@ def loadable_address(model: str, tracking_uri: str) -> Iterator[str]:
     from components.tracking.local_versions import find_local_version
 
     local = find_local_version(model, WEIGHTS_TAG, tracking_uri, Home.open())
-    if local is None or "%" not in str(local.folder):
+    if local is None:  # MLflow would leave a copy of a version of another machine behind
+        yield model if is_on_this_machine(model) else str(_fetch(model, _registered_version(model)))
+        return
+    if "%" not in str(local.folder):
         yield model
         return
     with tempfile.TemporaryDirectory(prefix="omnimri-version-") as folder:

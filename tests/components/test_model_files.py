@@ -94,3 +94,8 @@ def test_files_of_this_machine_are_read_in_place(tmp_path: Path) -> None:
     assert is_on_this_machine(tmp_path.as_uri()) and not is_on_this_machine("mlflow-artifacts://far/path")
     with artifacts_of(tmp_path.as_uri()) as folder:
         assert folder.samefile(tmp_path)
+
+
+def test_mlflow_loads_the_copy_that_is_kept_of_a_version_of_another_machine(far_store: list[str]) -> None:
+    with loadable_address("models:/omnimri/1", "http://far") as address:
+        assert Path(address) == resolve_model("models:/omnimri/1", "http://far") and len(far_store) == 1
