@@ -84,6 +84,9 @@ def loadable_address(model: str, tracking_uri: str) -> Iterator[str]:
 
     local = find_local_version(model, WEIGHTS_TAG, tracking_uri, Home.open())
     if local is None:  # MLflow would leave a copy of a version of another machine behind
+        import mlflow
+
+        mlflow.set_tracking_uri(tracking_uri)
         yield model if is_on_this_machine(model) else str(_fetch(model, _registered_version(model)))
         return
     if "%" not in str(local.folder):
