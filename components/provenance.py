@@ -5,7 +5,6 @@ A digest is the hexadecimal SHA-256 of bytes or of the canonical JSON of the inp
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+
+from components.source_digests import source_digests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHORT = 16
@@ -51,27 +52,13 @@ def code_digest(*packages: str) -> str:
 def sources_digest(packages: tuple[str, ...], plugins: tuple[Path, ...]) -> str:
     """Return the digest of repository folders and of plugins (:func:`code_digest`)."""
     sources = sorted(path for package in packages for path in _sources(REPOSITORY / package))
-    files = [(path.relative_to(REPOSITORY).as_posix(), source_digest(path.read_bytes())) for path in sources]
-    return digest(files, *(source_digest(path.read_bytes()) for path in plugins))
+    digests = source_digests([path.read_bytes() for path in (*sources, *plugins)])
+    files = [(path.relative_to(REPOSITORY).as_posix(), one) for path, one in zip(sources, digests, strict=False)]
+    return digest(files, *digests[len(sources) :])
 
 
 def _sources(package: Path) -> Iterable[Path]:
     return package.rglob("*.py") if package.is_dir() else [package]
-
-
-@cache  # steps share most modules
-def source_digest(source: bytes) -> str:
-    """Return the SHA-256 of a module's syntax tree without docstrings, comments and line numbers (64 hex characters)."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
-            node.body = [statement for statement in body if not _is_docstring(statement)]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def _is_docstring(statement: ast.AST) -> bool:
-    """Return whether a statement is a bare string: the docstring of a module, class or function, or of the attribute above it."""
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
 
 
 def git_commit() -> str:
