@@ -152,7 +152,7 @@ def undersample_case(case: Case, kind: MaskKind, factor: int, corpus: Corpus) ->
     mask = create_mask(kind, case.image.shape[1], factor, seed)
     measured = read_undersampled(corpus.store, record.volume_id, mask, record.slice_index)
     target = replace(case.target, kspace=measured.kspace, sampling=measured.sampling, coil_maps=measured.coil_maps)
-    return replace(case, record=record, image=measured.zero_filled, target=target)
+    return replace(case, record=record, image=measured.image, target=target)
 
 
 def cases_of(corpus: Corpus, split: str, count: int) -> list[Case]:

@@ -3,7 +3,7 @@
 Coil images are resampled like images (:mod:`components.curation.resampling`) and transformed again. Frequencies that the scanner
 did not measure (partial Fourier, asymmetric echo) are zero in the store, and count as not measured whatever the sampling mask is.
 
-Shape letters: D slices, C coils, H rows, W columns.
+Shape letters: S samples, D slices, C coils, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class Undersampled:
     """Undersampled slices of a volume, (..., H, W).
 
     Attributes:
-        zero_filled: float32, magnitude of the image without the missing lines.
+        image: float32, magnitude of the image that reconstruction starts from (:meth:`KSpaceMeasurement.first_image`).
         kspace: complex64, zeros where not sampled; of several coils (..., C, H, W).
         sampling: bool, True = sampled.
         coil_maps: complex64 (..., C, H, W); None = one coil.
     """
 
-    zero_filled: NDArray[np.float32]
+    image: NDArray[np.float32]
     kspace: NDArray[np.complex64]
     sampling: NDArray[np.bool_]
     coil_maps: NDArray[np.complex64] | None = None
@@ -109,5 +109,18 @@ def read_undersampled(
         return Undersampled(zero_filled, kspace, np.broadcast_to(mask_W, zero_filled.shape))
     coils, maps = read("coils"), read("sensitivities")
     sampling = (coils != 0).any(-3) & mask_W
-    zero_filled, kspace = undersample(coils, mask_W, maps)
-    return Undersampled(zero_filled, kspace, sampling, maps)
+    kspace = np.where(mask_W, coils, 0).astype(np.complex64)
+    return Undersampled(_combine_coils(kspace, sampling, maps), kspace, sampling, maps)
+
+
+def _combine_coils(kspace: NDArray[np.complex64], sampling: NDArray[np.bool_], maps: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Return the first image (..., H, W) of the k-space of several coils (..., C, H, W)."""
+    import torch
+
+    from model_core.mri_physics.sense import KSpaceMeasurement
+
+    coils, height, width = kspace.shape[-3:]
+    kspace_SC1HW, maps_SC1HW = (torch.from_numpy(array.reshape(-1, coils, 1, height, width)) for array in (kspace, maps))
+    sampling_S1HW = torch.from_numpy(sampling.reshape(-1, 1, height, width))
+    first_S1HW = KSpaceMeasurement(kspace_SC1HW, sampling_S1HW, maps_SC1HW).first_image().abs()
+    return np.asarray(first_S1HW.numpy().reshape(sampling.shape), np.float32)

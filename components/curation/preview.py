@@ -126,7 +126,7 @@ def _show_instruction(corpus: Corpus, record: InstructionRecord) -> dict[str, An
     if record.acceleration and record.centre_fraction and record.mask_seed is not None:
         columns = random_mask(image.shape[1], record.acceleration, record.centre_fraction, record.mask_seed)
         measured = read_undersampled(corpus.store, record.volume_id, columns, record.slice_index)
-        shown = Picture(_encode_png(_to_gray(measured.zero_filled)), f"shown: {record.acceleration}x")
+        shown = Picture(_encode_png(_to_gray(measured.image)), f"shown: {record.acceleration}x")
         pictures = [shown, Picture(_encode_png(gray), "answer")]
     elif record.label_value is not None:
         labels = corpus.store.read(record.volume_id, "labels", record.slice_index)

@@ -16,6 +16,7 @@ from components.evaluation.baselines import TotalVariation
 from components.evaluation.results import SweepRow
 from components.provenance import digest
 from components.settings import EvaluationSettings, MaskKind
+from components.tasks.measurements import zero_filled_images
 from model_core.mri_physics.sampling_masks import create_mask
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def sweep_masks(
             images = {
                 "model": answers.images(undersampled, steps=1, samples=1),
                 "total variation": [compressed_sensing.reconstruct(case.target, acceleration) for case in undersampled],
-                "zero-filled": [case.image for case in undersampled],
+                "zero-filled": zero_filled_images([case.target for case in undersampled]),
             }
             rows.append(SweepRow(kind, acceleration, _score_methods(images, undersampled), len(undersampled)))
     return rows
@@ -54,7 +55,7 @@ def _undersample_case(case: Case, kind: MaskKind, acceleration: int, seed: int, 
     columns = create_mask(kind, case.image.shape[1], acceleration, mask_seed)
     measured = read_undersampled(corpus.store, record.volume_id, columns, record.slice_index)
     target = replace(case.target, kspace=measured.kspace, sampling=measured.sampling, coil_maps=measured.coil_maps)
-    return replace(case, record=record, image=measured.zero_filled, target=target)
+    return replace(case, record=record, image=measured.image, target=target)
 
 
 def _score_methods(images: dict[str, list[NDArray[Any]]], cases: Sequence[Case]) -> dict[str, dict[str, float]]:

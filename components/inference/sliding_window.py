@@ -49,7 +49,7 @@ class ResampledVolume:
         voxels: (D, P, P), 99.5th percentile = 1.
         scale: value of 1 in source units.
         corners: (row, column) of the first pixel of every tile; the tiles together cover all foreground.
-        zero_filled, measured: magnitude (D, H, W) and undersampled k-space on the source's own grid, in units of ``scale``; None
+        first_image, measured: magnitude (D, H, W) and undersampled k-space on the source's own grid, in units of ``scale``; None
             without undersampled k-space.
     """
 
@@ -59,7 +59,7 @@ class ResampledVolume:
     voxels: NDArray[np.float32]
     scale: float
     corners: tuple[tuple[int, int], ...]
-    zero_filled: NDArray[np.float32] | None = None
+    first_image: NDArray[np.float32] | None = None
     measured: KSpaceMeasurement | None = None
 
     @classmethod
@@ -69,11 +69,11 @@ class ResampledVolume:
         If the field of view exceeds ``matrix`` pixels, a resampled slice is larger than a tile by the same whole number of pixels
         on either side, so that its central tile is the image that training would have used.
         """
-        measured, zero_filled = _undersampled_kspace(volume), None
+        measured, first_image = _undersampled_kspace(volume), None
         if measured is not None:
-            combined = measured.adjoint()[:, 0].numpy()
-            zero_filled = np.abs(combined)
-            volume = replace(volume, kspace=fft2c_numpy(combined)[:, None], voxels=zero_filled)
+            combined = np.concatenate([batch.first_image()[:, 0].numpy() for _, batch in slice_batches(measured, BATCH)])
+            first_image = np.abs(combined)
+            volume = replace(volume, kspace=fft2c_numpy(combined)[:, None], voxels=first_image)
         _, rows, columns = volume.voxels.shape
         _, row_mm, column_mm = volume.spacing_mm
         extent = math.ceil(max(rows * row_mm, columns * column_mm, matrix * pixel_mm) / pixel_mm - 1e-3)
@@ -81,10 +81,10 @@ class ResampledVolume:
         grid = PlaneGrid.centered((rows, columns), (row_mm, column_mm), extent, pixel_mm)
         arrays, scale = resample_volume(volume, grid)
         voxels = np.asarray(arrays["voxels"], dtype=np.float32)
-        if measured is not None and zero_filled is not None:
-            zero_filled = zero_filled / np.float32(scale)
+        if measured is not None and first_image is not None:
+            first_image = first_image / np.float32(scale)
             measured = replace(measured, kspace_BCDHW=measured.kspace_BCDHW / scale)
-        return cls(volume, grid, matrix, voxels, scale, _tile_corners(voxels, matrix), zero_filled, measured)
+        return cls(volume, grid, matrix, voxels, scale, _tile_corners(voxels, matrix), first_image, measured)
 
     @property
     def content_slices(self) -> list[int]:

@@ -175,7 +175,7 @@ class UploadFolder:
 
 
 def as_received(volume: Volume) -> Volume:
-    """Return a volume with k-space as the model receives it: undersampled k-space gives the zero-filled image."""
+    """Return a volume with k-space as the model receives it: undersampled k-space gives the first image of its reconstruction."""
     from components.inference.sliding_window import ResampledVolume
 
     side = max(volume.voxels.shape[1:])

@@ -34,6 +34,11 @@ def stack_measurements(targets: Sequence[Target]) -> KSpaceMeasurement:
     return KSpaceMeasurement(kspace_BCDHW, sampling_BDHW, maps_BCDHW)
 
 
+def zero_filled_images(targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+    """Return the zero-filled magnitude image (H, W) of each slice."""
+    return [np.asarray(stack_measurements([target]).adjoint().abs()[0, 0].numpy(), np.float32) for target in targets]
+
+
 def _maps(target: Target) -> NDArray[np.complex64]:
     return np.ones_like(target.kspace) if target.coil_maps is None else target.coil_maps
 

@@ -167,14 +167,17 @@ class Reconstruction(Task):
             mean_score,
             worst_cases,
         )
+        from components.tasks.measurements import zero_filled_images
 
         compressed_sensing = TotalVariation.fit(corpus)
         images = {
             "model": answers.images(cases, steps=1, samples=1),
             "sampled": answers.images(cases, settings.sampler_steps, settings.samples),
-            "zero-filled": [case.image for case in cases],
+            "zero-filled": zero_filled_images([case.target for case in cases]),
             "total variation": [compressed_sensing.reconstruct(case.target, case.record.acceleration) for case in cases],
         }
+        if any(case.target.coil_maps is not None for case in cases):
+            images["SENSE"] = [case.image for case in cases]
         volumes: dict[str, list[int]] = defaultdict(list)
         for index, case in enumerate(cases):
             volumes[case.record.volume_id].append(index)
@@ -201,7 +204,7 @@ class Reconstruction(Task):
         def panels(i: int, title: str) -> list[Panel]:
             truth, model_image = cases[i].target.image, images["model"][i]
             return [
-                Panel("zero-filled", cases[i].image),
+                Panel("zero-filled", images["zero-filled"][i]),
                 Panel("total variation", images["total variation"][i]),
                 Panel(title, model_image),
                 Panel("truth", truth),
@@ -220,14 +223,14 @@ def _undersample(
     store: VolumeStore,
     index: int | NDArray[np.integer[Any]],
 ) -> tuple[Image, Target]:
-    """Return the zero-filled image of an instruction, and its target ``image`` with the measured k-space."""
+    """Return the image that reconstruction starts from, and the target ``image`` of an instruction with the measured k-space."""
     assert record.acceleration is not None and record.centre_fraction is not None and record.mask_seed is not None
     if record.mask_kind == "random":
         mask = random_mask(image.shape[-1], record.acceleration, record.centre_fraction, record.mask_seed)
     else:
         mask = create_mask(record.mask_kind, image.shape[-1], record.acceleration, record.mask_seed)
     measured = read_undersampled(store, record.volume_id, mask, index)
-    return measured.zero_filled, Target(TARGET_IMAGE, image, measured.kspace, measured.sampling, measured.coil_maps)
+    return measured.image, Target(TARGET_IMAGE, image, measured.kspace, measured.sampling, measured.coil_maps)
 
 
 def _score_volumes(
@@ -259,7 +262,7 @@ def _add_residual(volume: ResampledVolume, residual_DPP: NDArray[np.float32]) ->
     from model_core.mri_physics.sense import enforce_data_consistency
 
     measured = volume.measured
-    source = volume.volume.voxels / np.float32(volume.scale) if volume.zero_filled is None else volume.zero_filled
+    source = volume.volume.voxels / np.float32(volume.scale) if volume.first_image is None else volume.first_image
     image = np.clip(source + volume.to_source_grid(residual_DPP), 0, None)
     if measured is None:
         return image

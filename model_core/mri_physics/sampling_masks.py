@@ -51,25 +51,14 @@ def create_mask(kind: str, columns: int, acceleration: int, seed: int) -> NDArra
     return _with_center(outside(columns, center, acceleration, rng), center)
 
 
-def undersample(
-    kspace: NDArray[Any], mask: NDArray[np.bool_], coil_maps: NDArray[np.complex64] | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.complex64]]:
-    """Keep the sampled columns (W,), or points (H, W), of k-space.
-
-    Args:
-        kspace: (..., H, W); with coil maps (..., C, H, W).
-        mask: True = sampled, the same for every coil.
-        coil_maps: (..., C, H, W) sensitivities with a sum of squares of 1; None = one coil of uniform sensitivity.
+def undersample(kspace: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.complex64]]:
+    """Keep the sampled columns (W,), or points (H, W), of the k-space (..., H, W) of one coil.
 
     Returns:
-        The zero-filled magnitude image (..., H, W) float32, coils combined as in
-        :meth:`model_core.mri_physics.sense.KSpaceMeasurement.adjoint`, and the sampled k-space complex64, zeros elsewhere.
+        The zero-filled magnitude image (..., H, W) float32, and the sampled k-space complex64, zeros elsewhere.
     """
     sampled = np.where(mask, kspace, 0).astype(np.complex64)
-    image = ifft2c_numpy(sampled)
-    if coil_maps is not None:
-        image = (coil_maps.conj() * image).sum(-3)
-    return np.abs(image).astype(np.float32), sampled
+    return np.abs(ifft2c_numpy(sampled)).astype(np.float32), sampled
 
 
 def _with_center(mask: NDArray[np.bool_], center: int) -> NDArray[np.bool_]:

@@ -65,6 +65,17 @@ class KSpaceMeasurement:
         coils = ifft2c(self.kspace_BCDHW if kspace_BCDHW is None else kspace_BCDHW * self.sampling_BDHW[:, None])
         return coils[:, 0] if self.coil_maps_BCDHW is None else (self.coil_maps_BCDHW.conj() * coils).sum(1)
 
+    def first_image(self) -> Tensor:
+        """Return the complex image (B, D, H, W) that a reconstruction starts from.
+
+        With one coil it is the zero-filled one. Several coils tell much of what is missing: :data:`ITERATIONS` conjugate-gradient
+        steps of SENSE (Pruessmann et al., Magn Reson Med 46:638, 2001) from zero, which are too few to amplify noise.
+        """
+        zero_filled, several_B = self.adjoint(), self.has_coils_B
+        if not several_B.any():
+            return zero_filled
+        return torch.where(several_B[:, None, None, None], _solve_normal_equations(zero_filled, self), zero_filled)
+
     def encode(self, image_BDHW: Tensor) -> Tensor:
         """Apply ``E`` to a complex image: k-space of every coil (B, C, D, H, W), zeros where nothing is measured."""
         coils = image_BDHW[:, None] if self.coil_maps_BCDHW is None else self.coil_maps_BCDHW * image_BDHW[:, None]

@@ -65,6 +65,27 @@ def test_least_squares_are_those_of_sigpy(maps: torch.Tensor, sampling: torch.Te
     np.testing.assert_allclose(enforce_data_consistency(guess, measured)[0, 0].numpy(), np.abs(solution), atol=2e-4)
 
 
+def test_the_first_image_is_zero_filled_with_one_coil_and_sigpys_least_squares_with_several(
+    maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor
+) -> None:
+    """Also of samples with different numbers of coils in one batch."""
+    several = KSpaceMeasurement(KSpaceMeasurement(torch.empty(0), sampling, maps).encode(image), sampling, maps)
+    operator, solution = _sigpy(maps, sampling), np.zeros((SIZE, SIZE), np.complex64)
+    right = operator.H(several.kspace_BCDHW[0, :, 0].numpy())
+    steps = sigpy.alg.ConjugateGradient(operator.H * operator, right, solution, max_iter=ITERATIONS)
+    while not steps.done():
+        steps.update()
+    np.testing.assert_allclose(several.first_image()[0, 0].numpy(), solution, atol=2e-4)
+    one = torch.where(sampling, fft2c(image), 0)
+    assert torch.equal(KSpaceMeasurement(one[:, None], sampling).first_image(), ifft2c(one))
+    padding = torch.zeros(1, COILS - 1, 1, SIZE, SIZE)
+    padded = [torch.cat([values[:, None], padding], 1) for values in (one, torch.ones_like(one))]
+    mixed = KSpaceMeasurement(
+        torch.cat([several.kspace_BCDHW, padded[0]]), sampling.expand(2, -1, -1, -1), torch.cat([maps, padded[1]])
+    )
+    torch.testing.assert_close(mixed.first_image(), torch.cat([several.first_image(), ifft2c(one)]))
+
+
 def test_a_wrong_image_is_corrected_by_the_measurement_of_the_coils(
     maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor
 ) -> None:
