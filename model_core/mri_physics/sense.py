@@ -15,7 +15,14 @@ from torch import Tensor
 from model_core.mri_physics.fourier import fft2c, ifft2c
 
 ITERATIONS = 8
-"""Conjugate-gradient steps with several coils. They stop early: components that the coils hardly encode are left to the network."""
+"""Conjugate-gradient steps with several coils."""
+PRIOR_WEIGHT = 0.02
+"""Weight of the network's image in data consistency with several coils (MoDL, Aggarwal et al., arXiv:1712.02862).
+
+Without it, components that the coils hardly encode take noise for signal: on validation slices (8 coils, 4x and 6x) it gains 0.1 to
+0.6 dB and 0.06 to 0.08 of SSIM (docs/LOG.md). Sensitivities have a sum of squares of 1: what the coils encode well differs from the
+measurement by 2 % of what the network would change.
+"""
 _CONVERGED = 1e-10
 """Share of the squared residual that is rounding in float32; further steps would divide noise by noise."""
 
@@ -87,7 +94,7 @@ def enforce_data_consistency(image_BDHW: Tensor, measured: KSpaceMeasurement) ->
 
     The phase is that of the zero-filled image: it is smooth, and its low frequencies are always measured. Samples without a
     measurement stay as they are. With one coil, measured lines replace those of the image exactly. With several, solve
-    ``min || E (x + d) - y ||`` by :data:`ITERATIONS` conjugate-gradient steps from ``d = 0``.
+    ``min || E (x + d) - y ||^2 + w || d ||^2`` with ``w`` of :data:`PRIOR_WEIGHT` by :data:`ITERATIONS` conjugate-gradient steps.
     """
     sampling = measured.sampling_BDHW
     if not sampling.any():
@@ -115,11 +122,11 @@ def _solve(image_BDHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
     """Return complex images whose k-space is closer to the measured one of every coil."""
     image = torch.polar(image_BDHW.float(), torch.angle(measured.adjoint()))
     gradient = measured.adjoint(measured.kspace_BCDHW - measured.encode(image))
-    return image + _solve_normal_equations(gradient, measured)
+    return image + _solve_normal_equations(gradient, measured, PRIOR_WEIGHT)
 
 
-def _solve_normal_equations(right_BDHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
-    """Solve ``E^H E d = right`` by conjugate gradients, every slice independently."""
+def _solve_normal_equations(right_BDHW: Tensor, measured: KSpaceMeasurement, weight: float = 0.0) -> Tensor:
+    """Solve ``(E^H E + weight) d = right`` by conjugate gradients from 0, every slice independently."""
 
     def inner(a: Tensor, b: Tensor) -> Tensor:
         return (a.conj() * b).sum((-2, -1), keepdim=True).real
@@ -128,7 +135,7 @@ def _solve_normal_equations(right_BDHW: Tensor, measured: KSpaceMeasurement) -> 
     direction, squared = residual, inner(residual, residual)
     threshold, tiny = _CONVERGED * squared, torch.finfo(squared.dtype).tiny
     for _ in range(ITERATIONS):
-        image = measured.adjoint(measured.encode(direction))
+        image = measured.adjoint(measured.encode(direction)) + weight * direction
         step = torch.where(squared > threshold, squared / inner(direction, image).clamp(min=tiny), 0)
         solution, residual = solution + step * direction, residual - step * image
         previous, squared = squared, inner(residual, residual)

@@ -7,7 +7,7 @@ import torch
 from sigpy.mri.linop import Sense
 
 from model_core.mri_physics.fourier import fft2c, ifft2c
-from model_core.mri_physics.sense import ITERATIONS, KSpaceMeasurement, enforce_data_consistency
+from model_core.mri_physics.sense import ITERATIONS, PRIOR_WEIGHT, KSpaceMeasurement, enforce_data_consistency
 
 COILS, SIZE = 4, 24
 
@@ -58,8 +58,9 @@ def test_least_squares_are_those_of_sigpy(maps: torch.Tensor, sampling: torch.Te
     operator = _sigpy(maps, sampling)
     start = torch.polar(guess, torch.angle(measured.adjoint()))[0, 0].numpy()
     solution = start.copy()
-    normal = operator.H * operator
-    gradients = sigpy.alg.ConjugateGradient(normal, operator.H(kspace[0, :, 0].numpy()), solution, max_iter=ITERATIONS)
+    normal = operator.H * operator + PRIOR_WEIGHT * sigpy.linop.Identity((SIZE, SIZE))
+    right = operator.H(kspace[0, :, 0].numpy()) + PRIOR_WEIGHT * start
+    gradients = sigpy.alg.ConjugateGradient(normal, right, solution, max_iter=ITERATIONS)
     while not gradients.done():
         gradients.update()
     np.testing.assert_allclose(enforce_data_consistency(guess, measured)[0, 0].numpy(), np.abs(solution), atol=2e-4)
