@@ -3,7 +3,7 @@
 python -m benchmarks.multicoil [--patients 16] [--steps 300] [--slices 8] [--home FOLDER]
 
 The cohort ``synthetic-brain-multicoil`` is generated, ingested and curated in the folder, which a later call reuses. Stage 4 is
-trained from random weights; a U-Net on zero-filled magnitudes (fastMRI's baseline) and a VarNet of four cascades (Sriram et al.,
+trained from random weights; a U-Net on the same first image (fastMRI's baseline, but SENSE instead of zero filling) and a VarNet of four cascades (Sriram et al.,
 arXiv:2004.06688, sensitivities given) see the reconstruction samples of the same batches. Weights of compressed sensing are the
 best of three on training slices, by mask and method. ``bart pics`` (Debian's bart) is left out where it is not installed.
 """
@@ -190,7 +190,7 @@ def compare(corpus: Corpus, answers: AnswerGenerator, unet: nn.Module, varnet: n
             images: dict[str, Sequence[Image]] = {
                 "OmniMRI": answers.images(cases, steps=1, samples=1),
                 "zero-filled RSS": [np.sqrt((np.abs(ifft2c_numpy(case.target.kspace)) ** 2).sum(0)) for case in cases],
-                "zero-filled SENSE": [case.image for case in cases],
+                "SENSE": [case.image for case in cases],
                 "U-Net": list(reconstruct(unet, pixels)[:, 0].numpy()),
                 "VarNet": list(varnet(stack_measurements([case.target for case in cases]))[:, 0].numpy()),
             }
