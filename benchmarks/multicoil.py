@@ -3,9 +3,10 @@
 python -m benchmarks.multicoil [--patients 16] [--steps 300] [--slices 8] [--home FOLDER]
 
 The cohort ``synthetic-brain-multicoil`` is generated, ingested and curated in the folder, which a later call reuses. Stage 4 is
-trained from random weights; a U-Net on the same first image (fastMRI's baseline, but SENSE instead of zero filling) and a VarNet of four cascades (Sriram et al.,
-arXiv:2004.06688, sensitivities given) see the reconstruction samples of the same batches. Weights of compressed sensing are the
-best of three on training slices, by mask and method. ``bart pics`` (Debian's bart) is left out where it is not installed.
+trained from random weights; a U-Net on the same first image (fastMRI's baseline, after SENSE instead of zero filling) and a VarNet
+of four cascades (Sriram et al., arXiv:2004.06688, sensitivities given) see the reconstruction samples of the same batches. Weights
+of compressed sensing are the best of five on training slices, by mask and method. ``bart pics`` (Debian's bart) is left out where
+it is not installed.
 """
 
 from __future__ import annotations
