@@ -83,6 +83,19 @@ class KSpaceMeasurement:
             return zero_filled
         return torch.where(several_B[:, None, None, None], _solve_normal_equations(zero_filled, self), zero_filled)
 
+    def phase(self) -> Tensor:
+        """Return the phase of the image of the fully measured center of k-space, (B, D, H, W), rad.
+
+        It is smooth, as the phase of an image mostly is, and free of the aliasing of the zero-filled image (homodyne detection,
+        Noll et al., IEEE Trans Med Imaging 10:154, 1991). Without a measured center it is that of the zero-filled image.
+        """
+        height, width = self.sampling_BDHW.shape[-2:]
+        columns_BDW = _central_run(self.sampling_BDHW[..., height // 2, :])
+        rows_BDH = _central_run(self.sampling_BDHW[..., width // 2])
+        center_BDHW = rows_BDH[..., None] & columns_BDW[..., None, :]
+        center_BDHW = center_BDHW | ~center_BDHW.any((-2, -1), keepdim=True)
+        return torch.angle(self.adjoint(self.kspace_BCDHW * center_BDHW[:, None]))
+
     def encode(self, image_BDHW: Tensor) -> Tensor:
         """Apply ``E`` to a complex image: k-space of every coil (B, C, D, H, W), zeros where nothing is measured."""
         coils = image_BDHW[:, None] if self.coil_maps_BCDHW is None else self.coil_maps_BCDHW * image_BDHW[:, None]
@@ -92,9 +105,9 @@ class KSpaceMeasurement:
 def enforce_data_consistency(image_BDHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
     """Return the magnitude image, changed as little as agreement with the measurement requires.
 
-    The phase is that of the zero-filled image: it is smooth, and its low frequencies are always measured. Samples without a
-    measurement stay as they are. With one coil, measured lines replace those of the image exactly. With several, solve
-    ``min || E (x + d) - y ||^2 + w || d ||^2`` with ``w`` of :data:`PRIOR_WEIGHT` by :data:`ITERATIONS` conjugate-gradient steps.
+    The phase is :meth:`KSpaceMeasurement.phase`. Samples without a measurement stay as they are. With one coil, measured lines
+    replace those of the image exactly. With several, solve ``min || E (x + d) - y ||^2 + w || d ||^2`` with ``w`` of
+    :data:`PRIOR_WEIGHT` by :data:`ITERATIONS` conjugate-gradient steps.
     """
     sampling = measured.sampling_BDHW
     if not sampling.any():
@@ -111,16 +124,32 @@ def enforce_data_consistency(image_BDHW: Tensor, measured: KSpaceMeasurement) ->
     return torch.where(sampling.flatten(1).any(1)[:, None, None, None], result.abs(), image_BDHW)
 
 
+def _central_run(is_measured: Tensor) -> Tensor:
+    """Return the positions (..., N) around the center, N // 2, up to the first gap on either side; as many on both sides.
+
+    Of an even number, the first position has no counterpart: it counts where all others do.
+    """
+    center, reach = is_measured.shape[-1] // 2, (is_measured.shape[-1] - 1) // 2
+    after = is_measured[..., center : center + reach + 1]
+    before = is_measured[..., center - reach : center + 1].flip(-1)
+    run = (after & before).int().cumprod(-1).bool()
+    result = torch.zeros_like(is_measured)
+    result[..., center : center + reach + 1] = run
+    result[..., center - reach : center + 1] = run.flip(-1)
+    result[..., : center - reach] = is_measured[..., : center - reach] & run[..., -1:]
+    return result
+
+
 def _replace_lines(image_BDHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
     """Return complex images of one coil with the measured lines in place of their own."""
     kspace_BDHW = measured.kspace_BCDHW[:, 0]
-    image = torch.polar(image_BDHW.float(), torch.angle(ifft2c(kspace_BDHW)))
+    image = torch.polar(image_BDHW.float(), measured.phase())
     return ifft2c(torch.where(measured.sampling_BDHW, kspace_BDHW, fft2c(image)))
 
 
 def _solve(image_BDHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
     """Return complex images whose k-space is closer to the measured one of every coil."""
-    image = torch.polar(image_BDHW.float(), torch.angle(measured.adjoint()))
+    image = torch.polar(image_BDHW.float(), measured.phase())
     gradient = measured.adjoint(measured.kspace_BCDHW - measured.encode(image))
     return image + _solve_normal_equations(gradient, measured, PRIOR_WEIGHT)
 
