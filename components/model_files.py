@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 from components.errors import BadInput, JobFailed
 from components.files import atomic_directory, read_json
 from components.home import Home
+from components.locks import claim
+from components.machine_faults import find_system_fault
 from components.provenance import SHORT, digest
 from components.verified_files import cached_md5, is_sealed, seal
 
@@ -84,10 +87,7 @@ def loadable_address(model: str, tracking_uri: str) -> Iterator[str]:
 
     local = find_local_version(model, WEIGHTS_TAG, tracking_uri, Home.open())
     if local is None:  # MLflow would leave a copy of a version of another machine behind
-        import mlflow
-
-        mlflow.set_tracking_uri(tracking_uri)
-        yield model if is_on_this_machine(model) else str(_fetch(model, _registered_version(model)))
+        yield _loadable(model, tracking_uri)
         return
     if "%" not in str(local.folder):
         yield model
@@ -96,6 +96,18 @@ def loadable_address(model: str, tracking_uri: str) -> Iterator[str]:
         link = Path(folder) / "versions"
         link.symlink_to(local.folder.parent, target_is_directory=True)
         yield str(link / local.folder.name)
+
+
+def _loadable(model: str, tracking_uri: str) -> str:
+    """Return a model's address, or the folder of the copy of a version of another machine; MLflow itself reports a lost one."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        return model if is_on_this_machine(model) else str(_fetch(model, _registered_version(model)))
+    except (MlflowException, OSError):
+        return model
 
 
 def _ask_mlflow(model: str, tracking_uri: str) -> Path:
@@ -109,7 +121,9 @@ def _ask_mlflow(model: str, tracking_uri: str) -> Path:
     version = _registered_version(model)
     try:
         local = _fetch(model, version)
-    except (MlflowException, OSError):
+    except (MlflowException, OSError) as error:
+        if fault := find_system_fault(error, where=model):
+            raise fault from None
         if version is None:
             if model.startswith("models:/"):
                 require_not_renamed(mlflow.MlflowClient(), re.split("[/@]", model.removeprefix("models:/"))[0])
@@ -129,18 +143,37 @@ def _fetch(model: str, version: ModelVersion | None) -> Path:
     if is_on_this_machine(model):
         return Path(mlflow.artifacts.download_artifacts(model))
     weights = "" if version is None else version.tags.get(WEIGHTS_TAG, "")
-    if version is None or not weights:
-        folder = Path(tempfile.mkdtemp(prefix="omnimri-model-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return Path(mlflow.artifacts.download_artifacts(model, dst_path=str(folder)))
-    folder = Home.open().downloads / digest(mlflow.get_tracking_uri(), version.name, version.version, weights)[:SHORT]
-    if not is_sealed(folder):
-        logger.info("downloading %s version %s from %s", version.name, version.version, mlflow.get_tracking_uri())
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_directory(folder) as temporary:
-            mlflow.artifacts.download_artifacts(model, dst_path=str(temporary / "files"))
-            seal(temporary)
+    if version is not None and weights and _can_write(Home.open().downloads):
+        return _keep(version, weights)
+    folder = Path(tempfile.mkdtemp(prefix="omnimri-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(mlflow.artifacts.download_artifacts(model, dst_path=str(folder)))
+
+
+def _keep(version: ModelVersion, weights: str) -> Path:
+    """Return the copy of an evaluated version in the home; download it where there is none. Files that differ are not kept."""
+    import mlflow
+
+    home, name = Home.open(), f"{version.name} version {version.version}"
+    folder = home.downloads / digest(mlflow.get_tracking_uri(), version.name, version.version, weights)[:SHORT]
+    with claim(home.locks / "downloads"):
+        if not is_sealed(folder):
+            logger.info("downloading %s from %s", name, mlflow.get_tracking_uri())
+            with atomic_directory(folder) as temporary:
+                address = f"models:/{version.name}/{version.version}"  # an alias may move in the meantime
+                mlflow.artifacts.download_artifacts(address, dst_path=str(temporary / "files"))
+                _verified_folder(address, temporary / "files", weights, name)
+                seal(temporary)
     return folder / "files"
+
+
+def _can_write(folder: Path) -> bool:
+    """Return whether files can be written to a folder, which is created where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def is_on_this_machine(address: str) -> bool:

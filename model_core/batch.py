@@ -96,7 +96,7 @@ class SequenceBatch(Batch):
         input_ids_BL: int64, right-padded. Each image occupies N consecutive ``image_token_id`` (N = tokens of the connector).
         attention_mask_BL: int64, 0 = padding.
         labels_BL: int64, :data:`IGNORE` at tokens without a text loss. Aligned with ``input_ids_BL`` (the model shifts).
-        pixel_values_B1DHW: float32 input image (for reconstruction: the zero-filled magnitude). With ``grids_BG3`` the images of
+        pixel_values_B1DHW: float32 input image (for reconstruction: what it starts from). With ``grids_BG3`` the images of
             all sequences, in the order of the sequences and of their blocks.
         visual_loss_B: bool, True = the image has the next-visual-token loss (its block is causal); False = it is a condition only.
         target_B1DHW: float32 target image (TARGET_IMAGE) or {0, 1} mask (TARGET_MASK); zeros without a target.

@@ -357,14 +357,14 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         kind_B = torch.full((len(input_ids),), TARGET_MASK, device=input_ids.device)
         names_Sh = embed_names(self.get_input_embeddings(), names_SL, self.config.pad_token_id)
-        shown = []
+        masks, logits = torch.zeros(()), torch.zeros(())
         for patches in PASS_SHIFTS[:passes]:
             pixels = int(patches * self.config.vision_patch)
             moved = _shift_in_plane(pixel_values, pixels)
             features = features_by_image if pixels == 0 else None
             conditions = self._conditions(input_ids, attention_mask, moved, kind_B, None, grids_BG3, image_B, features)
-            shown.append([values.roll((-pixels, -pixels), (-2, -1)) for values in self.image_decoder.show(conditions, names_Sh)])
-        masks, logits = (torch.stack(values).mean(0) for values in zip(*shown, strict=True))
+            shown = [values.roll((-pixels, -pixels), (-2, -1)) / passes for values in self.image_decoder.show(conditions, names_Sh)]
+            masks, logits = masks + shown[0], logits + shown[1]
         return masks, logits
 
     def _conditions(

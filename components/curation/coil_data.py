@@ -22,6 +22,8 @@ from model_core.mri_physics.coils import compress_coils, estimate_sensitivities
 from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 from model_core.mri_physics.sampling_masks import undersample
 
+AT_ONCE = 8
+"""Slices of several coils that are reconstructed at once."""
 CoilReference = Literal["rss", "espirit"]
 """Image that reconstruction is trained towards: root sum of squares of all coils, or combination with ESPIRiT sensitivities."""
 
@@ -122,5 +124,8 @@ def _combine_coils(kspace: NDArray[np.complex64], sampling: NDArray[np.bool_], m
     coils, height, width = kspace.shape[-3:]
     kspace_SC1HW, maps_SC1HW = (torch.from_numpy(array.reshape(-1, coils, 1, height, width)) for array in (kspace, maps))
     sampling_S1HW = torch.from_numpy(sampling.reshape(-1, 1, height, width))
-    first_S1HW = KSpaceMeasurement(kspace_SC1HW, sampling_S1HW, maps_SC1HW).first_image().abs()
-    return np.asarray(first_S1HW.numpy().reshape(sampling.shape), np.float32)
+    first = [
+        KSpaceMeasurement(*(values[start : start + AT_ONCE] for values in (kspace_SC1HW, sampling_S1HW, maps_SC1HW))).first_image()
+        for start in range(0, len(sampling_S1HW), AT_ONCE)
+    ]
+    return np.asarray(torch.cat(first).abs().numpy().reshape(sampling.shape), np.float32)

@@ -1,6 +1,7 @@
 """Held-out volumes that a model reads in two ways: whole, in one pass, and slice by slice, as ``omnimri predict`` does.
 
-Both ways have the same weights and questions. A volume is encoded once for all questions about it.
+Both ways have the same weights and questions. A volume is encoded once for all questions about it, and once more for each further
+pass of masks.
 
 Shape letters: D slices, H rows, W columns.
 """

@@ -122,7 +122,10 @@ class StudySeries:
 
 @dataclass(frozen=True)
 class Study:
-    """The series of an examination as a model sees them, which are encoded once for all questions about them."""
+    """The series of an examination as a model sees them.
+
+    They are encoded once for all questions, and once more for each further pass of masks.
+    """
 
     predictor: Predictor
     series: tuple[StudySeries, ...]

@@ -293,7 +293,7 @@ def _find_models(
 
 
 def _find_pages(patients: Mapping[str, frozenset[str]], home: Home) -> tuple[list[Path], list[str]]:
-    """Return the folders of evaluations whose cohort contains one of the patients: their pages may show images.
+    """Return the folders of evaluations and downloaded versions whose cohort contains one of the patients: pages may show images.
 
     The second value names the evaluations whose cohort cannot be read.
     """
@@ -304,7 +304,7 @@ def _find_pages(patients: Mapping[str, frozenset[str]], home: Home) -> tuple[lis
     digests = {patient_digest(dataset, patient) for dataset, names in patients.items() for patient in names}
     pages: list[Path] = []
     unread: list[str] = []
-    for path in sorted(home.evaluations.glob(f"*/{COHORT}")):
+    for path in sorted([*home.evaluations.glob(f"*/{COHORT}"), *home.downloads.rglob(COHORT)]):
         try:
             if any(digests & set(listed) for splits in read_json(path).values() for listed in splits.values()):
                 pages.append(path.parent)

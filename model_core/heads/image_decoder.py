@@ -32,7 +32,7 @@ class Conditions:
     """Inputs from which an image is decoded.
 
     Attributes:
-        pixel_values_B1DHW: the input image (for reconstruction: the zero-filled magnitude).
+        pixel_values_B1DHW: the input image (for reconstruction: what it starts from).
         features: Swin features of the input image, every level.
         query_BQ: hidden state of the ``<image>`` or ``<seg>`` token.
         kind_B: TARGET_IMAGE | TARGET_MASK.

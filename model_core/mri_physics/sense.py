@@ -87,13 +87,13 @@ class KSpaceMeasurement:
         """Return the phase of the image of the fully measured center of k-space, (B, D, H, W), rad.
 
         It is smooth, as the phase of an image mostly is, and free of the aliasing of the zero-filled image (homodyne detection,
-        Noll et al., IEEE Trans Med Imaging 10:154, 1991). Without a measured center it is that of the zero-filled image.
+        Noll et al., IEEE Trans Med Imaging 10:154, 1991). With one line at the center or none it is that of the zero-filled image.
         """
         height, width = self.sampling_BDHW.shape[-2:]
         columns_BDW = _central_run(self.sampling_BDHW[..., height // 2, :])
         rows_BDH = _central_run(self.sampling_BDHW[..., width // 2])
-        center_BDHW = rows_BDH[..., None] & columns_BDW[..., None, :]
-        center_BDHW = center_BDHW | ~center_BDHW.any((-2, -1), keepdim=True)
+        has_center_BD = (rows_BDH.sum(-1) > 1) & (columns_BDW.sum(-1) > 1)
+        center_BDHW = (rows_BDH[..., None] & columns_BDW[..., None, :]) | ~has_center_BD[..., None, None]
         return torch.angle(self.adjoint(self.kspace_BCDHW * center_BDHW[:, None]))
 
     def encode(self, image_BDHW: Tensor) -> Tensor:

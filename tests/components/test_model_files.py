@@ -1,5 +1,6 @@
 """Registered versions: addresses that MLflow can load, and files of stores on other machines."""
 
+import errno
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import mlflow
 import pytest
 
 from components import model_files
+from components.errors import JobFailed, MachineFault
 from components.home import Home
 from components.model_files import WEIGHTS_TAG, artifacts_of, is_on_this_machine, loadable_address, resolve_model, weights_digest
 from components.tracking import local_versions
@@ -65,6 +67,31 @@ def test_a_version_of_another_machine_is_downloaded_once(far_store: list[str], m
     (first / "model.safetensors").write_text("{")
     assert (resolve_model("models:/omnimri/1", "http://far") / "model.safetensors").read_text() == "{}"
     assert len(far_store) == 2
+
+
+def test_a_damaged_download_is_refused_and_not_kept(far_store: list[str], tmp_path: Path) -> None:
+    """When the store has been repaired, the version is downloaded again."""
+    stored = tmp_path / "far" / "model" / "model.safetensors"
+    stored.write_text("damaged")
+    with pytest.raises(JobFailed, match="differ from those that were evaluated"):
+        resolve_model("models:/omnimri@staging", "http://far")
+    stored.write_text("{}")
+    assert (resolve_model("models:/omnimri@staging", "http://far") / "model.safetensors").read_text() == "{}"
+    assert far_store == 2 * ["models:/omnimri/1"], "an alias may move between two calls"
+
+
+def test_a_home_that_cannot_be_written_keeps_no_copy(far_store: list[str], tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file in place of the folder")
+    assert not resolve_model("models:/omnimri/1", "http://far").is_relative_to(tmp_path / "home")
+
+
+def test_a_full_disk_is_not_called_a_lost_file(far_store: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", full)
+    with pytest.raises(MachineFault, match="no space left"):
+        resolve_model("models:/omnimri/1", "http://far")
 
 
 def test_a_model_of_a_run_is_read_from_a_copy_that_the_process_deletes(

@@ -72,7 +72,7 @@ def test_a_resumed_run_sees_the_batches_of_a_whole_one(corpus: Corpus, processor
 def test_undersampling_of_several_coils_is_drawn_in_training_and_named_by_the_instruction(
     tmp_path: Path, processor: Processor
 ) -> None:
-    """The zero-filled input is the adjoint of the measurement of the objective; patients of one coil stay as they are."""
+    """The input is the first image of the measurement of the objective; patients of one coil stay as they are."""
     corpus = tiny_corpus(tmp_path, patients=4, coils=3)
     batches = _batches(corpus, processor, "instruction_tuning", micro=6)
     whole, again = ([one[0] for one in load_batches(batches, steps, 0)] for steps in (range(12), range(9, 12)))
@@ -83,7 +83,7 @@ def test_undersampling_of_several_coils_is_drawn_in_training_and_named_by_the_in
         if not rows.any():
             continue
         measured = batch.measured.rows(rows)
-        torch.testing.assert_close(measured.adjoint().abs(), batch.pixel_values_B1DHW[rows, 0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(measured.first_image().abs(), batch.pixel_values_B1DHW[rows, 0], atol=1e-5, rtol=1e-4)
         sampled |= {tuple(mask.tolist()) for mask in measured.sampling_BDHW[:, 0, 0]}
         texts = [processor.decode(ids[ids > 0].tolist()) for ids in batch.input_ids_BL[rows]]
         named |= {match for text in texts for match in re.findall(r"\d+(?=x)", text)}
