@@ -235,13 +235,15 @@ def test_three_versions_two_clones_a_remote_lost_artifacts_and_a_foreign_key(sit
     with pytest.raises(BadInput, match="another key"):  # the id in the source, and a key that is not that of the data
         (home / "pseudonym.key").write_bytes(bytes(32))
         withdraw(PLANTED, "--purge", clone=clones[0])
-    (home / "evaluations" / "cut").mkdir(parents=True)
-    (home / "evaluations" / "cut" / "cohort.json").write_text('{"tiny')
+    for folder in (home / "evaluations" / "cut", home / "downloads" / "1" / "files" / "artifacts" / "about"):
+        folder.mkdir(parents=True)
+        (folder / "cohort.json").write_text('{"tiny')
     (clones[0].data / CARD / MANIFEST).write_text(json.dumps({"series": []})[:-3])
-    with pytest.raises(JobFailed, match=r"(?s)traces may remain.*manifest.json.*evaluations/cut"):
+    with pytest.raises(JobFailed, match=r"(?s)traces may remain.*manifest.json.*downloads/1/files.*evaluations/cut"):
         withdraw(PATIENT, "--purge", clone=clones[0])
     assert not site.traces(clones[0].root, site.remote)
     shutil.rmtree(home / "evaluations")
+    shutil.rmtree(home / "downloads")
     shutil.rmtree(clones[0].data / CARD)
     ingest(tiny_card(), site.root.parent / "source", clones[0].data, KEY)
     answer = withdraw(PATIENT, "--purge", clone=clones[0])
