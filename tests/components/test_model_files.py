@@ -54,6 +54,7 @@ def far_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(model_files, "is_on_this_machine", lambda _: False)
     monkeypatch.setattr(model_files, "_registered_version", lambda model: version if model.startswith("models:/") else None)
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+    monkeypatch.setattr(mlflow, "set_tracking_uri", lambda _: None)  # it would outlive the test, in the environment, too
     monkeypatch.setattr("components.tracking.relocation.has_store", lambda _: True)
     monkeypatch.setattr("components.tracking.local_versions.find_local_version", lambda *_: None)
     return downloads
