@@ -119,7 +119,7 @@ def test_artifacts_of_another_machine_are_deleted_after_use(
 
 def test_files_of_this_machine_are_read_in_place(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert is_on_this_machine(tmp_path.as_uri()) and not is_on_this_machine("mlflow-artifacts://far/path")
+    assert is_on_this_machine(tmp_path.as_uri()) and not is_on_this_machine("https://far/artifacts")
     with artifacts_of(tmp_path.as_uri()) as folder:
         assert folder.samefile(tmp_path)
 
