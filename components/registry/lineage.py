@@ -14,7 +14,7 @@ from typing import Any
 
 from components.errors import BadInput, JobFailed, OmniMRIError
 from components.files import read_json
-from components.model_files import WEIGHTS_TAG
+from components.model_files import WEIGHTS_TAG, is_on_this_machine
 from components.registries import STAGES
 from components.registry.model_version import REQUIRED_TAGS, ModelVersion
 from components.registry.registration import SETTINGS, list_models, list_versions, show_version
@@ -182,8 +182,11 @@ def _read_artifact(version: ModelVersion, tracking_uri: str, file: str) -> Any:
             raise LostArtifacts(version)
         if file not in listed:
             return None
-        with tempfile.TemporaryDirectory(prefix="omnimri-artifacts-") as folder:  # MLflow's own would stay
-            content = read_json(Path(mlflow.artifacts.download_artifacts(f"{about}/{file}", dst_path=folder)))
+        if is_on_this_machine(f"models:/{version.name}/{version.version}"):
+            content = read_json(Path(mlflow.artifacts.download_artifacts(f"{about}/{file}")))
+        else:
+            with tempfile.TemporaryDirectory(prefix="omnimri-artifacts-") as folder:  # MLflow's own would stay
+                content = read_json(Path(mlflow.artifacts.download_artifacts(f"{about}/{file}", dst_path=folder)))
     except (MlflowException, OSError):
         raise LostArtifacts(version) from None
     except ValueError:
