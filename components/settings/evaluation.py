@@ -23,7 +23,7 @@ class EvaluationSettings(Section):
         ge=1,
         le=3,
         description="passes over images that are shifted by half a patch, whose masks of findings and structures are averaged: "
-        "more findings are found, in as many times the time. The registered model keeps the number",
+        "as many times the time; what it gains differs from model to model. The registered model keeps the number",
     )
     max_new_tokens: int = Field(default=160, ge=8, description="maximum length of generated text, tokens")
     accelerations: tuple[Annotated[int, Field(ge=2, le=16)], ...] = Field(
