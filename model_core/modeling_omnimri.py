@@ -41,9 +41,6 @@ from model_core.targets import TARGET_MASK
 Images = Tensor | Sequence[Tensor]
 """Images in the order of the sequences and of their blocks: (M, 1, D, H, W), or M tensors (1, D, H, W) of any shapes."""
 
-PASS_SHIFTS = (0, 0.5, -0.5)
-"""Shifts of the images in :meth:`OmniMRIForConditionalGeneration.show_structures`, patches: tokens see other pixels together."""
-
 
 @dataclass
 class OmniMRIOutput(ModelOutput):
@@ -340,7 +337,6 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         grids_BG3: Tensor | None = None,
         image_B: Tensor | None = None,
         features_by_image: Sequence[list[Tensor]] | None = None,
-        passes: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """Return the mask that is asked for, and every named structure.
 
@@ -353,19 +349,11 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             names_SL: tokens of the name of each structure, right-padded.
             grids_BG3, features_by_image: of :meth:`forward`.
             image_B: of :meth:`generate_images`.
-            passes: 1 to 3; what is returned is the mean over copies of the images, shifted in plane by :data:`PASS_SHIFTS`.
         """
         kind_B = torch.full((len(input_ids),), TARGET_MASK, device=input_ids.device)
+        conditions = self._conditions(input_ids, attention_mask, pixel_values, kind_B, None, grids_BG3, image_B, features_by_image)
         names_Sh = embed_names(self.get_input_embeddings(), names_SL, self.config.pad_token_id)
-        masks, logits = torch.zeros(()), torch.zeros(())
-        for patches in PASS_SHIFTS[:passes]:
-            pixels = int(patches * self.config.vision_patch)
-            moved = _shift_in_plane(pixel_values, pixels)
-            features = features_by_image if pixels == 0 else None
-            conditions = self._conditions(input_ids, attention_mask, moved, kind_B, None, grids_BG3, image_B, features)
-            shown = [values.roll((-pixels, -pixels), (-2, -1)) / passes for values in self.image_decoder.show(conditions, names_Sh)]
-            masks, logits = masks + shown[0], logits + shown[1]
-        return masks, logits
+        return self.image_decoder.show(conditions, names_Sh)
 
     def _conditions(
         self,
@@ -437,13 +425,6 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
 def _axes(images: Images) -> int:
     """Return the number of axes of a box about these images: 3 if any of them has several slices, else 2."""
     return 3 if any(image.shape[1] > 1 for image in images) else 2
-
-
-def _shift_in_plane(images: Images, pixels: int) -> Images:
-    """Return images moved down and to the right; what leaves at one edge, most often background, enters at the opposite one."""
-    if isinstance(images, Tensor):
-        return images.roll((pixels, pixels), (-2, -1))
-    return [image.roll((pixels, pixels), (-2, -1)) for image in images]
 
 
 def _select_images(images: Images, output: OmniMRIOutput, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:

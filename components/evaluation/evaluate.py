@@ -23,7 +23,6 @@ from components.registries import TASKS
 from components.settings import EvaluationSettings
 from components.tasks.calibration import VOLUME_CALIBRATION, Calibration
 from components.tasks.kind_weights import write_kind_weights
-from components.tasks.known_structures import write_passes
 from components.tasks.scope import Scope
 from components.verified_files import is_sealed, seal
 
@@ -161,7 +160,6 @@ def _write_evaluation(model_dir: Path, weights: str, corpus: Corpus, settings: E
             result.volume_calibration.write(folder, VOLUME_CALIBRATION)
     answers.volumetry.write(folder)
     write_kind_weights(folder, answers.known.kind_weights)
-    write_passes(folder, answers.known.passes)
     Scope.from_corpus(corpus).write(folder)
     if answers.familiar is not None:
         answers.familiar.write(folder)

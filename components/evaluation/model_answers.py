@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,7 @@ class AnswerGenerator:
     def load(cls, model_dir: Path, settings: EvaluationSettings, seed: int) -> AnswerGenerator:
         """Load a saved model with its tokenizer and the structures that it knows."""
         model = OmniMRIForConditionalGeneration.from_pretrained(model_dir)
-        known = replace(KnownStructures.of_model(model_dir), passes=settings.mask_passes)
-        return cls(model, Processor.from_pretrained(model_dir), settings, seed, known)
+        return cls(model, Processor.from_pretrained(model_dir), settings, seed, KnownStructures.of_model(model_dir))
 
     def images(self, cases: Sequence[Case], steps: int, samples: int, marker: str | None = None) -> list[NDArray[np.float32]]:
         """Return images or mask probabilities (H, W): the mean of ``samples`` samples of ``steps`` sampler steps.
@@ -128,7 +127,7 @@ class AnswerGenerator:
             ids, mask = self.processor.pad(prompts)
             names = self.known.names
             name_ids, _ = self.processor.pad([self.processor.tokens(name) for name in names])
-            masks, logits = self.model.show_structures(ids, mask, _pixels(batch), name_ids, passes=self.known.passes)
+            masks, logits = self.model.show_structures(ids, mask, _pixels(batch), name_ids)
             for own, mask_HW, logits_SHW in zip(known, masks[:, 0].numpy(), logits[:, :, 0].numpy(), strict=True):
                 found.append(Shown(mask_HW, {name: p[0] for name, p in own.probabilities(names, logits_SHW[None]).items()}))
         return found or [None] * len(cases)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from components.tasks.calibration import CALIBRATION, VOLUME_CALIBRATION
 from components.tasks.kind_weights import KIND_WEIGHTS
-from components.tasks.known_structures import MASK_PASSES
 from components.tasks.scope import FAMILIARITY, FEATURES, SCOPE
 from components.tasks.volumetry import VOLUMETRY
 
@@ -103,5 +102,5 @@ class EvaluationReport:
     @property
     def registered_files(self) -> tuple[Path, ...]:
         """Files that are registered with the model: page, digests of patients, what decides answers, scope, familiar images."""
-        names = (COHORT, CALIBRATION, VOLUME_CALIBRATION, VOLUMETRY, KIND_WEIGHTS, MASK_PASSES, SCOPE, FAMILIARITY, FEATURES)
+        names = (COHORT, CALIBRATION, VOLUME_CALIBRATION, VOLUMETRY, KIND_WEIGHTS, SCOPE, FAMILIARITY, FEATURES)
         return tuple(path for path in (self.report, *(self.folder / name for name in names)) if path.exists())

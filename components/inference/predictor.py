@@ -38,7 +38,7 @@ from components.settings import TaskName
 from components.tasks.base import Task
 from components.tasks.calibration import VOLUME_CALIBRATION, Calibration
 from components.tasks.kind_weights import read_kind_weights
-from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown, read_passes
+from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
 from components.tasks.scope import Scope, answer_beginnings
 from components.tasks.volumetry import NOTHING_TOLD, Volumetry
 from model_core import OmniMRIForConditionalGeneration
@@ -123,7 +123,7 @@ class Predictor:
             Processor.from_pretrained(path),
             int(grid["matrix"]),
             float(grid["pixel_mm"]),
-            replace(KnownStructures.of_model(path), kind_weights=read_kind_weights(*folders), passes=read_passes(*folders)),
+            replace(KnownStructures.of_model(path), kind_weights=read_kind_weights(*folders)),
             Calibration.read(*folders),
             Scope.read(*folders),
             FamiliarImages.read(*folders),
@@ -274,7 +274,7 @@ class Predictor:
         for batch in _batches(tiles):
             ids, mask = self.processor.pad([prompt] * len(batch))
             pixels = _pixels([volume.crop(tile) for tile in batch])
-            masks, logits = self.model.show_structures(ids, mask, pixels, name_ids, passes=self.known.passes)
+            masks, logits = self.model.show_structures(ids, mask, pixels, name_ids)
             probabilities = known.probabilities(names, logits[:, :, 0].numpy())
             found.extend(np.stack([masks[:, 0].numpy(), *probabilities.values()], 1))
             question.progress(task, len(found), len(tiles))

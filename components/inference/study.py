@@ -180,7 +180,6 @@ class Study:
             grids_BG3=packed.grids_BG3,
             image_B=torch.tensor([index]),
             features_by_image=self.features,
-            passes=known.passes,
         )
         probabilities = known.probabilities(names, logits[0].transpose(0, 1).numpy())
         on_source = series.view_on_source

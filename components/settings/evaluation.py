@@ -18,13 +18,6 @@ class EvaluationSettings(Section):
     )
     sampler_steps: int = Field(default=4, ge=1, description="flow-matching steps of the image decoder")
     samples: int = Field(default=2, ge=1, description="image samples averaged per case (K)")
-    mask_passes: int = Field(
-        default=1,
-        ge=1,
-        le=3,
-        description="passes over images that are shifted by half a patch, whose masks of findings and structures are averaged: "
-        "as many times the time; what it gains differs from model to model. The registered model keeps the number",
-    )
     max_new_tokens: int = Field(default=160, ge=8, description="maximum length of generated text, tokens")
     accelerations: tuple[Annotated[int, Field(ge=2, le=16)], ...] = Field(
         default=(2, 4, 8), description="undersampling factors of the sweep over sampling masks"

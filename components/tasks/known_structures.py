@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curation.text.structure_names import lesion_kinds, lesion_name
-from components.files import read_json, write_json
+from components.files import read_json
 from components.model_files import PREPROCESSING
 from components.tasks.kind_weights import default_weight
 
@@ -29,7 +29,6 @@ FIND = "Find every {finding} in this image."
 FIND_IN = "Localize every {finding} in this {scan}."
 """The same about one series of a study, which the instruction must name."""
 Probabilities = dict[str, NDArray[np.float32]]
-MASK_PASSES = "mask_passes.json"
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,10 @@ class KnownStructures:
 
     Attributes:
         kind_weights: kind of finding -> weight (:mod:`components.tasks.kind_weights`); a kind without one has the default.
-        passes: over shifted images, whose masks are averaged.
     """
 
     label_maps: tuple[LabelMap, ...] = ()
     kind_weights: Mapping[str, float] = field(default_factory=dict, hash=False)
-    passes: int = 1
 
     @classmethod
     def from_corpus(cls, corpus: Corpus) -> KnownStructures:
@@ -162,17 +159,6 @@ class KnownStructures:
         weighed = {name: weight * probabilities[name] for name, weight in weights.items()}
         scale = total / np.maximum(np.sum(list(weighed.values()), axis=0), np.finfo(np.float32).tiny)
         return {name: np.asarray(weighed[name] * scale if name in weighed else p, np.float32) for name, p in probabilities.items()}
-
-
-def write_passes(folder: Path, passes: int) -> None:
-    """Write :attr:`KnownStructures.passes`, which evaluation was given, for the registered model."""
-    write_json(folder / MASK_PASSES, {"mask_passes": passes})
-
-
-def read_passes(*folders: Path) -> int:
-    """Read the number of passes from the first folder that has it; 1 without any."""
-    found = next((folder / MASK_PASSES for folder in folders if (folder / MASK_PASSES).is_file()), None)
-    return 1 if found is None else int(read_json(found)["mask_passes"])
 
 
 NONE_KNOWN = KnownStructures()

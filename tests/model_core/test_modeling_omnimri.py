@@ -97,30 +97,6 @@ def test_slices_decoded_in_chunks_are_those_of_the_whole_volume(
     torch.testing.assert_close(model.generate_images(*arguments, measured=measured, steps=2, draws=2), whole, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_masks_of_several_passes_are_the_mean_over_shifted_images(
-    model: OmniMRIForConditionalGeneration, processor: Processor, depth: int
-) -> None:
-    """Each copy is answered as an image of its own, and its masks are moved back."""
-    torch.manual_seed(0)
-    ids, mask = processor.pad([processor.encode("Find", "<seg>", model.image_tokens_for(depth, SIZE, SIZE)).input_ids])
-    image, names = torch.rand(1, 1, depth, SIZE, SIZE), torch.tensor([processor.tokens("lesion")])
-
-    def moved(pixels: int) -> list[torch.Tensor]:
-        shown = model.show_structures(ids, mask, image.roll((pixels, pixels), (-2, -1)), names)
-        return [values.roll((-pixels, -pixels), (-2, -1)) for values in shown]
-
-    half = model.config.vision_patch // 2
-    for passes, shifts in ((1, [0]), (2, [0, half]), (3, [0, half, -half])):
-        own = model.show_structures(ids, mask, image, names, passes=passes)
-        expected = [sum(values) / passes for values in zip(*map(moved, shifts), strict=True)]
-        torch.testing.assert_close(list(own), expected)
-    assert (moved(half)[0] - moved(0)[0]).abs().max() > 1e-4, "shifted images are not answered alike"
-    features = model.encode_images([image[0]])
-    study = model.show_structures(ids, mask, [image[0]], names, image_B=torch.tensor([0]), features_by_image=features, passes=3)
-    torch.testing.assert_close(study, own, atol=1e-5, rtol=1e-4)
-
-
 def test_the_decoded_image_of_a_study_is_the_one_asked_for(model: OmniMRIForConditionalGeneration, processor: Processor) -> None:
     """A mask is on the grid of its series, and depends on that series' own pixels, whatever shape the others have."""
     torch.manual_seed(0)

@@ -246,7 +246,7 @@ def test_a_folder_without_a_model_is_refused(corpus: Corpus, tmp_path: Path) -> 
 
 
 def test_what_decides_an_answer_is_registered_with_the_model(report: EvaluationReport) -> None:
-    decides = {"calibration.json", "volumetry.json", "kind_weights.json", "mask_passes.json"}
+    decides = {"calibration.json", "volumetry.json", "kind_weights.json"}
     decides |= {"scope.json", "familiarity.json", "familiarity.npz"}
     assert {path.name for path in report.registered_files} >= decides
     familiarity = json.loads((report.folder / "familiarity.json").read_text())

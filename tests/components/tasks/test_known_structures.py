@@ -14,7 +14,7 @@ from scipy.special import softmax
 from components.files import write_json
 from components.model_files import PREPROCESSING
 from components.tasks.kind_weights import SPECIFIC
-from components.tasks.known_structures import KnownStructures, LabelMap, read_passes, write_passes
+from components.tasks.known_structures import KnownStructures, LabelMap
 from tests.helpers.corpora import tiny_corpus
 
 BRAIN, LESIONS = LabelMap("brain", ("grey matter", "lesion", "white matter")), LabelMap("brain", ("lesion",))
@@ -74,9 +74,3 @@ def test_the_label_maps_of_the_training_patients_travel_with_the_model(tmp_path:
     assert set(known.names) == {name.lower() for value, name in corpus.label_map(dataset).items() if value}
     write_json(tmp_path / PREPROCESSING, {"matrix": 32, "pixel_mm": 1.0, "label_maps": known.to_json()})
     assert KnownStructures.of_model(tmp_path) == known and not KnownStructures.of_model(tmp_path / "corpus").names
-
-
-def test_the_passes_of_the_evaluation_travel_with_the_model(tmp_path: Path) -> None:
-    """A version that was registered before there were any has one."""
-    write_passes(tmp_path / "about", 3)
-    assert read_passes(tmp_path, tmp_path / "about") == 3 and read_passes(tmp_path) == 1
