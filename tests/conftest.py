@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # parallel processes, one core each
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported; only kernels.dispatch.interpreted() uses it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_the_tracking_server() -> Iterator[None]:
+    """End MLflow's address, which is that of the process and in its environment, with the module of tests that set it."""
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
