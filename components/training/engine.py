@@ -98,6 +98,8 @@ class Engine:
         self.ema = WeightEMA(objective.model.image_decoder, training.decoder_average) if has_ema else None
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
         exact_buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
+        frozen = {name: p.detach() for name, p in objective.model.named_parameters() if not p.requires_grad}
+        self.frozen = frozen if rank() == 0 else {}
         self.engine, _, _, _ = deepspeed.initialize(
             model=objective,
             optimizer=optimizer,
@@ -245,31 +247,27 @@ class Engine:
     def weights(self) -> dict[str, Tensor]:
         """Return the weights to export, float32, whole, on the first process (empty on the others, which must call this, too).
 
-        They are those that the optimizer keeps, not their rounded copies, and the decoder's moving average.
+        They are those that the optimizer keeps, and frozen ones as they were, not their rounded copies, and the decoder's moving
+        average.
         """
         exported: dict[str, Tensor] = {}
         average = {} if self.ema is None else {f"image_decoder.{name}": p for name, p in self.ema.weights().items()}
-        for name, tensor in self._full_parameters():
+        for name, tensor in self._trained_parameters():
             if rank() == 0:
                 exported[name] = average.get(name, tensor).detach().float().cpu().clone()
         if rank() == 0:
+            exported |= {name: tensor.float().cpu().clone() for name, tensor in self.frozen.items()}
             exported |= {name: buffer.detach().cpu().clone() for name, buffer in self.objective.model.named_buffers()}
         return exported
 
-    def _full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every parameter of the model, gathered from all processes, in float32 where the optimizer has it so."""
-        import deepspeed
+    def _trained_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every trained parameter of the model, gathered from all processes, in float32 where the optimizer has it so."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, parameter in self.objective.model.named_parameters():
-            master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-            if master is not None:
-                yield name, master
-            elif hasattr(parameter, "ds_id"):
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    yield name, parameter.data
-            else:
-                yield name, parameter.data
+            if parameter.requires_grad:
+                master = safe_get_full_fp32_param(parameter)
+                yield name, parameter.data if master is None else master
 
 
 def _configure_shared_memory() -> None:
