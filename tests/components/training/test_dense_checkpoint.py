@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from components.errors import BadInput
 from components.settings import ModelSettings, load_settings
@@ -16,52 +15,18 @@ from components.tracking import Tracking
 from components.training import prepare_tokenizer, train_stage
 from components.training.dense_checkpoint import DenseCheckpoint, upcycled_model
 from components.training.trainer import TrainingJob, initial_model
-from model_core import OmniMRIConfig
 from model_core.processing import Processor
 from model_core.tokenization import IMAGE, SEG, SPECIAL_TOKENS, add_special_tokens, train_tokenizer
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.mlflow_store import new_home
+from tests.helpers.qwen_checkpoint import QWENS_OWN, SPARE, write_qwen_checkpoint
 
-QWENS_OWN = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-SPARE = 271  # as in the checkpoints of 0.5 B and 1.5 B parameters
 OURS = [token for token in SPECIAL_TOKENS if token not in (*QWENS_OWN, "<|endoftext|>")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a checkpoint like that of Qwen2.5 in the sizes of the debug preset: several files, bfloat16, a tokenizer of
-    Qwen2's class, entries to spare.
-    """
-    folder = tmp_path_factory.mktemp("qwen")
-    trained = json.loads(train_tokenizer(["Is there a lesion? yes, no."], 300).backend_tokenizer.to_str())["model"]
-    words = [word for word in trained["vocab"] if word not in SPECIAL_TOKENS]
-    tokenizer = Qwen2Tokenizer(
-        vocab={word: place for place, word in enumerate(words)},
-        merges=[tuple(merge) for merge in trained["merges"]],
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        extra_special_tokens=QWENS_OWN,
-    )
-    tokenizer.save_pretrained(folder)
-    sizes = OmniMRIConfig.from_preset("debug")
-    torch.manual_seed(0)
-    dense = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer) + SPARE,
-            hidden_size=sizes.hidden_size,
-            intermediate_size=sizes.moe_intermediate_size,
-            num_hidden_layers=sizes.num_hidden_layers,
-            num_attention_heads=sizes.num_attention_heads,
-            num_key_value_heads=sizes.num_key_value_heads,
-            rope_parameters={"rope_type": "default", "rope_theta": 5e5},
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=True,
-            eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-            initializer_range=0.2,
-        )
-    )
-    dense.to(torch.bfloat16).save_pretrained(folder, max_shard_size="30KB")
-    return folder
+    return write_qwen_checkpoint(tmp_path_factory.mktemp("qwen"))
 
 
 @pytest.fixture
