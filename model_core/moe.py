@@ -14,14 +14,32 @@ from kernels.moe_layer import MoEOutput, moe, moe_hidden
 from model_core.losses.reduction import all_reduce_sum, world_size
 
 
+class RoutedExperts(Qwen2MoeExperts):
+    """Qwen2-MoE's experts with the same parameters, computed by :func:`kernels.moe_layer.moe`, which adds the router's losses.
+
+    Weights are read only while the module is called, when adapters (:mod:`model_core.adapters`) may stand in for them.
+    """
+
+    def __init__(self, config: Qwen2MoeConfig) -> None:
+        super().__init__(config)
+        self.top_k, self.norm_topk_prob = config.num_experts_per_tok, config.norm_topk_prob
+
+    def forward(self, hidden_TH: Tensor, router_EH: Tensor, valid_T: Tensor | None) -> tuple[Tensor, MoEOutput | None]:  # type: ignore[override]
+        """Return the combined output of the experts (T, H), and that of the router; without ``valid_T`` it is None."""
+        weights = router_EH, self.gate_up_proj, self.down_proj
+        if valid_T is None:
+            return moe_hidden(hidden_TH, *weights, self.top_k, self.norm_topk_prob), None
+        output = moe(hidden_TH, *weights, self.top_k, self.norm_topk_prob, valid_T=valid_T)
+        return output.hidden_TH, output
+
+
 class SparseMoeBlock(nn.Module):
-    """Qwen2-MoE's block with the same parameters, computed by :func:`kernels.moe_layer.moe`, which adds the router's losses."""
+    """Qwen2-MoE's block with the same parameters."""
 
     def __init__(self, config: Qwen2MoeConfig) -> None:
         super().__init__()
-        self.top_k, self.norm_topk_prob = config.num_experts_per_tok, config.norm_topk_prob
         self.gate = Qwen2MoeTopKRouter(config)
-        self.experts = Qwen2MoeExperts(config)
+        self.experts = RoutedExperts(config)
         self.shared_expert = Qwen2MoeMLP(config, intermediate_size=config.shared_expert_intermediate_size)
         self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
 
@@ -35,15 +53,10 @@ class SparseMoeBlock(nn.Module):
         Returns:
             Hidden states (B, L, H), and the output of the router (None if not ``routed``).
         """
-        hidden_TH = hidden_BLH.flatten(0, 1)
-        weights = self.gate.weight, self.experts.gate_up_proj, self.experts.down_proj
-        if routed:
-            output = moe(hidden_TH, *weights, self.top_k, self.norm_topk_prob, valid_T=valid_BL.flatten())
-            routed_TH = output.hidden_TH
-            if world_size() > 1:
-                output = reduce_over_ranks(output, hidden_TH, self.gate.weight, valid_BL.flatten())
-        else:
-            output, routed_TH = None, moe_hidden(hidden_TH, *weights, self.top_k, self.norm_topk_prob)
+        hidden_TH, valid_T = hidden_BLH.flatten(0, 1), valid_BL.flatten()
+        routed_TH, output = self.experts(hidden_TH, self.gate.weight, valid_T if routed else None)
+        if output is not None and world_size() > 1:
+            output = reduce_over_ranks(output, hidden_TH, self.gate.weight, valid_T)
         shared_TH = torch.sigmoid(self.shared_expert_gate(hidden_TH)) * self.shared_expert(hidden_TH)
         return (routed_TH + shared_TH).view_as(hidden_BLH), output
 

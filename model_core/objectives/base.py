@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from model_core.adapters import is_adapted
 from model_core.losses.reduction import Step
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration, OmniMRIOutput
 
@@ -54,13 +55,17 @@ class Objective(nn.Module, ABC):
         """Return the modules whose parameters this stage trains."""
 
     def trainable(self) -> list[nn.Parameter]:
-        """Freeze all parameters, unfreeze those of this stage, and return the latter without repeats (tied weights are one)."""
+        """Freeze all parameters, unfreeze those of this stage, and return the latter without repeats (tied weights are one).
+
+        Weights that adapters stand in for (:mod:`model_core.adapters`) remain frozen.
+        """
         self.requires_grad_(False)
         parameters: dict[int, nn.Parameter] = {}
         for module in self.modules_trained():
-            for parameter in module.parameters():
-                parameter.requires_grad_(True)
-                parameters.setdefault(id(parameter), parameter)
+            for name, parameter in module.named_parameters():
+                if not is_adapted(name):
+                    parameter.requires_grad_(True)
+                    parameters.setdefault(id(parameter), parameter)
         return list(parameters.values())
 
     def counts(self, batch: Any) -> dict[str, Tensor]:

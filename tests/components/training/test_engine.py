@@ -19,6 +19,7 @@ from components.training.metrics_log import MetricsLog
 from components.training.samples import Samples
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.accounting import SampleSize, estimate_costs
+from model_core.adapters import add_adapters
 from model_core.batch import SequenceBatch
 from model_core.losses.reduction import Step
 from model_core.objectives import Objective
@@ -71,11 +72,15 @@ def test_micro_batches_add_up_to_the_whole(corpus: Corpus, processor: Processor,
         torch.testing.assert_close(sum(part[name] for part in separate), expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("stage", ["vision_pretraining", "instruction_tuning"])
-def test_activation_checkpointing_gives_the_same_gradients(corpus: Corpus, processor: Processor, stage: StageName) -> None:
+@pytest.mark.parametrize(("stage", "rank"), [("vision_pretraining", 0), ("instruction_tuning", 0), ("instruction_tuning", 4)])
+def test_activation_checkpointing_gives_the_same_gradients(
+    corpus: Corpus, processor: Processor, stage: StageName, rank: int
+) -> None:
     gradients = []
     for checkpointing in (False, True):
         objective, maker = _stage(corpus, processor, stage)
+        if rank:
+            add_adapters(objective.model.backbone, rank)
         objective.train()
         if checkpointing:
             objective.model.gradient_checkpointing_enable({"use_reentrant": False})
