@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kernels.window_attention.geometry import Triple, fit_window, padded_grid
+from model_core.adapters import add_adapters, is_adapted
 from model_core.config import OmniMRIConfig
 from model_core.modeling_omnimri import OmniMRIForConditionalGeneration
 from model_core.targets import TARGET_MASK
@@ -80,20 +81,35 @@ class SampleSize:
     images: int = 1
 
 
-def build_meta_model(config: OmniMRIConfig, dtype: torch.dtype = torch.float32) -> OmniMRIForConditionalGeneration:
-    """Build the network on the meta device."""
+def build_meta_model(
+    config: OmniMRIConfig, dtype: torch.dtype = torch.float32, adapter_rank: int = 0
+) -> OmniMRIForConditionalGeneration:
+    """Build the network on the meta device, with adapters on its backbone if they have a rank."""
     with torch.device("meta"):
         model = OmniMRIForConditionalGeneration(config)
+        if adapter_rank:
+            add_adapters(model.backbone, adapter_rank)
     return model.to(dtype)  # type: ignore[arg-type]
 
 
-def count_parameters(config: OmniMRIConfig) -> list[ParameterCount]:
-    """Count the parameters by module, in the order of :data:`PARTS`."""
-    totals = dict.fromkeys(PARTS, 0)
-    for name, parameter in build_meta_model(config).named_parameters():
-        totals[next(part for part, keys in PARTS.items() if any(key in name for key in keys))] += parameter.numel()
+def count_parameters(config: OmniMRIConfig, adapter_rank: int = 0) -> list[ParameterCount]:
+    """Count the parameters by module, with those of adapters, in the order of :data:`PARTS`."""
     share = {"experts": config.num_experts_per_tok / config.num_experts}
+    totals = _count_by_part(config, adapter_rank, lambda name: True)
     return [ParameterCount(part, total, round(total * share.get(part, 1))) for part, total in totals.items()]
+
+
+def count_frozen_parameters(config: OmniMRIConfig, adapter_rank: int) -> dict[str, int]:
+    """Return module -> number of its parameters that have adapters and are therefore not trained."""
+    return _count_by_part(config, adapter_rank, is_adapted)
+
+
+def _count_by_part(config: OmniMRIConfig, adapter_rank: int, counts: Callable[[str], bool]) -> dict[str, int]:
+    totals = dict.fromkeys(PARTS, 0)
+    for name, parameter in build_meta_model(config, adapter_rank=adapter_rank).named_parameters():
+        part = next(part for part, keys in PARTS.items() if any(key in name for key in keys))
+        totals[part] += parameter.numel() if counts(name) else 0
+    return totals
 
 
 def estimate_costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype = torch.bfloat16) -> list[Cost]:
@@ -129,6 +145,8 @@ def estimate_costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype
     return counter.costs
 
 
+WEIGHT_BYTES = 2
+"""Bytes of a frozen parameter in bfloat16."""
 STATE_BYTES = 2 + 2 + 4 + 4 + 4
 """Bytes of a parameter under DeepSpeed in bfloat16: weight, gradient, float32 weight and both moments of AdamW."""
 OPTIMIZER_BYTES = 4 + 4 + 4
@@ -144,35 +162,40 @@ class TrainingMemory:
     """Memory of a training step on one GPU, in bytes.
 
     Attributes:
-        states: weights, gradients and optimizer state, as far as it is on the GPU.
+        states: weights, gradients and optimizer state, as far as it is on the GPU; of frozen parameters, weights alone.
         buckets: both communication buckets of DeepSpeed.
         activations: of a micro-batch, with activation checkpointing.
         host: optimizer state in the memory of the host.
+        sums: weights of a layer's experts with their adapters added, and their gradients.
     """
 
     states: int
     buckets: int
     activations: int
     host: int = 0
+    sums: int = 0
 
     @property
     def total(self) -> int:
         """Sum of all on the GPU."""
-        return self.states + self.buckets + self.activations
+        return self.states + self.buckets + self.activations + self.sums
 
 
 def estimate_training_memory(
-    config: OmniMRIConfig, sample: SampleSize, micro_batch: int, offload_optimizer: bool = False
+    config: OmniMRIConfig, sample: SampleSize, micro_batch: int, offload_optimizer: bool = False, adapter_rank: int = 0
 ) -> TrainingMemory:
     """Estimate the memory of stage 4 on one GPU: bfloat16, ZeRO stage 1 on one process, activation checkpointing.
 
-    Kernels' workspaces and fragments of the allocator are not counted: an H100 needed 4 % more (docs/model.md).
+    Kernels' workspaces and fragments of the allocator are not counted: an H100 needed 4 % more (docs/model.md). Nor are the
+    activations of adapters, ``adapter_rank`` numbers for each token and projection.
     """
-    parameters = sum(row.total for row in count_parameters(config))
+    frozen = count_frozen_parameters(config, adapter_rank)
+    trained = sum(row.total for row in count_parameters(config, adapter_rank)) - sum(frozen.values())
     kept = sum(cost.checkpointed for cost in estimate_costs(config, sample))
-    host = parameters * OPTIMIZER_BYTES if offload_optimizer else 0
-    states = parameters * (STATE_BYTES + GRADIENT_BYTES) - host
-    return TrainingMemory(states, 2 * 2 * min(parameters, MAX_BUCKET), kept * micro_batch, host)
+    host = trained * OPTIMIZER_BYTES if offload_optimizer else 0
+    states = trained * (STATE_BYTES + GRADIENT_BYTES) + sum(frozen.values()) * WEIGHT_BYTES - host
+    sums = frozen["experts"] // config.num_hidden_layers * (WEIGHT_BYTES + GRADIENT_BYTES)
+    return TrainingMemory(states, 2 * 2 * min(trained, MAX_BUCKET), kept * micro_batch, host, sums)
 
 
 @dataclass

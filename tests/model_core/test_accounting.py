@@ -14,7 +14,14 @@ from components.settings import load_settings
 from kernels.dispatch import interpreted
 from kernels.window_attention import operation
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
-from model_core.accounting import SampleSize, count_parameters, estimate_costs, estimate_training_memory
+from model_core.accounting import (
+    SampleSize,
+    count_frozen_parameters,
+    count_parameters,
+    estimate_costs,
+    estimate_training_memory,
+)
+from model_core.adapters import add_adapters, is_adapted
 from model_core.sequences import build_attention_mask, compute_positions, one_block_each
 
 TEXT = 20
@@ -163,3 +170,49 @@ def test_with_its_optimizer_on_the_host_a_profile_fits_a_smaller_gpu(profile: st
     assert moved.total / 2**30 < 5 / 6 * gib
     assert whole.host == 0 and moved.host == 12 * sum(row.total for row in count_parameters(config))
     assert moved.total + moved.host == whole.total
+
+
+@pytest.mark.parametrize("preset", ["debug", "gpu48", "0.5b", "7b"])
+def test_parameters_of_adapters_are_those_of_the_closed_form(preset: str) -> None:
+    """Letters as above. A matrix of m rows and n columns gets rank * (m + n) parameters; it is frozen, with its bias."""
+    config, rank = OmniMRIConfig.from_preset(preset), 16
+    H, n, E, width_e = config.hidden_size, config.num_hidden_layers, config.num_experts, config.moe_intermediate_size
+    k = config.num_key_value_heads * config.head_dim
+    plain, adapted = ({row.part: row for row in count_parameters(config, r)} for r in (0, rank))
+    added = {part: adapted[part].total - row.total for part, row in plain.items()}
+    expected = {
+        "attention": n * rank * (2 * (H + H) + 2 * (H + k)),
+        "experts": n * E * rank * ((H + 2 * width_e) + (width_e + H)),
+        "shared experts": n * rank * 3 * (H + width_e),
+    }
+    assert added == dict.fromkeys(plain, 0) | expected
+    gates = {"shared experts": n * H}
+    frozen = {part: plain[part].total - gates.get(part, 0) for part in expected}
+    assert count_frozen_parameters(config, rank) == dict.fromkeys(plain, 0) | frozen
+    assert not any(count_frozen_parameters(config, 0).values())
+
+
+def test_memory_of_adapters_is_what_autograd_saves() -> None:
+    """Within 5 %: the sums of weights and adapters, and little else. Here they are in float32, and those of all layers are kept.
+
+    In training, those of one layer are: as many bytes in bfloat16, as the gradients are there, too.
+    """
+    model, _, sequence = _real("debug", 32)
+    before = _saved_bytes(model, lambda: model.backbone(*sequence))
+    add_adapters(model.backbone, 1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not is_adapted(name))
+    sums = estimate_training_memory(model.config, SampleSize(1, 32, 32, TEXT), 1, adapter_rank=1).sums
+    after = _saved_bytes(model, lambda: model.backbone(*sequence))
+    assert after - before == pytest.approx(sums * model.config.num_hidden_layers, rel=0.05)
+
+
+@pytest.mark.parametrize(("preset", "gib"), [("0.5b", 24), ("1.5b", 48)])
+def test_with_adapters_a_backbone_fits_a_smaller_gpu(preset: str, gib: int) -> None:
+    """As profiles/single_gpu.yaml, with Qwen2.5's vocabulary. Frozen weights take two bytes each, the others 18."""
+    config, sample = OmniMRIConfig.from_preset(preset), SampleSize(1, 256, 256, 128)
+    whole, adapted = (estimate_training_memory(config, sample, 32, adapter_rank=rank) for rank in (0, 16))
+    frozen = sum(count_frozen_parameters(config, 16).values())
+    assert adapted.total / 2**30 < 5 / 6 * gib < whole.total / 2**30
+    assert adapted.states == 18 * (sum(row.total for row in count_parameters(config, 16)) - frozen) + 2 * frozen
+    assert adapted.activations == whole.activations and whole.sums == 0
