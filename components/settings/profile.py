@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from components.assets import asset
 from components.errors import BadInput
@@ -33,6 +33,15 @@ class Settings(Section):
     kubernetes: KubernetesSettings = KubernetesSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     registry: RegistrySettings = RegistrySettings()
+
+    @model_validator(mode="after")
+    def _require_pretrained_backbone(self) -> Settings:
+        if self.training.adapter_rank and self.model.backbone is None:
+            raise ValueError(
+                "training.adapter_rank freezes the backbone, whose weights would be random: set model.backbone to the folder of a "
+                "dense Qwen2.5 checkpoint, or training.adapter_rank to 0"
+            )
+        return self
 
 
 def profiles() -> list[str]:

@@ -107,6 +107,12 @@ class TrainingSettings(Section):
         description="keep the optimizer's state in the memory of the host and take its steps there: twelve bytes a parameter less "
         "on the GPU, slower steps; needs ZeRO stage 1 to 3",
     )
+    adapter_rank: int = Field(
+        default=0,
+        ge=0,
+        description="rank of low-rank adapters (LoRA) of the backbone's attention and experts, whose own weights are frozen: their "
+        "gradients and optimizer state take no memory; needs model.backbone; 0 = the backbone itself is trained",
+    )
     precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="precision of forward and backward passes")
     activation_checkpointing: bool = Field(
         default=False,

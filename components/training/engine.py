@@ -26,6 +26,7 @@ from components.training.checkpoints import Checkpoints, checkpoint_tag
 from components.training.cost import batch_flops, batch_tokens
 from components.training.ema import WeightEMA
 from components.training.stages.base import Stage
+from model_core.adapters import add_adapters, merge_adapters
 from model_core.losses.reduction import Step, all_reduce_sum, rank, world_size
 from model_core.objectives import LossOutput, Objective
 from model_core.swin import WindowAttention
@@ -90,6 +91,9 @@ class Engine:
 
         self.settings, self.training, self.objective = settings, training, objective
         self.checkpoints = Checkpoints(folder, rank(), world_size(), training.keep_checkpoints, training.keep_every)
+        self.adapter_rank = stage.adapter_rank(training)
+        if self.adapter_rank:
+            add_adapters(objective.model.backbone, self.adapter_rank)
         objective.train()
         if training.activation_checkpointing:
             objective.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -247,8 +251,8 @@ class Engine:
     def weights(self) -> dict[str, Tensor]:
         """Return the weights to export, float32, whole, on the first process (empty on the others, which must call this, too).
 
-        They are those that the optimizer keeps, and frozen ones as they were, not their rounded copies, and the decoder's moving
-        average.
+        They are those that the optimizer keeps, and frozen ones as they were, not their rounded copies; the decoder's moving
+        average; and the sums of weights and their adapters.
         """
         exported: dict[str, Tensor] = {}
         average = {} if self.ema is None else {f"image_decoder.{name}": p for name, p in self.ema.weights().items()}
@@ -257,6 +261,8 @@ class Engine:
                 exported[name] = average.get(name, tensor).detach().float().cpu().clone()
         if rank() == 0:
             exported |= {name: tensor.float().cpu().clone() for name, tensor in self.frozen.items()}
+            if self.adapter_rank:
+                exported = merge_adapters(self.objective.model.config, self.adapter_rank, exported)
             exported |= {name: buffer.detach().cpu().clone() for name, buffer in self.objective.model.named_buffers()}
         return exported
 

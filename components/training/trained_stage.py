@@ -101,7 +101,9 @@ def stage_inputs(stage: StageName, settings: Settings, corpus: str, parent: str 
         "corpus": corpus,
         "seed": str(settings.seed),
         "settings: model": settings.model.digest(),
-        "settings: training": digest(training.zero_stage, training.offload_optimizer, training.precision, average),
+        "settings: training": digest(
+            training.zero_stage, training.offload_optimizer, training.precision, average, registered.adapter_rank(training)
+        ),
         f"settings: training.{stage}": digest(batch, recipe),
         "tokenizer and backbone files": digest(_outside_files(settings.model)),
         "code of training": code_digest(*CODE),

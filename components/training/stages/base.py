@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from components.settings import Category, StageSettings
+from components.settings import Category, StageSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +41,7 @@ class Stage(ABC):
         categories: categories of the data mixture that the stage can be trained on.
         loss_parts: parts of the loss that the figure of losses shows.
         contrastive: whether the losses compare the samples of a micro-step, of all processes, with each other.
+        trains_backbone: whether the backbone is trained, by its adapters where the settings have some (``adapter_rank``).
         averages_decoder: whether the exported image decoder is the moving average of its weights (``decoder_average``).
         settings: class of the stage's settings; a subclass may add fields.
     """
@@ -49,6 +50,7 @@ class Stage(ABC):
     categories: ClassVar[tuple[Category, ...]]
     loss_parts: ClassVar[tuple[str, ...]]
     contrastive: ClassVar[bool] = False
+    trains_backbone: ClassVar[bool] = True
     averages_decoder: ClassVar[bool] = False
     settings: ClassVar[type[StageSettings]] = StageSettings
 
@@ -73,6 +75,10 @@ class Stage(ABC):
     def teaches_structures(self, settings: StageSettings) -> bool:
         """Return whether the trained model can show every structure of the training data by its name."""
         return False
+
+    def adapter_rank(self, training: TrainingSettings) -> int:
+        """Return the rank of the backbone's adapters in this stage; 0 = there are none."""
+        return training.adapter_rank if self.trains_backbone else 0
 
     def comparison_sizes(self, micro_batch_total: int, world_size: int) -> tuple[int, ...]:
         """Return how many samples the losses compare with each other, given those of a micro-step over all processes.

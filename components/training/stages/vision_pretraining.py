@@ -42,6 +42,7 @@ class VisionPretrainingStage(Stage):
     categories = ("image_only", "paired")
     loss_parts = ("masked_l1", "patch_contrast", "volume_contrast")
     contrastive = True
+    trains_backbone = False
 
     def build_objective(self, model: OmniMRIForConditionalGeneration, settings: StageSettings) -> Objective:
         """Return the objective of stage 1."""
