@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from kernels.dispatch import interpreted
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.adapters import SCALE, add_adapters, is_adapted, merge_adapters
 from model_core.objectives import InstructionTuning
@@ -75,3 +78,21 @@ def test_an_objective_trains_adapters_and_freezes_what_they_stand_for() -> None:
         "input_layernorm.weight",
         "post_attention_layernorm.weight",
     }
+
+
+def test_the_kernels_give_adapters_the_gradients_of_the_specification() -> None:
+    """As on a GPU, in Triton's interpreter; frozen weights get none."""
+    gradients = []
+    for context in (nullcontext(), interpreted()):
+        model = _network()
+        add_adapters(model.backbone, RANK)
+        _train(model)
+        InstructionTuning(model).trainable()
+        with context:
+            logits: torch.Tensor = model(torch.arange(4, 24).view(2, -1)).logits
+            logits.square().mean().backward()
+        assert all(parameter.grad is None for name, parameter in model.named_parameters() if is_adapted(name))
+        gradients.append({name: p.grad for name, p in model.named_parameters() if ".lora_" in name})
+    for name, gradient in gradients[0].items():
+        assert gradient is not None and gradient.any(), name
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-3, msg=name)
