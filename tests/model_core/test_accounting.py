@@ -210,9 +210,8 @@ def test_memory_of_adapters_is_what_autograd_saves() -> None:
 @pytest.mark.parametrize(("preset", "gib"), [("0.5b", 24), ("1.5b", 48)])
 def test_with_adapters_a_backbone_fits_a_smaller_gpu(preset: str, gib: int) -> None:
     """As profiles/single_gpu.yaml, with Qwen2.5's vocabulary. Frozen weights take two bytes each, the others 18."""
-    config, sample = OmniMRIConfig.from_preset(preset), SampleSize(1, 256, 256, 128)
-    whole, adapted = (estimate_training_memory(config, sample, 32, adapter_rank=rank) for rank in (0, 16))
+    config = OmniMRIConfig.from_preset(preset)
+    memory = estimate_training_memory(config, SampleSize(1, 256, 256, 128), 32, adapter_rank=16)
     frozen = sum(count_frozen_parameters(config, 16).values())
-    assert adapted.total / 2**30 < 5 / 6 * gib < whole.total / 2**30
-    assert adapted.states == 18 * (sum(row.total for row in count_parameters(config, 16)) - frozen) + 2 * frozen
-    assert adapted.activations == whole.activations and whole.sums == 0
+    assert memory.states == 18 * (sum(row.total for row in count_parameters(config, 16)) - frozen) + 2 * frozen
+    assert memory.total / 2**30 < 5 / 6 * gib
