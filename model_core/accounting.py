@@ -166,19 +166,19 @@ class TrainingMemory:
         buckets: both communication buckets of DeepSpeed.
         activations: of a micro-batch, with activation checkpointing.
         host: optimizer state in the memory of the host.
-        sums: weights of a layer's experts with their adapters added, and their gradients.
+        merged_experts: weights of a layer's experts with their adapters added, and their gradients.
     """
 
     states: int
     buckets: int
     activations: int
     host: int = 0
-    sums: int = 0
+    merged_experts: int = 0
 
     @property
     def total(self) -> int:
         """Sum of all on the GPU."""
-        return self.states + self.buckets + self.activations + self.sums
+        return self.states + self.buckets + self.activations + self.merged_experts
 
 
 def estimate_training_memory(
@@ -194,8 +194,8 @@ def estimate_training_memory(
     kept = sum(cost.checkpointed for cost in estimate_costs(config, sample))
     host = trained * OPTIMIZER_BYTES if offload_optimizer else 0
     states = trained * (STATE_BYTES + GRADIENT_BYTES) + sum(frozen.values()) * WEIGHT_BYTES - host
-    sums = frozen["experts"] // config.num_hidden_layers * (WEIGHT_BYTES + GRADIENT_BYTES)
-    return TrainingMemory(states, 2 * 2 * min(trained, MAX_BUCKET), kept * micro_batch, host, sums)
+    merged = frozen["experts"] // config.num_hidden_layers * (WEIGHT_BYTES + GRADIENT_BYTES)
+    return TrainingMemory(states, 2 * 2 * min(trained, MAX_BUCKET), kept * micro_batch, host, merged)
 
 
 @dataclass

@@ -39,7 +39,8 @@ def add_adapters(backbone: Backbone, rank: int) -> None:
 
 def is_adapted(name: str) -> bool:
     """Return whether a parameter with this name has an adapter, or is the bias of a module that has one."""
-    return ".base_layer." in name and ".lora_" not in name
+    parts = name.split(".")
+    return "base_layer" in parts and not any(part.startswith("lora_") for part in parts)
 
 
 def merge_adapters(config: OmniMRIConfig, rank: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_the_tracking_server() -> Iterator[None]:
-    """End MLflow's address, which is that of the process and in its environment, with the module of tests that set it."""
+    """Reset MLflow's tracking URI, which the whole process and its environment share, after each module of tests."""
     yield
     if "mlflow" in sys.modules:
         sys.modules["mlflow"].set_tracking_uri(None)

@@ -110,6 +110,7 @@ class TrainingSettings(Section):
     adapter_rank: int = Field(
         default=0,
         ge=0,
+        le=1024,
         description="rank of low-rank adapters (LoRA) of the backbone's attention and experts, whose own weights are frozen: their "
         "gradients and optimizer state take no memory; needs model.backbone; 0 = the backbone itself is trained",
     )

@@ -26,7 +26,7 @@ from components.training.checkpoints import Checkpoints, checkpoint_tag
 from components.training.cost import batch_flops, batch_tokens
 from components.training.ema import WeightEMA
 from components.training.stages.base import Stage
-from model_core.adapters import add_adapters, merge_adapters
+from model_core.adapters import add_adapters, is_adapted, merge_adapters
 from model_core.losses.reduction import Step, all_reduce_sum, rank, world_size
 from model_core.objectives import LossOutput, Objective
 from model_core.swin import WindowAttention
@@ -260,7 +260,7 @@ class Engine:
             if rank() == 0:
                 exported[name] = average.get(name, tensor).detach().float().cpu().clone()
         if rank() == 0:
-            exported |= {name: tensor.float().cpu().clone() for name, tensor in self.frozen.items()}
+            exported |= {name: tensor.to("cpu", torch.float32, copy=is_adapted(name)) for name, tensor in self.frozen.items()}
             if self.adapter_rank:
                 exported = merge_adapters(self.objective.model.config, self.adapter_rank, exported)
             exported |= {name: buffer.detach().cpu().clone() for name, buffer in self.objective.model.named_buffers()}

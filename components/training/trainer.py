@@ -262,7 +262,7 @@ class StageTrainer:
         weights = self.engine.weights()
         if self.journal is None:
             return
-        model = self.objective.model.float().eval()
+        model = self.objective.model.cpu().float().eval()  # not on the GPU, beside DeepSpeed's states
         with atomic_directory(self.job.folder / "model") as folder:
             model.save_pretrained(folder, state_dict=weights)
             self.processor.save_pretrained(folder)

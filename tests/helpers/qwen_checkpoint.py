@@ -44,5 +44,8 @@ def write_qwen_checkpoint(folder: Path) -> Path:
             initializer_range=0.2,
         )
     )
+    for name, parameter in dense.named_parameters():
+        if name.endswith("bias"):  # zero at first, where no mistake shows
+            torch.nn.init.normal_(parameter)
     dense.to(torch.bfloat16).save_pretrained(folder, max_shard_size="30KB")
     return folder

@@ -132,7 +132,9 @@ KINDS = [
 def test_a_killed_stage_ends_with_the_same_bits(
     corpus_root: Path, home: Home, qwen: Path, tmp_path: Path, precision: str, zero_stage: int, offload: bool
 ) -> None:
-    settings = _settings(qwen, precision, zero_stage, f"training.offload_optimizer={offload}")
+    """In bfloat16 with activation checkpointing, as in the profile ``single_gpu``."""
+    memory = [f"training.offload_optimizer={offload}", f"training.activation_checkpointing={precision == 'bfloat16'}"]
+    settings = _settings(qwen, precision, zero_stage, *memory)
     whole, killed = _trained(corpus_root, home, settings), new_home(tmp_path / "killed")
     with pytest.raises(JobFailed, match="-9"):
         train_stage(STAGE, corpus_root, settings, killed, None, None, after_first_checkpoint(ForkedJob.kill))
