@@ -100,6 +100,7 @@ SETTINGS_SKIPPED = {
     "ingestion.key_file": "changed below, together with a file",
     "model.tokenizer": "changed below, together with a folder",
     "model.backbone": "changed below, together with folders",
+    "training.adapter_rank": "changed below, together with a backbone",
 }
 
 STAGES = REGISTERED_STAGES.built_in
@@ -303,7 +304,7 @@ def test_a_changed_setting_runs_the_announced_steps(installation: Installation, 
     compare(installation, settings, tmp_path / "copy")
 
 
-@pytest.mark.parametrize("name", ["key_file", "tokenizer", "backbone", "path"])
+@pytest.mark.parametrize("name", ["key_file", "tokenizer", "backbone", "adapter_rank", "path"])
 def test_a_changed_file_or_folder_of_the_settings_runs_the_announced_steps(
     installation: Installation, name: str, tmp_path: Path
 ) -> None:
@@ -320,8 +321,10 @@ def test_a_changed_file_or_folder_of_the_settings_runs_the_announced_steps(
         assert plan(settings, installation.home)[0].state == "runs"  # other times: the files are read again, and found unchanged
         return
     else:
-        folders = {"tokenizer": folder, "backbone": folder if name == "backbone" else None}
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update=folders)})
+        folders = {"tokenizer": folder, "backbone": folder if name != "tokenizer" else None}
+        adapters = {"adapter_rank": 4 if name == "adapter_rank" else 0}
+        changed = {"model": settings.model.model_copy(update=folders), "training": settings.training.model_copy(update=adapters)}
+        settings = settings.model_copy(update=changed)
     compare(installation, settings, tmp_path / "copy")
 
 

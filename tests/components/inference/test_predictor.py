@@ -120,9 +120,7 @@ def _mask_rows(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, rows: int)
         marked[..., :rows, :] = 1
         return marked[None]
 
-    def shown(
-        ids: object, mask: object, pixels: torch.Tensor, names: torch.Tensor, passes: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def shown(ids: object, mask: object, pixels: torch.Tensor, names: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         marked = torch.zeros_like(pixels[:, 0])
         marked[..., :rows, :] = 1
         logits = torch.full((len(pixels), len(names), *pixels.shape[2:]), -20.0)
