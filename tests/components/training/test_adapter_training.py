@@ -69,7 +69,7 @@ def _untrained(corpus_root: Path, home: Home, settings: Settings) -> OmniMRIForC
 
 
 def _checkpoint(result: StageResult, file: str = "mp_rank_00_model_states.pt") -> dict[str, Any]:
-    """Return a file of DeepSpeed's last checkpoint."""
+    """Return a file of DeepSpeed's last checkpoint, which contains classes of DeepSpeed; this test has just written it."""
     content: dict[str, Any] = torch.load(result.folder / "checkpoints" / f"step-{STEPS:06d}" / file, weights_only=False)
     return content
 
@@ -78,6 +78,12 @@ def _network(result: StageResult) -> dict[str, Tensor]:
     """Return the parameters and buffers of the network with adapters in the last checkpoint, by name."""
     state = _checkpoint(result)["module"]
     return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+
+
+def _distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """Return the distance of the parameters of two backbones."""
+    names = [name for name in theirs if name.startswith("backbone.")]
+    return sum(float((ours[name] - theirs[name]).square().sum()) for name in names) ** 0.5
 
 
 def test_training_changes_adapters_and_what_has_none(corpus_root: Path, home: Home, qwen: Path) -> None:
@@ -184,15 +190,18 @@ def test_two_processes_train_what_one_trains(corpus_root: Path, home: Home, qwen
         train_stage(STAGE, corpus_root, one, killed, None, None, after_first_checkpoint(ForkedJob.kill))
     resumed = _trained(corpus_root, killed, _settings(qwen, "float32", zero_stage, *two))
     assert resumed.resumed_at in (2, 4)
+    ours, start = _exported(alone), _untrained(corpus_root, home, _settings(qwen)).state_dict()
     curve = read_lines(alone.folder / "curve.jsonl")
     for result in (shared, resumed):
         for point, theirs in zip(curve, read_lines(result.folder / "curve.jsonl"), strict=True):
             assert theirs["loss"] == pytest.approx(point["loss"], rel=1e-4)
             assert theirs["gradient_norm"] == pytest.approx(point["gradient_norm"], rel=1e-3)
-        assert _exported(result).keys() == _exported(alone).keys()
+        theirs = _exported(result)
+        assert theirs.keys() == ours.keys()
+        assert _distance(theirs, ours) < 0.1 * _distance(start, ours), "of the way from the weights before training"
 
 
-def test_adapters_need_a_pretrained_backbone(qwen: Path) -> None:
+def test_adapters_need_a_pretrained_backbone() -> None:
     with pytest.raises(BadInput, match=r"adapter_rank freezes the backbone.*set model\.backbone"):
         load_settings("debug", ["training.adapter_rank=4"])
 
