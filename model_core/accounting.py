@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -147,8 +147,10 @@ def estimate_costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype
 
 WEIGHT_BYTES = 2
 """Bytes of a frozen parameter in bfloat16."""
+MOMENT_BYTES = {32: 4 + 4, 8: 2 * (1 + 4 / 256)}
+"""Bits of a moment of AdamW -> bytes of both for a parameter; of 8 bits, 256 numbers share a scale in float32."""
 STATE_BYTES = 2 + 2 + 4 + 4 + 4
-"""Bytes of a parameter under DeepSpeed in bfloat16: weight, gradient, float32 weight and both moments of AdamW."""
+"""Bytes of a parameter under DeepSpeed in bfloat16: weight, gradient, float32 weight and both moments of AdamW (of 32 bits)."""
 OPTIMIZER_BYTES = 4 + 4 + 4
 """Bytes of :data:`STATE_BYTES` that are in the memory of the host where the optimizer is."""
 GRADIENT_BYTES = 2
@@ -182,7 +184,12 @@ class TrainingMemory:
 
 
 def estimate_training_memory(
-    config: OmniMRIConfig, sample: SampleSize, micro_batch: int, offload_optimizer: bool = False, adapter_rank: int = 0
+    config: OmniMRIConfig,
+    sample: SampleSize,
+    micro_batch: int,
+    offload_optimizer: bool = False,
+    adapter_rank: int = 0,
+    optimizer_bits: Literal[32, 8] = 32,
 ) -> TrainingMemory:
     """Estimate the memory of stage 4 on one GPU: bfloat16, ZeRO stage 1 on one process, activation checkpointing.
 
@@ -193,7 +200,8 @@ def estimate_training_memory(
     trained = sum(row.total for row in count_parameters(config, adapter_rank)) - sum(frozen.values())
     kept = sum(cost.checkpointed for cost in estimate_costs(config, sample))
     host = trained * OPTIMIZER_BYTES if offload_optimizer else 0
-    states = trained * (STATE_BYTES + GRADIENT_BYTES) + sum(frozen.values()) * WEIGHT_BYTES - host
+    saved = round(trained * (MOMENT_BYTES[32] - MOMENT_BYTES[optimizer_bits]))
+    states = trained * (STATE_BYTES + GRADIENT_BYTES) + sum(frozen.values()) * WEIGHT_BYTES - host - saved
     merged = frozen["experts"] // config.num_hidden_layers * (WEIGHT_BYTES + GRADIENT_BYTES)
     return TrainingMemory(states, 2 * 2 * min(trained, MAX_BUCKET), kept * micro_batch, host, merged)
 

@@ -172,6 +172,19 @@ def test_with_its_optimizer_on_the_host_a_profile_fits_a_smaller_gpu(profile: st
     assert moved.total + moved.host == whole.total
 
 
+@pytest.mark.parametrize(("profile", "gib"), [("gpu8", 5.0), ("gpu24", 14.5), ("gpu48", 26.9), ("single_gpu", 40.9)])
+def test_moments_of_8_bits_take_two_thirds_of_the_states(profile: str, gib: float) -> None:
+    """12 + 1/32 bytes of a parameter instead of 18: a byte for each moment, and 4 bytes for each 256 of them."""
+    settings = load_settings(profile)
+    config = OmniMRIConfig.from_preset(settings.model.preset, settings.model.vocabulary)
+    side, micro_batch = settings.curation.matrix, settings.training.stage("instruction_tuning").micro_batch
+    sample, trained = SampleSize(1, side, side, 128), sum(row.total for row in count_parameters(config))
+    whole, small = (estimate_training_memory(config, sample, micro_batch, optimizer_bits=bits) for bits in (32, 8))
+    assert small.total / 2**30 < gib
+    assert whole.states == 18 * trained and small.states == pytest.approx((12 + 1 / 32) * trained, abs=1)
+    assert small.total - small.states == whole.total - whole.states
+
+
 @pytest.mark.parametrize("preset", ["debug", "gpu48", "0.5b", "7b"])
 def test_parameters_of_adapters_are_those_of_the_closed_form(preset: str) -> None:
     """Letters as above. A matrix of m rows and n columns gets rank * (m + n) parameters; it is frozen, with its bias."""
