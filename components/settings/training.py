@@ -107,6 +107,11 @@ class TrainingSettings(Section):
         description="keep the optimizer's state in the memory of the host and take its steps there: twelve bytes a parameter less "
         "on the GPU, slower steps; needs ZeRO stage 1 to 3",
     )
+    optimizer_bits: Literal[32, 8] = Field(
+        default=32,
+        description="bits of each of AdamW's two moments; 8 (bitsandbytes, a scale for each 256 of them): six bytes a parameter "
+        "less on the GPU, and with ZeRO stage 1 to 3 resumes on the same number of processes only; not with offload_optimizer",
+    )
     adapter_rank: int = Field(
         default=0,
         ge=0,
@@ -138,9 +143,13 @@ class TrainingSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _require_partitioned_optimizer(self) -> TrainingSettings:
+    def _require_optimizer_that_can_move(self) -> TrainingSettings:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs DeepSpeed's own optimizer: set zero_stage to 1, 2 or 3, or remove it")
+        if self.offload_optimizer and self.optimizer_bits == 8:
+            raise ValueError(
+                "optimizer_bits of 8 is for an optimizer on the GPU: set offload_optimizer to false, or optimizer_bits to 32"
+            )
         return self
 
     @model_validator(mode="before")
@@ -180,6 +189,11 @@ class TrainingSettings(Section):
                 if self.keep_every % stage.checkpoint_every:
                     raise ValueError(f"keep_every is no multiple of {name}.checkpoint_every: set it to one, or to 0")
         return self
+
+    @property
+    def resumes_on_any_processes(self) -> bool:
+        """Return whether another number of processes can resume a stage; DeepSpeed cannot partition moments of 8 bits anew."""
+        return self.optimizer_bits == 32 or self.zero_stage == 0
 
     @property
     def stages(self) -> dict[StageName, StageSettings]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from components.errors import JobFailed
+from components.errors import BadInput, JobFailed
 from components.files import read_json, write_json
 
 CHECKPOINT, MANIFEST = "checkpoint.json", "manifest.json"
@@ -108,6 +108,22 @@ class Checkpoints:
         if steps:
             raise JobFailed("every checkpoint is damaged", where=str(self.root), remedy="remove this stage's folder and run again")
         return None
+
+    def require_same_processes(self) -> None:
+        """Refuse checkpoints of another number of processes; nothing is changed.
+
+        Raises:
+            BadInput: another number of processes wrote the newest checkpoint.
+        """
+        for step in self.complete_steps()[:1]:
+            world = self.manifest(step)["world"]
+            if world != self.world_size:
+                raise BadInput(
+                    f"training.processes was {world} when {checkpoint_tag(step)} was written, and is {self.world_size} now: "
+                    "moments of 8 bits (training.optimizer_bits) resume on the same number of processes only",
+                    where=str(self.folder),
+                    remedy=f"run again with training.processes={world}, or remove this folder to start the stage anew",
+                )
 
     def manifest(self, step: int) -> dict[str, Any]:
         """Return the manifest of a checkpoint."""

@@ -35,6 +35,7 @@ MAX_BUCKET = 500_000_000
 """DeepSpeed's default size of a communication bucket, numbers."""
 PERSISTENCE_THRESHOLD = 100_000
 """ZeRO-3 does not partition smaller parameters (DeepSpeed's default)."""
+BETAS = (0.9, 0.95)
 EMA_FILE = "decoder_average.safetensors"
 MAX_BUILD_S = 600
 FINAL_RATE = 0.1
@@ -57,6 +58,16 @@ def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str
     decayed = [p for p in trained if p.ndim >= 2 and id(p) not in tables]
     rest = [p for p in trained if p.ndim < 2 or id(p) in tables]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def build_optimizer(groups: list[dict[str, Any]], rate: float, bits: int) -> torch.optim.Optimizer:
+    """Return AdamW with moments of 32 bits, or of 8 (Dettmers et al., arXiv:2110.02861), which small tensors do not have."""
+    if bits == 8:
+        from bitsandbytes.optim import AdamW8bit
+
+        optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=rate, betas=BETAS)
+        return optimizer
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ class Engine:
         groups = parameter_groups(objective, settings.weight_decay)
         has_ema = stage.averages_decoder and training.decoder_average > 0
         self.ema = WeightEMA(objective.model.image_decoder, training.decoder_average) if has_ema else None
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
+        optimizer = build_optimizer(groups, settings.learning_rate, training.optimizer_bits)
         exact_buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
         frozen = {name: p.detach() for name, p in objective.model.named_parameters() if not p.requires_grad}
         self.frozen = frozen if rank() == 0 else {}
@@ -205,14 +216,17 @@ class Engine:
         self.checkpoints.seal(step, {"zero_stage": self.training.zero_stage})
 
     def load(self) -> int | None:
-        """Load the last valid checkpoint, whatever number of processes wrote it.
+        """Load the last valid checkpoint, whatever number of processes wrote it, if the optimizer's state allows that.
 
         Returns:
             Its number of finished steps; None where there is no checkpoint.
 
         Raises:
+            BadInput: another number of processes wrote moments of 8 bits.
             JobFailed: there are checkpoints, and none can be read.
         """
+        if not self.training.resumes_on_any_processes:
+            self.checkpoints.require_same_processes()
         step = self.checkpoints.last_valid()
         if step is None:
             return None

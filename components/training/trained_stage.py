@@ -20,7 +20,7 @@ from components.launching import JobSpec, Launcher, LocalLauncher, configure_for
 from components.model_files import has_digest, weights_digest
 from components.provenance import SHORT, code_digest, digest, file_md5
 from components.registries import PLUGINS, STAGES
-from components.settings import ModelSettings, Settings, StageName
+from components.settings import ModelSettings, Settings, StageName, TrainingSettings
 from components.tracking import Journal, Tracking
 from components.tracking.journal import JOURNAL
 from components.verified_files import is_sealed, seal
@@ -102,7 +102,12 @@ def stage_inputs(stage: StageName, settings: Settings, corpus: str, parent: str 
         "seed": str(settings.seed),
         "settings: model": settings.model.digest(),
         "settings: training": digest(
-            training.zero_stage, training.offload_optimizer, training.precision, average, registered.adapter_rank(training)
+            training.zero_stage,
+            training.offload_optimizer,
+            training.optimizer_bits,
+            training.precision,
+            average,
+            registered.adapter_rank(training),
         ),
         f"settings: training.{stage}": digest(batch, recipe),
         "tokenizer and backbone files": digest(_outside_files(settings.model)),
@@ -162,6 +167,14 @@ def _require_backbone(model: ModelSettings, backbone: Path, tokenizer: Path) -> 
     DenseCheckpoint.open(backbone).require_fit(model.preset, Processor.from_pretrained(tokenizer).tokenizer)
 
 
+def _require_resumable(job: JobSpec, training: TrainingSettings) -> None:
+    """Reject a number of processes that cannot resume the stage, before a job is started."""
+    from components.training.checkpoints import Checkpoints
+
+    if not training.resumes_on_any_processes:
+        Checkpoints(job.folder, world_size=training.processes).require_same_processes()
+
+
 def train_stage(
     stage: StageName,
     corpus_root: Path,
@@ -183,7 +196,8 @@ def train_stage(
         launcher: Where the job runs; None = on this machine.
 
     Raises:
-        BadInput: the tokenizer or the backbone that the settings name is none, or does not fit.
+        BadInput: the tokenizer or the backbone that the settings name is none, or does not fit; or the stage's checkpoints are of
+            another number of processes, and the optimizer's state allows only theirs.
         JobFailed: the job failed; its checkpoints stay, and the next call resumes from the last one.
     """
     corpus = Corpus.open(corpus_root)
@@ -191,6 +205,7 @@ def train_stage(
     job = stage_job(stage, identity, settings, home.training / identity[:SHORT])
     tracking = Tracking(home.tracking_uri, home)
     if not (reused := is_trained(job.folder)):
+        _require_resumable(job, settings.training)
         (job.folder / DONE).unlink(missing_ok=True)
         _describe_job(job, corpus_root, settings, home, tracking, parent, parent_run_id)
         _run_job(job, launcher or LocalLauncher())

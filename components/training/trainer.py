@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import logging
 import os
 import signal
 import statistics
@@ -312,6 +313,8 @@ def main(path: Path) -> int:
     """Run one process of a job and return its exit status."""
     stop = StopSignal()
     disable_progress_bar()
+    # It asks the package `kernels` for a function, finds this repository's folder, and warns; peft imports it, too.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     # A debugging aid of the deterministic mode, which costs a tenth of each step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -129,7 +129,7 @@ def candidates(value: Any, annotation: Any) -> Iterator[Any]:
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, int):
-        yield from (value + 1, value * 2, value + 32, value - 1, 2)
+        yield from (value + 1, value * 2, value + 32, value - 1, 2, 8)
     elif isinstance(value, float):
         yield from (value + 0.01, value / 2, value * 2)
     elif isinstance(value, str):

@@ -37,6 +37,7 @@ def test_an_override_changes_one_field_and_the_digest_of_its_section_alone() -> 
     ("override", "named"),
     [
         ("training.zero_stage=7", "training.zero_stage"),
+        ("training.optimizer_bits=16", "training.optimizer_bits"),
         ("curation.matrx=96", "curation.matrx"),
         ("training.alignment.mixture={paired: 0.5}", "must sum to 1"),
         ("curation={validation_fraction: 0.6, test_fraction: 0.6}", "no patients to train on"),

@@ -44,4 +44,4 @@ def test_a_prediction_imports_no_library_of_other_steps(tmp_path: Path) -> None:
     image = write_nifti_file(tmp_path / "t1.nii.gz", tiny_volume(1).voxels.transpose(2, 1, 0))
     words = ["predict", str(image), "Is there a lesion?", "--model", str(model), "--out", str(tmp_path / "out")]
     needed = {"torch", "transformers", "numpy", "scipy", "matplotlib", "pydicom"}  # DICOM is the first format that is tried
-    assert not imported(tmp_path, *words) & (LIBRARIES - needed | {"blosc2", "deepspeed", "peft", "sqlalchemy"})
+    assert not imported(tmp_path, *words) & (LIBRARIES - needed | {"bitsandbytes", "blosc2", "deepspeed", "peft", "sqlalchemy"})
