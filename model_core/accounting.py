@@ -127,7 +127,7 @@ def estimate_costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype
         visual = grid[0] * grid[1] * grid[2]
         length = sample.images * visual + sample.text
         embeddings = torch.empty(1, length, config.hidden_size, dtype=dtype, requires_grad=True)
-        positions, valid = torch.empty(3, 1, length, dtype=torch.long), torch.empty(1, length, dtype=torch.bool)
+        positions = torch.empty(3, 1, length, dtype=torch.long)
         mask = torch.empty(1, 1, length, length, dtype=torch.bool)
         noisy = torch.empty(visual, config.visual_target_size)
         query, kind = torch.empty(1, config.hidden_size, dtype=dtype), torch.full((1,), TARGET_MASK)
@@ -135,7 +135,7 @@ def estimate_costs(config: OmniMRIConfig, sample: SampleSize, dtype: torch.dtype
     counter = _CostCounter(model)
     features = counter.run("Swin encoder", lambda: model.vision(pixels))
     counter.run("connector", lambda: model.connector(features))
-    hidden, _ = counter.run("backbone", lambda: model.backbone(embeddings, positions, mask, valid))
+    hidden, _ = counter.run("backbone", lambda: model.backbone(embeddings, positions, mask))
     counter.run("text head", lambda: model.lm_head(hidden))
     position_features = model.visual_head.position_features(grid, torch.device("meta"))
     counter.run("visual-token head", lambda: model.visual_head(noisy, noisy[:, 0], hidden[0, :visual], position_features))

@@ -62,7 +62,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         hidden_BLH: Tensor,
         rotary: tuple[Tensor, Tensor],
         mask_B1LS: Tensor,
-        valid_BL: Tensor,
+        tokens_T: Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> tuple[Tensor, MoEOutput | None]:
         """Return the hidden states after the layer and the output of the router, which is None with a cache (generation)."""
@@ -70,7 +70,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             self.input_layernorm(hidden_BLH), position_embeddings=rotary, attention_mask=mask_B1LS, past_key_values=past_key_values
         )
         hidden = hidden_BLH + attended
-        update, routed = self.mlp(self.post_attention_layernorm(hidden), valid_BL, routed=past_key_values is None)
+        update, routed = self.mlp(self.post_attention_layernorm(hidden), tokens_T, routed=past_key_values is None)
         return hidden + update, routed
 
 
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         embeddings_BLH: Tensor,
         positions_3BL: Tensor,
         mask_B1LS: Tensor,
-        valid_BL: Tensor,
+        tokens_T: Tensor | None = None,
         cache: Cache | None = None,
     ) -> tuple[Tensor, RouterOutput | None]:
         """Run the layers.
@@ -98,7 +98,8 @@ class Backbone(nn.Module):
         Args:
             positions_3BL: slice, row and column position of every token (:func:`model_core.sequences.compute_positions`).
             mask_B1LS: bool, True = may attend (:func:`model_core.sequences.build_attention_mask`).
-            valid_BL: bool, False = padding.
+            tokens_T: numbers, of all B * L, of the tokens that feed-forward blocks compute; None = all. Nearly all arithmetic is
+                theirs, and a third to a half of a batch of short texts is padding.
 
         Returns:
             Normalized hidden states (B, L, H), and the output of the routers, which is None with a cache (generation).
@@ -106,7 +107,7 @@ class Backbone(nn.Module):
         rotary = self._rotary(positions_3BL, embeddings_BLH.dtype)
         hidden, routed = embeddings_BLH, []
         for layer in self.layers:
-            hidden, output = layer(hidden, rotary, mask_B1LS, valid_BL, past_key_values=cache)
+            hidden, output = layer(hidden, rotary, mask_B1LS, tokens_T, past_key_values=cache)
             routed.append(output)
         if cache is not None:
             return self.norm(hidden), None

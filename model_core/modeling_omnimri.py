@@ -174,6 +174,8 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         valid_BL = valid.bool()
+        # Before the encoder, when a GPU has little to finish while the host waits for the number of tokens.
+        tokens_T = valid_BL.flatten().nonzero().squeeze(-1) if self.training and past_key_values is None else None
         if grids_BG3 is None:
             no_image = torch.zeros(len(input_ids), 1, 3, dtype=torch.long, device=input_ids.device)
             grids_BG3 = no_image if pixel_values is None else self.grids_of(pixel_values)
@@ -193,7 +195,7 @@ class OmniMRIForConditionalGeneration(PreTrainedModel, GenerationMixin):
             bidirectional = ~causal_only.to(input_ids.device)
             positions = compute_positions(is_image, valid_BL, grids_BG3)[..., cached:]
             allowed = build_attention_mask(is_image, valid_BL, bidirectional, grids_BG3)[:, :, cached:]
-        hidden, output.backbone = self.backbone(embeddings, positions, allowed, valid_BL[:, cached:], past_key_values)
+        hidden, output.backbone = self.backbone(embeddings, positions, allowed, tokens_T, past_key_values)
         output.logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_of_BL is None else hidden[logits_of_BL])
         output.hidden_states = hidden
         return output

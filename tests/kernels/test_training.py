@@ -45,7 +45,7 @@ class _Tiny(nn.Module):
         for block in self.blocks:
             x_BDHWc = block(x_BDHWc)
         hidden = x_BDHWc.flatten(1, 3)
-        moved, routed = self.experts(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device))
+        moved, routed = self.experts(hidden)
         return hidden + moved, routed.load_balance_loss * 0.01 + routed.z_loss * 1e-3
 
 

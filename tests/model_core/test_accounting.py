@@ -92,7 +92,7 @@ def _real(preset: str, side: int) -> tuple[OmniMRIForConditionalGeneration, torc
     valid, grids = torch.ones_like(is_image), one_block_each(model.config.image_grid(1, side, side), 1)
     mask = build_attention_mask(is_image, valid, torch.ones(1, dtype=torch.bool), grids)
     embeddings = torch.randn(1, visual + TEXT, model.config.hidden_size, requires_grad=True)
-    return model, pixels, (embeddings, compute_positions(is_image, valid, grids), mask, valid)
+    return model, pixels, (embeddings, compute_positions(is_image, valid, grids), mask)
 
 
 @pytest.mark.parametrize(("preset", "side"), [("debug", 32), ("debug", 48), ("demo", 96)])

@@ -25,7 +25,7 @@ def test_text_has_the_hidden_states_of_transformers() -> None:
     text, valid = torch.zeros_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool)
     grids = one_block_each((1, 2, 2), 2)
     mask = build_attention_mask(text, valid, torch.ones(2, dtype=torch.bool), grids)
-    hidden, _ = ours(ours.embed_tokens(ids), compute_positions(text, valid, grids), mask, valid)
+    hidden, _ = ours(ours.embed_tokens(ids), compute_positions(text, valid, grids), mask)
     torch.testing.assert_close(hidden, theirs(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
 
 

@@ -44,13 +44,16 @@ class DispatchCounter(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("stage", "operations", "waits"),
-    [(0, 700, 0), (1, 1050, 4), (2, 1060, 16), (3, 1870, 17)],
+    [(0, 700, 0), (1, 1050, 5), (2, 1060, 17), (3, 1870, 18)],
     ids=["vision_pretraining", "alignment", "multimodal_pretraining", "instruction_tuning"],
 )
 def test_a_micro_step_dispatches_no_more_operations_than_it_did(
     stage: int, operations: int, waits: int, model: OmniMRIForConditionalGeneration, processor: Processor
 ) -> None:
-    """Forward and backward pass of the debug preset (two layers). The limits are a few percent above the counts of 2026-11-29."""
+    """Forward and backward pass of the debug preset (two layers). The limits are a few percent above the counts of 2026-11-29.
+
+    One wait is for the number of tokens that are no padding, before anything else is computed.
+    """
     objective, batch = _cases(model, processor)[stage]
     objective.trainable()
     objective.begin(iter([batch] * 10))
