@@ -7,6 +7,7 @@ Shape letters: B samples, C coils, D slices, H rows, W columns.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,8 @@ Without it, components that the coils hardly encode take noise for signal: on va
 0.6 dB and 0.06 to 0.08 of SSIM (docs/LOG.md). Sensitivities have a sum of squares of 1: what the coils encode well differs from the
 measurement by 2 % of what the network would change.
 """
+NOISE_DEVIATIONS = 4.0
+"""Signal out of phase counts as noise up to this many standard deviations of the noise of k-space (see :func:`remove_noise`)."""
 _CONVERGED = 1e-10
 """Share of the squared residual that is rounding in float32; further steps would divide noise by noise."""
 
@@ -96,6 +99,19 @@ class KSpaceMeasurement:
         center_BDHW = (rows_BDH[..., None] & columns_BDW[..., None, :]) | ~has_center_BD[..., None, None]
         return torch.angle(self.adjoint(self.kspace_BCDHW * center_BDHW[:, None]))
 
+    def noise(self) -> Tensor:
+        """Return the standard deviation of the real part of the noise of k-space, (B, D, 1, 1), in the units of k-space.
+
+        The magnitude of complex noise has a median of 1.18 standard deviations (Rayleigh). Measured samples in the corners of
+        k-space, of every coil, hardly have anything else. Exact zeros (filled in, not measured) do not count; 0 without samples.
+        """
+        height, width = self.sampling_BDHW.shape[-2:]
+        is_corner_HW = _outside(height, self.sampling_BDHW.device)[:, None] & _outside(width, self.sampling_BDHW.device)
+        magnitude_BCDHW = self.kspace_BCDHW.abs()
+        counts_BCDHW = (self.sampling_BDHW & is_corner_HW)[:, None] & (magnitude_BCDHW > 0)
+        samples_BDN = torch.where(counts_BCDHW, magnitude_BCDHW, torch.nan).transpose(1, 2).flatten(2)
+        return (samples_BDN.nanmedian(-1).values.nan_to_num() / math.sqrt(2 * math.log(2)))[..., None, None]
+
     def encode(self, image_BDHW: Tensor) -> Tensor:
         """Apply ``E`` to a complex image: k-space of every coil (B, C, D, H, W), zeros where nothing is measured."""
         coils = image_BDHW[:, None] if self.coil_maps_BCDHW is None else self.coil_maps_BCDHW * image_BDHW[:, None]
@@ -107,21 +123,41 @@ def enforce_data_consistency(image_BDHW: Tensor, measured: KSpaceMeasurement) ->
 
     The phase is :meth:`KSpaceMeasurement.phase`. Samples without a measurement stay as they are. With one coil, measured lines
     replace those of the image exactly. With several, solve ``min || E (x + d) - y ||^2 + w || d ||^2`` with ``w`` of
-    :data:`PRIOR_WEIGHT` by :data:`ITERATIONS` conjugate-gradient steps.
+    :data:`PRIOR_WEIGHT` by :data:`ITERATIONS` conjugate-gradient steps, and :func:`remove_noise`.
     """
     sampling = measured.sampling_BDHW
     if not sampling.any():
         return image_BDHW
-    several_B = measured.has_coils_B
+    several_B, phase_BDHW = measured.has_coils_B, measured.phase()
+    image = torch.polar(image_BDHW.float(), phase_BDHW)
     if several_B.all():
-        result = _solve(image_BDHW, measured)
+        result = remove_noise(_solve(image, measured), phase_BDHW, measured.noise())
     elif not several_B.any():
-        result = _replace_lines(image_BDHW, measured)
+        result = _replace_lines(image, measured)
     else:
-        result = torch.empty_like(image_BDHW, dtype=measured.kspace_BCDHW.dtype)
-        for rows_B, solve in ((several_B, _solve), (~several_B, _replace_lines)):
-            result = result.index_copy(0, rows_B.nonzero()[:, 0], solve(image_BDHW[rows_B], measured.rows(rows_B)))
+        rows, others = several_B.nonzero()[:, 0], (~several_B).nonzero()[:, 0]
+        solved = _solve(image[rows], measured.rows(rows))
+        result = image.index_copy(0, rows, remove_noise(solved, phase_BDHW[rows], measured.rows(rows).noise()))
+        result = result.index_copy(0, others, _replace_lines(image[others], measured.rows(others)))
     return torch.where(sampling.flatten(1).any(1)[:, None, None, None], result.abs(), image_BDHW)
+
+
+def remove_noise(image_BDHW: Tensor, phase_BDHW: Tensor, noise_BD11: Tensor) -> Tensor:
+    """Return a complex image (B, D, H, W) relative to its phase, without noise out of phase.
+
+    Signal has the smooth phase, noise has any (homodyne detection). The part a quarter out of phase, and the negative part in
+    phase, are left out where they are below :data:`NOISE_DEVIATIONS` standard deviations ``noise_BD11``: a sharp change of the
+    phase, which is larger, keeps its signal.
+    """
+    limit = NOISE_DEVIATIONS * noise_BD11
+    relative = image_BDHW * torch.polar(torch.ones_like(phase_BDHW), -phase_BDHW)
+    in_phase = torch.where(relative.real < -limit, relative.real, relative.real.clamp(min=0))
+    return torch.complex(in_phase, torch.where(relative.imag.abs() > limit, relative.imag, 0))
+
+
+def _outside(length: int, device: torch.device) -> Tensor:
+    """Return the quarter of the frequencies that is farthest from the center, length // 2; bool."""
+    return (torch.arange(length, device=device) - length // 2).abs() > 3 * length // 8
 
 
 def _central_run(is_measured: Tensor) -> Tensor:
@@ -142,16 +178,13 @@ def _central_run(is_measured: Tensor) -> Tensor:
 
 def _replace_lines(image_BDHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
     """Return complex images of one coil with the measured lines in place of their own."""
-    kspace_BDHW = measured.kspace_BCDHW[:, 0]
-    image = torch.polar(image_BDHW.float(), measured.phase())
-    return ifft2c(torch.where(measured.sampling_BDHW, kspace_BDHW, fft2c(image)))
+    return ifft2c(torch.where(measured.sampling_BDHW, measured.kspace_BCDHW[:, 0], fft2c(image_BDHW)))
 
 
 def _solve(image_BDHW: Tensor, measured: KSpaceMeasurement) -> Tensor:
     """Return complex images whose k-space is closer to the measured one of every coil."""
-    image = torch.polar(image_BDHW.float(), measured.phase())
-    gradient = measured.adjoint(measured.kspace_BCDHW - measured.encode(image))
-    return image + _solve_normal_equations(gradient, measured, PRIOR_WEIGHT)
+    gradient = measured.adjoint(measured.kspace_BCDHW - measured.encode(image_BDHW))
+    return image_BDHW + _solve_normal_equations(gradient, measured, PRIOR_WEIGHT)
 
 
 def _solve_normal_equations(right_BDHW: Tensor, measured: KSpaceMeasurement, weight: float = 0.0) -> Tensor:
