@@ -27,7 +27,8 @@ class OmniMRIConfig(PreTrainedConfig):
             frequencies of the slice, row and column positions; they sum to half the head size.
         location_token_id: first of the 256 location tokens, whose ids are consecutive.
         visual_target_size: size of the predicted visual token; flow_width, flow_depth: width and blocks of its head.
-        decoder_width: channels of the image decoder at full resolution; residual_scale: unit of the reconstruction's residual.
+        decoder_width: channels of the image decoder at full resolution; residual_scale: unit of the reconstruction's residual;
+            refinements: times that a reconstruction is decoded anew from its own estimate, which the network must have learned.
         initializer_range: standard deviation of new weights; default 1 / sqrt(hidden_size). The usual 0.02 belongs to a width of
             2500: at a width of 32 or 128, the contribution of the image to the text's states would be too small to learn from in
             hundreds of steps.
@@ -65,6 +66,7 @@ class OmniMRIConfig(PreTrainedConfig):
         flow_depth: int = 2,
         decoder_width: int = 16,
         residual_scale: float = 0.1,
+        refinements: int = 0,
         image_token_id: int = 5,
         generate_image_token_id: int = 6,
         seg_token_id: int = 7,
@@ -105,6 +107,7 @@ class OmniMRIConfig(PreTrainedConfig):
         self.flow_depth = flow_depth
         self.decoder_width = decoder_width
         self.residual_scale = residual_scale
+        self.refinements = refinements
         self.image_token_id = image_token_id
         self.generate_image_token_id = generate_image_token_id
         self.seg_token_id = seg_token_id
@@ -155,7 +158,7 @@ class OmniMRIConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, vocab_size: int | None = None, **others: Any) -> OmniMRIConfig:
-        """Build one of the named sizes.
+        """Build one of the named sizes, for a new network, which refines; a saved one may be older.
 
         Args:
             vocab_size: entries of the tokenizer; None = the preset's own (that of Qwen2.5's checkpoint, spare entries included).
@@ -167,7 +170,7 @@ class OmniMRIConfig(PreTrainedConfig):
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
         vocabulary = {} if vocab_size is None else {"vocab_size": vocab_size}
-        return cls(**{**PRESETS[name], **vocabulary, **others})
+        return cls(**{"refinements": REFINEMENTS, **PRESETS[name], **vocabulary, **others})
 
     def _check(self) -> None:
         if len(self.vision_heads) != self.levels:
@@ -192,6 +195,8 @@ _QWEN = {
     "flow_depth": 6,
     "decoder_width": 48,
 }
+REFINEMENTS = 2
+"""Of a new network; chosen on validation slices (docs/LOG.md): a second one gains half of what the first does, a third little."""
 PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
         "vision_width": 16,

@@ -2,7 +2,8 @@
 
 The network predicts the clean target, from which the velocity ``(y_t - y_0) / t`` on the path of :mod:`model_core.flow` follows. At
 t = 1 the optimal prediction is the conditional mean: a single step returns the estimate with the least squared error, several steps
-return a sample.
+return a sample. A reconstruction is refined first: the network sees its own data-consistent estimate in place of the image that it
+starts from, as iterative reconstruction does, and as it does in half of its training (self-conditioning, arXiv:2208.04202).
 
 The target of an image is its residual to the input in units of ``residual_scale``; that of a mask is analog bits, -1 and +1 (Chen
 et al., arXiv:2208.04202).
@@ -13,7 +14,7 @@ Shape letters: K draws, B samples, D slices, S = B * D slices of all samples, H 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from model_core.config import OmniMRIConfig
 from model_core.flow import Sampler, integrate, sample_noise
 from model_core.heads.modulated import TimeEmbedding, ZeroConv2d, ZeroLinear
 from model_core.mri_physics.sense import KSpaceMeasurement, enforce_data_consistency
-from model_core.targets import TARGET_MASK
+from model_core.targets import TARGET_IMAGE, TARGET_MASK
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,16 @@ class Conditions:
     query_BQ: Tensor
     kind_B: Tensor
     measured: KSpaceMeasurement
+
+    @property
+    def is_reconstruction_B(self) -> Tensor:
+        """Samples whose target is an image with a measurement, bool."""
+        return (self.kind_B == TARGET_IMAGE) & self.measured.sampling_BDHW.flatten(1).any(1)
+
+    def rows(self, rows_R: Tensor) -> Conditions:
+        """Return the conditions of some samples, given by indices."""
+        features, measured = [level[rows_R] for level in self.features], self.measured.rows(rows_R)
+        return Conditions(self.pixel_values_B1DHW[rows_R], features, self.query_BQ[rows_R], self.kind_B[rows_R], measured)
 
     def slices(self, first: int, stop: int) -> Conditions:
         """Return the conditions of the slices from ``first`` to before ``stop``."""
@@ -95,7 +106,7 @@ class ImageDecoder(nn.Module):
     def __init__(self, config: OmniMRIConfig) -> None:
         super().__init__()
         width = config.decoder_width
-        self.residual_scale = config.residual_scale
+        self.residual_scale, self.refinements = config.residual_scale, config.refinements
         self.condition_size = 8 * width
         self.time = TimeEmbedding(self.condition_size)
         self.query = nn.Linear(config.hidden_size, self.condition_size)
@@ -197,19 +208,36 @@ class ImageDecoder(nn.Module):
         return enforce_data_consistency(magnitude.squeeze(1), measured)[:, None]
 
     @torch.no_grad()
+    def refine(self, conditions: Conditions, is_refined_B: Tensor) -> Conditions:
+        """Return the conditions with the estimate of one step in place of the image that the chosen samples start from.
+
+        The network runs on one sample at least: with ZeRO-3 every process must gather the same weights.
+        """
+        rows = is_refined_B.nonzero().squeeze(-1)
+        chosen = conditions.rows(rows if len(rows) else rows.new_zeros(1))
+        pixels = chosen.pixel_values_B1DHW
+        residual, _ = self(torch.zeros_like(pixels), torch.ones(len(pixels), device=pixels.device), chosen)
+        estimate = self.decode_image(residual, pixels, chosen.measured)[: len(rows)]
+        return replace(conditions, pixel_values_B1DHW=conditions.pixel_values_B1DHW.index_copy(0, rows, estimate.to(pixels.dtype)))
+
+    @torch.no_grad()
     def sample(
         self, conditions: Conditions, seeds: Sequence[int], steps: int = 1, sampler: Sampler = "euler", draws: int = 1
     ) -> Tensor:
         """Draw images or mask probabilities, (K, B, 1, D, H, W) float32, :data:`DECODED_VOXELS` at a time.
 
+        Reconstructions are refined first, if the network has learned it.
+
         Args:
             seeds: one per sample, on which alone its noise depends.
         """
         noise = sample_noise(seeds, conditions.pixel_values_B1DHW.shape[1:], draws)
-        parts = [
-            torch.stack([self._draw(chunk, one[:, :, slices], steps, sampler) for one in noise])
-            for slices, chunk in conditions.chunks()
-        ]
+        parts = []
+        for slices, chunk in conditions.chunks():
+            if self.refinements and (is_refined_B := chunk.is_reconstruction_B).any():
+                for _ in range(self.refinements):
+                    chunk = self.refine(chunk, is_refined_B)
+            parts.append(torch.stack([self._draw(chunk, one[:, :, slices], steps, sampler) for one in noise]))
         return torch.cat(parts, 3)
 
     @torch.no_grad()

@@ -128,12 +128,12 @@ def enforce_data_consistency(image_BDHW: Tensor, measured: KSpaceMeasurement) ->
     sampling = measured.sampling_BDHW
     if not sampling.any():
         return image_BDHW
-    several_B, phase_BDHW = measured.has_coils_B, measured.phase()
+    phase_BDHW = measured.phase()
     image = torch.polar(image_BDHW.float(), phase_BDHW)
-    if several_B.all():
-        result = remove_noise(_solve(image, measured), phase_BDHW, measured.noise())
-    elif not several_B.any():
+    if measured.coil_maps_BCDHW is None or not (several_B := measured.has_coils_B).any():
         result = _replace_lines(image, measured)
+    elif several_B.all():
+        result = remove_noise(_solve(image, measured), phase_BDHW, measured.noise())
     else:
         rows, others = several_B.nonzero()[:, 0], (~several_B).nonzero()[:, 0]
         solved = _solve(image[rows], measured.rows(rows))

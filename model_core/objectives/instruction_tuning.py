@@ -30,6 +30,9 @@ PURE_NOISE_SHARE = 0.85
 """Share of the image decoder's samples at pure noise (t = 1), where it learns the conditional mean of one-step predictions; at
 earlier times its input contains the target, which teaches nothing about seeing it."""
 
+REFINED_SHARE = 0.5
+"""Share of the reconstructions that start from the network's own estimate (:meth:`ImageDecoder.refine`), as predictions do."""
+
 
 class InstructionTuning(Objective):
     """Train the whole model but the visual-token head on instructions, responses, target images and masks.
@@ -68,13 +71,17 @@ class InstructionTuning(Objective):
         }
 
     def passes(self, batch: SequenceBatch) -> dict[str, float]:
-        """Count trained passes of all modules; the image decoder runs on samples with an image, a mask or a label map."""
+        """Count trained passes of all modules; the image decoder runs on samples with an image, a mask or a label map.
+
+        Of the images a share is decoded once more, without gradients.
+        """
         samples, images = len(batch.input_ids_BL), len(batch.pixel_values_B1DHW)
-        decoded = float(self._decoded(batch).sum())
+        refined = REFINED_SHARE * bool(self.model.config.refinements) * float((batch.target_kind_B == TARGET_IMAGE).sum())
+        decoded = 3 * float(self._decoded(batch).sum()) + refined
         if batch.slices_BT is not None:
             decoded *= batch.slices_BT.shape[1] / batch.pixel_values_B1DHW.shape[2]
         trained = {"Swin encoder": 3 * images, "connector": 3 * images, "backbone": 3 * samples}
-        return {**trained, "text head": 3 * samples * share_predicted(batch.labels_BL), "image decoder": 3 * decoded}
+        return {**trained, "text head": 3 * samples * share_predicted(batch.labels_BL), "image decoder": decoded}
 
     def forward(self, batch: SequenceBatch, step: Step | None = None) -> LossOutput:
         """Compute the cross-entropy of the responses and the losses of the image decoder.
@@ -127,9 +134,12 @@ class InstructionTuning(Objective):
             measured=batch.measured.rows(rows),
         )
         target = batch.target_B1DHW[rows]
+        generator = Noise(None if batch.seed_B is None else batch.seed_B[rows], len(target), target.device)
+        time, noise = generator.times(share_of_noise=PURE_NOISE_SHARE), generator.normal(*target.shape[1:])
+        if model.config.refinements:
+            is_refined = (generator.uniform() < REFINED_SHARE) & conditions.is_reconstruction_B
+            conditions = model.image_decoder.refine(conditions, is_refined)
         clean = model.image_decoder.encode_target(target, conditions)
-        generator = Noise(None if batch.seed_B is None else batch.seed_B[rows], len(clean), clean.device)
-        time, noise = generator.times(share_of_noise=PURE_NOISE_SHARE), generator.normal(*clean.shape[1:])
         time = torch.where(conditions.kind_B == TARGET_NONE, torch.ones_like(time), time)
         prediction, pixels = model.image_decoder(interpolate(clean, noise, time), time, conditions)
         mask_losses = self._mask_loss(prediction, target) * (conditions.kind_B == TARGET_MASK)

@@ -44,7 +44,7 @@ class DispatchCounter(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("stage", "operations", "waits"),
-    [(0, 700, 0), (1, 1050, 5), (2, 1060, 17), (3, 1870, 18)],
+    [(0, 700, 0), (1, 1050, 5), (2, 1060, 17), (3, 2060, 18)],
     ids=["vision_pretraining", "alignment", "multimodal_pretraining", "instruction_tuning"],
 )
 def test_a_micro_step_dispatches_no_more_operations_than_it_did(
@@ -53,6 +53,7 @@ def test_a_micro_step_dispatches_no_more_operations_than_it_did(
     """Forward and backward pass of the debug preset (two layers). The limits are a few percent above the counts of 2026-11-29.
 
     One wait is for the number of tokens that are no padding, before anything else is computed.
+    Stage 4 decodes once more, without gradients, what half of the reconstructions start from (150 operations, since 2026-11-30).
     """
     objective, batch = _cases(model, processor)[stage]
     objective.trainable()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model_core import OmniMRIConfig, OmniMRIForConditionalGeneration
 from model_core.batch import IGNORE, ImageBatch, PairedBatch, SequenceBatch, select_slices
+from model_core.heads.image_decoder import Conditions, ImageDecoder
 from model_core.losses.reduction import Step
 from model_core.mri_physics.fourier import fft2c, ifft2c
 from model_core.mri_physics.sense import KSpaceMeasurement
@@ -84,6 +85,28 @@ def test_an_image_of_several_coils_beside_one_of_one_coil_trains_through_the_agr
     gradient = model.image_decoder.output.weight.grad
     assert torch.isfinite(losses.total) and gradient is not None and torch.isfinite(gradient).all() and gradient.abs().sum() > 0
     assert batch.measured.has_coils_B.tolist() == [True, False, False, False]
+
+
+def test_half_of_the_reconstructions_start_from_the_own_estimate_by_their_seeds(
+    model: OmniMRIForConditionalGeneration, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever other samples are in the batch; masks never do."""
+    batch, chosen = _sequences(model, processor, [TARGET_IMAGE, TARGET_MASK, TARGET_IMAGE, TARGET_IMAGE]), []
+    refine = ImageDecoder.refine
+
+    def recorded(self: ImageDecoder, conditions: Conditions, is_refined_B: Tensor) -> Conditions:
+        chosen.append(is_refined_B.tolist())
+        return refine(self, conditions, is_refined_B)
+
+    monkeypatch.setattr(ImageDecoder, "refine", recorded)
+    seeds = torch.arange(40).view(10, BATCH)
+    with torch.no_grad():
+        for seed_B in seeds:
+            InstructionTuning(model)(replace(batch, seed_B=seed_B))
+            InstructionTuning(model)(replace(batch, seed_B=seed_B.flip(0)))
+    straight, flipped = torch.tensor(chosen[::2]), torch.tensor(chosen[1::2])
+    assert not straight[:, 1].any() and 0.2 < straight[:, [0, 2, 3]].float().mean() < 0.8
+    assert torch.equal(straight[:, 0], flipped[:, 3]) and torch.equal(straight[:, 3], flipped[:, 0])
 
 
 def _cases(model: OmniMRIForConditionalGeneration, processor: Processor) -> list[tuple[Objective, Any]]:
