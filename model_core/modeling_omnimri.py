@@ -52,7 +52,7 @@ class OmniMRIOutput(ModelOutput):
         past_key_values: cache, if requested.
         features: Swin features of the images, every level, if these are one tensor; None for a call without images.
         features_by_image: Swin features of every image, (1, D, H, W, c) by level, if the images differ in shape; else None.
-        backbone: router losses and load; None with a cache (generation).
+        backbone: router losses and load, outside of training with padding; None with a cache (generation).
     """
 
     logits: Tensor | None = None

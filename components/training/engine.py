@@ -36,6 +36,8 @@ MAX_BUCKET = 500_000_000
 PERSISTENCE_THRESHOLD = 100_000
 """ZeRO-3 does not partition smaller parameters (DeepSpeed's default)."""
 BETAS = (0.9, 0.95)
+LARGEST_8BIT_GROUP = 2**30
+"""Parameters of a group at most: ZeRO 1 and 2 make one tensor of it, whose size bitsandbytes passes to its kernel as 32 bits."""
 EMA_FILE = "decoder_average.safetensors"
 MAX_BUILD_S = 600
 FINAL_RATE = 0.1
@@ -58,6 +60,20 @@ def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str
     decayed = [p for p in trained if p.ndim >= 2 and id(p) not in tables]
     rest = [p for p in trained if p.ndim < 2 or id(p) in tables]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def split_groups(groups: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """Return the groups in consecutive parts of at most ``limit`` numbers; a larger parameter is a group of its own."""
+    parts: list[dict[str, Any]] = []
+    for group in groups:
+        size = limit
+        for parameter in group["params"]:
+            if size + parameter.numel() > limit:
+                parts.append({**group, "params": []})
+                size = 0
+            parts[-1]["params"].append(parameter)
+            size += parameter.numel()
+    return parts
 
 
 def build_optimizer(groups: list[dict[str, Any]], rate: float, bits: int) -> torch.optim.Optimizer:
@@ -109,6 +125,8 @@ class Engine:
         if training.activation_checkpointing:
             objective.model.gradient_checkpointing_enable({"use_reentrant": False})
         groups = parameter_groups(objective, settings.weight_decay)
+        if training.optimizer_bits == 8:
+            groups = split_groups(groups, LARGEST_8BIT_GROUP)
         has_ema = stage.averages_decoder and training.decoder_average > 0
         self.ema = WeightEMA(objective.model.image_decoder, training.decoder_average) if has_ema else None
         optimizer = build_optimizer(groups, settings.learning_rate, training.optimizer_bits)

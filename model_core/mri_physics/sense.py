@@ -92,12 +92,20 @@ class KSpaceMeasurement:
         It is smooth, as the phase of an image mostly is, and free of the aliasing of the zero-filled image (homodyne detection,
         Noll et al., IEEE Trans Med Imaging 10:154, 1991). With one line at the center or none it is that of the zero-filled image.
         """
-        height, width = self.sampling_BDHW.shape[-2:]
-        columns_BDW = _central_run(self.sampling_BDHW[..., height // 2, :])
-        rows_BDH = _central_run(self.sampling_BDHW[..., width // 2])
-        has_center_BD = (rows_BDH.sum(-1) > 1) & (columns_BDW.sum(-1) > 1)
-        center_BDHW = (rows_BDH[..., None] & columns_BDW[..., None, :]) | ~has_center_BD[..., None, None]
+        rows_BDH, columns_BDW = self._center()
+        center_BDHW = (rows_BDH[..., None] & columns_BDW[..., None, :]) | ~self.has_center_BD[..., None, None]
         return torch.angle(self.adjoint(self.kspace_BCDHW * center_BDHW[:, None]))
+
+    @property
+    def has_center_BD(self) -> Tensor:
+        """Slices of which more than one row and column around the center of k-space are fully measured, bool."""
+        rows_BDH, columns_BDW = self._center()
+        return (rows_BDH.sum(-1) > 1) & (columns_BDW.sum(-1) > 1)
+
+    def _center(self) -> tuple[Tensor, Tensor]:
+        """Return the rows (B, D, H) and the columns (B, D, W) of the fully measured center, bool."""
+        height, width = self.sampling_BDHW.shape[-2:]
+        return _central_run(self.sampling_BDHW[..., width // 2]), _central_run(self.sampling_BDHW[..., height // 2, :])
 
     def noise(self) -> Tensor:
         """Return the standard deviation of the real part of the noise of k-space, (B, D, 1, 1), in the units of k-space.
@@ -123,7 +131,7 @@ def enforce_data_consistency(image_BDHW: Tensor, measured: KSpaceMeasurement) ->
 
     The phase is :meth:`KSpaceMeasurement.phase`. Samples without a measurement stay as they are. With one coil, measured lines
     replace those of the image exactly. With several, solve ``min || E (x + d) - y ||^2 + w || d ||^2`` with ``w`` of
-    :data:`PRIOR_WEIGHT` by :data:`ITERATIONS` conjugate-gradient steps, and :func:`remove_noise`.
+    :data:`PRIOR_WEIGHT` by :data:`ITERATIONS` conjugate-gradient steps, and :func:`remove_noise` where the phase is smooth.
     """
     sampling = measured.sampling_BDHW
     if not sampling.any():
@@ -133,12 +141,12 @@ def enforce_data_consistency(image_BDHW: Tensor, measured: KSpaceMeasurement) ->
     if measured.coil_maps_BCDHW is None or not (several_B := measured.has_coils_B).any():
         result = _replace_lines(image, measured)
     elif several_B.all():
-        result = remove_noise(_solve(image, measured), phase_BDHW, measured.noise())
+        result = remove_noise(_solve(image, measured), phase_BDHW, _noise_beside_smooth_phase(measured))
     else:
         rows, others = several_B.nonzero()[:, 0], (~several_B).nonzero()[:, 0]
-        solved = _solve(image[rows], measured.rows(rows))
-        result = image.index_copy(0, rows, remove_noise(solved, phase_BDHW[rows], measured.rows(rows).noise()))
-        result = result.index_copy(0, others, _replace_lines(image[others], measured.rows(others)))
+        of_coils = measured.rows(rows)
+        solved = remove_noise(_solve(image[rows], of_coils), phase_BDHW[rows], _noise_beside_smooth_phase(of_coils))
+        result = image.index_copy(0, rows, solved).index_copy(0, others, _replace_lines(image[others], measured.rows(others)))
     return torch.where(sampling.flatten(1).any(1)[:, None, None, None], result.abs(), image_BDHW)
 
 
@@ -155,8 +163,13 @@ def remove_noise(image_BDHW: Tensor, phase_BDHW: Tensor, noise_BD11: Tensor) -> 
     return torch.complex(in_phase, torch.where(relative.imag.abs() > limit, relative.imag, 0))
 
 
+def _noise_beside_smooth_phase(measured: KSpaceMeasurement) -> Tensor:
+    """Return the noise, (B, D, 1, 1); 0 where no center of k-space tells a smooth phase, so that nothing is left out."""
+    return measured.noise() * measured.has_center_BD[..., None, None]
+
+
 def _outside(length: int, device: torch.device) -> Tensor:
-    """Return the quarter of the frequencies that is farthest from the center, length // 2; bool."""
+    """Return about a quarter of the frequencies, those farthest from the center, length // 2; bool."""
     return (torch.arange(length, device=device) - length // 2).abs() > 3 * length // 8
 
 

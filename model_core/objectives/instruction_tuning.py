@@ -76,7 +76,8 @@ class InstructionTuning(Objective):
         Of the images a share is decoded once more, without gradients.
         """
         samples, images = len(batch.input_ids_BL), len(batch.pixel_values_B1DHW)
-        refined = REFINED_SHARE * bool(self.model.config.refinements) * float((batch.target_kind_B == TARGET_IMAGE).sum())
+        measured_B = (batch.target_kind_B == TARGET_IMAGE) & batch.sampling_BDHW.flatten(1).any(1)
+        refined = REFINED_SHARE * float(measured_B.sum()) if self.model.config.refinements else 0.0
         decoded = 3 * float(self._decoded(batch).sum()) + refined
         if batch.slices_BT is not None:
             decoded *= batch.slices_BT.shape[1] / batch.pixel_values_B1DHW.shape[2]

@@ -14,9 +14,13 @@ from torch import Tensor
 from components.errors import BadInput, JobFailed
 from components.files import read_json, read_lines, write_json
 from components.home import Home
+from components.registries import PLUGINS
 from components.settings import Settings, StageName, load_settings
-from components.training import StageResult, stage_digest, stage_jobs, train_stage
-from model_core.accounting import MOMENT_BYTES
+from components.training import StageResult, engine, stage_digest, stage_jobs, train_stage
+from components.training.engine import LARGEST_8BIT_GROUP, parameter_groups, split_groups
+from model_core import OmniMRIConfig
+from model_core.accounting import MOMENT_BYTES, build_meta_model
+from model_core.objectives import InstructionTuning
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.forked import ForkedJob, ForkedLauncher, after_first_checkpoint
 from tests.helpers.mlflow_store import new_home
@@ -175,6 +179,40 @@ def test_two_processes_train_what_one_trains(corpus_root: Path, home: Home, tmp_
     resumed = _trained(corpus_root, killed, settings)
     assert resumed.resumed_at in (2, 4)
     _assert_same_bits(two, resumed)
+
+
+def test_no_group_is_larger_than_the_kernel_can_count() -> None:
+    """ZeRO 1 and 2 make one tensor of a group; of 0.5b it had more than 2^31 numbers, which ends a process without an error."""
+    whole = parameter_groups(InstructionTuning(build_meta_model(OmniMRIConfig.from_preset("0.5b"))), 0.05)
+    parts = split_groups(whole, LARGEST_8BIT_GROUP)
+    sizes = [[sum(p.numel() for p in group["params"]) for group in groups] for groups in (whole, parts)]
+    assert max(sizes[0]) > 2**31 > 2 * max(sizes[1]) - 1 and sum(sizes[0]) == sum(sizes[1])
+    order = [[(id(p), group["weight_decay"]) for group in groups for p in group["params"]] for groups in (whole, parts)]
+    assert order[0] == order[1]
+
+
+def test_a_parameter_larger_than_a_group_has_its_own() -> None:
+    sizes = [3, 9, 2, 2, 3]
+    parts = split_groups([{"params": [torch.empty(size) for size in sizes], "weight_decay": 0.1}, {"params": []}], 6)
+    assert [[len(p) for p in part["params"]] for part in parts] == [[3], [9], [2, 2], [3]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_a_stage_of_many_groups_trains_and_resumes(
+    corpus_root: Path, home: Home, tmp_path: Path, zero_stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses are those of two groups within 1 %."""
+    two_groups = _trained(corpus_root, home, _settings(8, "bfloat16", zero_stage))
+    monkeypatch.setattr(engine, "LARGEST_8BIT_GROUP", LARGEST_8BIT_GROUP)  # restored after the plugin has changed it, here, too
+    monkeypatch.setenv(PLUGINS, "tests.helpers.toys.many_groups")
+    settings, many, killed = _settings(8, "bfloat16", zero_stage), new_home(tmp_path / "many"), new_home(tmp_path / "killed")
+    whole = _trained(corpus_root, many, settings)
+    assert _losses(whole) == pytest.approx(_losses(two_groups), rel=0.01)
+    _kill(corpus_root, killed, settings)
+    _assert_same_bits(whole, _trained(corpus_root, killed, settings))
+    if zero_stage == 1:
+        assert len(_optimizer_states(whole, "bfloat16", 1)) > 4
 
 
 def test_an_optimizer_on_the_host_has_32_bits() -> None:

@@ -146,6 +146,24 @@ def test_noise_out_of_phase_is_removed_and_signal_of_another_phase_is_kept() -> 
     torch.testing.assert_close(remove_noise(image, phase, 0 * deviation).abs(), image.abs())
 
 
+def test_nothing_is_taken_for_noise_where_no_center_tells_the_phase(maps: torch.Tensor, image: torch.Tensor) -> None:
+    """Of two samples, the first lacks a column beside the center: its phase is aliased, and true signal may be out of it."""
+    torch.manual_seed(5)
+    columns = ((torch.arange(SIZE) % 2 == 0) | ((torch.arange(SIZE) - SIZE // 2).abs() < 4)).expand(2, 1, SIZE, SIZE).clone()
+    columns[0, ..., SIZE // 2 + 1] = False
+    both = maps.expand(2, -1, -1, -1, -1)
+    kspace = KSpaceMeasurement(torch.empty(0), columns, both).encode(image.expand(2, -1, -1, -1))
+    measured = KSpaceMeasurement(kspace, columns, both)
+    assert measured.has_center_BD[:, 0].tolist() == [False, True] and (measured.noise() > 0).all()
+    solved = torch.polar(image.abs().expand(2, -1, -1, -1), measured.phase() + 0.2 * torch.randn(2, 1, SIZE, SIZE))
+    kept = remove_noise(solved, measured.phase(), measured.noise() * measured.has_center_BD[..., None, None]).abs()
+    torch.testing.assert_close(kept[0], solved[0].abs())
+    assert not torch.allclose(kept[1], solved[1].abs(), rtol=1e-3)
+    guess = 0.7 * image.abs().expand(2, -1, -1, -1)
+    without = enforce_data_consistency(guess[:1], measured.rows(torch.tensor([0])))
+    torch.testing.assert_close(enforce_data_consistency(guess, measured)[:1], without)
+
+
 def test_a_wrong_image_is_corrected_by_the_measurement_of_the_coils(
     maps: torch.Tensor, sampling: torch.Tensor, image: torch.Tensor
 ) -> None:
