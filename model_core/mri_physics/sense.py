@@ -92,20 +92,21 @@ class KSpaceMeasurement:
         It is smooth, as the phase of an image mostly is, and free of the aliasing of the zero-filled image (homodyne detection,
         Noll et al., IEEE Trans Med Imaging 10:154, 1991). With one line at the center or none it is that of the zero-filled image.
         """
-        rows_BDH, columns_BDW = self._center()
-        center_BDHW = (rows_BDH[..., None] & columns_BDW[..., None, :]) | ~self.has_center_BD[..., None, None]
+        rows_BDH, columns_BDW, has_center_BD = self._center()
+        center_BDHW = (rows_BDH[..., None] & columns_BDW[..., None, :]) | ~has_center_BD[..., None, None]
         return torch.angle(self.adjoint(self.kspace_BCDHW * center_BDHW[:, None]))
 
     @property
     def has_center_BD(self) -> Tensor:
         """Slices of which more than one row and column around the center of k-space are fully measured, bool."""
-        rows_BDH, columns_BDW = self._center()
-        return (rows_BDH.sum(-1) > 1) & (columns_BDW.sum(-1) > 1)
+        return self._center()[2]
 
-    def _center(self) -> tuple[Tensor, Tensor]:
-        """Return the rows (B, D, H) and the columns (B, D, W) of the fully measured center, bool."""
+    def _center(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rows (B, D, H) and the columns (B, D, W) of the fully measured center, and :attr:`has_center_BD`, bool."""
         height, width = self.sampling_BDHW.shape[-2:]
-        return _central_run(self.sampling_BDHW[..., width // 2]), _central_run(self.sampling_BDHW[..., height // 2, :])
+        columns_BDW = _central_run(self.sampling_BDHW[..., height // 2, :])
+        rows_BDH = _central_run(self.sampling_BDHW[..., width // 2])
+        return rows_BDH, columns_BDW, (rows_BDH.sum(-1) > 1) & (columns_BDW.sum(-1) > 1)
 
     def noise(self) -> Tensor:
         """Return the standard deviation of the real part of the noise of k-space, (B, D, 1, 1), in the units of k-space.
