@@ -196,7 +196,7 @@ _QWEN = {
     "decoder_width": 48,
 }
 REFINEMENTS = 2
-"""Of a new network; chosen on validation slices (docs/LOG.md): a second one gains half of what the first does, a third little."""
+"""Refinements of a new network. On validation slices, more than two made images of one coil worse (docs/LOG.md)."""
 PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
         "vision_width": 16,
