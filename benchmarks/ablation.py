@@ -1,6 +1,6 @@
 """Contribution of stages 1 to 3, and of each part of the network that lets it see and place findings: the same run without it.
 
-python -m benchmarks.ablation --profile demo --seeds 3 [--parts stages intensities ...] [--home .omnimri]
+python -m benchmarks.ablation --profile demo --seeds 3 [--parts stages intensities ...] [--home .omnimri] [--set KEY=VALUE]
 
 Every variant is measured by ``omnimri evaluate``. Trained stages are reused; stage 4 of a demo alone takes six minutes per seed on
 two cores, and a part that changes the first stage costs all four.
@@ -12,10 +12,20 @@ import argparse
 from dataclasses import dataclass
 
 from benchmarks.harness import versions, write_rows
-from benchmarks.stages import Row, home_of, measure_tasks, parse_arguments, print_rows, seeds_of, summarize, train_stages
+from benchmarks.stages import (
+    Row,
+    home_of,
+    measure_tasks,
+    parse_arguments,
+    print_rows,
+    seeds_of,
+    settings_of,
+    summarize,
+    train_stages,
+)
 from components.curation.corpus import Corpus
 from components.registries import STAGES
-from components.settings import StageName, load_settings
+from components.settings import StageName
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ def main() -> None:
     rows: list[Row] = []
     for seed in seeds_of(arguments):
         for variant in (WHOLE, *(PARTS[part] for part in arguments.parts)):
-            settings = load_settings(arguments.profile, [f"seed={seed}", *variant.overrides])
+            settings = settings_of(arguments, seed, *variant.overrides)
             trained = train_stages(settings, home, variant.stages)[-1]
             rows += [{"stage": variant.name, **row} for row in measure_tasks(trained, corpus, settings, home)]
     write_rows(f"ablation_{arguments.profile}", print_rows(summarize(rows)), versions())

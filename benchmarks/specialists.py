@@ -1,10 +1,12 @@
 """A network for one task beside the network for all: the same patients, samples and augmentation.
 
-python -m benchmarks.specialists --profile demo --seeds 3 [--home .omnimri]
+python -m benchmarks.specialists --profile demo --seeds 3 [--home .omnimri] [--set evaluation.cases_per_task=200]
 
-Every sample of stage 4 with a label map trains MONAI's BasicUNet (masks; boxes and presence are read off its lesion mask), every
-reconstruction trains a U-Net on zero-filled magnitudes as fastMRI's baseline (arXiv:1811.08839, section 5.2). The tasks of
-``omnimri evaluate`` score all of them on the same cases. The stages of the generalist are reused if they are trained.
+Every sample of stage 4 with a label map, slice or volume, trains MONAI's BasicUNet (masks; boxes and presence are read off its
+lesion mask), every reconstruction trains a U-Net on zero-filled magnitudes as fastMRI's baseline (arXiv:1811.08839, section 5.2).
+The tasks of ``omnimri evaluate`` score all of them on the same cases. The stages of the generalist are reused if they are trained.
+
+Shape letters: B samples, D slices, T target slices, N slices of all samples, S structures, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -21,18 +23,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.harness import versions, write_rows
-from benchmarks.stages import Row, home_of, measure_tasks, parse_arguments, print_rows, seeds_of, summarize, train_stages
+from benchmarks.stages import (
+    Row,
+    home_of,
+    measure_tasks,
+    parse_arguments,
+    print_rows,
+    seeds_of,
+    settings_of,
+    summarize,
+    train_stages,
+)
 from components.curation.corpus import Corpus
 from components.curation.text.structure_names import is_lesion
 from components.evaluation.case_selection import select_cases
 from components.evaluation.model_answers import Case, load_cases
+from components.progress import track
 from components.registries import STAGES, TASKS
-from components.settings import EvaluationSettings, Settings, load_settings
+from components.settings import EvaluationSettings, Settings
 from components.tasks.known_structures import Shown
 from components.training.batches import StageBatches
 from components.training.samples import Samples
 from model_core import OmniMRIForConditionalGeneration
-from model_core.batch import IGNORE, SequenceBatch
+from model_core.batch import SequenceBatch, select_slices
 from model_core.losses.pixels import structural_dissimilarity
 from model_core.processing import Processor
 from model_core.targets import TARGET_IMAGE
@@ -102,14 +115,29 @@ def reconstruct(network: nn.Module, zero_filled_B1HW: Tensor) -> Tensor:
     return (network((zero_filled_B1HW - mean) / deviation) * deviation + zero_filled_B1HW).clamp(min=0)
 
 
-def mask_loss(logits_BSHW: Tensor, batch: SequenceBatch) -> Tensor:
-    """Return cross-entropy plus 1 - soft Dice over the batch."""
+def mask_loss(network: nn.Module, batch: SequenceBatch, rows_B: Tensor) -> Tensor:
+    """Return cross-entropy plus 1 - soft Dice over all slices of the samples with a label map."""
     assert batch.structures_BDHW is not None
-    truth = batch.structures_BDHW[batch.labeled_B][:, 0]
-    probability = logits_BSHW.softmax(1)[:, 1:]
-    one_hot = F.one_hot(truth, logits_BSHW.shape[1]).permute(0, 3, 1, 2)[:, 1:].float()
-    dice = (2 * (probability * one_hot).sum((0, 2, 3)) + 1) / ((probability + one_hot).sum((0, 2, 3)) + 1)
-    return F.cross_entropy(logits_BSHW, truth, ignore_index=IGNORE) + (1 - dice).mean()
+    slices_BDHW = batch.pixel_values_B1DHW[batch.image_B[rows_B]][:, 0]
+    logits_NSHW, truth_NHW = network(_as_images(slices_BDHW)), batch.structures_BDHW[rows_B].flatten(0, 1)
+    probability_NSHW = logits_NSHW.softmax(1)[:, 1:]
+    one_hot_NSHW = F.one_hot(truth_NHW, logits_NSHW.shape[1]).permute(0, 3, 1, 2)[:, 1:].float()
+    shared_S, both_S = (probability_NSHW * one_hot_NSHW).sum((0, 2, 3)), (probability_NSHW + one_hot_NSHW).sum((0, 2, 3))
+    return F.cross_entropy(logits_NSHW, truth_NHW) + (1 - (2 * shared_S + 1) / (both_S + 1)).mean()
+
+
+def reconstruction_loss(network: nn.Module, batch: SequenceBatch, rows_B: Tensor) -> Tensor:
+    """Return absolute error plus structural dissimilarity over the target slices of the reconstructions."""
+    slices_BT = None if batch.slices_BT is None else batch.slices_BT[rows_B]
+    start_BTHW = select_slices(batch.pixel_values_B1DHW[batch.image_B[rows_B]][:, 0], slices_BT, 1)
+    target_N1HW = _as_images(batch.target_B1DHW[rows_B][:, 0])
+    image_N1HW = reconstruct(network, _as_images(start_BTHW))
+    return 10 * (image_N1HW - target_N1HW).abs().mean() + structural_dissimilarity(image_N1HW, target_N1HW).mean()
+
+
+def _as_images(slices_BDHW: Tensor) -> Tensor:
+    """Return the slices of all samples as (N, 1, H, W)."""
+    return slices_BDHW.flatten(0, 1)[:, None]
 
 
 def train_specialists(batches: StageBatches, steps: int, structures: int, seed: int) -> tuple[nn.Module, nn.Module, list[int]]:
@@ -119,23 +147,17 @@ def train_specialists(batches: StageBatches, steps: int, structures: int, seed: 
     optimizers = [torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01) for network in networks]
     schedules = [torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1) for optimizer in optimizers]
     seen = [0, 0]
-    for step in range(steps):
-        losses: list[Tensor | None] = [None, None]
-        for batch in batches[step]:
-            pixels, kept = batch.pixel_values_B1DHW[:, :, 0], batch.target_kind_B == TARGET_IMAGE
-            if batch.labeled_B.any():
-                losses[0] = mask_loss(networks[0](pixels[batch.labeled_B]), batch)
-            if kept.any():
-                image, target = reconstruct(networks[1], pixels[kept]), batch.target_B1DHW[kept][:, :, 0]
-                losses[1] = 10 * (image - target).abs().mean() + structural_dissimilarity(image, target).mean()
-            seen = [seen[0] + int(batch.labeled_B.sum()), seen[1] + int(kept.sum())]
-        for loss, network, optimizer, schedule in zip(losses, networks, optimizers, schedules, strict=True):
-            if loss is not None:
-                optimizer.zero_grad()
+    for step in track(range(steps), "specialists"):
+        (batch,) = batches[step]
+        for index, rows_B in enumerate((batch.labeled_B, batch.target_kind_B == TARGET_IMAGE)):
+            if rows_B.any():
+                optimizers[index].zero_grad()
+                loss = (mask_loss, reconstruction_loss)[index](networks[index], batch, rows_B)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimizer.step()
-            schedule.step()
+                nn.utils.clip_grad_norm_(networks[index].parameters(), 1.0)
+                optimizers[index].step()
+                seen[index] += int(rows_B.sum())
+            schedules[index].step()
     return networks[0].eval(), networks[1].eval(), seen
 
 
@@ -164,7 +186,7 @@ def main() -> None:
     corpus = Corpus.open(home.curated)
     rows: list[Row] = []
     for seed in seeds_of(arguments):
-        settings = load_settings(arguments.profile, [f"seed={seed}"])
+        settings = settings_of(arguments, seed)
         generalist = train_stages(settings, home)[-1]
         rows += [{"stage": "generalist", **row} for row in measure_tasks(generalist, corpus, settings, home)]
         config = OmniMRIForConditionalGeneration.from_pretrained(generalist.model_dir).config

@@ -142,9 +142,9 @@ def measure_memorization(result: StageResult, corpus: Corpus, settings: Settings
     yield {"figure": "diagnosis: accuracy, patients trained on", "value": row.model, "trivial": max(row.baselines.values())}
 
 
-def rows_of(seed: int, profile: str, home: Home) -> Iterator[Row]:
-    """Yield every figure of one seed."""
-    settings, corpus = load_settings(profile, [f"seed={seed}"]), Corpus.open(home.curated)
+def rows_of(settings: Settings, home: Home) -> Iterator[Row]:
+    """Yield every figure of the seed of the settings."""
+    corpus = Corpus.open(home.curated)
     results = train_stages(settings, home)
     measures = (measure_hidden_squares, measure_retrieval, measure_next_tokens)
     for result, measure in zip(results, measures, strict=False):
@@ -180,7 +180,13 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=None, help="first seed; default: that of the profile")
     parser.add_argument("--home", type=Path, default=None, help="an installation with a curated corpus; default: OMNIMRI_HOME")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. evaluation.cases_per_task=200")
     return parser.parse_args()
+
+
+def settings_of(arguments: argparse.Namespace, seed: int, *overrides: str) -> Settings:
+    """Return the settings of a seed; ``--set`` has the last word."""
+    return load_settings(arguments.profile, [f"seed={seed}", *overrides, *arguments.set])
 
 
 def seeds_of(arguments: argparse.Namespace) -> range:
@@ -198,7 +204,7 @@ def main() -> None:
     """Train, measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments = parse_arguments(parser)
-    rows = [row for seed in seeds_of(arguments) for row in rows_of(seed, arguments.profile, home_of(arguments))]
+    rows = [row for seed in seeds_of(arguments) for row in rows_of(settings_of(arguments, seed), home_of(arguments))]
     write_rows(f"stages_{arguments.profile}", print_rows(summarize(rows)), versions())
 
 

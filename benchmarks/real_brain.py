@@ -1,0 +1,84 @@
+"""Tissue masks of a real T1 of a person who is in no training set: Colin27, the mean of 27 scans of one man.
+
+    apt-get install mricron-data
+    python -m benchmarks.real_brain MODEL [--templates /usr/share/mricron/templates]
+
+Nobody has drawn the tissues of this brain. Two references stand in for an expert: a mixture of three Gaussians on the intensities
+inside the brain mask that comes with it (cerebrospinal fluid, gray and white matter; the first step of FAST), and the tissue maps
+of the ICBM152 average, which is the mean of other people in the same space. The agreement of the two with each other says how far
+either is to be trusted. The generated brains of training are deformations of that average, but Colin27 is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
+from nilearn.image import resample_to_img
+from numpy.typing import NDArray
+from sklearn.mixture import GaussianMixture
+
+from benchmarks.harness import versions, write_rows
+from components.evaluation.metrics import dice
+from components.inference import Predictor
+from components.ingestion import read_path
+from components.ingestion.volume import Volume
+
+TISSUES = ("gray matter", "white matter")
+Masks = dict[str, NDArray[np.bool_]]
+
+
+def mixture_masks(volume: Volume, inside: NDArray[np.bool_]) -> Masks:
+    """Return the tissues (D, H, W) as the brighter two of three Gaussians of the intensities inside the brain of a T1."""
+    values = volume.voxels[inside][:, None]
+    quantiles = np.quantile(values, (0.1, 0.4, 0.8))[:, None]
+    component = GaussianMixture(3, means_init=quantiles, random_state=0).fit(values)
+    order = np.argsort(component.means_[:, 0])
+    labels = np.full(volume.voxels.shape, -1)
+    labels[inside] = component.predict(values)
+    return {tissue: labels == order[place] for place, tissue in enumerate(TISSUES, start=1)}
+
+
+def atlas_masks(image: nib.Nifti1Image) -> Masks:
+    """Return the more probable of both tissues of the ICBM152 average, where one of them has at least one half."""
+    templates = (load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1))
+    maps = [resample_to_img(one, image, force_resample=True, copy_header=True).get_fdata() for one in templates]
+    return {tissue: (one >= 0.5) & (one >= other) for tissue, one, other in zip(TISSUES, maps, maps[::-1], strict=True)}
+
+
+def main() -> None:
+    """Ask, compare and write ``real_brain.csv``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a registered version, or models:/NAME@ALIAS")
+    parser.add_argument("--templates", type=Path, default=Path("/usr/share/mricron/templates"), help="folder of mricron-data")
+    arguments = parser.parse_args()
+    predictor, rows = Predictor.load(arguments.model), []
+    brain = read_path(arguments.templates / "ch2bet.nii.gz")
+    inside = brain.voxels > 0
+    references = {
+        "mixture of Gaussians": mixture_masks(brain, inside),
+        "ICBM152 maps": atlas_masks(nib.Nifti1Image(brain.voxels, brain.affine)),
+    }
+    for name, file in (("whole head", "ch2.nii.gz"), ("brain alone", "ch2bet.nii.gz")):
+        volume = read_path(arguments.templates / file)
+        found: Masks = {}
+        for tissue in TISSUES:
+            mask = predictor.predict(volume, f"Segment the {tissue} in this brain MRI.").mask
+            assert mask is not None
+            found[tissue] = mask > 0
+        for other, masks in references.items():
+            rows += [{"image": name, "pair": f"model, {other}", "tissue": t, "dice": dice(found[t], masks[t])} for t in TISSUES]
+    for (one, masks), (other, others) in itertools.combinations(references.items(), 2):
+        rows += [{"image": "", "pair": f"{one}, {other}", "tissue": t, "dice": dice(masks[t], others[t])} for t in TISSUES]
+    rows = [{**row, "dice": f"{row['dice']:.3f}"} for row in rows]
+    for row in rows:
+        print(row)
+    write_rows("real_brain", rows, versions())
+
+
+if __name__ == "__main__":
+    main()
