@@ -153,7 +153,7 @@ def train_specialists(batches: StageBatches, steps: int, structures: int, seed: 
             if rows_B.any():
                 optimizers[index].zero_grad()
                 loss = (mask_loss, reconstruction_loss)[index](networks[index], batch, rows_B)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 nn.utils.clip_grad_norm_(networks[index].parameters(), 1.0)
                 optimizers[index].step()
                 seen[index] += int(rows_B.sum())
