@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,10 +38,13 @@ from components.curation.corpus import Corpus
 from components.curation.text.structure_names import is_lesion
 from components.evaluation.case_selection import select_cases
 from components.evaluation.model_answers import Case, load_cases
+from components.evaluation.organ_findings import measure_volumetry
 from components.progress import track
 from components.registries import STAGES, TASKS
 from components.settings import EvaluationSettings, Settings
+from components.tasks.findings import evidence
 from components.tasks.known_structures import Shown
+from components.tasks.volumetry import NOTHING_TOLD, Shares, Volumetry, measure_shares
 from components.training.batches import StageBatches
 from components.training.samples import Samples
 from model_core import OmniMRIForConditionalGeneration
@@ -54,8 +57,8 @@ FEATURES = (16, 16, 32, 64, 128, 16)
 """Channels of both U-Nets: half a million parameters."""
 RATE = 3e-3
 """Peak learning rate of OneCycle, the best of three for masks."""
-HIGHEST = 12
-"""Pixels whose mean lesion probability is the p(yes) of a specialist."""
+BATCH = 32
+"""Images that the network for masks sees at once."""
 MEASURED = ("reconstruction", "segmentation", "detection", "diagnosis")
 
 
@@ -68,6 +71,7 @@ class Specialists:
         reconstruction: residual of the zero-filled image.
         structures_of_masks: names of the structures.
         settings, seed: of the evaluation.
+        shares, volumetry: findings of whole organs, as for the generalist.
     """
 
     masks: nn.Module
@@ -75,38 +79,54 @@ class Specialists:
     structures_of_masks: tuple[str, ...]
     settings: EvaluationSettings
     seed: int
+    shares: dict[str, Shares] = field(default_factory=dict)
+    volumetry: Volumetry = NOTHING_TOLD
 
     @torch.no_grad()
     def images(self, cases: Sequence[Case], *_: object, **__: object) -> list[NDArray[np.float32]]:
         """Return reconstructions, or the probability of the structure or of any lesion."""
         if not cases:
             return []
-        pixels = torch.from_numpy(np.stack([case.image for case in cases]))[:, None]
         if cases[0].record.task == "reconstruction":
+            pixels = torch.from_numpy(np.stack([case.image for case in cases]))[:, None]
             return list(reconstruct(self.reconstruction, pixels)[:, 0].numpy())
-        probability = self.masks(pixels).softmax(1)[:, 1:].numpy()
-        names = self.structures_of_masks
-        lesions = [index for index, name in enumerate(names) if is_lesion(name)]
-        channels = [[names.index(case.record.structure)] if case.record.structure else lesions for case in cases]
-        return [image[indices].sum(0) for image, indices in zip(probability, channels, strict=True)]
+        shown = self.structures(cases)
+        asked = [case.record.structure for case in cases]
+        return [one.structures[name] if name else one.mask for one, name in zip(shown, asked, strict=True)]
 
     def texts(self, cases: Sequence[Case], *_: object) -> list[str]:
         """Return the name of a finding."""
         return ["lesion"] * len(cases)
 
-    @torch.no_grad()
     def structures(self, cases: Sequence[Case]) -> list[Shown]:
         """Return the probability of every structure, and that of all lesions as mask."""
         if not cases:
             return []
-        pixels = torch.from_numpy(np.stack([case.image for case in cases]))[:, None]
-        probability = self.masks(pixels).softmax(1)[:, 1:].numpy()
-        lesions = [index for index, name in enumerate(self.structures_of_masks) if is_lesion(name)]
-        return [Shown(image[lesions].sum(0), dict(zip(self.structures_of_masks, image, strict=True))) for image in probability]
+        shown = self.show(np.stack([case.image for case in cases]))
+        return [
+            Shown(mask_HW, {name: values[index] for name, values in shown.structures.items()})
+            for index, mask_HW in enumerate(shown.mask)
+        ]
+
+    @torch.no_grad()
+    def show(self, images_NHW: NDArray[np.float32]) -> Shown:
+        """Return what the network for masks sees on images, or on the slices of a volume."""
+        batches = torch.from_numpy(images_NHW)[:, None].split(BATCH)
+        probability_SNHW = torch.cat([self.masks(batch).softmax(1)[:, 1:] for batch in batches]).transpose(0, 1).numpy()
+        by_name = dict(zip(self.structures_of_masks, probability_SNHW, strict=True))
+        return Shown(np.sum([values for name, values in by_name.items() if is_lesion(name)], axis=0), by_name)
+
+    def learn_volumetry(self, corpus: Corpus) -> None:
+        """Measure the structures of the volumes of validation and test patients, and fit the findings of whole organs."""
+        for volume_id, record in corpus.volumes.items():
+            if record.split != "train":
+                voxels_DHW = corpus.store.read(volume_id, "voxels").astype(np.float32)
+                self.shares[volume_id] = measure_shares(voxels_DHW, self.show(voxels_DHW))
+        self.volumetry = measure_volumetry(self, corpus, self.settings)  # type: ignore[arg-type]
 
     def yes_probabilities(self, cases: Sequence[Case]) -> list[float]:
         """Return the mean lesion probability of the pixels where it is highest."""
-        return [float(np.sort(image.ravel())[-HIGHEST:].mean()) for image in self.images(cases)] if cases else []
+        return [evidence(image) for image in self.images(cases)]
 
 
 def reconstruct(network: nn.Module, zero_filled_B1HW: Tensor) -> Tensor:
@@ -167,6 +187,7 @@ def measure_specialists(settings: Settings, corpus: Corpus, processor: Processor
     batches = StageBatches(STAGES["instruction_tuning"], samples, stage, config, processor, settings.seed)  # type: ignore[arg-type]
     masks, images, seen = train_specialists(batches, stage.steps, len(samples.structures), settings.seed)
     answers = Specialists(masks, images, samples.structures, settings.evaluation, settings.seed)
+    answers.learn_volumetry(corpus)
     rows: list[Row] = []
     for task, records in select_cases(corpus, settings.evaluation.cases_per_task, settings.seed).items():
         if task in MEASURED and records:
