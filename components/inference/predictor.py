@@ -185,7 +185,7 @@ class Predictor:
         Raises:
             BadInput: the instruction is empty, a file cannot be read, or the series are of several visits.
         """
-        self.require_question(instruction)
+        asked, introduction = self._ask(instruction)
         progress("reading", 0, 1)
         read = list(_read_study(sources))
         progress("reading", 1, 1)
@@ -195,12 +195,13 @@ class Predictor:
         series = tuple(StudySeries(volume, one.file_affine, one.dicom_files) for volume, one in zip(resampled, read, strict=True))
         for shown in series:
             self._require_shown(instruction, shown.volume, shown.middle)
-        study = StudyQuestion(Study(self, series), instruction, sampling)
+        study = StudyQuestion(Study(self, series), asked, sampling, instruction)
         progress("answering", 0, 1)
         answer = study.generate(MAX_NEW_TOKENS)
         progress("answering", 1, 1)
         prediction = task_of(answer).decode_study(study, answer)
-        return replace(prediction, familiarity=self._familiarity([shown.volume.crop(shown.middle) for shown in series]))
+        familiarity = self._familiarity([shown.volume.crop(shown.middle) for shown in series])
+        return replace(prediction, text=f"{introduction}{prediction.text}", familiarity=familiarity)
 
     def stream(self, source: str | Path | Volume, instruction: str) -> Iterator[str]:
         """Yield the answer about the first tile in pieces of about a word while it is generated."""
@@ -288,11 +289,11 @@ class Predictor:
         questions = []
         progress("reading", 0, len(requests))
         for source, instruction in requests:
-            self.require_question(instruction)
+            asked, introduction = self._ask(instruction)
             volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(Path(source))
             self._require_anatomy(volume)
             resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
-            questions.append(Question(resampled, instruction, sampling, file_affine, progress))
+            questions.append(Question(resampled, asked, sampling, file_affine, progress, introduction))
             self._require_shown(instruction, resampled, questions[-1].first_tile)
             progress("reading", len(questions), len(requests))
         return questions
@@ -308,6 +309,19 @@ class Predictor:
             raise BadInput("an empty instruction", where="instruction", remedy=remedy)
         if self.scope is not None:
             self.scope.require_question(instruction)
+
+    def _ask(self, instruction: str) -> tuple[str, str]:
+        """Check an instruction; return it in words that the network was trained on, and what to say before its answer.
+
+        Raises:
+            BadInput: see :meth:`require_question`.
+        """
+        self.require_question(instruction)
+        if self.scope is None:
+            return instruction, ""
+        spelled = self.scope.in_trained_spelling(instruction)
+        restated = self.scope.restate(spelled)
+        return (spelled, "") if restated is None else (restated, f"{restated} ")
 
     def _require_anatomy(self, volume: Volume) -> None:
         """Check that the anatomy that the header of a volume states is within the scope of the model."""
@@ -407,7 +421,8 @@ class Predictor:
 
     def _decode(self, question: Question, answer: str) -> Prediction:
         prediction = task_of(answer).decode(self, question, answer)
-        return replace(prediction, familiarity=self._familiarity([question.volume.crop(question.first_tile)]))
+        familiarity = self._familiarity([question.volume.crop(question.first_tile)])
+        return replace(prediction, text=f"{question.introduction}{prediction.text}", familiarity=familiarity)
 
 
 def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:

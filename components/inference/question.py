@@ -64,7 +64,9 @@ class Question:
     """An instruction about a volume.
 
     Attributes:
+        instruction: in words that the network was trained on.
         file_affine: (4, 4) of the NIfTI file that contains the volume; None for another format.
+        introduction: stands before the answer: the instruction, where it is not the user's own.
     """
 
     volume: ResampledVolume
@@ -72,6 +74,7 @@ class Question:
     sampling: Sampling = CONDITIONAL_MEAN
     file_affine: NDArray[np.float64] | None = None
     progress: Progress = ignore_progress
+    introduction: str = ""
 
     @property
     def header(self) -> HeaderFacts:

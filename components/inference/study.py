@@ -191,11 +191,16 @@ class StudyQuestion:
     """An instruction about the series of a study.
 
     Masks, images and boxes are those of the series that it names, or of the first.
+
+    Attributes:
+        instruction: in words that the network was trained on.
+        own_words: the user's instruction, which may name a series; "" = the same.
     """
 
     study: Study
     instruction: str
     sampling: Sampling = CONDITIONAL_MEAN
+    own_words: str = ""
 
     @property
     def predictor(self) -> Predictor:
@@ -210,7 +215,7 @@ class StudyQuestion:
     @cached_property
     def named(self) -> int:
         """Index of the series whose description is in the instruction; the first one if there is no such series."""
-        lowered = self.instruction.lower()
+        lowered = (self.own_words or self.instruction).lower()
         names = [scan_name(one.header.sequence, one.header.plane, None).removesuffix(" MRI").lower() for one in self.series]
         found = [index for index, name in enumerate(names) if name != "mri" and name in lowered]
         found += [i for i, one in enumerate(self.series) if (one.header.sequence or "\0").lower() in lowered]

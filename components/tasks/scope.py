@@ -19,6 +19,7 @@ from components.files import read_json, write_json
 from components.ingestion.deidentification.allowlists import FINDINGS
 from components.ingestion.sequence_classification import canonical_sequence, sequence_names
 from components.registries import TASKS
+from components.tasks.findings import ANY
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
@@ -123,6 +124,9 @@ _STOP = frozenset(
     )
 )
 _AND = ("and", "or", "plus")
+_PLACEHOLDER = re.compile(r"{(\w+)}")
+_YES_OR_NO = ("is", "are", "was", "were", "do", "does", "did", "has", "have", "can", "could", "would", "should", "any", "anything")
+"""Words with which a question begins that yes or no answers."""
 
 
 def _split(text: str) -> list[str]:
@@ -130,11 +134,17 @@ def _split(text: str) -> list[str]:
     return re.findall(r"[^\W_]+\*?", text.replace("'s", " "))
 
 
-def _normalize(word: str) -> str:
-    """Return a word in one spelling: lower case, American, singular."""
+def _respell(word: str) -> str:
+    """Return a word in lower case and in one of its British and American spellings."""
     lowered = word.lower()
-    for british, american in _SPELLINGS:
-        lowered = lowered.replace(british, american)
+    for other, chosen in _SPELLINGS:
+        lowered = lowered.replace(other, chosen)
+    return lowered
+
+
+def _normalize(word: str) -> str:
+    """Return a word in lower case, in one spelling, and singular."""
+    lowered = _respell(word)
     if lowered in _STOP or len(lowered) < 4 or lowered.endswith(("sis", "ss", "us")):
         return lowered
     return f"{lowered[:-3]}y" if lowered.endswith("ies") else lowered.removesuffix("s")
@@ -259,6 +269,47 @@ class Scope:
         stated = [anatomy for anatomy in self.anatomies if set(tokens(anatomy)) <= set(words)]
         self.require_shown(instruction, stated[0] if len(stated) == 1 else None, "the question says so")
 
+    def in_trained_spelling(self, instruction: str) -> str:
+        """Return a question with the words of names as the training data spells them: "gray" as "grey", or the other way round."""
+        return re.sub(r"[^\W\d_]+", lambda word: self._trained_spelling(word.group()), instruction)
+
+    def _trained_spelling(self, word: str) -> str:
+        lowered = word.lower()
+        for ending in ("", "s"):
+            if lowered.endswith(ending) and (trained := self._spellings.get(_respell(stem := lowered.removesuffix(ending)))):
+                return lowered if stem in trained else f"{min(trained)}{ending}"
+        return word
+
+    def restate(self, instruction: str) -> str | None:
+        """Return the trained question that stands for one about findings in other words; None = it is asked as it is.
+
+        "Is this brain normal?" becomes "Does this image suggest a lesion?": the network was trained on no other word for findings
+        of any kind. So does "Can you rule out a lesion?": yes or no must not depend on the wording, nor mean the contrary. A
+        question about several names, or for a report or an image, is asked as it is.
+        """
+        words = tokens(instruction)
+        spans = {words[one] for one in _longest_terms(words, self._terms)}
+        asked = [task for task in asked_tasks(instruction) if task.name in self.tasks]
+        if not all(map(_names_object, asked)):
+            return None
+        findings = {tokens(name): name for name in (ANY, *self.finding_names)}
+        if not (named := spans & self._names):
+            name = self.finding_names[0] if len(self.finding_names) == 1 else ANY
+            is_restated = not spans.isdisjoint(map(tokens, GENERIC))
+        else:
+            name = findings.get(next(iter(named)), "")
+            is_one_diagnosis = bool(name) and len(named) == len(asked) == 1 and asked[0].answers_yes_or_no
+            is_restated = is_one_diagnosis and not _is_wording(instruction, asked[0])
+        if not is_restated:
+            return None
+        asked.sort(key=lambda task: task.answers_yes_or_no, reverse=_split(instruction)[0].lower() in _YES_OR_NO)
+        usable = {"finding": bool(self.finding_names), "structure": name in self.structure_names}
+        for task in asked:
+            for text in task.phrasings.trained:
+                if (placeholders := _PLACEHOLDER.findall(text)) and all(usable.get(one) for one in placeholders):
+                    return text.format_map(dict.fromkeys(placeholders, name))
+        return None
+
     def require_anatomy(self, stated: str | None) -> None:
         """Check the anatomy that the header of an image states; None = it states none.
 
@@ -361,6 +412,20 @@ class Scope:
         return frozenset(map(tokens, (*self.structure_names, *self.finding_names, *(GENERIC if self.findings else ()))))
 
     @cached_property
+    def _names(self) -> frozenset[Term]:
+        """Names of structures and findings."""
+        return frozenset(map(tokens, (*self.structure_names, *self.finding_names)))
+
+    @cached_property
+    def _spellings(self) -> dict[str, set[str]]:
+        """Each word of a name in one spelling -> as the training data spells it."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for name in (*self.structure_names, *self.finding_names, *self.anatomies):
+            for word in _split(name.lower()):
+                found[_respell(word)].add(word)
+        return dict(found)
+
+    @cached_property
     def _owners(self) -> dict[Term, frozenset[str]]:
         """Name of a structure, a finding or an anatomy -> anatomies of the training images that it belongs to.
 
@@ -444,6 +509,12 @@ def _names_object(task: Task) -> bool:
     """Return whether every question of a task names a structure or a finding."""
     texts = [text for phrasings in task.all_phrasings for text in phrasings.trained]
     return all("{structure}" in text or "{finding}" in text for text in texts)
+
+
+def _is_wording(instruction: str, task: Task) -> bool:
+    """Return whether an instruction is in a wording of the task's training data or of its evaluation."""
+    texts = [text for phrasings in task.all_phrasings for text in (*phrasings.trained, *phrasings.held_out)]
+    return any(re.fullmatch(".+".join(map(re.escape, _PLACEHOLDER.split(text)[::2])), instruction) for text in texts)
 
 
 def _longest_terms(words: Term, terms: Mapping[Term, bool]) -> Iterator[slice]:

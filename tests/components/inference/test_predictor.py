@@ -1,6 +1,7 @@
 """An answer is on the grid of the input image."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from components.errors import BadInput
 from components.evaluation.metrics import psnr
 from components.inference import Predictor, Sampling, resolve_model, save
 from components.inference.predictor import task_of
+from components.inference.question import Question
 from components.inference.sliding_window import ResampledVolume
 from components.ingestion.volume import Acquisition, Volume
+from components.tasks.scope import Scope
 from model_core.mri_physics.coils import calibration_width, estimate_sensitivities, measured_columns
 from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
 from tests.helpers.corpora import tiny_volume
@@ -258,6 +261,40 @@ def test_several_samples_have_an_uncertainty(
     assert 0 < float(many.uncertainty.max()) <= 1
     assert "uncertainty.nii" in {path.name for path in save(many, tmp_path)}
     np.testing.assert_allclose(np.asarray(nib.load(tmp_path / "uncertainty.nii").dataobj).transpose(2, 1, 0), many.uncertainty)
+
+
+BRAIN = Scope(
+    ("segmentation", "detection", "diagnosis", "report"),
+    ("brain",),
+    (),
+    {"brain": ("grey matter", "lesion")},
+    {"brain": ("lesion", "tumor")},
+)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "asked", "text"),
+    [
+        ("Segment the gray matter.", "Segment the grey matter.", "segmentation of"),
+        ("Is a tumour present?", "Is a tumor present?", "yes (p ="),
+        ("is there a Tumour", "Does this image suggest a tumor?", "Does this image suggest a tumor? yes (p ="),
+        ("Is this brain normal?", "Does this image suggest a lesion?", "Does this image suggest a lesion? yes (p ="),
+    ],
+)
+def test_the_network_is_asked_in_words_of_its_training_data(
+    predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch, instruction: str, asked: str, text: str
+) -> None:
+    """What yes means is stated where the question is another one: of a normal brain, "yes" would say the contrary."""
+    questions: list[str] = []
+
+    def generate(self: Predictor, prompts: Sequence[tuple[Question, object]], *_: object) -> list[str]:
+        questions.extend(question.instruction for question, _ in prompts)
+        return ["<seg>" if "Segment" in instruction else "yes"] * len(prompts)
+
+    monkeypatch.setattr(Predictor, "_generate", generate)
+    monkeypatch.setattr(Predictor, "yes_probabilities", lambda self, question, tiles, task: [0.9] * len(tiles))
+    [prediction] = replace(predictor, scope=BRAIN).predict_many([(volume, instruction)])
+    assert questions == [asked] and prediction.text.startswith(text)
 
 
 def test_batched_requests_have_the_same_answers_as_single_ones(predictor: Predictor) -> None:

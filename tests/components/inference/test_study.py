@@ -19,6 +19,7 @@ from components.inference.study import Study, StudyQuestion, StudySeries
 from components.ingestion.study_reader import read_study
 from components.ingestion.volume import Volume
 from components.tasks.known_structures import NONE_KNOWN
+from components.tasks.scope import Scope
 from model_core.boxes import VolumeBox, format_boxes
 from model_core.heads import image_decoder
 from model_core.targets import TARGET_MASK
@@ -57,6 +58,22 @@ def _answer_with(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
 )
 def test_the_instruction_names_the_series(predictor: Predictor, volumes: list[Volume], instruction: str, named: int) -> None:
     assert _question(predictor, volumes, instruction).named == named
+
+
+def test_a_question_in_other_words_is_still_about_the_series_that_it_names(
+    predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = Scope(("diagnosis",), ("brain",), ("T1-weighted", "T2-weighted"), {}, {"brain": ("lesion",)})
+    asked: list[StudyQuestion] = []
+
+    def generate(question: StudyQuestion, _: int) -> str:
+        asked.append(question)
+        return "yes, lesion"
+
+    monkeypatch.setattr(StudyQuestion, "generate", generate)
+    answer = replace(predictor, scope=scope).predict_study(volumes, "is there a lesion in the T2-weighted image")
+    assert [(one.instruction, one.named) for one in asked] == [("Does this image suggest a lesion?", 1)]
+    assert answer.text.startswith("Does this image suggest a lesion? ")
 
 
 @pytest.mark.parametrize(("answer", "array"), [("<seg>", "mask"), ("<image>", "image")])

@@ -237,6 +237,68 @@ def test_a_question_about_another_anatomy_than_that_of_the_image_is_refused(
     assert all(name in caught.value.remedy for name in KNEE_AND_BRAIN.structures[str(anatomy)])
 
 
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("Segment the gray matter in this brain MRI.", "Segment the grey matter in this brain MRI."),
+        ("Segment the grey matter.", "Segment the grey matter."),
+        ("Is there a Tumour?", "Is there a tumor?"),
+        ("Outline all tumours and every region of oedema", "Outline all tumors and every region of edema"),
+        ("Find every lesion in this Brain MRI", "Find every lesion in this brain MRI"),
+        ("Where is the haematoma?", "Where is the haematoma?"),
+    ],
+)
+def test_names_are_asked_for_as_the_training_data_spells_them(question: str, asked: str) -> None:
+    """British and American spellings are equal to the scope; a network that has read one of them does not know the other."""
+    findings = {"brain": ("lesion", "tumor", "edema", "haematoma")}
+    scope = replace(KNEE_AND_BRAIN, structures={"brain": ("grey matter", "white matter")}, findings=findings)
+    assert scope.in_trained_spelling(question) == asked
+
+
+def test_a_name_that_the_training_data_spells_in_two_ways_is_left_as_it_is() -> None:
+    scope = replace(KNEE_AND_BRAIN, structures={"brain": ("grey matter", "deep gray matter")})
+    for question in ("Segment the grey matter.", "Segment the deep gray matter."):
+        assert scope.in_trained_spelling(question) == question
+
+
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("Is this brain normal?", "Does this image suggest a lesion?"),
+        ("Is anything abnormal here?", "Does this image suggest a lesion?"),
+        ("Is there any finding?", "Does this image suggest a lesion?"),
+        ("What is wrong with this brain?", "Does this image suggest a lesion?"),
+        ("Detect abnormalities in this head MRI", "Identify and localize any lesion in this image."),
+        ("How many findings are there?", "Identify and localize any lesion in this image."),
+        ("Outline the abnormality.", "Segment the lesion."),
+        ("Can you rule out a lesion?", "Does this image suggest a lesion?"),
+        ("is there a tumor", "Does this image suggest a tumor?"),
+        ("Is there a lesion in this image?", None),
+        ("Is a tumor present?", None),
+        ("Is there a tumor or a lesion?", None),
+        ("Find any tumor in this brain", None),
+        ("Is the white matter normal?", None),
+        ("Describe any abnormality.", None),
+        ("Summarize the findings", None),
+        ("Reconstruct this normal brain", None),
+    ],
+)
+def test_a_question_about_findings_is_asked_in_trained_words(question: str, asked: str | None) -> None:
+    scope = replace(
+        KNEE_AND_BRAIN,
+        tasks=tuple(TASKS),
+        structures={"brain": ("white matter", "lesion")},
+        findings={"brain": ("lesion", "tumor")},
+    )
+    assert scope.restate(question) == asked
+
+
+def test_findings_of_a_single_kind_are_asked_for_by_its_name() -> None:
+    scope = replace(KNEE_AND_BRAIN, tasks=tuple(TASKS), findings={"knee": ("tear",)}, structures={"knee": ("meniscus",)})
+    assert scope.restate("Is this knee normal?") == "Does this image suggest a tear?"
+    assert scope.restate("Outline the abnormality.") is None, "the model has no mask of it"
+
+
 def test_a_question_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(OutOfScope, match="the question says so"):
         KNEE_AND_BRAIN.require_question("Segment the meniscus in this brain MRI.")
