@@ -50,6 +50,10 @@ def atlas_masks(image: nib.Nifti1Image) -> Masks:
     return {tissue: (one >= 0.5) & (one >= other) for tissue, one, other in zip(TISSUES, maps, maps[::-1], strict=True)}
 
 
+def _row(image: str, pair: str, tissue: str, one: NDArray[np.bool_], other: NDArray[np.bool_], warned: str) -> dict[str, str]:
+    return {"image": image, "pair": pair, "tissue": tissue, "dice": f"{dice(one, other):.3f}", "warned": warned}
+
+
 def main() -> None:
     """Ask, compare and write ``real_brain.csv``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,14 +71,13 @@ def main() -> None:
         volume = read_path(arguments.templates / file)
         found: Masks = {}
         for tissue in TISSUES:
-            mask = predictor.predict(volume, f"Segment the {tissue} in this brain MRI.").mask
-            assert mask is not None
-            found[tissue] = mask > 0
+            prediction = predictor.predict(volume, f"Segment the {tissue} in this brain MRI.")
+            assert prediction.mask is not None and prediction.familiarity is not None
+            found[tissue], warned = prediction.mask > 0, prediction.familiarity.is_unlike
         for other, masks in references.items():
-            rows += [{"image": name, "pair": f"model, {other}", "tissue": t, "dice": dice(found[t], masks[t])} for t in TISSUES]
+            rows += [_row(name, f"model, {other}", tissue, found[tissue], masks[tissue], str(warned)) for tissue in TISSUES]
     for (one, masks), (other, others) in itertools.combinations(references.items(), 2):
-        rows += [{"image": "", "pair": f"{one}, {other}", "tissue": t, "dice": dice(masks[t], others[t])} for t in TISSUES]
-    rows = [{**row, "dice": f"{row['dice']:.3f}"} for row in rows]
+        rows += [_row("brain alone", f"{one}, {other}", tissue, masks[tissue], others[tissue], "") for tissue in TISSUES]
     for row in rows:
         print(row)
     write_rows("real_brain", rows, versions())
