@@ -1,6 +1,6 @@
 """Forty volumes that a model has never seen, twenty brains and twenty others: which ones are refused, marked, or answered as usual.
 
-``python -m benchmarks.familiarity MODEL`` (the folder of a registered version, with its scope and training images). The others are
+``python -m benchmarks.familiarity MODEL`` (the folder of a registered version, or ``models:/NAME@ALIAS``). The others are
 knees, prostates, hearts and breasts of the generators, noise, and photographs saved as NIfTI. Each is asked about as a file
 without a header (nothing but its voxels can tell), and as one whose header states its anatomy.
 """

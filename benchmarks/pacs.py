@@ -1,6 +1,6 @@
-"""Files per second from an archive: 1,000 small series by WADO-RS and C-GET, beside DCMTK's storescu and a plain copy.
+"""Files per second from an archive: small series by WADO-RS and C-GET, compared with DCMTK's storescu and a plain copy.
 
-``python -m benchmarks.pacs [series]`` starts Orthanc on loopback, in a temporary folder.
+``python -m benchmarks.pacs [series]`` (default 1,000) starts Orthanc on loopback, in a temporary folder.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m benchmarks.phases OUT WORD ...
 
-``OUT`` receives one JSON object: seconds by phase. A phase inside of another one counts for itself only. Nothing is imported here
-that the command does not import itself.
+``OUT`` receives one JSON object: seconds by phase. The time of a nested phase is not counted in the outer one.
+Nothing is imported here that the command does not import itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Faults of the machine: tell them from faults of an input, and say what the user can do about them.
+"""Faults of the machine: distinguish them from faults of an input, and state what the user can do about them.
 
 The kernel reports them by number (``OSError.errno``). Libraries raise an ``OSError`` without a number for a damaged file, so that
 the number decides; an error that a library raised because of another one is classified by its cause.

@@ -58,8 +58,8 @@ class AnswerGenerator:
     """A model that answers cases.
 
     Attributes:
-        familiar: its training images, which tell the anatomy of an image where the question does not; None = not known.
-        volumetry: findings of whole organs that volumes of structures tell.
+        familiar: its training images, which decide the anatomy of an image where the question does not; None = not known.
+        volumetry: findings of whole organs that are predicted from volumes of structures.
         shares: volume_id -> the shares of its structures, of the volumes that were measured.
     """
 

@@ -1,7 +1,7 @@
 """Comparison of two scores: a jackknife over patients, because slices of one patient are not independent cases.
 
 A percentile bootstrap is wrong here: between models that do not differ it found a difference in 25 % of trials with three patients
-and in 12 % with nine, where 5 % are nominal; with one patient always.
+and in 11 % with nine, where 5 % are nominal; with one patient always.
 """
 
 from __future__ import annotations

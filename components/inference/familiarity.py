@@ -75,7 +75,7 @@ class FamiliarImages:
         validation_images: number of images that the threshold rests on.
         test_images, test_alarms: number of images of test patients, and of those among them beyond the threshold.
         anatomies: of the training images; "" = not known, empty = not recorded.
-        test_told, test_right: number of images of test patients whose anatomy is told from their features, and rightly.
+        test_told, test_right: number of images of test patients with an anatomy decided by their features, and decided correctly.
     """
 
     features_NF: NDArray[np.float32]
@@ -107,7 +107,7 @@ class FamiliarImages:
         return cls(fitted.features_NF, mean, deviation, threshold, rate, len(distances), len(test_NF), alarms)
 
     def with_anatomies(self, train: Sequence[str], test: Sequence[str], test_NF: NDArray[np.float32]) -> FamiliarImages:
-        """Return the same images with their anatomies, and how often those of test images are told rightly.
+        """Return the same images with their anatomies, and how often those of test images are decided correctly.
 
         Args:
             train, test: anatomy of each image; "" = not known.

@@ -79,7 +79,7 @@ class Predictor:
         volume_calibration: of p(yes) about whole volumes.
         scope: what the model was trained on; None = not recorded, and no question is refused.
         familiar: its training images; None = not recorded, and no image is marked.
-        volumetry: findings of whole organs that volumes of structures tell.
+        volumetry: findings of whole organs that are predicted from volumes of structures.
     """
 
     model: OmniMRIForConditionalGeneration

@@ -31,7 +31,7 @@ class Answer:
     Attributes:
         text: p(yes) / (p(yes) + p(no)) of the first word.
         mask: evidence (0 to 1) of the finding in the masks; None = the question is about no structure that the model knows.
-        measured: probability of a finding of a whole organ by volumetry; None = of no such finding, or volumes do not tell it.
+        measured: probability of a finding of a whole organ by volumetry; None = no such finding, or not predicted by it.
     """
 
     text: float

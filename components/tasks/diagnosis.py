@@ -185,7 +185,7 @@ class Diagnosis(Task):
     def slices_probability(self, predictor: Predictor, question: Question, shown: Shown | None) -> float:
         """Return p(yes) from slices through the volume: where a finding with a place is seen best, else their mean.
 
-        A slice counts with the largest value of its tiles. A finding of a whole organ is told by volumetry, if that tells it.
+        A slice counts with the largest value of its tiles. A finding of a whole organ is predicted by volumetry where possible.
 
         Args:
             shown: of these slices, or of more.
@@ -274,7 +274,7 @@ def finding_evidence(shown: Shown | None, instruction: str) -> list[float] | Non
 
 
 def measured_probability(predictor: Predictor, volume: ResampledVolume, shown: Shown | None, instruction: str) -> float | None:
-    """Return the probability that volumetry gives a finding of a whole organ; None if the question names none that it tells.
+    """Return the probability that volumetry gives a finding of a whole organ; None if it predicts none that the question names.
 
     Args:
         shown: of the volume, on its own grid.

@@ -94,8 +94,8 @@ def measure_fields(volume: Volume, shown: Shown, smallest: float) -> Description
 def with_measurements(text: str, measured: DescriptionRecord, told: Mapping[str, bool], anatomy: str | None) -> str:
     """Return a report with measured signals and findings in place of those that the network wrote.
 
-    Signals are stated if the network states any. Findings of a whole organ that volumetry does not tell stay as the network wrote
-    them. A text that is not in the form of the template is returned unchanged.
+    Signals are stated if the network states any. Findings of a whole organ that volumetry does not predict stay as the network
+    wrote them. A text that is not in the form of the template is returned unchanged.
 
     Args:
         told: finding of a whole organ -> whether it is present, by volumetry.

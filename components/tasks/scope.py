@@ -1,7 +1,8 @@
 """Scope of a model: anatomies, sequences, structures, findings and tasks of its training data, and refusals of other questions.
 
 A question is refused if it names another anatomy, sequence or structure, asks for no trained task, or names nothing that the model
-was trained to find. An image is refused if its header states another anatomy. What a header does not state is not guessed.
+was trained to find. An image is refused if its header states another anatomy. If the header states
+none, the anatomy is that of the question, or of the nearest training images (:mod:`components.inference.familiarity`).
 """
 
 from __future__ import annotations

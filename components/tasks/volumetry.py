@@ -1,7 +1,7 @@
 """Volumetry: findings of a whole organ, such as atrophy, from the volumes of its structures in the masks of the model.
 
-Such a finding has no place, so that no mask shows it; a radiologist judges it by the volume of tissue beside that of the whole, as
-the brain parenchymal fraction does (Rudick et al., Neurology 1999). Its probability is a logistic function of the share that each
+No mask can outline such a finding. It is judged by the volume of tissue relative to that of the whole organ, as in the brain
+parenchymal fraction (Rudick et al., Neurology 1999). Its probability is a logistic function of the share that each
 structure has of the body, with the weights of validation patients (:func:`fit_finding`). Evaluation fits it; the registered model
 carries it.
 
@@ -60,7 +60,7 @@ class OrganFinding:
 
     Attributes:
         name: of the finding.
-        weights: structure -> weight of its share; the finding is not told without all of them.
+        weights: structure -> weight of its share; without all of these shares there is no prediction.
         offset: of the log odds.
         auroc: of validation patients, each left out of the fit in turn.
         patients, positive: number of validation patients, and of those among them with the finding.
@@ -83,21 +83,21 @@ class OrganFinding:
 
 @dataclass(frozen=True)
 class Volumetry:
-    """Findings of whole organs that volumes of structures tell."""
+    """Findings of whole organs that are predicted from volumes of structures."""
 
     findings: tuple[OrganFinding, ...] = ()
 
     def names(self, question: str) -> bool:
-        """Return whether a question names a finding that volumes tell."""
+        """Return whether a question names a finding that volumetry predicts."""
         return self._named(question) is not None
 
     def probability(self, question: str, shares: Shares) -> float | None:
-        """Return the probability of the finding that a question names; None if it names none that these shares tell."""
+        """Return the probability of the finding that a question names; None if these shares predict none that it names."""
         found = self._named(question)
         return None if found is None else found.probability(shares)
 
     def told(self, shares: Shares) -> dict[str, bool]:
-        """Return finding -> whether it is more probable than not, of all findings that these shares tell."""
+        """Return finding -> whether it is more probable than not, for all findings that these shares predict."""
         probabilities = {one.name: one.probability(shares) for one in self.findings}
         return {name: probability > 0.5 for name, probability in probabilities.items() if probability is not None}
 
@@ -110,7 +110,7 @@ class Volumetry:
 
     @classmethod
     def read(cls, *folders: Path) -> Volumetry:
-        """Read the weights from the first folder that has them; without any, volumes tell nothing."""
+        """Read the weights from the first folder that has them; without any, no finding is predicted."""
         found = next((folder / VOLUMETRY for folder in folders if (folder / VOLUMETRY).is_file()), None)
         return cls() if found is None else cls(tuple(OrganFinding(**one) for one in read_json(found)["findings"]))
 

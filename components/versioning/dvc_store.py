@@ -294,7 +294,7 @@ class _ErrorCollector(logging.Handler):
 
 @contextmanager
 def _collect_errors() -> Iterator[list[BaseException]]:
-    """Collect the errors of single objects: DVC's transfer logs them and goes on with the next object."""
+    """Collect the errors of single objects: DVC's transfer logs them and continues with the next object."""
     logger, collector = logging.getLogger("dvc_data.hashfile.transfer"), _ErrorCollector()
     logger.addHandler(collector)
     try:

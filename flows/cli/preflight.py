@@ -56,7 +56,7 @@ def check_datasets(datasets: tuple[DatasetSettings, ...], ingestion: IngestionSe
 
 
 def check_pin(home: Home) -> None:
-    """Check the pin of the data, if there is one: a fault would be told only after all sources have been read.
+    """Check the pin of the data, if there is one: otherwise a fault would be reported only after all sources have been read.
 
     Raises:
         BadInput: it is damaged, or pins another folder.

@@ -43,7 +43,7 @@ def _absolute(profile: str) -> str:
     """Return a profile's name, or the absolute path of its file, which every process finds.
 
     Raises:
-        BadInput: a setting or a dataset card is wrong, which only the watcher's log would tell later.
+        BadInput: a setting or a dataset card is wrong, which otherwise only the watcher's log would report, later.
     """
     preflight.check_cards(load_settings(profile).datasets)
     return str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile

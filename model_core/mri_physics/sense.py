@@ -78,8 +78,9 @@ class KSpaceMeasurement:
     def first_image(self) -> Tensor:
         """Return the complex image (B, D, H, W) that a reconstruction starts from.
 
-        With one coil it is the zero-filled one. Several coils tell much of what is missing: :data:`ITERATIONS` conjugate-gradient
-        steps of SENSE (Pruessmann et al., Magn Reson Med 46:638, 2001) from zero, which are too few to amplify noise.
+        With one coil it is the zero-filled one. Several coils determine much of what is missing: :data:`ITERATIONS`
+        conjugate-gradient steps of SENSE (Pruessmann et al., Magn Reson Med 46:638, 2001) from zero, too few to
+        amplify noise.
         """
         zero_filled, several_B = self.adjoint(), self.has_coils_B
         if not several_B.any():
@@ -154,9 +155,9 @@ def enforce_data_consistency(image_BDHW: Tensor, measured: KSpaceMeasurement) ->
 def remove_noise(image_BDHW: Tensor, phase_BDHW: Tensor, noise_BD11: Tensor) -> Tensor:
     """Return a complex image (B, D, H, W) relative to its phase, without noise out of phase.
 
-    Signal has the smooth phase, noise has any (homodyne detection). The part a quarter out of phase, and the negative part in
-    phase, are left out where they are below :data:`NOISE_DEVIATIONS` standard deviations ``noise_BD11``: a sharp change of the
-    phase, which is larger, keeps its signal.
+    Signal has the smooth phase, noise has a random one (homodyne detection). The imaginary part and a negative real part are set
+    to zero where they are below :data:`NOISE_DEVIATIONS` standard deviations ``noise_BD11``. Larger values are kept: they may be
+    signal with a sharp change of the phase.
     """
     limit = NOISE_DEVIATIONS * noise_BD11
     relative = image_BDHW * torch.polar(torch.ones_like(phase_BDHW), -phase_BDHW)
@@ -165,7 +166,7 @@ def remove_noise(image_BDHW: Tensor, phase_BDHW: Tensor, noise_BD11: Tensor) -> 
 
 
 def _noise_beside_smooth_phase(measured: KSpaceMeasurement) -> Tensor:
-    """Return the noise, (B, D, 1, 1); 0 where no center of k-space tells a smooth phase, so that nothing is left out."""
+    """Return the noise, (B, D, 1, 1); 0 where no center of k-space was measured, so that nothing is removed."""
     return measured.noise() * measured.has_center_BD[..., None, None]
 
 

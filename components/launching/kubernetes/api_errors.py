@@ -53,7 +53,7 @@ def forbidden_error(error: ApiException, verb: str, path: str) -> JobFailed:
 class PermissionHistory:
     """Requests (verb and kind of object; reading in any way is one) that the API server permitted before.
 
-    They tell a 403 that passes (the server has started and has not read its roles) from a missing permission.
+    They distinguish a temporary 403 (the server has started and has not read its roles yet) from a missing permission.
     """
 
     def __init__(self, patience_s: float) -> None:

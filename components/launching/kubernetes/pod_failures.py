@@ -207,10 +207,10 @@ _HARMLESS_EVENTS = frozenset({"DNSConfigForming"})
 
 
 def diagnose_stalled(pods: Sequence[Object], events: Sequence[Object]) -> Failure | None:
-    """Return why pods have not started although their status tells nothing; None for no pods.
+    """Return why pods have not started although their status states no cause; None for no pods.
 
-    The kubelet and volume controllers tell what they fail at only in events: a volume that cannot be mounted or that another node
-    still uses, a network plugin, a driver of devices. A pod that no scheduler looks at has neither status nor events.
+    The kubelet and volume controllers report some faults only in events: a volume that cannot be mounted or that another node
+    still uses, a network plugin, a driver of devices. A pod that no scheduler handles has neither status nor events.
 
     Args:
         pods: pods whose container has not started.
