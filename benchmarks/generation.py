@@ -37,12 +37,12 @@ def _transformers(ours: OmniMRIForConditionalGeneration, experts: str) -> Qwen2M
     return theirs
 
 
-def _generation(model: torch.nn.Module, ids: Tensor, pixel_values: Tensor | None = None) -> Callable[[], Tensor]:
+def _generation(model: Any, ids: Tensor, pixel_values: Tensor | None = None) -> Callable[[], Any]:
     """Return a call that generates exactly :data:`NEW` tokens greedily, with a cache."""
-    images = {} if pixel_values is None else {"pixel_values": pixel_values}
+    images: dict[str, Any] = {} if pixel_values is None else {"pixel_values": pixel_values}
 
-    def call() -> Tensor:
-        settings = {"min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False, "suppress_tokens": None}
+    def call() -> Any:
+        settings: dict[str, Any] = {"min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False, "suppress_tokens": None}
         return model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, eos_token_id=2, **settings, **images)
 
     return call

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ def main() -> None:
         process.start()
         measurement: Measurement = receiver.recv()
         process.join()
-        rows.append(Row(jobs, pods_run, way, *astuple(measurement), f"{cpu}, {os.cpu_count()} cores", versions))
+        rows.append(Row(jobs, pods_run, way, **asdict(measurement), machine=f"{cpu}, {os.cpu_count()} cores", versions=versions))
         print(rows[-1], flush=True)
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / "kubernetes_waiting.csv").open("w", newline="") as file:

@@ -64,7 +64,7 @@ def _transformers(case: Case, implementation: str) -> Layer:
         moe_intermediate_size=case.width,
         num_experts=case.experts,
         num_experts_per_tok=case.top_k,
-        experts_implementation=implementation,
+        experts_implementation=implementation,  # type: ignore[call-arg]  # of the base class
     )
     with torch.device("meta"):
         experts = Qwen2MoeExperts(config)
@@ -114,7 +114,11 @@ def _peers(case: Case, device: str) -> dict[str, Layer]:
             peers["Liger-Kernel fused_moe"] = missing
     else:
         del peers["sort + grouped_mm"]  # is our own implementation on a CPU
-    return peers | {"ours": lambda *weights: moe(*weights, case.top_k).hidden_TH}
+
+    def ours(hidden_TH: Tensor, router_weight_EH: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor) -> Tensor:
+        return moe(hidden_TH, router_weight_EH, gate_up_E2IH, down_EHI, case.top_k).hidden_TH
+
+    return peers | {"ours": ours}
 
 
 def run(case: Case, device: str) -> list[Measurement]:

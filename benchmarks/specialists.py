@@ -44,7 +44,7 @@ from components.registries import STAGES, TASKS
 from components.settings import EvaluationSettings, Settings
 from components.tasks.findings import evidence
 from components.tasks.known_structures import Shown
-from components.tasks.volumetry import NOTHING_TOLD, Shares, Volumetry, measure_shares
+from components.tasks.volumetry import NO_VOLUMETRY, Shares, Volumetry, measure_shares
 from components.training.batches import StageBatches
 from components.training.samples import Samples
 from model_core import OmniMRIForConditionalGeneration
@@ -80,7 +80,7 @@ class Specialists:
     settings: EvaluationSettings
     seed: int
     shares: dict[str, Shares] = field(default_factory=dict)
-    volumetry: Volumetry = NOTHING_TOLD
+    volumetry: Volumetry = NO_VOLUMETRY
 
     @torch.no_grad()
     def images(self, cases: Sequence[Case], *_: object, **__: object) -> list[NDArray[np.float32]]:

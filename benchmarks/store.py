@@ -11,6 +11,7 @@ Reading: one random slice of one random volume, with the file opened anew each t
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import shutil
@@ -30,6 +31,7 @@ import blosc2
 import nibabel as nib
 import numpy as np
 import zarr
+from pydicom.uid import UID
 
 from components.catalog import DatasetCard
 from components.curation.store import VolumeStore
@@ -71,7 +73,7 @@ def write_series(folder: Path, series: int) -> None:
         series_folder.mkdir(parents=True)
         for index, plane in enumerate(simulate_image(number, (SLICES, PIXELS, PIXELS)).astype(np.uint16)):
             template.PixelData = plane.tobytes()
-            template.SOPInstanceUID = template.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number + 1}.{index + 1}"
+            template.SOPInstanceUID = template.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.{number + 1}.{index + 1}")
             template.SeriesInstanceUID, template.PatientID = f"1.2.3.{number + 1}", f"P{number}"
             template.InstanceNumber, template.ImagePositionPatient = index + 1, [-120.0, -120.0, 5.0 * index]
             template.PixelSpacing, template.SliceThickness = [0.9375, 0.9375], 5.0
@@ -110,7 +112,7 @@ def measure_throughput(series: int) -> list[dict[str, Any]]:
 
     def run_in_processes(convert: Callable[[Path, Path], None], out: Path) -> None:
         with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-            list(pool.map(partial(convert, out=out), folders, chunksize=2))
+            list(pool.map(convert, folders, itertools.repeat(out), chunksize=2))
 
     def convert_to_compressed(out: Path) -> None:
         with ThreadPoolExecutor(WORKERS) as pool:  # dcm2niix runs in processes of its own
@@ -170,11 +172,13 @@ class WrittenSeries:
 
     def write(self) -> None:
         """De-identify, write and read back all files, and check that they form a volume."""
-        check_slices(self._paths, [self._clean(planned).read_back for planned in self._planned])
+        cleaned = [self._clean(planned).read_back for planned in self._planned]
+        check_slices(self._paths, [slice_ for slice_ in cleaned if slice_ is not None])
 
     def read_back(self) -> None:
         """Read back the files that were written, and check that they form a volume."""
-        check_slices(self._paths, [output.check(path) for output, path in zip(self._outputs, self._paths, strict=True)])
+        slices = [output.check(path) for output, path in zip(self._outputs, self._paths, strict=True)]
+        check_slices(self._paths, [slice_ for slice_ in slices if slice_ is not None])
 
 
 def store_after_read_back(series: WrittenSeries, out: Path) -> None:

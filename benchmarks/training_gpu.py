@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     arguments = parser.parse_args()
     results: list[TrainingSpeed] = []
-    tables = []
+    tables: list[str] = []
     name = load_settings(arguments.profile).profile
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for stage in arguments.stages:

@@ -24,7 +24,7 @@ from components.settings import EvaluationSettings
 from components.tasks.base import Image, Target
 from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
 from components.tasks.measurements import stack_measurements
-from components.tasks.volumetry import NOTHING_TOLD, Shares, Volumetry
+from components.tasks.volumetry import NO_VOLUMETRY, Shares, Volumetry
 from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 
@@ -64,7 +64,7 @@ class AnswerGenerator:
     """
 
     familiar: FamiliarImages | None = None
-    volumetry: Volumetry = NOTHING_TOLD
+    volumetry: Volumetry = NO_VOLUMETRY
 
     def __init__(
         self,
@@ -117,9 +117,9 @@ class AnswerGenerator:
     def structures(self, cases: Sequence[Case]) -> list[Shown | None]:
         """Return findings and the structures that the model knows in the anatomy of each case; None if it knows none at all."""
         found: list[Shown | None] = []
-        told = self._told_anatomies(cases)
+        recognized = self._recognized_anatomies(cases)
         for batch in _batches(cases, " (structures)") if self.known.label_maps else ():
-            known = [self.known.in_anatomy(case.question, told.get(case.record.volume_id)) for case in batch]
+            known = [self.known.in_anatomy(case.question, recognized.get(case.record.volume_id)) for case in batch]
             prompts = [
                 self.processor.encode_answer_prefix(case.header.before(own.find_instruction), "", self._image_tokens(case))
                 for case, own in zip(batch, known, strict=True)
@@ -132,15 +132,15 @@ class AnswerGenerator:
                 found.append(Shown(mask_HW, {name: p[0] for name, p in own.probabilities(names, logits_SHW[None]).items()}))
         return found or [None] * len(cases)
 
-    def _told_anatomies(self, cases: Sequence[Case]) -> dict[str, str]:
+    def _recognized_anatomies(self, cases: Sequence[Case]) -> dict[str, str]:
         """Return volume_id -> anatomy by likeness to training images; only for volumes whose slices resemble one anatomy."""
         if self.familiar is None or len(set(self.familiar.anatomies)) < 2:
             return {}
-        told: dict[str, set[str]] = defaultdict(set)
+        recognized: dict[str, set[str]] = defaultdict(set)
         for case, features in zip(cases, encode(self.model, [case.image for case in cases]), strict=True):
             if anatomy := self.familiar.anatomy(features):
-                told[case.record.volume_id].add(anatomy)
-        return {volume_id: next(iter(found)) for volume_id, found in told.items() if len(found) == 1}
+                recognized[case.record.volume_id].add(anatomy)
+        return {volume_id: next(iter(found)) for volume_id, found in recognized.items() if len(found) == 1}
 
     def texts(self, cases: Sequence[Case], prefix: str = "", max_new_tokens: int | None = None) -> list[str]:
         """Return greedy answers, or what follows a given beginning of the answers.

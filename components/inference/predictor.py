@@ -40,7 +40,7 @@ from components.tasks.calibration import VOLUME_CALIBRATION, Calibration
 from components.tasks.kind_weights import read_kind_weights
 from components.tasks.known_structures import NONE_KNOWN, KnownStructures, Shown
 from components.tasks.scope import Scope, answer_beginnings
-from components.tasks.volumetry import NOTHING_TOLD, Volumetry
+from components.tasks.volumetry import NO_VOLUMETRY, Volumetry
 from model_core import OmniMRIForConditionalGeneration
 from model_core.processing import Processor
 
@@ -91,7 +91,7 @@ class Predictor:
     scope: Scope | None = None
     familiar: FamiliarImages | None = None
     volume_calibration: Calibration = Calibration()  # noqa: RUF009 (frozen)
-    volumetry: Volumetry = NOTHING_TOLD
+    volumetry: Volumetry = NO_VOLUMETRY
     image_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -267,7 +267,7 @@ class Predictor:
         if not names:
             return None
         header = question.volume.volume.acquisition.anatomy
-        known = self.known.in_anatomy(header, question.instruction, self.told_anatomy(volume, question.first_tile))
+        known = self.known.in_anatomy(header, question.instruction, self.recognized_anatomy(volume, question.first_tile))
         prompt = self.processor.encode_answer_prefix(question.header.before(known.find_instruction), "", self.image_tokens)
         name_ids, _ = self.processor.pad([self.processor.tokens(name) for name in names])
         tiles = volume.tiles(slices)
@@ -340,9 +340,9 @@ class Predictor:
             self.scope.require_shown(instruction, stated, "its header says so")
         else:
             because = "by its likeness to training images; no header states the anatomy"
-            self.scope.require_shown(instruction, self.told_anatomy(volume, tile), because)
+            self.scope.require_shown(instruction, self.recognized_anatomy(volume, tile), because)
 
-    def told_anatomy(self, volume: ResampledVolume, tile: Tile) -> str | None:
+    def recognized_anatomy(self, volume: ResampledVolume, tile: Tile) -> str | None:
         """Return the anatomy that the training images most like a tile show; None if they differ, or are of one anatomy only."""
         if self.familiar is None or len(set(self.familiar.anatomies)) < 2:
             return None

@@ -168,7 +168,7 @@ class Study:
         if not predictor.known.names:
             return None
         names, acquisition = predictor.known.names, series.volume.volume.acquisition
-        known = predictor.known.in_anatomy(acquisition.anatomy, predictor.told_anatomy(series.volume, series.middle))
+        known = predictor.known.in_anatomy(acquisition.anatomy, predictor.recognized_anatomy(series.volume, series.middle))
         scan = scan_name(acquisition.sequence, acquisition.plane, acquisition.anatomy)
         packed = self.pack(known.find_instruction if len(self.series) == 1 else known.find_instruction_in(scan))
         name_ids, _ = predictor.processor.pad([predictor.processor.tokens(name) for name in names])

@@ -22,7 +22,7 @@ from components.tasks.base import AnyInstruction, Task
 from components.tasks.findings import MINIMUM_PIXELS
 from components.tasks.known_structures import Shown
 from components.tasks.report_text import format_report, measure_fields, with_measurements
-from components.tasks.volumetry import NOTHING_TOLD, Volumetry, measure_shares
+from components.tasks.volumetry import NO_VOLUMETRY, Volumetry, measure_shares
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
@@ -152,13 +152,15 @@ class Report(Task):
 
 
 def complete_report(
-    text: str, volume: ResampledVolume, shown: Shown | None, header: HeaderFacts, volumetry: Volumetry = NOTHING_TOLD
+    text: str, volume: ResampledVolume, shown: Shown | None, header: HeaderFacts, volumetry: Volumetry = NO_VOLUMETRY
 ) -> str:
     """Return a report with the facts of the masks of a volume, and of its header, in the fields that these state."""
     if shown is not None:
         measured = measure_fields(volume.volume, shown, MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1])
-        told = volumetry.told(measure_shares(volume.volume.voxels / volume.scale, shown)) if volumetry.findings else {}
-        text = with_measurements(text, measured, told, volume.volume.acquisition.anatomy)
+        organ_findings = (
+            volumetry.organ_findings(measure_shares(volume.volume.voxels / volume.scale, shown)) if volumetry.findings else {}
+        )
+        text = with_measurements(text, measured, organ_findings, volume.volume.acquisition.anatomy)
     return with_fields(text, header.fields)
 
 

@@ -91,14 +91,14 @@ def measure_fields(volume: Volume, shown: Shown, smallest: float) -> Description
     return describe("", volume.acquisition, None, "", facts, has_finding if any(map(is_lesion, shown.structures)) else None)
 
 
-def with_measurements(text: str, measured: DescriptionRecord, told: Mapping[str, bool], anatomy: str | None) -> str:
+def with_measurements(text: str, measured: DescriptionRecord, organ_findings: Mapping[str, bool], anatomy: str | None) -> str:
     """Return a report with measured signals and findings in place of those that the network wrote.
 
     Signals are stated if the network states any. Findings of a whole organ that volumetry does not predict stay as the network
     wrote them. A text that is not in the form of the template is returned unchanged.
 
     Args:
-        told: finding of a whole organ -> whether it is present, by volumetry.
+        organ_findings: finding of a whole organ -> whether it is present, by volumetry.
     """
     stated = parse_paragraph(text)
     if not stated:
@@ -108,9 +108,9 @@ def with_measurements(text: str, measured: DescriptionRecord, told: Mapping[str,
         fields |= {name: value for name, value in measured.fields.items() if name.startswith(_SIGNALS)}
     impression = [item for item in stated.get(_IMPRESSION, "").split(", ") if item]
     diffuse = [item for item in impression if is_diffuse(item)]
-    if told:
-        diffuse = [name if present else f"no {name}" for name, present in told.items()]
-        fields[_STRUCTURAL] = ", ".join(name for name, present in told.items() if present)
+    if organ_findings:
+        diffuse = [name if present else f"no {name}" for name, present in organ_findings.items()]
+        fields[_STRUCTURAL] = ", ".join(name for name, present in organ_findings.items() if present)
     focal = [item for item in impression if not is_diffuse(item)]
     if measured.fields[_IMPRESSION]:
         fields |= {name: measured.fields[name] for name in _FOCAL}

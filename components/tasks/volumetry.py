@@ -96,7 +96,7 @@ class Volumetry:
         found = self._named(question)
         return None if found is None else found.probability(shares)
 
-    def told(self, shares: Shares) -> dict[str, bool]:
+    def organ_findings(self, shares: Shares) -> dict[str, bool]:
         """Return finding -> whether it is more probable than not, for all findings that these shares predict."""
         probabilities = {one.name: one.probability(shares) for one in self.findings}
         return {name: probability > 0.5 for name, probability in probabilities.items() if probability is not None}
@@ -115,7 +115,7 @@ class Volumetry:
         return cls() if found is None else cls(tuple(OrganFinding(**one) for one in read_json(found)["findings"]))
 
 
-NOTHING_TOLD = Volumetry()
+NO_VOLUMETRY = Volumetry()
 """The volumetry of a model that was not evaluated, or whose validation patients have no such finding."""
 
 

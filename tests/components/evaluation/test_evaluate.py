@@ -264,4 +264,4 @@ def test_the_slices_of_a_volume_are_asked_for_the_structures_of_one_anatomy(mode
     ]
     each = iter([anatomy for slices in tells.values() for anatomy in slices])
     answers.familiar = cast(Any, SimpleNamespace(anatomies=("brain", "knee"), anatomy=lambda features: next(each)))
-    assert answers._told_anatomies(cast(Any, cases)) == {"agree": "brain", "one": "knee"}
+    assert answers._recognized_anatomies(cast(Any, cases)) == {"agree": "brain", "one": "knee"}

@@ -23,7 +23,7 @@ def predictor(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Predi
 
 
 @pytest.fixture
-def telling(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> Predictor:
+def with_volumetry(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> Predictor:
     """The predictor with a volumetry that tells atrophy of every brain, with a probability of 0.9."""
     atrophy = OrganFinding("atrophy", {"white matter": 0.0}, float(np.log(9)), 0.9, 30, 8)
     monkeypatch.setattr(predictor, "volumetry", Volumetry((atrophy,)))

@@ -79,7 +79,7 @@ def test_without_validation_images_nothing_is_marked() -> None:
     assert not fitted.compare(np.full(4, 1e6, np.float32)).is_unlike
 
 
-def test_the_anatomy_is_told_only_if_the_nearest_training_images_agree(tmp_path: Path) -> None:
+def test_the_anatomy_is_recognized_only_if_the_nearest_training_images_agree(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     brains, knees = rng.normal(0, 1, (40, 4)).astype(np.float32), rng.normal(8, 1, (40, 4)).astype(np.float32)
     train, names = np.concatenate([brains[:30], knees[:30]]), ["brain"] * 30 + ["knee"] * 30

@@ -140,16 +140,16 @@ def test_a_diagnosis_has_a_probability(predictor: Predictor, volume: Volume, mon
     assert prediction.task == "diagnosis" and "(p = 0." in prediction.text
 
 
-def test_a_finding_of_a_whole_organ_is_told_by_volumetry(
-    telling: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch
+def test_a_finding_of_a_whole_organ_is_predicted_by_volumetry(
+    with_volumetry: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In diagnosis and report alike, whatever the text says; of other findings, volumes tell nothing."""
-    _answer_with(telling, monkeypatch, "no, no atrophy")
-    asked = telling.predict(volume, "Is there an atrophy?")
+    _answer_with(with_volumetry, monkeypatch, "no, no atrophy")
+    asked = with_volumetry.predict(volume, "Is there an atrophy?")
     assert asked.probability == pytest.approx(0.9) and asked.text.startswith("yes (p = 0.90")
-    assert telling.predict(volume, "Is there a lesion?").probability != pytest.approx(0.9)
-    _answer_with(telling, monkeypatch, "Modality: MRI. Suggestive of: no atrophy.")
-    fields = parse_paragraph(telling.predict(volume, "Write a report of this image.").text)
+    assert with_volumetry.predict(volume, "Is there a lesion?").probability != pytest.approx(0.9)
+    _answer_with(with_volumetry, monkeypatch, "Modality: MRI. Suggestive of: no atrophy.")
+    fields = parse_paragraph(with_volumetry.predict(volume, "Write a report of this image.").text)
     assert fields["pathological_findings.structural_abnormalities"] == "atrophy"
     assert fields["diagnostic_impression.suggestive_of"].endswith(", atrophy")
 

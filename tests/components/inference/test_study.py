@@ -183,13 +183,13 @@ def test_a_diagnosis_is_one_pass(predictor: Predictor, volumes: list[Volume], mo
     assert calls == [2] and prediction.task == "diagnosis" and "(p = 0." in prediction.text
 
 
-def test_a_finding_of_a_whole_organ_is_told_by_volumetry(
-    telling: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch
+def test_a_finding_of_a_whole_organ_is_predicted_by_volumetry(
+    with_volumetry: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _answer_with(monkeypatch, "no, no atrophy")
-    assert telling.predict_study(volumes, "Is there an atrophy?").probability == pytest.approx(0.9)
+    assert with_volumetry.predict_study(volumes, "Is there an atrophy?").probability == pytest.approx(0.9)
     _answer_with(monkeypatch, "Modality: MRI. Suggestive of: no atrophy.")
-    fields = parse_paragraph(telling.predict_study(volumes, "Write a report of this study.").text)
+    fields = parse_paragraph(with_volumetry.predict_study(volumes, "Write a report of this study.").text)
     assert fields["pathological_findings.structural_abnormalities"] == "atrophy"
 
 

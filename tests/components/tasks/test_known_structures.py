@@ -63,7 +63,7 @@ def test_header_or_question_choose_the_anatomy() -> None:
     assert known.in_anatomy(None, "Segment the meniscus in this coronal knee MRI.").names == ("meniscus",)
     assert known.in_anatomy("brain", "Find any lesion.").names == BRAIN.names
     assert known.in_anatomy(None, "Find any lesion.") == known
-    assert known.in_anatomy(None, "Find any lesion.", "knee").names == ("meniscus",), "told from the image"
+    assert known.in_anatomy(None, "Find any lesion.", "knee").names == ("meniscus",), "recognized from the image"
     assert known.in_anatomy("brain", "Find any lesion.", "knee").names == BRAIN.names, "the header comes first"
 
 

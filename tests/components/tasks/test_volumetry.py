@@ -1,4 +1,4 @@
-"""Findings of whole organs, told by the volumes of structures."""
+"""Findings of whole organs, predicted from the volumes of structures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _cohort(effect: float, patients: int = 40, seed: int = 0) -> list[MeasuredVo
     return volumes
 
 
-def test_a_finding_that_changes_volumes_is_told_of_other_patients() -> None:
+def test_a_finding_that_changes_volumes_is_predicted_in_other_patients() -> None:
     fitted = fit_finding("atrophy", _cohort(3.0))
     assert fitted is not None and (fitted.patients, fitted.positive) == (40, 10)
     others = _cohort(3.0, seed=1)
@@ -69,7 +69,7 @@ def test_a_finding_that_changes_volumes_is_told_of_other_patients() -> None:
 
 
 def test_a_finding_that_volumes_do_not_show_is_left_to_the_network() -> None:
-    """The AUROC that decides is of patients who are left out of the fit: fitted patients look told by any two numbers."""
+    """The AUROC that decides is of patients who are left out of the fit: any two numbers seem to predict fitted patients."""
     assert fit_finding("atrophy", _cohort(0.0)) is None
 
 
@@ -83,15 +83,15 @@ def test_volumes_without_a_common_structure_fit_nothing() -> None:
     assert fit_finding("atrophy", named) is None
 
 
-def test_a_finding_is_told_where_the_question_names_it_and_its_structures_are_measured() -> None:
+def test_a_finding_is_predicted_where_the_question_names_it_and_its_structures_are_measured() -> None:
     volumetry, normal = Volumetry((ATROPHY,)), {"grey matter": 0.6, "white matter": 0.9, "lesion": 0.1}
     assert volumetry.probability("Is there an Atrophy in this brain MRI?", normal) == pytest.approx(1 / (1 + np.e))
     assert volumetry.probability("Is there a lesion?", normal) is None and not volumetry.names("Is there a lesion?")
     assert volumetry.probability("Is there atrophy?", {"grey matter": 0.6}) is None
-    assert volumetry.told(normal) == {"atrophy": False} and volumetry.told({"bone": 0.2}) == {}
+    assert volumetry.organ_findings(normal) == {"atrophy": False} and volumetry.organ_findings({"bone": 0.2}) == {}
 
 
 def test_the_weights_survive_the_file_and_a_folder_without_it_tells_nothing(tmp_path: Path) -> None:
     Volumetry((ATROPHY,)).write(tmp_path)
     assert Volumetry.read(tmp_path / "none", tmp_path) == Volumetry((ATROPHY,))
-    assert Volumetry.read(tmp_path / "none").told({"grey matter": 0.1}) == {}
+    assert Volumetry.read(tmp_path / "none").organ_findings({"grey matter": 0.1}) == {}
