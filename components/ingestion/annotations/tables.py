@@ -36,12 +36,21 @@ def _read_rows_cached(table: Path, modified_ns: int) -> tuple[Row, ...]:  # one 
         if stream.read(4) == _ZIP_SIGNATURE:
             return _read_workbook(table)
     text, _ = decode_text(table.read_bytes())
-    lines = re.split("\r\n|\n|\r", text, maxsplit=1)
-    delimiter = max(",;\t", key=lines[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, table.suffix.lower()), strict=True)
     try:
-        return tuple(tuple(row) for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row)
+        return tuple(tuple(row) for row in reader if row)
     except csv.Error:
-        raise BadInput("the table cannot be read as CSV", where=table.name, remedy="save it as CSV") from None
+        what = f"the table cannot be read up to line {reader.line_num}: a quotation mark that is neither closed nor doubled"
+        raise BadInput(what, where=table.name, remedy="correct it, or save the table as CSV again") from None
+
+
+def _delimiter(text: str, suffix: str) -> str:
+    """Return what separates the cells: a tab in a ``.tsv`` file that has one, else what the first line has most of.
+
+    Titles may contain commas: ``age (years, rounded)``.
+    """
+    titles = re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+    return "\t" if suffix == ".tsv" and "\t" in titles else max(",;\t", key=titles.count)
 
 
 def _read_workbook(table: Path) -> tuple[Row, ...]:
