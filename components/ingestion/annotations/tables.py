@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +36,7 @@ def _read_rows_cached(table: Path, modified_ns: int) -> tuple[Row, ...]:  # one 
     with table.open("rb") as stream:
         if stream.read(4) == _ZIP_SIGNATURE:
             return _read_workbook(table)
-    text, _ = decode_text(table.read_bytes())
+    text = compose(decode_text(table.read_bytes())[0])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, table.suffix.lower()), strict=True)
     try:
         return tuple(tuple(row) for row in reader if row)
@@ -67,7 +68,12 @@ def _read_workbook(table: Path) -> tuple[Row, ...]:
         raise
     except Exception as error:  # a damaged file may raise any exception in zipfile, openpyxl or pandas
         raise BadInput(f"the workbook cannot be read ({type(error).__name__})", where=table.name, remedy="save it as CSV") from None
-    return tuple(tuple(row) for row in sheet.fillna("").itertuples(index=False, name=None))
+    return tuple(tuple(map(compose, row)) for row in sheet.fillna("").itertuples(index=False, name=None))
+
+
+def compose(text: str) -> str:
+    """Return text with composed letters (Unicode NFC): ``ö`` has another form in names of files that were copied from a Mac."""
+    return unicodedata.normalize("NFC", text)
 
 
 def read_titles(table: Path) -> list[str]:
@@ -95,7 +101,7 @@ def find_rows(table: Path, layout: Table, key: str) -> tuple[list[str], list[Row
     Raises:
         BadInput: the table lacks the key column.
     """
-    has_titles = isinstance(layout.key, str)
+    has_titles, key = isinstance(layout.key, str), compose(key)
     titles = read_titles(table) if has_titles else []
     index = column_index(layout.key, titles, table)
     rows = read_rows(table)[1 if has_titles else 0 :]
