@@ -190,6 +190,8 @@ class ImageFileFormat(Format):
         if len(header.facts.shape) == 4 and not folder.layout.channels and header.facts.shape[3] > 1:
             used = "the first image with a b-value above 0 is used (.bval)" if channels != [None] else "the first image is used"
             plan.notice([path], f"several images along the fourth axis, which count as repeats: {used}")
+        for sidecar, fault in folder.sidecars.faults(path).items():
+            plan.reject([sidecar], rejection_of(fault))
         for note in (*header.facts.notes, *folder.sidecars.notes(path)):
             plan.notice([path], note)
         if not header.facts.has_orientation:

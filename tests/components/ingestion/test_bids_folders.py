@@ -303,6 +303,19 @@ def test_a_file_of_another_format_is_named(source: Path, name: str) -> None:
     assert len(volumes) == 2 and reason in entry.reason and entry.remedy and entry.kind in ("unsupported", "unreadable")
 
 
+@pytest.mark.parametrize("damaged", ["T1w.json", "sub-01/anat/sub-01_T1w.json"])
+def test_a_damaged_sidecar_is_named_itself_and_the_others_and_the_card_are_used(source: Path, damaged: str) -> None:
+    intact = {"T1w.json", "sub-01/anat/sub-01_T1w.json"} - {damaged}
+    (source / damaged).write_text('{"EchoTime": 0.03,}')
+    (source / intact.pop()).write_text('{"RepetitionTime": 2.5}')
+    report, volumes = ingest_all(source, nifti_card())
+    assert [(entry.path, entry.reason) for entry in report.quarantined] == [
+        (f"file {1 if damaged.startswith('T') else 2} of 4, *.json", "the sidecar is not valid JSON")
+    ]
+    assert [volume.acquisition.sequence for volume in volumes] == ["T1-weighted"] * 2
+    assert 2500.0 in [volume.acquisition.repetition_time_ms for volume in volumes]
+
+
 def test_a_column_of_findings_that_the_cards_values_do_not_name_is_told(source: Path) -> None:
     """The cells themselves are not quoted: they may be a report. A cell that states nothing is no fault of the card."""
     (source / "participants.tsv").write_text(PARTICIPANTS.replace("patient", "MS", 1).replace("\tpatient", "\tHC"))
