@@ -23,6 +23,8 @@ from components.ingestion.formats.orientation import to_canonical
 from components.samples.anatomies.brain import BRAIN, LESION, STRUCTURES
 from components.samples.cohort import forms
 from model_core.mri_physics.fourier import ifft2c_numpy
+from tests.helpers.real_world.common import ramp
+from tests.helpers.real_world.nifti_files import write_nifti_file
 
 
 def test_dicom_geometry_is_that_of_dcm2niix(sources: Path, tmp_path: Path) -> None:
@@ -141,3 +143,11 @@ def test_plain_pixels_equal_those_of_pydicoms_decoder(
     ours, reference = decode_pixels(dataset), pixel_array(dataset, raw=True)
     assert ours.dtype == reference.dtype and ours.shape == reference.shape
     np.testing.assert_array_equal(ours, reference)
+
+
+@pytest.mark.parametrize(("axis", "plane"), [(0, "sagittal"), (1, "coronal"), (2, "axial")])
+def test_a_single_slice_is_one_slice_whatever_the_size_of_its_voxels(tmp_path: Path, axis: int, plane: str) -> None:
+    shape = tuple(1 if place == axis else side for place, side in enumerate((24, 28, 16)))
+    path = write_nifti_file(tmp_path / "slice.nii", ramp(shape), np.eye(4))
+    volume = read_path(path)
+    assert len(volume.voxels) == 1 and volume.acquisition.plane == plane
