@@ -59,17 +59,20 @@ class SidecarIndex:
     def content(self, image: Path) -> str:
         """Return what the sidecars say that the values are: magnitude, another component, or a map; "" where they do not say."""
         for sidecar in reversed(readable(self.find(image))):
-            image_type = sidecar.fields.get("ImageType")
-            terms = image_type.split("\\") if isinstance(image_type, str) else image_type if isinstance(image_type, list) else []
-            if found := content_of(terms, sidecar.fields.get("ComplexImageComponent")):
-                return found
-            if found := content_of_unit(sidecar.fields.get("Units")):
+            if found := component_of(sidecar.fields):
                 return found
         return ""
 
     def faults(self, image: Path) -> dict[Path, BadInput]:
         """Return each sidecar of an image that cannot be read, with its fault."""
         return {path: fault for path in self.find(image) if (fault := _find_fault(path)) is not None}
+
+
+def component_of(fields: Mapping[str, Any]) -> str:
+    """Return what the fields of a sidecar say that the values are: magnitude, another component, or a map; "" for nothing."""
+    image_type = fields.get("ImageType")
+    terms = image_type.split("\\") if isinstance(image_type, str) else image_type if isinstance(image_type, list) else []
+    return content_of(terms, fields.get("ComplexImageComponent")) or content_of_unit(fields.get("Units"))
 
 
 def image_stem(image: Path) -> str:
