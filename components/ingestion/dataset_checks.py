@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from components.catalog.layout import Table, glob_sections
+from components.catalog.layout import LabelTable, Table, glob_sections
 from components.errors import BadInput
-from components.ingestion.annotations.tables import column_index, read_rows, read_titles
+from components.ingestion.annotations.tables import Row, column_index, compose, read_rows, read_titles
 from components.ingestion.source_folder import Plan, SourceFolder, matches_any
+
+_NOTHING = frozenset(("", "n/a", "na", "nan", "none", "unknown", "-", "?"))
+"""Cells, in lower case, by which a table states that a finding is unknown."""
 
 
 def check_dataset(folder: SourceFolder, plan: Plan) -> None:
@@ -51,7 +55,7 @@ def _check_patients(folder: SourceFolder, plan: Plan) -> None:
 
 
 def _check_table(table: Table | None, path: Path, keys: set[str], plan: Plan) -> None:
-    """Note a table whose keys fit no image or not all, and columns of one name.
+    """Note a table whose keys fit no image or not all, columns of one name, and findings that the card's values do not name.
 
     Args:
         table: columns that the card names; None for a table in the format of fastMRI+.
@@ -61,12 +65,18 @@ def _check_table(table: Table | None, path: Path, keys: set[str], plan: Plan) ->
     try:
         titles = read_titles(path) if isinstance(column, str) else []
         index = column_index(column, titles, path)
-        rows = [row[index].strip() for row in read_rows(path)[1 if titles else 0 :] if len(row) > index]
+        content = read_rows(path)[1 if titles else 0 :]
+        rows = [row[index].strip() for row in content if len(row) > index]
+        unnamed = _columns_without_values(table, titles, content, path)
     except BadInput:
         return  # writing the annotation reports the fault
     doubled = [title for title, count in Counter(titles).items() if count > 1 and title in _columns_of(table)]
     if doubled:
         plan.notice([path], f"a table with two columns {doubled[0]!r}: the first is used; remove or rename the other")
+    for column, cells in unnamed.items():
+        text = f"a table with {cells} cells in the column {column!r}, none of which is one of the card's values"
+        plan.notice([path], f"{text}: the finding is unknown; fix values of layout.tables")
+    keys = {compose(key) for key in keys}
     found = keys & set(rows)
     if not keys:
         plan.notice([path], "a table for which no image has a key; fix its image expression, or layout.patient")
@@ -80,6 +90,23 @@ def _check_table(table: Table | None, path: Path, keys: set[str], plan: Plan) ->
         )
     elif len(found) < len(keys):
         plan.notice([path], f"a table without a row for {len(keys) - len(found)} of the {len(keys)} keys of the images")
+
+
+def _columns_without_values(table: Table | None, titles: list[str], rows: Sequence[Row], path: Path) -> dict[str | int, int]:
+    """Return columns of findings none of whose cells is one of the card's values, with the number of cells that say something.
+
+    Raises:
+        BadInput: the table lacks a column of the card.
+    """
+    found: dict[str | int, int] = {}
+    if not isinstance(table, LabelTable):
+        return found
+    for column in table.findings:
+        index = column_index(column, titles, path)
+        cells = [cell for row in rows if len(row) > index and (cell := row[index].strip().lower()) not in _NOTHING]
+        if cells and not table.values.keys() & cells:
+            found[column] = len(cells)
+    return found
 
 
 def _columns_of(table: Table | None) -> set[str]:

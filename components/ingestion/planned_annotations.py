@@ -12,7 +12,7 @@ from typing_extensions import override
 from components.catalog.layout import BoxTable, LabelTable
 from components.files import read_json, to_json
 from components.ingestion.annotations import finding_tables, lesion_boxes, report_tables
-from components.ingestion.annotations.sidecars import image_stem, merge_sidecars
+from components.ingestion.annotations.sidecars import image_stem, merge_fields, readable
 from components.ingestion.deidentification.deidentify import clean_sidecar
 from components.ingestion.formats.base import Output, PlannedFile, ReadBackError, WriteContext
 
@@ -49,7 +49,7 @@ class PlannedJson(PlannedFile):
 
 @dataclass(frozen=True)
 class PlannedSidecar(PlannedJson):
-    """A BIDS sidecar.
+    """A BIDS sidecar. A source that cannot be read is left out: planning has listed it.
 
     Attributes:
         inherited: sidecars of upper folders, the most general first; fields of the source override theirs.
@@ -72,7 +72,7 @@ class PlannedSidecar(PlannedJson):
 
     @override
     def content(self, context: WriteContext) -> Any:
-        return clean_sidecar(merge_sidecars(path for path in self.sources if path.is_file()), self.sequence)
+        return clean_sidecar(merge_fields(readable(path for path in self.sources if path.is_file())), self.sequence)
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,12 @@ from components.ingestion.formats.other_formats import reject_other_format
 from components.ingestion.formats.sniff import detect_format
 from components.ingestion.quarantine import Rejection, rejection_of
 from components.ingestion.source_folder import Plan, SourceFolder
-from components.ingestion.source_listing import LOCKED_FILE, NOT_FETCHED, SourceListing, is_pointer
+from components.ingestion.source_listing import LOCKED_FILE, SourceListing, reject_pointer
 from components.machine_faults import NO_ACCESS, raise_machine_fault
 from components.registries import FORMATS
 
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
 """Applies a function to items, perhaps in several processes, under a description; results in order."""
-_POINTER_BYTES = 64
 _NO_IMAGE = Rejection(
     "no image", "no image of a known format by its content, and nothing that belongs to one", "convert it, if it is one"
 )
@@ -45,9 +44,7 @@ def inspect_file(path: Path) -> FileHeader:
         name = detect_format(path)
         if name is not None:
             return FORMATS[name].inspect(path)
-        with path.open("rb") as stream:
-            head = stream.read(_POINTER_BYTES)
-        return FileHeader(path, None, NOT_FETCHED if is_pointer(head) else None)
+        return FileHeader(path, None, reject_pointer(path))
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_ACCESS:
             return FileHeader(path, name, LOCKED_FILE)

@@ -14,6 +14,7 @@ from components.ingestion.volume import Notice, QuarantineEntry
 
 _ANNEX = "annex/objects/"
 """Part of the target of every link that git-annex (DataLad) creates."""
+_POINTER_BYTES = 64
 _EXCLUDE = "or exclude it with layout.ignored of the card"
 NOT_FETCHED = Rejection(
     "inaccessible", "content that was not fetched (git-annex or Git LFS)", f"datalad get, git annex get or git lfs pull; {_EXCLUDE}"
@@ -110,6 +111,12 @@ def _is_annex_link(entry: Unreached) -> bool:
 def is_pointer(head: bytes) -> bool:
     """Return whether a file is a pointer of git-annex (unlocked files) or Git LFS to content that was not fetched."""
     return head.startswith((b"/annex/objects/", b"version https://git-lfs.github.com/spec/"))
+
+
+def reject_pointer(path: Path) -> Rejection | None:
+    """Return why a file is rejected that is a pointer (see :func:`is_pointer`); None for any other."""
+    with path.open("rb") as stream:
+        return NOT_FETCHED if is_pointer(stream.read(_POINTER_BYTES)) else None
 
 
 def refuse_own_folders(source: Path, own: Iterable[Path], allowed: Path | None = None, links: Iterable[Path] = ()) -> None:

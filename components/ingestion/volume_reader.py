@@ -15,15 +15,19 @@ from components.ingestion.annotations import lesion_boxes
 from components.ingestion.annotations.sidecars import merge_sidecars
 from components.ingestion.file_names import stem_of
 from components.ingestion.formats.base import READERS
-from components.ingestion.formats.image_files import ImageFileFormat, volume_from_image
+from components.ingestion.formats.image_files import ImageFileFormat
 from components.ingestion.formats.label_maps import read_labels
+from components.ingestion.formats.other_formats import reject_other_format
 from components.ingestion.formats.sniff import detect_format
 from components.ingestion.manifest import QUARANTINE, Manifest
-from components.ingestion.quarantine import rejection_of
+from components.ingestion.quarantine import Rejection, UnsupportedInput, rejection_of
 from components.ingestion.sequence_classification import canonical_sequence
+from components.ingestion.source_listing import reject_pointer
 from components.ingestion.volume import Acquisition, QuarantineEntry, SourceSeries, Volume
 from components.machine_faults import raise_machine_fault
 from components.registries import FORMATS
+
+_NO_IMAGE = Rejection("no image", "no image of a known format by its content", "convert it to DICOM or NIfTI")
 
 
 def list_series(data: Path, dataset_id: str) -> list[SourceSeries]:
@@ -116,7 +120,8 @@ def read_path(path: Path) -> Volume:
             raise BadInput("no such file or folder", where=str(path), remedy=remedy)
         name = detect_format(path)
         if name is None:
-            raise BadInput("no image of a known format by its content", where=str(path), remedy="convert it to DICOM or NIfTI")
+            rejection = reject_pointer(path) or reject_other_format(path) or _NO_IMAGE
+            raise UnsupportedInput(rejection.kind, rejection.reason, where=str(path), remedy=rejection.remedy)
         return FORMATS[name].read_path(path)
 
 
@@ -132,7 +137,7 @@ def read_scan(path: Path) -> Volume:
     image_format = FORMATS[detect_format(path) or "nifti"]
     if sidecar.is_file() and isinstance(image_format, ImageFileFormat):
         with _as_bad_input(path.name):
-            volume = volume_from_image(image_format.load(path), merge_sidecars([sidecar]), path)
+            volume = image_format.read_described(path, merge_sidecars([sidecar]))
     else:
         volume = read_path(path)
     sequence = volume.acquisition.sequence or canonical_sequence(stem_of(path.name).rpartition("_")[2])

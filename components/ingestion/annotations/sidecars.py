@@ -53,28 +53,26 @@ class SidecarIndex:
         return tuple(sidecars)
 
     def notes(self, image: Path) -> tuple[str, ...]:
-        """Return how the sidecars of an image were interpreted; a damaged one has none (writing it reports the fault)."""
-        return tuple(dict.fromkeys(note for sidecar in self._readable(image) for note in sidecar.notes))
+        """Return how the sidecars of an image were interpreted; a damaged one has none (see :meth:`faults`)."""
+        return tuple(dict.fromkeys(note for sidecar in readable(self.find(image)) for note in sidecar.notes))
 
     def content(self, image: Path) -> str:
         """Return what the sidecars say that the values are: magnitude, another component, or a map; "" where they do not say."""
-        for sidecar in reversed(self._readable(image)):
-            image_type = sidecar.fields.get("ImageType")
-            terms = image_type.split("\\") if isinstance(image_type, str) else image_type if isinstance(image_type, list) else []
-            if found := content_of(terms, sidecar.fields.get("ComplexImageComponent")):
-                return found
-            if found := content_of_unit(sidecar.fields.get("Units")):
+        for sidecar in reversed(readable(self.find(image))):
+            if found := component_of(sidecar.fields):
                 return found
         return ""
 
-    def _readable(self, image: Path) -> list[Sidecar]:
-        sidecars = []
-        for path in self.find(image):
-            try:
-                sidecars.append(read_sidecar(path))
-            except BadInput:
-                continue
-        return sidecars
+    def faults(self, image: Path) -> dict[Path, BadInput]:
+        """Return each sidecar of an image that cannot be read, with its fault."""
+        return {path: fault for path in self.find(image) if (fault := _find_fault(path)) is not None}
+
+
+def component_of(fields: Mapping[str, Any]) -> str:
+    """Return what the fields of a sidecar say that the values are: magnitude, another component, or a map; "" for nothing."""
+    image_type = fields.get("ImageType")
+    terms = image_type.split("\\") if isinstance(image_type, str) else image_type if isinstance(image_type, list) else []
+    return content_of(terms, fields.get("ComplexImageComponent")) or content_of_unit(fields.get("Units"))
 
 
 def image_stem(image: Path) -> str:
@@ -96,15 +94,33 @@ def _applies_to(sidecar: str, image: str, is_image_folder: bool) -> bool:
     return bool(image_entities) and sidecar_suffix == image_suffix and set(sidecar_entities) <= set(image_entities)
 
 
+def readable(paths: Iterable[Path]) -> list[Sidecar]:
+    """Return the content of those sidecars that can be read."""
+    return [read_sidecar(path) for path in paths if _find_fault(path) is None]
+
+
+def _find_fault(path: Path) -> BadInput | None:
+    """Return why a sidecar cannot be read; None if it can."""
+    try:
+        read_sidecar(path)
+    except BadInput as fault:
+        return fault
+    return None
+
+
 def merge_sidecars(paths: Iterable[Path]) -> dict[str, Any]:
     """Return the merged fields of sidecars, times in seconds; later files override earlier ones.
 
     Raises:
         BadInput: a file is not a JSON object.
     """
+    return merge_fields(read_sidecar(path) for path in paths)
+
+
+def merge_fields(sidecars: Iterable[Sidecar]) -> dict[str, Any]:
+    """Return the merged fields of sidecars, times in seconds; later ones override earlier ones."""
     merged: dict[str, Any] = {}
-    for path in paths:
-        fields = read_sidecar(path).fields
+    for fields in (sidecar.fields for sidecar in sidecars):
         merged.update({**fields, **dict.fromkeys(MAX_SECONDS.keys() & fields, None), **times_in_seconds(fields)})
     return merged
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -35,13 +36,22 @@ def _read_rows_cached(table: Path, modified_ns: int) -> tuple[Row, ...]:  # one 
     with table.open("rb") as stream:
         if stream.read(4) == _ZIP_SIGNATURE:
             return _read_workbook(table)
-    text, _ = decode_text(table.read_bytes())
-    lines = re.split("\r\n|\n|\r", text, maxsplit=1)
-    delimiter = max(",;\t", key=lines[0].count)
+    text = compose(decode_text(table.read_bytes())[0])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, table.suffix.lower()), strict=True)
     try:
-        return tuple(tuple(row) for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row)
+        return tuple(tuple(row) for row in reader if row)
     except csv.Error:
-        raise BadInput("the table cannot be read as CSV", where=table.name, remedy="save it as CSV") from None
+        what = f"the table cannot be read up to line {reader.line_num}: a quotation mark that is neither closed nor doubled"
+        raise BadInput(what, where=table.name, remedy="correct it, or save the table as CSV again") from None
+
+
+def _delimiter(text: str, suffix: str) -> str:
+    """Return what separates the cells: a tab in a ``.tsv`` file that has one, else what the first line has most of.
+
+    Titles may contain commas: ``age (years, rounded)``.
+    """
+    titles = re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+    return "\t" if suffix == ".tsv" and "\t" in titles else max(",;\t", key=titles.count)
 
 
 def _read_workbook(table: Path) -> tuple[Row, ...]:
@@ -58,7 +68,12 @@ def _read_workbook(table: Path) -> tuple[Row, ...]:
         raise
     except Exception as error:  # a damaged file may raise any exception in zipfile, openpyxl or pandas
         raise BadInput(f"the workbook cannot be read ({type(error).__name__})", where=table.name, remedy="save it as CSV") from None
-    return tuple(tuple(row) for row in sheet.fillna("").itertuples(index=False, name=None))
+    return tuple(tuple(map(compose, row)) for row in sheet.fillna("").itertuples(index=False, name=None))
+
+
+def compose(text: str) -> str:
+    """Return text with composed letters (Unicode NFC): ``ö`` has another form in names of files that were copied from a Mac."""
+    return unicodedata.normalize("NFC", text)
 
 
 def read_titles(table: Path) -> list[str]:
@@ -86,7 +101,7 @@ def find_rows(table: Path, layout: Table, key: str) -> tuple[list[str], list[Row
     Raises:
         BadInput: the table lacks the key column.
     """
-    has_titles = isinstance(layout.key, str)
+    has_titles, key = isinstance(layout.key, str), compose(key)
     titles = read_titles(table) if has_titles else []
     index = column_index(layout.key, titles, table)
     rows = read_rows(table)[1 if has_titles else 0 :]

@@ -51,6 +51,8 @@ NOISE = "noise_covariance"
 ACQUISITION = re.compile(r"(?:AX|COR|SAG)(?:T1|T2|PD|FLAIR|DIFF)(?:FS)?(?:PRE|POST)?(?:_FBK)?")
 """Names of acquisitions that fastMRI publishes. Other text of this attribute is not copied: it may contain the patient's name."""
 SEQUENCES = {"T1": "T1-weighted", "T2": "T2-weighted", "FLAIR": "T2-FLAIR", "PD": "PD-weighted"}
+_FIELD_OF_VIEW = "encoding/{}Space/fieldOfView_mm/{}"
+_NO_SIZE = "no field of view in the header (ismrmrd_header): voxels of 1 mm are assumed where it is missing"
 PLANES = {"AX": "axial", "COR": "coronal", "SAG": "sagittal"}
 """Beginning of an acquisition's name -> plane."""
 
@@ -78,7 +80,8 @@ class PlannedKspace(PlannedFile):
             acquisition = str(file.attrs.get("acquisition", ""))
         require_finite(arrays["kspace"], self.source.name)
         require_lines(arrays["kspace"], self.source.name)
-        return KspaceOutput(arrays, header, self.patient, acquisition=acquisition)
+        notes = () if _states_size(header) else (_NO_SIZE,)
+        return KspaceOutput(arrays, header, self.patient, acquisition=acquisition, notes=notes)
 
 
 class FastMriFormat(Format):
@@ -348,18 +351,24 @@ def _centered_affine(
     """Return the affine of flipped images around the origin; a pixel is the encoded field of view over the encoded matrix."""
 
     def pixel_size(axis: str, count: int) -> float:
-        return (first_number(header, f"encoding/encodedSpace/fieldOfView_mm/{axis}") or count) / count
+        return (first_number(header, _FIELD_OF_VIEW.format("encoded", axis)) or count) / count
 
-    depth = (
-        first_number(header, "encoding/reconSpace/fieldOfView_mm/z")
-        or first_number(header, "encoding/encodedSpace/fieldOfView_mm/z")
-        or 1.0
-    )
+    depth = _slice_mm(header) or 1.0
     affine = np.eye(4)
     affine[:3, :3] = canonical_directions(plane) * (depth, pixel_size("x", encoded[0]), pixel_size("y", encoded[1]))
     slices, _, rows, columns = shape
     affine[:3, 3] = -affine[:3, :3] @ ((np.array([slices, rows, columns]) - 1) / 2)
     return affine + 0.0  # no negative zeros
+
+
+def _slice_mm(header: dict[str, list[str]]) -> float | None:
+    """Return the thickness of a slice; None or 0 where the header does not state it."""
+    return first_number(header, _FIELD_OF_VIEW.format("recon", "z")) or first_number(header, _FIELD_OF_VIEW.format("encoded", "z"))
+
+
+def _states_size(header: dict[str, list[str]]) -> bool:
+    """Return whether a header states the size of a voxel along each axis."""
+    return all([_slice_mm(header), *(first_number(header, _FIELD_OF_VIEW.format("encoded", axis)) for axis in "xy")])
 
 
 def _acquisition(

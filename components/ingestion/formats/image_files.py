@@ -18,6 +18,7 @@ from typing_extensions import override
 from components.errors import BadInput
 from components.ingestion import acquisition_headers
 from components.ingestion.annotations.encodings import decode_text
+from components.ingestion.annotations.sidecars import component_of
 from components.ingestion.file_names import not_magnitude_by_name, session_of, stem_of
 from components.ingestion.formats.base import FileHeader, Format, PlannedFile, PlannedSeries, Role, WriteContext
 from components.ingestion.formats.dicom.image_content import ADC, COMPLEX, IMAGINARY, MAGNITUDE, PHASE, REAL
@@ -165,7 +166,21 @@ class ImageFileFormat(Format):
 
     @override
     def read_path(self, path: Path) -> Volume:
-        return volume_from_image(self.load(path), {}, path)
+        return self.read_described(path, {})
+
+    def read_described(self, path: Path, fields: Mapping[str, Any]) -> Volume:
+        """Read one file of a user as one volume, with the fields of its sidecar.
+
+        Raises:
+            BadInput: the file cannot be read as exactly one volume, or is no image by its header or by the sidecar.
+        """
+        image = self.load(path)
+        reason, component = self.facts_of(path).not_image, component_of(fields)
+        if not reason and component not in ("", MAGNITUDE, ADC):
+            reason = f"{component} by its sidecar (Image Type or Units)"
+        if reason:
+            raise UnsupportedInput("not magnitude", reason, where=path.name, remedy="give the magnitude image")
+        return volume_from_image(image, fields, path)
 
     def _plan_file(self, header: ImageHeader, folder: SourceFolder, plan: Plan) -> None:
         """Add an image or a label map to the plan.
@@ -190,6 +205,8 @@ class ImageFileFormat(Format):
         if len(header.facts.shape) == 4 and not folder.layout.channels and header.facts.shape[3] > 1:
             used = "the first image with a b-value above 0 is used (.bval)" if channels != [None] else "the first image is used"
             plan.notice([path], f"several images along the fourth axis, which count as repeats: {used}")
+        for sidecar, fault in folder.sidecars.faults(path).items():
+            plan.reject([sidecar], rejection_of(fault))
         for note in (*header.facts.notes, *folder.sidecars.notes(path)):
             plan.notice([path], note)
         if not header.facts.has_orientation:

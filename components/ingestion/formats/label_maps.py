@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from components.catalog import DatasetCard
 from components.ingestion.annotations import rt_structures
 from components.ingestion.formats import nifti
-from components.ingestion.formats.orientation import to_canonical
+from components.ingestion.formats.orientation import turn_like
 from components.ingestion.formats.stored_labels import SEGMENTATION_SUFFIX, STRUCTURES_SUFFIX, TISSUE_INFIX
 from components.ingestion.quarantine import UnsupportedInput
 from components.ingestion.volume import Volume
@@ -46,7 +46,7 @@ def _read_label_map(path: Path, shape: tuple[int, ...], affine: NDArray[np.float
     Raises:
         UnsupportedInput: another grid than the image's.
     """
-    values, label_affine = to_canonical(nifti.load(path))
+    values, label_affine = turn_like(nifti.load(path), affine)
     _check_grid("label map", path, values.shape, label_affine, shape, affine)
     return np.asarray(values, dtype=np.uint8)
 
@@ -62,7 +62,7 @@ def _read_tissue_maps(paths: dict[int, Path], shape: tuple[int, ...], affine: ND
     """
     maps: dict[int, NDArray[Any]] = {}
     for value, path in sorted(paths.items()):
-        loaded, map_affine = to_canonical(nifti.load(path))
+        loaded, map_affine = turn_like(nifti.load(path), affine)
         _check_grid("tissue map", path, loaded.shape, map_affine, shape, affine)
         maps[value] = np.nan_to_num(loaded, nan=0.0)
     scale = _scale_of_probabilities(maps.values())

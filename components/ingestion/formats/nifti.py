@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,8 @@ class NiftiFormat(ImageFileFormat):
         return lesion_boxes.split_into_slices([box.transform(stored_to_volume) for box in boxes_3d])
 
     @override
-    def read_path(self, path: Path) -> Volume:
-        volume = super().read_path(path)
+    def read_described(self, path: Path, fields: Mapping[str, Any]) -> Volume:
+        volume = super().read_described(path, fields)
         for note in self.facts_of(path).notes:
             if note != _NO_UNIT:
                 logger.warning("%s: %s", path.name, note)

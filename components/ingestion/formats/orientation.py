@@ -36,13 +36,34 @@ def round_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 def to_canonical(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Return the values (D, H, W) of a NIfTI image and the affine (d, h, w, 1) -> RAS+ mm; of a 4-D image, the first volume.
 
-    The slice axis is the coarse one of an anisotropic image, else inferior-superior.
+    The slice axis is that of a single slice, else the coarse one of an anisotropic image, else inferior-superior.
     """
-    values = np.asanyarray(image.dataobj)
-    values = values[..., 0] if values.ndim == 4 else values
+    values = _first_volume(image)
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
-    coarse = int(spacing.argmax())
-    return _reorient(values, image.affine, coarse if spacing[coarse] >= MIN_ANISOTROPY * spacing.min() else None)
+    single = [axis for axis, side in enumerate(values.shape) if side == 1]
+    coarse = single[0] if len(single) == 1 else int(spacing.argmax())
+    is_told = len(single) == 1 or spacing[coarse] >= MIN_ANISOTROPY * spacing.min()
+    return _reorient(values, image.affine, coarse if is_told else None)
+
+
+def turn_like(image: Any, affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return the values and the affine of a NIfTI image with its axes permuted and reversed to those of another image.
+
+    Its own slice axis is not asked for: a label map whose voxel size is rounded differently may have another one than its image.
+
+    Args:
+        affine: (4, 4) of the other image, index -> RAS+ mm.
+    """
+    from nibabel import orientations
+
+    values = _first_volume(image)
+    transform = orientations.io_orientation(np.linalg.inv(affine) @ image.affine)
+    return _apply(values, image.affine, transform)
+
+
+def _first_volume(image: Any) -> NDArray[Any]:
+    values = np.asanyarray(image.dataobj)
+    return values[..., 0] if values.ndim == 4 else values
 
 
 def keep_slices_first(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -59,6 +80,12 @@ def _reorient(
     current = orientations.io_orientation(affine)
     world_axis = int(current[slice_axis, 0]) if slice_axis is not None else 2
     target = orientations.axcodes2ornt(tuple(_AXIS_CODES[world_axis]))
-    transform = orientations.ornt_transform(current, target)
+    return _apply(values, affine, orientations.ornt_transform(current, target))
+
+
+def _apply(values: NDArray[Any], affine: NDArray[np.float64], transform: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Permute and reverse the first three axes by nibabel's transform."""
+    from nibabel import orientations
+
     new_affine = affine @ orientations.inv_ornt_aff(transform, values.shape[:3])
     return orientations.apply_orientation(values, transform), np.asarray(new_affine, dtype=np.float64)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -300,3 +301,40 @@ def test_a_file_of_another_format_is_named(source: Path, name: str) -> None:
     report, volumes = ingest_all(source, nifti_card())
     (entry,) = report.quarantined
     assert len(volumes) == 2 and reason in entry.reason and entry.remedy and entry.kind in ("unsupported", "unreadable")
+
+
+@pytest.mark.parametrize("damaged", ["T1w.json", "sub-01/anat/sub-01_T1w.json"])
+def test_a_damaged_sidecar_is_named_itself_and_the_others_and_the_card_are_used(source: Path, damaged: str) -> None:
+    intact = {"T1w.json", "sub-01/anat/sub-01_T1w.json"} - {damaged}
+    (source / damaged).write_text('{"EchoTime": 0.03,}')
+    (source / intact.pop()).write_text('{"RepetitionTime": 2.5}')
+    report, volumes = ingest_all(source, nifti_card())
+    assert [(entry.path, entry.reason) for entry in report.quarantined] == [
+        (f"file {1 if damaged.startswith('T') else 2} of 4, *.json", "the sidecar is not valid JSON")
+    ]
+    assert [volume.acquisition.sequence for volume in volumes] == ["T1-weighted"] * 2
+    assert 2500.0 in [volume.acquisition.repetition_time_ms for volume in volumes]
+
+
+def test_a_column_of_findings_that_the_cards_values_do_not_name_is_told(source: Path) -> None:
+    """The cells themselves are not quoted: they may be a report. A cell that states nothing is no fault of the card."""
+    (source / "participants.tsv").write_text(PARTICIPANTS.replace("patient", "MS", 1).replace("\tpatient", "\tHC"))
+    table = {**TABLE, "findings": {"group": "ms", "sex": "male"}, "values": {"1": True, "0": False, "male": True}}
+    report, volumes = ingest_all(source, nifti_card(tables=[table]))
+    (text,) = texts(report)
+    assert text.startswith("a table with 2 cells in the column 'group', none of which is one of the card's values")
+    assert not any("ms" in volume.diagnosis for volume in volumes)
+    (source / "participants.tsv").write_text(PARTICIPANTS.replace("patient\n", "n/a\n").replace("control\n", "n/a\n"))
+    assert not texts(ingest_all(source, nifti_card(tables=[{**TABLE, "values": {"1": True}}]))[0])
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_letters_with_accents_match_in_either_form_of_unicode(
+    tmp_path: Path, forms: tuple[Literal["NFC", "NFD"], Literal["NFC", "NFD"]]
+) -> None:
+    """Names of files that were copied from a Mac have decomposed letters, tables composed ones."""
+    folder, row = (unicodedata.normalize(form, "sub-Jörg") for form in forms)
+    write_nifti_file(tmp_path / "source" / folder / "a_T1w.nii.gz", ramp())
+    (tmp_path / "source" / "participants.tsv").write_text(PARTICIPANTS.replace("sub-01", row))
+    report, (volume,) = ingest_all(tmp_path / "source", nifti_card(tables=[TABLE], patient="(sub-[^/]+)/"))
+    assert volume.acquisition.sex == "F" and not texts(report)

@@ -278,3 +278,19 @@ def test_the_case_of_the_card_decides_over_names(tmp_path: Path) -> None:
 )
 def test_names_of_other_sessions_and_scans_contradict(label: str, image: str, is_contradiction: bool) -> None:
     assert contradict(label, image) is is_contradiction
+
+
+@pytest.mark.parametrize("difference_mm", [0.0, 1e-6, -1e-6])
+def test_labels_whose_voxel_size_is_rounded_differently_stay_with_their_image(tmp_path: Path, difference_mm: float) -> None:
+    """1.5 mm slices of 1 mm pixels are at the limit from which the slice axis is that of the coarse voxels."""
+    cosine, sine = np.cos(0.35), np.sin(0.35)
+    rotation = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]) @ [[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]
+    values = ramp((10, 28, 24))
+    for name, slice_mm in (("T1w", 1.5), ("seg", 1.5 + difference_mm)):
+        affine = np.eye(4)
+        affine[:3, :3] = rotation * [slice_mm, 1.0, 1.0]
+        stored = values if name == "T1w" else (values > 250).astype(np.uint8)
+        write_nifti_file(tmp_path / "source" / f"sub-01_{name}.nii.gz", stored, affine)
+    report, (volume,) = ingest_all(tmp_path / "source", segmentation_card())
+    assert not report.quarantined and volume.labels is not None
+    np.testing.assert_array_equal(volume.labels, volume.voxels > 250)

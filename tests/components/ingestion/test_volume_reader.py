@@ -1,5 +1,6 @@
 """All formats are read into the same orientation, with labels and boxes on the same anatomy."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -20,9 +21,13 @@ from components.ingestion import list_series, read_path, read_volume
 from components.ingestion.acquisition_headers import classify_timing
 from components.ingestion.formats.dicom.pixels import decode_pixels
 from components.ingestion.formats.orientation import to_canonical
+from components.ingestion.quarantine import UnsupportedInput
+from components.ingestion.volume_reader import read_scan
 from components.samples.anatomies.brain import BRAIN, LESION, STRUCTURES
 from components.samples.cohort import forms
 from model_core.mri_physics.fourier import ifft2c_numpy
+from tests.helpers.real_world.common import ramp
+from tests.helpers.real_world.nifti_files import write_nifti_file
 
 
 def test_dicom_geometry_is_that_of_dcm2niix(sources: Path, tmp_path: Path) -> None:
@@ -95,11 +100,21 @@ def test_a_sagittal_volume_has_sagittal_slices(tmp_path: Path) -> None:
     assert volume.voxels[0, 0, 0] == values[3, 5, 7]
 
 
-@pytest.mark.parametrize("content", [b"", b"no image at all" * 40, b"\x1f\x8b\x08" + b"\0" * 50])
-def test_a_file_of_no_known_format_is_rejected(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "image.nii.gz").write_bytes(content)
-    with pytest.raises(BadInput, match="convert it"):
-        read_path(tmp_path / "image.nii.gz")
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("image.nii.gz", b"", r"an empty file \(get the file again\)"),
+        ("image.nii.gz", b"no image at all" * 40, "no image by its content, although its suffix is that of one"),
+        ("image.nii.gz", b"\x1f\x8b\x08" + b"\0" * 50, "a gzipped file that is damaged or cut short"),
+        ("image.nii", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"not fetched .* \(datalad get"),
+        ("images.zip", b"PK\3\4" + b"\0" * 400, r"a ZIP archive \(unpack it\)"),
+        ("image.dat", b"no image at all" * 40, r"no image of a known format by its content \(convert it"),
+    ],
+)
+def test_a_file_of_no_known_format_is_rejected_by_what_it_is(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=reason):
+        read_path(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -141,3 +156,39 @@ def test_plain_pixels_equal_those_of_pydicoms_decoder(
     ours, reference = decode_pixels(dataset), pixel_array(dataset, raw=True)
     assert ours.dtype == reference.dtype and ours.shape == reference.shape
     np.testing.assert_array_equal(ours, reference)
+
+
+@pytest.mark.parametrize(("axis", "plane"), [(0, "sagittal"), (1, "coronal"), (2, "axial")])
+def test_a_single_slice_is_one_slice_whatever_the_size_of_its_voxels(tmp_path: Path, axis: int, plane: str) -> None:
+    shape = tuple(1 if place == axis else side for place, side in enumerate((24, 28, 16)))
+    path = write_nifti_file(tmp_path / "slice.nii", ramp(shape), np.eye(4))
+    volume = read_path(path)
+    assert len(volume.voxels) == 1 and volume.acquisition.plane == plane
+
+
+@pytest.mark.parametrize("phase", [{"ImageType": ["ORIGINAL", "PRIMARY", "P"]}, {"Units": "rad"}])
+def test_an_image_that_its_sidecar_calls_phase_is_refused(tmp_path: Path, phase: dict[str, object]) -> None:
+    path = write_nifti_file(tmp_path / "scan.nii", ramp())
+    path.with_suffix(".json").write_text(json.dumps(phase))
+    with pytest.raises(UnsupportedInput, match=r"scan.nii: phase by its sidecar \(Image Type or Units\)"):
+        read_scan(path)
+
+
+def test_statistics_are_refused_by_their_intent_code(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(ramp(), np.eye(4))
+    image.header.set_intent("t test", (10,))
+    nib.save(image, tmp_path / "scan.nii")
+    with pytest.raises(UnsupportedInput, match=r"scan.nii: statistics by its intent code"):
+        read_path(tmp_path / "scan.nii")
+
+
+@pytest.mark.parametrize("has_sidecar", [False, True])
+def test_a_position_that_contradicts_itself_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, has_sidecar: bool) -> None:
+    image = nib.Nifti1Image(ramp(), np.eye(4))
+    image.set_sform(np.diag([-1.0, 1, 1, 1]), 2)
+    image.set_qform(np.eye(4), 1)
+    nib.save(image, tmp_path / "scan.nii")
+    if has_sidecar:
+        (tmp_path / "scan.json").write_text("{}")
+    read_scan(tmp_path / "scan.nii")
+    assert "scan.nii: sform and qform disagree: the sform is used" in caplog.text

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from components.ingestion.formats.base import PlannedFile, PlannedSeries
 from components.ingestion.formats.dicom.multiframe import NO_MOSAIC_HEADER
 from components.ingestion.formats.dicom.object_headers import DicomHeader
@@ -24,6 +26,13 @@ from components.ingestion.quarantine import Rejection
 from components.ingestion.source_folder import Plan, SourceFolder
 
 _COPY = Rejection("duplicate", "the same SOP Instance UID as another file", "remove one of the two")
+_SHARED_UID = Rejection(
+    "duplicate",
+    "one SOP Instance UID for images at different positions: which of them others refer to is unknown",
+    "export or anonymize the series again, so that each image has a UID of its own",
+)
+_SAME_PLACE_MM = 0.1
+"""Copies of an image may differ by the rounding of their positions; slices are further apart."""
 _MAX_SHOWN_NUMBER = 10**5
 
 
@@ -59,12 +68,16 @@ def plan_files(headers: Sequence[DicomHeader], folder: SourceFolder, plan: Plan)
 def _without_copies(headers: Sequence[DicomHeader], plan: Plan) -> Iterator[DicomHeader]:
     """Yield one file of each SOP Instance UID, an intact one where another is damaged; reject the copies.
 
-    Anonymizers that number UIDs anew give the same ones to several patients: their files are no copies.
+    Anonymizers that number UIDs anew give the same ones to several patients: their files are no copies. Neither are images of one
+    patient at different positions: none of them is used.
     """
     by_instance: dict[tuple[str, str], list[DicomHeader]] = defaultdict(list)
     for header in headers:
         by_instance[header.patient, header.instance].append(header)
     for copies in by_instance.values():
+        if not all(_is_at_same_place(header, copies[0]) for header in copies[1:]):
+            plan.reject([header.path for header in copies], _SHARED_UID)
+            continue
         chosen = copies[0]
         if len(copies) > 1:
             chosen = next((header for header in copies if _find_fault(header) is None), chosen)
@@ -72,6 +85,12 @@ def _without_copies(headers: Sequence[DicomHeader], plan: Plan) -> Iterator[Dico
         for header in copies:
             if header is not chosen:
                 plan.reject([header.path], _find_fault(header) or _COPY)
+
+
+def _is_at_same_place(header: DicomHeader, other: DicomHeader) -> bool:
+    """Return whether two objects have frames at the same positions; those without frames do."""
+    positions, others = ([frame.position for frame in one.frames] for one in (header, other))
+    return len(positions) == len(others) and np.allclose(positions, others, rtol=0, atol=_SAME_PLACE_MM)
 
 
 def _find_fault(header: DicomHeader) -> Rejection | None:

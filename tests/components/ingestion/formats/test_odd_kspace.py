@@ -12,8 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from components.errors import BadInput
-from components.ingestion import read_path
+from components.ingestion import ingest, list_series, read_path, read_volume
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY
 from model_core.mri_physics.fourier import fft2c_numpy
+from tests.helpers.real_world.common import make_card
 from tests.helpers.real_world.kspace_files import phantom, write_fastmri, write_raw
 
 
@@ -105,3 +107,25 @@ def test_kspace_of_any_complex_type_without_a_header_is_read(tmp_path: Path, dty
     assert volume.voxels.shape == (3, 64, 20) and volume.kspace is not None
     reference = np.sqrt((np.abs(_kspace()) ** 2).sum())
     assert np.sqrt((volume.voxels.astype(np.float64) ** 2).sum()) == pytest.approx(reference, rel=1e-4)  # Parseval
+
+
+_XML = (
+    '<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding><encodedSpace><fieldOfView_mm>'
+    "<x>128</x><y>40</y><z>4</z></fieldOfView_mm></encodedSpace></encoding></ismrmrdHeader>"
+)
+
+
+@pytest.mark.parametrize(
+    ("header", "spacing_mm"),
+    [(_XML, (4, 2, 2)), (None, (1, 1, 1)), ("<cut", (1, 1, 1)), (_XML.replace(">128<", ">0<"), (4, 1, 2))],
+    ids=["stated", "no header", "damaged header", "zero"],
+)
+def test_a_size_of_voxels_that_is_assumed_is_told(
+    tmp_path: Path, header: str | None, spacing_mm: tuple[float, float, float]
+) -> None:
+    write_fastmri(tmp_path / "source" / "a.h5", _kspace(), **({} if header is None else {"ismrmrd_header": header.encode()}))
+    card = make_card(formats=("k-space HDF5",))
+    notices = ingest(card, tmp_path / "source", tmp_path / "data", DEMO_KEY).notices
+    (series,) = list_series(tmp_path / "data", card.id)
+    assert read_volume(tmp_path / "data", series, card).spacing_mm == pytest.approx(spacing_mm)
+    assert any("voxels of 1 mm are assumed" in notice.text for notice in notices) == (1 in spacing_mm)

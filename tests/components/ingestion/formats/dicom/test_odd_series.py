@@ -107,3 +107,15 @@ def test_a_mosaic_without_its_private_header_is_refused(tmp_path: Path, is_enhan
     ]
     with pytest.raises(BadInput, match="a mosaic of slices without the private header"):
         read_path(path)
+
+
+def test_slices_of_one_sop_instance_uid_are_no_copies_and_none_is_used(tmp_path: Path) -> None:
+    """An anonymizer that writes one UID into all slices must not leave a volume of one slice."""
+    paths = write_stack(tmp_path / "source", "intact", voxels(4))
+    (tmp_path / "source" / "copy.dcm").write_bytes(paths[1].read_bytes())
+    edit(write_stack(tmp_path / "source", "shared", voxels(6, seed=1)), lambda item: setattr(item, "SOPInstanceUID", "1.2.3"))
+    report, (volume,) = _ingest(tmp_path)
+    np.testing.assert_array_equal(volume.voxels, voxels(4))
+    copy, shared = sorted(report.quarantined, key=lambda entry: entry.reason, reverse=True)
+    assert copy.reason == "the same SOP Instance UID as another file"
+    assert "one SOP Instance UID for images at different positions" in shared.reason and "6 and 5 more of 11" in shared.path
