@@ -1,4 +1,7 @@
-"""BIDS sidecars: JSON files that describe an image, including those of parent folders (BIDS inheritance principle)."""
+"""BIDS sidecars: files beside an image, or in a folder above, that describe it (BIDS inheritance principle).
+
+They are JSON files and, for diffusion, tables of b-values.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from components.ingestion.formats.dicom.image_content import content_of, content
 
 MAX_SECONDS = {"EchoTime": 1.0, "RepetitionTime": 30.0, "InversionTime": 30.0}
 """Field of a sidecar -> longest time of an MRI sequence, with a wide margin; a larger number is in milliseconds."""
+JSON, B_VALUES = ".json", ".bval"
+"""Endings of sidecars."""
 _MIN_MILLISECONDS = 0.1
 """A shorter time is in seconds."""
 IN_MILLISECONDS = "times in milliseconds, where BIDS has seconds: converted"
@@ -24,7 +29,7 @@ _NOT_UTF8 = "a sidecar that is not UTF-8: read as Latin-1"
 
 
 class SidecarIndex:
-    """Index of the JSON files of a source folder.
+    """Index of the JSON files and the tables of b-values of a source folder.
 
     Attributes:
         used: sidecars that belong to an image that was looked up.
@@ -32,25 +37,30 @@ class SidecarIndex:
 
     def __init__(self, source: Path, files: Iterable[Path]) -> None:
         self._source = source
-        self._by_folder: dict[Path, list[Path]] = defaultdict(list)
+        self._by_folder: dict[tuple[Path, str], list[Path]] = defaultdict(list)
         self.used: set[Path] = set()
         for path in files:
-            if path.suffix.lower() == ".json":
-                self._by_folder[path.parent].append(path)
+            if (suffix := path.suffix.lower()) in (JSON, B_VALUES):
+                self._by_folder[path.parent, suffix].append(path)
 
-    def find(self, image: Path) -> tuple[Path, ...]:
+    def find(self, image: Path, suffix: str = JSON) -> tuple[Path, ...]:
         """Return the sidecars of an image, the most general first; the fields of a later one take precedence."""
         stem = image_stem(image)
         sidecars: list[Path] = []
         folder = image.parent
         while True:
             is_image_folder = folder == image.parent
-            sidecars = [path for path in self._by_folder[folder] if _applies_to(path.stem, stem, is_image_folder)] + sidecars
+            here = self._by_folder[folder, suffix]
+            sidecars = [path for path in here if _applies_to(path.stem, stem, is_image_folder)] + sidecars
             if folder == self._source or self._source not in folder.parents:
                 break
             folder = folder.parent
         self.used |= set(sidecars)
         return tuple(sidecars)
+
+    def b_values(self, image: Path) -> Path | None:
+        """Return the table of b-values of an image, the nearest one; None without any."""
+        return next(reversed(self.find(image, B_VALUES)), None)
 
     def notes(self, image: Path) -> tuple[str, ...]:
         """Return how the sidecars of an image were interpreted; a damaged one has none (see :meth:`faults`)."""

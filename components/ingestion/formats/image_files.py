@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from components.errors import BadInput
 from components.ingestion import acquisition_headers
 from components.ingestion.annotations.encodings import decode_text
 from components.ingestion.annotations.sidecars import component_of
-from components.ingestion.file_names import not_magnitude_by_name, session_of, stem_of
+from components.ingestion.file_names import not_magnitude_by_name, session_of
 from components.ingestion.formats.base import FileHeader, Format, PlannedFile, PlannedSeries, Role, WriteContext
 from components.ingestion.formats.dicom.image_content import ADC, COMPLEX, IMAGINARY, MAGNITUDE, PHASE, REAL
 from components.ingestion.formats.nifti_header import NAME_ORIENTATION, NO_ORIENTATION
@@ -75,15 +75,18 @@ class PlannedImage(PlannedFile):
     Attributes:
         format: registered name of the source's format.
         channel: index along the fourth axis; None = the whole file.
+        b_values: the table that the channel was chosen by, if it was.
     """
 
     format: str
     channel: int | None = None
+    b_values: Path | None = None
 
     @property
     @override
     def sources(self) -> tuple[Path, ...]:
-        return _image_file_format(self.format).source_files(self.source)
+        files = _image_file_format(self.format).source_files(self.source)
+        return files if self.b_values is None else (*files, self.b_values)
 
     def load(self, context: WriteContext) -> Any:
         """Load the source as a NIfTI image."""
@@ -203,7 +206,7 @@ class ImageFileFormat(Format):
         for channel in channels:
             plan.add_image(case, self._plan_series(path, relative, patient, channel, folder), path)
         if len(header.facts.shape) == 4 and not folder.layout.channels and header.facts.shape[3] > 1:
-            used = "the first image with a b-value above 0 is used (.bval)" if channels != [None] else "the first image is used"
+            _, used = _weighted_image(header, relative, folder)
             plan.notice([path], f"several images along the fourth axis, which count as repeats: {used}")
         for sidecar, fault in folder.sidecars.faults(path).items():
             plan.reject([sidecar], rejection_of(fault))
@@ -216,7 +219,10 @@ class ImageFileFormat(Format):
         is_channel = bool(folder.layout.channels) and channel is not None
         name = f"{relative}\0{channel}" if is_channel else relative
         stem = folder.stem(patient, name)
-        files: list[PlannedFile] = [self.plan_image(path, f"{stem}.nii", "image", relative, folder, channel)]
+        image = self.plan_image(path, f"{stem}.nii", "image", relative, folder, channel)
+        if channel is not None and not is_channel:
+            image = replace(image, b_values=folder.sidecars.b_values(path))
+        files: list[PlannedFile] = [image]
         sequence = folder.layout.channels[channel] if is_channel and channel is not None else folder.sequence(relative)
         sidecars = folder.sidecars.find(path)
         if sidecars or sequence:
@@ -245,7 +251,7 @@ class ImageFileFormat(Format):
         """
         declared = folder.layout.channels
         if not declared and folder.sequence(relative):
-            return [first_weighted(header.path, header.facts.shape) if folder.sequence(relative) == "DWI" else None]
+            return [_weighted_image(header, relative, folder)[0]]
         shape = header.facts.shape or self.shape_of(header.path)
         if len(shape) != 4 or (shape[3] == 1 and not declared):
             return [None]
@@ -264,22 +270,25 @@ class ImageFileFormat(Format):
         return list(range(len(declared)))
 
 
-def first_weighted(image: Path, shape: tuple[int, ...]) -> int | None:
-    """Return the index of the first image with a b-value above 50 s/mm2; None without a table of b-values, or if it is the first.
+def _weighted_image(header: ImageHeader, relative: str, folder: SourceFolder) -> tuple[int | None, str]:
+    """Return which of several images of a file is used, and what the user should know.
 
-    Args:
-        image: a 4-D file; its b-values are in the file of the same stem that ends in ``.bval`` (BIDS, FSL).
-        shape: (x, y, z, images).
+    Of diffusion with a table of b-values (BIDS, FSL) it is the index of the first image above 50 s/mm2; None = the first image.
     """
-    table = image.with_name(f"{stem_of(image.name)}.bval")
-    if len(shape) != 4 or not table.is_file():
-        return None
+    shape, first = header.facts.shape, "the first image is used"
+    table = folder.sidecars.b_values(header.path) if folder.sequence(relative) == "DWI" else None
+    if table is None or len(shape) != 4:
+        return None, first
     try:
         values = [float(value) for value in decode_text(table.read_bytes())[0].split()]
     except ValueError:
-        return None
+        return None, f"{first}; the table of b-values contains something else than numbers"
+    if len(values) != shape[3]:
+        return None, f"{first}; the table of b-values has {len(values)} for {shape[3]} images"
     index = next((index for index, value in enumerate(values) if value > MAX_B_OF_REFERENCE), 0)
-    return index if len(values) == shape[3] and index else None
+    if not index:
+        return None, first
+    return index, f"the first image with a b-value above {MAX_B_OF_REFERENCE:.0f} s/mm2 is used"
 
 
 def _require_magnitude(header: ImageHeader, relative: str, folder: SourceFolder) -> None:

@@ -277,3 +277,34 @@ def test_of_diffusion_the_first_weighted_image_is_used(source: Path, bval: str |
     assert volume.acquisition.sequence == "DWI"
     np.testing.assert_array_equal(np.sort(volume.voxels, axis=None), np.sort(images[..., first], axis=None))
     assert "several images along the fourth axis" in notices(report) and not report.quarantined
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "first", "said"),
+    [
+        ("dwi.bval", "0 1000 1000", 1, "the first image with a b-value above 50 s/mm2 is used"),
+        ("sub-01/dwi.bval", "0 0 700", 2, "the first image with a b-value above 50 s/mm2 is used"),
+        ("sub-02_dwi.bval", "0 0 700", 0, "the first image is used"),
+        ("dwi.bval", "0 1000", 0, "the table of b-values has 2 for 3 images"),
+        ("dwi.bval", "b 0 1000", 0, "something else than numbers"),
+    ],
+)
+def test_a_table_of_b_values_is_inherited_as_a_sidecar_is(source: Path, table: str, values: str, first: int, said: str) -> None:
+    """BIDS: one table in an upper folder may hold for all subjects; the nearest one counts."""
+    images = np.stack([ramp(seed=seed) for seed in (1, 2, 3)], -1)
+    write_nifti_file(source / "sub-01" / "dwi" / "sub-01_dwi.nii.gz", images)
+    (source / table).write_text(values)
+    report, (volume,) = ingest_all(source, nifti_card(sequences={"dwi": "DWI"}))
+    np.testing.assert_array_equal(np.sort(volume.voxels, axis=None), np.sort(images[..., first], axis=None))
+    assert said in notices(report)
+
+
+def test_a_table_of_b_values_that_comes_later_changes_the_image(source: Path) -> None:
+    """What was chosen by a table is read again when the table changes, though the image did not."""
+    images = np.stack([ramp(seed=seed) for seed in (1, 2, 3)], -1)
+    write_nifti_file(source / "sub-01_dwi.nii.gz", images)
+    for values, first in ((None, 0), ("0 1000 0", 1), ("0 0 1000", 2)):
+        if values:
+            (source / "sub-01_dwi.bval").write_text(values)
+        _, (volume,) = ingest_all(source, nifti_card(sequences={"dwi": "DWI"}))
+        np.testing.assert_array_equal(np.sort(volume.voxels, axis=None), np.sort(images[..., first], axis=None))
