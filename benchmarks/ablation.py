@@ -2,8 +2,8 @@
 
 python -m benchmarks.ablation --profile demo --seeds 3 [--parts stages intensities ...] [--home .omnimri] [--set KEY=VALUE]
 
-Every variant is measured by ``omnimri evaluate``. Trained stages are reused; stage 4 of a demo alone takes six minutes per seed on
-two cores, and a part that changes the first stage costs all four.
+Every variant is measured by ``omnimri evaluate``. Trained stages are reused; stage 4 of a demo alone takes eight minutes per seed
+on two cores, and a part that changes the first stage costs all four.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 python -m benchmarks.stages --profile study --seeds 3 [--home .omnimri]
 
-Stage 1: mean absolute error of hidden squares, against the mean of what is seen. Stage 2: recall of a slice's own description among
-those of all held-out volumes, against chance. Stage 3: perplexity of a token and flow-matching error of visual tokens, against an
-untrained backbone. Stage 4: the tasks as ``omnimri evaluate`` measures them, against its baselines; and memorization in diagnosis:
-the same questions about training patients. Trained stages are reused; a demo takes seven minutes per seed on two cores, the study
-profile thirty to fifty.
+Stage 1: mean absolute error in masked patches, against the mean of the visible ones. Stage 2: recall of a slice's own description
+among those of all held-out volumes, against chance. Stage 3: perplexity of a token and flow-matching error of visual tokens,
+against an untrained backbone. Stage 4: the tasks as ``omnimri evaluate`` measures them, against its baselines; and memorization in
+diagnosis: the same questions about training patients. Trained stages are reused; without them a demo takes ten to fifteen minutes
+per seed on two cores, the study profile an hour and a half.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def held_out_batches(result: StageResult, corpus: Corpus, settings: Settings) ->
 
 
 @torch.no_grad()
-def measure_hidden_squares(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
+def measure_masked_patches(result: StageResult, corpus: Corpus, settings: Settings) -> Iterator[Row]:
     """Measure stage 1."""
     objective, batches = load_objective(result, settings), held_out_batches(result, corpus, settings)
     assert isinstance(objective, VisionPretraining)
@@ -79,7 +79,7 @@ def measure_hidden_squares(result: StageResult, corpus: Corpus, settings: Settin
         mean = (seen.sum((1, 2, 3, 4)) / shown.sum((1, 2, 3, 4))).view(-1, 1, 1, 1, 1)
         errors.append(float((restored - batch.pixel_values_B1DHW).abs()[hidden].mean()))
         trivial.append(float((mean - batch.pixel_values_B1DHW).abs()[hidden].mean()))
-    yield {"figure": "error of hidden squares", "value": statistics.fmean(errors), "trivial": statistics.fmean(trivial)}
+    yield {"figure": "error in masked patches", "value": statistics.fmean(errors), "trivial": statistics.fmean(trivial)}
 
 
 @torch.no_grad()
@@ -139,14 +139,14 @@ def measure_memorization(result: StageResult, corpus: Corpus, settings: Settings
     asked = [one for one in corpus.instructions if one.split == "train" and one.task == "diagnosis"]
     answered = TASKS["diagnosis"].evaluate(load_cases(corpus, asked), answers, corpus, settings.evaluation)
     (row,) = (row for row in answered.rows if row.metric == "accuracy")
-    yield {"figure": "diagnosis: accuracy, patients trained on", "value": row.model, "trivial": max(row.baselines.values())}
+    yield {"figure": "diagnosis: accuracy, training patients", "value": row.model, "trivial": max(row.baselines.values())}
 
 
 def rows_of(settings: Settings, home: Home) -> Iterator[Row]:
     """Yield every figure of the seed of the settings."""
     corpus = Corpus.open(home.curated)
     results = train_stages(settings, home)
-    measures = (measure_hidden_squares, measure_retrieval, measure_next_tokens)
+    measures = (measure_masked_patches, measure_retrieval, measure_next_tokens)
     for result, measure in zip(results, measures, strict=False):
         for row in measure(result, corpus, settings):
             yield {"stage": result.stage, **row}
