@@ -113,8 +113,8 @@ class Specialists:
         """Return what the network for masks sees on images, or on the slices of a volume."""
         batches = torch.from_numpy(images_NHW)[:, None].split(BATCH)
         probability_SNHW = torch.cat([self.masks(batch).softmax(1)[:, 1:] for batch in batches]).transpose(0, 1).numpy()
-        by_name = dict(zip(self.structures_of_masks, probability_SNHW, strict=True))
-        return Shown(np.sum([values for name, values in by_name.items() if is_lesion(name)], axis=0), by_name)
+        lesions = [index for index, name in enumerate(self.structures_of_masks) if is_lesion(name)]
+        return Shown(probability_SNHW[lesions].sum(0), dict(zip(self.structures_of_masks, probability_SNHW, strict=True)))
 
     def learn_volumetry(self, corpus: Corpus) -> None:
         """Measure the structures of the volumes of validation and test patients, and fit the findings of whole organs."""
@@ -168,16 +168,17 @@ def train_specialists(batches: StageBatches, steps: int, structures: int, seed: 
     schedules = [torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1) for optimizer in optimizers]
     seen = [0, 0]
     for step in track(range(steps), "specialists"):
-        (batch,) = batches[step]
-        for index, rows_B in enumerate((batch.labeled_B, batch.target_kind_B == TARGET_IMAGE)):
-            if rows_B.any():
-                optimizers[index].zero_grad()
-                loss = (mask_loss, reconstruction_loss)[index](networks[index], batch, rows_B)
-                loss.backward()
-                nn.utils.clip_grad_norm_(networks[index].parameters(), 1.0)
-                optimizers[index].step()
-                seen[index] += int(rows_B.sum())
-            schedules[index].step()
+        for batch in batches[step]:  # with accumulation, each micro-batch is a step
+            for index, rows_B in enumerate((batch.labeled_B, batch.target_kind_B == TARGET_IMAGE)):
+                if rows_B.any():
+                    optimizers[index].zero_grad()
+                    loss = (mask_loss, reconstruction_loss)[index](networks[index], batch, rows_B)
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(networks[index].parameters(), 1.0)
+                    optimizers[index].step()
+                    seen[index] += int(rows_B.sum())
+        for schedule in schedules:
+            schedule.step()
     return networks[0].eval(), networks[1].eval(), seen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,7 +158,7 @@ def _save_picture(prediction: Prediction, path: Path) -> Path:
         for box in (box for box in prediction.boxes if box.slice_index == middle):
             height, width = box.row1 - box.row0, box.col1 - box.col0
             right.add_patch(Rectangle((box.col0, box.row0), width, height, fill=False, edgecolor="orange"))
-    right.set_title(prediction.text[:60], fontsize=9)
+    right.set_title(textwrap.fill(textwrap.shorten(prediction.text, 120), 60), fontsize=9)
     for axis in (left, right):
         axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)

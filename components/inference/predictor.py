@@ -206,6 +206,8 @@ class Predictor:
     def stream(self, source: str | Path | Volume, instruction: str) -> Iterator[str]:
         """Yield the answer about the first tile in pieces of about a word while it is generated."""
         [question] = self._read_questions([(source, instruction)], CONDITIONAL_MEAN, ignore_progress)
+        if question.introduction:
+            yield question.introduction
         yield from self._stream_text(question)
 
     def generate_texts(
@@ -267,7 +269,8 @@ class Predictor:
         if not names:
             return None
         header = question.volume.volume.acquisition.anatomy
-        known = self.known.in_anatomy(header, question.instruction, self.recognized_anatomy(volume, question.first_tile))
+        words = question.own_words or question.instruction
+        known = self.known.in_anatomy(header, words, self.recognized_anatomy(volume, question.first_tile))
         prompt = self.processor.encode_answer_prefix(question.header.before(known.find_instruction), "", self.image_tokens)
         name_ids, _ = self.processor.pad([self.processor.tokens(name) for name in names])
         tiles = volume.tiles(slices)
@@ -293,7 +296,7 @@ class Predictor:
             volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(Path(source))
             self._require_anatomy(volume)
             resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
-            questions.append(Question(resampled, asked, sampling, file_affine, progress, introduction))
+            questions.append(Question(resampled, asked, sampling, file_affine, progress, introduction, instruction))
             self._require_shown(instruction, resampled, questions[-1].first_tile)
             progress("reading", len(questions), len(requests))
         return questions

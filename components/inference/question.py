@@ -67,6 +67,7 @@ class Question:
         instruction: in words that the network was trained on.
         file_affine: (4, 4) of the NIfTI file that contains the volume; None for another format.
         introduction: stands before the answer: the instruction, where it is not the user's own.
+        own_words: the user's instruction, which may name an anatomy; "" = the same.
     """
 
     volume: ResampledVolume
@@ -75,6 +76,7 @@ class Question:
     file_affine: NDArray[np.float64] | None = None
     progress: Progress = ignore_progress
     introduction: str = ""
+    own_words: str = ""
 
     @property
     def header(self) -> HeaderFacts:

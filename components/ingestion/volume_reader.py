@@ -133,8 +133,8 @@ def read_scan(path: Path) -> Volume:
     """
     if not path.is_file():
         return read_path(path)
-    sidecar = path.with_name(f"{stem_of(path.name)}.json")
-    image_format = FORMATS[detect_format(path) or "nifti"]
+    sidecar, name = path.with_name(f"{stem_of(path.name)}.json"), detect_format(path)
+    image_format = FORMATS[name] if name is not None else None
     if sidecar.is_file() and isinstance(image_format, ImageFileFormat):
         with _as_bad_input(path.name):
             volume = image_format.read_described(path, merge_sidecars([sidecar]))

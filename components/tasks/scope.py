@@ -126,8 +126,10 @@ _STOP = frozenset(
 )
 _AND = ("and", "or", "plus")
 _PLACEHOLDER = re.compile(r"{(\w+)}")
-_YES_OR_NO = ("is", "are", "was", "were", "do", "does", "did", "has", "have", "can", "could", "would", "should", "any", "anything")
-"""Words with which a question begins that yes or no answers."""
+_YES_OR_NO = ("is", "are", "was", "were", "do", "does", "did", "has", "have", "any", "anything")
+"""Words with which a question begins that yes or no answers. "Can you ..." also asks for a mask or a place."""
+_OTHER_QUESTIONS = frozenset(("other", "else", "besides", "except", "than", "how", "what", "which", "why", "when"))
+"""Words of questions about a finding that ask for more than whether it is there."""
 
 
 def _split(text: str) -> list[str]:
@@ -157,6 +159,7 @@ def tokens(text: str) -> Term:
 
 
 _IMAGE_WORDS = frozenset(map(_normalize, (*IMAGE_WORDS, *STYLES)))
+_GENERIC_TERMS = frozenset(map(tokens, GENERIC))
 
 
 class OutOfScope(BadInput):
@@ -278,7 +281,7 @@ class Scope:
         lowered = word.lower()
         for ending in ("", "s"):
             if lowered.endswith(ending) and (trained := self._spellings.get(_respell(stem := lowered.removesuffix(ending)))):
-                return lowered if stem in trained else f"{min(trained)}{ending}"
+                return word if stem in trained else f"{min(trained)}{ending}"
         return word
 
     def restate(self, instruction: str) -> str | None:
@@ -286,22 +289,16 @@ class Scope:
 
         "Is this brain normal?" becomes "Does this image suggest a lesion?": the network was trained on no other word for findings
         of any kind. So does "Can you rule out a lesion?": yes or no must not depend on the wording, nor mean the contrary. A
-        question about several names, or for a report or an image, is asked as it is.
+        question about several names, about more than whether a finding is there, or for a report or an image, is asked as it is.
         """
         words = tokens(instruction)
         spans = {words[one] for one in _longest_terms(words, self._terms)}
         asked = [task for task in asked_tasks(instruction) if task.name in self.tasks]
         if not all(map(_names_object, asked)):
             return None
-        findings = {tokens(name): name for name in (ANY, *self.finding_names)}
-        if not (named := spans & self._names):
-            name = self.finding_names[0] if len(self.finding_names) == 1 else ANY
-            is_restated = not spans.isdisjoint(map(tokens, GENERIC))
-        else:
-            name = findings.get(next(iter(named)), "")
-            is_one_diagnosis = bool(name) and len(named) == len(asked) == 1 and asked[0].answers_yes_or_no
-            is_restated = is_one_diagnosis and not _is_wording(instruction, asked[0])
-        if not is_restated:
+        name = self._one_finding(words, spans) if spans & self._names else self._any_finding(words, spans)
+        is_one_diagnosis = [task.answers_yes_or_no for task in asked] == [True]
+        if name is None or (spans & self._names and (not is_one_diagnosis or _is_wording(instruction, asked[0], name))):
             return None
         asked.sort(key=lambda task: task.answers_yes_or_no, reverse=_split(instruction)[0].lower() in _YES_OR_NO)
         usable = {"finding": bool(self.finding_names), "structure": name in self.structure_names}
@@ -310,6 +307,23 @@ class Scope:
                 if (placeholders := _PLACEHOLDER.findall(text)) and all(usable.get(one) for one in placeholders):
                     return text.format_map(dict.fromkeys(placeholders, name))
         return None
+
+    def _one_finding(self, words: Term, spans: set[Term]) -> str | None:
+        """Return the finding that a question names, if it asks no more than whether there is one."""
+        findings = {tokens(name): name for name in (ANY, *self.finding_names)}
+        named = spans & self._names
+        term = next(iter(named))
+        before = {words[index - 1] for index in range(1, len(words)) if words[index : index + len(term)] == term}
+        asks_more = "the" in before or not _OTHER_QUESTIONS.isdisjoint(words) or spans & _GENERIC_TERMS - named
+        return None if len(named) > 1 or asks_more else findings.get(term)
+
+    def _any_finding(self, words: Term, spans: set[Term]) -> str | None:
+        """Return the name that stands for findings of any kind, of the anatomy that a question names; None if it asks for none."""
+        stated = [anatomy for anatomy in self.anatomies if set(tokens(anatomy)) <= set(words)]
+        names = tuple(self.findings.get(stated[0], ())) if len(stated) == 1 else self.finding_names
+        if not spans & _GENERIC_TERMS:
+            return None
+        return ANY if ANY in names else names[0] if len(names) == 1 else None
 
     def require_anatomy(self, stated: str | None) -> None:
         """Check the anatomy that the header of an image states; None = it states none.
@@ -512,10 +526,16 @@ def _names_object(task: Task) -> bool:
     return all("{structure}" in text or "{finding}" in text for text in texts)
 
 
-def _is_wording(instruction: str, task: Task) -> bool:
-    """Return whether an instruction is in a wording of the task's training data or of its evaluation."""
+def _is_wording(instruction: str, task: Task, name: str) -> bool:
+    """Return whether an instruction about a finding is in a wording of the task's training data or of its evaluation."""
+    values = {"finding": re.escape(name), "scan": r"(?:[\w.-]+ )*(?:MRI|image|scan)"}
     texts = [text for phrasings in task.all_phrasings for text in (*phrasings.trained, *phrasings.held_out)]
-    return any(re.fullmatch(".+".join(map(re.escape, _PLACEHOLDER.split(text)[::2])), instruction) for text in texts)
+    for text in texts:
+        parts = _PLACEHOLDER.split(text)  # text and names of placeholders in turn
+        pattern = "".join(values[part] if index % 2 else re.escape(part) for index, part in enumerate(parts))
+        if re.fullmatch(pattern, instruction):
+            return True
+    return False
 
 
 def _longest_terms(words: Term, terms: Mapping[Term, bool]) -> Iterator[slice]:

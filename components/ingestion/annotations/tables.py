@@ -17,6 +17,8 @@ from components.ingestion.formats.gzipped import MAX_DECOMPRESSED_BYTES
 
 Row = tuple[str, ...]
 _ZIP_SIGNATURE = b"PK\3\4"
+_LONGEST_CELL = 2**30
+"""Characters of a cell, such as a report."""
 
 
 def read_rows(table: Path) -> tuple[Row, ...]:
@@ -37,12 +39,26 @@ def _read_rows_cached(table: Path, modified_ns: int) -> tuple[Row, ...]:  # one 
         if stream.read(4) == _ZIP_SIGNATURE:
             return _read_workbook(table)
     text = compose(decode_text(table.read_bytes())[0])
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, table.suffix.lower()), strict=True)
+    delimiter = _delimiter(text, table.suffix.lower())
     try:
-        return tuple(tuple(row) for row in reader if row)
+        return _parse(text, delimiter, strict=True)
     except csv.Error:
-        what = f"the table cannot be read up to line {reader.line_num}: a quotation mark that is neither closed nor doubled"
-        raise BadInput(what, where=table.name, remedy="correct it, or save the table as CSV again") from None
+        rows = _parse(text, delimiter, strict=False)  # a quotation mark within a cell harms nothing
+    for number, row in enumerate(rows, start=1):
+        if any("\n" in cell or "\r" in cell for cell in row):
+            what = f"the table cannot be read from row {number} on: a quotation mark that is neither closed nor doubled"
+            raise BadInput(what, where=table.name, remedy="correct it, or save the table as CSV again")
+    return rows
+
+
+def _parse(text: str, delimiter: str, strict: bool) -> tuple[Row, ...]:
+    """Return the rows that are not empty.
+
+    Raises:
+        csv.Error: ``strict``, and a quotation mark is neither closed nor doubled.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    return tuple(tuple(row) for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict) if row)
 
 
 def _delimiter(text: str, suffix: str) -> str:

@@ -21,6 +21,7 @@ from components.inference.predictor import task_of
 from components.inference.question import Question
 from components.inference.sliding_window import ResampledVolume
 from components.ingestion.volume import Acquisition, Volume
+from components.tasks.known_structures import KnownStructures
 from components.tasks.scope import Scope
 from model_core.mri_physics.coils import calibration_width, estimate_sensitivities, measured_columns
 from model_core.mri_physics.fourier import fft2c_numpy, ifft2c_numpy
@@ -295,6 +296,26 @@ def test_the_network_is_asked_in_words_of_its_training_data(
     monkeypatch.setattr(Predictor, "yes_probabilities", lambda self, question, tiles, task: [0.9] * len(tiles))
     [prediction] = replace(predictor, scope=BRAIN).predict_many([(volume, instruction)])
     assert questions == [asked] and prediction.text.startswith(text)
+
+
+def test_a_streamed_answer_begins_with_the_question_that_was_asked(predictor: Predictor, volume: Volume) -> None:
+    asking = replace(predictor, scope=BRAIN)
+    assert next(asking.stream(volume, "Is this brain normal?")) == "Does this image suggest a lesion? "
+
+
+def test_the_anatomy_is_that_of_the_users_own_words(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question about a knee is answered from structures of knees, also where "knee" is not in the question to the network."""
+    seen: list[str] = []
+    known = type(predictor.known).in_anatomy
+
+    def in_anatomy(self: KnownStructures, header: str | None, question: str, recognized: str | None) -> KnownStructures:
+        seen.append(question)
+        return known(self, header, question, recognized)
+
+    monkeypatch.setattr(KnownStructures, "in_anatomy", in_anatomy)
+    _answer_with(predictor, monkeypatch, "yes, lesion")
+    replace(predictor, scope=BRAIN).predict_many([(volume, "Is this brain normal?")])
+    assert set(seen) == {"Is this brain normal?"}
 
 
 def test_batched_requests_have_the_same_answers_as_single_ones(predictor: Predictor) -> None:

@@ -113,8 +113,10 @@ def test_a_sagittal_volume_has_sagittal_slices(tmp_path: Path) -> None:
 )
 def test_a_file_of_no_known_format_is_rejected_by_what_it_is(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BadInput, match=reason):
-        read_path(tmp_path / name)
+    (tmp_path / "image.json").write_text("{}")  # is read with the image, and hides nothing
+    for read in (read_path, read_scan):
+        with pytest.raises(BadInput, match=reason):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -240,11 +240,11 @@ def test_a_question_about_another_anatomy_than_that_of_the_image_is_refused(
 @pytest.mark.parametrize(
     ("question", "asked"),
     [
-        ("Segment the gray matter in this brain MRI.", "Segment the grey matter in this brain MRI."),
+        ("Segment the Gray matter in this brain MRI.", "Segment the grey matter in this brain MRI."),
         ("Segment the grey matter.", "Segment the grey matter."),
         ("Is there a Tumour?", "Is there a tumor?"),
         ("Outline all tumours and every region of oedema", "Outline all tumors and every region of edema"),
-        ("Find every lesion in this Brain MRI", "Find every lesion in this brain MRI"),
+        ("Find every lesion in this Brain MRI", "Find every lesion in this Brain MRI"),
         ("Where is the haematoma?", "Where is the haematoma?"),
     ],
 )
@@ -275,7 +275,16 @@ def test_a_name_that_the_training_data_spells_in_two_ways_is_left_as_it_is() -> 
         ("is there a tumor", "Does this image suggest a tumor?"),
         ("Is there a lesion in this image?", None),
         ("Is a tumor present?", None),
+        ("Does this image suggest a brain free of tumor?", "Does this image suggest a tumor?"),
+        ("Is there a tumor in this axial T1-weighted brain MRI?", None),
+        ("Is there a complete absence of tumor in this image?", "Does this image suggest a tumor?"),
+        ("Can you segment whatever is wrong?", "Segment the lesion."),
+        ("Can you show me where the abnormality is?", "Segment the lesion."),
         ("Is there a tumor or a lesion?", None),
+        ("Are there signs of disease other than a tumor?", None),
+        ("Is there a tumor and is anything else wrong?", None),
+        ("Has the lesion grown?", None),
+        ("How many lesions are present?", None),
         ("Find any tumor in this brain", None),
         ("Is the white matter normal?", None),
         ("Describe any abnormality.", None),
@@ -291,6 +300,13 @@ def test_a_question_about_findings_is_asked_in_trained_words(question: str, aske
         findings={"brain": ("lesion", "tumor")},
     )
     assert scope.restate(question) == asked
+
+
+def test_findings_of_any_kind_are_those_of_the_anatomy_in_question() -> None:
+    scope = replace(KNEE_AND_BRAIN, tasks=tuple(TASKS), findings={"brain": ("lesion", "tumor"), "knee": ("tear",)})
+    assert scope.restate("Is this knee normal?") == "Does this image suggest a tear?"
+    assert scope.restate("Is this brain normal?") == "Does this image suggest a lesion?"
+    assert replace(scope, findings={"brain": ("tumor", "edema")}).restate("Is this brain normal?") is None, "no trained word"
 
 
 def test_findings_of_a_single_kind_are_asked_for_by_its_name() -> None:

@@ -38,8 +38,18 @@ def test_the_separator_of_a_table_is_found(tmp_path: Path, name: str, text: str)
 def test_a_quotation_mark_that_is_not_closed_joins_no_rows(tmp_path: Path, second: str) -> None:
     """Else the first patient would get the cells of the second."""
     rows = ["\t".join(TITLES), 'sub-1\t"5 mm\tpatient', f"sub-2\t{second}\tcontrol"]
-    with pytest.raises(BadInput, match="line 3: a quotation mark that is neither closed nor doubled"):
+    with pytest.raises(BadInput, match="row 2 on: a quotation mark that is neither closed nor doubled"):
         read_rows(_table(tmp_path, "participants.tsv", "\n".join(rows) + "\n"))
+
+
+def test_a_closed_quotation_mark_before_more_text_harms_nothing(tmp_path: Path) -> None:
+    rows = read_rows(_table(tmp_path, "participants.tsv", 'participant_id\tnotes\nsub-1\t"left" temporal\n'))
+    assert rows[1] == ("sub-1", "left temporal")
+
+
+def test_a_cell_may_be_as_long_as_a_report(tmp_path: Path) -> None:
+    text = "word " * 40_000
+    assert read_rows(_table(tmp_path, "reports.csv", f"id,report\n1,{text}\n"))[1] == ("1", text)
 
 
 def test_quotation_marks_within_a_cell_are_text(tmp_path: Path) -> None:
