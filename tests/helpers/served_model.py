@@ -53,7 +53,7 @@ class Obedient(Predictor):
 
     @staticmethod
     def _form(instruction: str) -> str:
-        forms = {"segment": "<seg>", "reconstruct": "<image>", "find": "no lesion", "is there": "no, no lesion"}
+        forms = {"segment": "<seg>", "reconstruct": "<image>", "find": "no lesion", "suggest": "no, no lesion"}
         return next((form for words, form in forms.items() if words in instruction.lower()), REPORT)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class PlannedImage(PlannedFile):
 
     format: str
     channel: int | None = None
-    b_values: Path | None = None
+    b_values: Path | None = field(default=None, kw_only=True)
 
     @property
     @override

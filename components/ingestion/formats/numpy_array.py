@@ -64,7 +64,7 @@ class NumpyArrayFormat(ImageFileFormat):
         plane = "axial"
         if role == "image":
             plane = next((plane for text, plane in sorted(folder.layout.planes.items()) if text in relative), "axial")
-        return PlannedArray(path, target, role, self.name, channel, plane=plane)
+        return PlannedArray(path, target, role, self.name, channel, plane)
 
     @override
     def _channels(self, header: ImageHeader, relative: str, folder: SourceFolder) -> list[int | None]:
