@@ -21,6 +21,22 @@ from components.ingestion.deidentification.allowlists import FINDINGS
 from components.ingestion.sequence_classification import canonical_sequence, sequence_names
 from components.registries import TASKS
 from components.tasks.findings import ANY
+from components.tasks.question_words import (
+    BODY,
+    GENERIC,
+    IMAGE_WORDS,
+    OTHER_MODALITIES,
+    OTHER_PARTS,
+    STOP,
+    STYLES,
+    Term,
+    has_cue,
+    longest_terms,
+    normalize,
+    respell,
+    split_words,
+    tokens,
+)
 
 if TYPE_CHECKING:
     from components.curation.corpus import Corpus
@@ -32,133 +48,13 @@ FAMILIARITY, FEATURES = "familiarity.json", "familiarity.npz"
 """Training images in the features of the model (:mod:`components.inference.familiarity`): figures, arrays."""
 EXAMPLES = 3
 """Example questions for each task."""
-Term = tuple[str, ...]
-
-BODY: Mapping[str, tuple[str, ...]] = {
-    "brain": ("brain", "head", "skull", "cerebral", "cranial", "intracranial", "neuro"),
-    "heart": ("heart", "cardiac", "cardiovascular", "chest"),
-    "breast": ("breast", "mammary"),
-    "knee": ("knee",),
-    "prostate": ("prostate", "prostatic", "pelvis", "pelvic"),
-    "spine": (
-        "spine",
-        "spinal column",
-        "cspine",
-        "tspine",
-        "lspine",
-        "lsspine",
-        "lumbar",
-        "lumbosacral",
-        "thoracic",
-        "cervical",
-        "vertebra",
-    ),
-    "liver": ("liver", "hepatic", "abdomen", "abdominal"),
-    "abdomen": (
-        "abdomen",
-        "abdominal",
-        "liver",
-        "kidney",
-        "renal",
-        "spleen",
-        "pancreas",
-        "stomach",
-        "bowel",
-        "colon",
-        "gallbladder",
-    ),
-    "head and neck": ("head and neck", "neck", "head", "throat", "larynx", "pharynx", "thyroid"),
-    "whole body": ("whole body", "wholebody", "body"),
-}
-"""Anatomy of a card -> words of questions and headers that mean it; a word may mean several."""
-OTHER_PARTS = (
-    *(
-        "ankle",
-        "foot",
-        "hip",
-        "femur",
-        "tibia",
-        "shoulder",
-        "elbow",
-        "wrist",
-        "hand",
-        "finger",
-        "arm",
-        "leg",
-        "thigh",
-        "calf",
-        "jaw",
-    ),
-    *("lung", "aorta", "carotid", "uterus", "ovary", "testis", "penis", "rectum", "bladder", "orbit", "eye", "ear", "pituitary"),
-    *("sacrum", "sternum", "clavicle", "scapula", "trachea", "esophagus", "fetus", "fetal", "placenta", "skin"),
-)
-"""Body parts that are the anatomy of no card."""
-OTHER_MODALITIES = (
-    *("ct", "cta", "x ray", "xray", "radiograph", "ultrasound", "sonography"),
-    *("pet", "spect", "mammogram", "mammography", "ecg", "eeg"),
-)
-"""Images of no MRI."""
-GENERIC = (
-    *("lesion", "finding", "abnormality", "anomaly", "pathology", "abnormal", "pathological", "suspicious", "anything", "disease"),
-    *("normal", "wrong", "healthy"),
-)
-"""Words that ask for findings of every kind."""
-STYLES = ("short", "brief", "concise", "full", "complete", "detailed", "structured", "radiology", "radiological", "medical", "new")
-"""Words for the style of an answer: they refuse no question."""
-IMAGE_WORDS = ("image", "scan", "mri", "mr", "volume", "study", "slice", "series", "picture", "examination", "exam", "this", "it")
-_SPELLINGS = (
-    ("gray", "grey"),
-    ("tumour", "tumor"),
-    ("oedema", "edema"),
-    ("haem", "hem"),
-    ("ischaem", "ischem"),
-    ("oesoph", "esoph"),
-)
-_STOP = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        a an the any every all each some of in on at to for from by with without and or is are was be been does do did can could
-        would should will shall may might i me my you your we us our it its this that these those there here what which who where
-        when how why please kindly thanks not no if as than more most very just also only give get make show tell below above
-        """,
-    )
-)
 _AND = ("and", "or", "plus")
 _PLACEHOLDER = re.compile(r"{(\w+)}")
 _YES_OR_NO = ("is", "are", "was", "were", "do", "does", "did", "has", "have", "any", "anything")
 """Words with which a question begins that yes or no answers. "Can you ..." also asks for a mask or a place."""
 _OTHER_QUESTIONS = frozenset(("other", "else", "besides", "except", "than", "how", "what", "which", "why", "when"))
 """Words of questions about a finding that ask for more than whether it is there."""
-
-
-def _split(text: str) -> list[str]:
-    """Return the words of a text as they are written."""
-    return re.findall(r"[^\W_]+\*?", text.replace("'s", " "))
-
-
-def _respell(word: str) -> str:
-    """Return a word in lower case and in one of its British and American spellings."""
-    lowered = word.lower()
-    for other, chosen in _SPELLINGS:
-        lowered = lowered.replace(other, chosen)
-    return lowered
-
-
-def _normalize(word: str) -> str:
-    """Return a word in lower case, in one spelling, and singular."""
-    lowered = _respell(word)
-    if lowered in _STOP or len(lowered) < 4 or lowered.endswith(("sis", "ss", "us")):
-        return lowered
-    return f"{lowered[:-3]}y" if lowered.endswith("ies") else lowered.removesuffix("s")
-
-
-def tokens(text: str) -> Term:
-    """Return the words of a text in one spelling."""
-    return tuple(map(_normalize, _split(text)))
-
-
-_IMAGE_WORDS = frozenset(map(_normalize, (*IMAGE_WORDS, *STYLES)))
+_IMAGE_WORDS = frozenset(map(normalize, (*IMAGE_WORDS, *STYLES)))
 _GENERIC_TERMS = frozenset(map(tokens, GENERIC))
 
 
@@ -204,7 +100,7 @@ class Scope:
             if record.structure:
                 structures[anatomy].add(record.structure.lower())
             findings[anatomy] |= {name.lower() for name in _findings_of(record)}
-        words = {word for asked in questions.values() for text in asked for word in tokens(text)} - _STOP
+        words = {word for asked in questions.values() for text in asked for word in tokens(text)} - STOP
         return cls(
             tuple(name for name in TASKS if name in questions),
             tuple(sorted({volume.anatomy.lower() for volume in volumes.values() if volume.anatomy})),
@@ -280,7 +176,7 @@ class Scope:
     def _trained_spelling(self, word: str) -> str:
         lowered = word.lower()
         for ending in ("", "s"):
-            if lowered.endswith(ending) and (trained := self._spellings.get(_respell(stem := lowered.removesuffix(ending)))):
+            if lowered.endswith(ending) and (trained := self._spellings.get(respell(stem := lowered.removesuffix(ending)))):
                 return word if stem in trained else f"{min(trained)}{ending}"
         return word
 
@@ -292,7 +188,7 @@ class Scope:
         question about several names, about more than whether a finding is there, or for a report or an image, is asked as it is.
         """
         words = tokens(instruction)
-        spans = {words[one] for one in _longest_terms(words, self._terms)}
+        spans = {words[one] for one in longest_terms(words, self._terms)}
         asked = [task for task in asked_tasks(instruction) if task.name in self.tasks]
         if not all(map(_names_object, asked)):
             return None
@@ -300,7 +196,7 @@ class Scope:
         is_one_diagnosis = [task.answers_yes_or_no for task in asked] == [True]
         if name is None or (spans & self._names and (not is_one_diagnosis or _is_wording(instruction, asked[0], name))):
             return None
-        asked.sort(key=lambda task: task.answers_yes_or_no, reverse=_split(instruction)[0].lower() in _YES_OR_NO)
+        asked.sort(key=lambda task: task.answers_yes_or_no, reverse=split_words(instruction)[0].lower() in _YES_OR_NO)
         usable = {"finding": bool(self.finding_names), "structure": name in self.structure_names}
         for task in asked:
             for text in task.phrasings.trained:
@@ -332,7 +228,7 @@ class Scope:
             OutOfScope: the model was trained on no such anatomy.
         """
         words = tokens(stated or "")
-        named = [self._terms[words[one]] for one in _longest_terms(words, self._terms)]
+        named = [self._terms[words[one]] for one in longest_terms(words, self._terms)]
         if named and not any(named):
             reason = f"this version was not trained on images of this anatomy: {stated}"
             raise OutOfScope(reason, where="image", remedy=self.summary)
@@ -340,7 +236,7 @@ class Scope:
     def trained_anatomy(self, stated: str | None) -> str | None:
         """Return the anatomy of the training images that a header states; None if it states none of them."""
         words = set(tokens(stated or ""))
-        found = [anatomy for anatomy in self.anatomies if words & {_normalize(word) for word in BODY.get(anatomy, (anatomy,))}]
+        found = [anatomy for anatomy in self.anatomies if words & {normalize(word) for word in BODY.get(anatomy, (anatomy,))}]
         return found[0] if len(found) == 1 else None
 
     def require_shown(self, instruction: str, anatomy: str | None, because: str) -> None:
@@ -362,17 +258,17 @@ class Scope:
 
     def _foreign_terms(self, instruction: str, anatomy: str) -> list[str]:
         """Return the structures, findings and anatomies of a question that belong to images of other anatomies only."""
-        words, written = tokens(instruction), _split(instruction)
+        words, written = tokens(instruction), split_words(instruction)
         return [
             " ".join(written[one])
-            for one in _longest_terms(words, self._terms)
+            for one in longest_terms(words, self._terms)
             if (owners := self._owners.get(words[one])) and anatomy not in owners
         ]
 
     def _reason(self, instruction: str) -> str:
         """Return why a question is out of scope; "" if it is not."""
-        words, written = tokens(instruction), _split(instruction)
-        spans = list(_longest_terms(words, self._terms))
+        words, written = tokens(instruction), split_words(instruction)
+        spans = list(longest_terms(words, self._terms))
         outside = [" ".join(written[one]) for one in spans if not self._terms[words[one]]] + self._unknown_conjuncts(
             words, written, spans
         )
@@ -398,7 +294,7 @@ class Scope:
         for index, word in enumerate(words):
             if word not in _AND or index not in ends:
                 continue
-            following = next((i for i in range(index + 1, len(words)) if words[i] not in _STOP), None)
+            following = next((i for i in range(index + 1, len(words)) if words[i] not in STOP), None)
             if following is not None and following not in named and not self._is_known(words[following]):
                 unknown.append(written[following])
         return unknown
@@ -406,7 +302,7 @@ class Scope:
     def _reason_of_words(self, words: Term, written: list[str], spans: list[slice]) -> str:
         """Return why a question without an object is not about the image: most of its words are those of no instruction."""
         named = {index for one in spans for index in range(one.start, one.stop)}
-        content = [index for index, word in enumerate(words) if word not in _STOP and index not in named]
+        content = [index for index, word in enumerate(words) if word not in STOP and index not in named]
         unknown = [written[index] for index in content if not self._is_known(words[index])]
         if unknown and len(unknown) >= len(content) - len(unknown):
             return f"words of this question occur in no training instruction: {', '.join(dict.fromkeys(unknown))}"
@@ -436,8 +332,8 @@ class Scope:
         """Each word of a name in one spelling -> as the training data spells it."""
         found: dict[str, set[str]] = defaultdict(set)
         for name in (*self.structure_names, *self.finding_names, *self.anatomies):
-            for word in _split(name.lower()):
-                found[_respell(word)].add(word)
+            for word in split_words(name.lower()):
+                found[respell(word)].add(word)
         return dict(found)
 
     @cached_property
@@ -473,7 +369,7 @@ class Scope:
 def asked_tasks(instruction: str) -> list[Task]:
     """Return the tasks that the words of a question name, by their cues."""
     words = tokens(instruction)
-    return [task for task in TASKS.values() if any(_has_cue(words, cue) for cue in _cues(task))]
+    return [task for task in TASKS.values() if any(has_cue(words, cue) for cue in _cues(task))]
 
 
 def answer_beginnings(instruction: str) -> tuple[str, ...]:
@@ -503,7 +399,7 @@ def _names_of_catalog() -> set[str]:
 
     names = {name.lower() for card in list_cards() for value, name in card.label_map.items() if value} | FINDINGS
     heads = {name.split()[-1] for name in names}
-    return names | {head for head in heads if len(head) > 4 and head not in _STOP}
+    return names | {head for head in heads if len(head) > 4 and head not in STOP}
 
 
 def _spread_examples(questions: list[str]) -> list[str]:
@@ -516,7 +412,7 @@ def _cues(task: Task) -> tuple[str, ...]:
     """Return the cues of a task; of one that declares none, every word of its wordings."""
     texts = [text for phrasings in task.all_phrasings for text in (*phrasings.trained, *phrasings.held_out)]
     return task.cues or tuple(
-        sorted({word for text in texts for word in tokens(re.sub(r"{.*?}", "", text))} - _STOP - set(IMAGE_WORDS))
+        sorted({word for text in texts for word in tokens(re.sub(r"{.*?}", "", text))} - STOP - set(IMAGE_WORDS))
     )
 
 
@@ -532,27 +428,7 @@ def _is_wording(instruction: str, task: Task, name: str) -> bool:
     texts = [text for phrasings in task.all_phrasings for text in (*phrasings.trained, *phrasings.held_out)]
     for text in texts:
         parts = _PLACEHOLDER.split(text)  # text and names of placeholders in turn
-        pattern = "".join(values[part] if index % 2 else re.escape(part) for index, part in enumerate(parts))
+        pattern = "".join(values.get(part, ".+") if index % 2 else re.escape(part) for index, part in enumerate(parts))
         if re.fullmatch(pattern, instruction):
             return True
     return False
-
-
-def _longest_terms(words: Term, terms: Mapping[Term, bool]) -> Iterator[slice]:
-    """Yield the places of the terms in a text from left to right, the longest at each word."""
-    position, longest = 0, max(map(len, terms), default=0)
-    while position < len(words):
-        sizes = range(min(longest, len(words) - position), 0, -1)
-        found = next((size for size in sizes if words[position : position + size] in terms), 0)
-        if found:
-            yield slice(position, position + found)
-        position += found or 1
-
-
-def _has_cue(words: Sequence[str], cue: str) -> bool:
-    """Return whether words in a row begin with the words of a cue."""
-    parts = cue.split()
-    return any(
-        all(word.startswith(part) for word, part in zip(words[i : i + len(parts)], parts, strict=True))
-        for i in range(len(words) - len(parts) + 1)
-    )

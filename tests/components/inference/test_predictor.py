@@ -285,7 +285,7 @@ BRAIN = Scope(
 def test_the_network_is_asked_in_words_of_its_training_data(
     predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch, instruction: str, asked: str, text: str
 ) -> None:
-    """What yes means is stated where the question is another one: of a normal brain, "yes" would say the contrary."""
+    """An answer repeats the question that was asked: to "Is this brain normal?", a bare "yes" would mislead."""
     questions: list[str] = []
 
     def generate(self: Predictor, prompts: Sequence[tuple[Question, object]], *_: object) -> list[str]:

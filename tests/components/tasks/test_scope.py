@@ -13,7 +13,7 @@ from components.inference import Predictor
 from components.ingestion.volume import Acquisition, Volume
 from components.registries import TASKS
 from components.tasks.base import Task
-from components.tasks.scope import OutOfScope, Scope, answer_beginnings
+from components.tasks.scope import OutOfScope, Scope, _is_wording, answer_beginnings
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.trained import tiny_model
 
@@ -300,6 +300,11 @@ def test_a_question_about_findings_is_asked_in_trained_words(question: str, aske
         findings={"brain": ("lesion", "tumor")},
     )
     assert scope.restate(question) == asked
+
+
+def test_a_wording_may_state_more_than_the_finding_and_the_scan() -> None:
+    """The wordings of a plugin's task may have placeholders of their own, as those of reconstruction have the acceleration."""
+    assert not _is_wording("Is there a tumor?", TASKS["reconstruction"], "tumor")
 
 
 def test_findings_of_any_kind_are_those_of_the_anatomy_in_question() -> None:

@@ -300,7 +300,7 @@ def test_a_table_of_b_values_is_inherited_as_a_sidecar_is(source: Path, table: s
 
 
 def test_a_table_of_b_values_that_comes_later_changes_the_image(source: Path) -> None:
-    """What was chosen by a table is read again when the table changes, though the image did not."""
+    """The image is ingested again when its table of b-values changes, even if its own file does not."""
     images = np.stack([ramp(seed=seed) for seed in (1, 2, 3)], -1)
     write_nifti_file(source / "sub-01_dwi.nii.gz", images)
     for values, first in ((None, 0), ("0 1000 0", 1), ("0 0 1000", 2)):
