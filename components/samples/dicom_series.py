@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DATE, TIME = DA("20240506"), TM("070809")
 LPS = np.array([-1.0, -1.0, 1.0])
 """RAS+ -> the directions of DICOM."""
-SEGMENT_TYPES = {"grey matter": codes.SCT.GrayMatter, "white matter": codes.SCT.WhiteMatter}
+SEGMENT_TYPES = {"gray matter": codes.SCT.GrayMatter, "white matter": codes.SCT.WhiteMatter}
 
 
 def _uid(*parts: Any) -> UID:

@@ -28,7 +28,7 @@ CARD = {
     "synthetic": True,
     "formats": ["DICOM"],
     "anatomy": "brain",
-    "label_map": {1: "grey matter", 2: "white matter", 3: "lesion", 4: "tumor", 5: "edema"},
+    "label_map": {1: "gray matter", 2: "white matter", 3: "lesion", 4: "tumor", 5: "edema"},
 }
 
 

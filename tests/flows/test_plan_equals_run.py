@@ -66,7 +66,7 @@ CARD_VALUES: dict[str, Any] = {
     "access": "registration",
     "formats": ["NIfTI", "DICOM"],
     "tasks": ["segmentation"],
-    "label_map": {1: "grey matter", 2: "white matter", 3: "tumor"},
+    "label_map": {1: "gray matter", 2: "white matter", 3: "tumor"},
     "sources": {name: {"where": "another page of its publisher", "checked": False} for name in STATISTICS},
     "age_years": [21.0, 60.0],
     "field_strengths_t": [1.5],

@@ -60,7 +60,7 @@ STRUCTURES: dict[str, tuple[str, ...]] = {
     "soft_tissues_and_musculature": ("muscles", "tendons", "subcutaneous fat", "scalp", "skin", "fat pad", "fibroglandular tissue"),
     "organs_or_central_structures": (
         "brain parenchyma",
-        "grey matter",
+        "gray matter",
         "white matter",
         "basal ganglia",
         "thalamus",

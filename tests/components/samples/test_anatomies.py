@@ -19,10 +19,10 @@ DIGESTS = {
     "breast": "2657fe4a5a48f88c",
 }
 BRIGHTER: list[tuple[str, str, list[str]]] = [
-    ("brain", "T1-weighted", ["white matter", "grey matter"]),
-    ("brain", "T2-weighted", ["tumor", "edema", "grey matter", "white matter"]),
+    ("brain", "T1-weighted", ["white matter", "gray matter"]),
+    ("brain", "T2-weighted", ["tumor", "edema", "gray matter", "white matter"]),
     ("brain tumor", "T1-weighted post-contrast", ["enhancing tumor", "white matter", "edema", "non-enhancing tumor"]),
-    ("brain tumor", "T2-FLAIR", ["edema", "grey matter", "white matter"]),
+    ("brain tumor", "T2-FLAIR", ["edema", "gray matter", "white matter"]),
     ("knee", "PD-weighted", ["femur", "articular cartilage", "meniscus"]),
     ("knee", "PD-FS", ["effusion", "articular cartilage", "femur"]),
     ("prostate", "T2-weighted", ["peripheral zone", "transition zone", "lesion"]),
