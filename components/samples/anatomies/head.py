@@ -1,7 +1,7 @@
 """Head: deformed ICBM 152 tissue maps inside of a skull and a scalp.
 
 The generative model over real tissue maps follows SynthSeg (Billot et al., arXiv:2107.09559). The average ends at the surface of the
-brain; what is around it are layers of a given thickness, by the distance to that surface.
+brain; around it are layers of a given thickness.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NECK_MM = -15.0
 
 @cache
 def _template() -> tuple[NDArray[np.uint8], Array]:
-    """Return a map (x, y, z, 4) and its inverse affine: gray matter, white matter, fluid (1/255) and distance to the brain (0.2 mm)."""
+    """Return gray matter, white matter, fluid (1/255) and distance to the brain (0.2 mm), (x, y, z, 4), and the inverse affine."""
     folder = package_folder("nilearn") / "datasets" / "data"
     images = [nib.load(next(folder.glob(f"mni_icbm152_{name}_*.nii.gz"))) for name in ("gm", "wm")]
     gray, white = (np.asarray(image.get_fdata(dtype=np.float64)) for image in images)  # type: ignore[attr-defined]
@@ -77,12 +77,12 @@ def _sample_template(positions: list[Array]) -> list[Array]:
 
 
 def _positions(canvas: Canvas, atrophy: float) -> list[Array]:
-    """Return the template position (RAS+ mm) of each voxel under a random deformation and enlarged ventricles."""
+    """Return the template position (RAS+ mm) of each voxel: random height of the slices and deformation, enlarged ventricles."""
     rng, affine = canvas.rng, canvas.grid.affine
     angle = np.deg2rad(rng.uniform(-5, 5))
     rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     matrix = rotation @ np.diag(rng.uniform(0.94, 1.08, size=3))
-    step, start = matrix @ affine[:3, :3], matrix @ affine[:3, 3]
+    step, start = matrix @ affine[:3, :3], matrix @ affine[:3, 3] + [0.0, 0.0, rng.uniform(-10, 10)]
     d, h, w = np.ogrid[tuple(slice(size) for size in canvas.grid.shape)]
     positions = []
     for axis in range(3):
@@ -106,7 +106,7 @@ def _around_brain(canvas: Canvas, distance_mm: Array, height_mm: Array) -> dict[
     rng, shape = canvas.rng, canvas.grid.shape
     gap, bone, scalp = rng.uniform(1.0, 3.0), rng.uniform(4.0, 7.0), rng.uniform(3.0, 6.5)
     uneven = np.exp(0.15 * smooth_field(rng, shape, 6))
-    skull, skin = gap + bone * uneven, gap + bone * uneven + scalp * uneven + np.clip(0.5 * (_NECK_MM - height_mm), 0, 12)
+    skull, skin = gap + bone * uneven, gap + bone * uneven + scalp * uneven + np.clip(0.5 * (_NECK_MM - height_mm), 0, 20)
     within = [soft(limit - distance_mm, canvas.grid.pixel_mm) for limit in (gap, skull, skin)]
     marrow = (within[1] - within[0]) * soft(bone * uneven / 6 - np.abs(distance_mm - (gap + skull) / 2), canvas.grid.pixel_mm)
     below = np.clip((_NECK_MM + 10 - height_mm) / 20, 0, 1)
@@ -121,7 +121,7 @@ def _around_brain(canvas: Canvas, distance_mm: Array, height_mm: Array) -> dict[
 
 
 def paint_head(canvas: Canvas, atrophy: float = 0.0) -> tuple[Array, Array]:
-    """Paint a head, or a brain alone; ``atrophy`` (0 to 0.5) enlarges ventricles and sulci. Return the shares of white matter and of brain."""
+    """Paint a head or a brain alone and return the shares of white matter and brain; ``atrophy``, 0 to 0.5, enlarges the fluid."""
     positions = _positions(canvas, atrophy)
     gray, white, fluid, distance = _sample_template(positions)
     if atrophy:

@@ -20,7 +20,7 @@ DIGESTS = {
 }
 BRIGHTER: list[tuple[str, str, list[str]]] = [
     ("brain", "T1-weighted", ["white matter", "gray matter"]),
-    ("brain", "T2-weighted", ["tumor", "edema", "gray matter", "white matter"]),
+    ("brain", "T2-weighted", ["edema", "gray matter", "white matter"]),
     ("brain tumor", "T1-weighted post-contrast", ["enhancing tumor", "white matter", "edema", "non-enhancing tumor"]),
     ("brain tumor", "T2-FLAIR", ["edema", "gray matter", "white matter"]),
     ("knee", "PD-weighted", ["femur", "articular cartilage", "meniscus"]),
@@ -94,6 +94,38 @@ def test_difficulty_changes_the_contrast_to_noise_of_findings_alone(name: str, n
     changed = np.abs(easy.images[sequence] - hard.images[sequence])
     finding = max(ANATOMIES[name].label_map) if name != "brain" else 3
     assert np.median(changed[easy.labels == finding]) > 10 * np.median(changed[easy.labels != finding]) + 0.05
+
+
+def shows_a_scalp(one: Patient) -> bool:
+    """Return whether a signal as that of fat lies outside of every label, in the slice in the middle of the head."""
+    middle = one.grid.slices // 2
+    image, labels = one.images["T1-weighted"][middle], one.labels[middle]
+    rows, columns = np.nonzero(labels)
+    around = np.ones(labels.shape, dtype=bool)
+    around[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = False
+    return bool((image[around] > 0.9 * np.median(image[labels == 2])).mean() > 0.01)
+
+
+def test_images_show_whole_heads_and_extracted_brains_and_kspace_whole_heads_alone() -> None:
+    brain = ANATOMIES["brain"]
+    images, raw = (
+        [generate_patient(brain, number, brain.grid.resized(PIXELS), (1, 1), 0.2, raw=raw) for number in range(16)]
+        for raw in (False, True)
+    )
+    assert 4 <= sum(shows_a_scalp(one) for one in images) <= 12
+    assert all(shows_a_scalp(one) for one in raw)
+
+
+def test_a_skull_lies_between_brain_and_scalp() -> None:
+    brain = ANATOMIES["brain"]
+    one = generate_patient(brain, 0, brain.grid, (1, 1), 0.2, ("T1-weighted",), raw=True)
+    middle = one.grid.slices // 2
+    row = one.images["T1-weighted"][middle, one.grid.pixels // 2]  # from the right ear to the left
+    columns = np.flatnonzero(one.labels[middle, one.grid.pixels // 2])
+    for outside in (row[: columns[0]][::-1], row[columns[-1] + 1 :]):
+        fat = int(np.argmax(outside > 0.9))
+        assert 2 <= fat <= 9 and outside[:fat].min() < 0.35
+        assert outside[-1] == 0
 
 
 def test_the_profile_of_anatomies_has_every_anatomy_and_the_accelerations_of_the_paper() -> None:
