@@ -1,7 +1,7 @@
 """Head: deformed ICBM 152 tissue maps inside of a skull and a scalp.
 
-The generative model over real tissue maps follows SynthSeg (Billot et al., arXiv:2107.09559). The average ends at the surface of the
-brain; around it are layers of a given thickness.
+The generative model over real tissue maps follows SynthSeg (Billot et al., arXiv:2107.09559). The average ends at the surface of
+the brain; around it are layers of a given thickness.
 """
 
 from __future__ import annotations

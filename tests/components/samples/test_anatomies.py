@@ -11,8 +11,8 @@ from components.settings import load_settings
 
 PIXELS = 64
 DIGESTS = {
-    "brain": "bf21e51c1ddc1d7c",
-    "brain tumor": "6baacee0b476ece4",
+    "brain": "b97f5533d669312d",
+    "brain tumor": "34cfd4f45f7b187f",
     "knee": "3b488c456150ff78",
     "prostate": "ee8edf5dce46e325",
     "heart": "f991ad47fdca7058",
@@ -42,8 +42,8 @@ def patient(name: str, number: int, difficulty: float = 0.5) -> Patient:
 
 @pytest.fixture(scope="module")
 def cohorts() -> dict[str, list[Patient]]:
-    """Generate six small patients of every anatomy, among whom every finding occurs."""
-    return {name: [patient(name, number) for number in range(6)] for name in ANATOMIES}
+    """Generate small patients of every anatomy, among whom every finding occurs; of six brains one has a tumor."""
+    return {name: [patient(name, number) for number in range(24 if name == "brain" else 6)] for name in ANATOMIES}
 
 
 @pytest.mark.parametrize("name", ANATOMIES)
