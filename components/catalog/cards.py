@@ -44,7 +44,7 @@ SOURCED_FACTS = ("licence", "label_map", "vendors", "layout", "overlaps")
 class GeneratedSource(StrictModel):
     """Cohort that OmniMRI generates. A patient does not depend on the number of patients."""
 
-    anatomy: Literal["brain", "brain tumor", "knee", "prostate", "heart", "breast"] = Field(
+    anatomy: Literal["brain", "head", "brain tumor", "knee", "prostate", "heart", "breast"] = Field(
         description="body part: one module of components/samples/anatomies"
     )
     form: Literal["dicom", "nifti", "kspace", "multicoil"] = Field(description="file format and layout")

@@ -86,8 +86,6 @@ def box_rows(anatomy: Anatomy, patient: Patient, name: str) -> list[Row]:
 class RawDataForm(CohortForm):
     """One HDF5 file of k-space for each patient."""
 
-    raw = True
-
     @override
     def key(self, number: int) -> str:
         return f"file_{number:04d}"

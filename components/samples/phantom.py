@@ -167,7 +167,6 @@ class Canvas:
         signals: sequence -> tissue -> signal of this patient.
         images: sequence -> (D, H, W) noise-free signal.
         labels: (D, H, W) uint8.
-        raw: the images become k-space, from which nothing can have been cut away.
         findings: finding of the whole examination -> present.
     """
 
@@ -176,7 +175,6 @@ class Canvas:
     contrast: float
     structures: Mapping[str, int]
     signals: dict[str, dict[str, float]]
-    raw: bool = False
     images: dict[str, Array] = field(init=False)
     labels: NDArray[np.uint8] = field(init=False)
     findings: dict[str, bool] = field(default_factory=dict)
@@ -311,13 +309,7 @@ class Patient:
 
 
 def generate_patient(
-    anatomy: Anatomy,
-    number: int,
-    grid: Grid,
-    seed: tuple[int, ...],
-    difficulty: float,
-    sequences: tuple[str, ...] = (),
-    raw: bool = False,
+    anatomy: Anatomy, number: int, grid: Grid, seed: tuple[int, ...], difficulty: float, sequences: tuple[str, ...] = ()
 ) -> Patient:
     """Generate patient ``number`` of a cohort.
 
@@ -328,7 +320,6 @@ def generate_patient(
         seed: of the cohort.
         difficulty: 0 (easy) to 1: contrast of findings from 1.5 to 0.5, noise from 0.01 to 0.04.
         sequences: to generate; empty = all protocols of the anatomy.
-        raw: the images become k-space.
     """
     rng = np.random.default_rng([*seed, number])
     signals = {
@@ -336,7 +327,7 @@ def generate_patient(
         for protocol in anatomy.protocols
     }
     chosen = {sequence: signals[sequence] for sequence in (sequences or tuple(signals))}
-    canvas = Canvas(grid, rng, 1.5 - difficulty, anatomy.structures, chosen, raw)
+    canvas = Canvas(grid, rng, 1.5 - difficulty, anatomy.structures, chosen)
     anatomy.paint(canvas, number)
     canvas.apply_bias()
     return Patient(number, (*seed, number), grid, canvas.images, canvas.labels, canvas.findings, 0.01 + 0.03 * difficulty)

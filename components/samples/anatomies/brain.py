@@ -1,13 +1,15 @@
-"""Brain: a generated head with white-matter lesions, a tumor, or atrophy."""
+"""Brain without skull: deformed ICBM 152 tissue maps with white-matter lesions, a tumor, or atrophy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from components.samples.anatomies.head import GRAY, WHITE, paint_head
+from components.samples.icbm152 import deformed_positions, sample_template
 from components.samples.phantom import Anatomy, Array, Canvas, Grid, Protocol, soft
 
-LESION, TUMOR, EDEMA = "lesion", "tumor", "edema"
+GRAY, WHITE, LESION, TUMOR, EDEMA = "gray matter", "white matter", "lesion", "tumor", "edema"
 STRUCTURES = {GRAY: 1, WHITE: 2, LESION: 3, TUMOR: 4, EDEMA: 5}
 KINDS = ("none", LESION, "none", TUMOR, "none", LESION)
 """Focal finding of patient ``number % 6``."""
@@ -15,10 +17,15 @@ ATROPHY = "atrophy"
 CENTER_MM = (0.0, -18.0, 10.0)
 GRID = Grid(slices=20, pixels=108, slice_mm=6.0, pixel_mm=2.0, center_mm=CENTER_MM)
 KSPACE_GRID = Grid(slices=16, pixels=96, slice_mm=7.0, pixel_mm=2.25, center_mm=CENTER_MM)
-T1 = {GRAY: 0.62, WHITE: 1.0, "fluid": 0.22, "bone": 0.08, "marrow": 0.85, "fat": 1.3, "muscle": 0.55}
-T1 |= {LESION: 0.42, "bleeding": 1.4, TUMOR: 0.4, "rim": 0.62, EDEMA: 0.6}
-T2 = {GRAY: 0.68, WHITE: 0.45, "fluid": 1.25, "bone": 0.06, "marrow": 0.5, "fat": 0.8, "muscle": 0.28}
-T2 |= {LESION: 1.05, "bleeding": 0.15, TUMOR: 1.15, "rim": 0.6, EDEMA: 0.92}
+T1 = {GRAY: 0.62, WHITE: 1.0, "fluid": 0.22, "other": 0.8, LESION: 0.42, "bleeding": 1.4, TUMOR: 0.4, "rim": 0.62, EDEMA: 0.6}
+T2 = {GRAY: 0.68, WHITE: 0.45, "fluid": 1.25, "other": 0.5, LESION: 1.05, "bleeding": 0.15, TUMOR: 1.15, "rim": 0.6, EDEMA: 0.92}
+
+
+def paint_brain(canvas: Canvas, atrophy: float = 0.0) -> tuple[Array, Array]:
+    """Paint a brain; ``atrophy`` (0 to 0.5) enlarges ventricles and sulci. Return the fractions of white matter and of brain."""
+    gray, white, fluid, other = sample_template(deformed_positions(canvas, atrophy), atrophy)
+    canvas.mix({GRAY: gray, WHITE: white, "fluid": fluid, "other": other})
+    return white, np.clip(gray + white + fluid, 0, 1)
 
 
 def _site(canvas: Canvas, white: Array, margin_mm: float) -> Array:
@@ -55,11 +62,11 @@ def paint_tumor(canvas: Canvas, white: Array, brain: Array, core: str = TUMOR, r
     canvas.paint_finding(core, soft(signed - rng.uniform(2.5, 4.5), 2.5) * brain[window], window)
 
 
-def paint(canvas: Canvas, number: int) -> None:
+def paint(canvas: Canvas, number: int, paint_tissues: Callable[[Canvas, float], tuple[Array, Array]] = paint_brain) -> None:
     """Paint patient ``number``: half have no focal finding, a third lesions, a sixth a tumor; one in five has atrophy besides."""
     kind = KINDS[number % len(KINDS)]
     canvas.findings = {ATROPHY: number % 5 == 2, LESION: kind == LESION, TUMOR: kind == TUMOR}
-    white, brain = paint_head(canvas, canvas.rng.uniform(0.25, 0.45) if canvas.findings[ATROPHY] else 0.0)
+    white, brain = paint_tissues(canvas, canvas.rng.uniform(0.25, 0.45) if canvas.findings[ATROPHY] else 0.0)
     if kind == LESION:
         paint_lesions(canvas, white, brain)
     elif kind == TUMOR:

@@ -1,16 +1,17 @@
-"""Brain tumor: the head of the brain cohort with an enhancing rim, a core without enhancement, and edema."""
+"""Brain tumor: the brain of the brain cohort with an enhancing rim, a core without enhancement, and edema."""
 
 from __future__ import annotations
 
-from components.samples.anatomies import brain, head
+from components.samples.anatomies import brain
 from components.samples.phantom import Anatomy, Canvas, Protocol
 
 CORE, EDEMA, RIM = "non-enhancing tumor", "edema", "enhancing tumor"
-STRUCTURES = {head.GRAY: 1, head.WHITE: 2, CORE: 3, EDEMA: 4, RIM: 5}
+STRUCTURES = {brain.GRAY: 1, brain.WHITE: 2, CORE: 3, EDEMA: 4, RIM: 5}
+_HEAD = (brain.GRAY, brain.WHITE, "fluid", "other")
 _SIGNALS = {
-    "T1-weighted post-contrast": (0.6, 0.9, 0.2, 0.1, 0.9, 1.3, 0.7, 0.32, 0.55, 1.35),
-    "T2-weighted": (0.68, 0.45, 1.25, 0.06, 0.5, 0.8, 0.28, 1.15, 0.92, 0.62),
-    "T2-FLAIR": (0.72, 0.52, 0.12, 0.06, 0.5, 0.85, 0.4, 0.5, 1.1, 0.8),
+    "T1-weighted post-contrast": (0.6, 0.9, 0.2, 0.8, 0.32, 0.55, 1.35),
+    "T2-weighted": (0.68, 0.45, 1.25, 0.5, 1.15, 0.92, 0.62),
+    "T2-FLAIR": (0.72, 0.52, 0.12, 0.5, 0.5, 1.1, 0.8),
 }
 _TIMES = {
     "T1-weighted post-contrast": ("T1wpost", 600.0, 12.0, None),
@@ -22,14 +23,14 @@ _TIMES = {
 def paint(canvas: Canvas, number: int) -> None:
     """Paint patient ``number``: two in three have a tumor."""
     canvas.findings = {"tumor": number % 3 != 0}
-    white, tissue = head.paint_head(canvas)
+    white, tissue = brain.paint_brain(canvas)
     if canvas.findings["tumor"]:
         brain.paint_tumor(canvas, white, tissue, core=CORE, rim=RIM)
 
 
 def _protocol(sequence: str) -> Protocol:
     suffix, repetition_ms, echo_ms, inversion_ms = _TIMES[sequence]
-    signals = dict(zip((*head.TISSUES, CORE, EDEMA, RIM), _SIGNALS[sequence], strict=True))
+    signals = dict(zip((*_HEAD, CORE, EDEMA, RIM), _SIGNALS[sequence], strict=True))
     return Protocol(sequence, suffix, repetition_ms, echo_ms, signals, inversion_ms=inversion_ms)
 
 

@@ -117,7 +117,7 @@ def test_a_cohort_is_written_in_the_memory_of_one_patient(built: Path, tmp_path:
         return peak
 
     one_image = 20 * 108 * 108 * 8
-    assert peak(10) - peak(6) < one_image  # of the eight images of four more patients
+    assert peak(6) - peak(2) < one_image  # of the twelve images of four more patients
 
 
 def test_the_card_of_a_generated_dataset_decides_its_size(tmp_path: Path) -> None:
