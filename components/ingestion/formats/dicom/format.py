@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,10 +106,11 @@ def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
         path: the user's file or folder, for error messages.
 
     Raises:
-        BadInput: no MR image, several series or volumes, or frames that form no volume.
+        BadInput: no MR image, several series, studies, patients or volumes, or frames that form no volume.
     """
     headers = _usable_headers(files, path)
-    require_single(len({str(header.SeriesInstanceUID) for header in headers.values()}), "series", path)
+    _require_one("SeriesInstanceUID", "series", headers.values(), path)
+    _require_one_study(headers.values(), path)
     first, header = next(iter(headers.items()))
     if is_mosaic(header):
         require_single(len(headers), "volumes", path)
@@ -139,15 +140,34 @@ def group_series(files: Sequence[Path], folder: Path) -> list[list[Path]]:
     """Return the files of each MR series of one study, labels and objects that are no MR image excluded.
 
     Raises:
-        BadInput: no MR image, or images of several studies.
+        BadInput: no MR image, or images of several studies or patients.
     """
     series: dict[str, list[Path]] = {}
-    studies = set()
-    for file, header in _usable_headers(files, folder).items():
+    headers = _usable_headers(files, folder)
+    for file, header in headers.items():
         series.setdefault(str(header.SeriesInstanceUID), []).append(file)
-        studies.add(str(header.get("StudyInstanceUID", "") or ""))
-    require_single(len(studies), "studies", folder)
+    _require_one_study(headers.values(), folder)
     return [series[uid] for uid in sorted(series)]
+
+
+def _require_one_study(headers: Iterable[Dataset], path: Path) -> None:
+    """Require images of one patient and one study, whatever their series are called.
+
+    Raises:
+        BadInput: of several.
+    """
+    _require_one("StudyInstanceUID", "studies", headers, path)
+    _require_one("PatientID", "patients", headers, path)
+
+
+def _require_one(keyword: str, noun: str, headers: Iterable[Dataset], path: Path) -> None:
+    """Require one value of an element among the headers that state it.
+
+    Raises:
+        BadInput: several values.
+    """
+    stated = {str(header.get(keyword) or "").strip() for header in headers} - {""}
+    require_single(max(len(stated), 1), noun, path)
 
 
 def _usable_headers(files: Sequence[Path], path: Path) -> dict[Path, Dataset]:

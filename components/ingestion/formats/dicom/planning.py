@@ -22,6 +22,7 @@ from components.ingestion.formats.dicom.planned_files import (
     PlannedStructureSet,
 )
 from components.ingestion.formats.dicom.series_splitting import Frame, find_spacing_notice, split_series
+from components.ingestion.formats.dicom.shared_uids import qualify_shared_uids
 from components.ingestion.quarantine import Rejection
 from components.ingestion.source_folder import Plan, SourceFolder
 
@@ -48,7 +49,7 @@ def plan_files(headers: Sequence[DicomHeader], folder: SourceFolder, plan: Plan)
     classic: dict[tuple[str, str], list[DicomHeader]] = defaultdict(list)
     labels: list[DicomHeader] = []
     volumes: list[PlannedVolume] = []
-    for header in _without_copies(identify_patients(headers, folder, plan), plan):
+    for header in _without_copies(qualify_shared_uids(identify_patients(headers, folder, plan), plan), plan):
         if header.kind in ("segmentation", "structures"):
             labels.append(header)
         elif header.kind == "mosaic":
