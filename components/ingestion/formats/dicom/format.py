@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from components.errors import BadInput
 from components.ingestion.annotations import lesion_boxes
 from components.ingestion.formats.base import FileHeader, Format
 from components.ingestion.formats.dicom.classic import SliceReadBack, check_slices, read_series, slice_indices
+from components.ingestion.formats.dicom.concatenations import TOTAL_UNKNOWN, find_fault, join_frames, part_of
 from components.ingestion.formats.dicom.headers import LABEL_CLASSES, find_rejection, read_frames, sidecar_fields
 from components.ingestion.formats.dicom.multiframe import (
     NO_MOSAIC_HEADER,
@@ -25,12 +27,14 @@ from components.ingestion.formats.dicom.multiframe import (
 from components.ingestion.formats.dicom.object_headers import DicomHeader, inspect_header
 from components.ingestion.formats.dicom.planning import plan_files
 from components.ingestion.formats.dicom.reading import is_dicom, read_header, read_header_to_pixels
-from components.ingestion.formats.dicom.series_splitting import split_series
+from components.ingestion.formats.dicom.series_splitting import Frame, split_series
 from components.ingestion.formats.image_files import volume_from_image
 from components.ingestion.formats.voxels import require_single
 from components.ingestion.quarantine import Rejection
 from components.ingestion.source_folder import Plan, SourceFolder
 from components.ingestion.volume import Box, Volume
+
+logger = logging.getLogger(__name__)
 
 
 class DicomFormat(Format):
@@ -114,26 +118,51 @@ def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
     first, header = next(iter(headers.items()))
     if is_mosaic(header):
         require_single(len(headers), "volumes", path)
-        if rejection := find_mosaic_rejection(header):
-            raise BadInput(rejection.reason, where=str(path), remedy=rejection.remedy)
+        _raise(find_mosaic_rejection(header), path)
         return volume_from_image(unpack_mosaic(first), sidecar_fields(header), path)
-    frames = []
-    for file, file_header in headers.items():
-        file_frames, rejection = read_frames(file_header, file)
-        if rejection:
-            raise BadInput(rejection.reason, where=str(path), remedy=rejection.remedy)
-        frames += file_frames
-    volumes, rejected = split_series(frames)
+    volumes, rejected = split_series(_frames_of_files(headers, path))
     faults = [group for group in rejected if not volumes or group.kind != "not magnitude"]
     if faults:
         raise BadInput(faults[0].reason, where=str(path), remedy=faults[0].remedy)
     require_single(len(volumes), "volumes", path)
     if len(volumes[0]) == 1 and says_mosaic(header):
-        raise BadInput(NO_MOSAIC_HEADER.reason, where=str(path), remedy=NO_MOSAIC_HEADER.remedy)
-    if "PerFrameFunctionalGroupsSequence" in header and len(headers) == 1:
-        indices = [frame.index for frame in volumes[0]]
-        return volume_from_image(unpack_frames(first, indices), sidecar_fields(header, indices[0]), path)
+        _raise(NO_MOSAIC_HEADER, path)
+    if "PerFrameFunctionalGroupsSequence" in header:
+        place = volumes[0][0]
+        image = unpack_frames([(frame.path, frame.index) for frame in volumes[0]])
+        return volume_from_image(image, sidecar_fields(headers[place.path], place.index), path)
     return _read_classic([frame.path for frame in volumes[0]], None)
+
+
+def _frames_of_files(headers: Mapping[Path, Dataset], path: Path) -> list[Frame]:
+    """Return the frames of classic images, or of one enhanced image, which may be concatenated.
+
+    Raises:
+        BadInput: geometry that cannot be used, several enhanced images, or parts of one that are missing.
+    """
+    frames: dict[Path, list[Frame]] = {}
+    for file, header in headers.items():
+        frames[file], rejection = read_frames(header, file)
+        _raise(rejection, path)
+    if not any("PerFrameFunctionalGroupsSequence" in header for header in headers.values()):
+        return [frame for found in frames.values() for frame in found]
+    parts = {file: part for file, header in headers.items() if (part := part_of(header)) is not None}
+    require_single(len({parts[file].uid if file in parts else str(file) for file in headers}), "multi-frame images", path)
+    if parts:
+        _raise(find_fault(list(parts.values())), path)
+        if next(iter(parts.values())).total is None:
+            logger.warning("%s: %s", path.name, TOTAL_UNKNOWN)
+    return join_frames([frames[file] for file in sorted(frames, key=lambda file: parts[file].number or 0 if parts else 0)])
+
+
+def _raise(rejection: Rejection | None, path: Path) -> None:
+    """Raise a rejection of a user's file or folder as an error.
+
+    Raises:
+        BadInput: there is one.
+    """
+    if rejection is not None:
+        raise BadInput(rejection.reason, where=str(path), remedy=rejection.remedy)
 
 
 def group_series(files: Sequence[Path], folder: Path) -> list[list[Path]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRLittleEndian
@@ -23,9 +24,12 @@ from components.ingestion.formats.dicom.pixels import (
     stored_pixels,
 )
 from components.ingestion.formats.dicom.reading import is_plain, read_header, read_object
-from components.ingestion.formats.dicom.series_splitting import affine_of, content_of_header, frames_of
+from components.ingestion.formats.dicom.series_splitting import Frame, affine_of, content_of_header, frames_of
 from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.quarantine import Rejection
+
+FramePlace = tuple[Path, int]
+"""File of a frame, and its index in that file, from 0."""
 
 
 def says_mosaic(header: Dataset) -> bool:
@@ -96,20 +100,38 @@ def unpack_mosaic(path: Path) -> Any:
     return nib.Nifti1Image(voxels, affine)
 
 
-def unpack_frames(path: Path, indices: Sequence[int]) -> Any:
-    """Return frames of an enhanced image, in the order given, as a NIfTI image."""
+def unpack_frames(places: Sequence[FramePlace]) -> Any:
+    """Return frames of an enhanced image, or of the parts of a concatenated one, in the order given, as a NIfTI image."""
     import nibabel as nib
 
+    decoded: dict[FramePlace, _DecodedFrame] = {}
+    for path in dict.fromkeys(path for path, _ in places):
+        decoded |= _decode_frames(path, [index for file, index in places if file == path])
+    frames = [decoded[place] for place in places]
+    if all(frame.scale == (1.0, 0.0) for frame in frames):
+        voxels = np.stack([frame.stored for frame in frames])
+    else:
+        voxels = np.stack([rescale(frame.stored, *frame.scale) for frame in frames], dtype=np.float32)
+    affine = affine_of([frame.frame for frame in frames])
+    return nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
+
+
+class _DecodedFrame(NamedTuple):
+    """Geometry, stored values (rows, columns), and slope and intercept of a frame."""
+
+    frame: Frame
+    stored: NDArray[Any]
+    scale: tuple[float, float]
+
+
+def _decode_frames(path: Path, indices: Sequence[int]) -> dict[FramePlace, _DecodedFrame]:
+    """Decode frames of one file."""
     header = read_header(path)
     check_high_bit(header)
     frames = frames_of(header, path)
-    scales = [rescale_of(header, index) for index in indices]
     source = path if is_plain(path) else read_object(path)
-    decoded = iter_pixels(source, raw=True, indices=sorted(indices))
-    planes = {index: reduce_to_stored_bits(plane, header) for index, plane in zip(sorted(indices), decoded, strict=True)}
-    if all(scale == (1.0, 0.0) for scale in scales):
-        voxels = np.stack([planes[index] for index in indices])
-    else:
-        voxels = np.stack([rescale(planes[index], *scale) for index, scale in zip(indices, scales, strict=True)], dtype=np.float32)
-    affine = affine_of([frames[index] for index in indices])
-    return nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
+    planes = zip(sorted(indices), iter_pixels(source, raw=True, indices=sorted(indices)), strict=True)
+    return {
+        (path, index): _DecodedFrame(frames[index], reduce_to_stored_bits(plane, header), rescale_of(header, index))
+        for index, plane in planes
+    }

@@ -20,7 +20,7 @@ from components.ingestion.formats.base import Output, PlannedFile, ReadBackError
 from components.ingestion.formats.dicom import fast_elements
 from components.ingestion.formats.dicom.classic import SliceReadBack
 from components.ingestion.formats.dicom.headers import sidecar_fields
-from components.ingestion.formats.dicom.multiframe import unpack_frames, unpack_mosaic
+from components.ingestion.formats.dicom.multiframe import FramePlace, unpack_frames, unpack_mosaic
 from components.ingestion.formats.dicom.pixels import decode_pixels, parse_slice, rescale, rescale_of, stored_pixels
 from components.ingestion.formats.dicom.reading import read_header, read_object
 from components.ingestion.formats.nifti_writer import NiftiOutput, content_md5
@@ -188,17 +188,22 @@ class PlannedMosaic(PlannedFile):
 
 @dataclass(frozen=True)
 class PlannedFrames(PlannedFile):
-    """Frames of an enhanced image that form one volume, to be written as NIfTI.
+    """Frames of an enhanced image, or of the parts of a concatenated one, that form one volume, to be written as NIfTI.
 
     Attributes:
-        indices: frames in slice order.
+        frames: file and index of each frame, in slice order.
     """
 
-    indices: tuple[int, ...]
+    frames: tuple[FramePlace, ...]
+
+    @property
+    @override
+    def sources(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(path for path, _ in self.frames))
 
     @override
     def prepare(self, context: WriteContext) -> NiftiOutput:
-        return NiftiOutput(unpack_frames(self.source, self.indices))
+        return NiftiOutput(unpack_frames(self.frames))
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def test_images_of_two_visits_with_the_same_uids_throughout_are_no_copies(tmp_pa
 def test_enhanced_images_of_two_visits_with_one_uid_are_both_ingested(tmp_path: Path) -> None:
     for number in (0, 1):
         frames = [{"plane": plane, "offset": 4.0 * place} for place, plane in enumerate(voxels(4, seed=number))]
-        uids = {"StudyInstanceUID": f"1.2.8.{number}", "SOPInstanceUID": "1.2.9"}
-        dicom_files.write_enhanced(tmp_path / "source" / f"{number}.dcm", frames, **uids)
+        path = tmp_path / "source" / f"{number}.dcm"
+        dicom_files.write_enhanced(path, frames, StudyInstanceUID=f"1.2.8.{number}", SOPInstanceUID="1.2.9")
     report, volumes = _ingest(tmp_path)
     assert not report.quarantined and len(volumes) == 2
 
@@ -101,7 +101,8 @@ def test_a_segmentation_labels_the_images_of_its_own_visit(tmp_path: Path) -> No
     fields = dict.fromkeys(("PatientBirthDate", "StudyTime", "AccessionNumber", "StudyID", "ReferringPhysicianName"), "")
     images = [pydicom.dcmread(path) for path in second]
     for image in images:
-        image.update(fields)
+        for keyword, value in fields.items():
+            setattr(image, keyword, value)
     mask = np.zeros((4, 28, 24), np.uint8)
     mask[1:3, 5:9, 6:10] = 1
     description = highdicom.seg.SegmentDescription(
