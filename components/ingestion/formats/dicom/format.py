@@ -25,6 +25,7 @@ from components.ingestion.formats.dicom.multiframe import (
     unpack_mosaic,
 )
 from components.ingestion.formats.dicom.object_headers import DicomHeader, inspect_header
+from components.ingestion.formats.dicom.padding import PADDED
 from components.ingestion.formats.dicom.planning import plan_files
 from components.ingestion.formats.dicom.reading import is_dicom, read_header, read_header_to_pixels
 from components.ingestion.formats.dicom.series_splitting import Frame, split_series
@@ -98,9 +99,21 @@ class DicomFormat(Format):
 FORMAT = DicomFormat()
 
 
-def _read_classic(files: Sequence[Path], anatomy: str | None) -> Volume:
-    voxels, affine, acquisition = read_series(files, anatomy)
+def _read_classic(files: Sequence[Path], anatomy: str | None, users_path: Path | None = None) -> Volume:
+    """Read the images of a volume.
+
+    Args:
+        users_path: what a user gave, for warnings; None for ingested files, about which ingestion has told.
+    """
+    voxels, affine, acquisition, is_padded = read_series(files, anatomy)
+    if users_path is not None:
+        _warn_of_padding(is_padded, users_path)
     return Volume(voxels=voxels, affine=affine, acquisition=acquisition)
+
+
+def _warn_of_padding(is_padded: bool, path: Path) -> None:
+    if is_padded:
+        logger.warning("%s: %s", path.name, PADDED)
 
 
 def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
@@ -119,7 +132,9 @@ def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
     if is_mosaic(header):
         require_single(len(headers), "volumes", path)
         _raise(find_mosaic_rejection(header), path)
-        return volume_from_image(unpack_mosaic(first), sidecar_fields(header), path)
+        image, is_padded = unpack_mosaic(first)
+        _warn_of_padding(is_padded, path)
+        return volume_from_image(image, sidecar_fields(header), path)
     volumes, rejected = split_series(_frames_of_files(headers, path))
     faults = [group for group in rejected if not volumes or group.kind != "not magnitude"]
     if faults:
@@ -129,9 +144,10 @@ def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
         _raise(NO_MOSAIC_HEADER, path)
     if "PerFrameFunctionalGroupsSequence" in header:
         place = volumes[0][0]
-        image = unpack_frames([(frame.path, frame.index) for frame in volumes[0]])
+        image, is_padded = unpack_frames([(frame.path, frame.index) for frame in volumes[0]])
+        _warn_of_padding(is_padded, path)
         return volume_from_image(image, sidecar_fields(headers[place.path], place.index), path)
-    return _read_classic([frame.path for frame in volumes[0]], None)
+    return _read_classic([frame.path for frame in volumes[0]], None, path)
 
 
 def _frames_of_files(headers: Mapping[Path, Dataset], path: Path) -> list[Frame]:

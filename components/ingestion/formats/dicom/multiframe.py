@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion.formats.dicom import fast_elements, image_content
+from components.ingestion.formats.dicom.padding import Mask, blank_padding, find_padding
 from components.ingestion.formats.dicom.pixels import (
     check_high_bit,
     decode_pixels,
@@ -69,8 +70,10 @@ def find_mosaic_rejection(header: Dataset) -> Rejection | None:
     return Rejection("not magnitude", f"{content}, not magnitude", "give the magnitude images")
 
 
-def unpack_mosaic(path: Path) -> Any:
-    """Return a mosaic as a NIfTI image. Its layout is in a private header that de-identification removes, so this comes first.
+def unpack_mosaic(path: Path) -> tuple[Any, bool]:
+    """Return a mosaic as a NIfTI image, and whether its header marks pixels as padding that do not have the value of background.
+
+    Its layout is in a private header that de-identification removes, so this comes first.
 
     Raises:
         BadInput: no such header, or pixels that do not fit it.
@@ -82,7 +85,9 @@ def unpack_mosaic(path: Path) -> Any:
         from nibabel.nicom.dicomwrappers import MosaicWrapper, wrapper_from_data
     try:
         dataset = read_object(path)
-        dataset.PixelData = stored_pixels(dataset, decode_pixels(dataset))
+        tiles = np.array(decode_pixels(dataset))
+        is_padded = blank_padding([tiles], [find_padding(tiles, dataset)])  # a mosaic has no intercept: 0 is no signal
+        dataset.PixelData = stored_pixels(dataset, tiles)
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         wrapper = wrapper_from_data(dataset)
         if not isinstance(wrapper, MosaicWrapper):
@@ -97,11 +102,13 @@ def unpack_mosaic(path: Path) -> Any:
             where=path.name,
             remedy=_EXPORT_SLICES,
         ) from None
-    return nib.Nifti1Image(voxels, affine)
+    return nib.Nifti1Image(voxels, affine), is_padded
 
 
-def unpack_frames(places: Sequence[FramePlace]) -> Any:
-    """Return frames of an enhanced image, or of the parts of a concatenated one, in the order given, as a NIfTI image."""
+def unpack_frames(places: Sequence[FramePlace]) -> tuple[Any, bool]:
+    """Return frames of an enhanced image, or of the parts of a concatenated one, in the order given, as a NIfTI image; and whether
+    the header marks pixels as padding that do not have the value of background.
+    """
     import nibabel as nib
 
     decoded: dict[FramePlace, _DecodedFrame] = {}
@@ -112,16 +119,18 @@ def unpack_frames(places: Sequence[FramePlace]) -> Any:
         voxels = np.stack([frame.stored for frame in frames])
     else:
         voxels = np.stack([rescale(frame.stored, *frame.scale) for frame in frames], dtype=np.float32)
+    is_padded = blank_padding(list(voxels), [frame.padding for frame in frames])
     affine = affine_of([frame.frame for frame in frames])
-    return nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
+    return nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]]), is_padded
 
 
 class _DecodedFrame(NamedTuple):
-    """Geometry, stored values (rows, columns), and slope and intercept of a frame."""
+    """Geometry, stored values (rows, columns), slope and intercept, and padding of a frame."""
 
     frame: Frame
     stored: NDArray[Any]
     scale: tuple[float, float]
+    padding: Mask | None
 
 
 def _decode_frames(path: Path, indices: Sequence[int]) -> dict[FramePlace, _DecodedFrame]:
@@ -130,8 +139,8 @@ def _decode_frames(path: Path, indices: Sequence[int]) -> dict[FramePlace, _Deco
     check_high_bit(header)
     frames = frames_of(header, path)
     source = path if is_plain(path) else read_object(path)
-    planes = zip(sorted(indices), iter_pixels(source, raw=True, indices=sorted(indices)), strict=True)
-    return {
-        (path, index): _DecodedFrame(frames[index], reduce_to_stored_bits(plane, header), rescale_of(header, index))
-        for index, plane in planes
-    }
+    decoded: dict[FramePlace, _DecodedFrame] = {}
+    for index, plane in zip(sorted(indices), iter_pixels(source, raw=True, indices=sorted(indices)), strict=True):
+        stored = reduce_to_stored_bits(plane, header)
+        decoded[path, index] = _DecodedFrame(frames[index], stored, rescale_of(header, index), find_padding(stored, header))
+    return decoded
