@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -169,3 +171,20 @@ def test_padding_of_enhanced_images(tmp_path: Path, slopes: tuple[int, ...], cap
         edit(path, scale)
     expected = voxels(5) * np.array(slopes or (1,) * 5)[:, None, None]
     _check(tmp_path, _expected(0, expected), caplog, files=1)
+
+
+def test_padding_of_a_mosaic(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with gzip.open(Path(nibabel.__file__).parent / "nicom" / "tests" / "data" / "siemens_dwi_0.dcm.gz") as stream:
+        image = pydicom.dcmread(stream)
+    image.PatientID = "patient-1"
+    tiles = dicom_files.random_pixels(image.Rows, image.Columns)
+    tiles[::7] = 0
+    image.PixelData = tiles.tobytes()
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source" / "m.dcm"
+    image.save_as(path)
+    expected = read_path(path).voxels
+    image.PixelData = np.where(tiles == 0, 4095, tiles).astype(np.uint16).tobytes()
+    image.save_as(path)
+    _set_raw(path, "US", PixelPaddingValue=4095)
+    _check(tmp_path, expected, caplog, files=1)
