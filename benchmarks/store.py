@@ -82,7 +82,7 @@ def write_series(folder: Path, series: int) -> None:
 
 def store_with_omnimri(folder: Path, out: Path) -> None:
     """Read a series and store its volume."""
-    voxels, _, _ = read_series(sorted(folder.iterdir()), None)
+    voxels = read_series(sorted(folder.iterdir()), None).voxels
     voxels /= 1000
     VolumeStore(out).write(f"{int(folder.name):032x}", "voxels", voxels)
 

@@ -294,6 +294,7 @@ class Predictor:
         for source, instruction in requests:
             asked, introduction = self._ask(instruction)
             volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(Path(source))
+            _require_image(volume, "the volume" if isinstance(source, Volume) else Path(source).name)
             self._require_anatomy(volume)
             resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
             questions.append(Question(resampled, asked, sampling, file_affine, progress, introduction, instruction))
@@ -435,18 +436,32 @@ def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
     return read_scan(path), _file_affine(path)
 
 
+def _require_image(volume: Volume, name: str) -> None:
+    """Check that a volume is an image by its values; warn where that is uncertain.
+
+    Raises:
+        BadInput: a constant, or a mask or label map.
+    """
+    from components.ingestion.formats.voxels import require_image
+
+    for note in require_image(volume.voxels, name):
+        logger.warning("%s: %s", name, note)
+
+
 def _read_study(sources: Sequence[str | Path | Volume]) -> Iterator[_ReadSeries]:
     """Yield the series of a study; warn of those that are left out."""
     from components.ingestion.study_reader import read_study
 
     for source in sources:
         if isinstance(source, Volume):
+            _require_image(source, "a volume of the study")
             yield _ReadSeries(source)
             continue
         found, left_out = read_study([Path(source)])
         for reason in left_out:
             logger.warning("a series of %s is left out: %s", Path(source).name, reason)
         for one in found:
+            _require_image(one.volume, one.path.name)
             yield _ReadSeries(one.volume, _file_affine(one.path), one.files)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from components.catalog.layout import LabelTable, Table, glob_sections
 from components.errors import BadInput
+from components.ingestion.annotations.finding_tables import Aspect, stated_values
 from components.ingestion.annotations.tables import Row, column_index, compose, read_rows, read_titles
 from components.ingestion.source_folder import Plan, SourceFolder, matches_any
 
@@ -26,6 +28,7 @@ def check_dataset(folder: SourceFolder, plan: Plan) -> None:
     _check_patients(folder, plan)
     for table, path, keys in folder.table_keys():
         _check_table(table, path, keys, plan)
+    _check_contradictions([(table, path, keys) for table, path, keys in folder.table_keys() if isinstance(table, LabelTable)], plan)
 
 
 def _check_globs(folder: SourceFolder, plan: Plan) -> None:
@@ -90,6 +93,56 @@ def _check_table(table: Table | None, path: Path, keys: set[str], plan: Plan) ->
         )
     elif len(found) < len(keys):
         plan.notice([path], f"a table without a row for {len(keys) - len(found)} of the {len(keys)} keys of the images")
+
+
+_OUTCOMES: dict[Aspect, str] = {
+    "sex": "it is unknown",
+    "age": "it is unknown",
+    "finding": "it counts as present",
+}
+"""What becomes of a value that the rows of one key contradict: see :mod:`components.ingestion.annotations.finding_tables`."""
+
+
+def _check_contradictions(tables: Sequence[tuple[LabelTable, Path, set[str]]], plan: Plan) -> None:
+    """Note columns whose rows about one key disagree in sex, age or a finding, and tables that disagree with each other.
+
+    Two visits have two ages, and a table of lesions has several findings; but a participant who is listed twice with two diagnoses
+    is a fault that only the owner of the table can correct.
+    """
+    stated: dict[tuple[str, str], dict[Path, set[Any]]] = defaultdict(lambda: defaultdict(set))
+    for table, path, keys in tables:
+        try:
+            values_of = stated_values(path, table)
+        except BadInput:
+            continue  # writing the annotation reports the fault
+        contradicted: Counter[tuple[Aspect, str | int]] = Counter()
+        for key in {compose(key) for key in keys} & values_of.keys():
+            for (aspect, column), values in values_of[key].items():
+                contradicted[aspect, column] += len(values) > 1
+                stated[table.findings[column] if aspect == "finding" else aspect, key][path] |= values
+        for (aspect, column), count in contradicted.items():
+            if count:
+                text = f"a table whose rows about {count} of its keys contradict each other in the column {column!r}"
+                plan.notice([path], f"{text}: {_OUTCOMES[aspect]}; correct the table, or choose a key that one row has")
+    _check_tables_agree(stated, plan)
+
+
+def _check_tables_agree(stated: Mapping[tuple[str, str], Mapping[Path, set[Any]]], plan: Plan) -> None:
+    """Note facts about which two tables, each without a contradiction, disagree.
+
+    Args:
+        stated: (fact, key) -> table -> its values.
+    """
+    paths: dict[str, set[Path]] = defaultdict(set)
+    counts: Counter[str] = Counter()
+    for (fact, _), values_of in stated.items():
+        certain = {path: next(iter(values)) for path, values in values_of.items() if len(values) == 1}
+        if len(set(certain.values())) > 1:
+            counts[fact] += 1
+            paths[fact] |= certain.keys()
+    for fact, count in counts.items():
+        text = f"tables that contradict each other about {fact!r} for {count} of their keys"
+        plan.notice(paths[fact], f"{text}: that which the card names last is used; correct one of them")
 
 
 def _columns_without_values(table: Table | None, titles: list[str], rows: Sequence[Row], path: Path) -> dict[str | int, int]:

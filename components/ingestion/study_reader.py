@@ -10,7 +10,7 @@ from pathlib import Path
 from components.errors import BadInput
 from components.ingestion.file_names import not_magnitude_by_name, session_of
 from components.ingestion.formats.sniff import detect_format
-from components.ingestion.formats.voxels import require_single
+from components.ingestion.formats.voxels import require_image, require_single
 from components.ingestion.volume import Volume
 from components.ingestion.volume_reader import read_scan
 
@@ -34,7 +34,8 @@ def read_study(paths: Sequence[Path]) -> tuple[list[StudySource], list[str]]:
     """Read the series of one examination, in the order of the paths, those of a folder by sequence and plane.
 
     Returns:
-        The series, and a reason for each series of a folder that is no single volume, such as a localizer: it is left out.
+        The series, and a reason for each series of a folder that is no single volume, such as a localizer, or no image, such as a
+        mask: it is left out.
 
     Raises:
         BadInput: a file that cannot be read, no series, or images of several visits.
@@ -72,7 +73,9 @@ def _read_folder(folder: Path) -> tuple[list[StudySource], list[str]]:
     first: BadInput | None = None
     for read, path, of_series in readers:
         try:
-            sources.append(StudySource(read(), path, of_series))
+            volume = read()
+            require_image(volume.voxels, path.name)
+            sources.append(StudySource(volume, path, of_series))
         except BadInput as error:
             first = first or error
             reasons.append(error.what)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from components.catalog.layout import LabelTable
-from components.ingestion.annotations.tables import column_index, find_rows
+from components.ingestion.annotations.tables import Row, column_index, find_rows, group_rows
 from components.ingestion.deidentification.deidentify import parse_age_years, parse_sex
+
+Aspect = Literal["sex", "age", "finding"]
+"""What a column states about a patient or an examination."""
+Parser = Callable[[str], str | float | bool | None]
 
 
 def read_findings(table: Path, layout: LabelTable, key: str) -> dict[str, bool]:
@@ -38,19 +43,37 @@ def read_demographics(table: Path, layout: LabelTable, key: str) -> dict[str, st
         BadInput: the table lacks a column of the card.
     """
     titles, rows = find_rows(table, layout, key)
-    parsers: dict[str, tuple[str | int | None, Callable[[str], str | float | None]]] = {
-        "PatientSex": (layout.sex, parse_sex),
-        "PatientAge": (layout.age, _parse_age_cell),
-    }
+    parsers = {"PatientSex": (layout.sex, parse_sex), "PatientAge": (layout.age, _parse_age_cell)}
     demographics: dict[str, str | float] = {}
     for name, (column, parse) in parsers.items():
         if column is None:
             continue
-        index = column_index(column, titles, table)
-        values = {parse(row[index]) for row in rows if len(row) > index} - {None}
-        if len(values) == 1 and (value := values.pop()) is not None:
-            demographics[name] = value
+        values = _values(rows, column_index(column, titles, table), parse)
+        if len(values) == 1:
+            demographics[name] = values.pop()
     return demographics
+
+
+def stated_values(table: Path, layout: LabelTable) -> dict[str, dict[tuple[Aspect, str | int], set[Any]]]:
+    """Return key -> (what a column states, column) -> the different known values in the rows with this key.
+
+    Raises:
+        BadInput: the table lacks a column of the card.
+    """
+    titles, rows_of = group_rows(table, layout)
+    columns: list[tuple[Aspect, str | int | None, Parser]] = [("sex", layout.sex, parse_sex), ("age", layout.age, _parse_age_cell)]
+    columns += [("finding", column, lambda cell: layout.values.get(cell.strip().lower())) for column in layout.findings]
+    named = [(aspect, column, parse) for aspect, column, parse in columns if column is not None]
+    indices = [column_index(column, titles, table) for _, column, _ in named]
+    return {
+        key: {(aspect, column): _values(rows, index, parse) for (aspect, column, parse), index in zip(named, indices, strict=True)}
+        for key, rows in rows_of.items()
+    }
+
+
+def _values(rows: Sequence[Row], index: int, parse: Parser) -> set[Any]:
+    """Return the different values of a column that are known."""
+    return {parse(row[index]) for row in rows if len(row) > index} - {None}
 
 
 def _parse_age_cell(cell: str) -> float | None:

@@ -7,6 +7,7 @@ import io
 import re
 import unicodedata
 import zipfile
+from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -117,8 +118,27 @@ def find_rows(table: Path, layout: Table, key: str) -> tuple[list[str], list[Row
     Raises:
         BadInput: the table lacks the key column.
     """
-    has_titles, key = isinstance(layout.key, str), compose(key)
-    titles = read_titles(table) if has_titles else []
-    index = column_index(layout.key, titles, table)
-    rows = read_rows(table)[1 if has_titles else 0 :]
+    titles, rows, index = _content(table, layout)
+    key = compose(key)
     return titles, [row for row in rows if len(row) > index and row[index].strip() == key]
+
+
+def group_rows(table: Path, layout: Table) -> tuple[list[str], dict[str, list[Row]]]:
+    """Return the titles (empty if the card numbers the columns) and key -> its rows.
+
+    Raises:
+        BadInput: the table lacks the key column.
+    """
+    titles, rows, index = _content(table, layout)
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if len(row) > index:
+            groups[row[index].strip()].append(row)
+    return titles, groups
+
+
+def _content(table: Path, layout: Table) -> tuple[list[str], tuple[Row, ...], int]:
+    """Return the titles, the rows behind them, and the index of the key column."""
+    has_titles = isinstance(layout.key, str)
+    titles = read_titles(table) if has_titles else []
+    return titles, read_rows(table)[1 if has_titles else 0 :], column_index(layout.key, titles, table)

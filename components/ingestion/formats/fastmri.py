@@ -33,7 +33,7 @@ from components.ingestion.formats.base import (
     WriteContext,
 )
 from components.ingestion.formats.ismrmrd_header import first_number
-from components.ingestion.formats.kspace_lines import require_finite, require_lines
+from components.ingestion.formats.kspace_lines import require_center, require_finite, require_lines
 from components.ingestion.formats.nifti_writer import content_md5
 from components.ingestion.formats.orientation import canonical_directions, keep_slices_first, round_affine
 from components.ingestion.formats.voxels import remove_nonfinite, require_signal
@@ -285,25 +285,25 @@ def _read_images(
     One slice of the encoded space is in memory at a time: an oversampled file is much larger than its images.
 
     Raises:
-        BadInput: values that are not finite.
+        BadInput: values that are not finite, or a center that is not in the middle.
     """
     kspace = file["kspace"]
     reference = next((file[name].shape[-2:] for name in DATASETS[1:] if name in file), None)
     whitening = whitening_matrix(file[NOISE][()]) if NOISE in file else None
     slices, encoded = len(kspace), kspace.shape[-2:]
-    has_data_H, has_data_W = (np.zeros(size, dtype=np.bool_) for size in encoded)
+    energy_HW = np.zeros(encoded)
     images: NDArray[np.complex64] = np.empty(0, dtype=np.complex64)
     corner: tuple[int, ...] = (0, 0)
     for index in range(slices):
         coils = np.asarray(kspace[index], dtype=np.complex64).reshape(-1, *encoded)
         require_finite(coils, name)
-        strength = np.abs(coils).max(0)
-        has_data_H, has_data_W = has_data_H | (strength.max(1) > 0), has_data_W | (strength.max(0) > 0)
+        energy_HW += (np.abs(coils).astype(np.float64) ** 2).sum(0)
         cropped, corner = _crop(ifft2c_numpy(coils), reference or _reconstructed_matrix(header))
         if not index:
             images = np.empty((slices, *cropped.shape), dtype=np.complex64)
         images[index] = cropped if whitening is None else mix_coils(whitening, cropped)
-    return images, corner, (_band(has_data_H), _band(has_data_W))
+    require_center(energy_HW, name)
+    return images, corner, (_band(energy_HW.sum(1) > 0), _band(energy_HW.sum(0) > 0))
 
 
 def _band(has_data: NDArray[np.bool_]) -> Band:

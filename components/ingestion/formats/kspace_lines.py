@@ -1,4 +1,6 @@
-"""Checks of fully sampled k-space: every phase-encoding line between the outermost ones was measured once, by every coil."""
+"""Checks of fully sampled k-space: every phase-encoding line between the outermost ones was measured once, by every coil, and the
+center of k-space is in the middle of the array.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import BadInput
+from components.ingestion.quarantine import UnsupportedInput
 
+_MIN_AT_START, _MIN_SIDE = 0.5, 8
+"""Mean cosine from which on energy is at the start of an axis (noise: 0), and the shortest axis that is judged."""
 NOISE_FREE = 0.002
 """Share of zeros among the values of a slice's lines from which on it is a simulation: rounding of noise leaves fewer."""
 
@@ -63,6 +68,40 @@ def _refuse_copies(kspace: NDArray[Any], index: int, columns: Sequence[int] | ND
         first = seen.setdefault(checksum, int(column))
         if first != column and lines[column].any() and np.array_equal(lines[column], lines[first]):
             _refuse(f"line {column} of slice {index} repeats line {first}", file_name)
+
+
+def require_center(energy_HW: NDArray[np.float64], file_name: str) -> None:
+    """Require the low frequencies in the middle of the array, where its center (index N // 2) is by the layout of fastMRI.
+
+    The energy of an image is in its low frequencies, whichever lines were measured. Their circular mean on an axis is in the
+    middle of centered k-space, and at the first index of ``fft2`` without a shift. Noise has no such mean, and is accepted.
+
+    K-space is not shifted here: whether the image was shifted, too, is not known, and the wrong guess rolls it by half of its field
+    of view.
+
+    Args:
+        energy_HW: sum of squared magnitudes over slices and coils.
+
+    Raises:
+        UnsupportedInput: the center is at the first row or column, or at both (the corner).
+    """
+    noun = {0: "row", 1: "column"}
+    shifted = [noun[axis] for axis in (0, 1) if _energy_at_start(energy_HW.sum(1 - axis)) > _MIN_AT_START]
+    if shifted:
+        raise UnsupportedInput(
+            "unsupported",
+            f"k-space whose center is at the first {' and the first '.join(shifted)}, not in the middle",
+            where=file_name,
+            remedy="store it with the center in the middle: fftshift(fft2(ifftshift(image)))",
+        )
+
+
+def _energy_at_start(energy: NDArray[np.float64]) -> float:
+    """Return the mean cosine of the angle of each index around its axis: 1 where all energy is at the first, -1 in the middle."""
+    total = float(energy.sum())
+    if len(energy) < _MIN_SIDE or not total:
+        return 0.0
+    return float(energy @ np.cos(2 * np.pi * np.arange(len(energy)) / len(energy))) / total
 
 
 def _refuse(fault: str, file_name: str) -> None:

@@ -70,12 +70,13 @@ class NiftiOutput(Output):
     (compressed bytes differ between machines). Scaled integers stay as stored, under their scaling.
     """
 
-    def __init__(self, image: Any, role: Role = "image", channel: int | None = None) -> None:
+    def __init__(self, image: Any, role: Role = "image", channel: int | None = None, notes: tuple[str, ...] = ()) -> None:
         """Take the content of an image, or of one of its channels.
 
         Args:
             image: NIfTI image (x, y, z[, channels]) as its reader returned it.
             channel: index along the fourth axis; None = all.
+            notes: what the user should know about how the image was read.
 
         Raises:
             BadInput: values or shape that no image has; for the role "image", no signal.
@@ -88,7 +89,7 @@ class NiftiOutput(Output):
         self._values = scaling.apply(stored)
         if role == "image":
             require_signal(self._values)
-            self.notes = notes_on_values(self._values)
+            self.notes = (*notes, *notes_on_values(self._values))
         self._affine = round_affine(image.affine)
         clean = nib.Nifti1Image(stored, self._affine, dtype=stored.dtype)
         _fill_header(clean.header, image, scaling)

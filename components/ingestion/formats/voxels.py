@@ -97,16 +97,36 @@ def require_single(count: int, noun: str, path: Path) -> None:
         )
 
 
+_DECLARE_MASK = "declare it in layout.labels, or exclude it with layout.ignored"
 _FEW_VALUES, _SAMPLE, _ROUNDING = 12, 8192, 1e-3
 _MAX_EQUAL_NEIGHBORS = 0.6
 """Fraction of voxels other than background that equal the next one, along each axis; that of images is far lower."""
 
 
-def require_gray_values(values: NDArray[Any]) -> None:
+def require_image(voxels: NDArray[Any], where: str) -> tuple[str, ...]:
+    """Require that a user's volume is an image by its values, and return what the user should know about them.
+
+    Args:
+        voxels: (slices, rows, columns).
+        where: shown in the error message.
+
+    Raises:
+        BadInput: a constant, or a mask or label map.
+    """
+    try:
+        require_signal(voxels)
+        require_gray_values(voxels, "give the image that it was drawn on")
+    except BadInput as error:
+        raise BadInput(error.what, where=where, remedy=error.remedy) from None
+    return notes_on_values(voxels)
+
+
+def require_gray_values(values: NDArray[Any], remedy: str = _DECLARE_MASK) -> None:
     """Require more values than a label map has: an image that only takes a few values, or whole numbers in plateaus, is none.
 
     Args:
         values: (x, y, z[, channels]).
+        remedy: what the user can do about a label map.
 
     Raises:
         UnsupportedInput: at most a dozen different values, rounding errors aside, or many whole numbers that form regions.
@@ -114,23 +134,22 @@ def require_gray_values(values: NDArray[Any]) -> None:
     if values.dtype.kind == "c":
         return
     step = max(1, values.size // _SAMPLE)
-    sample = _distinct(values.ravel(order="K")[::step])
+    drawn = values.ravel(order="K")[::step]
+    sample = _distinct(drawn)
     if len(sample) <= _FEW_VALUES:
         found = _distinct(values)
         if len(found) <= 1:
             return
         if len(found) <= _FEW_VALUES:
-            _refuse_mask(f"{len(found)} different values")
-    if bool((sample == np.rint(sample)).all()) and _equal_neighbors(values) > _MAX_EQUAL_NEIGHBORS:
-        _refuse_mask("regions of equal whole numbers")
+            _refuse_mask(f"{len(found)} different values", remedy)
+    distinct, counts = np.unique(drawn, return_counts=True)
+    background = distinct[counts.argmax()]
+    if bool((sample == np.rint(sample)).all()) and _equal_neighbors(values, background) > _MAX_EQUAL_NEIGHBORS:
+        _refuse_mask("regions of equal whole numbers", remedy)
 
 
-def _refuse_mask(why: str) -> NoReturn:
-    raise UnsupportedInput(
-        "not magnitude",
-        f"a mask or label map by its values: {why}",
-        remedy="declare it in layout.labels, or exclude it with layout.ignored",
-    )
+def _refuse_mask(why: str, remedy: str) -> NoReturn:
+    raise UnsupportedInput("not magnitude", f"a mask or label map by its values: {why}", remedy=remedy)
 
 
 def _distinct(values: NDArray[Any]) -> NDArray[Any]:
@@ -141,12 +160,12 @@ def _distinct(values: NDArray[Any]) -> NDArray[Any]:
     return np.unique(whole if is_whole and len(np.unique(whole)) > 1 else finite)
 
 
-def _equal_neighbors(values: NDArray[Any]) -> float:
-    """Return the fraction of voxels that equal the next one, among those that are not 0, along that axis where it is lowest."""
+def _equal_neighbors(values: NDArray[Any], background: Any) -> float:
+    """Return the fraction of voxels that equal the next one, among those that are not background, along the axis of the lowest."""
     lowest = 1.0
     for axis in range(min(values.ndim, 3)):
         first, second = (np.moveaxis(values, axis, 0)[places] for places in (slice(None, -1), slice(1, None)))
-        inside = int(np.count_nonzero(first))
-        if inside:
-            lowest = min(lowest, np.count_nonzero((first == second) & (first != 0)) / inside)
+        inside = first != background
+        if inside.any():
+            lowest = min(lowest, float((first == second)[inside].mean()))
     return lowest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from pydicom import Dataset
 from components.errors import BadInput
 from components.ingestion import acquisition_headers
 from components.ingestion.formats.dicom.fast_elements import Vector
+from components.ingestion.formats.dicom.padding import Mask, blank_padding, find_padding
 from components.ingestion.formats.dicom.pixels import decode_pixels, read_slice, rescale, rescale_of
 from components.ingestion.formats.dicom.reading import read_header
 from components.ingestion.formats.dicom.series_splitting import (
@@ -28,8 +29,24 @@ from components.ingestion.formats.voxels import require_signal_range
 from components.ingestion.volume import Acquisition
 
 
-def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.float32], NDArray[np.float64], Acquisition]:
-    """Return voxels (D, H, W), affine to RAS+ mm and acquisition of the images of one volume.
+class ReadSeries(NamedTuple):
+    """A volume of classic images.
+
+    Attributes:
+        voxels: (D, H, W), padding as background.
+        affine: (4, 4), index (slice, row, column, 1) -> RAS+ mm.
+        acquisition: header values.
+        is_padded: whether the header marks pixels as padding that do not have the value of background.
+    """
+
+    voxels: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    acquisition: Acquisition
+    is_padded: bool
+
+
+def read_series(paths: Sequence[Path], anatomy: str | None) -> ReadSeries:
+    """Read the images of one volume.
 
     Raises:
         BadInput: slices that form no regular volume, without pixels, or without signal.
@@ -38,15 +55,18 @@ def read_series(paths: Sequence[Path], anatomy: str | None) -> tuple[NDArray[np.
     datasets = {path: read_slice(path) for path in paths}
     frames = _arrange([frame for path, dataset in datasets.items() for frame in frames_of(dataset, path)], paths)
     voxels = np.empty((len(frames), *frames[0].shape), dtype=np.float32)
-    ends = []
+    ends, masks = [], []
     for plane, frame in zip(voxels, frames, strict=True):
         values, scale = decode_pixels(datasets[frame.path]), rescale_of(datasets[frame.path])
-        ends.append(_ends_of(values, scale))
+        masks.append(find_padding(values, datasets[frame.path]))
+        ends.append(_ends_of(values, scale, masks[-1]))
         with np.errstate(over="ignore"):  # told by the ends
             plane[:] = rescale(values, *scale)
     require_signal_range(*_range_of(ends))
+    is_padded = blank_padding(list(voxels), masks)
     affine = affine_of(frames)
-    return voxels, affine, acquisition_headers.acquisition_from_dicom(datasets[paths[0]], affine, anatomy)
+    acquisition = acquisition_headers.acquisition_from_dicom(datasets[paths[0]], affine, anatomy)
+    return ReadSeries(voxels, affine, acquisition, is_padded)
 
 
 def _arrange(frames: Sequence[Frame], paths: Sequence[Path]) -> tuple[Frame, ...]:
@@ -62,15 +82,20 @@ def _arrange(frames: Sequence[Frame], paths: Sequence[Path]) -> tuple[Frame, ...
     return ordered
 
 
-def _ends_of(values: NDArray[Any], scale: tuple[float, float]) -> Vector:
-    """Return the lowest and the highest voxel of a slice with stored values (rows, columns), in any order."""
+def _ends_of(values: NDArray[Any], scale: tuple[float, float], padding: Mask | None) -> Vector:
+    """Return the lowest and the highest voxel of a slice with stored values (rows, columns), in any order; () if all is padding."""
     slope, intercept = scale
+    if padding is not None:
+        values = values[~padding]
+    if not values.size:
+        return ()
     return float(values.min()) * slope + intercept, float(values.max()) * slope + intercept
 
 
 def _range_of(ends: Sequence[Vector]) -> tuple[float, float]:
-    """Return the lowest and the highest voxel of a volume from those of its slices."""
-    return min(map(min, ends)), max(map(max, ends))
+    """Return the lowest and the highest voxel of a volume from those of its slices; equal ones if all is padding."""
+    found = [end for of_slice in ends for end in of_slice]
+    return min(found, default=0.0), max(found, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -79,7 +104,7 @@ class SliceReadBack:
 
     Attributes:
         frame: geometry and kind.
-        ends: lowest and highest voxel, in any order.
+        ends: lowest and highest voxel, in any order; () if all is padding.
     """
 
     frame: Frame
@@ -93,7 +118,7 @@ class SliceReadBack:
             Exception: :func:`read_series` would raise it.
         """
         (frame,) = frames_of(dataset, path)
-        return cls(frame, _ends_of(values, rescale_of(dataset)))
+        return cls(frame, _ends_of(values, rescale_of(dataset), find_padding(values, dataset)))
 
 
 def check_slices(paths: Sequence[Path], slices: Sequence[SliceReadBack]) -> None:

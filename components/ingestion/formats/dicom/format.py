@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from components.errors import BadInput
 from components.ingestion.annotations import lesion_boxes
 from components.ingestion.formats.base import FileHeader, Format
 from components.ingestion.formats.dicom.classic import SliceReadBack, check_slices, read_series, slice_indices
+from components.ingestion.formats.dicom.concatenations import TOTAL_UNKNOWN, find_fault, join_frames, part_of
 from components.ingestion.formats.dicom.headers import LABEL_CLASSES, find_rejection, read_frames, sidecar_fields
 from components.ingestion.formats.dicom.multiframe import (
     NO_MOSAIC_HEADER,
@@ -23,14 +25,17 @@ from components.ingestion.formats.dicom.multiframe import (
     unpack_mosaic,
 )
 from components.ingestion.formats.dicom.object_headers import DicomHeader, inspect_header
+from components.ingestion.formats.dicom.padding import PADDED
 from components.ingestion.formats.dicom.planning import plan_files
 from components.ingestion.formats.dicom.reading import is_dicom, read_header, read_header_to_pixels
-from components.ingestion.formats.dicom.series_splitting import split_series
+from components.ingestion.formats.dicom.series_splitting import Frame, split_series
 from components.ingestion.formats.image_files import volume_from_image
 from components.ingestion.formats.voxels import require_single
 from components.ingestion.quarantine import Rejection
 from components.ingestion.source_folder import Plan, SourceFolder
 from components.ingestion.volume import Box, Volume
+
+logger = logging.getLogger(__name__)
 
 
 class DicomFormat(Format):
@@ -94,9 +99,21 @@ class DicomFormat(Format):
 FORMAT = DicomFormat()
 
 
-def _read_classic(files: Sequence[Path], anatomy: str | None) -> Volume:
-    voxels, affine, acquisition = read_series(files, anatomy)
+def _read_classic(files: Sequence[Path], anatomy: str | None, users_path: Path | None = None) -> Volume:
+    """Read the images of a volume.
+
+    Args:
+        users_path: what a user gave, for warnings; None for ingested files, about which ingestion has told.
+    """
+    voxels, affine, acquisition, is_padded = read_series(files, anatomy)
+    if users_path is not None:
+        _warn_of_padding(is_padded, users_path)
     return Volume(voxels=voxels, affine=affine, acquisition=acquisition)
+
+
+def _warn_of_padding(is_padded: bool, path: Path) -> None:
+    if is_padded:
+        logger.warning("%s: %s", path.name, PADDED)
 
 
 def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
@@ -106,48 +123,96 @@ def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
         path: the user's file or folder, for error messages.
 
     Raises:
-        BadInput: no MR image, several series or volumes, or frames that form no volume.
+        BadInput: no MR image, several series, studies, patients or volumes, or frames that form no volume.
     """
     headers = _usable_headers(files, path)
-    require_single(len({str(header.SeriesInstanceUID) for header in headers.values()}), "series", path)
+    _require_one("SeriesInstanceUID", "series", headers.values(), path)
+    _require_one_study(headers.values(), path)
     first, header = next(iter(headers.items()))
     if is_mosaic(header):
         require_single(len(headers), "volumes", path)
-        if rejection := find_mosaic_rejection(header):
-            raise BadInput(rejection.reason, where=str(path), remedy=rejection.remedy)
-        return volume_from_image(unpack_mosaic(first), sidecar_fields(header), path)
-    frames = []
-    for file, file_header in headers.items():
-        file_frames, rejection = read_frames(file_header, file)
-        if rejection:
-            raise BadInput(rejection.reason, where=str(path), remedy=rejection.remedy)
-        frames += file_frames
-    volumes, rejected = split_series(frames)
+        _raise(find_mosaic_rejection(header), path)
+        image, is_padded = unpack_mosaic(first)
+        _warn_of_padding(is_padded, path)
+        return volume_from_image(image, sidecar_fields(header), path)
+    volumes, rejected = split_series(_frames_of_files(headers, path))
     faults = [group for group in rejected if not volumes or group.kind != "not magnitude"]
     if faults:
         raise BadInput(faults[0].reason, where=str(path), remedy=faults[0].remedy)
     require_single(len(volumes), "volumes", path)
     if len(volumes[0]) == 1 and says_mosaic(header):
-        raise BadInput(NO_MOSAIC_HEADER.reason, where=str(path), remedy=NO_MOSAIC_HEADER.remedy)
-    if "PerFrameFunctionalGroupsSequence" in header and len(headers) == 1:
-        indices = [frame.index for frame in volumes[0]]
-        return volume_from_image(unpack_frames(first, indices), sidecar_fields(header, indices[0]), path)
-    return _read_classic([frame.path for frame in volumes[0]], None)
+        _raise(NO_MOSAIC_HEADER, path)
+    if "PerFrameFunctionalGroupsSequence" in header:
+        place = volumes[0][0]
+        image, is_padded = unpack_frames([(frame.path, frame.index) for frame in volumes[0]])
+        _warn_of_padding(is_padded, path)
+        return volume_from_image(image, sidecar_fields(headers[place.path], place.index), path)
+    return _read_classic([frame.path for frame in volumes[0]], None, path)
+
+
+def _frames_of_files(headers: Mapping[Path, Dataset], path: Path) -> list[Frame]:
+    """Return the frames of classic images, or of one enhanced image, which may be concatenated.
+
+    Raises:
+        BadInput: geometry that cannot be used, several enhanced images, or parts of one that are missing.
+    """
+    frames: dict[Path, list[Frame]] = {}
+    for file, header in headers.items():
+        frames[file], rejection = read_frames(header, file)
+        _raise(rejection, path)
+    if not any("PerFrameFunctionalGroupsSequence" in header for header in headers.values()):
+        return [frame for found in frames.values() for frame in found]
+    parts = {file: part for file, header in headers.items() if (part := part_of(header)) is not None}
+    require_single(len({parts[file].uid if file in parts else str(file) for file in headers}), "multi-frame images", path)
+    if parts:
+        _raise(find_fault(list(parts.values())), path)
+        if next(iter(parts.values())).total is None:
+            logger.warning("%s: %s", path.name, TOTAL_UNKNOWN)
+    return join_frames([frames[file] for file in sorted(frames, key=lambda file: parts[file].number or 0 if parts else 0)])
+
+
+def _raise(rejection: Rejection | None, path: Path) -> None:
+    """Raise a rejection of a user's file or folder as an error.
+
+    Raises:
+        BadInput: there is one.
+    """
+    if rejection is not None:
+        raise BadInput(rejection.reason, where=str(path), remedy=rejection.remedy)
 
 
 def group_series(files: Sequence[Path], folder: Path) -> list[list[Path]]:
     """Return the files of each MR series of one study, labels and objects that are no MR image excluded.
 
     Raises:
-        BadInput: no MR image, or images of several studies.
+        BadInput: no MR image, or images of several studies or patients.
     """
     series: dict[str, list[Path]] = {}
-    studies = set()
-    for file, header in _usable_headers(files, folder).items():
+    headers = _usable_headers(files, folder)
+    for file, header in headers.items():
         series.setdefault(str(header.SeriesInstanceUID), []).append(file)
-        studies.add(str(header.get("StudyInstanceUID", "") or ""))
-    require_single(len(studies), "studies", folder)
+    _require_one_study(headers.values(), folder)
     return [series[uid] for uid in sorted(series)]
+
+
+def _require_one_study(headers: Iterable[Dataset], path: Path) -> None:
+    """Require images of one patient and one study, whatever their series are called.
+
+    Raises:
+        BadInput: of several.
+    """
+    _require_one("StudyInstanceUID", "studies", headers, path)
+    _require_one("PatientID", "patients", headers, path)
+
+
+def _require_one(keyword: str, noun: str, headers: Iterable[Dataset], path: Path) -> None:
+    """Require one value of an element among the headers that state it.
+
+    Raises:
+        BadInput: several values.
+    """
+    stated = {str(header.get(keyword) or "").strip() for header in headers} - {""}
+    require_single(max(len(stated), 1), noun, path)
 
 
 def _usable_headers(files: Sequence[Path], path: Path) -> dict[Path, Dataset]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion.formats.dicom import fast_elements, image_content
+from components.ingestion.formats.dicom.padding import Mask, blank_padding, find_padding
 from components.ingestion.formats.dicom.pixels import (
     check_high_bit,
     decode_pixels,
@@ -23,9 +25,12 @@ from components.ingestion.formats.dicom.pixels import (
     stored_pixels,
 )
 from components.ingestion.formats.dicom.reading import is_plain, read_header, read_object
-from components.ingestion.formats.dicom.series_splitting import affine_of, content_of_header, frames_of
+from components.ingestion.formats.dicom.series_splitting import Frame, affine_of, content_of_header, frames_of
 from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.quarantine import Rejection
+
+FramePlace = tuple[Path, int]
+"""File of a frame, and its index in that file, from 0."""
 
 
 def says_mosaic(header: Dataset) -> bool:
@@ -65,8 +70,10 @@ def find_mosaic_rejection(header: Dataset) -> Rejection | None:
     return Rejection("not magnitude", f"{content}, not magnitude", "give the magnitude images")
 
 
-def unpack_mosaic(path: Path) -> Any:
-    """Return a mosaic as a NIfTI image. Its layout is in a private header that de-identification removes, so this comes first.
+def unpack_mosaic(path: Path) -> tuple[Any, bool]:
+    """Return a mosaic as a NIfTI image, and whether its header marks pixels as padding that do not have the value of background.
+
+    Its layout is in a private header that de-identification removes, so this comes first.
 
     Raises:
         BadInput: no such header, or pixels that do not fit it.
@@ -78,7 +85,9 @@ def unpack_mosaic(path: Path) -> Any:
         from nibabel.nicom.dicomwrappers import MosaicWrapper, wrapper_from_data
     try:
         dataset = read_object(path)
-        dataset.PixelData = stored_pixels(dataset, decode_pixels(dataset))
+        tiles = np.array(decode_pixels(dataset))
+        is_padded = blank_padding([tiles], [find_padding(tiles, dataset)])  # a mosaic has no intercept: 0 is no signal
+        dataset.PixelData = stored_pixels(dataset, tiles)
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         wrapper = wrapper_from_data(dataset)
         if not isinstance(wrapper, MosaicWrapper):
@@ -93,23 +102,45 @@ def unpack_mosaic(path: Path) -> Any:
             where=path.name,
             remedy=_EXPORT_SLICES,
         ) from None
-    return nib.Nifti1Image(voxels, affine)
+    return nib.Nifti1Image(voxels, affine), is_padded
 
 
-def unpack_frames(path: Path, indices: Sequence[int]) -> Any:
-    """Return frames of an enhanced image, in the order given, as a NIfTI image."""
+def unpack_frames(places: Sequence[FramePlace]) -> tuple[Any, bool]:
+    """Return frames of an enhanced image, or of the parts of a concatenated one, in the order given, as a NIfTI image; and whether
+    the header marks pixels as padding that do not have the value of background.
+    """
     import nibabel as nib
 
+    decoded: dict[FramePlace, _DecodedFrame] = {}
+    for path in dict.fromkeys(path for path, _ in places):
+        decoded |= _decode_frames(path, [index for file, index in places if file == path])
+    frames = [decoded[place] for place in places]
+    if all(frame.scale == (1.0, 0.0) for frame in frames):
+        voxels = np.stack([frame.stored for frame in frames])
+    else:
+        voxels = np.stack([rescale(frame.stored, *frame.scale) for frame in frames], dtype=np.float32)
+    is_padded = blank_padding(list(voxels), [frame.padding for frame in frames])
+    affine = affine_of([frame.frame for frame in frames])
+    return nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]]), is_padded
+
+
+class _DecodedFrame(NamedTuple):
+    """Geometry, stored values (rows, columns), slope and intercept, and padding of a frame."""
+
+    frame: Frame
+    stored: NDArray[Any]
+    scale: tuple[float, float]
+    padding: Mask | None
+
+
+def _decode_frames(path: Path, indices: Sequence[int]) -> dict[FramePlace, _DecodedFrame]:
+    """Decode frames of one file."""
     header = read_header(path)
     check_high_bit(header)
     frames = frames_of(header, path)
-    scales = [rescale_of(header, index) for index in indices]
     source = path if is_plain(path) else read_object(path)
-    decoded = iter_pixels(source, raw=True, indices=sorted(indices))
-    planes = {index: reduce_to_stored_bits(plane, header) for index, plane in zip(sorted(indices), decoded, strict=True)}
-    if all(scale == (1.0, 0.0) for scale in scales):
-        voxels = np.stack([planes[index] for index in indices])
-    else:
-        voxels = np.stack([rescale(planes[index], *scale) for index, scale in zip(indices, scales, strict=True)], dtype=np.float32)
-    affine = affine_of([frames[index] for index in indices])
-    return nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
+    decoded: dict[FramePlace, _DecodedFrame] = {}
+    for index, plane in zip(sorted(indices), iter_pixels(source, raw=True, indices=sorted(indices)), strict=True):
+        stored = reduce_to_stored_bits(plane, header)
+        decoded[path, index] = _DecodedFrame(frames[index], stored, rescale_of(header, index), find_padding(stored, header))
+    return decoded

@@ -10,6 +10,7 @@ from pydicom import Dataset
 
 from components.ingestion.annotations import rt_structures
 from components.ingestion.formats.base import FileHeader
+from components.ingestion.formats.dicom.concatenations import Part, part_of
 from components.ingestion.formats.dicom.headers import SEGMENTATION_CLASSES, find_rejection, read_frames
 from components.ingestion.formats.dicom.multiframe import find_mosaic_rejection, is_mosaic, says_mosaic
 from components.ingestion.formats.dicom.reading import read_header_to_pixels
@@ -29,6 +30,7 @@ class DicomHeader(FileHeader):
         referenced_series: UIDs of the series that a structure set was drawn on.
         says_mosaic: whether the image type of a classic or an enhanced image names a mosaic.
         points: contours of a structure set that are single points.
+        part: place of an enhanced image within its concatenation; None for a whole image.
     """
 
     patient: str = ""
@@ -41,6 +43,7 @@ class DicomHeader(FileHeader):
     referenced_series: frozenset[str] = frozenset()
     says_mosaic: bool = False
     points: int = 0
+    part: Part | None = None
 
 
 def inspect_header(path: Path, format_name: str) -> DicomHeader:
@@ -73,6 +76,7 @@ def inspect_header(path: Path, format_name: str) -> DicomHeader:
         referenced_series=rt_structures.referenced_series(header) if is_structure_set else frozenset(),
         says_mosaic=kind in ("classic", "enhanced") and says_mosaic(header),
         points=rt_structures.count_points(header) if is_structure_set else 0,
+        part=part_of(header) if kind == "enhanced" else None,
     )
 
 

@@ -20,7 +20,8 @@ from components.ingestion.formats.base import Output, PlannedFile, ReadBackError
 from components.ingestion.formats.dicom import fast_elements
 from components.ingestion.formats.dicom.classic import SliceReadBack
 from components.ingestion.formats.dicom.headers import sidecar_fields
-from components.ingestion.formats.dicom.multiframe import unpack_frames, unpack_mosaic
+from components.ingestion.formats.dicom.multiframe import FramePlace, unpack_frames, unpack_mosaic
+from components.ingestion.formats.dicom.padding import PADDED, blank_padding, find_padding
 from components.ingestion.formats.dicom.pixels import decode_pixels, parse_slice, rescale, rescale_of, stored_pixels
 from components.ingestion.formats.dicom.reading import read_header, read_object
 from components.ingestion.formats.nifti_writer import NiftiOutput, content_md5
@@ -123,8 +124,8 @@ class SliceOutput(DicomOutput):
             source, pixels, content: see :class:`DicomOutput`.
         """
         super().__init__(clean, source, pixels, content)
-        self._values, scale = values, rescale_of(source)
-        self.notes = notes_on_values(rescale(values, *scale)) if values.dtype.kind == "i" or min(scale) < 0 else ()
+        self._values = values
+        self.notes = _notes_on_slice(values, source)
 
     @override
     def check(self, path: Path) -> SliceReadBack:
@@ -133,6 +134,19 @@ class SliceOutput(DicomOutput):
         if not np.array_equal(values, self._values):
             raise ReadBackError("other voxels")
         return SliceReadBack.of(dataset, values, path)
+
+
+def _notes_on_slice(stored: NDArray[Any], header: Dataset) -> tuple[str, ...]:
+    """Return what the user should know about the values of a classic image."""
+    padding, scale = find_padding(stored, header), rescale_of(header)
+    can_be_negative = stored.dtype.kind == "i" or min(scale) < 0
+    if padding is None:
+        return notes_on_values(rescale(stored, *scale)) if can_be_negative else ()
+    values = np.array(rescale(stored, *scale))
+    is_changed = blank_padding([values], [padding])
+    others = values[~padding]
+    notes = notes_on_values(others) if can_be_negative and others.size else ()
+    return (*notes, PADDED) if is_changed else notes
 
 
 @dataclass(frozen=True)
@@ -183,22 +197,29 @@ class PlannedMosaic(PlannedFile):
 
     @override
     def prepare(self, context: WriteContext) -> NiftiOutput:
-        return NiftiOutput(unpack_mosaic(self.source))
+        image, is_padded = unpack_mosaic(self.source)
+        return NiftiOutput(image, notes=(PADDED,) if is_padded else ())
 
 
 @dataclass(frozen=True)
 class PlannedFrames(PlannedFile):
-    """Frames of an enhanced image that form one volume, to be written as NIfTI.
+    """Frames of an enhanced image, or of the parts of a concatenated one, that form one volume, to be written as NIfTI.
 
     Attributes:
-        indices: frames in slice order.
+        frames: file and index of each frame, in slice order.
     """
 
-    indices: tuple[int, ...]
+    frames: tuple[FramePlace, ...]
+
+    @property
+    @override
+    def sources(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(path for path, _ in self.frames))
 
     @override
     def prepare(self, context: WriteContext) -> NiftiOutput:
-        return NiftiOutput(unpack_frames(self.source, self.indices))
+        image, is_padded = unpack_frames(self.frames)
+        return NiftiOutput(image, notes=(PADDED,) if is_padded else ())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from components.ingestion.formats.base import PlannedFile, PlannedSeries
+from components.ingestion.formats.dicom import concatenations
 from components.ingestion.formats.dicom.multiframe import NO_MOSAIC_HEADER
 from components.ingestion.formats.dicom.object_headers import DicomHeader
 from components.ingestion.formats.dicom.patients import identify_patients, table_key
@@ -22,6 +23,7 @@ from components.ingestion.formats.dicom.planned_files import (
     PlannedStructureSet,
 )
 from components.ingestion.formats.dicom.series_splitting import Frame, find_spacing_notice, split_series
+from components.ingestion.formats.dicom.shared_uids import qualify_shared_uids
 from components.ingestion.quarantine import Rejection
 from components.ingestion.source_folder import Plan, SourceFolder
 
@@ -46,17 +48,20 @@ class PlannedVolume(NamedTuple):
 def plan_files(headers: Sequence[DicomHeader], folder: SourceFolder, plan: Plan) -> None:
     """Add the volumes of DICOM files to the plan, sorted by series name, with their labels."""
     classic: dict[tuple[str, str], list[DicomHeader]] = defaultdict(list)
+    enhanced: dict[tuple[str, str, str], list[DicomHeader]] = defaultdict(list)
     labels: list[DicomHeader] = []
     volumes: list[PlannedVolume] = []
-    for header in _without_copies(identify_patients(headers, folder, plan), plan):
+    for header in _without_copies(qualify_shared_uids(identify_patients(headers, folder, plan), plan), plan):
         if header.kind in ("segmentation", "structures"):
             labels.append(header)
         elif header.kind == "mosaic":
             volumes.append(_plan_mosaic(header, folder))
         elif header.kind == "enhanced":
-            volumes += _plan_enhanced(header, folder, plan)
+            enhanced[header.patient, header.series, header.part.uid if header.part else header.instance].append(header)
         else:
             classic[header.patient, header.series].append(header)
+    for parts in enhanced.values():
+        volumes += _plan_enhanced(parts, folder, plan)
     for series_headers in classic.values():
         volumes += _plan_classic(series_headers, folder, plan)
     volumes.sort(key=lambda volume: volume.series.series_id)
@@ -128,16 +133,26 @@ def _plan_mosaic(header: DicomHeader, folder: SourceFolder) -> PlannedVolume:
     return _plan_converted(header, PlannedMosaic(header.path, target, "image"), header.instance, 0, folder)
 
 
-def _plan_enhanced(header: DicomHeader, folder: SourceFolder, plan: Plan) -> list[PlannedVolume]:
-    """Plan the volumes of an enhanced file."""
-    mosaics = frozenset({header.path} if header.says_mosaic else ())
-    volumes = _without_bare_mosaics(_split_volumes(header.frames, plan), mosaics, plan)
+def _plan_enhanced(headers: Sequence[DicomHeader], folder: SourceFolder, plan: Plan) -> list[PlannedVolume]:
+    """Plan the volumes of an enhanced image: one file, or the parts of a concatenated image, in any order."""
+    by_path = {header.path: header for header in headers}
+    parts = [header.part for header in headers if header.part is not None]
+    if parts and (fault := concatenations.find_fault(parts)):
+        plan.reject(by_path, fault)
+        return []
+    if parts and parts[0].total is None:
+        plan.notice(by_path, concatenations.TOTAL_UNKNOWN)
+    ordered = sorted(headers, key=lambda header: header.part.number or 0 if header.part else 0)
+    mosaics = frozenset(header.path for header in headers if header.says_mosaic)
+    frames = concatenations.join_frames([header.frames for header in ordered])
+    volumes = _without_bare_mosaics(_split_volumes(frames, plan), mosaics, plan)
     planned = []
     for volume in volumes:
-        name = header.instance if len(volumes) == 1 else f"{header.instance}\0{volume[0].index}"
-        target = f"{folder.stem(folder.pseudonyms.patient(header.patient), name)}.nii"
-        image = PlannedFrames(header.path, target, "image", tuple(frame.index for frame in volume))
-        planned.append(_plan_converted(header, image, name, volume[0].index, folder))
+        instance, first = ordered[0].instance, volume[0]
+        name = instance if len(volumes) == 1 else f"{instance}\0{first.number}"
+        target = f"{folder.stem(folder.pseudonyms.patient(ordered[0].patient), name)}.nii"
+        image = PlannedFrames(first.path, target, "image", tuple((frame.path, frame.index) for frame in volume))
+        planned.append(_plan_converted(by_path[first.path], image, name, first.index, folder))
     return planned
 
 

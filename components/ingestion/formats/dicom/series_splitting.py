@@ -1,7 +1,7 @@
 """The 2-D images (frames) of DICOM files, and the rules by which they form volumes.
 
-A series is the unit of an archive, not a volume: it may contain echoes, repeats, diffusion directions and stacks of several
-orientations, in files or frames of any order. Frames of magnitudes are first grouped by what never differs within a volume (matrix,
+A series is the unit of an archive, not a volume: it may contain echoes, repeats, diffusion directions and several stacks, turned
+or parallel, in files or frames of any order. Frames of magnitudes are first grouped by what never differs within a volume (matrix,
 pixel size and echo time, within the rounding of headers), then by orientation; where positions still repeat, by the first attribute
 that distinguishes the repeats, at last by their order.
 """
@@ -35,7 +35,13 @@ STATED_TOLERANCE = 0.05
 """Fraction of Spacing Between Slices by which the distance of the positions may differ without a notice."""
 PIXEL_TOLERANCE, ECHO_TOLERANCE_MS = 1e-3, 0.05
 """Pixel sizes (as a fraction) and echo times that differ by less from the next one count as equal: headers round them."""
+_MIN_STACK = 3
+"""Slices from which on a part of a series counts as a stack: two have no regular distance."""
+_LINE_TOLERANCE_MM = 5.0
+"""Slices that are further apart than this in their own plane lie in different lines; less is a sheared stack, or motion."""
 _EXPORT_AGAIN = "export the whole series again"
+_EXPORT_STACKS = f"{_EXPORT_AGAIN}; if it has several stacks, export each as a series of its own"
+_SIDE_BY_SIDE = "slices side by side, not one behind the other"
 _REPEAT_ATTRIBUTES = (
     "image_type",
     "b_value",
@@ -258,14 +264,16 @@ def split_series(frames: Iterable[Frame]) -> tuple[list[tuple[Frame, ...]], list
             reason = f"slices turned against the others: {len(turned)} of {len(group)}"
             rejected.append(RejectedFrames(tuple(group), reason, _EXPORT_AGAIN))
             continue
-        for stack in stacks:
-            for repeat in _split_repeats(stack, rejected):
-                volume = sort_frames(repeat)
-                fault = find_spacing_fault(volume)
-                if fault:
-                    rejected.append(RejectedFrames(volume, fault, _EXPORT_AGAIN))
-                else:
-                    volumes.append(volume)
+        for repeat in (
+            one for stack in stacks for parallel in _split_parallel(stack) for one in _split_repeats(parallel, rejected)
+        ):
+            volume = sort_frames(repeat)
+            fault = find_spacing_fault(volume)
+            if fault:
+                is_several = fault == _SIDE_BY_SIDE or _has_stacks_behind_gaps(volume)
+                rejected.append(RejectedFrames(volume, fault, _EXPORT_STACKS if is_several else _EXPORT_AGAIN))
+            else:
+                volumes.append(volume)
     return volumes, rejected
 
 
@@ -372,6 +380,76 @@ def _position_indices(frames: Sequence[Frame]) -> list[int]:
     return indices
 
 
+def _split_parallel(frames: list[Frame]) -> list[list[Frame]]:
+    """Split frames of one orientation that are no regular stack into parallel stacks, if it is certain that no slice is missing.
+
+    Stacks in different lines (the stations of a coronal body scan, both breasts) are certain. A gap between stacks behind one
+    another may also be what a lost slice left: they are split by Stack ID (0020,9056), which names them, or by Acquisition Number
+    if the instance numbers run on across the gap.
+    """
+    if _is_regular(frames):
+        return [frames]
+    partitions = [_group_by_line(frames)]
+    for name in ("stack_id", "acquisition"):
+        attribute = _REPEAT_ATTRIBUTES.index(name)
+        groups = _group_frames(frames, lambda frame, attribute=attribute: frame.repeats[attribute])  # type: ignore[misc]
+        if _are_apart(groups) and (name == "stack_id" or _numbers_run_on(frames)):
+            partitions.append(groups)
+    for stacks in partitions:
+        if len(stacks) > 1 and all(map(_is_stack, stacks)):
+            return stacks
+    return [frames]
+
+
+def _is_stack(frames: Sequence[Frame]) -> bool:
+    """Return whether frames, repeats included, lie at regular positions, at least :data:`_MIN_STACK`."""
+    return len(set(_position_indices(frames))) >= _MIN_STACK and _is_regular(frames)
+
+
+def _is_regular(frames: Sequence[Frame]) -> bool:
+    """Return whether the positions of frames of one orientation, each counted once, are even."""
+    at_position = dict(zip(_position_indices(frames), frames, strict=True))
+    return find_spacing_fault(sort_frames(list(at_position.values()))) is None
+
+
+def _group_by_line(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Group frames of one orientation by the lines, parallel to their normal, that their positions lie on."""
+    normal, lines = frames[0].normal, list[tuple[NDArray[np.float64], list[Frame]]]()
+    for frame in frames:
+        position = np.array(frame.position)
+        aside = position - (position @ normal) * normal
+        for place, line in lines:
+            if float(np.linalg.norm(place - aside)) <= _LINE_TOLERANCE_MM:
+                line.append(frame)
+                break
+        else:
+            lines.append((aside, [frame]))
+    return [line for _, line in lines]
+
+
+def _are_apart(groups: Sequence[Sequence[Frame]]) -> bool:
+    """Return whether groups of frames of one orientation lie behind one another, without overlap."""
+    normal = groups[0][0].normal
+    places = [[float(normal @ np.array(frame.position)) for frame in group] for group in groups]
+    extents = sorted((min(along), max(along)) for along in places)
+    return all(later[0] > earlier[1] for earlier, later in pairwise(extents))
+
+
+def _numbers_run_on(frames: Sequence[Frame]) -> bool:
+    """Return whether no number between the lowest and the highest instance number is absent."""
+    numbers = {frame.number for frame in frames}
+    return max(numbers) - min(numbers) + 1 == len(numbers) == len(frames)
+
+
+def _has_stacks_behind_gaps(volume: Sequence[Frame]) -> bool:
+    """Return whether sorted frames may be several stacks: wide gaps between parts of at least :data:`_MIN_STACK` slices."""
+    along = np.array([frame.position for frame in volume]) @ volume[0].normal
+    sizes = np.abs(np.diff(along))
+    ends = np.flatnonzero(sizes > 1.5 * np.median(sizes)) + 1
+    parts = np.diff([0, *ends, len(volume)])
+    return bool(len(parts) > 1 and parts.min() >= _MIN_STACK)
+
+
 def _split_repeats(stack: list[Frame], rejected: list[RejectedFrames]) -> list[list[Frame]]:
     """Split a stack until no position repeats in a volume; frames that are still doubled or incomplete go to ``rejected``."""
     count = len(set(_position_indices(stack)))
@@ -425,7 +503,7 @@ def find_spacing_fault(frames: Sequence[Frame]) -> str | None:
     median = float(np.median(sizes))
     tolerance = max(SPACING_TOLERANCE * median, POSITION_TOLERANCE_MM)
     if median < POSITION_TOLERANCE_MM:
-        return "slices side by side, not one behind the other"
+        return _SIDE_BY_SIDE
     aside = positions - np.outer(along, normal)
     drift = float(np.linalg.norm(aside[-1] - aside[0])) / (len(frames) - 1)
     if drift > tolerance and drift * (len(frames) - 1) > 2 * JITTER_TOLERANCE * median:

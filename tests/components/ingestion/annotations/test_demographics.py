@@ -145,3 +145,52 @@ def test_ages_are_in_years_and_at_most_ninety(tmp_path: Path, cell: str, years: 
 def test_contradicting_rows_yield_no_value(tmp_path: Path) -> None:
     (tmp_path / "participants.tsv").write_text("participant_id\tsex\tage\nsub-1\tF\t30\nsub-1\tF\t32\n")
     assert read_demographics(tmp_path / "participants.tsv", TABLE, "sub-1") == {"PatientSex": "F"}
+
+
+CONTRADICTIONS: dict[str, tuple[tuple[tuple[str, str, str], ...], list[str]]] = {
+    "diagnosis": ((("34", "F", "patient"), ("34", "F", "control")), ["'group': it counts as present"]),
+    "the same, reversed": ((("34", "F", "control"), ("34", "F", "patient")), ["'group': it counts as present"]),
+    "sex": ((("34", "F", "patient"), ("34", "male", "patient")), ["'sex': it is unknown"]),
+    "age of two visits": ((("34", "F", "patient"), ("36", "F", "patient")), ["'age': it is unknown"]),
+    "all": (
+        (("34", "F", "patient"), ("36", "M", "control")),
+        ["'age': it is unknown", "'group': it counts as present", "'sex': it is unknown"],
+    ),
+    "other spellings": ((("34", "F", "patient"), ("34.0", "female", "Patient")), []),
+    "unknown cells": ((("34", "F", "patient"), ("n/a", "", "n/a")), []),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+@pytest.mark.parametrize("is_numbered", [False, True])
+def test_rows_of_one_participant_that_contradict_each_other_are_told(tmp_path: Path, case: str, is_numbered: bool) -> None:
+    twice, expected = CONTRADICTIONS[case]
+    rows = (ROWS[0], *(("sub-zwetschge", "", *cells) for cells in twice), *ROWS[2:])
+    table, columns = TABLE, {"age": 2, "sex": 3, "group": 4}
+    if is_numbered:
+        table = TABLE.model_copy(update={"key": 0, "age": 2, "sex": 3, "findings": {4: "schizophrenia"}})
+        expected = [text.replace(f"'{name}'", str(columns[name])) for text in expected for name in columns if f"'{name}'" in text]
+    card = CARD.model_copy(update={"layout": Layout(patient="(sub-[^/_]+)/", tables=(table,))})
+    _write(tmp_path / "source", rows)
+    notices = ingest(card, tmp_path / "source", tmp_path / "data", DEMO_KEY).notices
+    told = sorted(notice.text for notice in notices if "contradict" in notice.text)
+    assert len(told) == len(expected)
+    for text, end in zip(told, sorted(expected), strict=True):
+        assert f"rows about 1 of its keys contradict each other in the column {end}" in text and "zwetschge" not in text
+
+
+def test_two_tables_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+    _write(tmp_path / "source", ROWS)
+    other = (ROWS[0], ("sub-zwetschge", "", "34", "M", "control"), *ROWS[2:])
+    (tmp_path / "source" / "other.tsv").write_text("\n".join("\t".join(row) for row in other) + "\n")
+    tables = (TABLE, TABLE.model_copy(update={"path": "other.tsv"}))
+    card = CARD.model_copy(update={"layout": Layout(patient="(sub-[^/_]+)/", tables=tables)})
+    notices = ingest(card, tmp_path / "source", tmp_path / "data", DEMO_KEY).notices
+    told = {notice.text.partition(":")[0]: notice.count for notice in notices if "contradict" in notice.text}
+    assert told == {f"tables that contradict each other about {fact!r} for 1 of their keys": 2 for fact in ("schizophrenia", "sex")}
+    (found,) = [
+        read_volume(tmp_path / "data", one, card)
+        for one in list_series(tmp_path / "data", CARD.id)
+        if one.patient_id == Pseudonyms(DEMO_KEY, CARD.id).patient("sub-zwetschge")
+    ]
+    assert (found.acquisition.sex, found.diagnosis) == ("M", {"schizophrenia": False})  # the last table, as the notice says

@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from components.errors import BadInput
-from components.ingestion import ingest, list_series, read_path, read_volume
+from components.ingestion import ingest, list_series, read_path, read_quarantine, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
+from components.ingestion.formats.kspace_lines import require_center
 from model_core.mri_physics.fourier import fft2c_numpy
 from tests.helpers.real_world.common import make_card
 from tests.helpers.real_world.kspace_files import phantom, write_fastmri, write_raw
@@ -129,3 +130,78 @@ def test_a_size_of_voxels_that_is_assumed_is_told(
     (series,) = list_series(tmp_path / "data", card.id)
     assert read_volume(tmp_path / "data", series, card).spacing_mm == pytest.approx(spacing_mm)
     assert any("voxels of 1 mm are assumed" in notice.text for notice in notices) == (1 in spacing_mm)
+
+
+def _uncentered(kspace: NDArray[np.complex64], axes: tuple[int, ...]) -> NDArray[np.complex64]:
+    return np.asarray(np.fft.ifftshift(kspace, axes=axes))
+
+
+def _head(rows: int = 64, columns: int = 48, coils: int = 3) -> NDArray[np.complex64]:
+    """Return noisy k-space (slices, coils, rows, columns) of a disk off the center, with coil phases."""
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
+    disk = ((x - 0.2) ** 2 + (y + 0.1) ** 2 < 0.4) * (1 + 0.3 * np.sin(9 * x) * np.cos(7 * y))
+    phase = np.exp(1j * (np.arange(coils)[:, None, None] + 2 * x - 3 * y))
+    noise = rng.normal(0, 0.05, (2, coils, rows, columns)) + 1j * rng.normal(0, 0.05, (2, coils, rows, columns))
+    return np.asarray(fft2c_numpy(disk * phase + noise), dtype=np.complex64)
+
+
+@pytest.mark.parametrize(
+    ("axes", "where"),
+    [((-2, -1), "row and the first column"), ((-2,), "row"), ((-1,), "column")],
+    ids=["corner", "rows", "columns"],
+)
+@pytest.mark.parametrize("sides", [(64, 48), (63, 47), (32, 9)])
+def test_kspace_whose_center_is_not_in_the_middle_is_refused(
+    tmp_path: Path, axes: tuple[int, ...], where: str, sides: tuple[int, int]
+) -> None:
+    write_fastmri(tmp_path / "source" / "a.h5", _uncentered(_head(*sides), axes))
+    reason = f"k-space whose center is at the first {where}, not in the middle"
+    with pytest.raises(BadInput, match=reason) as error:
+        read_path(tmp_path / "source" / "a.h5")
+    assert "fftshift" in error.value.remedy
+    card = make_card(formats=("k-space HDF5",))
+    with pytest.raises(BadInput, match="no readable MR image"):
+        ingest(card, tmp_path / "source", tmp_path / "data", DEMO_KEY)
+    (entry,) = read_quarantine(tmp_path / "data", card.id)
+    assert (entry.kind, entry.reason) == ("unsupported", reason)
+
+
+def _measured(case: str, kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """Return k-space of which only a part was measured, zero elsewhere."""
+    rows, columns = kspace.shape[-2:]
+    rng, is_measured = np.random.default_rng(0), np.ones((rows, columns), np.bool_)
+    if case == "every fourth line":
+        is_measured[:, np.arange(columns) % 4 > 0] = False
+    elif case == "random lines":
+        is_measured[:, rng.random(columns) > 0.25] = False
+        is_measured[:, columns // 2 - 2 : columns // 2 + 2] = True
+    elif case == "partial Fourier at the start":
+        is_measured[:, : columns * 3 // 8] = False
+    elif case == "partial Fourier at the end":
+        is_measured[:, columns * 5 // 8 :] = False
+    elif case == "asymmetric echo":
+        is_measured[: rows * 3 // 8] = False
+    return np.where(is_measured, kspace, 0)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["all", "every fourth line", "random lines", "partial Fourier at the start", "partial Fourier at the end", "asymmetric echo"],
+)
+@pytest.mark.parametrize("sides", [(64, 48), (63, 47), (16, 640)])
+def test_kspace_that_was_measured_in_part_is_centered(case: str, sides: tuple[int, int]) -> None:
+    require_center((np.abs(_measured(case, _head(*sides))) ** 2).sum((0, 1)), "a.h5")
+
+
+def test_echoes_that_are_not_filled_up_are_centered() -> None:
+    """The array of an asymmetric readout may begin near the center of k-space."""
+    kspace = _head()[..., 20:, :]
+    require_center((np.abs(kspace) ** 2).sum((0, 1)), "a.h5")
+
+
+def test_noise_and_short_axes_are_not_judged() -> None:
+    noise = np.random.default_rng(0).normal(size=(64, 48))
+    require_center(noise**2, "a.h5")
+    require_center(np.eye(4, 48, 24)[:1], "a.h5")
+    require_center(np.zeros((64, 48)), "a.h5")

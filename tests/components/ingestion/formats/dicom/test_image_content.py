@@ -143,8 +143,9 @@ def _series_of(path: Path) -> str:
 
 def test_a_folder_with_magnitude_and_phase_of_one_series_is_read_as_its_magnitude(tmp_path: Path) -> None:
     values = voxels(5)
-    write_stack(tmp_path, "m", values)
-    phases = write_stack(tmp_path, "p", values[::-1].copy(), first=6, ImageType=["ORIGINAL", "PRIMARY", "P", "ND"])
+    study = {"StudyInstanceUID": "1.2.3.4"}
+    write_stack(tmp_path, "m", values, **study)
+    phases = write_stack(tmp_path, "p", values[::-1].copy(), first=6, ImageType=["ORIGINAL", "PRIMARY", "P", "ND"], **study)
     edit(phases, lambda item: setattr(item, "SeriesInstanceUID", _series_of(tmp_path / "m-0.dcm")))
     np.testing.assert_array_equal(read_path(tmp_path).voxels, values)
 

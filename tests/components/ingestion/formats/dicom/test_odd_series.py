@@ -119,3 +119,32 @@ def test_slices_of_one_sop_instance_uid_are_no_copies_and_none_is_used(tmp_path:
     copy, shared = sorted(report.quarantined, key=lambda entry: entry.reason, reverse=True)
     assert copy.reason == "the same SOP Instance UID as another file"
     assert "one SOP Instance UID for images at different positions" in shared.reason and "6 and 5 more of 11" in shared.path
+
+
+@pytest.mark.parametrize("is_enhanced", [False, True])
+def test_two_parallel_stacks_of_one_series_are_two_volumes(tmp_path: Path, is_enhanced: bool) -> None:
+    """Sagittal stacks of both knees: Stack IDs, or acquisitions whose instance numbers run on, say that no slice is missing."""
+    first, second = voxels(5), voxels(4, seed=1)
+    if is_enhanced:
+        places = [(1, 4.0 * place) for place in range(5)] + [(2, 150.0 + 4.0 * place) for place in range(4)]
+        planes = [*first, *second]
+        frames = [{"plane": plane, "offset": offset, "stack": stack} for plane, (stack, offset) in zip(planes, places, strict=True)]
+        dicom_files.write_enhanced(tmp_path / "source" / "e.dcm", frames, orientation=dicom_files.SAGITTAL)
+    else:
+        uid = {"SeriesInstanceUID": "1.2.3.9", "StudyInstanceUID": "1.2.3.8", "orientation": dicom_files.SAGITTAL}
+        write_stack(tmp_path / "source", "a", first, **uid)
+        for number, path in enumerate(write_stack(tmp_path / "source", "b", second, **uid), start=6):
+            edit(path, lambda item, number=number: _move_to_acquisition(item, number))  # type: ignore[misc]
+    report, volumes = _ingest(tmp_path)
+    assert not report.quarantined
+    by_size = sorted(volumes, key=lambda volume: len(volume.voxels))
+    for volume, expected in zip(by_size, (second, first), strict=True):
+        np.testing.assert_array_equal(np.sort(volume.voxels, axis=None), np.sort(expected, axis=None))
+        assert volume.spacing_mm[0] == pytest.approx(4.0)
+    with pytest.raises(BadInput, match="2 volumes where one is expected"):
+        read_path(tmp_path / "source")
+
+
+def _move_to_acquisition(item: Dataset, number: int) -> None:
+    x, y, z = item.ImagePositionPatient
+    item.ImagePositionPatient, item.InstanceNumber, item.AcquisitionNumber = [x - 150, y, z], number, 2

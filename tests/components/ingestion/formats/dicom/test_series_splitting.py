@@ -207,3 +207,81 @@ def test_positions_may_be_rounded_by_a_hundredth_of_a_millimeter() -> None:
     ]
     volumes, rejected = split_series(rounded)
     assert [len(volume) for volume in volumes] == [9] and not rejected
+
+
+def _moved(frames: list[Frame], along_mm: float = 0.0, aside_mm: float = 0.0, first: int = 1, **values: object) -> list[Frame]:
+    """Return frames at other places along their normal and along their rows, numbered from ``first``."""
+    shift = frames[0].normal * along_mm + np.array(frames[0].orientation[:3]) * aside_mm
+    places = [tuple(np.array(item.position) + shift) for item in frames]
+    repeats = tuple(values.get(name, "") for name in NAMES)
+    return [
+        replace(item, position=place, number=first + number, path=Path(f"{first + number:04d}"), repeats=repeats)
+        for number, (item, place) in enumerate(zip(frames, places, strict=True))
+    ]
+
+
+PARALLEL: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "named stacks behind a gap": ({"stack_id": "1"}, {"along_mm": 40.0, "stack_id": "2"}),
+    "named stacks, numbered anew": ({"stack_id": "1"}, {"along_mm": 40.0, "stack_id": "2", "first": 1001}),
+    "named stacks behind a gap of one slice": ({"stack_id": "1"}, {"along_mm": 18.0, "stack_id": "2"}),
+    "acquisitions behind a gap": ({"acquisition": "1"}, {"along_mm": 47.3, "acquisition": "2"}),
+    "in two lines": ({}, {"aside_mm": 120.0}),
+    "in two lines, interleaved": ({}, {"aside_mm": 120.0, "along_mm": 1.5}),
+    "in two lines with a gap": ({}, {"aside_mm": -80.0, "along_mm": 200.0}),
+}
+
+
+@pytest.mark.parametrize("case", PARALLEL)
+@pytest.mark.parametrize("orientation", [AXIAL, SAGITTAL, CORONAL, OBLIQUE])
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_parallel_stacks_of_a_series_are_volumes(case: str, orientation: tuple[float, ...], is_reversed: bool) -> None:
+    first, second = PARALLEL[case]
+    frames = [
+        *_moved(stack(5, orientation), **{"first": 1, **first}),  # type: ignore[arg-type]
+        *_moved(stack(4, orientation), **{"first": 6, **second}),  # type: ignore[arg-type]
+    ]
+    volumes, rejected = split_series(reversed(frames) if is_reversed else frames)
+    assert sorted(len(volume) for volume in volumes) == [4, 5] and not rejected
+
+
+def test_repeats_of_parallel_stacks_are_volumes_of_each() -> None:
+    frames = []
+    for time in (0, 1):
+        for number, aside in enumerate((0.0, 150.0)):
+            first = 1 + 10 * (2 * time + number)
+            frames += _moved(stack(5, CORONAL), aside_mm=aside, first=first, temporal_position=str(time))
+    volumes, rejected = split_series(frames)
+    assert [len(volume) for volume in volumes] == [5] * 4 and not rejected
+
+
+def _sheared(step_mm: float, drift_mm: float) -> list[Frame]:
+    """Return frames of a tilted gantry, of which short parts look straight."""
+    return [replace(frame(n, 0), position=(5 + drift_mm * n, 5.0, step_mm * n)) for n in range(12)]
+
+
+UNCERTAIN: dict[str, tuple[list[Frame], bool]] = {
+    "a gap that nothing explains": ([*stack(5), *_moved(stack(5), along_mm=40.0, first=6)], True),
+    "acquisitions, a number absent at the gap": (
+        [*_moved(stack(5), acquisition="1"), *_moved(stack(5), along_mm=18.0, first=7, acquisition="2")],
+        True,
+    ),
+    "acquisitions that interleave": ([frame(n, n, acquisition=str(n % 2)) for n in (0, 2, 3, 4, 5, 6, 7, 8)], False),
+    "named stacks of two slices": (
+        [*_moved(stack(2), stack_id="1"), *_moved(stack(4), along_mm=40.0, first=3, stack_id="2")],
+        False,
+    ),
+    "sheared": (_sheared(10, 0.21), False),
+    "sheared, thin slices": (_sheared(3, 0.1), False),
+    "moved within the plane": ([*stack(5), *_moved(stack(5), along_mm=15.0, aside_mm=2.0, first=6)], False),
+    "one slice absent": (stack(6)[:2] + stack(6)[3:], False),
+    "two images side by side": ([*stack(1), *_moved(stack(1), aside_mm=40.0, first=2)], True),
+}
+
+
+@pytest.mark.parametrize("case", UNCERTAIN)
+def test_what_may_be_a_lost_slice_is_refused_and_the_remedy_names_stacks_where_there_may_be_some(case: str) -> None:
+    frames, names_stacks = UNCERTAIN[case]
+    volumes, (group,) = split_series(frames)
+    assert not volumes and set(group.frames) == set(frames)
+    assert group.remedy.startswith("export the whole series again")
+    assert ("export each as a series of its own" in group.remedy) == names_stacks
