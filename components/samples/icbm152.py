@@ -51,12 +51,11 @@ def _every_voxel(coarse: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     return np.asarray(coarse.repeat(2, 0).repeat(2, 1).repeat(2, 2)[tuple(slice(size) for size in shape)])
 
 
-def sample_template(positions: list[Array], atrophy: float, outside: Outside = "signal") -> list[Array]:
+def sample_template(positions: list[Array], outside: Outside = "signal") -> list[Array]:
     """Return four maps (D, H, W) of values from 0 to 1 by trilinear interpolation, slice by slice.
 
     Args:
         positions: RAS+ mm, 3 x (D, H, W).
-        atrophy: 0 to 0.5; widens sulci at the cost of gray matter.
         outside: the fourth map, after gray matter, white matter and fluid.
     """
     template, inverse = _template(outside)
@@ -78,11 +77,13 @@ def sample_template(positions: list[Array], atrophy: float, outside: Outside = "
             weight = shares[0][corner[0]] * shares[1][corner[1]] * shares[2][corner[2]]
             total += weight[..., None] * words[base + offset].view(np.uint8).reshape(*base.shape, 4)
         fractions[depth] = total / _LEVELS
-    gray, white, fluid, around = (np.ascontiguousarray(fractions[..., tissue]) for tissue in range(4))
-    if atrophy:
-        lost = np.minimum(gray, 1.5 * atrophy * fluid)
-        gray, fluid = gray - lost, fluid + lost
-    return [gray, white, fluid, around]
+    return [np.ascontiguousarray(fractions[..., tissue]) for tissue in range(4)]
+
+
+def widened_sulci(gray: Array, fluid: Array, atrophy: float) -> tuple[Array, Array]:
+    """Return gray matter and fluid when sulci are wider at the cost of gray matter; ``atrophy`` is 0 to 0.5."""
+    lost = np.minimum(gray, 1.5 * atrophy * fluid)
+    return gray - lost, fluid + lost
 
 
 def deformed_positions(canvas: Canvas, atrophy: float, height_mm: float = 0.0) -> list[Array]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from components.samples.icbm152 import deformed_positions, sample_template
+from components.samples.icbm152 import deformed_positions, sample_template, widened_sulci
 from components.samples.phantom import Anatomy, Array, Canvas, Grid, Protocol, soft
 
 GRAY, WHITE, LESION, TUMOR, EDEMA = "gray matter", "white matter", "lesion", "tumor", "edema"
@@ -23,7 +23,8 @@ T2 = {GRAY: 0.68, WHITE: 0.45, "fluid": 1.25, "other": 0.5, LESION: 1.05, "bleed
 
 def paint_brain(canvas: Canvas, atrophy: float = 0.0) -> tuple[Array, Array]:
     """Paint a brain; ``atrophy`` (0 to 0.5) enlarges ventricles and sulci. Return the fractions of white matter and of brain."""
-    gray, white, fluid, other = sample_template(deformed_positions(canvas, atrophy), atrophy)
+    gray, white, fluid, other = sample_template(deformed_positions(canvas, atrophy))
+    gray, fluid = widened_sulci(gray, fluid, atrophy)
     canvas.mix({GRAY: gray, WHITE: white, "fluid": fluid, "other": other})
     return white, np.clip(gray + white + fluid, 0, 1)
 

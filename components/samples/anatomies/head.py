@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from components.samples.anatomies import brain
-from components.samples.icbm152 import LONGEST_MM, deformed_positions, sample_template
+from components.samples.icbm152 import LONGEST_MM, deformed_positions, sample_template, widened_sulci
 from components.samples.phantom import Array, Canvas, smooth_field, soft
 
 HEIGHT_MM = 10.0
@@ -47,7 +47,8 @@ def _around_brain(canvas: Canvas, distance_mm: Array, height_mm: Array) -> dict[
 def paint_head(canvas: Canvas, atrophy: float) -> tuple[Array, Array]:
     """Paint a head; ``atrophy`` (0 to 0.5) enlarges ventricles and sulci. Return the fractions of white matter and of brain."""
     positions = deformed_positions(canvas, atrophy, canvas.rng.uniform(-HEIGHT_MM, HEIGHT_MM))
-    gray, white, fluid, distance = sample_template(positions, atrophy, "distance")
+    gray, white, fluid, distance = sample_template(positions, "distance")
+    gray, fluid = widened_sulci(gray, fluid, atrophy)
     inside = np.clip(gray + white + fluid, 0, 1)
     shares = {tissue: (1 - inside) * share for tissue, share in _around_brain(canvas, LONGEST_MM * distance, positions[2]).items()}
     canvas.mix({**shares, brain.GRAY: gray, brain.WHITE: white, "fluid": fluid + shares["fluid"]})
