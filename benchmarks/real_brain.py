@@ -1,7 +1,7 @@
 """Tissue masks of a real T1 of a person who is in no training set: Colin27, the mean of 27 scans of one man.
 
     apt-get install mricron-data
-    python -m benchmarks.real_brain MODEL [--templates /usr/share/mricron/templates]
+    python -m benchmarks.real_brain MODEL --name study [--templates /usr/share/mricron/templates]
 
 Nobody has drawn the tissues of this brain. Two references stand in for an expert: a mixture of three Gaussians on the intensities
 inside the brain mask that comes with it (cerebrospinal fluid, gray and white matter; the first step of FAST), and the tissue maps
@@ -55,9 +55,10 @@ def _row(image: str, pair: str, tissue: str, one: NDArray[np.bool_], other: NDAr
 
 
 def main() -> None:
-    """Ask, compare and write ``real_brain.csv``."""
+    """Ask, compare and write ``real_brain_NAME.csv``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a registered version, or models:/NAME@ALIAS")
+    parser.add_argument("--name", required=True, help="of the model in the name of the results")
     parser.add_argument("--templates", type=Path, default=Path("/usr/share/mricron/templates"), help="folder of mricron-data")
     arguments = parser.parse_args()
     predictor, rows = Predictor.load(arguments.model), []
@@ -80,7 +81,7 @@ def main() -> None:
         rows += [_row("brain alone", f"{one}, {other}", tissue, masks[tissue], others[tissue], "") for tissue in TISSUES]
     for row in rows:
         print(row)
-    write_rows("real_brain", rows, versions())
+    write_rows(f"real_brain_{arguments.name}", rows, versions())
 
 
 if __name__ == "__main__":
