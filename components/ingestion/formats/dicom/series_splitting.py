@@ -277,6 +277,22 @@ def split_series(frames: Iterable[Frame]) -> tuple[list[tuple[Frame, ...]], list
     return volumes, rejected
 
 
+def has_stack(frames: Sequence[Frame]) -> bool:
+    """Return whether most steps between the positions of frames of one orientation are equal, from :data:`_MIN_STACK` positions on.
+
+    Slices may be missing; single slices of several visits have no common step.
+    """
+    return any(len(group) >= _MIN_STACK and _is_mostly_even(group) for group in _group_by_orientation(frames))
+
+
+def _is_mostly_even(frames: Sequence[Frame]) -> bool:
+    along = np.sort(np.array([frame.position for frame in frames]) @ frames[0].normal)
+    sizes = np.diff(along)
+    sizes = sizes[sizes > POSITION_TOLERANCE_MM]
+    tolerance = max(SPACING_TOLERANCE * float(np.median(sizes)), POSITION_TOLERANCE_MM) if sizes.size else 0.0
+    return len(sizes) >= _MIN_STACK - 1 and float(np.mean(np.abs(sizes - np.median(sizes)) <= tolerance)) > 0.5
+
+
 def _select_magnitudes(frames: Iterable[Frame], rejected: list[RejectedFrames]) -> list[Frame]:
     """Return the frames of magnitudes; phases, parts of complex values and maps go to ``rejected``."""
     selected: list[Frame] = []
