@@ -19,9 +19,7 @@ from components.ingestion.formats.dicom.fast_elements import converted, is_absen
 from components.ingestion.formats.dicom.pixels import decode_words, reduce_to_stored_bits
 
 PADDED = "pixels that the header marks as padding (Pixel Padding Value, 0028,0120): they have no signal, and are read as background"
-UNCLEAR_PADDING = (
-    "pixels with one of several values of Pixel Padding Value (0028,0120), which has to be one: they are read as signal"
-)
+UNCLEAR_PADDING = "pixels with one of several values of Pixel Padding Value (0028,0120), which must be one: they are read as signal"
 _VALUE, _LIMIT = "PixelPaddingValue", "PixelPaddingRangeLimit"
 _WORD_BITS = 16
 """Bits of US and SS."""
