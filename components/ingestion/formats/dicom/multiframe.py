@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,8 +113,11 @@ def unpack_frames(places: Sequence[FramePlace]) -> tuple[Any, tuple[str, ...]]:
     import nibabel as nib
 
     decoded: dict[FramePlace, _DecodedFrame] = {}
-    for path in dict.fromkeys(path for path, _ in places):
-        decoded |= _decode_frames(path, [index for file, index in places if file == path])
+    indices: dict[Path, list[int]] = defaultdict(list)
+    for path, index in places:
+        indices[path].append(index)
+    for path, of_file in indices.items():
+        decoded |= _decode_frames(path, of_file)
     frames = [decoded[place] for place in places]
     if all(frame.scale == (1.0, 0.0) for frame in frames):
         voxels = np.stack([frame.stored for frame in frames])
