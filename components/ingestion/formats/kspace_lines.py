@@ -17,8 +17,8 @@ from components.ingestion.quarantine import UnsupportedInput
 _MIN_CONCENTRATION, _MIN_SIDE = 0.5, 8
 """Length of the mean direction from which on energy has a place on an axis (noise: 0), and the shortest axis that is judged."""
 _MAX_SHIFT, _MAX_SHIFT_LINES = 1 / 18, 0.75
-"""Fraction of the axis, or lines on a short one, by which the mean may be off the first index where the center was not shifted. In an
-array of the measured part alone it is further off: by a ninth where 9 of 16 lines were measured.
+"""Fraction of the axis, or lines on a short one, by which the mean may be off the first index where the center was not shifted. In
+an array of the measured part alone it is further off: a ninth where 9 of 16 lines were measured.
 """
 NOISE_FREE = 0.002
 """Share of zeros among the values of a slice's lines from which on it is a simulation: rounding of noise leaves fewer."""
