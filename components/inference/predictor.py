@@ -294,7 +294,8 @@ class Predictor:
         for source, instruction in requests:
             asked, introduction = self._ask(instruction)
             volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(Path(source))
-            _require_image(volume, "the volume" if isinstance(source, Volume) else Path(source).name)
+            is_dicom = not isinstance(source, Volume) and _is_dicom(Path(source))
+            _require_image(volume, "the volume" if isinstance(source, Volume) else Path(source).name, is_dicom)
             self._require_anatomy(volume)
             resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
             questions.append(Question(resampled, asked, sampling, file_affine, progress, introduction, instruction))
@@ -436,15 +437,24 @@ def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
     return read_scan(path), _file_affine(path)
 
 
-def _require_image(volume: Volume, name: str) -> None:
+def _is_dicom(path: Path) -> bool:
+    from components.ingestion.formats.sniff import detect_format
+
+    return path.is_dir() or detect_format(path) == "dicom"
+
+
+def _require_image(volume: Volume, name: str, is_dicom: bool) -> None:
     """Check that a volume is an image by its values; warn where that is uncertain.
+
+    Args:
+        is_dicom: whether it is a magnitude by its header. So is the image of k-space.
 
     Raises:
         BadInput: a constant, or a mask or label map.
     """
     from components.ingestion.formats.voxels import require_image
 
-    for note in require_image(volume.voxels, name):
+    for note in require_image(volume.voxels, name, is_dicom or volume.kspace is not None):
         logger.warning("%s: %s", name, note)
 
 
@@ -454,14 +464,14 @@ def _read_study(sources: Sequence[str | Path | Volume]) -> Iterator[_ReadSeries]
 
     for source in sources:
         if isinstance(source, Volume):
-            _require_image(source, "a volume of the study")
+            _require_image(source, "a volume of the study", is_dicom=False)
             yield _ReadSeries(source)
             continue
         found, left_out = read_study([Path(source)])
         for reason in left_out:
             logger.warning("a series of %s is left out: %s", Path(source).name, reason)
         for one in found:
-            _require_image(one.volume, one.path.name)
+            _require_image(one.volume, one.path.name, bool(one.files))
             yield _ReadSeries(one.volume, _file_affine(one.path), one.files)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.catalog.layout import LabelTable, Table, glob_sections
 from components.errors import BadInput
@@ -28,7 +28,7 @@ def check_dataset(folder: SourceFolder, plan: Plan) -> None:
     _check_patients(folder, plan)
     for table, path, keys in folder.table_keys():
         _check_table(table, path, keys, plan)
-    _check_contradictions([(table, path, keys) for table, path, keys in folder.table_keys() if isinstance(table, LabelTable)], plan)
+    _check_contradictions(folder, plan)
 
 
 def _check_globs(folder: SourceFolder, plan: Plan) -> None:
@@ -96,53 +96,89 @@ def _check_table(table: Table | None, path: Path, keys: set[str], plan: Plan) ->
 
 
 _OUTCOMES: dict[Aspect, str] = {
-    "sex": "it is unknown",
-    "age": "it is unknown",
+    "sex": "it is unknown, unless a header states it",
+    "age": "it is unknown, unless a header states it",
     "finding": "it counts as present",
 }
 """What becomes of a value that the rows of one key contradict: see :mod:`components.ingestion.annotations.finding_tables`."""
+_OTHER_TABLE = "another table decides it"
+_Stated = Mapping[tuple[Aspect, str | int], set[Any]]
+"""What a column states, and the column -> the known values in the rows of one key."""
 
 
-def _check_contradictions(tables: Sequence[tuple[LabelTable, Path, set[str]]], plan: Plan) -> None:
-    """Note columns whose rows about one key disagree in sex, age or a finding, and tables that disagree with each other.
+class _ImageRows(NamedTuple):
+    """The rows of one table about an image."""
+
+    table: LabelTable
+    path: Path
+    key: str
+    stated: _Stated
+
+    def values(self, fact: str) -> set[Any]:
+        """Return the values of a fact in all columns that state it."""
+        found = (values for (aspect, column), values in self.stated.items() if self.fact(aspect, column) == fact)
+        return set().union(*found)
+
+    def fact(self, aspect: Aspect, column: str | int) -> str:
+        """Return the name of the finding of a column, or what else it states."""
+        return self.table.findings[column] if aspect == "finding" else aspect
+
+
+def _check_contradictions(folder: SourceFolder, plan: Plan) -> None:
+    """Note columns whose rows about one key disagree in sex, age or a finding, and tables that disagree about an image.
 
     Two visits have two ages, and a table of lesions has several findings; but a participant who is listed twice with two diagnoses
     is a fault that only the owner of the table can correct.
     """
-    stated: dict[tuple[str, str], dict[Path, set[Any]]] = defaultdict(lambda: defaultdict(set))
-    for table, path, keys in tables:
+    contradicted: dict[tuple[Path, str | int, str], set[str]] = defaultdict(set)
+    apart: dict[str, list[set[Path]]] = defaultdict(list)
+    for tables in _tables_of_images(folder):
+        for place, rows in enumerate(tables):
+            for (aspect, column), values in rows.stated.items():
+                if len(values) > 1:
+                    outcome = _outcome(aspect, rows.fact(aspect, column), place, tables)
+                    contradicted[rows.path, column, outcome].add(rows.key)
+        for fact in sorted({rows.fact(*stated) for rows in tables for stated in rows.stated}):
+            certain = {rows.path: values.pop() for rows in tables if len(values := rows.values(fact)) == 1}
+            if len(set(certain.values())) > 1:
+                apart[fact].append(set(certain))
+    for (path, column, outcome), keys in contradicted.items():
+        text = f"a table whose rows about {len(keys)} of its keys contradict each other in the column {column!r}"
+        plan.notice([path], f"{text}: {outcome}; correct the table, or choose a key that one row has")
+    for fact, paths in apart.items():
+        text = f"tables that contradict each other about {fact!r} for {len(paths)} of their keys"
+        plan.notice(set().union(*paths), f"{text}: that which the card names last is used; correct one of them")
+
+
+def _tables_of_images(folder: SourceFolder) -> Iterator[list[_ImageRows]]:
+    """Yield the rows of all tables about each image, once for images of the same rows. Images are compared, not keys: that of a
+    patient in one table may be that of a scan in another.
+    """
+    tables: dict[tuple[int, Path], Mapping[str, _Stated]] = {}
+    for index, path in folder.tables:
         try:
-            values_of = stated_values(path, table)
+            tables[index, path] = stated_values(path, folder.layout.tables[index])
         except BadInput:
             continue  # writing the annotation reports the fault
-        contradicted: Counter[tuple[Aspect, str | int]] = Counter()
-        for key in {compose(key) for key in keys} & values_of.keys():
-            for (aspect, column), values in values_of[key].items():
-                contradicted[aspect, column] += len(values) > 1
-                stated[table.findings[column] if aspect == "finding" else aspect, key][path] |= values
-        for (aspect, column), count in contradicted.items():
-            if count:
-                text = f"a table whose rows about {count} of its keys contradict each other in the column {column!r}"
-                plan.notice([path], f"{text}: {_OUTCOMES[aspect]}; correct the table, or choose a key that one row has")
-    _check_tables_agree(stated, plan)
+    for rows in folder.rows_of_images:
+        yield [
+            _ImageRows(folder.layout.tables[index], path, key, tables[index, path].get(compose(key), {}))
+            for index, path, key in rows
+            if (index, path) in tables
+        ]
 
 
-def _check_tables_agree(stated: Mapping[tuple[str, str], Mapping[Path, set[Any]]], plan: Plan) -> None:
-    """Note facts about which two tables, each without a contradiction, disagree.
+def _outcome(aspect: Aspect, fact: str, place: int, tables: Sequence[_ImageRows]) -> str:
+    """Return what becomes of a fact that the rows of one of an image's tables contradict.
 
     Args:
-        stated: (fact, key) -> table -> its values.
+        place: of this table. A finding is that of the last table that states it; sex and age may be those of any other.
     """
-    paths: dict[str, set[Path]] = defaultdict(set)
-    counts: Counter[str] = Counter()
-    for (fact, _), values_of in stated.items():
-        certain = {path: next(iter(values)) for path, values in values_of.items() if len(values) == 1}
-        if len(set(certain.values())) > 1:
-            counts[fact] += 1
-            paths[fact] |= certain.keys()
-    for fact, count in counts.items():
-        text = f"tables that contradict each other about {fact!r} for {count} of their keys"
-        plan.notice(paths[fact], f"{text}: that which the card names last is used; correct one of them")
+    if aspect == "finding":
+        is_elsewhere = any(rows.values(fact) for rows in tables[place + 1 :])
+    else:
+        is_elsewhere = any(len(rows.values(fact)) == 1 for rows in (*tables[:place], *tables[place + 1 :]))
+    return _OTHER_TABLE if is_elsewhere else _OUTCOMES[aspect]
 
 
 def _columns_without_values(table: Table | None, titles: list[str], rows: Sequence[Row], path: Path) -> dict[str | int, int]:

@@ -125,6 +125,7 @@ class SourceFolder:
         without_patient: paths from which the card's expression finds no patient.
         boxes: (index in the card's ``layout.boxes``, table file).
         tables: (index in the card's ``layout.tables``, table file).
+        rows_of_images: for images that share them: index of the table in the card, table file and key, in the order of the card.
     """
 
     def __init__(self, card: DatasetCard, source: Path, pseudonyms: Pseudonyms, other_files: list[Path]) -> None:
@@ -134,6 +135,7 @@ class SourceFolder:
         self.used: set[Path] = set()
         self.without_patient: set[str] = set()
         self._asked: dict[tuple[int, Path], set[str]] = defaultdict(set)
+        self.rows_of_images: dict[tuple[tuple[int, Path, str], ...], None] = {}
         self.reviewed = self._select(other_files, self.layout.reviewed)
         box_globs = [table if isinstance(table, str) else table.path for table in self.layout.boxes]
         self.boxes = self._select_tables(other_files, box_globs)
@@ -178,18 +180,21 @@ class SourceFolder:
             stem: target path of the series without ending.
         """
         files: list[PlannedFile] = []
+        rows: list[tuple[int, Path, str]] = []
         for index, path in self.tables:
             table = self.layout.tables[index]
             key = self._key(table, relative, dicom_patient)
             if not key:
                 continue
             self._asked[index, path].add(key)
+            rows.append((index, path, key))
             if table.findings:
                 files.append(PlannedFindings(path, f"{stem}.findings-{len(files)}.json", "annotation", table, key))
             if table.report is not None:
                 files.append(PlannedReport(path, f"{stem}.report-{len(files)}.json", "annotation", table, key))
             if table.sex is not None or table.age is not None:
                 files.append(PlannedPerson(path, f"{stem}.person-{len(files)}.json", "annotation", table, key))
+        self.rows_of_images[tuple(rows)] = None
         return files
 
     def plan_boxes(

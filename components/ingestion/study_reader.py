@@ -74,7 +74,7 @@ def _read_folder(folder: Path) -> tuple[list[StudySource], list[str]]:
     for read, path, of_series in readers:
         try:
             volume = read()
-            require_image(volume.voxels, path.name)
+            require_image(volume.voxels, path.name, bool(of_series) or volume.kspace is not None)
             sources.append(StudySource(volume, path, of_series))
         except BadInput as error:
             first = first or error

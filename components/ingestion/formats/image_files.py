@@ -98,8 +98,8 @@ class PlannedImage(PlannedFile):
         if self.role == "label":
             return NiftiOutput(stored_label_image(image, self.target, context.card), self.role)
         values = np.asanyarray(image.dataobj)
-        require_gray_values(values if self.channel is None else values[..., self.channel])
-        return NiftiOutput(image, self.role, self.channel)
+        notes = require_gray_values(values if self.channel is None else values[..., self.channel])
+        return NiftiOutput(image, self.role, self.channel, notes)
 
 
 def _image_file_format(name: str) -> ImageFileFormat:

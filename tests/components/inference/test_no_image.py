@@ -14,8 +14,14 @@ from numpy.typing import NDArray
 
 from components.errors import BadInput
 from components.inference import Predictor
-from components.ingestion.formats.voxels import FRACTIONS
+from components.ingestion import ingest
+from components.ingestion.deidentification.pseudonyms import DEMO_KEY
+from components.ingestion.formats.voxels import FRACTIONS, MAYBE_LABELS
 from components.ingestion.volume import Acquisition, Volume
+from model_core.mri_physics.fourier import fft2c_numpy
+from tests.helpers.real_world.common import make_card
+from tests.helpers.real_world.dicom_series import write_stack
+from tests.helpers.real_world.kspace_files import write_fastmri
 
 QUESTION = "Is there a lesion?"
 
@@ -98,3 +104,65 @@ def test_fractions_are_answered_with_a_warning(
     with caplog.at_level(logging.WARNING):
         predictor.predict(Volume(_smooth() / _smooth().max(), np.eye(4), Acquisition()), QUESTION)
     assert FRACTIONS in caplog.text
+
+
+def _random(shape: tuple[int, ...], *ends: int) -> NDArray[np.float32]:
+    return np.random.default_rng(1).integers(*ends, shape).astype(np.float32)
+
+
+def _disk(side: int, radius: float) -> NDArray[np.float64]:
+    rows, columns = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    return np.clip(radius**2 - rows**2 - columns**2, 0, None)
+
+
+_SMOOTH = np.rint(_disk(400, 1) * 60) * np.ones((4, 1, 1))
+_NOISE = np.random.default_rng(0).normal(1, 0.02, (64, 64))
+_SATURATED = np.clip(np.rint(_disk(64, 0.55) * 3000 * _NOISE), 0, 255)[None]
+IMAGES: dict[str, tuple[NDArray[Any], bool]] = {
+    "a smooth phantom of 8 bits": (_SMOOTH, True),
+    "a smooth slice of 8 bits": (_SMOOTH[:1], True),
+    "a saturated slice of 8 bits": (_SATURATED, True),
+    "a slice enlarged threefold": (np.kron(_smooth()[2:3], np.ones((1, 3, 3))), False),
+    "a volume enlarged twofold": (np.kron(_smooth(), np.ones((2, 2, 2))), False),
+}
+"""Images with plateaus, and whether a label map may have them, too."""
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_images_with_plateaus_are_answered_and_ingested_alike(
+    predictor: Predictor, tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, is_unclear = IMAGES[case]
+    _answer_with(predictor, monkeypatch, "yes")
+    image = nib.Nifti1Image(values.transpose(2, 1, 0).astype(np.int16), np.diag([2.0, 2, 4, 1]))
+    (tmp_path / "source").mkdir()
+    nib.save(image, tmp_path / "source" / "a.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        assert predictor.predict(tmp_path / "source" / "a.nii.gz", QUESTION).text
+    assert (MAYBE_LABELS in caplog.text) == is_unclear
+    report = ingest(make_card(), tmp_path / "source", tmp_path / "data", DEMO_KEY)
+    assert not report.quarantined
+    assert (MAYBE_LABELS in [notice.text for notice in report.notices]) == is_unclear
+
+
+@pytest.mark.parametrize("source", ["file", "folder", "study", "ingestion"])
+@pytest.mark.parametrize("case", ["a dozen values", "plateaus"])
+def test_a_magnitude_by_its_header_is_one_whatever_values_it_has(
+    predictor: Predictor, tmp_path: Path, case: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answer_with(predictor, monkeypatch, "yes")
+    values = _random((4, 28, 24), 0, 12) if case == "a dozen values" else np.kron(_random((4, 4, 4), 0, 99), np.ones((1, 7, 6)))
+    paths = write_stack(tmp_path / "source", "s", values.astype(np.uint16))
+    if source == "ingestion":
+        card = make_card(formats=("DICOM",))
+        assert not ingest(card, tmp_path / "source", tmp_path / "data", DEMO_KEY).quarantined
+    elif source == "study":
+        assert predictor.predict_study([tmp_path / "source"], QUESTION).text
+    else:
+        assert predictor.predict(paths[0] if source == "file" else tmp_path / "source", QUESTION).text
+
+
+def test_kspace_is_that_of_an_image(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answer_with(predictor, monkeypatch, "yes")
+    write_fastmri(tmp_path / "a.h5", np.asarray(fft2c_numpy(_LABELS[:, None]), np.complex64))
+    assert predictor.predict(tmp_path / "a.h5", QUESTION).text

@@ -149,7 +149,8 @@ def test_the_predictor_refuses_questions_and_images_by_themselves_and_in_a_study
     (root / "about").mkdir()
     (root / "about" / "scope.json").write_text((root / "scope.json").read_text())
     predictor = Predictor.load(folder)
-    knee = Volume(np.ones((3, 32, 32), np.float32), np.diag([6.0, -6.0, -6.0, 1.0]), Acquisition(anatomy="knee"))
+    signal = np.random.default_rng(0).uniform(0, 100, (3, 32, 32)).astype(np.float32)
+    knee = Volume(signal, np.diag([6.0, -6.0, -6.0, 1.0]), Acquisition(anatomy="knee"))
     for ask in (lambda image, text: predictor.predict(image, text), lambda image, text: predictor.predict_study([image], text)):
         with pytest.raises(OutOfScope, match="meniscus"):
             ask(root / "no such file", "Segment the meniscus.")

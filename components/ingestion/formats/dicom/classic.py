@@ -14,7 +14,7 @@ from pydicom import Dataset
 from components.errors import BadInput
 from components.ingestion import acquisition_headers
 from components.ingestion.formats.dicom.fast_elements import Vector
-from components.ingestion.formats.dicom.padding import Mask, blank_padding, find_padding
+from components.ingestion.formats.dicom.padding import Padding, blank_padding, find_padding
 from components.ingestion.formats.dicom.pixels import decode_pixels, read_slice, rescale, rescale_of
 from components.ingestion.formats.dicom.reading import read_header
 from components.ingestion.formats.dicom.series_splitting import (
@@ -36,13 +36,13 @@ class ReadSeries(NamedTuple):
         voxels: (D, H, W), padding as background.
         affine: (4, 4), index (slice, row, column, 1) -> RAS+ mm.
         acquisition: header values.
-        is_padded: whether the header marks pixels as padding that do not have the value of background.
+        notes: what the user should know about padding.
     """
 
     voxels: NDArray[np.float32]
     affine: NDArray[np.float64]
     acquisition: Acquisition
-    is_padded: bool
+    notes: tuple[str, ...]
 
 
 def read_series(paths: Sequence[Path], anatomy: str | None) -> ReadSeries:
@@ -55,18 +55,18 @@ def read_series(paths: Sequence[Path], anatomy: str | None) -> ReadSeries:
     datasets = {path: read_slice(path) for path in paths}
     frames = _arrange([frame for path, dataset in datasets.items() for frame in frames_of(dataset, path)], paths)
     voxels = np.empty((len(frames), *frames[0].shape), dtype=np.float32)
-    ends, masks = [], []
+    ends, paddings = [], []
     for plane, frame in zip(voxels, frames, strict=True):
         values, scale = decode_pixels(datasets[frame.path]), rescale_of(datasets[frame.path])
-        masks.append(find_padding(values, datasets[frame.path]))
-        ends.append(_ends_of(values, scale, masks[-1]))
+        paddings.append(find_padding(values, datasets[frame.path]))
+        ends.append(_ends_of(values, scale, paddings[-1]))
         with np.errstate(over="ignore"):  # told by the ends
             plane[:] = rescale(values, *scale)
     require_signal_range(*_range_of(ends))
-    is_padded = blank_padding(list(voxels), masks)
+    notes = blank_padding(list(voxels), paddings)
     affine = affine_of(frames)
     acquisition = acquisition_headers.acquisition_from_dicom(datasets[paths[0]], affine, anatomy)
-    return ReadSeries(voxels, affine, acquisition, is_padded)
+    return ReadSeries(voxels, affine, acquisition, notes)
 
 
 def _arrange(frames: Sequence[Frame], paths: Sequence[Path]) -> tuple[Frame, ...]:
@@ -82,11 +82,11 @@ def _arrange(frames: Sequence[Frame], paths: Sequence[Path]) -> tuple[Frame, ...
     return ordered
 
 
-def _ends_of(values: NDArray[Any], scale: tuple[float, float], padding: Mask | None) -> Vector:
+def _ends_of(values: NDArray[Any], scale: tuple[float, float], padding: Padding) -> Vector:
     """Return the lowest and the highest voxel of a slice with stored values (rows, columns), in any order; () if all is padding."""
     slope, intercept = scale
-    if padding is not None:
-        values = values[~padding]
+    if padding.mask is not None:
+        values = values[~padding.mask]
     if not values.size:
         return ()
     return float(values.min()) * slope + intercept, float(values.max()) * slope + intercept

@@ -49,6 +49,8 @@ def find_fault(parts: Sequence[Part]) -> Rejection | None:
     """Return why parts are no complete image; None if they are, or if nothing states that one is missing."""
     numbers = sorted(part.number for part in parts if part.number is not None)
     totals = sorted({part.total for part in parts if part.total is not None})
+    if len(parts) == 1 and not numbers and totals in ([], [1]):
+        return None
     if len(numbers) < len(parts):
         return Rejection("geometry", "a part of a concatenated image without In-concatenation Number (0020,9162)", _EXPORT_ALL)
     if len(set(numbers)) < len(numbers):
@@ -59,7 +61,8 @@ def find_fault(parts: Sequence[Part]) -> Rejection | None:
     total = totals[0] if totals else numbers[-1]
     missing = total - len(numbers)
     if missing:
-        first = next(number for number in range(1, total + 1) if number not in numbers)
+        present = set(numbers)
+        first = next(number for number in range(1, total + 1) if number not in present)
         fault = (
             f"parts of a concatenated image missing: {missing} of {total}, the first In-concatenation Number (0020,9162) {first}"
         )

@@ -25,7 +25,6 @@ from components.ingestion.formats.dicom.multiframe import (
     unpack_mosaic,
 )
 from components.ingestion.formats.dicom.object_headers import DicomHeader, inspect_header
-from components.ingestion.formats.dicom.padding import PADDED
 from components.ingestion.formats.dicom.planning import plan_files
 from components.ingestion.formats.dicom.reading import is_dicom, read_header, read_header_to_pixels
 from components.ingestion.formats.dicom.series_splitting import Frame, split_series
@@ -105,15 +104,15 @@ def _read_classic(files: Sequence[Path], anatomy: str | None, users_path: Path |
     Args:
         users_path: what a user gave, for warnings; None for ingested files, about which ingestion has told.
     """
-    voxels, affine, acquisition, is_padded = read_series(files, anatomy)
+    voxels, affine, acquisition, notes = read_series(files, anatomy)
     if users_path is not None:
-        _warn_of_padding(is_padded, users_path)
+        _warn(notes, users_path)
     return Volume(voxels=voxels, affine=affine, acquisition=acquisition)
 
 
-def _warn_of_padding(is_padded: bool, path: Path) -> None:
-    if is_padded:
-        logger.warning("%s: %s", path.name, PADDED)
+def _warn(notes: Iterable[str], path: Path) -> None:
+    for note in notes:
+        logger.warning("%s: %s", path.name, note)
 
 
 def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
@@ -132,8 +131,8 @@ def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
     if is_mosaic(header):
         require_single(len(headers), "volumes", path)
         _raise(find_mosaic_rejection(header), path)
-        image, is_padded = unpack_mosaic(first)
-        _warn_of_padding(is_padded, path)
+        image, notes = unpack_mosaic(first)
+        _warn(notes, path)
         return volume_from_image(image, sidecar_fields(header), path)
     volumes, rejected = split_series(_frames_of_files(headers, path))
     faults = [group for group in rejected if not volumes or group.kind != "not magnitude"]
@@ -144,8 +143,8 @@ def read_one_volume(files: Sequence[Path], path: Path) -> Volume:
         _raise(NO_MOSAIC_HEADER, path)
     if "PerFrameFunctionalGroupsSequence" in header:
         place = volumes[0][0]
-        image, is_padded = unpack_frames([(frame.path, frame.index) for frame in volumes[0]])
-        _warn_of_padding(is_padded, path)
+        image, notes = unpack_frames([(frame.path, frame.index) for frame in volumes[0]])
+        _warn(notes, path)
         return volume_from_image(image, sidecar_fields(headers[place.path], place.index), path)
     return _read_classic([frame.path for frame in volumes[0]], None, path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion.formats.dicom import fast_elements, image_content
-from components.ingestion.formats.dicom.padding import Mask, blank_padding, find_padding
+from components.ingestion.formats.dicom.padding import Padding, blank_padding, find_padding, fit_padding, has_fitting_padding
 from components.ingestion.formats.dicom.pixels import (
     check_high_bit,
     decode_pixels,
@@ -70,8 +71,8 @@ def find_mosaic_rejection(header: Dataset) -> Rejection | None:
     return Rejection("not magnitude", f"{content}, not magnitude", "give the magnitude images")
 
 
-def unpack_mosaic(path: Path) -> tuple[Any, bool]:
-    """Return a mosaic as a NIfTI image, and whether its header marks pixels as padding that do not have the value of background.
+def unpack_mosaic(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """Return a mosaic as a NIfTI image, and what the user should know about its padding.
 
     Its layout is in a private header that de-identification removes, so this comes first.
 
@@ -86,7 +87,7 @@ def unpack_mosaic(path: Path) -> tuple[Any, bool]:
     try:
         dataset = read_object(path)
         tiles = np.array(decode_pixels(dataset))
-        is_padded = blank_padding([tiles], [find_padding(tiles, dataset)])  # a mosaic has no intercept: 0 is no signal
+        notes = blank_padding([tiles], [find_padding(tiles, dataset)])  # a mosaic has no intercept: 0 is no signal
         dataset.PixelData = stored_pixels(dataset, tiles)
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         wrapper = wrapper_from_data(dataset)
@@ -102,26 +103,29 @@ def unpack_mosaic(path: Path) -> tuple[Any, bool]:
             where=path.name,
             remedy=_EXPORT_SLICES,
         ) from None
-    return nib.Nifti1Image(voxels, affine), is_padded
+    return nib.Nifti1Image(voxels, affine), notes
 
 
-def unpack_frames(places: Sequence[FramePlace]) -> tuple[Any, bool]:
-    """Return frames of an enhanced image, or of the parts of a concatenated one, in the order given, as a NIfTI image; and whether
-    the header marks pixels as padding that do not have the value of background.
+def unpack_frames(places: Sequence[FramePlace]) -> tuple[Any, tuple[str, ...]]:
+    """Return frames of an enhanced image, or of the parts of a concatenated one, in the order given, as a NIfTI image; and what the
+    user should know about their padding.
     """
     import nibabel as nib
 
     decoded: dict[FramePlace, _DecodedFrame] = {}
-    for path in dict.fromkeys(path for path, _ in places):
-        decoded |= _decode_frames(path, [index for file, index in places if file == path])
+    indices: dict[Path, list[int]] = defaultdict(list)
+    for path, index in places:
+        indices[path].append(index)
+    for path, of_file in indices.items():
+        decoded |= _decode_frames(path, of_file)
     frames = [decoded[place] for place in places]
     if all(frame.scale == (1.0, 0.0) for frame in frames):
         voxels = np.stack([frame.stored for frame in frames])
     else:
         voxels = np.stack([rescale(frame.stored, *frame.scale) for frame in frames], dtype=np.float32)
-    is_padded = blank_padding(list(voxels), [frame.padding for frame in frames])
+    notes = blank_padding(list(voxels), [frame.padding for frame in frames])
     affine = affine_of([frame.frame for frame in frames])
-    return nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]]), is_padded
+    return nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]]), notes
 
 
 class _DecodedFrame(NamedTuple):
@@ -130,12 +134,15 @@ class _DecodedFrame(NamedTuple):
     frame: Frame
     stored: NDArray[Any]
     scale: tuple[float, float]
-    padding: Mask | None
+    padding: Padding
 
 
 def _decode_frames(path: Path, indices: Sequence[int]) -> dict[FramePlace, _DecodedFrame]:
     """Decode frames of one file."""
     header = read_header(path)
+    if not has_fitting_padding(header):
+        header = read_object(path)
+        fit_padding(header)
     check_high_bit(header)
     frames = frames_of(header, path)
     source = path if is_plain(path) else read_object(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -200,6 +201,17 @@ def reduce_to_stored_bits(values: NDArray[Any], header: Dataset) -> NDArray[Any]
     stored = short(header, "BitsStored") or 0
     is_reduced = not 0 < stored < values.dtype.itemsize * 8 or int(header.get("BitsAllocated") or 0) == 1
     return values if is_reduced else _select_bits(values, stored, stored - 1)
+
+
+def decode_words(dataset: Dataset) -> NDArray[Any]:
+    """Return the pixels ([frames,] rows, columns) with the bits beside the stored values, which :func:`decode_pixels` leaves out.
+
+    Raises:
+        BadInput, Exception: see :func:`decode_pixels`.
+    """
+    whole = deepcopy(dataset)
+    whole.BitsStored, whole.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
+    return decode_pixels(whole)
 
 
 def stored_pixels(dataset: Dataset, values: NDArray[Any]) -> bytes:

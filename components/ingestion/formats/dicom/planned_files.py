@@ -21,7 +21,7 @@ from components.ingestion.formats.dicom import fast_elements
 from components.ingestion.formats.dicom.classic import SliceReadBack
 from components.ingestion.formats.dicom.headers import sidecar_fields
 from components.ingestion.formats.dicom.multiframe import FramePlace, unpack_frames, unpack_mosaic
-from components.ingestion.formats.dicom.padding import PADDED, blank_padding, find_padding
+from components.ingestion.formats.dicom.padding import blank_padding, find_padding, fit_padding
 from components.ingestion.formats.dicom.pixels import decode_pixels, parse_slice, rescale, rescale_of, stored_pixels
 from components.ingestion.formats.dicom.reading import read_header, read_object
 from components.ingestion.formats.nifti_writer import NiftiOutput, content_md5
@@ -140,13 +140,10 @@ def _notes_on_slice(stored: NDArray[Any], header: Dataset) -> tuple[str, ...]:
     """Return what the user should know about the values of a classic image."""
     padding, scale = find_padding(stored, header), rescale_of(header)
     can_be_negative = stored.dtype.kind == "i" or min(scale) < 0
-    if padding is None:
-        return notes_on_values(rescale(stored, *scale)) if can_be_negative else ()
-    values = np.array(rescale(stored, *scale))
-    is_changed = blank_padding([values], [padding])
-    others = values[~padding]
-    notes = notes_on_values(others) if can_be_negative and others.size else ()
-    return (*notes, PADDED) if is_changed else notes
+    values = np.array(rescale(stored, *scale)) if can_be_negative or padding.mask is not None else stored
+    notes = blank_padding([values], [padding])
+    others = values if padding.mask is None else values[~padding.mask]
+    return (*notes_on_values(others), *notes) if can_be_negative and others.size else notes
 
 
 @dataclass(frozen=True)
@@ -163,6 +160,7 @@ class PlannedDicom(PlannedFile):
     def prepare(self, context: WriteContext) -> DicomOutput:
         dataset = read_object(self.source)
         values = decode_pixels(dataset)
+        fit_padding(dataset)
         pixels = stored_pixels(dataset, values)
         clean = deidentify_dicom(dataset, pixels, self.patient, context.pseudonyms, _label_names(context.card))
         scale = (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"), dataset.get("PixelRepresentation"))
@@ -197,8 +195,8 @@ class PlannedMosaic(PlannedFile):
 
     @override
     def prepare(self, context: WriteContext) -> NiftiOutput:
-        image, is_padded = unpack_mosaic(self.source)
-        return NiftiOutput(image, notes=(PADDED,) if is_padded else ())
+        image, notes = unpack_mosaic(self.source)
+        return NiftiOutput(image, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -218,8 +216,8 @@ class PlannedFrames(PlannedFile):
 
     @override
     def prepare(self, context: WriteContext) -> NiftiOutput:
-        image, is_padded = unpack_frames(self.frames)
-        return NiftiOutput(image, notes=(PADDED,) if is_padded else ())
+        image, notes = unpack_frames(self.frames)
+        return NiftiOutput(image, notes=notes)
 
 
 @dataclass(frozen=True)

@@ -277,6 +277,22 @@ def split_series(frames: Iterable[Frame]) -> tuple[list[tuple[Frame, ...]], list
     return volumes, rejected
 
 
+def has_stack(frames: Sequence[Frame]) -> bool:
+    """Return whether most steps between the positions of frames of one orientation are equal, from :data:`_MIN_STACK` positions on.
+
+    Slices may be missing; single slices of several visits have no common step.
+    """
+    return any(len(group) >= _MIN_STACK and _is_mostly_even(group) for group in _group_by_orientation(frames))
+
+
+def _is_mostly_even(frames: Sequence[Frame]) -> bool:
+    along = np.sort(np.array([frame.position for frame in frames]) @ frames[0].normal)
+    sizes = np.diff(along)
+    sizes = sizes[sizes > POSITION_TOLERANCE_MM]
+    tolerance = max(SPACING_TOLERANCE * float(np.median(sizes)), POSITION_TOLERANCE_MM) if sizes.size else 0.0
+    return len(sizes) >= _MIN_STACK - 1 and float(np.mean(np.abs(sizes - np.median(sizes)) <= tolerance)) > 0.5
+
+
 def _select_magnitudes(frames: Iterable[Frame], rejected: list[RejectedFrames]) -> list[Frame]:
     """Return the frames of magnitudes; phases, parts of complex values and maps go to ``rejected``."""
     selected: list[Frame] = []
@@ -348,7 +364,8 @@ def _group_by_orientation(frames: Sequence[Frame]) -> list[list[Frame]]:
     stacks: list[list[Frame]] = []
     for frame in frames:
         for stack in stacks:
-            if np.allclose(stack[0].orientation, frame.orientation, rtol=0, atol=DIRECTION_TOLERANCE):
+            pairs = zip(stack[0].orientation, frame.orientation, strict=True)
+            if all(abs(one - other) <= DIRECTION_TOLERANCE for one, other in pairs):
                 stack.append(frame)
                 break
         else:
@@ -366,39 +383,54 @@ def _position_indices(frames: Sequence[Frame]) -> list[int]:
     positions = np.array([frame.position for frame in frames])
     along = positions @ frames[0].normal
     indices = [0] * len(frames)
-    distinct: list[tuple[float, NDArray[np.float64]]] = []
+    distinct, distinct_along = np.empty((3, len(frames))), np.empty_like(along)
+    first, count = 0, 0  # of the positions at the height of a frame, and of all
     for frame_index in np.argsort(along, kind="stable"):
-        index = len(distinct)
-        while index and along[frame_index] - distinct[index - 1][0] < POSITION_TOLERANCE_MM:
-            index -= 1
-            if np.abs(distinct[index][1] - positions[frame_index]).max() < POSITION_TOLERANCE_MM:
-                break
-        else:
-            index = len(distinct)
-            distinct.append((float(along[frame_index]), positions[frame_index]))
-        indices[frame_index] = index
+        while first < count and along[frame_index] - distinct_along[first] >= POSITION_TOLERANCE_MM:
+            first += 1
+        is_equal = np.abs(distinct[:, first:count] - positions[frame_index][:, None]).max(0) < POSITION_TOLERANCE_MM
+        if is_equal.any():
+            indices[frame_index] = first + int(np.flatnonzero(is_equal)[-1])
+            continue
+        indices[frame_index] = count
+        distinct[:, count], distinct_along[count] = positions[frame_index], along[frame_index]
+        count += 1
     return indices
 
 
 def _split_parallel(frames: list[Frame]) -> list[list[Frame]]:
     """Split frames of one orientation that are no regular stack into parallel stacks, if it is certain that no slice is missing.
 
-    Stacks in different lines (the stations of a coronal body scan, both breasts) are certain. A gap between stacks behind one
-    another may also be what a lost slice left: they are split by Stack ID (0020,9056), which names them, or by Acquisition Number
-    if the instance numbers run on across the gap.
+    Stacks in different lines (the stations of a coronal body scan, both breasts in an axial one) are certain, and so are those that
+    Stack ID (0020,9056) names, whatever is between them: one that is incomplete is refused by itself. A gap between stacks behind
+    one another may also be what a lost slice left: they are split by Acquisition Number if the instance numbers run on across it.
     """
-    if _is_regular(frames):
+    by_id = _group_by_repeat(frames, "stack_id")
+    if _is_regular(frames) and not _overlap_in_part(by_id, frames):
         return [frames]
-    partitions = [_group_by_line(frames)]
-    for name in ("stack_id", "acquisition"):
-        attribute = _REPEAT_ATTRIBUTES.index(name)
-        groups = _group_frames(frames, lambda frame, attribute=attribute: frame.repeats[attribute])  # type: ignore[misc]
-        if _are_apart(groups) and (name == "stack_id" or _numbers_run_on(frames)):
-            partitions.append(groups)
-    for stacks in partitions:
-        if len(stacks) > 1 and all(map(_is_stack, stacks)):
-            return stacks
+    by_line = _group_by_line(frames)
+    if len(by_line) > 1 and all(map(_is_stack, by_line)):
+        return by_line
+    if len(by_id) > 1 and all(len(set(_position_indices(stack))) >= _MIN_STACK for stack in by_id) and any(map(_is_stack, by_id)):
+        return by_id
+    acquisitions = _group_by_repeat(frames, "acquisition")
+    if len(acquisitions) > 1 and _are_apart(acquisitions) and _numbers_run_on(frames) and all(map(_is_stack, acquisitions)):
+        return acquisitions
     return [frames]
+
+
+def _group_by_repeat(frames: Sequence[Frame], name: str) -> list[list[Frame]]:
+    """Group frames by one of :data:`_REPEAT_ATTRIBUTES`."""
+    attribute = _REPEAT_ATTRIBUTES.index(name)
+    return _group_frames(frames, lambda frame: frame.repeats[attribute])
+
+
+def _overlap_in_part(groups: Sequence[Sequence[Frame]], frames: Sequence[Frame]) -> bool:
+    """Return whether groups of frames share positions, of which none has all: no repeats, and no parts that interleave."""
+    index_of = {(frame.path, frame.index): place for frame, place in zip(frames, _position_indices(frames), strict=True)}
+    places = [{index_of[frame.path, frame.index] for frame in group} for group in groups]
+    count = len(set(index_of.values()))
+    return sum(map(len, places)) > count and all(len(found) < count for found in places)
 
 
 def _is_stack(frames: Sequence[Frame]) -> bool:
@@ -414,17 +446,17 @@ def _is_regular(frames: Sequence[Frame]) -> bool:
 
 def _group_by_line(frames: Sequence[Frame]) -> list[list[Frame]]:
     """Group frames of one orientation by the lines, parallel to their normal, that their positions lie on."""
-    normal, lines = frames[0].normal, list[tuple[NDArray[np.float64], list[Frame]]]()
-    for frame in frames:
-        position = np.array(frame.position)
-        aside = position - (position @ normal) * normal
-        for place, line in lines:
-            if float(np.linalg.norm(place - aside)) <= _LINE_TOLERANCE_MM:
-                line.append(frame)
-                break
+    normal, positions = frames[0].normal, np.array([frame.position for frame in frames])
+    aside = positions - np.outer(positions @ normal, normal)
+    places, lines = np.empty((3, len(frames))), list[list[Frame]]()
+    for frame, place in zip(frames, aside, strict=True):
+        is_near = ((places[:, : len(lines)] - place[:, None]) ** 2).sum(0) <= _LINE_TOLERANCE_MM**2
+        if is_near.any():
+            lines[int(is_near.argmax())].append(frame)
         else:
-            lines.append((aside, [frame]))
-    return [line for _, line in lines]
+            places[:, len(lines)] = place
+            lines.append([frame])
+    return lines
 
 
 def _are_apart(groups: Sequence[Sequence[Frame]]) -> bool:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from components.ingestion.formats.dicom.object_headers import DicomHeader
+from components.ingestion.formats.dicom.series_splitting import has_stack
 from components.ingestion.quarantine import Rejection
 from components.ingestion.source_folder import Plan
 
 _STUDY_OF_EACH_SLICE = Rejection(
     "geometry",
-    "one Series Instance UID (0020,000E) whose images all have different Study Instance UIDs (0020,000D)",
+    "one Series Instance UID (0020,000E) of a stack whose images all have different Study Instance UIDs (0020,000D)",
     "export or anonymize the series again, so that its images have one Study Instance UID",
 )
 _PatientUid = tuple[str, str]
@@ -27,7 +28,7 @@ def qualify_shared_uids(headers: Sequence[DicomHeader], plan: Plan) -> list[Dico
     """Return headers in which no UID of a patient's series, images or frames of reference is shared by studies.
 
     UIDs of one study remain as they are; so does an empty Study Instance UID, which contradicts no other. A series whose images are
-    all of different studies is rejected: its slices cannot be told from those of several visits.
+    all of different studies is rejected if they are one stack, which may be of one visit. Elsewhere they are slices of several.
     """
     studies: dict[_PatientUid, set[str]] = defaultdict(set)
     for header in headers:
@@ -48,12 +49,16 @@ def qualify_shared_uids(headers: Sequence[DicomHeader], plan: Plan) -> list[Dico
 
 
 def _scattered_series(headers: Sequence[DicomHeader]) -> set[_PatientUid]:
-    """Return the series of single-frame images no two of which are of one study."""
-    images: dict[_PatientUid, list[str]] = defaultdict(list)
+    """Return the series of single-frame images no two of which are of one study, though they form a stack."""
+    images: dict[_PatientUid, list[DicomHeader]] = defaultdict(list)
     for header in headers:
         if header.kind == "classic":
-            images[header.patient, header.series].append(header.study)
-    return {series for series, studies in images.items() if len(studies) > 1 and len(set(studies)) == len(studies)}
+            images[header.patient, header.series].append(header)
+    return {
+        series
+        for series, found in images.items()
+        if len({one.study for one in found}) == len(found) and has_stack([frame for one in found for frame in one.frames])
+    }
 
 
 def _qualify(header: DicomHeader, ambiguous: set[_PatientUid]) -> DicomHeader:

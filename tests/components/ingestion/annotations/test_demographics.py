@@ -194,3 +194,41 @@ def test_two_tables_that_contradict_each_other_are_told(tmp_path: Path) -> None:
         if one.patient_id == Pseudonyms(DEMO_KEY, CARD.id).patient("sub-zwetschge")
     ]
     assert (found.acquisition.sex, found.diagnosis) == ("M", {"schizophrenia": False})  # the last table, as the notice says
+
+
+def test_equal_keys_of_a_patient_and_of_a_scan_are_not_compared(tmp_path: Path) -> None:
+    for name in ("p1/scan2", "p2/scan1"):
+        path = tmp_path / "source" / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(dicom_files.random_pixels(8, 9, 4, seed=int(name[1])).astype(np.int16), np.eye(4)), path)
+    titles = "participant_id\tsex\tage\tgroup\n"
+    (tmp_path / "source" / "participants.tsv").write_text(f"{titles}1\tF\t34\tpatient\n2\tM\t50\tcontrol\n")
+    (tmp_path / "source" / "scans.tsv").write_text(f"{titles}2\tF\t34\tpatient\n1\tM\t50\tcontrol\n")
+    tables = (TABLE, TABLE.model_copy(update={"path": "scans.tsv", "image": r"scan(\d+)"}))
+    card = CARD.model_copy(update={"layout": Layout(patient=r"p(\d+)/", tables=tables)})
+    report = ingest(card, tmp_path / "source", tmp_path / "data", DEMO_KEY)
+    assert report.patients == 2 and not [notice for notice in report.notices if "contradict" in notice.text]
+
+
+@pytest.mark.parametrize(("group", "is_overridden"), [("control", True), ("n/a", False)])
+def test_what_becomes_of_rows_that_contradict_each_other_beside_another_table(
+    tmp_path: Path, group: str, is_overridden: bool
+) -> None:
+    twice = (("sub-zwetschge", "", "34", "F", "patient"), ("sub-zwetschge", "", "34", "M", "control"))
+    _write(tmp_path / "source", (ROWS[0], *twice, *ROWS[2:]))
+    (tmp_path / "source" / "other.tsv").write_text(f"participant_id\tsex\tage\tgroup\nsub-zwetschge\tF\t34\t{group}\n")
+    tables = (TABLE, TABLE.model_copy(update={"path": "other.tsv"}))
+    card = CARD.model_copy(update={"layout": Layout(patient="(sub-[^/_]+)/", tables=tables)})
+    notices = ingest(card, tmp_path / "source", tmp_path / "data", DEMO_KEY).notices
+    told = sorted(notice.text for notice in notices if "contradict" in notice.text)
+    outcome = "another table decides it" if is_overridden else "it counts as present"
+    assert [text.partition(" in ")[2].partition(";")[0] for text in told] == [
+        f"the column 'group': {outcome}",
+        "the column 'sex': another table decides it",
+    ]
+    (found,) = [
+        read_volume(tmp_path / "data", one, CARD)
+        for one in list_series(tmp_path / "data", CARD.id)
+        if one.patient_id == Pseudonyms(DEMO_KEY, CARD.id).patient("sub-zwetschge")
+    ]
+    assert (found.acquisition.sex, found.diagnosis) == ("F", {"schizophrenia": not is_overridden})

@@ -194,10 +194,25 @@ def test_kspace_that_was_measured_in_part_is_centered(case: str, sides: tuple[in
     require_center((np.abs(_measured(case, _head(*sides))) ** 2).sum((0, 1)), "a.h5")
 
 
-def test_echoes_that_are_not_filled_up_are_centered() -> None:
-    """The array of an asymmetric readout may begin near the center of k-space."""
-    kspace = _head()[..., 20:, :]
-    require_center((np.abs(kspace) ** 2).sum((0, 1)), "a.h5")
+@pytest.mark.parametrize("part", [9 / 16, 0.6, 5 / 8, 0.7, 3 / 4, 7 / 8])
+@pytest.mark.parametrize("is_start", [True, False], ids=["first lines", "last lines"])
+@pytest.mark.parametrize("axis", [-2, -1])
+@pytest.mark.parametrize("sides", [(64, 48), (63, 47), (256, 320)])
+def test_partial_fourier_that_is_not_filled_up_is_centered(part: float, is_start: bool, axis: int, sides: tuple[int, int]) -> None:
+    """The array of the measured lines may begin or end near the center of k-space."""
+    kspace = np.moveaxis(_head(*sides), axis, 0)
+    count = round(part * len(kspace))
+    measured = np.moveaxis(kspace[:count] if is_start else kspace[len(kspace) - count :], 0, axis)
+    require_center((np.abs(measured) ** 2).sum((0, 1)), "a.h5")
+
+
+@pytest.mark.parametrize("part", [9 / 16, 3 / 4])
+def test_partial_fourier_in_the_corner_is_refused(part: float) -> None:
+    kspace = _head(64, 48)
+    kspace[..., round(part * 48) :] = 0
+    for axes in ((-2, -1), (-1,)):
+        with pytest.raises(BadInput, match="not in the middle"):
+            require_center((np.abs(_uncentered(kspace, axes)) ** 2).sum((0, 1)), "a.h5")
 
 
 def test_noise_and_short_axes_are_not_judged() -> None:

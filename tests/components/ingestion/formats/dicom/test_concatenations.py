@@ -15,7 +15,7 @@ from pydicom import Dataset
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_path, read_quarantine, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.formats.dicom.concatenations import TOTAL_UNKNOWN
+from components.ingestion.formats.dicom.concatenations import TOTAL_UNKNOWN, Part, find_fault
 from components.ingestion.study_reader import read_study
 from components.ingestion.volume import IngestReport, Volume
 from tests.helpers import dicom_files
@@ -147,14 +147,26 @@ def test_one_part_alone_is_no_image_to_predict_from(tmp_path: Path) -> None:
             read_path(path)
 
 
-def test_parts_of_an_unknown_number_are_joined_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    edit(_write_parts(tmp_path / "source", voxels(9)), lambda item: delattr(item, "InConcatenationTotalNumber"))
+@pytest.mark.parametrize(("total", "is_told"), [(None, True), (1, False)])
+def test_a_lone_part_without_a_number_is_a_whole_image(
+    tmp_path: Path, total: int | None, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, *others = _write_parts(tmp_path / "source", voxels(9))
+    edit(first, _set(InConcatenationNumber=None, InConcatenationTotalNumber=total))
+    for path in others:
+        path.unlink()
     report, (volume,) = _ingest(tmp_path)
-    np.testing.assert_array_equal(volume.voxels, voxels(9))
-    assert [(item.count, item.text) for item in report.notices] == [(3, TOTAL_UNKNOWN)]
+    np.testing.assert_array_equal(volume.voxels, voxels(9)[: SIZES[0]])
+    assert [(item.count, item.text) for item in report.notices] == ([(1, TOTAL_UNKNOWN)] if is_told else [])
     with caplog.at_level(logging.WARNING):
-        read_path(tmp_path / "source")
-    assert TOTAL_UNKNOWN in caplog.text
+        assert read_path(first).voxels.shape == volume.voxels.shape
+    assert (TOTAL_UNKNOWN in caplog.text) == is_told
+
+
+def test_many_parts_are_compared_at_once() -> None:
+    parts = [Part("1.2", number, 20_000) for number in range(1, 10_001)]
+    fault = find_fault(parts)
+    assert fault is not None and "missing: 10000 of 20000" in fault.reason and fault.reason.endswith(" 10001")
 
 
 def test_two_concatenated_images_of_a_series_are_two_volumes(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_path, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.formats.dicom.padding import PADDED
+from components.ingestion.formats.dicom.padding import PADDED, UNCLEAR_PADDING
 from components.ingestion.formats.voxels import NEGATIVE
 from components.ingestion.volume import Volume
 from tests.helpers import dicom_files
@@ -188,3 +188,76 @@ def test_padding_of_a_mosaic(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     image.save_as(path)
     _set_raw(path, "US", PixelPaddingValue=4095)
     _check(tmp_path, expected, caplog, files=1)
+
+
+MALFORMED: dict[str, tuple[str, Any, bool]] = {
+    "two values": ("US", [65535, 65534], True),
+    "two values that no pixel has": ("US", [3, 5], False),
+    "text": ("LO", "none", False),
+    "letters as words": ("US", b"none", False),
+    "three bytes": ("OB", b"abc", False),
+    "no value": ("US", None, False),
+}
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "big endian"])
+@pytest.mark.parametrize("case", MALFORMED)
+@pytest.mark.parametrize("is_limit", [False, True])
+def test_an_element_that_cannot_be_read_is_ignored(
+    tmp_path: Path, case: str, syntax: str, is_limit: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    vr, value, is_unclear = MALFORMED[case]
+    keyword = "PixelPaddingRangeLimit" if is_limit else "PixelPaddingValue"
+    attributes = {"PixelPaddingValue": 1} if is_limit else {}
+    values = _padded(65535)
+    for path in write_stack(tmp_path / "source", "s", values, **attributes):
+        edit(path, lambda item: _add_malformed(item, keyword, vr, value))
+        transcode(path, syntax)
+    (volume,), notices = _ingest(tmp_path)
+    np.testing.assert_array_equal(volume.voxels, values)
+    is_told = is_unclear and not is_limit
+    assert [text for _, text in notices] == ([UNCLEAR_PADDING] if is_told else [])
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(read_path(tmp_path / "source").voxels, values)
+    assert caplog.text.count(UNCLEAR_PADDING) == is_told
+
+
+def _add_malformed(item: pydicom.Dataset, keyword: str, vr: str, value: Any) -> None:
+    if isinstance(value, bytes):
+        item[keyword] = pydicom.dataelem.RawDataElement(
+            pydicom.tag.Tag(keyword), vr, len(value), value, 0, False, True
+        )  # fmt: skip
+    else:
+        item.add_new(keyword, vr, value)
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "rle", "jls"])
+@pytest.mark.parametrize(("word", "dtype"), [(65535, "u2"), (63536, "u2"), (2096, "i2"), (-2000, "i2")])
+def test_padding_beyond_the_stored_bits(
+    tmp_path: Path, word: int, dtype: str, syntax: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Decoding leaves 12 bits of the word, so that 65535 is 4095."""
+    others = voxels(5) // 2
+    for path in write_stack(
+        tmp_path / "source", "s", _padded(word, dtype, others), BitsStored=12, HighBit=11, PixelPaddingValue=word
+    ):
+        transcode(path, syntax)
+    _check(tmp_path, _expected(0, others), caplog)
+
+
+def test_padding_beyond_the_stored_bits_that_no_word_has_marks_nothing(tmp_path: Path) -> None:
+    """Without its highest bits, 63536 is 2096, which is signal."""
+    values = _padded(2096)
+    write_stack(tmp_path / "source", "s", values, BitsStored=12, HighBit=11, PixelPaddingValue=63536)
+    (volume,), notices = _ingest(tmp_path)
+    np.testing.assert_array_equal(volume.voxels, values)
+    assert not notices
+    np.testing.assert_array_equal(read_path(tmp_path / "source").voxels, values)
+
+
+def test_padding_of_enhanced_images_beyond_the_stored_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    others = voxels(5) // 2
+    frames = [{"plane": plane, "offset": 4.0 * place} for place, plane in enumerate(_padded(65535, "u2", others))]
+    path = dicom_files.write_enhanced(tmp_path / "source" / "e.dcm", frames, BitsStored=12, HighBit=11)
+    _set_raw(path, "US", PixelPaddingValue=65535)
+    _check(tmp_path, _expected(0, others), caplog, files=1)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
@@ -225,6 +226,8 @@ PARALLEL: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "named stacks, numbered anew": ({"stack_id": "1"}, {"along_mm": 40.0, "stack_id": "2", "first": 1001}),
     "named stacks behind a gap of one slice": ({"stack_id": "1"}, {"along_mm": 18.0, "stack_id": "2"}),
     "acquisitions behind a gap": ({"acquisition": "1"}, {"along_mm": 47.3, "acquisition": "2"}),
+    "named stacks that overlap": ({"stack_id": "1"}, {"along_mm": 10.0, "stack_id": "2"}),
+    "named stacks that overlap in their slices": ({"stack_id": "1"}, {"along_mm": 9.0, "stack_id": "2"}),
     "in two lines": ({}, {"aside_mm": 120.0}),
     "in two lines, interleaved": ({}, {"aside_mm": 120.0, "along_mm": 1.5}),
     "in two lines with a gap": ({}, {"aside_mm": -80.0, "along_mm": 200.0}),
@@ -252,6 +255,30 @@ def test_repeats_of_parallel_stacks_are_volumes_of_each() -> None:
             frames += _moved(stack(5, CORONAL), aside_mm=aside, first=first, temporal_position=str(time))
     volumes, rejected = split_series(frames)
     assert [len(volume) for volume in volumes] == [5] * 4 and not rejected
+
+
+def test_an_incomplete_named_stack_is_refused_by_itself() -> None:
+    stations = [_moved(stack(6), along_mm=100.0 * n, first=1 + 10 * n, stack_id=str(n)) for n in range(3)]
+    volumes, (group,) = split_series([*stations[0], *stations[1][:2], *stations[1][3:], *stations[2]])
+    assert [len(volume) for volume in volumes] == [6, 6]
+    assert len(group.frames) == 5 and "slices missing: 1 of 4 gaps" in group.reason
+
+
+def test_packages_of_one_stack_that_interleave_are_one_volume() -> None:
+    volumes, rejected = split_series([frame(n, n, stack_id=str(n % 2)) for n in range(8)])
+    assert [len(volume) for volume in volumes] == [8] and not rejected
+
+
+@pytest.mark.parametrize("case", ["side by side", "in lines of their own", "one stack"])
+def test_ten_thousand_slices_take_seconds(case: str) -> None:
+    count = 10_000
+    aside = np.array([0, 0, 0] if case == "one stack" else [10, 0, 0])
+    along = np.array([0, 0, 0] if case == "side by side" else [0, 0, 3])
+    frames = [replace(frame(n, 0), position=tuple(n * aside + n * along + 0.0)) for n in range(count)]
+    start = process_time()
+    volumes, rejected = split_series(frames)
+    assert process_time() - start < 60  # minutes where each slice is compared with each in Python
+    assert bool(volumes) == (case == "one stack") and sum(len(group.frames) for group in rejected) in (0, count)
 
 
 def _sheared(step_mm: float, drift_mm: float) -> list[Frame]:

@@ -85,10 +85,25 @@ def test_a_study_uid_that_some_slices_lack_splits_nothing(tmp_path: Path) -> Non
     assert not report.quarantined and [len(volume.voxels) for volume in volumes] == [5]
 
 
-def test_slices_of_which_each_has_a_study_of_its_own_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heights_mm", [(0, 0), (0, 7), (0, 0, 0), (0, 0, 7), (0, 3, 11), (0, 3, 11, 24)])
+def test_single_slices_of_several_visits_are_volumes_of_their_own(tmp_path: Path, heights_mm: tuple[float, ...]) -> None:
+    """An anonymizer with one fixed UID for all series."""
+    for number, height in enumerate(heights_mm):
+        (path,) = write_stack(tmp_path / "source", f"v{number}", voxels(1, seed=number), SeriesInstanceUID="1.2.7")
+        edit(path, lambda item, height=height: _move(item, height))  # type: ignore[misc]
+    report, volumes = _ingest(tmp_path)
+    assert not report.quarantined and [len(volume.voxels) for volume in volumes] == [1] * len(heights_mm)
+    assert (len(heights_mm), SHARED) in [(item.count, item.text) for item in report.notices]
+    assert len({series.visit for series in list_series(tmp_path / "data", CARD.id)}) == len(heights_mm)
+
+
+@pytest.mark.parametrize("lost", [None, 2])
+def test_a_stack_of_which_each_slice_has_a_study_of_its_own_is_refused(tmp_path: Path, lost: int | None) -> None:
     write_stack(tmp_path / "source", "intact", voxels(3))
-    for place, path in enumerate(write_stack(tmp_path / "source", "s", voxels(5, seed=1))):
+    for place, path in enumerate(write_stack(tmp_path / "source", "s", voxels(7, seed=1))):
         edit(path, lambda item, place=place: setattr(item, "StudyInstanceUID", f"1.2.8.{place}"))  # type: ignore[misc]
+        if place == lost:
+            path.unlink()
     report, volumes = _ingest(tmp_path)
     assert [len(volume.voxels) for volume in volumes] == [3]
     (entry,) = report.quarantined
