@@ -294,8 +294,10 @@ class Predictor:
         for source, instruction in requests:
             asked, introduction = self._ask(instruction)
             volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(Path(source))
-            is_dicom = not isinstance(source, Volume) and _is_dicom(Path(source))
-            _require_image(volume, "the volume" if isinstance(source, Volume) else Path(source).name, is_dicom)
+            if isinstance(source, Volume):
+                _require_signal(volume, "the volume")
+            else:
+                _require_image(volume, Path(source).name, _is_dicom(Path(source)))
             self._require_anatomy(volume)
             resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
             questions.append(Question(resampled, asked, sampling, file_affine, progress, introduction, instruction))
@@ -458,13 +460,30 @@ def _require_image(volume: Volume, name: str, is_dicom: bool) -> None:
         logger.warning("%s: %s", name, note)
 
 
+def _require_signal(volume: Volume, name: str) -> None:
+    """Check that a volume of a calling program has a signal; warn if it does not look like an image, since the program may know more.
+
+    Raises:
+        BadInput: a constant.
+    """
+    from components.ingestion.formats.voxels import require_gray_values, require_image
+
+    notes = require_image(volume.voxels, name, is_magnitude=True)
+    try:
+        notes = (*notes, *require_gray_values(volume.voxels))
+    except BadInput as error:
+        notes = (*notes, error.what)
+    for note in notes:
+        logger.warning("%s: %s", name, note)
+
+
 def _read_study(sources: Sequence[str | Path | Volume]) -> Iterator[_ReadSeries]:
     """Yield the series of a study; warn of those that are left out."""
     from components.ingestion.study_reader import read_study
 
     for source in sources:
         if isinstance(source, Volume):
-            _require_image(source, "a volume of the study", is_dicom=False)
+            _require_signal(source, "a volume of the study")
             yield _ReadSeries(source)
             continue
         found, left_out = read_study([Path(source)])

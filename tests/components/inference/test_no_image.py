@@ -51,7 +51,7 @@ NO_IMAGES: dict[str, tuple[NDArray[Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".npy", ".mha", "in memory", "in a study", "in a folder"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".npy", ".mha", "in a study", "in a folder"])
 @pytest.mark.parametrize("case", NO_IMAGES)
 def test_a_constant_or_a_label_map_is_no_image(predictor: Predictor, tmp_path: Path, case: str, suffix: str) -> None:
     values, reason = NO_IMAGES[case]
@@ -66,13 +66,26 @@ def test_a_constant_or_a_label_map_is_no_image(predictor: Predictor, tmp_path: P
         image.header.set_xyzt_units("mm", "sec")
         nib.save(image, path if suffix == ".nii.gz" else tmp_path / "a.nii.gz")
     with pytest.raises(BadInput, match=reason) as error:
-        if suffix == "in memory":
-            predictor.predict(Volume(np.nan_to_num(values), np.eye(4), Acquisition()), "Segment.")
-        elif suffix in ("in a study", "in a folder"):
+        if suffix in ("in a study", "in a folder"):
             predictor.predict_study([tmp_path / "a.nii.gz" if suffix == "in a study" else tmp_path], "Segment.")
         else:
             predictor.predict(path, "Segment.")
     assert "layout" not in error.value.remedy  # that of an ingestion
+
+
+def test_a_constant_in_memory_is_no_image(predictor: Predictor) -> None:
+    with pytest.raises(BadInput, match="no signal"):
+        predictor.predict(Volume(np.full((6, 48, 40), 7.5, np.float32), np.eye(4), Acquisition()), "Segment.")
+
+
+def test_labels_in_memory_are_answered_with_a_warning(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that hands an array over, as a server does, may know that it is an image."""
+    _answer_with(predictor, monkeypatch, "yes")
+    with caplog.at_level(logging.WARNING):
+        assert predictor.predict(Volume(_LABELS, np.eye(4), Acquisition()), QUESTION).text
+    assert "3 different values" in caplog.text
 
 
 @pytest.mark.parametrize("background", [0, -1, 25])
