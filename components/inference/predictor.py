@@ -461,7 +461,9 @@ def _require_image(volume: Volume, name: str, is_dicom: bool) -> None:
 
 
 def _require_signal(volume: Volume, name: str) -> None:
-    """Check that a volume of a calling program has a signal; warn if it does not look like an image, since the program may know more.
+    """Check that a volume of a calling program has a signal; warn if it does not look like an image.
+
+    The program may know more than its values show.
 
     Raises:
         BadInput: a constant.

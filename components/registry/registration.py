@@ -277,7 +277,7 @@ def _signature() -> ModelSignature:
 
 
 def _example(scope: Scope | None) -> Any:
-    """Return an example request within the scope: four slices of a synthetic sphere, as NIfTI in base64.
+    """Return an example request within the scope: four slices of a synthetic sphere with noise, as NIfTI in base64.
 
     No header says what they show: a model of several anatomies takes them for one of these, and the question must fit any.
     """
@@ -286,7 +286,8 @@ def _example(scope: Scope | None) -> Any:
     import pandas as pd
 
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 32)] * 2, np.linspace(-0.5, 0.5, 4), indexing="ij"))
-    sphere = (1000 * (np.sqrt((grid**2).sum(0)) < 0.8)).astype(np.int16)
+    depth = np.clip(0.8 - np.sqrt((grid**2).sum(0)), 0, None)
+    sphere = np.rint(1000 * depth * np.random.default_rng(0).uniform(0.8, 1.2, depth.shape)).astype(np.int16)
     content = nib.Nifti1Image(sphere, np.diag([6.75, 6.75, 6.0, 1.0])).to_bytes()
     image = base64.b64encode(content).decode()
     question = scope.example if scope is not None else None
