@@ -1,7 +1,7 @@
 """Tissue masks of a real T1 of a person who is in no training set: Colin27, the mean of 27 scans of one man.
 
     apt-get install mricron-data
-    python -m benchmarks.real_brain MODEL --name study [--templates /usr/share/mricron/templates]
+    python -m benchmarks.real_brain MODEL --name study [--picture FILE] [--templates /usr/share/mricron/templates]
 
 Nobody has drawn the tissues of this brain. Two references stand in for an expert: a mixture of three Gaussians on the intensities
 inside the brain mask that comes with it (cerebrospinal fluid, gray and white matter; the first step of FAST), and the tissue maps
@@ -54,11 +54,30 @@ def _row(image: str, pair: str, tissue: str, one: NDArray[np.bool_], other: NDAr
     return {"image": image, "pair": pair, "tissue": tissue, "dice": f"{dice(one, other):.3f}", "warned": warned}
 
 
+def draw(volume: Volume, found: Masks, path: Path) -> None:
+    """Draw five slices of a volume above the same slices with gray matter in red and white matter in blue."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5.2), layout="tight")
+    for column, slice_index in enumerate(np.linspace(0.14, 0.72, 5) * len(volume.voxels)):
+        for row in range(2):
+            axes = figure.add_subplot(2, 5, 5 * row + column + 1)
+            axes.imshow(volume.voxels[int(slice_index)], cmap="gray")
+            axes.axis("off")
+            if row:
+                colors = np.zeros((*volume.voxels.shape[1:], 4))
+                for tissue, color in zip(TISSUES, ((1, 0, 0, 0.5), (0, 0.5, 1, 0.5)), strict=True):
+                    colors[found[tissue][int(slice_index)]] = color
+                axes.imshow(colors)
+    figure.savefig(path, dpi=75)
+
+
 def main() -> None:
     """Ask, compare and write ``real_brain_NAME.csv``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a registered version, or models:/NAME@ALIAS")
     parser.add_argument("--name", required=True, help="of the model in the name of the results")
+    parser.add_argument("--picture", type=Path, help="file for a picture of the masks of the whole head")
     parser.add_argument("--templates", type=Path, default=Path("/usr/share/mricron/templates"), help="folder of mricron-data")
     arguments = parser.parse_args()
     predictor, rows = Predictor.load(arguments.model), []
@@ -75,6 +94,8 @@ def main() -> None:
             prediction = predictor.predict(volume, f"Segment the {tissue} in this brain MRI.")
             assert prediction.mask is not None and prediction.familiarity is not None
             found[tissue], warned = prediction.mask > 0, prediction.familiarity.is_unlike
+        if arguments.picture is not None and name == "whole head":
+            draw(volume, found, arguments.picture)
         for other, masks in references.items():
             rows += [_row(name, f"model, {other}", tissue, found[tissue], masks[tissue], str(warned)) for tissue in TISSUES]
     for (one, masks), (other, others) in itertools.combinations(references.items(), 2):
