@@ -28,6 +28,7 @@ from components.home import Home
 from components.inference.familiarity import FamiliarImages, Familiarity, encode
 from components.inference.prediction import Prediction
 from components.inference.question import CONDITIONAL_MEAN, Progress, Question, Sampling, ignore_progress
+from components.inference.read_images import read_image, read_images
 from components.inference.sliding_window import BATCH, ResampledVolume, Tile
 from components.inference.study import Study, StudyQuestion, StudySeries
 from components.ingestion.volume import Volume
@@ -56,15 +57,6 @@ def task_of(answer: str) -> Task:
     recognizing = (task for task in TASKS.values() if task.recognizes(answer))
     free_text = (task for task in TASKS.values() if task.is_free_text)
     return next(chain(recognizing, free_text))
-
-
-@dataclass(frozen=True)
-class _ReadSeries:
-    """A series of a study that was read; the other fields are those of :class:`StudySeries`."""
-
-    volume: Volume
-    file_affine: NDArray[np.float64] | None = None
-    dicom_files: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -187,7 +179,7 @@ class Predictor:
         """
         asked, introduction = self._ask(instruction)
         progress("reading", 0, 1)
-        read = list(_read_study(sources))
+        read = list(read_images(sources))
         progress("reading", 1, 1)
         for one in read:
             self._require_anatomy(one.volume)
@@ -293,14 +285,10 @@ class Predictor:
         progress("reading", 0, len(requests))
         for source, instruction in requests:
             asked, introduction = self._ask(instruction)
-            volume, file_affine = (source, None) if isinstance(source, Volume) else _read_volume(Path(source))
-            if isinstance(source, Volume):
-                _require_signal(volume, "the volume")
-            else:
-                _require_image(volume, Path(source).name, _is_dicom(Path(source)))
-            self._require_anatomy(volume)
-            resampled = ResampledVolume.from_volume(volume, self.matrix, self.pixel_mm)
-            questions.append(Question(resampled, asked, sampling, file_affine, progress, introduction, instruction))
+            image = read_image(source)
+            self._require_anatomy(image.volume)
+            resampled = ResampledVolume.from_volume(image.volume, self.matrix, self.pixel_mm)
+            questions.append(Question(resampled, asked, sampling, image.file_affine, progress, introduction, instruction))
             self._require_shown(instruction, resampled, questions[-1].first_tile)
             progress("reading", len(questions), len(requests))
         return questions
@@ -430,78 +418,6 @@ class Predictor:
         prediction = task_of(answer).decode(self, question, answer)
         familiarity = self._familiarity([question.volume.crop(question.first_tile)])
         return replace(prediction, text=f"{question.introduction}{prediction.text}", familiarity=familiarity)
-
-
-def _read_volume(path: Path) -> tuple[Volume, NDArray[np.float64] | None]:
-    """Read a volume, and the affine of its file if the file is NIfTI."""
-    from components.ingestion.volume_reader import read_scan
-
-    return read_scan(path), _file_affine(path)
-
-
-def _is_dicom(path: Path) -> bool:
-    from components.ingestion.formats.sniff import detect_format
-
-    return path.is_dir() or detect_format(path) == "dicom"
-
-
-def _require_image(volume: Volume, name: str, is_dicom: bool) -> None:
-    """Check that a volume is an image by its values; warn where that is uncertain.
-
-    Args:
-        is_dicom: whether it is a magnitude by its header. So is the image of k-space.
-
-    Raises:
-        BadInput: a constant, or a mask or label map.
-    """
-    from components.ingestion.formats.voxels import require_image
-
-    for note in require_image(volume.voxels, name, is_dicom or volume.kspace is not None):
-        logger.warning("%s: %s", name, note)
-
-
-def _require_signal(volume: Volume, name: str) -> None:
-    """Check that a volume of a calling program has a signal; warn if it does not look like an image.
-
-    The program may know more than its values show.
-
-    Raises:
-        BadInput: a constant.
-    """
-    from components.ingestion.formats.voxels import require_gray_values, require_image
-
-    notes = require_image(volume.voxels, name, is_magnitude=True)
-    try:
-        notes = (*notes, *require_gray_values(volume.voxels))
-    except BadInput as error:
-        notes = (*notes, error.what)
-    for note in notes:
-        logger.warning("%s: %s", name, note)
-
-
-def _read_study(sources: Sequence[str | Path | Volume]) -> Iterator[_ReadSeries]:
-    """Yield the series of a study; warn of those that are left out."""
-    from components.ingestion.study_reader import read_study
-
-    for source in sources:
-        if isinstance(source, Volume):
-            _require_signal(source, "a volume of the study")
-            yield _ReadSeries(source)
-            continue
-        found, left_out = read_study([Path(source)])
-        for reason in left_out:
-            logger.warning("a series of %s is left out: %s", Path(source).name, reason)
-        for one in found:
-            _require_image(one.volume, one.path.name, bool(one.files))
-            yield _ReadSeries(one.volume, _file_affine(one.path), one.files)
-
-
-def _file_affine(path: Path) -> NDArray[np.float64] | None:
-    """Return the affine of a NIfTI file; None for another format or a folder."""
-    from components.ingestion.formats.nifti import load
-    from components.ingestion.formats.sniff import detect_format
-
-    return np.asarray(load(path).affine) if path.is_file() and detect_format(path) == "nifti" else None
 
 
 class _StoppableStreamer(TextIteratorStreamer):

@@ -100,10 +100,10 @@ _OUTCOMES: dict[Aspect, str] = {
     "age": "it is unknown, unless a header states it",
     "finding": "it counts as present",
 }
-"""What becomes of a value that the rows of one key contradict: see :mod:`components.ingestion.annotations.finding_tables`."""
+"""Meaning of a column -> value that ingestion uses when rows with the same key contradict each other in it."""
 _OTHER_TABLE = "another table decides it"
 _Stated = Mapping[tuple[Aspect, str | int], set[Any]]
-"""What a column states, and the column -> the known values in the rows of one key."""
+"""(meaning of a column, its name or number) -> all known values in the rows with one key."""
 
 
 class _ImageRows(NamedTuple):

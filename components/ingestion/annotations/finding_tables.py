@@ -11,7 +11,7 @@ from components.ingestion.annotations.tables import Row, column_index, find_rows
 from components.ingestion.deidentification.deidentify import parse_age_years, parse_sex
 
 Aspect = Literal["sex", "age", "finding"]
-"""What a column states about a patient or an examination."""
+"""Meaning of a table column: the sex of a patient, the age, or whether a finding is present."""
 Parser = Callable[[str], str | float | bool | None]
 
 

@@ -14,17 +14,11 @@ from pydicom import Dataset
 from components.errors import BadInput
 from components.ingestion import acquisition_headers
 from components.ingestion.formats.dicom.fast_elements import Vector
+from components.ingestion.formats.dicom.frames import Frame, frames_of
 from components.ingestion.formats.dicom.padding import Padding, blank_padding, find_padding
 from components.ingestion.formats.dicom.pixels import decode_pixels, read_slice, rescale, rescale_of
 from components.ingestion.formats.dicom.reading import read_header
-from components.ingestion.formats.dicom.series_splitting import (
-    Frame,
-    affine_of,
-    find_spacing_fault,
-    frames_of,
-    group_by_kind,
-    sort_frames,
-)
+from components.ingestion.formats.dicom.series_splitting import affine_of, find_spacing_fault, group_by_kind, sort_frames
 from components.ingestion.formats.voxels import require_signal_range
 from components.ingestion.volume import Acquisition
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pydicom import Dataset
 
 from components.ingestion.formats.dicom import fast_elements
-from components.ingestion.formats.dicom.series_splitting import Frame
+from components.ingestion.formats.dicom.frames import Frame
 from components.ingestion.quarantine import Rejection
 
 TOTAL_UNKNOWN = (

@@ -15,6 +15,7 @@ from components.ingestion.annotations import lesion_boxes
 from components.ingestion.formats.base import FileHeader, Format
 from components.ingestion.formats.dicom.classic import SliceReadBack, check_slices, read_series, slice_indices
 from components.ingestion.formats.dicom.concatenations import TOTAL_UNKNOWN, find_fault, join_frames, part_of
+from components.ingestion.formats.dicom.frames import Frame
 from components.ingestion.formats.dicom.headers import LABEL_CLASSES, find_rejection, read_frames, sidecar_fields
 from components.ingestion.formats.dicom.multiframe import (
     NO_MOSAIC_HEADER,
@@ -27,7 +28,7 @@ from components.ingestion.formats.dicom.multiframe import (
 from components.ingestion.formats.dicom.object_headers import DicomHeader, inspect_header
 from components.ingestion.formats.dicom.planning import plan_files
 from components.ingestion.formats.dicom.reading import is_dicom, read_header, read_header_to_pixels
-from components.ingestion.formats.dicom.series_splitting import Frame, split_series
+from components.ingestion.formats.dicom.series_splitting import split_series
 from components.ingestion.formats.image_files import volume_from_image
 from components.ingestion.formats.voxels import require_single
 from components.ingestion.quarantine import Rejection

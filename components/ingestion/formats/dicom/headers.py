@@ -12,7 +12,7 @@ from pydicom.uid import UID
 from components.ingestion.annotations import rt_structures
 from components.ingestion.annotations.rt_structures import RT_STRUCTURE_SET_UID
 from components.ingestion.formats.dicom import fast_elements, image_content
-from components.ingestion.formats.dicom.series_splitting import Frame, frames_of
+from components.ingestion.formats.dicom.frames import Frame, frames_of
 from components.ingestion.formats.nifti_header import VOXEL_SIZE_RANGE_MM
 from components.ingestion.quarantine import Rejection
 from components.ingestion.sequence_classification import classify_diffusion

@@ -16,6 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from components.errors import BadInput
 from components.ingestion.formats.dicom import fast_elements, image_content
+from components.ingestion.formats.dicom.frames import Frame, content_of_header, frames_of
 from components.ingestion.formats.dicom.padding import Padding, blank_padding, find_padding, fit_padding, has_fitting_padding
 from components.ingestion.formats.dicom.pixels import (
     check_high_bit,
@@ -26,7 +27,7 @@ from components.ingestion.formats.dicom.pixels import (
     stored_pixels,
 )
 from components.ingestion.formats.dicom.reading import is_plain, read_header, read_object
-from components.ingestion.formats.dicom.series_splitting import Frame, affine_of, content_of_header, frames_of
+from components.ingestion.formats.dicom.series_splitting import affine_of
 from components.ingestion.formats.orientation import LPS_TO_RAS
 from components.ingestion.quarantine import Rejection
 

@@ -11,10 +11,10 @@ from pydicom import Dataset
 from components.ingestion.annotations import rt_structures
 from components.ingestion.formats.base import FileHeader
 from components.ingestion.formats.dicom.concatenations import Part, part_of
+from components.ingestion.formats.dicom.frames import Frame
 from components.ingestion.formats.dicom.headers import SEGMENTATION_CLASSES, find_rejection, read_frames
 from components.ingestion.formats.dicom.multiframe import find_mosaic_rejection, is_mosaic, says_mosaic
 from components.ingestion.formats.dicom.reading import read_header_to_pixels
-from components.ingestion.formats.dicom.series_splitting import Frame
 
 ObjectKind = Literal["classic", "mosaic", "enhanced", "segmentation", "structures"]
 

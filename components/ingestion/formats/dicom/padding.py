@@ -51,10 +51,8 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
     if ends is None or _fits(ends, header):
         return ends
     stored, allocated = short(header, "BitsStored") or 0, short(header, "BitsAllocated") or 0
-    if (
-        short(header, "HighBit") != stored - 1 or allocated != _WORD_BITS
-    ):  # other bits at the low end of a word, or a damaged header
-        return None
+    if short(header, "HighBit") != stored - 1 or allocated != _WORD_BITS:
+        return None  # other bits at the low end of a word, or a damaged header
     words = decode_words(header)
     marked = reduce_to_stored_bits(words[(words >= ends[0]) & (words <= ends[1])], header)
     return (int(marked.min()), int(marked.max())) if marked.size else None

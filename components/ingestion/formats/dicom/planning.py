@@ -11,6 +11,7 @@ import numpy as np
 
 from components.ingestion.formats.base import PlannedFile, PlannedSeries
 from components.ingestion.formats.dicom import concatenations
+from components.ingestion.formats.dicom.frames import Frame
 from components.ingestion.formats.dicom.multiframe import NO_MOSAIC_HEADER
 from components.ingestion.formats.dicom.object_headers import DicomHeader
 from components.ingestion.formats.dicom.patients import identify_patients, table_key
@@ -22,7 +23,7 @@ from components.ingestion.formats.dicom.planned_files import (
     PlannedMosaic,
     PlannedStructureSet,
 )
-from components.ingestion.formats.dicom.series_splitting import Frame, find_spacing_notice, split_series
+from components.ingestion.formats.dicom.series_splitting import find_spacing_notice, split_series
 from components.ingestion.formats.dicom.shared_uids import qualify_shared_uids
 from components.ingestion.quarantine import Rejection
 from components.ingestion.source_folder import Plan, SourceFolder

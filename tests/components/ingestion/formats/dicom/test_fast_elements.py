@@ -14,8 +14,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from components.ingestion.formats.dicom import fast_elements
+from components.ingestion.formats.dicom.frames import frames_of
 from components.ingestion.formats.dicom.pixels import read_slice
-from components.ingestion.formats.dicom.series_splitting import frames_of
 
 IMAGES = [path for path in map(Path, get_testdata_files("MR*.dcm")) if "PixelSpacing" in pydicom.dcmread(path, force=True)]
 

@@ -13,7 +13,7 @@ from pydicom import Dataset
 from components.errors import BadInput
 from components.ingestion import ingest, list_series, read_path, read_volume
 from components.ingestion.deidentification.pseudonyms import DEMO_KEY
-from components.ingestion.formats.dicom.series_splitting import content_of_header
+from components.ingestion.formats.dicom.frames import content_of_header
 from components.ingestion.volume import IngestReport
 from tests.helpers import dicom_files
 from tests.helpers.real_world.common import make_card

@@ -224,9 +224,8 @@ def test_an_element_that_cannot_be_read_is_ignored(
 
 def _add_malformed(item: pydicom.Dataset, keyword: str, vr: str, value: Any) -> None:
     if isinstance(value, bytes):
-        item[keyword] = pydicom.dataelem.RawDataElement(
-            pydicom.tag.Tag(keyword), vr, len(value), value, 0, False, True
-        )  # fmt: skip
+        tag = pydicom.tag.Tag(keyword)
+        item[keyword] = pydicom.dataelem.RawDataElement(tag, vr, len(value), value, 0, False, True)
     else:
         item.add_new(keyword, vr, value)
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.ingestion.formats.dicom.series_splitting import Frame, affine_of, find_spacing_notice, split_series
+from components.ingestion.formats.dicom.frames import Frame
+from components.ingestion.formats.dicom.series_splitting import affine_of, find_spacing_notice, split_series
 from tests.helpers.dicom_files import AXIAL, CORONAL, OBLIQUE, SAGITTAL
 
 NAMES = (

@@ -123,9 +123,8 @@ def test_a_segmentation_labels_the_images_of_its_own_visit(tmp_path: Path) -> No
     description = highdicom.seg.SegmentDescription(
         1, "Lesion", codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion, highdicom.seg.SegmentAlgorithmTypeValues.MANUAL
     )
-    highdicom.seg.Segmentation(
-        images, mask, "BINARY", [description], "1.2.5", 9, "1.2.5.1", 1, "x", "x", "1", "1"
-    ).save_as(tmp_path / "source" / "seg.dcm")  # fmt: skip
+    segmentation = highdicom.seg.Segmentation(images, mask, "BINARY", [description], "1.2.5", 9, "1.2.5.1", 1, "x", "x", "1", "1")
+    segmentation.save_as(tmp_path / "source" / "seg.dcm")
     report, volumes = _ingest(tmp_path, make_card(formats=("DICOM",), tasks=("segmentation",), label_map={1: "Lesion"}))
     assert not report.quarantined
     labeled = [volume for volume in volumes if volume.labels is not None]
