@@ -13,23 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.ingestion.formats.dicom.frames import Frame
+from components.ingestion.formats.dicom.frames import REPEAT_ATTRIBUTES, Frame
 from components.ingestion.formats.dicom.series_splitting import affine_of, find_spacing_notice, split_series
 from tests.helpers.dicom_files import AXIAL, CORONAL, OBLIQUE, SAGITTAL
 
-NAMES = (
-    "image_type",
-    "b_value",
-    "temporal_position",
-    "acquisition",
-    "gradient",
-    "inversion_time",
-    "flip_angle",
-    "repetition_time",
-    "trigger_time",
-    "stack_id",
-    "echo_time",
-)
 ROTATED = (0.9848078, 0.1736482, 0.0, -0.1736482, 0.9848078, 0.0)
 """Axial, rotated by ten degrees in its plane."""
 TILTED = (1.0, 0, 0, 0, 0.9848078, 0.1736482)
@@ -50,7 +37,7 @@ def frame(number: int, position: float, orientation: tuple[float, ...] = AXIAL, 
         shape=(8, 8),
         content="magnitude",
         echo_time=echo,
-        repeats=tuple(repeats.get(name, "") for name in NAMES),  # type: ignore[arg-type]
+        repeats=tuple(repeats.get(name, "") for name in REPEAT_ATTRIBUTES),  # type: ignore[arg-type]
     )
 
 
@@ -70,7 +57,7 @@ def test_slices_in_any_order_form_one_volume_sorted_by_position(order: list[int]
 
 
 @given(
-    st.lists(st.sampled_from(NAMES[1:7]), min_size=1, max_size=2, unique=True),
+    st.lists(st.sampled_from(REPEAT_ATTRIBUTES[1:7]), min_size=1, max_size=2, unique=True),
     st.randoms(use_true_random=False),
 )
 def test_repeats_are_split_by_the_attribute_that_distinguishes_them(names: list[str], random: object) -> None:
@@ -215,7 +202,7 @@ def _moved(frames: list[Frame], along_mm: float = 0.0, aside_mm: float = 0.0, fi
     """Return frames at other places along their normal and along their rows, numbered from ``first``."""
     shift = frames[0].normal * along_mm + np.array(frames[0].orientation[:3]) * aside_mm
     places = [tuple(np.array(item.position) + shift) for item in frames]
-    repeats = tuple(values.get(name, "") for name in NAMES)
+    repeats = tuple(values.get(name, "") for name in REPEAT_ATTRIBUTES)
     return [
         replace(item, position=place, number=first + number, path=Path(f"{first + number:04d}"), repeats=repeats)
         for number, (item, place) in enumerate(zip(frames, places, strict=True))
