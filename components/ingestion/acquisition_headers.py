@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from components.ingestion.deidentification.allowlists import allowed_body_part, allowed_scanner, allowed_vendor
+from components.ingestion.body_parts import examined_part
+from components.ingestion.deidentification.allowlists import allowed_scanner, allowed_vendor
 from components.ingestion.deidentification.deidentify import parse_age_years, parse_sex
 from components.ingestion.sequence_classification import SequenceParameters, classify_sequence
 from components.ingestion.volume import Acquisition
@@ -87,14 +88,14 @@ def acquisition_from_dicom(dataset: Dataset, affine: NDArray[np.float64], anatom
 
     Args:
         affine: (4, 4), maps index (d, h, w, 1) to RAS+ mm.
-        anatomy: body part to use if the header has none.
+        anatomy: of the card, used if the header states none, or only the region that it is in.
     """
     parameters = _read_parameters(dataset)
     return Acquisition(
         modality="MR",
         sequence=classify_sequence(parameters),
         plane=slice_plane(affine),
-        anatomy=allowed_body_part(dataset.get("BodyPartExamined")) or anatomy,
+        anatomy=examined_part(dataset.get("BodyPartExamined"), anatomy),
         repetition_time_ms=parameters.repetition_ms,
         echo_time_ms=parameters.echo_ms,
         inversion_time_ms=parameters.inversion_ms,
@@ -112,7 +113,7 @@ def acquisition_from_sidecar(sidecar: Mapping[str, Any], affine: NDArray[np.floa
 
     Args:
         affine: (4, 4), maps index (d, h, w, 1) to RAS+ mm.
-        anatomy: body part to use if the sidecar has none.
+        anatomy: of the card, used if the sidecar states none, or only the region that it is in.
     """
 
     def milliseconds(name: str) -> float | None:
@@ -124,7 +125,7 @@ def acquisition_from_sidecar(sidecar: Mapping[str, Any], affine: NDArray[np.floa
         modality="MR",
         sequence=sidecar.get("Sequence") or classify_timing(repetition, echo, inversion, ""),
         plane=slice_plane(affine),
-        anatomy=allowed_body_part(sidecar.get("BodyPartExamined")) or anatomy,
+        anatomy=examined_part(sidecar.get("BodyPartExamined"), anatomy),
         repetition_time_ms=repetition,
         echo_time_ms=echo,
         inversion_time_ms=inversion,

@@ -33,6 +33,7 @@ from components.curation.text.structure_names import DIFFUSE_WORDS, is_lesion, l
 from components.curation.text.template import FIELD_NAMES, PROVENANCES, format_paragraph
 from components.curation.text.volume_instructions import MOST_SERIES, STUDY
 from components.errors import OmniMRIError
+from components.ingestion import body_parts
 from components.ingestion.acquisition_headers import classify_timing, slice_plane
 from components.ingestion.sequence_classification import canonical_sequence
 from components.phi_patterns import PHI_NAME_PATTERN, contains_phi
@@ -124,7 +125,7 @@ def _volume_row(corpus: Corpus, volume: VolumeRecord, sides: SidesByPatient) -> 
         "statistics_known": all(isinstance(row[name], float) and not math.isnan(row[name]) for name in STATISTICS),
         "dataset_known": card is not None,
         "synthetic_as_card": card is not None and volume.synthetic == card["synthetic"],
-        "anatomy_as_card": _anatomy_agrees(volume.anatomy, card["anatomy"] if card else None),
+        "anatomy_as_card": body_parts.agree(volume.anatomy, card["anatomy"] if card else None),
         "unknown_label_values": len(set(volume.label_values) - set(label_map)),
         "lesion_as_labels": not lesion_is_labeled or volume.lesion is True,
         "patient_is_pseudonym": _PSEUDONYM.match(volume.patient_id) is not None,
@@ -148,13 +149,6 @@ def _orient_single_slice(affine: NDArray[np.float64], slices: int) -> list[float
     if slices == 1 and np.linalg.det(affine[:3, :3]) > 0:
         oriented[:3, 0] *= -1
     return [float(value) for value in oriented.ravel()]
-
-
-def _anatomy_agrees(header: str | None, card: str | None) -> bool:
-    """Return whether two body parts share a word, or one of them is unknown."""
-    if not header or not card:
-        return True
-    return bool(_words(header) & _words(card)) or header in card or card in header
 
 
 def _words(text: str) -> set[str]:
