@@ -71,6 +71,11 @@ class Home:
         return self.root / "evaluations"
 
     @property
+    def finished_runs(self) -> Path:
+        """Reports of finished runs of the pipeline (:mod:`flows.pipeline_report`)."""
+        return self.root / "steps" / "pipeline"
+
+    @property
     def downloads(self) -> Path:
         """Registered versions that were read from a store on another machine, one folder each."""
         return self.root / "downloads"

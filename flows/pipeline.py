@@ -6,12 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from prefect import flow
 
 from components.curation.table_rows import CurationReport
-from components.evaluation import EvaluationReport, ResultRow
+from components.evaluation import EvaluationReport
 from components.home import Home
 from components.locks import claim
 from components.provenance import code_digest, digest
@@ -26,38 +25,13 @@ from flows.artifacts import flow_run_link, publish_registration
 from flows.curate import curate_corpus
 from flows.evaluate import evaluate_model
 from flows.ingest import ingest_datasets
+from flows.pipeline_report import PipelineReport, record_run
 from flows.promote import register_and_stage
 from flows.reporting import report_waiting
 from flows.steps import preparing, record_step
 from flows.train import cancel_jobs, train_stages
 
 FLOW_RUN_TAG = "prefect.flow_run"
-
-
-@dataclass(frozen=True)
-class PipelineReport:
-    """Results of a run, and where they are.
-
-    Attributes:
-        seconds: wall time of each part of the run, seconds.
-        peak_memory_mib: highest resident memory of the run's process tree, MiB.
-        refused: why the model was not promoted to staging; "" if it was.
-    """
-
-    profile: str
-    data_digest: str
-    corpus_digest: str
-    volumes: int
-    quarantined: int
-    rows: tuple[ResultRow, ...]
-    model: ModelVersion
-    run_id: str
-    report: Path
-    data_docs: Path
-    tracking_uri: str
-    seconds: dict[str, float]
-    peak_memory_mib: float
-    refused: str
 
 
 @dataclass
@@ -76,9 +50,10 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An evaluated, registered version, and why it stays candidate ("" if it is in staging)."""
+    """An evaluated, registered version, the inputs of its registration, and why it stays candidate ("" if it is in staging)."""
 
     version: ModelVersion
+    inputs: RegistrationInputs
     evaluation: EvaluationReport
     run_id: str
     refused: str
@@ -107,7 +82,7 @@ def train_candidate(
     inputs = RegistrationInputs(version.tags["weights_digest"], evaluation.digest, data_digest, settings.digest())
     record_step(home, "register", inputs.by_name(), evaluation.report)
     publish_registration(version, run_id, refused)
-    return Candidate(version, evaluation, run_id, refused)
+    return Candidate(version, inputs, evaluation, run_id, refused)
 
 
 @flow(name="pipeline", flow_run_name="pipeline {settings.profile}", validate_parameters=False, on_cancellation=[cancel_jobs])
@@ -121,7 +96,7 @@ def pipeline(settings: Settings) -> PipelineReport:
             with watch.measure("curate + validate"):
                 curation, validation = curate_corpus(settings)
         candidate = train_candidate(settings, data.digest, curation, validation, watch)
-    return PipelineReport(
+    report = PipelineReport(
         profile=settings.profile,
         data_digest=data.digest,
         corpus_digest=curation.digest,
@@ -137,3 +112,5 @@ def pipeline(settings: Settings) -> PipelineReport:
         peak_memory_mib=round(memory.mib),
         refused=candidate.refused,
     )
+    record_run(home, candidate.inputs, report)
+    return report

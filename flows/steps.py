@@ -144,11 +144,13 @@ class _Planner:
 
     Attributes:
         steps: the plan so far.
+        registration: inputs of the registration; None where there is no trained model yet.
     """
 
     def __init__(self, settings: Settings, home: Home) -> None:
         self.settings, self.home = settings, home
         self.steps: list[PlannedStep] = []
+        self.registration: RegistrationInputs | None = None
 
     def add(self, step: str, exists: bool, inputs: Inputs) -> None:
         """Plan a step.
@@ -207,7 +209,8 @@ class _Planner:
             return
         evaluation = evaluation_inputs(model, self.corpus, settings.evaluation, settings.seed)
         self.add("evaluate", is_sealed(home.evaluations / evaluation.digest[:SHORT]), evaluation.by_name())
-        registration = RegistrationInputs(evaluation.weights, evaluation.digest, pinned_data(home), settings.digest()).by_name()
+        self.registration = RegistrationInputs(evaluation.weights, evaluation.digest, pinned_data(home), settings.digest())
+        registration = self.registration.by_name()
         self.add("register", not changes(home, "register", registration), registration)
 
 
@@ -215,12 +218,21 @@ def _shorten(steps: list[str]) -> str:
     return ", ".join(steps) if len(steps) <= 2 else f"{steps[0]} or {len(steps) - 1} more"
 
 
-def plan(settings: Settings, home: Home) -> list[PlannedStep]:
-    """Return what ``omnimri run`` would do now, step by step; nothing is written, and no service is contacted."""
+def plan_run(settings: Settings, home: Home) -> tuple[list[PlannedStep], RegistrationInputs | None]:
+    """Return what ``omnimri run`` would do now, step by step; nothing is written, and no service is contacted.
+
+    Returns:
+        The steps, and the inputs of the registration if there is a trained model for these settings.
+    """
     planner = _Planner(settings, home)
     planner.plan_data()
     planner.plan_model()
-    return planner.steps
+    return planner.steps, planner.registration
+
+
+def plan(settings: Settings, home: Home) -> list[PlannedStep]:
+    """Return the steps of :func:`plan_run`."""
+    return plan_run(settings, home)[0]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from components.home import Home
 
 _BY_ALIAS = "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?"
+_ALIASES = "SELECT alias FROM registered_model_aliases WHERE name = ? AND version = ?"
 _LOCATION = "SELECT storage_location FROM model_versions WHERE name = ? AND version = ? AND current_stage != 'Deleted_Internal'"
 _TAG = "SELECT value FROM model_version_tags WHERE name = ? AND version = ? AND key = ?"
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
@@ -53,6 +54,18 @@ def find_local_version(uri: str, tag: str, tracking_uri: str, home: Home) -> Loc
         return None
     folder = _local_folder(locations[0][0] or "") if len(locations) == 1 else None
     return None if folder is None else LocalVersion(name, number, folder, str(tags[0][0]) if tags else "")
+
+
+def find_local_aliases(name: str, number: str, home: Home) -> tuple[str, ...]:
+    """Return the aliases of a version in the home's own store, sorted; none if there is no such version, or no store."""
+    database = home.mlflow / "mlflow.db"
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as store:
+            if not store.execute(_LOCATION, (name, number)).fetchall():
+                return ()
+            return tuple(sorted(str(row[0]) for row in store.execute(_ALIASES, (name, number))))
+    except sqlite3.Error:
+        return ()
 
 
 def _local_folder(location: str) -> Path | None:

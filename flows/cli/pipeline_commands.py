@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import Counter
 from enum import StrEnum
@@ -18,12 +19,12 @@ from flows.cli import preflight
 from flows.cli.jobs import cluster_objects, placement_overrides, print_objects
 from flows.cli.options import JsonOption, LauncherOption, ProfileOption, SetOption
 from flows.cli.run_log import run_log
-from flows.server.temporary_server import launch_server_early
+from flows.server.temporary_server import API_URL, launch_server_early
 
 if TYPE_CHECKING:
     from components.evaluation import ResultRow
     from components.ingestion.volume import IngestReport
-    from flows.pipeline import PipelineReport
+    from flows.pipeline_report import PipelineReport
 
 app = typer.Typer()
 
@@ -61,13 +62,7 @@ def run(
 
     with run_log("run"):
         preflight.check_code()
-        with step("start"):
-            launch_server_early()
-            from flows.pipeline import pipeline
-            from flows.reporting import start_prefect
-
-            start_prefect()
-        report = pipeline(settings)
+        report = _find_unchanged_run(settings) or _run_pipeline(settings)
     if as_json:
         emit(report)
     else:
@@ -76,6 +71,32 @@ def run(
         name, number = report.model.name, report.model.version
         remedy = f"read the report; omnimri models promote {number} --to staging --force --reason TEXT overrides the gate"
         raise GateRefused(report.refused, where=f"{name} version {number} stays candidate", remedy=remedy)
+
+
+def _find_unchanged_run(settings: Settings) -> PipelineReport | None:
+    """Return the report of the last run if nothing has changed since: neither Prefect nor MLflow is loaded then.
+
+    A server that the environment names is to show every run.
+    """
+    home = Home.open()
+    if API_URL in os.environ or not home.finished_runs.is_dir():
+        return None
+    with step("check") as running:
+        from flows.pipeline_report import find_unchanged_run
+
+        report = find_unchanged_run(settings, home)
+        running.result = "changed since the last run" if report is None else "unchanged since the last run, whose results are shown"
+    return report
+
+
+def _run_pipeline(settings: Settings) -> PipelineReport:
+    with step("start"):
+        launch_server_early()
+        from flows.pipeline import pipeline
+        from flows.reporting import start_prefect
+
+        start_prefect()
+    return pipeline(settings)
 
 
 def _print_plan(settings: Settings, as_json: bool) -> None:

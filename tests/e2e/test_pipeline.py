@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +96,8 @@ def trained(environment: dict[str, str], first: subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def second(environment: dict[str, str], profile: str, trained: dict[Path, int]) -> dict[str, Any]:
-    """The report of a second run."""
+    """The report of a second run of the whole flow, as a deployment would run it."""
+    shutil.rmtree(Path(environment["OMNIMRI_HOME"]) / "steps" / "pipeline")
     report: dict[str, Any] = _omnimri(environment, "run", "--profile", profile, "--json")
     return report
 
@@ -136,6 +138,22 @@ def test_a_second_run_reuses_every_result(
     assert len(list(home.glob("evaluations/*/results.json"))) == 1
     steps = _omnimri(environment, "run", "--profile", profile, "--dry-run", "--json")["steps"]
     assert {step["state"] for step in steps} == {"reused"}
+
+
+def test_an_unchanged_run_shows_the_last_results_without_prefect_and_mlflow(
+    environment: dict[str, str], profile: str, second: dict[str, Any]
+) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "flows.cli", "run", "--profile", profile, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    report, modules = json.loads(done.stdout), {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "flows.pipeline_report" in modules and not {"prefect", "mlflow"} & modules
+    assert "unchanged since the last run" in done.stderr
+    own = ("seconds", "peak_memory_mib", "model")
+    assert {key: value for key, value in report.items() if key not in own} == {
+        key: value for key, value in second.items() if key not in own
+    }
+    assert report["model"]["version"] == second["model"]["version"]
+    assert set(report["model"]["aliases"]) == set(second["model"]["aliases"])
 
 
 def test_the_staged_model_answers_about_a_study_as_whole_volumes(
