@@ -84,10 +84,10 @@ def find_unchanged_run(settings: Settings, home: Home) -> PipelineReport | None:
 def _read(record: Path, home: Home) -> PipelineReport | None:
     """Read a kept report; None if there is none that this code can read, or a file under ``data/`` has changed since."""
     stored = read_state(record)
-    if not stored or stored["data"] != folder_state(home.data):
+    if stored.get("data") != folder_state(home.data):
         return None
     try:
-        report = TypeAdapter(PipelineReport).validate_python(stored["report"])
+        report = TypeAdapter(PipelineReport).validate_python(stored.get("report"))
     except ValidationError:
         return None
     return replace(report, report=home.root / report.report, data_docs=home.root / report.data_docs, tracking_uri=home.tracking_uri)

@@ -57,11 +57,12 @@ def find_local_version(uri: str, tag: str, tracking_uri: str, home: Home) -> Loc
 
 
 def find_local_aliases(name: str, number: str, home: Home) -> tuple[str, ...]:
-    """Return the aliases of a version in the home's own store, sorted; none if there is no such version, or no store."""
+    """Return the aliases of a version in the home's own store, sorted; none if it, its local folder or the store is missing."""
     database = home.mlflow / "mlflow.db"
     try:
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as store:
-            if not store.execute(_LOCATION, (name, number)).fetchall():
+            location = store.execute(_LOCATION, (name, number)).fetchone()
+            if location is None or _local_folder(location[0] or "") is None:
                 return ()
             return tuple(sorted(str(row[0]) for row in store.execute(_ALIASES, (name, number))))
     except sqlite3.Error:

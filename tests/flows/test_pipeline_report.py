@@ -41,7 +41,9 @@ class Finished:
         self.image.write_bytes(b"image")
         self.store = mlflow.MlflowClient(self.home.local_store)
         self.store.create_registered_model("omnimri")
-        self.store.create_model_version("omnimri", str(root))
+        self.model = root / "model"
+        self.model.mkdir()
+        self.store.create_model_version("omnimri", self.model.as_uri())
         self.store.set_registered_model_alias("omnimri", "staging", "1")
         self.plan = (REUSED, INPUTS)
         monkeypatch.setattr(pipeline_report, "plan_run", lambda settings, home: self.plan)
@@ -117,6 +119,10 @@ def _delete_the_version(finished: Finished) -> None:
     finished.store.delete_model_version("omnimri", "1")
 
 
+def _lose_the_files_of_the_version(finished: Finished) -> None:
+    finished.model.rmdir()
+
+
 def _refuse(finished: Finished) -> None:
     record_run(finished.home, INPUTS, replace(finished.report, refused="worse than version 1"))
 
@@ -129,6 +135,11 @@ def _damage_the_record(finished: Finished) -> None:
 def _write_an_older_form(finished: Finished) -> None:
     for path in finished.home.finished_runs.iterdir():
         path.write_text(path.read_text().replace('"volumes"', '"images"'))
+
+
+def _write_another_record(finished: Finished) -> None:
+    for path in finished.home.finished_runs.iterdir():
+        path.write_text("{}")
 
 
 def _train_on_a_cluster(finished: Finished) -> None:
@@ -145,9 +156,11 @@ def _train_on_a_cluster(finished: Finished) -> None:
         _change_inputs,
         _leave_staging,
         _delete_the_version,
+        _lose_the_files_of_the_version,
         _refuse,
         _damage_the_record,
         _write_an_older_form,
+        _write_another_record,
         _train_on_a_cluster,
     ],
 )
