@@ -141,11 +141,18 @@ def test_a_second_run_reuses_every_result(
 
 
 def test_an_unchanged_run_shows_the_last_results_without_prefect_and_mlflow(
-    environment: dict[str, str], profile: str, second: dict[str, Any]
+    environment: dict[str, str], profile: str, second: dict[str, Any], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "flows.cli", "run", "--profile", profile, "--json"]
+    """The command lists its modules at its end."""
+    listed = tmp_path / "modules"
+    code = (
+        "import atexit, pathlib, sys; from flows.cli.main import main\n"
+        f"atexit.register(lambda: pathlib.Path({str(listed)!r}).write_text(' '.join(sys.modules)))\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", code, "run", "--profile", profile, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    report, modules = json.loads(done.stdout), {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    report, modules = json.loads(done.stdout), set(listed.read_text().split())
     assert "flows.pipeline_report" in modules and not {"prefect", "mlflow"} & modules
     assert "unchanged since the last run" in done.stderr
     own = ("seconds", "peak_memory_mib", "model")
