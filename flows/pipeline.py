@@ -25,7 +25,7 @@ from flows.artifacts import flow_run_link, publish_registration
 from flows.curate import curate_corpus
 from flows.evaluate import evaluate_model
 from flows.ingest import ingest_datasets
-from flows.pipeline_report import PipelineReport, record_run
+from flows.pipeline_report import PipelineReport, data_state, record_run
 from flows.promote import register_and_stage
 from flows.reporting import report_waiting
 from flows.steps import preparing, record_step
@@ -93,6 +93,7 @@ def pipeline(settings: Settings) -> PipelineReport:
         with preparing(home, report_waiting, corpus_lock):
             with watch.measure("ingest"):
                 ingests, data = ingest_datasets(settings.datasets, settings.ingestion, settings.pacs)
+                versioned = data_state(home)
             with watch.measure("curate + validate"):
                 curation, validation = curate_corpus(settings)
         candidate = train_candidate(settings, data.digest, curation, validation, watch)
@@ -112,5 +113,5 @@ def pipeline(settings: Settings) -> PipelineReport:
         peak_memory_mib=round(memory.mib),
         refused=candidate.refused,
     )
-    record_run(home, candidate.inputs, report)
+    record_run(home, candidate.inputs, versioned, report)
     return report

@@ -5,18 +5,20 @@ Nothing here imports Prefect or MLflow, so that a run without work is answered b
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from components.errors import OmniMRIError
 from components.evaluation import ResultRow
 from components.files import folder_state, read_state, write_json
 from components.home import Home
 from components.progress import report as report_line
-from components.provenance import SHORT, digest
+from components.provenance import SHORT, digest, file_md5
 from components.registry import ModelVersion
 from components.registry.inputs import RegistrationInputs
 from components.resources import PeakMemory
@@ -24,7 +26,7 @@ from components.settings import Settings
 from components.tracking.local_versions import find_local_aliases
 from flows.steps import changing, plan_run
 
-STAGED = {"staging", "production"}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,44 +55,60 @@ class PipelineReport:
     refused: str
 
 
-def record_run(home: Home, inputs: RegistrationInputs, report: PipelineReport) -> None:
-    """Keep the report of a finished run for the next run with the same inputs."""
+def data_state(home: Home) -> str:
+    """Return the state of every file under ``data/`` and of the settings of DVC, whose remote receives each version."""
+    settings = [path for path in (home.data.parent / ".dvc" / name for name in ("config", "config.local")) if path.is_file()]
+    return digest(folder_state(home.data), [file_md5(path) for path in settings])
+
+
+def record_run(home: Home, inputs: RegistrationInputs, data: str, report: PipelineReport) -> None:
+    """Keep the report of a finished run for the next run with the same inputs.
+
+    Args:
+        data: the state of the data when it was versioned; a file that was changed later must be found.
+    """
     places = {"report": os.path.relpath(report.report, home.root), "data_docs": os.path.relpath(report.data_docs, home.root)}
-    write_json(_record(home, inputs), {"data": folder_state(home.data), "report": {**asdict(report), **places}})
+    write_json(_record(home, inputs), {"data": data, "report": {**asdict(report), **places}})
 
 
 def find_unchanged_run(settings: Settings, home: Home) -> PipelineReport | None:
     """Return the report of the last run with these settings if a run would reuse every result of it.
 
-    A run is needed where the plan has work, a file under ``data/`` has changed, an archive may have new series, or the version is
-    no longer in staging or production; and always for a refused version, whose gate may be open today, and for a store or a
-    launcher that is not of this machine.
+    A run is needed where the plan has work, a file under ``data/`` or the remote of its versions has changed, an archive may have
+    new series, or the version is not in staging; and always for a store or a launcher that is not of this machine. An interrupted
+    or damaged state is left to the run, which repairs or names it.
     """
     if settings.launcher != "local" or home.tracking_uri != home.local_store:
         return None
     started = time.monotonic()
-    with PeakMemory() as memory, changing(home, up_to_date=True, waiting=report_line):
-        steps, inputs = plan_run(settings, home)
-        if inputs is None or any(step.state != "reused" for step in steps):
-            return None
-        report = _read(_record(home, inputs), home)
-        aliases = find_local_aliases(report.model.name, report.model.version, home) if report else ()
-    if report is None or report.refused or not STAGED & set(aliases):
+    try:
+        with PeakMemory() as memory, changing(home, up_to_date=True, waiting=report_line):
+            found = _find(settings, home)
+    except (OmniMRIError, OSError, ValueError) as error:
+        logger.info("the last run cannot be compared: %s", type(error).__name__)
         return None
     seconds = {"check": round(time.monotonic() - started, 1)}
-    return replace(report, model=replace(report.model, aliases=aliases), seconds=seconds, peak_memory_mib=round(memory.mib))
+    return None if found is None else replace(found, seconds=seconds, peak_memory_mib=round(memory.mib))
 
 
-def _read(record: Path, home: Home) -> PipelineReport | None:
-    """Read a kept report; None if there is none that this code can read, or a file under ``data/`` has changed since."""
-    stored = read_state(record)
-    if stored.get("data") != folder_state(home.data):
+def _find(settings: Settings, home: Home) -> PipelineReport | None:
+    steps, inputs = plan_run(settings, home)
+    if inputs is None or any(step.state != "reused" for step in steps):
         return None
-    try:
-        report = TypeAdapter(PipelineReport).validate_python(stored.get("report"))
-    except ValidationError:
+    stored = read_state(_record(home, inputs))
+    if stored.get("data") != data_state(home):
         return None
-    return replace(report, report=home.root / report.report, data_docs=home.root / report.data_docs, tracking_uri=home.tracking_uri)
+    report = TypeAdapter(PipelineReport).validate_python(stored.get("report"))
+    aliases = find_local_aliases(report.model.name, report.model.version, home)
+    if report.refused or "staging" not in aliases:
+        return None
+    return replace(
+        report,
+        model=replace(report.model, aliases=aliases),
+        report=home.root / report.report,
+        data_docs=home.root / report.data_docs,
+        tracking_uri=home.tracking_uri,
+    )
 
 
 def _record(home: Home, inputs: RegistrationInputs) -> Path:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import BadInput
 from components.files import read_json, write_json
+from components.ingestion.body_parts import is_within
 from components.ingestion.deidentification.allowlists import FINDINGS
 from components.ingestion.sequence_classification import canonical_sequence, sequence_names
 from components.registries import TASKS
@@ -222,11 +223,13 @@ class Scope:
         return ANY if ANY in names else names[0] if len(names) == 1 else None
 
     def require_anatomy(self, stated: str | None) -> None:
-        """Check the anatomy that the header of an image states; None = it states none.
+        """Check the anatomy that the header of an image states, or the region that it is in; None = it states none.
 
         Raises:
             OutOfScope: the model was trained on no such anatomy.
         """
+        if any(is_within(anatomy, stated or "") for anatomy in self.anatomies):
+            return
         words = tokens(stated or "")
         named = [self._terms[words[one]] for one in longest_terms(words, self._terms)]
         if named and not any(named):
@@ -236,7 +239,11 @@ class Scope:
     def trained_anatomy(self, stated: str | None) -> str | None:
         """Return the anatomy of the training images that a header states; None if it states none of them."""
         words = set(tokens(stated or ""))
-        found = [anatomy for anatomy in self.anatomies if words & {normalize(word) for word in BODY.get(anatomy, (anatomy,))}]
+        found = [
+            anatomy
+            for anatomy in self.anatomies
+            if words & {normalize(word) for word in BODY.get(anatomy, (anatomy,))} or is_within(anatomy, stated or "")
+        ]
         return found[0] if len(found) == 1 else None
 
     def require_shown(self, instruction: str, anatomy: str | None, because: str) -> None:

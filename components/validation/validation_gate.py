@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REPORT, ACCEPTED = "report.json", "accepted.json"
-CODE = ("components/validation", "components/curation", "components/tasks", "components/phi_patterns.py")
+CODE = (
+    *("components/validation", "components/curation", "components/tasks", "components/phi_patterns.py"),
+    *("components/ingestion/body_parts.py", "components/ingestion/deidentification/allowlists.py"),
+)
 """Sources that decide the result of a validation."""
 MAX_EXAMPLES = 3
 """Row ids that a failure quotes."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from components.errors import BadInput, GateRefused, JobFailed, OmniMRIError
+from components.errors import BadInput, GateRefused, JobFailed
 from components.home import Home
 from components.progress import step
 from components.settings import DatasetSettings, PacsSettings, Settings, load_settings
@@ -84,10 +84,7 @@ def _find_unchanged_run(settings: Settings) -> PipelineReport | None:
     with step("check") as running:
         from flows.pipeline_report import find_unchanged_run
 
-        try:
-            report = find_unchanged_run(settings, home)
-        except (OmniMRIError, OSError, ValueError):  # an interrupted or damaged state, which the run repairs or names
-            report = None
+        report = find_unchanged_run(settings, home)
         running.result = "changed since the last run" if report is None else "unchanged since the last run, whose results are shown"
     return report
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from components.errors import JobFailed
 from components.evaluation import ResultRow
 from components.home import Home
 from components.registry import ModelVersion
 from components.registry.inputs import RegistrationInputs
 from components.settings import Settings, load_settings
 from flows import pipeline_report
-from flows.pipeline_report import PipelineReport, find_unchanged_run, record_run
+from flows.pipeline_report import PipelineReport, data_state, find_unchanged_run, record_run
 from flows.steps import PlannedStep
 from tests.helpers.mlflow_store import create_store
 
@@ -46,7 +47,8 @@ class Finished:
         self.store.create_model_version("omnimri", self.model.as_uri())
         self.store.set_registered_model_alias("omnimri", "staging", "1")
         self.plan = (REUSED, INPUTS)
-        monkeypatch.setattr(pipeline_report, "plan_run", lambda settings, home: self.plan)
+        self.fault: Exception | None = None
+        monkeypatch.setattr(pipeline_report, "plan_run", self.plan_run)
         self.report = PipelineReport(
             profile="debug",
             data_digest="data",
@@ -63,7 +65,12 @@ class Finished:
             peak_memory_mib=2000,
             refused="",
         )
-        record_run(self.home, INPUTS, self.report)
+        record_run(self.home, INPUTS, data_state(self.home), self.report)
+
+    def plan_run(self, settings: Settings, home: Home) -> tuple[list[PlannedStep], RegistrationInputs]:
+        if self.fault is not None:
+            raise self.fault
+        return self.plan
 
     def found(self) -> PipelineReport | None:
         return find_unchanged_run(self.settings, self.home)
@@ -84,11 +91,33 @@ def test_an_unchanged_run_has_the_report_of_the_last_one_with_its_own_time_and_t
     assert replace(found, **same) == finished.report
 
 
-def test_a_version_in_production_is_up_to_date(finished: Finished) -> None:
+def _interrupt_curation(finished: Finished) -> None:
+    finished.fault = JobFailed("the last update was interrupted", where="curated", remedy="run it again")
+
+
+def _lose_a_folder_during_the_check(finished: Finished) -> None:
+    finished.fault = FileNotFoundError("data/cohort")
+
+
+def _damage_the_corpus(finished: Finished) -> None:
+    finished.fault = ValueError("Expecting value: line 1 column 1")
+
+
+def _replace_the_remote(finished: Finished) -> None:
+    folder = finished.home.data.parent / ".dvc"
+    folder.mkdir()
+    (folder / "config").write_text("[core]\n    remote = another\n")
+
+
+def _change_an_image_during_the_run(finished: Finished) -> None:
+    versioned = data_state(finished.home)
+    finished.image.write_bytes(b"another image")
+    record_run(finished.home, INPUTS, versioned, finished.report)
+
+
+def _leave_staging_for_production(finished: Finished) -> None:
     finished.store.set_registered_model_alias("omnimri", "production", "1")
     finished.store.delete_registered_model_alias("omnimri", "staging")
-    found = finished.found()
-    assert found is not None and found.model.aliases == ("production",)
 
 
 def _change_an_image(finished: Finished) -> None:
@@ -124,7 +153,7 @@ def _lose_the_files_of_the_version(finished: Finished) -> None:
 
 
 def _refuse(finished: Finished) -> None:
-    record_run(finished.home, INPUTS, replace(finished.report, refused="worse than version 1"))
+    record_run(finished.home, INPUTS, data_state(finished.home), replace(finished.report, refused="worse than version 1"))
 
 
 def _damage_the_record(finished: Finished) -> None:
@@ -149,6 +178,12 @@ def _train_on_a_cluster(finished: Finished) -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        _interrupt_curation,
+        _lose_a_folder_during_the_check,
+        _damage_the_corpus,
+        _replace_the_remote,
+        _change_an_image_during_the_run,
+        _leave_staging_for_production,
         _change_an_image,
         _add_an_image,
         _plan_work,

@@ -188,4 +188,5 @@ def allowed_body_part(value: Any) -> str | None:
     """Return a body part in lower case; None for other text."""
     text = str(value or "").strip().lower()
     words = re.findall(r"[a-z]+", text)
-    return text if words and all(word in _BODY for word in words) and not re.search(r"\d", text) else None
+    named = set(words) - {"and", "of", "lower", "upper", "whole"}
+    return text if named and all(word in _BODY for word in words) and not re.search(r"\d", text) else None

@@ -23,10 +23,19 @@ from components.samples.anatomies import ANATOMIES
         ("LEG", "knee", "knee"),
         ("LOWER EXTREMITY", "knee", "knee"),
         ("ABDOMEN", "liver", "liver"),
+        ("lower_extremity", "knee", "knee"),
+        ("Lower Extremities", "knee", "knee"),
+        ("LOWER LEG", "knee", "knee"),
+        ("HEAD^NECK", "brain", "brain"),
+        ("Head and  Neck", "brain", "brain"),
+        ("ABDOMEN AND PELVIS", "prostate", "prostate"),
+        ("chest/abdomen", "liver", "liver"),
+        ("SPINE", "cspine", "cspine"),
         # A header that states more than the card is right.
         ("CSPINE", "spine", "cspine"),
         ("KIDNEY", "abdomen", "kidney"),
         ("BRAIN", "head and neck", "brain"),
+        ("UPPER EXTREMITY", "knee", "upper extremity"),
         # Another body part is not hidden by the card.
         ("KNEE", "brain", "knee"),
         ("HEAD", "knee", "head"),
@@ -35,6 +44,7 @@ from components.samples.anatomies import ANATOMIES
         (None, "brain", "brain"),
         ("", "brain", "brain"),
         ("MUELLER", "brain", "brain"),
+        ("and", "brain", "brain"),
     ],
 )
 def test_region_of_a_header_stands_for_the_body_part_of_the_card(stated: str | None, card: str | None, part: str) -> None:
@@ -55,6 +65,10 @@ def test_region_of_a_header_stands_for_the_body_part_of_the_card(stated: str | N
         ("head", "knee", False),
         ("chest", "brain", False),
         ("shoulder", "knee", False),
+        ("ear", "heart", False),
+        ("upper extremity", "knee", False),
+        ("whole body", "brain", False),
+        ("wholebody", "whole body", True),
     ],
 )
 def test_body_parts_agree_if_one_lies_in_the_other(header: str | None, card: str | None, expected: bool) -> None:

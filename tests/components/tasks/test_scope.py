@@ -10,6 +10,7 @@ import pytest
 
 from components.curation.corpus import Corpus
 from components.inference import Predictor
+from components.ingestion.body_parts import REGIONS
 from components.ingestion.volume import Acquisition, Volume
 from components.registries import TASKS
 from components.tasks.base import Task
@@ -332,3 +333,11 @@ def test_a_question_that_contradicts_itself_is_refused() -> None:
 )
 def test_the_anatomy_of_a_header_is_one_of_the_training_images(stated: str | None, anatomy: str | None) -> None:
     assert KNEE_AND_BRAIN.trained_anatomy(stated) == anatomy
+
+
+@pytest.mark.parametrize(("region", "part"), [(region, part) for region, parts in REGIONS.items() for part in parts])
+def test_a_header_that_names_the_region_of_a_training_anatomy_is_within_the_scope(region: str, part: str) -> None:
+    """Ingestion takes such images for images of the part, so that a model of the part must answer about them."""
+    scope = Scope(("segmentation",), (part,), (), {part: ("lesion",)}, {})
+    scope.require_anatomy(region)
+    assert scope.trained_anatomy(region) == part
