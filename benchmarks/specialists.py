@@ -121,7 +121,7 @@ class Specialists:
         for volume_id, record in corpus.volumes.items():
             if record.split != "train":
                 voxels_DHW = corpus.store.read(volume_id, "voxels").astype(np.float32)
-                self.shares[volume_id] = measure_shares(voxels_DHW, self.show(voxels_DHW))
+                self.shares[volume_id] = measure_shares(self.show(voxels_DHW), record.spacing_mm)
         self.volumetry = measure_volumetry(self, corpus, self.settings)  # type: ignore[arg-type]
 
     def yes_probabilities(self, cases: Sequence[Case]) -> list[float]:

@@ -18,7 +18,7 @@ def volume_shares(volume_id: str, corpus: Corpus, answers: AnswerGenerator, sett
     if volume_id not in answers.shares:
         readings = read_volume(corpus, volume_id, answers, settings)
         shown = readings.shown_by_slices
-        answers.shares[volume_id] = {} if shown is None else measure_shares(readings.volume.voxels, shown)
+        answers.shares[volume_id] = {} if shown is None else measure_shares(shown, readings.spacing_mm)
     return answers.shares[volume_id]
 
 

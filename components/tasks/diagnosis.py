@@ -281,7 +281,7 @@ def measured_probability(predictor: Predictor, volume: ResampledVolume, shown: S
     """
     if shown is None or not predictor.volumetry.names(instruction):
         return None
-    return predictor.volumetry.probability(instruction, measure_shares(volume.volume.voxels / volume.scale, shown))
+    return predictor.volumetry.probability(instruction, measure_shares(shown, volume.volume.spacing_mm))
 
 
 def study_answer(study: StudyQuestion) -> Answer:

@@ -157,9 +157,7 @@ def complete_report(
     """Return a report with the facts of the masks of a volume, and of its header, in the fields that these state."""
     if shown is not None:
         measured = measure_fields(volume.volume, shown, MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1])
-        organ_findings = (
-            volumetry.organ_findings(measure_shares(volume.volume.voxels / volume.scale, shown)) if volumetry.findings else {}
-        )
+        organ_findings = volumetry.organ_findings(measure_shares(shown, volume.volume.spacing_mm)) if volumetry.findings else {}
         text = with_measurements(text, measured, organ_findings, volume.volume.acquisition.anatomy)
     return with_fields(text, header.fields)
 

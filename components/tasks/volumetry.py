@@ -1,9 +1,9 @@
 """Volumetry: findings of a whole organ, such as atrophy, from the volumes of its structures in the masks of the model.
 
 No mask can outline such a finding. It is judged by the volume of tissue relative to that of the whole organ, as in the brain
-parenchymal fraction (Rudick et al., Neurology 1999). Its probability is a logistic function of the share that each
-structure has of the body, with the weights of validation patients (:func:`fit_finding`). Evaluation fits it; the registered model
-carries it.
+parenchymal fraction (Rudick et al., Neurology 1999), which divides by the volume inside the outline of the brain. Its
+probability is a logistic function of the share that each structure has of the organ, with the weights of validation patients
+(:func:`fit_finding`). Evaluation fits it; the registered model carries it.
 
 Shape letters: D slices, H rows, W columns, N volumes, S structures.
 """
@@ -11,6 +11,7 @@ Shape letters: D slices, H rows, W columns, N volumes, S structures.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from components.curation.measure.regions import FOREGROUND
-from components.curation.measure.volume_facts import CONTENT_SHARE
 from components.curation.text.structure_names import is_lesion
 from components.files import read_json, write_json
 from components.tasks.known_structures import Shown
@@ -32,26 +31,47 @@ LEAST_AUROC = 0.75
 """Smallest AUROC of patients who are left out of the fit in turn; below it, volumes do not decide the finding."""
 INVERSE_REGULARIZATION = 10.0
 """C of scikit-learn's logistic regression on standardized shares, chosen on validation patients of the demo (docs/LOG.md)."""
+CLOSING_MM = 7.0
+"""Half the width of the gaps between structures, such as sulci, that belong to the organ; 2 to 14 mm decide alike (docs/LOG.md)."""
+GRID_MM = 2.0
+"""Size of pixels that is fine enough for shares of an organ; finer images are sampled."""
+RELATIVE_TO = "organ"
+"""What the stored weights expect shares of. Versions before December 2026 state nothing, and mean the body."""
 Shares = Mapping[str, float]
-"""Structure -> its share of the volume of the body."""
+"""Structure -> its share of the volume of the organ."""
 
 logger = logging.getLogger(__name__)
 
 
-def measure_shares(voxels_DHW: NDArray[np.float32], shown: Shown) -> dict[str, float]:
-    """Return the share that every structure, which is no lesion, has of the body: expected voxels over those inside its outline.
+def measure_shares(shown: Shown, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Return the share that every structure, which is no lesion, has of the organ: expected voxels over those inside its outline.
+
+    The outline is that of all structures together (:func:`outline_organ`), so that a skull and a scalp, which one image shows and
+    another lacks, do not count. Slices that the model did not look at show no structure, and do not count either.
 
     Args:
-        voxels_DHW: 99.5th percentile = 1; the body is brighter than :data:`FOREGROUND`, or enclosed in its slice by what is.
-        shown: of the same voxels; slices without content, and those that the model did not look at, do not count.
+        spacing_mm: distance of slices, rows and columns.
     """
-    structures = {name: values for name, values in shown.structures.items() if not is_lesion(name)}
-    outline = np.stack([ndimage.binary_fill_holes(slice_HW > FOREGROUND) for slice_HW in voxels_DHW])
-    size_D = outline.sum((1, 2))
-    seen_D = np.any([values.any((1, 2)) for values in shown.structures.values()], axis=0)
-    content_D = seen_D & (size_D >= CONTENT_SHARE * size_D.max())
-    total = max(int(size_D[content_D].sum()), 1)
-    return {name: float(values[content_D].sum() / total) for name, values in structures.items()}
+    _, *pixel_mm = spacing_mm
+    rows, columns = (slice(None, None, max(1, round(GRID_MM / side))) for side in pixel_mm)
+    seen = {name: values[:, rows, columns] for name, values in shown.structures.items()}
+    sampled_mm = [side * (part.step or 1) for side, part in zip(pixel_mm, (rows, columns), strict=True)]
+    tissue_DHW = np.sum(list(seen.values()), axis=0) > 0.5
+    organ_DHW = np.stack([outline_organ(tissue_HW, sampled_mm) for tissue_HW in tissue_DHW])
+    total = max(int(organ_DHW.sum()), 1)
+    return {name: float(values[organ_DHW].sum() / total) for name, values in seen.items() if not is_lesion(name)}
+
+
+def outline_organ(tissue_HW: NDArray[np.bool_], pixel_mm: Sequence[float]) -> NDArray[np.bool_]:
+    """Return the pixels of an organ: its tissue, gaps narrower than twice :data:`CLOSING_MM`, and what these enclose."""
+    if not tissue_HW.any():
+        return tissue_HW
+    margin = [math.ceil(CLOSING_MM / side) + 1 for side in pixel_mm]
+    padded = np.pad(tissue_HW, [(side, side) for side in margin])
+    grown = ndimage.distance_transform_edt(~padded, sampling=pixel_mm) <= CLOSING_MM
+    closed = ndimage.binary_fill_holes(ndimage.distance_transform_edt(grown, sampling=pixel_mm) > CLOSING_MM)
+    inside: NDArray[np.bool_] = closed[margin[0] : -margin[0], margin[1] : -margin[1]]
+    return inside
 
 
 @dataclass(frozen=True)
@@ -106,13 +126,26 @@ class Volumetry:
 
     def write(self, folder: Path) -> None:
         """Write the weights to a folder."""
-        write_json(folder / VOLUMETRY, {"findings": [asdict(one) for one in self.findings]})
+        write_json(folder / VOLUMETRY, {"relative_to": RELATIVE_TO, "findings": [asdict(one) for one in self.findings]})
 
     @classmethod
     def read(cls, *folders: Path) -> Volumetry:
-        """Read the weights from the first folder that has them; without any, no finding is predicted."""
+        """Read the weights from the first folder that has them; without any, no finding is predicted.
+
+        Weights for shares of the body, which versions before December 2026 have, are not used: the log tells the remedy.
+        """
         found = next((folder / VOLUMETRY for folder in folders if (folder / VOLUMETRY).is_file()), None)
-        return cls() if found is None else cls(tuple(OrganFinding(**one) for one in read_json(found)["findings"]))
+        if found is None:
+            return cls()
+        stored = read_json(found)
+        if stored["findings"] and stored.get("relative_to") != RELATIVE_TO:
+            logger.warning(
+                "%s: its weights are for shares of the body, not of the organ, and are not used: the text of the network decides "
+                "findings of whole organs; `omnimri run` trains, evaluates and registers a version of today",
+                found,
+            )
+            return cls()
+        return cls(tuple(OrganFinding(**one) for one in stored["findings"]))
 
 
 NO_VOLUMETRY = Volumetry()

@@ -2,50 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from skimage.morphology import convex_hull_image
 from sklearn.metrics import roc_auc_score
 
+from components.files import read_json, write_json
 from components.tasks.known_structures import Shown
-from components.tasks.volumetry import MeasuredVolume, OrganFinding, Volumetry, fit_finding, measure_shares
+from components.tasks.volumetry import (
+    NO_VOLUMETRY,
+    VOLUMETRY,
+    MeasuredVolume,
+    OrganFinding,
+    Volumetry,
+    fit_finding,
+    measure_shares,
+    outline_organ,
+)
 
 ATROPHY = OrganFinding("atrophy", {"grey matter": -20.0, "white matter": -10.0}, 20.0, 0.9, 30, 8)
 
 
-def _head(fluid: int) -> tuple[NDArray[np.float32], Shown]:
-    """Return a head of 24 x 24 pixels with dark fluid of ``fluid`` x ``fluid`` in its middle, in slices 1 to 3 of five."""
-    voxels, tissue, lesion = (np.zeros((5, 32, 32), np.float32) for _ in range(3))
+SPACING_MM = (5.0, 2.0, 2.0)
+
+
+def _organ(fluid: int) -> Shown:
+    """Return an organ of 24 x 24 pixels with fluid of ``fluid`` x ``fluid`` in its middle, in slices 1 to 3 of five."""
+    tissue, lesion = (np.zeros((5, 32, 32), np.float32) for _ in range(2))
     tissue[1:4, 4:28, 4:28] = 1
     low, high = 16 - fluid // 2, 16 + fluid // 2
     tissue[1:4, low:high, low:high] = 0
-    voxels[tissue > 0] = 0.8
-    lesion[1:4, 5:7, 5:7] = 1
-    return voxels, Shown(lesion, {"white matter": tissue, "lesion": lesion})
+    tissue[1:4, 5:7, 5:7], lesion[1:4, 5:7, 5:7] = 0, 1
+    return Shown(lesion, {"white matter": tissue, "lesion": lesion})
 
 
-def test_a_share_is_that_of_the_body_with_the_dark_parts_that_it_encloses() -> None:
-    assert measure_shares(*_head(12)) == {"white matter": pytest.approx(1 - 12**2 / 24**2)}
+def _edited(shown: Shown, edit: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Shown:
+    return Shown(edit(shown.mask), {name: edit(values) for name, values in shown.structures.items()})
+
+
+def test_a_share_is_that_of_the_organ_with_its_lesions_and_the_fluid_that_it_encloses() -> None:
+    expected = (24**2 - 12**2 - 4) / 24**2
+    assert measure_shares(_organ(12), SPACING_MM) == {"white matter": pytest.approx(expected, abs=0.01)}
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_fluid_in_a_sulcus_belongs_to_the_organ(width: int) -> None:
+    """A sulcus is open to the outside: no region of its own that tissue encloses."""
+    sulcus = _organ(0)
+    sulcus.structures["white matter"][:, 4:14, 16 : 16 + width] = 0
+    [complete], [with_sulcus] = measure_shares(_organ(0), SPACING_MM).values(), measure_shares(sulcus, SPACING_MM).values()
+    assert complete - with_sulcus == pytest.approx(10 * width / 24**2, abs=0.01)
 
 
 def test_slices_that_were_not_looked_at_do_not_count() -> None:
-    voxels, shown = _head(12)
-    complete = measure_shares(voxels, shown)
+    shown = _organ(12)
+    complete = measure_shares(shown, SPACING_MM)
     for values in shown.structures.values():
         values[2] = 0
-    assert measure_shares(voxels, shown) == complete
+    assert measure_shares(shown, SPACING_MM) == complete
 
 
-@given(st.floats(0.25, 4.0), st.integers(0, 3))
-def test_shares_depend_neither_on_brightness_nor_on_the_field_of_view(brightness: float, margin: int) -> None:
-    voxels, shown = _head(12)
+@given(st.integers(0, 3))
+def test_shares_do_not_depend_on_the_field_of_view(margin: int) -> None:
     pad = ((margin, margin), (2 * margin, margin), (0, 3 * margin))
-    padded = Shown(np.pad(shown.mask, pad), {name: np.pad(values, pad) for name, values in shown.structures.items()})
-    assert measure_shares(np.pad(voxels * np.float32(brightness), pad), padded) == measure_shares(voxels, shown)
+    padded = _edited(_organ(12), lambda values: np.pad(values, pad))
+    assert measure_shares(padded, SPACING_MM) == measure_shares(_organ(12), SPACING_MM)
+
+
+@pytest.mark.parametrize("times", [(2, 2), (4, 4), (3, 1)])
+def test_shares_do_not_depend_on_the_size_of_pixels(times: tuple[int, int]) -> None:
+    fine = _edited(_organ(12), lambda values: values.repeat(times[0], 1).repeat(times[1], 2))
+    depth_mm, row_mm, column_mm = SPACING_MM
+    measured = measure_shares(fine, (depth_mm, row_mm / times[0], column_mm / times[1]))
+    assert measured == {"white matter": pytest.approx(measure_shares(_organ(12), SPACING_MM)["white matter"], abs=0.01)}
+
+
+def test_a_model_that_shows_no_structure_has_shares_of_nothing() -> None:
+    empty = _edited(_organ(12), np.zeros_like)
+    assert measure_shares(empty, SPACING_MM) == {"white matter": 0.0}
+
+
+@given(arrays(np.bool_, (12, 16)))
+def test_an_outline_contains_the_tissue_and_nothing_farther_than_what_closes_gaps(tissue: NDArray[np.bool_]) -> None:
+    outline = outline_organ(tissue, (2.0, 2.0))
+    assert (outline >= tissue).all()
+    assert (outline <= convex_hull_image(tissue)).all() if tissue.any() else not outline.any()
 
 
 def _cohort(effect: float, patients: int = 40, seed: int = 0) -> list[MeasuredVolume]:
@@ -95,3 +143,12 @@ def test_the_weights_survive_the_file_and_a_folder_without_it_tells_nothing(tmp_
     Volumetry((ATROPHY,)).write(tmp_path)
     assert Volumetry.read(tmp_path / "none", tmp_path) == Volumetry((ATROPHY,))
     assert Volumetry.read(tmp_path / "none").organ_findings({"grey matter": 0.1}) == {}
+
+
+def test_weights_for_shares_of_the_body_are_not_used_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Volumetry((ATROPHY,)).write(tmp_path)
+    stored = read_json(tmp_path / VOLUMETRY)
+    del stored["relative_to"]
+    write_json(tmp_path / VOLUMETRY, stored)
+    assert Volumetry.read(tmp_path) == NO_VOLUMETRY
+    assert "shares of the body" in caplog.text and "omnimri run" in caplog.text
