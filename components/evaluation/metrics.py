@@ -261,9 +261,10 @@ def field_f1(predicted: Sequence[str], truth: Sequence[str], tolerance: float = 
 
 
 def lesion_sides(report: str) -> frozenset[str]:
-    """Return the sides, left, right or bilateral, of the findings of a report."""
+    """Return the sides, left and right, of the findings of a report; what is bilateral is on both."""
     findings = " ".join(text for name, text in parse_paragraph(report).items() if name.startswith("pathological_findings."))
-    return frozenset(re.findall(r"\b(left|right|bilateral)\b", findings))
+    sides = frozenset(re.findall(r"\b(left|right|bilateral)\b", findings))
+    return frozenset(("left", "right")) if "bilateral" in sides else sides
 
 
 def same_sides(report: str, truth: str) -> bool:

@@ -212,6 +212,13 @@ def test_the_sides_of_lesions_are_read_off_the_findings_alone() -> None:
     )
 
 
+def test_findings_of_two_names_on_either_side_are_on_the_same_sides_as_bilateral_ones_of_one_name() -> None:
+    """The name of a finding is a matter of the fields, not of its side."""
+    truth = "Masses or suspicious lesions: two lesions, bilateral, largest in white matter, 18 mm."
+    both = "Masses or suspicious lesions: one lesion, left, 18 mm; one tumor, right, 9 mm."
+    assert metrics.same_sides(both, truth) and not metrics.same_sides(both.replace("right", "left"), truth)
+
+
 def test_a_field_strength_is_no_field_of_the_template() -> None:
     text = "Modality: MRI. Plane: axial."
     assert metrics.field_f1([f"{text} Field strength: 3.0 T."], [text]) == 1
