@@ -185,6 +185,8 @@ def train_specialists(batches: StageBatches, steps: int, structures: int, seed: 
 def measure_specialists(settings: Settings, corpus: Corpus, processor: Processor, config: object) -> list[Row]:
     """Train the specialists of a seed and score them with the tasks of the evaluation."""
     samples, stage = Samples.from_corpus(corpus, "train"), settings.training.stage("instruction_tuning")
+    of_all = stage.micro_batch * settings.training.processes  # one process sees what several do
+    stage = stage.model_copy(update={"micro_batch": of_all})
     batches = StageBatches(STAGES["instruction_tuning"], samples, stage, config, processor, settings.seed)  # type: ignore[arg-type]
     masks, images, seen = train_specialists(batches, stage.steps, len(samples.structures), settings.seed)
     answers = Specialists(masks, images, samples.structures, settings.evaluation, settings.seed)
