@@ -41,7 +41,7 @@ from components.evaluation.model_answers import Case, load_cases
 from components.evaluation.organ_findings import measure_volumetry
 from components.progress import track
 from components.registries import STAGES, TASKS
-from components.settings import EvaluationSettings, Settings
+from components.settings import EvaluationSettings, Settings, StageSettings
 from components.tasks.findings import evidence
 from components.tasks.known_structures import Shown
 from components.tasks.volumetry import NO_VOLUMETRY, Shares, Volumetry, measure_shares
@@ -182,11 +182,16 @@ def train_specialists(batches: StageBatches, steps: int, structures: int, seed: 
     return networks[0].eval(), networks[1].eval(), seen
 
 
+def of_all_processes(stage: StageSettings, processes: int) -> StageSettings:
+    """Return the stage with which one process sees the samples that several see together in every step."""
+    sizes = {"micro_batch": stage.micro_batch * processes, "volume_samples": stage.volume_samples_total(processes)}
+    return stage.model_copy(update=sizes)
+
+
 def measure_specialists(settings: Settings, corpus: Corpus, processor: Processor, config: object) -> list[Row]:
     """Train the specialists of a seed and score them with the tasks of the evaluation."""
     samples, stage = Samples.from_corpus(corpus, "train"), settings.training.stage("instruction_tuning")
-    of_all = stage.micro_batch * settings.training.processes  # one process sees what several do
-    stage = stage.model_copy(update={"micro_batch": of_all})
+    stage = of_all_processes(stage, settings.training.processes)
     batches = StageBatches(STAGES["instruction_tuning"], samples, stage, config, processor, settings.seed)  # type: ignore[arg-type]
     masks, images, seen = train_specialists(batches, stage.steps, len(samples.structures), settings.seed)
     answers = Specialists(masks, images, samples.structures, settings.evaluation, settings.seed)

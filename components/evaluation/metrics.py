@@ -261,7 +261,7 @@ def field_f1(predicted: Sequence[str], truth: Sequence[str], tolerance: float = 
 
 
 def lesion_sides(report: str) -> frozenset[str]:
-    """Return the sides, left and right, of the findings of a report; what is bilateral is on both."""
+    """Return the sides, left and right, of the findings of a report; bilateral counts as both."""
     findings = " ".join(text for name, text in parse_paragraph(report).items() if name.startswith("pathological_findings."))
     sides = frozenset(re.findall(r"\b(left|right|bilateral)\b", findings))
     return frozenset(("left", "right")) if "bilateral" in sides else sides

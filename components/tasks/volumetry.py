@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from components.curation.measure.volume_facts import CONTENT_SHARE
 from components.curation.text.structure_names import is_lesion
 from components.files import read_json, write_json
 from components.tasks.known_structures import Shown
@@ -31,12 +32,12 @@ LEAST_AUROC = 0.75
 """Smallest AUROC of patients who are left out of the fit in turn; below it, volumes do not decide the finding."""
 INVERSE_REGULARIZATION = 10.0
 """C of scikit-learn's logistic regression on standardized shares, chosen on validation patients of the demo (docs/LOG.md)."""
-CLOSING_MM = 7.0
-"""Half the width of the gaps between structures, such as sulci, that belong to the organ; 2 to 14 mm decide alike (docs/LOG.md)."""
+CLOSING_MM = 10.0
+"""Gaps up to almost twice this wide, such as sulci, belong to the organ; 4 to 15 mm give the same diagnoses (docs/LOG.md)."""
 GRID_MM = 2.0
 """Size of pixels that is fine enough for shares of an organ; finer images are sampled."""
 RELATIVE_TO = "organ"
-"""What the stored weights expect shares of. Versions before December 2026 state nothing, and mean the body."""
+"""What the stored weights expect shares of. Files written before December 2026 lack this entry: they expect shares of the body."""
 Shares = Mapping[str, float]
 """Structure -> its share of the volume of the organ."""
 
@@ -44,34 +45,45 @@ logger = logging.getLogger(__name__)
 
 
 def measure_shares(shown: Shown, spacing_mm: Sequence[float]) -> dict[str, float]:
-    """Return the share that every structure, which is no lesion, has of the organ: expected voxels over those inside its outline.
+    """Return the share that every structure, which is no lesion, has of the organ.
 
-    The outline is that of all structures together (:func:`outline_organ`), so that a skull and a scalp, which one image shows and
-    another lacks, do not count. Slices that the model did not look at show no structure, and do not count either.
+    It is the sum of its probabilities inside the outline of the organ, divided by the number of voxels there. The outline is that
+    of all structures together (:func:`outline_organ`): what no label map names, such as a skull, does not count. Slices with less
+    than :data:`CONTENT_SHARE` of the largest section of the organ, and those that the model did not look at, do not count either.
 
     Args:
-        spacing_mm: distance of slices, rows and columns.
+        shown: of a volume, (D, H, W).
+        spacing_mm: distance of its slices, rows and columns.
     """
     _, *pixel_mm = spacing_mm
-    rows, columns = (slice(None, None, max(1, round(GRID_MM / side))) for side in pixel_mm)
-    seen = {name: values[:, rows, columns] for name, values in shown.structures.items()}
-    sampled_mm = [side * (part.step or 1) for side, part in zip(pixel_mm, (rows, columns), strict=True)]
-    tissue_DHW = np.sum(list(seen.values()), axis=0) > 0.5
+    steps = [max(1, int(GRID_MM / side + 1e-3)) for side in pixel_mm]
+    seen = {name: values[:, :: steps[0], :: steps[1]] for name, values in shown.structures.items()}
+    if not seen:
+        return {}
+    sampled_mm = [side * step for side, step in zip(pixel_mm, steps, strict=True)]
+    tissue_DHW = np.asarray(sum(seen.values(), np.float32(0))) > 0.5
     organ_DHW = np.stack([outline_organ(tissue_HW, sampled_mm) for tissue_HW in tissue_DHW])
+    size_D = organ_DHW.sum((1, 2))
+    organ_DHW[size_D < CONTENT_SHARE * size_D.max()] = False
     total = max(int(organ_DHW.sum()), 1)
     return {name: float(values[organ_DHW].sum() / total) for name, values in seen.items() if not is_lesion(name)}
 
 
 def outline_organ(tissue_HW: NDArray[np.bool_], pixel_mm: Sequence[float]) -> NDArray[np.bool_]:
-    """Return the pixels of an organ: its tissue, gaps narrower than twice :data:`CLOSING_MM`, and what these enclose."""
+    """Return the pixels of an organ: its tissue, gaps narrower than almost twice :data:`CLOSING_MM`, and what these enclose.
+
+    A morphological closing by a disk, and the holes in it.
+    """
+    outline = np.zeros_like(tissue_HW)
     if not tissue_HW.any():
-        return tissue_HW
-    margin = [math.ceil(CLOSING_MM / side) + 1 for side in pixel_mm]
-    padded = np.pad(tissue_HW, [(side, side) for side in margin])
+        return outline
+    [around] = ndimage.find_objects(tissue_HW.astype(np.uint8))
+    margins = [(math.ceil(CLOSING_MM / side) + 1,) * 2 for side in pixel_mm]
+    padded = np.pad(tissue_HW[around], margins)
     grown = ndimage.distance_transform_edt(~padded, sampling=pixel_mm) <= CLOSING_MM
     closed = ndimage.binary_fill_holes(ndimage.distance_transform_edt(grown, sampling=pixel_mm) > CLOSING_MM)
-    inside: NDArray[np.bool_] = closed[margin[0] : -margin[0], margin[1] : -margin[1]]
-    return inside
+    outline[around] = closed[tuple(slice(before, -after) for before, after in margins)]
+    return outline
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ class Volumetry:
     def read(cls, *folders: Path) -> Volumetry:
         """Read the weights from the first folder that has them; without any, no finding is predicted.
 
-        Weights for shares of the body, which versions before December 2026 have, are not used: the log tells the remedy.
+        Weights for shares of the body, which versions before December 2026 have, are not used: a warning says what to do.
         """
         found = next((folder / VOLUMETRY for folder in folders if (folder / VOLUMETRY).is_file()), None)
         if found is None:
@@ -141,7 +153,7 @@ class Volumetry:
         if stored["findings"] and stored.get("relative_to") != RELATIVE_TO:
             logger.warning(
                 "%s: its weights are for shares of the body, not of the organ, and are not used: the text of the network decides "
-                "findings of whole organs; `omnimri run` trains, evaluates and registers a version of today",
+                "findings of whole organs; `omnimri run` trains, evaluates and registers a new version",
                 found,
             )
             return cls()

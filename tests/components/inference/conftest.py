@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from components.curation.corpus import Corpus
 from components.inference import Predictor
-from components.tasks.volumetry import OrganFinding, Volumetry
+from components.tasks import diagnosis, report
+from components.tasks.known_structures import Shown
+from components.tasks.volumetry import OrganFinding, Volumetry, measure_shares
 from tests.helpers.corpora import tiny_corpus
 from tests.helpers.trained import tiny_model
 
@@ -28,3 +32,17 @@ def with_volumetry(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> Pre
     atrophy = OrganFinding("atrophy", {"white matter": 0.0}, float(np.log(9)), 0.9, 30, 8)
     monkeypatch.setattr(predictor, "volumetry", Volumetry((atrophy,)))
     return predictor
+
+
+@pytest.fixture
+def measured_grids(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    """The shape and the spacing of every volume whose structures are measured, diagnosis and report alike."""
+    grids: list[tuple[tuple[int, ...], tuple[float, ...]]] = []
+
+    def measure(shown: Shown, spacing_mm: Sequence[float]) -> dict[str, float]:
+        grids.append((shown.mask.shape, tuple(spacing_mm)))
+        return measure_shares(shown, spacing_mm)
+
+    for module in (diagnosis, report):
+        monkeypatch.setattr(module, "measure_shares", measure)
+    return grids

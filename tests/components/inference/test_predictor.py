@@ -155,6 +155,22 @@ def test_a_finding_of_a_whole_organ_is_predicted_by_volumetry(
     assert fields["diagnostic_impression.suggestive_of"].endswith(", atrophy")
 
 
+def test_structures_are_measured_on_the_grid_of_the_image(
+    with_volumetry: Predictor,
+    volume: Volume,
+    measured_grids: list[tuple[tuple[int, ...], tuple[float, ...]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not on that of the network, whose pixels have another size."""
+    fine = replace(volume, affine=volume.affine @ np.diag([1, 0.7, 0.7, 1]))
+    assert not np.isclose(fine.spacing_mm[1], with_volumetry.pixel_mm)
+    _answer_with(with_volumetry, monkeypatch, "no, no atrophy")
+    with_volumetry.predict(fine, "Is there an atrophy?")
+    _answer_with(with_volumetry, monkeypatch, "Modality: MRI. Suggestive of: no atrophy.")
+    with_volumetry.predict(fine, "Write a report of this image.")
+    assert measured_grids == [(fine.voxels.shape, fine.spacing_mm)] * 2
+
+
 def test_measured_kspace_is_preserved(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the columns are measured; the reconstruction has the same values there."""
     whole = tiny_volume(0, "T2-weighted", kspace=True, matrix=32)

@@ -193,6 +193,19 @@ def test_a_finding_of_a_whole_organ_is_predicted_by_volumetry(
     assert fields["pathological_findings.structural_abnormalities"] == "atrophy"
 
 
+def test_structures_are_measured_on_the_grid_of_their_series(
+    with_volumetry: Predictor,
+    volumes: list[Volume],
+    measured_grids: list[tuple[tuple[int, ...], tuple[float, ...]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fine = [replace(volume, affine=volume.affine @ np.diag([1, 0.7, 0.7, 1])) for volume in volumes]
+    _answer_with(monkeypatch, "no, no atrophy")
+    with_volumetry.predict_study(fine, "Is there an atrophy?")
+    [(shape, spacing_mm)] = measured_grids
+    assert (shape, spacing_mm) in [(volume.voxels.shape, volume.spacing_mm) for volume in fine]
+
+
 def test_generation_knows_every_series_and_its_header(predictor: Predictor, volumes: list[Volume]) -> None:
     """Another second series, or another header line, changes the states from which the answer is generated."""
 

@@ -52,13 +52,30 @@ def test_a_share_is_that_of_the_organ_with_its_lesions_and_the_fluid_that_it_enc
     assert measure_shares(_organ(12), SPACING_MM) == {"white matter": pytest.approx(expected, abs=0.01)}
 
 
-@pytest.mark.parametrize("width", [2, 4])
-def test_fluid_in_a_sulcus_belongs_to_the_organ(width: int) -> None:
-    """A sulcus is open to the outside: no region of its own that tissue encloses."""
-    sulcus = _organ(0)
-    sulcus.structures["white matter"][:, 4:14, 16 : 16 + width] = 0
-    [complete], [with_sulcus] = measure_shares(_organ(0), SPACING_MM).values(), measure_shares(sulcus, SPACING_MM).values()
-    assert complete - with_sulcus == pytest.approx(10 * width / 24**2, abs=0.01)
+def _with_sulcus(width_mm: int, pixel_mm: tuple[int, int], across: bool) -> tuple[Shown, float]:
+    """Return an organ of 120 x 120 mm with a sulcus 60 mm deep, open to the outside, and its share if the sulcus belongs to it."""
+    tissue = np.zeros((5, 160, 160), np.float32)  # pixels of 1 mm
+    tissue[1:4, 20:140, 20:140] = 1
+    first = 80 - width_mm // 2
+    tissue[1:4, 20:80, first : first + width_mm] = 0
+    sampled = (tissue.transpose(0, 2, 1) if across else tissue)[:, :: pixel_mm[0], :: pixel_mm[1]]
+    return Shown(np.zeros_like(sampled), {"white matter": sampled}), 1 - 60 * width_mm / 120**2
+
+
+@pytest.mark.parametrize("pixel_mm", [(1, 1), (2, 2), (4, 4), (1, 4), (4, 1)])
+@pytest.mark.parametrize("across", [False, True])
+def test_a_sulcus_belongs_to_the_organ_and_a_wide_gap_does_not(pixel_mm: tuple[int, int], across: bool) -> None:
+    """A sulcus is open to the outside: no region of its own that tissue encloses. The gap is wider than twice the closing."""
+    for width_mm, belongs in ((8, True), (12, True), (24, False), (32, False)):
+        shown, with_sulcus = _with_sulcus(width_mm, pixel_mm, across)
+        [share] = measure_shares(shown, (5.0, *pixel_mm)).values()
+        assert share == pytest.approx(with_sulcus if belongs else 1.0, abs=0.02), width_mm
+
+
+def test_tissue_that_is_seen_beyond_the_organ_does_not_count() -> None:
+    false = _organ(12)
+    false.structures["white matter"][4, 4:6, 4:6] = 1
+    assert measure_shares(false, SPACING_MM) == measure_shares(_organ(12), SPACING_MM)
 
 
 def test_slices_that_were_not_looked_at_do_not_count() -> None:
@@ -87,10 +104,11 @@ def test_shares_do_not_depend_on_the_size_of_pixels(times: tuple[int, int]) -> N
 def test_a_model_that_shows_no_structure_has_shares_of_nothing() -> None:
     empty = _edited(_organ(12), np.zeros_like)
     assert measure_shares(empty, SPACING_MM) == {"white matter": 0.0}
+    assert measure_shares(Shown(empty.mask, {}), SPACING_MM) == {}
 
 
 @given(arrays(np.bool_, (12, 16)))
-def test_an_outline_contains_the_tissue_and_nothing_farther_than_what_closes_gaps(tissue: NDArray[np.bool_]) -> None:
+def test_an_outline_contains_the_tissue_and_lies_within_its_convex_hull(tissue: NDArray[np.bool_]) -> None:
     outline = outline_organ(tissue, (2.0, 2.0))
     assert (outline >= tissue).all()
     assert (outline <= convex_hull_image(tissue)).all() if tissue.any() else not outline.any()

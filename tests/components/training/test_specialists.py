@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.specialists import mask_loss, reconstruction_loss
+from benchmarks.specialists import mask_loss, of_all_processes, reconstruction_loss
+from components.settings import load_settings
 from model_core.batch import SequenceBatch
 from model_core.targets import TARGET_IMAGE
 
@@ -79,3 +80,9 @@ def test_a_network_that_adds_nothing_to_the_target_has_no_loss() -> None:
     image_BTHW = torch.stack([batch.pixel_values_B1DHW[1, 0, [1, 3]], batch.pixel_values_B1DHW[2, 0, [0, 4]]])
     perfect = replace(batch, target_B1DHW=image_BTHW[:, None])
     assert reconstruction_loss(Recorder(1), perfect, ALL).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("processes", "slices", "volumes"), [(1, 4, 2), (2, 8, 2), (4, 16, 4)])
+def test_one_process_sees_the_samples_of_all(processes: int, slices: int, volumes: int) -> None:
+    stage = of_all_processes(load_settings("study").training.stage("instruction_tuning"), processes)
+    assert (stage.micro_batch, stage.volume_samples) == (slices, volumes)
