@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from urllib3.connection import HTTPConnection
 
 from components.catalog.cards import DatasetCard
 from components.errors import BadInput, JobFailed
@@ -172,7 +174,12 @@ def test_batches_give_the_same_data_as_one(orthanc: Orthanc, home: Home, tmp_pat
     assert tree(home.data) == tree(tmp_path / "other" / "data")
 
 
-def test_a_server_killed_in_the_middle_and_restarted_delivers_the_rest(orthanc: Orthanc, home: Home, tmp_path: Path) -> None:
+def test_a_server_killed_in_the_middle_and_restarted_delivers_the_rest(
+    orthanc: Orthanc, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's buffer is small: on a busy machine the whole series could wait in it when the server is killed."""
+    small = (socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    monkeypatch.setattr(HTTPConnection, "default_socket_options", [*HTTPConnection.default_socket_options, small])
     orthanc.add(*write_mr_series(tmp_path / "source", 1, slices=32, pixels=384))
     archive = CountingArchive(orthanc.url)
     restarts: list[threading.Thread] = []
