@@ -37,7 +37,10 @@ CLOSING_MM = 10.0
 GRID_MM = 2.0
 """Size of pixels that is fine enough for shares of an organ; finer images are sampled."""
 RELATIVE_TO = "organ"
-"""What the stored weights expect shares of. Files written before December 2026 lack this entry: they expect shares of the body."""
+"""Entry of the file with the weights: shares are volumes divided by that of the organ.
+
+Files from before December 2026 do not have this entry; their weights are for volumes divided by that of the body.
+"""
 Shares = Mapping[str, float]
 """Structure -> its share of the volume of the organ."""
 
