@@ -32,6 +32,11 @@ class PlaneGrid:
     scale: tuple[float, float]
     offset: tuple[float, float]
 
+    @property
+    def pixel_area(self) -> float:
+        """Source pixels in the area of a curated pixel."""
+        return self.scale[0] * self.scale[1]
+
     @classmethod
     def centered(cls, shape: tuple[int, int], spacing_mm: tuple[float, float], size: int, pixel_mm: float) -> PlaneGrid:
         """Return the grid whose center is that of a plane of ``shape`` (H, W) pixels of ``spacing_mm``."""

@@ -23,7 +23,7 @@ from components.progress import track
 from components.tasks.calibration import Calibration, fit_calibration
 from components.tasks.detection import Detection, shown_boxes, text_boxes, volume_box
 from components.tasks.diagnosis import Diagnosis, study_answer
-from components.tasks.findings import MINIMUM_PIXELS, VolumeOutline, asked_kinds
+from components.tasks.findings import VolumeOutline, asked_kinds
 from components.tasks.known_structures import Shown
 from components.tasks.report import Report, complete_report
 from components.tasks.segmentation import Segmentation
@@ -98,7 +98,7 @@ def _boxes(case: VolumeCase, shown: Shown | None) -> list[VolumeOutline] | None:
     """Return the boxes of the findings of a volume; None if the model knows none of the findings in question."""
     if shown is None or not asked_kinds(case.record.instruction, tuple(shown.structures)):
         return None
-    return shown_boxes(shown, case.record.instruction, case.readings.spacing_mm, MINIMUM_PIXELS)
+    return shown_boxes(shown, case.record.instruction, case.readings.spacing_mm, pixel_area=1)
 
 
 def _text_boxes(case: VolumeCase) -> list[VolumeOutline]:

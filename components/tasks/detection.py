@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from components.inference.prediction import FoundVolumeBox, Prediction
     from components.inference.predictor import Predictor
     from components.inference.question import Question
-    from components.inference.sliding_window import ResampledVolume
     from components.inference.study import StudyQuestion
 
 NAME_TOKENS = 8
@@ -128,7 +127,7 @@ class Detection(Task):
         volume = question.volume
         tiles = volume.tiles(volume.content_slices)
         mask, by_kind = finding_masks(predictor, question, volume.content_slices, self.name)
-        spacing_mm, smallest = volume.volume.spacing_mm[1:], smallest_part(volume)
+        spacing_mm, smallest = volume.volume.spacing_mm[1:], MINIMUM_PIXELS * volume.grid.pixel_area
         outlines = {
             index: find_outlines(mask[index], {kind: values[index] for kind, values in by_kind.items()}, spacing_mm, smallest)
             for index in volume.content_slices
@@ -143,7 +142,7 @@ class Detection(Task):
         kinds = asked_kinds(study.instruction, tuple(study.shown.structures)) if study.shown else {}
         if study.shown and kinds:
             target = study.target.volume
-            outlines = shown_boxes(study.shown, study.instruction, target.volume.spacing_mm, smallest_part(target))
+            outlines = shown_boxes(study.shown, study.instruction, target.volume.spacing_mm, target.grid.pixel_area)
             found = tuple(_found_box(outline) for outline in outlines)
         else:
             found = tuple(map(study.target.box_on_source, text_boxes(answer)))
@@ -249,15 +248,10 @@ def finding_masks(
     return mask, {finding_name(text): mask}
 
 
-def smallest_part(volume: ResampledVolume) -> float:
-    """Return the number of pixels of the source from which a part of a finding counts."""
-    return MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1]
-
-
-def shown_boxes(shown: Shown, question: str, spacing_mm: Sequence[float], smallest: float) -> list[VolumeOutline]:
-    """Return the boxes of the findings of a volume that a question asks about."""
+def shown_boxes(shown: Shown, question: str, spacing_mm: Sequence[float], pixel_area: float) -> list[VolumeOutline]:
+    """Return the boxes of the findings of a volume that a question asks about, as :func:`find_volume_outlines`."""
     kinds = asked_kinds(question, tuple(shown.structures))
-    return find_volume_outlines(shown.mask, sum_kinds(shown.structures, kinds), spacing_mm, smallest)
+    return find_volume_outlines(shown.mask, sum_kinds(shown.structures, kinds), spacing_mm, pixel_area)
 
 
 def _found_box(outline: VolumeOutline) -> FoundVolumeBox:

@@ -25,6 +25,11 @@ MINIMUM_PIXELS, CERTAIN = 12, 0.3
 
 Chosen with :data:`THRESHOLD` on slices of validation patients (docs/LOG.md).
 """
+MINIMUM_PIXELS_IN_VOLUMES = 8
+"""The same number for a slice of a volume of several, where a part has to continue in a neighboring slice.
+
+Chosen on volumes of validation patients (docs/LOG.md).
+"""
 EVIDENCE_PIXELS = 12
 """Pixels whose mean probability, where it is highest, is the evidence of a finding: about the smallest lesion that counts."""
 ANY = "lesion"
@@ -164,25 +169,32 @@ def find_volume_outlines(
     mask_DHW: NDArray[np.float32],
     by_kind: Mapping[str, NDArray[np.float32]],
     spacing_mm: Sequence[float],
-    smallest: float = MINIMUM_PIXELS,
+    pixel_area: float = 1,
 ) -> list[VolumeOutline]:
     """Return the named boxes of the findings of a volume, as :func:`find_volume_parts`."""
-    return [outline for outline, _ in find_volume_parts(mask_DHW, by_kind, spacing_mm, smallest)]
+    return [outline for outline, _ in find_volume_parts(mask_DHW, by_kind, spacing_mm, pixel_area)]
 
 
 def find_volume_parts(
     mask_DHW: NDArray[np.float32],
     by_kind: Mapping[str, NDArray[np.float32]],
     spacing_mm: Sequence[float],
-    smallest: float = MINIMUM_PIXELS,
+    pixel_area: float = 1,
 ) -> list[tuple[VolumeOutline, NDArray[np.bool_]]]:
     """Return the findings of a volume with their voxels (D, H, W): the parts that single slices show, joined over slices.
 
     Parts are counted as in label maps (:func:`components.curation.measure.regions.split_lesions`), and named by the kind with most
     of all voxels: a single slice of a tumor often looks like a lesion. What does not continue in a neighboring slice is left out
-    if there is any. The spacing is that of slices, rows and columns, mm.
+    if there is any; such parts may be smaller than those of a single slice.
+
+    Args:
+        mask_DHW: probability of a finding.
+        by_kind: kind -> probability (D, H, W).
+        spacing_mm: between slices, rows and columns.
+        pixel_area: pixels of a slice for each pixel of the network's grid.
     """
     stacked, shown = np.stack(list(by_kind.values())), np.zeros(mask_DHW.shape, np.bool_)
+    smallest = pixel_area * (MINIMUM_PIXELS_IN_VOLUMES if len(shown) > 1 else MINIMUM_PIXELS)
     for index, mask_HW in enumerate(mask_DHW):
         of_slice = {kind: values[index] for kind, values in by_kind.items()}
         for _, inside in find_parts(mask_HW, of_slice, spacing_mm[1:], smallest):

@@ -19,7 +19,6 @@ from components.curation.text.volume_instructions import build_volume_instructio
 from components.progress import track
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import AnyInstruction, Task
-from components.tasks.findings import MINIMUM_PIXELS
 from components.tasks.known_structures import Shown
 from components.tasks.report_text import format_report, measure_fields, with_measurements
 from components.tasks.volumetry import NO_VOLUMETRY, Volumetry, measure_shares
@@ -156,7 +155,7 @@ def complete_report(
 ) -> str:
     """Return a report with the facts of the masks of a volume, and of its header, in the fields that these state."""
     if shown is not None:
-        measured = measure_fields(volume.volume, shown, MINIMUM_PIXELS * volume.grid.scale[0] * volume.grid.scale[1])
+        measured = measure_fields(volume.volume, shown, volume.grid.pixel_area)
         organ_findings = volumetry.organ_findings(measure_shares(shown, volume.volume.spacing_mm)) if volumetry.findings else {}
         text = with_measurements(text, measured, organ_findings, volume.volume.acquisition.anatomy)
     return with_fields(text, header.fields)

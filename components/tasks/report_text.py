@@ -19,7 +19,7 @@ from components.curation.text.descriptions import describe
 from components.curation.text.structure_names import is_diffuse, is_lesion, knee_organ
 from components.curation.text.template import KNEE_ORGANS, format_paragraph, parse_paragraph
 from components.ingestion.volume import Volume
-from components.tasks.findings import ANY, asked_kinds, find_volume_parts, sum_kinds
+from components.tasks.findings import ANY, MINIMUM_PIXELS, asked_kinds, find_volume_parts, sum_kinds
 from components.tasks.known_structures import Shown
 
 _SIGNALS, _PATHOLOGY = "tissue_signal_characteristics", "pathological_findings"
@@ -53,12 +53,12 @@ def format_report(fields: Mapping[str, str], anatomy: str | None) -> str:
     return " ".join(text for text in (format_paragraph(header), *organs, format_paragraph(conclusion)) if text)
 
 
-def label_volume(shown: Shown, spacing_mm: Sequence[float], smallest: float) -> NDArray[np.uint8]:
+def label_volume(shown: Shown, spacing_mm: Sequence[float], pixel_area: float) -> NDArray[np.uint8]:
     """Return the structure of every voxel, (D, H, W): n = the n-th name, 0 = none.
 
     The voxels of a finding that has a box (:func:`components.tasks.findings.find_volume_parts`) are the most probable structure of
-    its kind; all others are the most probable one that is no finding. A structure of fewer voxels than ``smallest`` in a finding is
-    not one of its own.
+    its kind; all others are the most probable one that is no finding. A structure of fewer than
+    :data:`components.tasks.findings.MINIMUM_PIXELS` of the network's grid in a finding is not one of its own.
     """
     names = tuple(shown.structures)
     stacked_SDHW = np.stack([np.zeros_like(values) if is_lesion(name) else values for name, values in shown.structures.items()])
@@ -67,24 +67,24 @@ def label_volume(shown: Shown, spacing_mm: Sequence[float], smallest: float) -> 
     kinds = asked_kinds(ANY, names)
     if not kinds:
         return labels
-    for outline, voxels in find_volume_parts(shown.mask, sum_kinds(shown.structures, kinds), spacing_mm, smallest):
+    for outline, voxels in find_volume_parts(shown.mask, sum_kinds(shown.structures, kinds), spacing_mm, pixel_area):
         members = kinds[outline.kind]
         probability = np.stack([shown.structures[name][voxels] for name in members])
         sizes = np.bincount(probability.argmax(0), minlength=len(members))
-        probability[sizes < min(smallest, sizes.max())] = -1
+        probability[sizes < min(MINIMUM_PIXELS * pixel_area, sizes.max())] = -1
         labels[voxels] = np.array([names.index(name) + 1 for name in members], np.uint8)[probability.argmax(0)]
     return labels
 
 
-def measure_fields(volume: Volume, shown: Shown, smallest: float) -> DescriptionRecord:
+def measure_fields(volume: Volume, shown: Shown, pixel_area: float) -> DescriptionRecord:
     """Describe a volume by what the network shows of it, as curation describes one by its label map.
 
     Args:
         volume: voxels (D, H, W) on the grid of the structures.
         shown: of the volume.
-        smallest: number of pixels from which a part of a finding counts.
+        pixel_area: pixels of a slice for each pixel of the network's grid.
     """
-    labels = label_volume(shown, volume.spacing_mm, smallest)
+    labels = label_volume(shown, volume.spacing_mm, pixel_area)
     names = dict(enumerate(shown.structures, start=1))
     facts = compute_slice_facts(volume, volume.voxels, labels, {}, names, volume.affine)
     has_finding = bool(np.isin(labels, [value for value, name in names.items() if is_lesion(name)]).any())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -84,7 +86,7 @@ def test_boxes_of_a_volume_are_those_of_curation() -> None:
         assert volume.labels is not None
         facts = compute_slice_facts(volume, volume.voxels, volume.labels, {}, LABEL_MAP, volume.affine)
         kinds = {kind: np.isin(volume.labels, values).astype(np.float32) for kind, values in lesion_kinds(LABEL_MAP).items()}
-        found = find_volume_outlines(np.sum(list(kinds.values()), axis=0), kinds, volume.spacing_mm, smallest=1)
+        found = find_volume_outlines(np.sum(list(kinds.values()), axis=0), kinds, volume.spacing_mm, pixel_area=0.1)
         assert facts.volume_boxes and {one.confidence for one in found} == {1.0}
         expected = [(b.label, b.slice0, b.row0, b.col0, b.slice1, b.row1, b.col1) for b in facts.volume_boxes]
         boxes = [one.normalize(volume.voxels.shape) for one in found]
@@ -97,6 +99,19 @@ def test_a_finding_on_one_slice_of_several_is_none() -> None:
     mask[1, 2:9, 2:9] = 1
     assert not find_volume_outlines(mask, {"lesion": mask}, (5, *APART))
     assert len(find_volume_outlines(mask[1:2], {"lesion": mask[1:2]}, (5, *APART))) == 1
+
+
+@pytest.mark.parametrize("pixel_area", [1, 4])
+def test_a_finding_that_continues_in_the_next_slice_may_be_smaller(pixel_area: int) -> None:
+    """Eight pixels of the network's grid instead of twelve, whatever the pixels of the volume are."""
+    side = math.isqrt(pixel_area)
+    for columns, in_a_volume in ((4, True), (3, False)):
+        mask = np.zeros((4, 40, 40), np.float32)
+        mask[1:3, 4 : 4 + 2 * side, 4 : 4 + columns * side] = 1
+        assert len(find_volume_outlines(mask, {"lesion": mask}, (5, *APART), pixel_area)) == in_a_volume
+        assert not find_volume_outlines(mask[1:2], {"lesion": mask[1:2]}, (5, *APART), pixel_area)
+    mask[1, 4 : 4 + 3 * side, 4 : 4 + 4 * side] = 1
+    assert len(find_volume_outlines(mask[1:2], {"lesion": mask[1:2]}, (5, *APART), pixel_area)) == 1
 
 
 def test_findings_on_single_slices_do_not_become_one_by_their_distance() -> None:

@@ -43,10 +43,10 @@ def _shown(labels: NDArray[np.uint8]) -> Shown:
 def test_masks_are_described_as_curation_describes_a_label_map(lesion: bool) -> None:
     labels = _labels(lesion)
     volume, names = _volume(labels), dict(enumerate(NAMES, start=1))
-    np.testing.assert_array_equal(label_volume(_shown(labels), SPACING_MM, 12), labels)
+    np.testing.assert_array_equal(label_volume(_shown(labels), SPACING_MM, 1), labels)
     facts = compute_slice_facts(volume, volume.voxels, labels, {}, names, volume.affine)
     curated = describe("", volume.acquisition, None, "", facts, lesion)
-    assert measure_fields(volume, _shown(labels), 12).fields == curated.fields
+    assert measure_fields(volume, _shown(labels), 1).fields == curated.fields
 
 
 def test_a_part_that_has_no_box_is_not_in_the_report() -> None:
@@ -55,14 +55,14 @@ def test_a_part_that_has_no_box_is_not_in_the_report() -> None:
     shown.mask[1, 10:12, 10:12] = shown.structures["lesion"][1, 10:12, 10:12] = 0.995
     shown.mask[2, 10:20, 10:20], shown.structures["lesion"][2, 10:20, 10:20] = 0.6, 0.2
     shown.mask[0, 10:20, 10:20] = shown.structures["lesion"][0, 10:20, 10:20] = 0.9  # in no neighboring slice
-    labels = label_volume(shown, SPACING_MM, 12)
+    labels = label_volume(shown, SPACING_MM, 1)
     np.testing.assert_array_equal(labels, _labels(False))
-    assert measure_fields(_volume(labels), shown, 12).fields[_MASSES] == "no lesion"
+    assert measure_fields(_volume(labels), shown, 1).fields[_MASSES] == "no lesion"
 
 
 def test_measurements_replace_what_the_network_wrote_and_nothing_else() -> None:
     labels = _labels(True)
-    measured = measure_fields(_volume(labels), _shown(labels), 12)
+    measured = measure_fields(_volume(labels), _shown(labels), 1)
     text = (
         "Modality: MRI. Normal signal appearance: grey matter 0.9 of white matter. Masses or suspicious lesions: no lesion. "
         "Suggestive of: no lesion, no atrophy. Recommendation: follow-up in 6 weeks."
@@ -84,14 +84,14 @@ def test_measurements_replace_what_the_network_wrote_and_nothing_else() -> None:
 def test_findings_of_a_whole_organ_are_those_of_volumetry_where_it_tells_them(present: bool, written: str) -> None:
     """Whatever the network wrote about them, and in the words of curation."""
     labels = _labels(True)
-    measured = measure_fields(_volume(labels), _shown(labels), 12)
+    measured = measure_fields(_volume(labels), _shown(labels), 1)
     fields = parse_paragraph(with_measurements(f"Modality: MRI. {written}", measured, {"atrophy": present}, "brain"))
     assert fields[_IMPRESSION] == ("lesion, atrophy" if present else "lesion, no atrophy")
     assert fields.get("pathological_findings.structural_abnormalities") == ("atrophy" if present else None)
 
 
 def test_free_text_stays_as_it_is() -> None:
-    measured = measure_fields(_volume(_labels(True)), _shown(_labels(True)), 12)
+    measured = measure_fields(_volume(_labels(True)), _shown(_labels(True)), 1)
     assert with_measurements("The brain is normal.", measured, {"atrophy": True}, "brain") == "The brain is normal."
 
 
@@ -106,7 +106,7 @@ def test_a_finding_has_one_name_in_all_slices() -> None:
     mask = np.zeros(shape, np.float32)
     mask[inside] = 0.9
     shown = Shown(mask, {"edema": edema, "lesion": lesion, "tumor": tumor})
-    labels = label_volume(shown, SPACING_MM, 12)
+    labels = label_volume(shown, SPACING_MM, 1)
     assert set(np.unique(labels)) == {0, 3} and (labels[inside] == 3).all()
     [outline] = find_volume_outlines(mask, sum_kinds(shown.structures, asked_kinds("lesion", tuple(shown.structures))), SPACING_MM)
     assert outline.kind == "tumor" and outline.slices == (0, 3)

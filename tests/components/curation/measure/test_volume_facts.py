@@ -153,7 +153,7 @@ def test_a_perfect_answer_has_the_boxes_of_the_label_map() -> None:
     labels = np.zeros((6, 64, 64), np.uint8)
     labels[2:5, 20:30, 20:26] = labels[2:4, 36:38, 22:24] = labels[1:4, 50:60, 40:50] = 4
     mask = (labels == 4).astype(np.float32)
-    found = find_volume_outlines(mask, {"lesion": mask}, (3.0, 0.8, 1.6), smallest=1)
+    found = find_volume_outlines(mask, {"lesion": mask}, (3.0, 0.8, 1.6), pixel_area=0.1)
     boxes = [one.normalize(mask.shape) for one in found]
     expected = [(b.slice0, b.row0, b.col0, b.slice1, b.row1, b.col1) for b in _facts(labels).volume_boxes]
     assert [(b.slice0, b.row0, b.col0, b.slice1, b.row1, b.col1) for b in boxes] == expected and len(expected) == 2
