@@ -113,16 +113,25 @@ def _moe_case(
     return Case(f"moe E{experts} K{top_k} H{hidden_size} I{width} {str(dtype).removeprefix('torch.')}", run)
 
 
-EVERY_CONFIGURATION = (
-    "window_attention 1x7x7 d32 shifted bfloat16",
-    "window_attention 2x7x7 d32 shifted padded bfloat16",
-    "window_attention 4x6x6 d16 shifted padded float32",
-    "window_attention one window bfloat16",
-    "moe E8 K2 H896 I4864 bfloat16",
-    "moe E256 K8 H512 I256 bfloat16",
-    "moe E4 K2 H128 I256 float32",
-)
-"""Cases that together launch every kernel in every configuration: the quick check compiles these."""
+SELECTIONS = {
+    "every_kernel": (
+        "window_attention 1x7x7 d32 shifted bfloat16",
+        "window_attention 2x7x7 d32 shifted padded bfloat16",
+        "window_attention 4x6x6 d16 shifted padded float32",
+        "moe E4 K2 H128 I256 float32",
+        "moe E4 K1 H64 I64 bfloat16",
+    ),
+    "every_configuration": (
+        "window_attention 1x7x7 d32 shifted bfloat16",
+        "window_attention 2x7x7 d32 shifted padded bfloat16",
+        "window_attention 4x6x6 d16 shifted padded float32",
+        "window_attention one window bfloat16",
+        "moe E8 K2 H896 I4864 bfloat16",
+        "moe E256 K8 H512 I256 bfloat16",
+        "moe E4 K2 H128 I256 float32",
+    ),
+}
+"""Cases that together launch every kernel, in float32 and bfloat16, and every kernel in every configuration."""
 
 
 def cases() -> Iterator[Case]:
@@ -241,13 +250,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--match", default="", help="only cases whose name contains this")
-    parser.add_argument("--quick", action="store_true", help="only the cases that launch every configuration once")
+    parser.add_argument("--select", choices=SELECTIONS, help="fewer cases, which still launch every kernel or every configuration")
     parser.add_argument("--output", type=Path, help="CSV file")
     parser.add_argument("--processes", type=int, default=None)
     options = parser.parse_args()
     chosen = [index for index, case in enumerate(cases()) if options.match in case.name]
-    if options.quick:
-        chosen = [index for index, case in enumerate(cases()) if index in chosen and case.name in EVERY_CONFIGURATION]
+    if options.select:
+        chosen = [index for index, case in enumerate(cases()) if index in chosen and case.name in SELECTIONS[options.select]]
     jobs = [(target, index) for target in options.targets for index in chosen]
     with ProcessPoolExecutor(options.processes) as pool:
         rows = [row for result in pool.map(_job, *zip(*jobs, strict=True)) for row in result]
