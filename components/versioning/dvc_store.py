@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,13 +33,15 @@ BATCH_SIZE = 500
 """Objects per transfer."""
 UNFINISHED = (f"{INCOMING}/", f"{REPLACED}/", RECORD, JOURNAL)
 """Patterns of ``.dvcignore`` for files that belong to no version."""
+FOREIGN = "/*"
+"""Pattern for all that lies beside the data: DVC reads every folder of its repository, and a scratch disk has millions of files."""
 LIST_SUFFIX = ".dir"
 """Suffix of the md5 of a file list."""
 
 
 @contextmanager
-def open_dvc(root: Path) -> Iterator[Repo]:
-    """Open the DVC repository at ``root``, without analytics; initialize it if there is none.
+def open_dvc(root: Path, folder: str) -> Iterator[Repo]:
+    """Open the DVC repository at ``root``, without analytics; initialize it for the folder with this name if there is none.
 
     Raises:
         MachineFault: the machine failed.
@@ -52,7 +55,7 @@ def open_dvc(root: Path) -> Iterator[Repo]:
     logging.getLogger("dvc").setLevel(logging.WARNING)  # its hints refer to DVC commands, not to those of OmniMRI
     try:
         if not (root / ".dvc").is_dir():
-            _initialize(root)
+            _initialize(root, folder)
         # An archive has .dvc/config but no .git: without this, DVC would refuse it, or use a repository around it.
         repo = Repo(str(root), config=None if (root / ".git").exists() else {"core": {"no_scm": True}})
         try:
@@ -89,11 +92,13 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _initialize(root: Path) -> None:
+def _initialize(root: Path, folder: str) -> None:
     from dvc.config_schema import RelPath
     from dvc.repo import Repo
 
-    repo = Repo.init(str(root), no_scm=not (root / ".git").exists())
+    in_git = (root / ".git").exists()
+    write_ignored(root, folder, only_data=not in_git)  # in a git repository DVC skips what git ignores
+    repo = Repo.init(str(root), no_scm=not in_git)
     try:
         with repo.config.edit() as config:
             config["core"].update({"remote": REMOTE, "analytics": False, "autostage": False})
@@ -103,14 +108,24 @@ def _initialize(root: Path) -> None:
         repo.close()
 
 
-def ignore_unfinished(root: Path) -> None:
-    """Exclude the files of unfinished ingestions from all versions (``.dvcignore``)."""
+def write_ignored(root: Path, folder: str, only_data: bool = False) -> None:
+    """Exclude the files of unfinished ingestions from all versions (``.dvcignore``).
+
+    Args:
+        root: of the repository.
+        folder: name of the data folder in it.
+        only_data: exclude also all that lies beside the data, from now on; the repository has no other use.
+    """
     path = root / ".dvcignore"
-    lines = path.read_text().splitlines() if path.exists() else []
-    missing = [name for name in UNFINISHED if name not in lines]
-    if missing:
+    present = path.read_text().splitlines() if path.exists() else []
+    lines = [*present, *(name for name in UNFINISHED if name not in present)]
+    if only_data or FOREIGN in lines:
+        name = re.sub(r"([\\*?\[\] ])", r"\\\1", folder)
+        first = [FOREIGN, f"!/{name}", f"!/{name}.dvc"]  # a later pattern decides: what is unfinished has to come after these
+        lines = [*first, *(line for line in lines if line not in first)]
+    if set(lines) != set(present):
         with atomic_file(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in (*lines, *missing)))
+            temporary.write_text("".join(f"{line}\n" for line in lines))
 
 
 def add_folder(repo: Repo, folder: Path) -> None:

@@ -20,7 +20,6 @@ from components.versioning.dvc_store import (
     cached_file_lists,
     fetch_objects,
     has_remote,
-    ignore_unfinished,
     object_path,
     open_dvc,
     parse_file_list,
@@ -28,6 +27,7 @@ from components.versioning.dvc_store import (
     read_file_list,
     remote_has_version,
     require_remote,
+    write_ignored,
 )
 from components.versioning.export import export_files
 from components.versioning.folder_changes import find_changes
@@ -68,8 +68,8 @@ class DataRepository:
         if not self.data.is_dir() or not any(self.data.iterdir()):
             raise BadInput("no data to version", where=str(self.data), remedy="run omnimri ingest first")
         previous = Pin.read(self.pin)
-        ignore_unfinished(self.root)
-        with open_dvc(self.root) as repo:
+        write_ignored(self.root, self.data.name)
+        with open_dvc(self.root, self.data.name) as repo:
             if previous is None or repo.status([str(self.pin)]):
                 add_folder(repo, self.data)
             if has_remote(repo):
@@ -87,7 +87,7 @@ class DataRepository:
 
     def is_clean(self) -> bool:
         """Return whether the folder equals the pinned version."""
-        with open_dvc(self.root) as repo:
+        with open_dvc(self.root, self.data.name) as repo:
             return not repo.status([str(self.pin)])
 
     def status(self) -> DataStatus:
@@ -97,7 +97,7 @@ class DataRepository:
             BadInput: no version is pinned.
         """
         digest = self.digest()
-        with open_dvc(self.root) as repo:
+        with open_dvc(self.root, self.data.name) as repo:
             datasets = find_changes(repo, self.data.name).by_dataset()
             pushed = remote_has_version(repo, digest)
         return DataStatus(digest, clean=not datasets, pushed=pushed, datasets=datasets)
@@ -109,7 +109,7 @@ class DataRepository:
             BadInput: there is no data, or no remote.
             JobFailed: DVC raised an error.
         """
-        with open_dvc(self.root) as repo:
+        with open_dvc(self.root, self.data.name) as repo:
             require_remote(repo)
         return self.snapshot()
 
@@ -145,7 +145,7 @@ class DataRepository:
             JobFailed: neither cache nor remote has its files.
         """
         digest, withdrawn = self.resolve(revision), withdrawals(self.data)
-        with open_dvc(self.root) as repo:
+        with open_dvc(self.root, self.data.name) as repo:
             files = read_file_list(repo, digest)
             included = {path: md5 for path, md5 in files.items() if not belongs_to(path, withdrawn)}
             written = export_files(repo, included, folder)
@@ -159,7 +159,7 @@ class DataRepository:
         """
         pinned = self.digest()
         digest = pinned if revision is None else self.resolve(revision)
-        with open_dvc(self.root) as repo:
+        with open_dvc(self.root, self.data.name) as repo:
             files = read_file_list(repo, digest)
             current = find_changes(repo, self.data.name).apply_to(read_file_list(repo, pinned), self.data)
 
@@ -189,7 +189,7 @@ class DataRepository:
         unproven, deleted, versions = list(unrecorded), 0, frozenset[str]()
         if purge:
             pins, faults = self._known_pins()
-            with open_dvc(self.root) as repo:
+            with open_dvc(self.root, self.data.name) as repo:
                 result = delete_patients(repo, patients, pins, present)
             deleted, versions, unproven = result.deleted, result.versions, [*unproven, *faults, *result.unproven]
         try:
@@ -219,7 +219,7 @@ class DataRepository:
     def _missing_datasets(self) -> list[str]:
         """Return the datasets of the pinned version that the folder lacks, as in a clone before its first pull."""
         try:
-            with open_dvc(self.root) as repo:
+            with open_dvc(self.root, self.data.name) as repo:
                 pinned = read_file_list(repo, self.digest()) if self.pin.exists() else {}
         except OmniMRIError:  # the version is lost: what the folder contains is all there is
             return [] if self.data.is_dir() else [self.data.name]
@@ -251,7 +251,7 @@ class DataRepository:
 
     def find_versions_with(self, patients: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
         """Return digest -> md5 of the patients' files, for versions with such files whose file list is on this machine."""
-        with open_dvc(self.root) as repo:
+        with open_dvc(self.root, self.data.name) as repo:
             return find_versions_with(repo, patients)
 
     def patients_of_versions(self) -> tuple[dict[str, set[str]], list[str]]:
@@ -259,7 +259,7 @@ class DataRepository:
 
         The second value names the stores that could not be read.
         """
-        with open_dvc(self.root) as repo:
+        with open_dvc(self.root, self.data.name) as repo:
             stores = read_stores(repo)
         return patients_in(list_versions(stores)), [fault for content in stores for fault in content.faults]
 
@@ -293,7 +293,7 @@ class DataRepository:
 
     def _find_digests(self, prefix: str) -> set[str]:
         """Return the digests with a prefix of versions in the cache; look up a complete digest in the remote, too."""
-        with open_dvc(self.root) as repo:
+        with open_dvc(self.root, self.data.name) as repo:
             digests = set(cached_file_lists(repo, prefix))
             if len(prefix) == _DIGEST_LENGTH and not digests and remote_has_version(repo, prefix):
                 return {prefix}
@@ -308,7 +308,8 @@ class DataRepository:
                 where=str(self.data),
                 remedy="omnimri data push saves them as a version; --force discards them",
             )
-        with open_dvc(self.root) as repo:
+        write_ignored(self.root, self.data.name)
+        with open_dvc(self.root, self.data.name) as repo:
             files = read_file_list(repo, digest)
             withdrawn_objects = {md5 for path, md5 in files.items() if belongs_to(path, withdrawn)}
             fetch_objects(repo, set(files.values()) - withdrawn_objects)
@@ -327,7 +328,7 @@ class DataRepository:
 
     def _has_unversioned_files(self) -> bool:
         """Return whether a checkout would discard content that the cache lacks; missing files, as after a pull, do not count."""
-        with open_dvc(self.root) as repo:
+        with open_dvc(self.root, self.data.name) as repo:
             changes = find_changes(repo, self.data.name)
             changed = (*changes.added, *changes.modified)
             return any(not repo.cache.local.exists(file_md5(self.data / path)) for path in changed)

@@ -186,7 +186,7 @@ def test_push_and_pull_resume_after_a_kill(tmp_path: Path) -> None:
     for number in range(120):
         (tmp_path / "data" / "many" / f"{number}.bin").write_bytes(f"{number}".encode() * 2000)
     repository = DataRepository(tmp_path, tmp_path / "data")
-    with open_dvc(repository.root) as dvc:
+    with open_dvc(repository.root, "data") as dvc:
         dvc.add([str(repository.data)])
     remote, cache = tmp_path / ".omnimri" / "dvc-remote", tmp_path / ".dvc" / "cache"
     run_and_kill(tmp_path, "push", remote, 30)

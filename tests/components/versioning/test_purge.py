@@ -72,7 +72,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, source = folder / "one", write_cohort(folder / "source", 4)
     root.mkdir()
     git(root, "init", "-q")
-    with open_dvc(root) as dvc, dvc.config.edit() as config:
+    with open_dvc(root, "data") as dvc, dvc.config.edit() as config:
         (folder / "remote").mkdir()
         config["remote"]["local"]["url"] = str(folder / "remote")
     for seed in (2, 52, 53):
@@ -91,7 +91,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(published: Path, tmp_path: Path) -> Site:
     folder = tmp_path / "site"
     shutil.copytree(published, folder, symlinks=True)
-    with open_dvc(folder / "one") as dvc, dvc.config.edit() as config:
+    with open_dvc(folder / "one", "data") as dvc, dvc.config.edit() as config:
         config["remote"]["local"]["url"] = str(folder / "remote")
     git(folder / "one", "commit", "-qam", "remote")
     images = {path.read_bytes() for path in (folder / "images").iterdir()}

@@ -47,6 +47,43 @@ def test_a_snapshot_pushes_the_content_to_the_default_remote(repository: DataRep
     assert "one" in [path.read_text() for path in stored]
 
 
+@pytest.mark.parametrize("name", ["data", "data [1] *?"])
+def test_what_lies_beside_the_data_is_neither_read_nor_in_the_way(tmp_path: Path, name: str) -> None:
+    """As on a scratch disk, with other people's folders and broken pins; files of an unfinished ingestion belong to no version."""
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    for broken in (tmp_path / "other" / "deep" / "theirs.dvc", tmp_path / "theirs.dvc"):
+        broken.write_text("outs: 3")
+    folders = [tmp_path / name, tmp_path / f"{name}-2"]
+    for number, data in enumerate(folders):
+        (data / ".incoming").mkdir(parents=True)
+        (data / ".incoming" / "part").write_text("unfinished")
+        (data / "scan.txt").write_text(f"scan {number}")
+        assert DataRepository(tmp_path, data).snapshot().files == 1
+    for number, data in enumerate(folders):
+        (data / "scan.txt").write_text("changed")
+        repository = DataRepository(tmp_path, data)
+        assert not repository.is_clean()
+        repository.checkout(repository.digest(), force=True)
+        assert (data / "scan.txt").read_text() == f"scan {number}" and repository.is_clean()
+    for once in (tmp_path / ".dvcignore").read_text().splitlines():
+        assert (tmp_path / ".dvcignore").read_text().splitlines().count(once) == 1
+
+
+def test_a_repository_of_other_data_keeps_them(tmp_path: Path) -> None:
+    """DVC versions another folder there already: only unfinished files are excluded."""
+    from dvc.repo import Repo
+
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "table.csv").write_text("1")
+    with Repo.init(str(tmp_path), no_scm=True) as theirs:
+        theirs.add([str(tmp_path / "theirs")])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "scan.txt").write_text("scan")
+    DataRepository(tmp_path, tmp_path / "data").snapshot()
+    with Repo(str(tmp_path), config={"core": {"no_scm": True}}) as theirs:
+        assert len(theirs.index.stages) == 2 and not theirs.status()
+
+
 @pytest.mark.parametrize("kind", ["file", "list"])
 def test_an_object_that_the_remote_has_in_part_is_sent_again(repository: DataRepository, kind: str) -> None:
     """As a full disk leaves it where it can neither be written nor removed."""
