@@ -10,6 +10,7 @@ and partial, because they are generated.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.curation.text.structure_names import LESION_WORDS
 from components.errors import BadInput
 from components.files import atomic_file
 from components.inference.prediction import FoundBox, Prediction
@@ -111,22 +113,28 @@ def _derive_uid(level: str, prediction: Prediction, instruction: str, images: _I
 
 
 def _find_codes(instruction: str) -> tuple[str, Any, Any]:
-    """Return label, category and type (SNOMED CT) of the structure that an instruction names."""
+    """Return label, category and type (SNOMED CT) of the structure that an instruction names.
+
+    A finding comes before the tissue that it lies in: a white matter lesion is no white matter.
+    """
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
     anatomy, abnormal = codes.SCT.AnatomicalStructure, codes.SCT.MorphologicallyAbnormalStructure
-    structures = {
+    findings = {"tumor": codes.SCT.Neoplasm, "tumour": codes.SCT.Neoplasm, "lesion": codes.SCT.Lesion}
+    tissues = {
         "grey matter": (anatomy, codes.SCT.GrayMatter),
         "gray matter": (anatomy, codes.SCT.GrayMatter),
         "white matter": (anatomy, codes.SCT.WhiteMatter),
         "cerebrospinal fluid": (codes.SCT.BodySubstance, Code("65216001", "SCT", "Cerebrospinal fluid")),
-        "tumor": (abnormal, codes.SCT.Neoplasm),
-        "tumour": (abnormal, codes.SCT.Neoplasm),
-        "lesion": (abnormal, codes.SCT.Lesion),
     }
     text = instruction.lower()
-    for name, (category, kind) in structures.items():
+    for name, kind in findings.items():
+        if name in text:
+            return name, abnormal, kind
+    if other := re.search(rf"\b({'|'.join(LESION_WORDS)})\w*", text):
+        return other.group(), abnormal, abnormal
+    for name, (category, kind) in tissues.items():
         if name in text:
             return name, category, kind
     return "structure", anatomy, codes.SCT.AnatomicalStructure
@@ -136,8 +144,9 @@ def _find_finding(label: str) -> Any:
     """Return the code of a finding (SNOMED CT); an abnormal structure, if its name has none here."""
     from pydicom.sr.codedict import codes
 
-    name, category, kind = _find_codes(label)
-    return codes.SCT.MorphologicallyAbnormalStructure if name == "structure" or category == codes.SCT.BodySubstance else kind
+    abnormal = codes.SCT.MorphologicallyAbnormalStructure
+    _, category, kind = _find_codes(label)
+    return kind if category == abnormal else abnormal
 
 
 def _build_segmentation(prediction: Prediction, instruction: str, images: _Images) -> Dataset:

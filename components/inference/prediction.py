@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from components.inference.familiarity import Familiarity
 
 
+IMAGES = ("image", "mask", "uncertainty")
+"""Results on the grid of the input."""
+RESULTS = ("answer.json", "picture.png", *(f"{name}.nii" for name in IMAGES), "segmentation.dcm", "report.dcm", "measurements.dcm")
+"""Names of all files that an answer may have."""
+
+
 @dataclass(frozen=True)
 class FoundBox:
     """A box on the input's own grid, half-open: slice, rows and columns of the (D, H, W) voxels."""
@@ -69,6 +75,7 @@ class Prediction:
         file_affine: (4, 4) of the input's NIfTI file, whose axes may have another order; None for another format.
         dicom_series: of a study, the files of its DICOM series, those of the series that mask and boxes belong to first; empty if
             that series is no DICOM.
+        preview_scale, preview_offset: pixel p of the preview is row or column ``scale * p + offset`` of the input.
     """
 
     task: TaskName
@@ -85,16 +92,32 @@ class Prediction:
     dicom_series: tuple[tuple[Path, ...], ...] = ()
     probability: float | None = None
     familiarity: Familiarity | None = None
+    preview_scale: tuple[float, float] = (1.0, 1.0)
+    preview_offset: tuple[float, float] = (0.0, 0.0)
+
+    def box_on_preview(self, box: FoundBox) -> tuple[float, float, float, float]:
+        """Return a box on the preview: the edges of its first row and column, its height and width.
+
+        Pixel p reaches from p - 0.5 to p + 0.5.
+        """
+        (row_scale, column_scale), (row_offset, column_offset) = self.preview_scale, self.preview_offset
+        row, column = (box.row0 - 0.5 - row_offset) / row_scale, (box.col0 - 0.5 - column_offset) / column_scale
+        return row, column, (box.row1 - box.row0) / row_scale, (box.col1 - box.col0) / column_scale
 
 
 def save(prediction: Prediction, out: Path) -> list[Path]:
     """Write ``answer.json`` and ``picture.png`` and, if the prediction has them, ``image.nii``, ``mask.nii``, ``uncertainty.nii``.
 
+    They replace those of an earlier answer in the folder: a mask of another question must not lie beside an answer.
+
     Returns:
         The paths of the written files.
     """
     written = []
-    for name in ("image", "mask", "uncertainty"):
+    if (out / RESULTS[0]).exists():
+        for name in RESULTS:
+            (out / name).unlink(missing_ok=True)
+    for name in IMAGES:
         if (values := getattr(prediction, name)) is not None:
             written.append(_save_nifti(out / f"{name}.nii", values, prediction))
     written.append(_save_picture(prediction, out / "picture.png"))
@@ -110,8 +133,8 @@ def save(prediction: Prediction, out: Path) -> list[Path]:
         answer["probability"] = prediction.probability
     if prediction.familiarity is not None:
         answer["familiarity"] = {**asdict(prediction.familiarity), "warning": prediction.familiarity.warning}
-    write_json(out / "answer.json", answer)
-    return [*written, out / "answer.json"]
+    write_json(out / RESULTS[0], answer)
+    return [*written, out / RESULTS[0]]
 
 
 def nifti_bytes(values: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
@@ -156,8 +179,8 @@ def _save_picture(prediction: Prediction, path: Path) -> Path:
     else:
         right.imshow(prediction.preview, cmap="gray", vmin=0, vmax=1)
         for box in (box for box in prediction.boxes if box.slice_index == middle):
-            height, width = box.row1 - box.row0, box.col1 - box.col0
-            right.add_patch(Rectangle((box.col0, box.row0), width, height, fill=False, edgecolor="orange"))
+            row, column, height, width = prediction.box_on_preview(box)
+            right.add_patch(Rectangle((column, row), width, height, fill=False, edgecolor="orange"))
     right.set_title(textwrap.fill(textwrap.shorten(prediction.text, 120), 60), fontsize=9)
     for axis in (left, right):
         axis.set_axis_off()

@@ -114,4 +114,5 @@ class Question:
         middle = tiles[len(tiles) // 2]
         slices = tuple(dict.fromkeys(tile.index for tile in tiles))
         affine = np.asarray(self.volume.volume.affine)
+        fields["preview_scale"], fields["preview_offset"] = self.volume.frame(middle)
         return Prediction(task, text, slices, affine, self.volume.crop(middle), file_affine=self.file_affine, **fields)

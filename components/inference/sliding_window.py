@@ -109,6 +109,11 @@ class ResampledVolume:
         """Return the (M, M) pixels of a tile."""
         return self.voxels[tile.index, tile.row : tile.row + self.matrix, tile.column : tile.column + self.matrix]
 
+    def frame(self, tile: Tile) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return scale and offset of rows and columns: pixel p of a tile is row or column ``scale * p + offset`` of the source."""
+        (row, column), scale = self.grid.offset, self.grid.scale
+        return scale, (row + scale[0] * tile.row, column + scale[1] * tile.column)
+
     def measurement_of(self, tiles: Sequence[Tile]) -> KSpaceMeasurement | None:
         """Return the measurement of the tiles' slices if a tile is the source's grid: every sampler step then agrees with it.
 

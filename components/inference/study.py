@@ -22,8 +22,10 @@ from components.curation.text.phrasings import scan_name
 from components.inference.prediction import FoundVolumeBox, Prediction
 from components.inference.question import CONDITIONAL_MEAN, Sampling
 from components.inference.sliding_window import ResampledVolume, Tile
+from components.ingestion.sequence_classification import canonical_sequence, sequence_names
 from components.settings import TaskName
 from components.tasks.known_structures import Shown
+from components.tasks.question_words import longest_terms, tokens
 from model_core.boxes import GRID, VolumeBox
 from model_core.heads.connector import pool_depth
 from model_core.processing import PackedSequences, Series
@@ -214,12 +216,19 @@ class StudyQuestion:
 
     @cached_property
     def named(self) -> int:
-        """Index of the series whose description is in the instruction; the first one if there is no such series."""
-        lowered = (self.own_words or self.instruction).lower()
-        names = [scan_name(one.header.sequence, one.header.plane, None).removesuffix(" MRI").lower() for one in self.series]
-        found = [index for index, name in enumerate(names) if name != "mri" and name in lowered]
-        found += [i for i, one in enumerate(self.series) if (one.header.sequence or "\0").lower() in lowered]
-        return max(found, key=lambda index: len(names[index]), default=0)
+        """Index of the series whose sequence the instruction names first, by any of its names; the first one if there is none.
+
+        Of several series of this sequence it is that whose plane the instruction names, if it names one.
+        """
+        words = tokens(self.own_words or self.instruction)
+        terms = {tokens(name): sequence for name, sequence in sequence_names().items()}
+        asked = [terms[words[one]] for one in longest_terms(words, dict.fromkeys(terms, True))]
+        series = [canonical_sequence(one.header.sequence) or one.header.sequence for one in self.series]
+        for sequence in asked:
+            found = [index for index, one in enumerate(series) if one == sequence]
+            if found:
+                return max(found, key=lambda index: (self.series[index].header.plane or "").lower() in words)
+        return 0
 
     @property
     def target(self) -> StudySeries:
@@ -293,10 +302,18 @@ class StudyQuestion:
             fields["uncertainty"] = samples.std(axis=0, ddof=1, dtype=np.float32)
         volume = self.target.volume
         depth = len(volume.voxels)
-        preview = volume.crop(Tile(depth // 2, *self.target.corner))
+        middle = self.target.middle
+        fields["preview_scale"], fields["preview_offset"] = volume.frame(middle)
         affine = np.asarray(volume.volume.affine)
         others = [one.dicom_files for one in self.series if one is not self.target and one.dicom_files]
         files = (self.target.dicom_files, *others) if self.target.dicom_files else ()
         return Prediction(
-            task, text, tuple(range(depth)), affine, preview, file_affine=self.target.file_affine, dicom_series=files, **fields
+            task,
+            text,
+            tuple(range(depth)),
+            affine,
+            volume.crop(middle),
+            file_affine=self.target.file_affine,
+            dicom_series=files,
+            **fields,
         )

@@ -39,6 +39,8 @@ PAGE = Path(__file__).with_name("page")
 PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript", "viewer.js": "text/javascript", "niivue.js": "text/javascript"}
 MEDIA_TYPES = {".nii": "application/octet-stream", ".dcm": "application/dicom", ".json": "application/json", ".png": "image/png"}
 STATUS: dict[type[OmniMRIError], int] = {NotKept: 404, NoSuchSample: 404, QueueFull: 429, TooSlow: 504}
+REMOVE_EVERY_SECONDS = 60.0
+"""Interval at which a server removes what it has kept for too long."""
 DEFAULT_LIMITS = Limits()
 logger = logging.getLogger(__name__)
 
@@ -188,9 +190,24 @@ class Service:
         return await self._keep_images(lambda: generate_sample(name, scope))
 
     async def _keep_images(self, files: Callable[[], Any]) -> UploadBody:
-        images, reasons, folder = await self.worker.run(lambda stop: receive(self.kept, files(), self.limits))
-        ids = self.kept.add(images, folder)
-        return UploadBody(images=list(map(ImageBody.of, ids, images)), left_out=reasons)
+        def keep(stop: Stop) -> UploadBody:
+            images, reasons, folder = receive(self.kept, files(), self.limits)
+            ids = self.kept.add(images, folder)
+            try:
+                stop.check()
+            except Cancelled:  # nobody learns the ids
+                for key in ids:
+                    self.kept.remove(key)
+                raise
+            return UploadBody(images=list(map(ImageBody.of, ids, images)), left_out=reasons)
+
+        return await self.worker.run(keep)
+
+    async def remove_old(self) -> None:
+        """Remove what is kept for too long, for as long as the server runs: also while nobody asks anything."""
+        while True:
+            await asyncio.sleep(min(self.limits.kept_seconds, REMOVE_EVERY_SECONDS))
+            await asyncio.to_thread(self.kept.remove_old)
 
     async def image_volume(self, image: str) -> FileResponse:
         """Return the voxels of an image as the model receives it, as NIfTI."""
@@ -296,7 +313,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        removal = asyncio.create_task(service.remove_old())
         yield
+        removal.cancel()
         service.worker.shutdown()
 
     app = FastAPI(title="OmniMRI", version="1", docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS)

@@ -79,6 +79,11 @@ class Kept:
                     other.used = now
             return entry.value
 
+    def remove_old(self) -> None:
+        """Remove what is kept for longer than the limits allow."""
+        with self._lock:
+            self._remove_old(set())
+
     def remove(self, key: str) -> None:
         """Forget an object, and remove its folder with the last one in it; nothing happens without such an object."""
         with self._lock:

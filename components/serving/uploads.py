@@ -70,7 +70,7 @@ class UploadFolder:
         self.folder, self.limits = folder, limits
         self.incoming = folder / "incoming"
         self.incoming.mkdir(parents=True)
-        self._stems: dict[str, str] = {}
+        self._stems: dict[tuple[str, ...], str] = {}
         self._files = self._bytes = 0
 
     def add(self, name: str, stream: BinaryIO) -> None:
@@ -110,14 +110,15 @@ class UploadFolder:
         return path
 
     def _numbered(self, name: str) -> str:
-        """Return a file name without the user's words: files of one stem (an image and its sidecar) share a number."""
-        base = re.split(r"[\\/]", name)[-1]
+        """Return a file name without the user's words: files of one folder and stem (an image and its sidecar) share a number."""
+        *folders, base = re.split(r"[\\/]", name)
         extension = next((one for one in EXTENSIONS if base.lower().endswith(one)), "")
         stem = stem_of(base) if extension else base
-        if stem not in self._stems:
+        place = (*folders, stem)
+        if place not in self._stems:
             suffix = stem.rpartition("_")[2]
-            self._stems[stem] = f"{len(self._stems):05d}" + (f"_{suffix}" if canonical_sequence(suffix) else "")
-        numbered = f"{self._stems[stem]}{extension}"
+            self._stems[place] = f"{len(self._stems):05d}" + (f"_{suffix}" if canonical_sequence(suffix) else "")
+        numbered = f"{self._stems[place]}{extension}"
         return numbered if not (self.incoming / numbered).exists() else f"{self._files:05d}-{numbered}"
 
     def images(self) -> tuple[list[UploadedImage], list[str]]:

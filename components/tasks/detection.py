@@ -24,11 +24,12 @@ from components.curation.text.volume_instructions import build_volume_instructio
 from components.settings import CurationSettings, EvaluationSettings
 from components.tasks.base import AnyInstruction, Image, Target, Task, read_finding
 from components.tasks.findings import (
-    MINIMUM_PIXELS,
     VolumeOutline,
     asked_kinds,
+    edges_by_slice,
     find_outlines,
     find_volume_outlines,
+    find_volume_parts,
     sum_kinds,
 )
 from components.tasks.known_structures import Shown
@@ -121,18 +122,15 @@ class Detection(Task):
         return BOX_TOKEN in answer or answer.startswith(NO_LESION)
 
     def decode(self, predictor: Predictor, question: Question, answer: str) -> Prediction:
-        """Read named boxes off the findings on every slice with content."""
+        """Read named boxes off the findings of the volume, as reports do, on every slice that shows them."""
         from components.inference.prediction import FoundBox
 
         volume = question.volume
         tiles = volume.tiles(volume.content_slices)
         mask, by_kind = finding_masks(predictor, question, volume.content_slices, self.name)
-        spacing_mm, smallest = volume.volume.spacing_mm[1:], MINIMUM_PIXELS * volume.grid.pixel_area
-        outlines = {
-            index: find_outlines(mask[index], {kind: values[index] for kind, values in by_kind.items()}, spacing_mm, smallest)
-            for index in volume.content_slices
-        }
-        boxes = [FoundBox(one.kind, index, *one.edges) for index, ones in outlines.items() for one in ones]
+        found = find_volume_parts(mask, by_kind, volume.volume.spacing_mm, volume.grid.pixel_area)
+        outlines = sorted((index, edges, one.kind) for one, voxels in found for index, edges in edges_by_slice(voxels))
+        boxes = [FoundBox(kind, index, *edges) for index, edges, kind in outlines]
         slices = len({box.slice_index for box in boxes})
         text = f"{len(boxes)} boxes on {slices} of {len(volume.content_slices)} slices" if boxes else NO_LESION
         return question.prediction(self.name, text, tiles, boxes=tuple(boxes))

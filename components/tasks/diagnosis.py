@@ -198,7 +198,7 @@ class Diagnosis(Task):
         by_slice: dict[int, float] = {}
         for tile, share in zip(tiles, predictor.yes_probabilities(question, tiles, self.name), strict=True):
             by_slice[tile.index] = max(by_slice.get(tile.index, 0.0), share)
-        seen = finding_evidence(shown, question.instruction)
+        seen = finding_evidence(shown, question.instruction, question.volume.grid.pixel_area)
         answers = [Answer(by_slice[index], None if seen is None else seen[index]) for index in slices]
         probabilities = [predictor.calibration.probability(one) for one in answers]
         return float(np.mean(probabilities)) if seen is None else max(probabilities)
@@ -264,13 +264,19 @@ def read_slices(question: Question) -> list[int]:
     return [content[round(position)] for position in np.linspace(0, len(content) - 1, count)]
 
 
-def finding_evidence(shown: Shown | None, instruction: str) -> list[float] | None:
-    """Return the evidence of the finding in question on every slice of a volume; None if the model does not know it."""
+def finding_evidence(shown: Shown | None, instruction: str, pixel_area: float) -> list[float] | None:
+    """Return the evidence of the finding in question on every slice of a volume; None if the model does not know it.
+
+    Args:
+        shown: of the volume, on its own grid.
+        instruction: the question.
+        pixel_area: pixels of a slice for each pixel of the network's grid.
+    """
     kinds = asked_kinds(instruction, tuple(shown.structures)) if shown else {}
     if shown is None or not kinds:
         return None
     total_DHW = np.sum(list(sum_kinds(shown.structures, kinds).values()), axis=0)
-    return [evidence(total_HW) for total_HW in total_DHW]
+    return [evidence(total_HW, pixel_area) for total_HW in total_DHW]
 
 
 def measured_probability(predictor: Predictor, volume: ResampledVolume, shown: Shown | None, instruction: str) -> float | None:
@@ -286,7 +292,7 @@ def measured_probability(predictor: Predictor, volume: ResampledVolume, shown: S
 
 def study_answer(study: StudyQuestion) -> Answer:
     """Return the opinions on a question about whole volumes; the evidence of masks is that of the slice with most."""
-    seen = finding_evidence(study.shown, study.instruction)
+    seen = finding_evidence(study.shown, study.instruction, study.target.volume.grid.pixel_area)
     measured = measured_probability(study.predictor, study.target.volume, study.shown, study.instruction)
     return Answer(study.yes_probability(), None if seen is None else max(seen), measured)
 

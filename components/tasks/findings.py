@@ -31,7 +31,7 @@ MINIMUM_PIXELS_IN_VOLUMES = 8
 Chosen on volumes of validation patients (docs/LOG.md).
 """
 EVIDENCE_PIXELS = 12
-"""Pixels whose mean probability, where it is highest, is the evidence of a finding: about the smallest lesion that counts."""
+"""Pixels of the network's grid whose mean probability, where it is highest, is the evidence: about the smallest lesion."""
 ANY = "lesion"
 """Word of a question that asks for findings of every kind."""
 
@@ -115,10 +115,15 @@ def sum_kinds(probabilities: Mapping[str, NDArray[np.float32]], kinds: Mapping[s
     return {kind: np.sum([probabilities[name] for name in members], axis=0) for kind, members in kinds.items()}
 
 
-def evidence(probability_HW: Image) -> float:
-    """Return the mean of the highest probabilities of an image, at :data:`EVIDENCE_PIXELS` pixels."""
+def evidence(probability_HW: Image, pixel_area: float = 1) -> float:
+    """Return the mean of the highest probabilities of an image, in the area of :data:`EVIDENCE_PIXELS` pixels.
+
+    Args:
+        probability_HW: of a finding.
+        pixel_area: pixels of the image for each pixel of the network's grid.
+    """
     values = probability_HW.ravel()
-    count = min(EVIDENCE_PIXELS, len(values))
+    count = min(max(round(EVIDENCE_PIXELS * pixel_area), 1), len(values))
     return float(np.partition(values, -count)[-count:].mean())
 
 
@@ -193,6 +198,8 @@ def find_volume_parts(
         spacing_mm: between slices, rows and columns.
         pixel_area: pixels of a slice for each pixel of the network's grid.
     """
+    if not by_kind:
+        return []
     stacked, shown = np.stack(list(by_kind.values())), np.zeros(mask_DHW.shape, np.bool_)
     smallest = pixel_area * (MINIMUM_PIXELS_IN_VOLUMES if len(shown) > 1 else MINIMUM_PIXELS)
     for index, mask_HW in enumerate(mask_DHW):
@@ -211,6 +218,15 @@ def find_volume_parts(
         slices, rows, columns = ((side.start, side.stop) for side in part.box)
         confidence, kind = float(stacked[:, voxels].sum(0).max()), _strongest(list(by_kind), stacked[:, voxels])
         found.append((VolumeOutline(slices, rows, columns, confidence, kind), voxels))
+    return found
+
+
+def edges_by_slice(voxels_DHW: NDArray[np.bool_]) -> list[tuple[int, tuple[int, int, int, int]]]:
+    """Return the slices that show a finding, with its first and last (half-open) row and column: (row0, column0, row1, column1)."""
+    found = []
+    for index in np.flatnonzero(voxels_DHW.any((1, 2))):
+        rows, columns = (np.flatnonzero(voxels_DHW[index].any(axis)) for axis in (1, 0))
+        found.append((int(index), (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)))
     return found
 
 

@@ -86,7 +86,7 @@ def predict(
         files = [_save(*results, instruction) for results in zip(predictions, images_of, folders, strict=True)]
         if destination is not None:
             stored = _store(destination, [path for paths in files for path in paths if path.suffix == ".dcm"], pacs)
-    _print_predictions(predictions, files, as_json, bool(streamed), stored)
+    _print_predictions(predictions, files, as_json, "".join(streamed), stored)
 
 
 def _find_address(images: list[str]) -> StudyAddress | None:
@@ -228,9 +228,12 @@ def _store(server: Server, files: list[Path], pacs: PacsSettings) -> Stored:
 
 
 def _print_predictions(
-    predictions: list[Prediction], files: list[list[Path]], as_json: bool, streamed: bool, stored: Stored | None
+    predictions: list[Prediction], files: list[list[Path]], as_json: bool, streamed: str, stored: Stored | None
 ) -> None:
-    """Print the answers, the files written for each of them, and how many were stored."""
+    """Print the answers, the files written for each of them, and how many were stored.
+
+    What was shown while the network wrote it is repeated if the facts of the header and of the masks changed it.
+    """
     from flows.cli.output import emit, relative
 
     if as_json:
@@ -244,7 +247,9 @@ def _print_predictions(
         emit(answer if stored is None else {**answer, "stored": {"sent": stored.sent, "present": stored.present}})
         return
     for prediction, paths in zip(predictions, files, strict=True):
-        if not streamed:
+        if prediction.text != streamed.strip():
+            if streamed:
+                print("the same with the facts of the header and of the masks, as in the files:", file=sys.stderr)
             print(prediction.text)
         if prediction.familiarity is not None and prediction.familiarity.is_unlike:
             print(f"warning: {prediction.familiarity.warning}", file=sys.stderr)

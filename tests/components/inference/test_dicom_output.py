@@ -70,6 +70,25 @@ def test_a_mask_becomes_a_segmentation_of_the_same_pixels(series: Path, volume: 
     validate_dicom(path)
 
 
+@pytest.mark.parametrize(
+    ("instruction", "label", "meaning"),
+    [
+        ("Segment the white matter lesions in this brain MRI.", "lesion", "Lesion"),
+        ("Segment the tumor in the white matter.", "tumor", "Neoplasm"),
+        ("Segment the white matter hyperintensity.", "hyperintensity", "Morphologically Abnormal Structure"),
+        ("Segment the edema.", "edema", "Morphologically Abnormal Structure"),
+        ("Segment the grey matter.", "grey matter", "Gray Matter"),
+        ("Segment the femur.", "structure", "Anatomical Structure"),
+    ],
+)
+def test_a_finding_is_not_coded_as_the_tissue_that_it_lies_in(
+    series: Path, volume: Volume, mask: np.ndarray, tmp_path: Path, instruction: str, label: str, meaning: str
+) -> None:
+    [path] = save_dicom(answer(volume, "segmentation", mask=mask), instruction, series, tmp_path)
+    segment = hd.seg.segread(path).get_segment_description(1)
+    assert (segment.SegmentLabel, segment.segmented_property_type.meaning.lower()) == (label, meaning.lower())
+
+
 def test_an_empty_mask_is_written_too(series: Path, volume: Volume, mask: np.ndarray, tmp_path: Path) -> None:
     [path] = save_dicom(answer(volume, "segmentation", mask=np.zeros_like(mask)), "Segment the lesion.", series, tmp_path)
     assert not hd.seg.segread(path).pixel_array.any()

@@ -17,10 +17,12 @@ from components.curation.text.template import parse_paragraph, with_fields
 from components.errors import BadInput
 from components.evaluation.metrics import psnr
 from components.inference import Predictor, Sampling, resolve_model, save
+from components.inference.prediction import FoundBox
 from components.inference.predictor import task_of
 from components.inference.question import Question
 from components.inference.sliding_window import ResampledVolume
 from components.ingestion.volume import Acquisition, Volume
+from components.tasks.findings import find_volume_outlines
 from components.tasks.known_structures import KnownStructures
 from components.tasks.scope import Scope
 from model_core.mri_physics.coils import calibration_width, estimate_sensitivities, measured_columns
@@ -107,6 +109,53 @@ def test_boxes_are_in_pixels_of_the_image(predictor: Predictor, volume: Volume, 
     prediction = predictor.predict(volume, "Find any lesion.")
     assert {(b.row0, b.col0, b.row1, b.col1) for b in prediction.boxes} == {(1, 1, 20, 39)}
     assert {b.label for b in prediction.boxes} == {"lesion"} and prediction.text.startswith(f"{len(prediction.boxes)} boxes on")
+
+
+def test_an_answer_replaces_an_earlier_one_in_its_folder_and_nothing_else(
+    predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mask.nii").write_bytes(b"somebody's own")
+    _answer_with(predictor, monkeypatch, "Modality: MRI.")
+    save(predictor.predict(volume, "Report this image."), tmp_path)
+    assert (tmp_path / "mask.nii").read_bytes() == b"somebody's own"  # the folder had no answer
+    _answer_with(predictor, monkeypatch, "<seg>")
+    save(predictor.predict(volume, "Segment the white matter."), tmp_path)
+    (tmp_path / "notes.txt").touch()
+    _answer_with(predictor, monkeypatch, "Modality: MRI.")
+    save(predictor.predict(volume, "Report this image."), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"answer.json", "picture.png", "notes.txt"}
+
+
+def test_boxes_and_reports_are_of_the_same_findings(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small one that the next slice shows, too, counts; what only one of several slices shows does not."""
+    mask = np.zeros(volume.voxels.shape, np.float32)
+    mask[2:4, 4:8, 4:8] = 0.9
+    mask[3, 20:32, 20:32] = 0.9
+    kinds = {"lesion": mask}
+    monkeypatch.setattr("components.tasks.detection.finding_masks", lambda *_: (mask, kinds))
+    _answer_with(predictor, monkeypatch, "<bbox>lesion<loc001>")
+    boxes = predictor.predict(volume, "Find any lesion.").boxes
+    assert [(b.label, b.slice_index, b.row0, b.col0, b.row1, b.col1) for b in boxes] == [
+        ("lesion", index, 4, 4, 8, 8) for index in (2, 3)
+    ]
+    found = find_volume_outlines(mask, kinds, volume.spacing_mm)
+    assert {(one.slices, one.rows, one.columns) for one in found} == {((2, 4), (4, 8), (4, 8))}
+
+
+@pytest.mark.parametrize(("extent", "pixel_mm"), [(80, 6.75), (64, 3.0), (20, 9.0)])
+def test_a_box_is_drawn_where_its_voxels_are_in_the_picture(predictor: Predictor, extent: int, pixel_mm: float) -> None:
+    """The picture shows a tile of the network, whose pixels have another size and begin elsewhere."""
+    voxels = np.zeros((3, extent, extent), np.float32)
+    row, column, size = extent // 2, extent // 3, extent // 5
+    voxels[:, row : row + size, column : column + size] = 1
+    volume = Volume(voxels, np.diag([6.0, pixel_mm, pixel_mm, 1.0]), Acquisition())
+    resampled = ResampledVolume.from_volume(volume, predictor.matrix, predictor.pixel_mm)
+    prediction = Question(resampled, "").prediction("detection", "", [resampled.richest_tile(1)])
+    top, left, height, width = prediction.box_on_preview(FoundBox("lesion", 1, row, column, row + size, column + size))
+    bright = prediction.preview > 0.5
+    rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
+    expected = (rows[0] - 0.5, columns[0] - 0.5, len(rows), len(columns))
+    np.testing.assert_allclose((top, left, height, width), expected, atol=1)
 
 
 def test_without_a_mask_there_is_no_lesion(predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:

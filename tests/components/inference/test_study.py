@@ -60,6 +60,31 @@ def test_the_instruction_names_the_series(predictor: Predictor, volumes: list[Vo
     assert _question(predictor, volumes, instruction).named == named
 
 
+@pytest.mark.parametrize(
+    ("instruction", "named"),
+    [
+        ("Segment the lesion in the FLAIR.", 1),
+        ("Segment the lesion in the T2 FLAIR image.", 1),
+        ("Segment the lesion on the T1c.", 2),
+        ("Segment the lesion in the contrast-enhanced T1-weighted MRI.", 2),
+        ("Segment the lesion in the T1 MRI.", 0),
+        ("Segment the lesion in the coronal FLAIR.", 3),
+        ("Segment the lesion in the FLAIR, which T1 does not show.", 1),
+        ("Segment the lesion in the STIR.", 0),
+    ],
+)
+def test_a_series_is_named_by_any_name_of_its_sequence(
+    predictor: Predictor, volumes: list[Volume], instruction: str, named: int
+) -> None:
+    """As clinicians write them; of several series of a sequence, by the plane."""
+
+    def like(sequence: str, plane: str = "axial") -> Volume:
+        return replace(volumes[0], acquisition=replace(volumes[0].acquisition, sequence=sequence, plane=plane))  # type: ignore[arg-type]
+
+    study = [like("T1-weighted"), like("T2-FLAIR"), like("T1-weighted post-contrast"), like("T2-FLAIR", "coronal")]
+    assert _question(predictor, study, instruction).named == named
+
+
 def test_a_question_in_other_words_is_still_about_the_series_that_it_names(
     predictor: Predictor, volumes: list[Volume], monkeypatch: pytest.MonkeyPatch
 ) -> None:

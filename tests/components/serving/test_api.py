@@ -6,9 +6,11 @@ import io
 import json
 import logging
 import struct
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import nibabel as nib
@@ -30,6 +32,7 @@ from components.inference.untrusted_input import Limits
 from components.serving.guards import required_token
 from components.serving.kept import Kept, NotKept
 from components.serving.samples import generate_sample
+from components.serving.uploads import UploadFolder
 from tests.helpers.malformed import LIES, nifti
 from tests.helpers.served_model import Tiny, small_study
 
@@ -212,6 +215,47 @@ def test_uploads_are_removed_on_request_with_time_and_beyond_a_size(tmp_path: Pa
     now = 100.0
     add(1)
     assert not first_folder.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def _wait_until_empty(folder: Path) -> None:
+    end = time.monotonic() + 30
+    while any(folder.iterdir()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(folder.iterdir())
+
+
+def test_old_uploads_are_removed_while_nobody_asks_anything(tiny: Tiny) -> None:
+    app = tiny.app(Limits(kept_seconds=0.2))
+    with TestClient(app) as client:
+        upload(client, ("t1.nii", nifti()))
+        _wait_until_empty(tiny.root / f"kept-{tiny.apps}")
+
+
+def test_an_upload_that_takes_too_long_leaves_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client has its error; the worker goes on reading, and then has images that nobody can name."""
+    read, refused = UploadFolder.images, Event()
+
+    def slow(self: UploadFolder) -> Any:
+        assert refused.wait(30)
+        return read(self)
+
+    monkeypatch.setattr(UploadFolder, "images", slow)
+    with TestClient(tiny.app(Limits(seconds=0.1)), raise_server_exceptions=False) as client:
+        assert upload(client, ("t1.nii", nifti())).status_code == 504
+        folder = tiny.root / f"kept-{tiny.apps}"
+        assert any(folder.iterdir())
+        refused.set()
+        _wait_until_empty(folder)
+
+
+@pytest.mark.parametrize("sidecars", [("a", "b"), ("b",)])
+def test_files_of_one_name_in_several_folders_keep_their_own_sidecars(client: TestClient, sidecars: tuple[str, ...]) -> None:
+    names = {"a": "T1-weighted", "b": "T2-weighted"}
+    files = {f"{folder}/image.nii": nifti() for folder in names}
+    files |= {f"{folder}/image.json": json.dumps({"Sequence": names[folder]}).encode() for folder in sidecars}
+    images = upload(client, ("study.zip", zipped(files))).json()["images"]
+    stated = [next((name for name in names.values() if name in image["description"]), None) for image in images]
+    assert stated == [name if folder in sidecars else None for folder, name in names.items()]
 
 
 def test_a_removed_image_is_gone(client: TestClient) -> None:

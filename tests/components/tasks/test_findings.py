@@ -14,6 +14,7 @@ from components.tasks.findings import (
     THRESHOLD,
     VolumeOutline,
     asked_kinds,
+    edges_by_slice,
     evidence,
     find_outlines,
     find_volume_outlines,
@@ -77,6 +78,22 @@ def test_evidence_grows_with_what_is_seen_and_a_single_pixel_is_little() -> None
     assert evidence(image) < 0.1
     image[4:9, 4:9] = 0.8
     assert evidence(image) > 0.8
+
+
+def test_evidence_does_not_depend_on_the_size_of_the_pixels() -> None:
+    """The same finding of four pixels of 2 mm, in pixels of 2, 1 and 0.5 mm."""
+    image = np.zeros((32, 32), np.float32)
+    image[4:6, 4:6] = 0.9
+    for factor in (1, 2, 4):
+        finer = image.repeat(factor, 0).repeat(factor, 1)
+        assert evidence(finer, factor**2) == pytest.approx(evidence(image))
+    assert evidence(image[::2, ::2], 0.25) == pytest.approx(evidence(image))
+
+
+def test_edges_by_slice_are_those_of_the_voxels() -> None:
+    voxels = np.zeros((4, 9, 9), np.bool_)
+    voxels[1, 2:5, 3:4] = voxels[2, 4:8, 0:9] = True
+    assert edges_by_slice(voxels) == [(1, (2, 3, 5, 4)), (2, (4, 0, 8, 9))]
 
 
 def test_boxes_of_a_volume_are_those_of_curation() -> None:
