@@ -63,7 +63,7 @@ def test_a_patient_is_withdrawn_by_the_id_in_the_source(root: Path) -> None:
 
 
 def test_a_patient_is_not_called_unknown_while_a_remote_cannot_be_read(root: Path) -> None:
-    with open_dvc(root) as dvc, dvc.config.edit() as config:
+    with open_dvc(root, "data") as dvc, dvc.config.edit() as config:
         config["remote"]["away"] = {"url": str(root / "unmounted")}
     with pytest.raises(JobFailed, match="remote away: not readable"):
         output_of("withdraw", "Doe^Jane")
